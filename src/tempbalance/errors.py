@@ -1,0 +1,75 @@
+"""What can go wrong, as one small tree.
+
+::
+
+    TempBalanceError
+    ├── WeightError            a tensor that is not a weight matrix we can analyse (also a ValueError)
+    │   └── NonFiniteError     NaN or Inf among the weights
+    ├── SelectionError         a pattern or option that names nothing (also a ValueError)
+    ├── CheckpointError        a path or file that is not a readable checkpoint
+    │   ├── NotFoundError      nothing there (also a FileNotFoundError)
+    │   ├── CorruptFileError   truncated, or an index that does not fit its shards
+    │   └── UnsafeFileError    a pickle that wants to run code
+    ├── AnalysisError          a result that cannot be saved, loaded or compared
+    └── MissingExtraError      an optional dependency is needed (also an ImportError)
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AnalysisError",
+    "CheckpointError",
+    "CorruptFileError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "NotFoundError",
+    "NumericsWarning",
+    "SelectionError",
+    "TempBalanceError",
+    "UnsafeFileError",
+    "WeightError",
+]
+
+
+class TempBalanceError(Exception):
+    """Base of every error that tempbalance raises on purpose."""
+
+
+class WeightError(TempBalanceError, ValueError):
+    """A tensor has a shape or dtype that no weight matrix has."""
+
+
+class NonFiniteError(WeightError):
+    """A weight holds NaN or Inf."""
+
+
+class SelectionError(TempBalanceError, ValueError):
+    """A pattern matches no weight, or an option does not exist."""
+
+
+class CheckpointError(TempBalanceError):
+    """A path or file is not a checkpoint that can be read."""
+
+
+class NotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such file, folder or hub id."""
+
+
+class CorruptFileError(CheckpointError):
+    """A file is truncated, or an index and its shards disagree."""
+
+
+class UnsafeFileError(CheckpointError):
+    """A pickle wants to run code; it is refused."""
+
+
+class AnalysisError(TempBalanceError):
+    """A result cannot be saved, loaded or compared."""
+
+
+class MissingExtraError(TempBalanceError, ImportError):
+    """An optional dependency is not installed; the message says which extra brings it."""
+
+
+class NumericsWarning(UserWarning):
+    """A number is less accurate than usual; the message says which and why."""

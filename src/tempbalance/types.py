@@ -1,0 +1,170 @@
+"""The values that flow through the library: frozen, typed, free of behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["ESD", "LayerStats", "Skipped", "Spectrum", "Status", "TailFit"]
+
+
+class Status(str, Enum):
+    """How a measurement ended; everything but ``OK`` comes with ``alpha`` NaN.
+
+    The value is what files hold; :attr:`message` says what happened and what to do about it.
+
+    Example:
+        >>> Status.TOO_FEW.value
+        'too_few'
+        >>> Status("random") is Status.RANDOM
+        True
+    """
+
+    OK = "ok"
+    TOO_FEW = "too_few"
+    CONSTANT = "constant"
+    NO_TAIL = "no_tail"
+    ZERO = "zero"
+    RANDOM = "random"
+
+    @property
+    def message(self) -> str:
+        """One sentence for a person: what the status means."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.OK: "fitted",
+    Status.TOO_FEW: "too few non-zero eigenvalues for a fit; the matrix is tiny, a vector, or of very low rank",
+    Status.CONSTANT: "the eigenvalues of the tail are all equal (an orthogonal or constant spectrum has no tail)",
+    Status.NO_TAIL: "no threshold gives a decaying tail (alpha > 1); try another estimator",
+    Status.ZERO: "all weights are zero",
+    Status.RANDOM: (
+        "the spectrum cannot be told from that of a random matrix (Marchenko-Pastur): the layer looks "
+        "untrained, and an exponent would only describe its shape"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Spectrum:
+    """The empirical spectral density (ESD) of one weight matrix, or of a batch of equal ones, pooled.
+
+    Attributes:
+        eigenvalues: Of ``W^T W`` (squared singular values), ascending, float, shape ``(num_matrices * min(shape),)``.
+            Numerically zero ones are exactly 0.
+        shape: ``(rows, columns)`` of one matrix.
+        num_matrices: How many matrices were pooled.
+        error_bound: Bound on the absolute error of an eigenvalue, as a fraction of the largest.
+    """
+
+    eigenvalues: Tensor
+    shape: tuple[int, int]
+    num_matrices: int
+    error_bound: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailFit:
+    """A power law ``p(x) ~ x^-alpha`` for ``x >= xmin``, fitted to the tail of a spectrum.
+
+    Attributes:
+        status: ``Status.OK``, or why there is no fit; then every float is NaN and ``num_tail`` is 0.
+        alpha: Exponent of the density (one more than the exponent of the survival function).
+        stderr: Standard error of alpha, ``(alpha - 1) / sqrt(num_tail)``.
+        xmin: Threshold, in units of eigenvalues.
+        num_tail: Number of eigenvalues in the tail.
+        ks_distance: Kolmogorov-Smirnov distance between the tail and the fitted law, in [0, 1].
+    """
+
+    status: Status
+    alpha: float
+    stderr: float
+    xmin: float
+    num_tail: int
+    ks_distance: float
+
+
+class ESD(NamedTuple):
+    """A spectrum thinned for plotting: some eigenvalues with their exact ranks.
+
+    Attributes:
+        eigenvalues: Positive eigenvalues, ascending: all of the far tail, fewer and fewer towards the bulk.
+        ranks: For each, the number of eigenvalues greater than or equal to it, so that ``rank / num_eigenvalues`` is
+            the survival function at that point.
+    """
+
+    eigenvalues: tuple[float, ...]
+    ranks: tuple[int, ...]
+
+
+class Skipped(NamedTuple):
+    """A weight that was not analysed, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerStats:
+    """One row of an analysis: one weight matrix (or batch of equal ones), its spectrum in numbers.
+
+    Attributes:
+        name: Qualified parameter name; a part of a fused parameter is ``name:part`` (``h.0.attn.c_attn.weight:q``).
+        kind: What the weight is: ``linear``, ``conv2d``, ``embedding``, ``attention``, ``rnn``, ``experts``, ...
+        block: Name of the transformer block (or other repeated unit) that holds it, or None.
+        shape: Shape of the weight as stored, after splitting fused parameters.
+        num_matrices: Matrices whose spectra are pooled (kernel taps, modes), 1 for a linear layer.
+        num_eigenvalues: Eigenvalues in the pooled spectrum, numerically zero ones included.
+        num_zero: Numerically zero eigenvalues, left out of the fit.
+        status: How the fit ended; ``alpha`` is NaN unless ``Status.OK``.
+        alpha: Power-law exponent; the smaller, the heavier the tail.
+        stderr: Standard error of alpha.
+        xmin: Threshold of the tail.
+        num_tail: Eigenvalues in the tail.
+        ks_distance: Kolmogorov-Smirnov distance of the tail from the fitted law.
+        alpha_hat: ``alpha * log10(lambda_max)``.
+        lambda_max: Largest eigenvalue, the square of the spectral norm.
+        log10_frobenius_norm: log10 of the Frobenius norm.
+        log10_spectral_norm: log10 of the largest singular value.
+        log10_alpha_norm: log10 of the alpha-norm, ``sum_i eigenvalue_i ** alpha``.
+        stable_rank: ``||W||_F^2 / lambda_max``.
+        matrix_rank: Eigenvalues that are not numerically zero.
+        spectral_entropy: Shannon entropy of the normalised eigenvalues over log(matrix_rank), in [0, 1].
+        mp_edge: Upper edge of the Marchenko-Pastur bulk.
+        num_spikes: Eigenvalues above ``mp_edge``.
+        mp_ks_distance: Kolmogorov-Smirnov distance of the whole spectrum from the Marchenko-Pastur law of a random
+            matrix of the same shape and variance.
+        error_bound: Bound on the absolute error of an eigenvalue, as a fraction of ``lambda_max``.
+        esd: The spectrum, thinned for plotting.
+    """
+
+    name: str
+    kind: str
+    block: str | None
+    shape: tuple[int, ...]
+    num_matrices: int
+    num_eigenvalues: int
+    num_zero: int
+    status: Status
+    alpha: float
+    stderr: float
+    xmin: float
+    num_tail: int
+    ks_distance: float
+    alpha_hat: float
+    lambda_max: float
+    log10_frobenius_norm: float
+    log10_spectral_norm: float
+    log10_alpha_norm: float
+    stable_rank: float
+    matrix_rank: int
+    spectral_entropy: float
+    mp_edge: float
+    num_spikes: int
+    mp_ks_distance: float
+    error_bound: float
+    esd: ESD
