@@ -1,0 +1,8 @@
+"""Tail estimators, one per file: how the threshold ``xmin`` of the power law is chosen."""
+
+from tempbalance.tail.base import TailEstimator
+from tempbalance.tail.hill import Hill, HillAsReleased
+from tempbalance.tail.ks import KS
+from tempbalance.tail.peak import Peak, PeakAsReleased
+
+__all__ = ["KS", "Hill", "HillAsReleased", "Peak", "PeakAsReleased", "TailEstimator"]
