@@ -55,9 +55,9 @@ def measure(spectrum: Spectrum, fit: TailFit) -> Metrics:
         The scalars; of an all-zero weight, logarithms and ratios are NaN.
 
     Example:
-        >>> from tempbalance.spectrum import spectrum
+        >>> from tempbalance.spectrum import weight_spectrum
         >>> from tempbalance.tail import Hill
-        >>> weight = spectrum(torch.diag(torch.tensor([2.0, 1.0, 1.0])))
+        >>> weight = weight_spectrum(torch.diag(torch.tensor([2.0, 1.0, 1.0])))
         >>> metrics = measure(weight, Hill().fit(weight))
         >>> metrics.stable_rank, metrics.matrix_rank
         (1.5, 3)
@@ -178,7 +178,7 @@ def is_random(spectrum: Spectrum, metrics: Metrics) -> bool:
     True where both the whole spectrum and its largest eigenvalue are as they would be by chance. For such a matrix the
     eigenvalues are so rigid that their distance from the Marchenko-Pastur law falls like ``log(n) / n`` rather than
     ``1 / sqrt(n)``; the threshold ``(1.5 + 0.45 ln n) / n`` (pooled matrices: over ``sqrt(num_matrices)``, plus
-    ``0.3 / n``) was exceeded by none of 8,400 Gaussian and uniform matrices with n = 10 to 384 and aspect ratios 1 to
+    ``0.3 / n``) was exceeded by none of 4,400 Gaussian and uniform weights with n = 10 to 256 and aspect ratios 1 to
     16. The largest eigenvalue is compared with the Tracy-Widom law at a chance of about 1 in 1000 (Johnstone 2001).
     It is a test of evidence: a small matrix that is trained a little may pass it.
 
@@ -190,9 +190,9 @@ def is_random(spectrum: Spectrum, metrics: Metrics) -> bool:
         True if nothing speaks against a random matrix.
 
     Example:
-        >>> from tempbalance.spectrum import spectrum
+        >>> from tempbalance.spectrum import weight_spectrum
         >>> from tempbalance.tail import Hill
-        >>> weight = spectrum(torch.randn(200, 100, generator=torch.Generator().manual_seed(0)))
+        >>> weight = weight_spectrum(torch.randn(200, 100, generator=torch.Generator().manual_seed(0)))
         >>> is_random(weight, measure(weight, Hill().fit(weight)))
         True
     """

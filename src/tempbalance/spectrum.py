@@ -19,7 +19,7 @@ from tempbalance.errors import NonFiniteError, WeightError
 from tempbalance.matrices import Layout, as_matrices
 from tempbalance.types import Spectrum
 
-__all__ = ["spectra", "spectrum"]
+__all__ = ["spectra", "weight_spectrum"]
 
 _CHUNK = 1 << 23  # elements cast to the working precision at a time: 64 MB in float64
 _BLOCK = 256  # columns of a Gram block: smaller ones waste less above the diagonal but run slower
@@ -28,7 +28,7 @@ _BATCH_NDIM = 3
 _SAFE_EXPONENT = 256  # entries within 2**-256 .. 2**256 can be squared and summed in float64
 
 
-def spectrum(weight: Tensor, layout: Layout = Layout.MATRIX, *, device: torch.device | str | None = None) -> Spectrum:
+def weight_spectrum(weight: Tensor, layout: Layout = Layout.MATRIX, *, device: torch.device | str | None = None) -> Spectrum:
     """The empirical spectral density of one weight: all eigenvalues of ``W^T W``.
 
     Computed in float64, in float32 on devices that have no float64; half and 8-bit floats are cast up, complex ones
@@ -50,7 +50,7 @@ def spectrum(weight: Tensor, layout: Layout = Layout.MATRIX, *, device: torch.de
 
     Example:
         >>> import torch
-        >>> spectrum(torch.diag(torch.tensor([3.0, 1.0, 2.0]))).eigenvalues
+        >>> weight_spectrum(torch.diag(torch.tensor([3.0, 1.0, 2.0]))).eigenvalues
         tensor([1., 4., 9.], dtype=torch.float64)
     """
     return spectra([as_matrices(weight, layout)], device=device)[0]
@@ -85,9 +85,12 @@ def spectra(batches: Sequence[Tensor], *, device: torch.device | str | None = No
     bound = math.sqrt(max(rows, columns)) * torch.finfo(dtype).eps
     results, start = [], 0
     for matrices, scale in zip(pieces, scales, strict=True):
-        own = values[start : start + len(matrices)] / scale**2
+        own = values[start : start + len(matrices)] / scale / scale
         start += len(matrices)
         pooled = own.flatten().sort().values
+        if bool(torch.isinf(pooled[-1])) or (float(pooled[-1]) == 0.0 and scale != 1.0):
+            size = "small" if scale > 1 else "large"
+            raise WeightError(f"the weights are too {size}: their squares lie outside the range of float64")
         results.append(
             Spectrum(eigenvalues=pooled, shape=(rows, columns), num_matrices=len(matrices), error_bound=bound)
         )

@@ -179,7 +179,7 @@ def ks_distances(logs: Tensor, log_xmin: Tensor, alpha: Tensor, first: Tensor) -
     """
     n = logs.shape[1]
     position = torch.arange(n, device=logs.device)
-    survival = (n - position) / (n - first).unsqueeze(1)
+    survival = (n - position).to(logs.dtype) / (n - first).unsqueeze(1)
     law = ((1 - alpha).unsqueeze(1) * (logs - log_xmin.unsqueeze(1))).exp()
     gaps = (survival - law).abs().masked_fill(position < first.unsqueeze(1), 0.0)
     return gaps.amax(dim=1)

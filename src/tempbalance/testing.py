@@ -1,0 +1,90 @@
+"""Spectra whose alpha is known, and the accuracy to expect: for your tests as well as ours."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+__all__ = ["TOLERANCE", "matrix_with_spectrum", "pareto_quantiles", "pareto_sample"]
+
+#: Relative accuracy of an eigenvalue of the tail, by the dtype in which the spectrum is computed.
+TOLERANCE = MappingProxyType({torch.float64: 1e-10, torch.float32: 1e-3})
+
+
+def pareto_sample(n: int, alpha: float, *, xmin: float = 1.0, seed: int = 0) -> Tensor:
+    """Independent draws from the power law ``p(x) ~ x^-alpha``, ``x >= xmin``.
+
+    Args:
+        n: How many.
+        alpha: Exponent, greater than 1.
+        xmin: Smallest possible value.
+        seed: Of the generator.
+
+    Returns:
+        Shape ``(n,)``, float64, ascending.
+
+    Raises:
+        ValueError: ``alpha`` is not greater than 1.
+
+    Example:
+        >>> pareto_sample(3, 2.0).shape
+        torch.Size([3])
+    """
+    if not alpha > 1:
+        raise ValueError(f"alpha must be greater than 1, got {alpha}")
+    uniform = 1 - torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (xmin * uniform ** (-1 / (alpha - 1))).sort().values
+
+
+def pareto_quantiles(n: int, alpha: float, *, xmin: float = 1.0) -> Tensor:
+    """The ``n`` mid-quantiles of the power law ``p(x) ~ x^-alpha``: a spectrum without noise.
+
+    Args:
+        n: How many.
+        alpha: Exponent, greater than 1.
+        xmin: Smallest possible value.
+
+    Returns:
+        Shape ``(n,)``, float64, ascending.
+
+    Raises:
+        ValueError: ``alpha`` is not greater than 1.
+
+    Example:
+        >>> pareto_quantiles(2, 2.0)
+        tensor([1.3333, 4.0000], dtype=torch.float64)
+    """
+    if not alpha > 1:
+        raise ValueError(f"alpha must be greater than 1, got {alpha}")
+    survival = (torch.arange(n, 0, -1, dtype=torch.float64) - 0.5) / n
+    return xmin * survival ** (-1 / (alpha - 1))
+
+
+def matrix_with_spectrum(eigenvalues: Tensor, shape: tuple[int, int], *, seed: int = 0) -> Tensor:
+    """A matrix with given eigenvalues of ``W^T W`` and random singular vectors.
+
+    Args:
+        eigenvalues: Shape ``(min(shape),)``, not negative.
+        shape: ``(rows, columns)``.
+        seed: Of the singular vectors.
+
+    Returns:
+        Shape ``shape``, float64.
+
+    Raises:
+        ValueError: The number of eigenvalues is not ``min(shape)``.
+
+    Example:
+        >>> matrix_with_spectrum(torch.tensor([1.0, 4.0]), (3, 2)).square().sum().round(decimals=6)
+        tensor(5., dtype=torch.float64)
+    """
+    n = min(shape)
+    if eigenvalues.shape != (n,):
+        raise ValueError(f"a {shape[0]} x {shape[1]} matrix has {n} eigenvalues, got {tuple(eigenvalues.shape)}")
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (
+        torch.linalg.qr(torch.randn(side, n, generator=generator, dtype=torch.float64)).Q for side in shape
+    )
+    return (left * eigenvalues.to(torch.float64).sqrt()) @ right.mT

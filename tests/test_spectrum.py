@@ -1,0 +1,131 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import oracles
+import tempbalance as tb
+from tempbalance.errors import NonFiniteError, WeightError
+from tempbalance.spectrum import spectra
+from tempbalance.testing import TOLERANCE, matrix_with_spectrum, pareto_quantiles
+
+RTOL = TOLERANCE[torch.float64]
+
+
+def random(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def assert_eigenvalues(spectrum, matrices):
+    expected = oracles.eigenvalues(matrices)
+    largest = expected[-1]
+    np.testing.assert_allclose(spectrum.eigenvalues.numpy(), expected, rtol=RTOL, atol=spectrum.error_bound * largest)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (300, 70), (70, 300), (1, 9), (9, 1), (1, 1), (600, 520)])
+def test_eigenvalues_are_squared_singular_values(shape):
+    weight = random(*shape)
+    assert_eigenvalues(tb.weight_spectrum(weight), weight[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_narrow_floats_are_cast_up(dtype):
+    weight = random(60, 30).to(dtype)
+    assert_eigenvalues(tb.weight_spectrum(weight), weight.double()[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_modes(dtype):
+    weight = torch.complex(random(12, 10, 4, 3), random(12, 10, 4, 3, seed=1)).to(dtype)
+    assert_eigenvalues(tb.weight_spectrum(weight, tb.Layout.TAPS), weight.permute(2, 3, 0, 1).reshape(12, 12, 10).numpy())
+
+
+def test_taps_are_pooled():
+    weight = random(20, 15, 3, 3)
+    spectrum = tb.weight_spectrum(weight, tb.Layout.TAPS)
+    assert (spectrum.num_matrices, spectrum.shape) == (9, (20, 15))
+    assert_eigenvalues(spectrum, weight.permute(2, 3, 0, 1).reshape(9, 20, 15).numpy())
+
+
+def test_tall_matrix_read_in_chunks(monkeypatch):
+    monkeypatch.setattr("tempbalance.spectrum._CHUNK", 64 * 100)
+    weight = random(1000, 64)
+    assert_eigenvalues(tb.weight_spectrum(weight), weight[None])
+
+
+def test_batch_gives_the_same_bits_as_one_by_one():
+    batches = [random(3, 30, 20, seed=1), random(1, 30, 20, seed=2)]
+    together = spectra(batches)
+    for batch, spectrum in zip(batches, together, strict=True):
+        assert torch.equal(spectrum.eigenvalues, spectra([batch])[0].eigenvalues)
+
+
+def test_same_input_same_bits():
+    weight = random(500, 300)
+    assert torch.equal(tb.weight_spectrum(weight).eigenvalues, tb.weight_spectrum(weight).eigenvalues)
+
+
+def test_input_is_not_changed():
+    weight = random(20, 30)
+    before = weight.clone()
+    tb.weight_spectrum(weight)
+    assert torch.equal(weight, before)
+
+
+def test_low_rank_has_exact_zeros():
+    weight = random(80, 5) @ random(5, 60, seed=1)
+    values = tb.weight_spectrum(weight).eigenvalues
+    assert (values == 0).sum() == 55
+    assert values[55] > 0
+
+
+def test_ill_conditioned_matrix_falls_back_to_an_svd():
+    # The smallest eigenvalue is 1e-13 of the largest: a Gram matrix would return noise for it.
+    truth = torch.logspace(-13, 0, 40, dtype=torch.float64)
+    values = tb.weight_spectrum(matrix_with_spectrum(truth, (40, 40))).eigenvalues
+    assert values[0].item() == pytest.approx(1e-13, rel=1e-2)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-30, 1e-6, 1e6, 1e30, 1e150])
+def test_alpha_does_not_depend_on_scale(scale):
+    weight = matrix_with_spectrum(pareto_quantiles(64, 3.0), (64, 64))
+    expected = tb.Hill().fit(tb.weight_spectrum(weight)).alpha
+    if scale == 1e-170:  # squares are below the smallest float64
+        with pytest.raises(WeightError, match="too small"):
+            tb.weight_spectrum(weight * scale)
+    else:
+        assert tb.Hill().fit(tb.weight_spectrum(weight * scale)).alpha == pytest.approx(expected, rel=1e-9)
+
+
+def test_zero_matrix():
+    assert tb.weight_spectrum(torch.zeros(5, 4)).eigenvalues.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_weights_raise(bad):
+    weight = random(6, 6)
+    weight[2, 3] = bad
+    with pytest.raises(NonFiniteError, match="1 of 36 weights"):
+        tb.weight_spectrum(weight)
+
+
+def test_shapes_that_differ_raise():
+    with pytest.raises(WeightError, match="one shape"):
+        spectra([torch.zeros(1, 3, 3), torch.zeros(1, 3, 4)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(2, 40), columns=st.integers(2, 40), seed=st.integers(0, 10**6))
+def test_invariant_under_transpose_permutation_and_rotation(rows, columns, seed):
+    weight = random(rows, columns, seed=seed)
+    values = tb.weight_spectrum(weight).eigenvalues
+    generator = torch.Generator().manual_seed(seed)
+    rotation = torch.linalg.qr(random(rows, rows, seed=seed + 1)).Q
+    tolerance = {"rtol": 1e-8, "atol": 1e-12 * values[-1].item()}
+    torch.testing.assert_close(tb.weight_spectrum(weight.mT).eigenvalues, values, **tolerance)
+    shuffled = weight[torch.randperm(rows, generator=generator)]
+    torch.testing.assert_close(tb.weight_spectrum(shuffled).eigenvalues, values, **tolerance)
+    torch.testing.assert_close(tb.weight_spectrum(rotation @ weight).eigenvalues, values, **tolerance)
