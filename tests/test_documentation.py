@@ -1,0 +1,88 @@
+"""The examples in README and docs run, and links lead somewhere; where they lead to the web, their syntax is checked."""
+
+import doctest
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+ARXIV = re.compile(r"/abs/\d{4}\.\d{4,5}(v\d+)?")
+DOI = re.compile(r"/10\.\d{4,9}/\S+")
+
+
+def python_only(text: str) -> str:
+    """The text with all lines blank that are not inside a fenced Python block: fences would be taken for output."""
+    kept, inside = [], False
+    for line in text.splitlines():
+        fence = line.lstrip().startswith("```")
+        kept.append(line if inside and not fence else "")
+        if fence:
+            inside = not inside and line.strip() == "```python"
+    return "\n".join(kept)
+
+
+def failures_of(text: str, name: str) -> str:
+    """What goes wrong when the examples of a page are run as one session; empty if nothing does."""
+    example = doctest.DocTestParser().get_doctest(python_only(text), {}, name, name, 0)
+    output: list[str] = []
+    doctest.DocTestRunner(optionflags=FLAGS).run(example, out=output.append)
+    return "".join(output)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        assert failures_of(page.read_text("utf-8"), page.name) == ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_blocks_are_sessions_so_that_they_are_tested(page: Path):
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert all(block.startswith(">>> ") for block in blocks)
+
+
+def test_the_check_of_examples_can_fail():
+    assert failures_of("text\n```python\n>>> 1 + 1\n2\n```\nmore", "good") == ""
+    assert failures_of("text\n```sh\n>>> 1 + 1\n3\n```\nmore", "not python") == ""
+    assert "Got:\n    2" in failures_of("text\n```python\n>>> 1 + 1\n3\n```\nmore", "bad")
+
+
+def broken_links(page: Path) -> list[str]:
+    return [link for link in LINK.findall(page.read_text("utf-8")) if not _leads_somewhere(page, link)]
+
+
+def _leads_somewhere(page: Path, link: str) -> bool:
+    url = urlsplit(link)
+    if url.scheme or url.netloc:
+        if url.scheme != "https" or not re.fullmatch(r"([a-z0-9-]+\.)+[a-z]+", url.netloc):
+            return False
+        pattern = {"arxiv.org": ARXIV, "doi.org": DOI}.get(url.netloc)
+        return pattern is None or pattern.fullmatch(url.path) is not None
+    return not url.path or (page.parent / url.path).exists()  # anchors are checked by the build of the docs
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path):
+    assert broken_links(page) == []
+
+
+def test_the_check_of_links_can_fail(tmp_path: Path):
+    page = tmp_path / "page.md"
+    good = [
+        "page.md",
+        "#anchor",
+        "page.md#anchor",
+        "https://arxiv.org/abs/0706.1062",
+        "https://doi.org/10.1137/070710111",
+    ]
+    bad = ["missing.md", "http://arxiv.org/abs/0706.1062", "https://arxiv.org/abs/07061062", "https://nowhere/x"]
+    page.write_text(" ".join(f"[text]({link})" for link in good + bad))
+    assert broken_links(page) == bad
