@@ -1,0 +1,53 @@
+"""Transformer blocks (and other repeated units), found from qualified names.
+
+``encoder.layer.0.attention.self.query.weight`` lies in ``encoder.layer.0``. The rule: a component ``block``,
+``blocks`` or ``h`` followed by a number wins (Swin's ``layers.0.blocks.1``), else the first component followed by a
+number. A number that holds a single layer (``features.3.weight``) makes no block, nor does an expert's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["block_namer"]
+
+_BLOCKS = frozenset({"block", "blocks", "h"})
+_NOT_BLOCKS = frozenset({"experts"})
+
+
+def _numbered(parts: list[str]) -> Iterator[int]:
+    """Positions of number components that could name a block, the preferred ones first."""
+    found = [i for i in range(1, len(parts)) if parts[i].isdigit() and parts[i - 1] not in _NOT_BLOCKS]
+    yield from (i for i in found if parts[i - 1] in _BLOCKS)
+    yield from found
+
+
+def block_namer(names: Iterable[str], is_container: Callable[[str], bool] | None = None) -> Callable[[str], str | None]:
+    """Make the function from a qualified parameter name to the name of its block.
+
+    Args:
+        names: Qualified names of all parameters of the model.
+        is_container: Whether the module of that name is a list of modules; None when only names are known.
+
+    Returns:
+        A function from a parameter name to a block name, or to None where there is no block.
+
+    Example:
+        >>> block_of = block_namer(["h.0.attn.weight", "head.0.weight"])
+        >>> block_of("h.0.attn.weight"), block_of("head.0.weight")
+        ('h.0', None)
+    """
+    deeper: set[str] = set()
+    for name in names:
+        parts = name.split(".")
+        deeper.update(".".join(parts[: i + 1]) for i in _numbered(parts) if i < len(parts) - 2)
+
+    def block_of(name: str) -> str | None:
+        parts = name.split(".")
+        for i in _numbered(parts):
+            path = ".".join(parts[: i + 1])
+            if path in deeper and (is_container is None or is_container(".".join(parts[:i]))):
+                return path
+        return None
+
+    return block_of

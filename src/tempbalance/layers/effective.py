@@ -1,0 +1,105 @@
+"""Weights that are computed from other tensors: parametrizations, the older hooks, pruning masks.
+
+The effective weight is what the layer applies, so it is what gets measured, under the name it has in the module.
+Nothing here changes the model: a parametrization is evaluated on a copy in evaluation mode, because reading
+``module.weight`` of a spectral norm in training mode advances its power iteration.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Effective", "effective_weights"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effective:
+    """A weight computed on demand.
+
+    Attributes:
+        shape: Its shape.
+        compute: Computes it, without gradient and without a trace in the module.
+        hides: Names of the parameters (within the module) that it is computed from.
+        meta: Whether the tensors behind it hold no data.
+    """
+
+    shape: tuple[int, ...]
+    compute: Callable[[], Tensor]
+    hides: frozenset[str]
+    meta: bool
+
+
+def _evaluate(parametrization: nn.Module) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = copy.deepcopy(parametrization).eval()()
+    return result.detach()
+
+
+def _weight_norm(hook: object, module: nn.Module) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = hook.compute_weight(module)  # type: ignore[attr-defined]
+    return result.detach()
+
+
+def _spectral_norm(hook: object, module: nn.Module) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = hook.compute_weight(module, do_power_iteration=False)  # type: ignore[attr-defined]
+    return result.detach()
+
+
+def _pruned(hook: object, module: nn.Module) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = hook.apply_mask(module)  # type: ignore[attr-defined]
+    return result.detach()
+
+
+# Class name of a forward pre-hook along its inheritance, the attribute with the weight's name, how to compute it, the
+# suffixes of the parameters it is computed from; the last one has the weight's shape.
+_HOOKS: tuple[tuple[str, str, Callable[[object, nn.Module], Tensor], tuple[str, ...]], ...] = (
+    ("WeightNorm", "name", _weight_norm, ("_g", "_v")),
+    ("SpectralNorm", "name", _spectral_norm, ("_orig",)),
+    ("BasePruningMethod", "_tensor_name", _pruned, ("_orig",)),
+)
+
+
+def effective_weights(module: nn.Module) -> dict[str, Effective]:
+    """Find the weights that a module computes from other tensors.
+
+    Args:
+        module: Any module; its children are not looked at.
+
+    Returns:
+        Attribute name (``weight``) to how it is computed.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+        >>> effective_weights(layer)["weight"].shape
+        (3, 4)
+    """
+    found = {}
+    parametrizations = module._modules.get("parametrizations")
+    if isinstance(parametrizations, nn.ModuleDict):
+        for name, parametrization in parametrizations.items():
+            meta = any(t.is_meta for t in parametrization.parameters())
+            shape = tuple(_evaluate(parametrization).shape)
+            compute = functools.partial(_evaluate, parametrization)
+            found[name] = Effective(shape=shape, compute=compute, hides=frozenset(), meta=meta)
+    for hook in module._forward_pre_hooks.values():
+        classes = {cls.__name__ for cls in type(hook).__mro__}
+        for class_name, attribute, compute_with, suffixes in _HOOKS:
+            if class_name in classes:
+                name = getattr(hook, attribute)
+                source = getattr(module, name + suffixes[-1])
+                found[name] = Effective(
+                    shape=tuple(source.shape),
+                    compute=functools.partial(compute_with, hook, module),
+                    hides=frozenset(name + suffix for suffix in suffixes),
+                    meta=source.is_meta,
+                )
+    return found

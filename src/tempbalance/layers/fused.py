@@ -1,0 +1,228 @@
+"""Fused weights: one parameter that holds several weight matrices, and where each of them lies.
+
+One description covers every layout in use. The fused axis is ``groups`` times a run of parts: GPT-2 stores ``q k v``
+(one group), GPT-NeoX ``q k v q k v ...`` (a group per head), Falcon ``q q q k v ...`` (a group per key-value head),
+GPT-OSS ``gate up gate up ...`` (a group per neuron). :data:`FUSED` says which module stores what; the next
+architecture is one row there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["FUSED", "Fused", "FusedRule", "Index", "Reader", "find_fused", "halves", "thirds"]
+
+Index = tuple[int | slice, ...]
+Reader = Callable[[Index], "Tensor"]
+
+QKV = ("q", "k", "v")
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+_CODEGEN_SHARDS = 4  # CodeGenAttention.forward: mp_num = 4, a trace of the TPU it was trained on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fused:
+    """How several weight matrices share one parameter.
+
+    Attributes:
+        parts: Names of the parts, in stored order.
+        sizes: Length of each part along the fused axis, within one group.
+        groups: How often the run of parts repeats.
+        axis: The fused axis.
+    """
+
+    parts: tuple[str, ...]
+    sizes: tuple[int, ...]
+    groups: int = 1
+    axis: int = 0
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the parts fill the fused axis of ``shape`` exactly."""
+        return min(self.sizes) > 0 and self.groups * sum(self.sizes) == shape[self.axis]
+
+    def shape_of(self, part: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one part of a parameter of shape ``shape``."""
+        length = self.groups * self.sizes[part]
+        return (*shape[: self.axis], length, *shape[self.axis + 1 :])
+
+    def take(self, part: int, read: Reader, index: Index = ()) -> Tensor:
+        """Read one part; of a contiguous one, nothing else is read.
+
+        Args:
+            part: Which part, counted as stored.
+            read: Reads the parameter at an index.
+            index: Where in the parameter the fused matrix lies (an expert of a stack), ``()`` for all of it.
+
+        Returns:
+            The part, of the shape that :meth:`shape_of` says.
+        """
+        start = sum(self.sizes[:part])
+        stop = start + self.sizes[part]
+        if self.groups == 1:
+            return read((*index, *(slice(None),) * self.axis, slice(start, stop)))
+        whole = read(index)
+        grouped = whole.reshape(*whole.shape[: self.axis], self.groups, sum(self.sizes), *whole.shape[self.axis + 1 :])
+        return grouped.narrow(self.axis + 1, start, stop - start).flatten(self.axis, self.axis + 1)
+
+
+def thirds(length: int, axis: int = 0) -> Fused | None:
+    """Queries, keys and values of equal size, one after the other."""
+    return Fused(parts=QKV, sizes=(length // 3,) * 3, axis=axis)
+
+
+def halves(length: int, axis: int = 0) -> Fused | None:
+    """Gate and up projection of a gated MLP, one after the other."""
+    return Fused(parts=("gate", "up"), sizes=(length // 2,) * 2, axis=axis)
+
+
+Sizer = Callable[["nn.Module", int, int], "Fused | None"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedRule:
+    """One row of :data:`FUSED`.
+
+    Attributes:
+        attribute: Regular expression for the name of the linear layer within its owner.
+        owner: Regular expression for the class name of the owner (the attention or MLP module).
+        sizer: ``(owner, length of the fused axis, length of the other axis)`` to the layout; None when the owner
+            does not say how.
+    """
+
+    attribute: str
+    owner: str
+    sizer: Sizer
+
+
+def _number(owner: nn.Module, names: tuple[str, ...]) -> int | None:
+    """The first of these attributes, on the module or its config, that is a positive integer."""
+    for source in (owner, getattr(owner, "config", None)):
+        for name in names:
+            value: Any = getattr(source, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
+
+
+def _thirds(_: nn.Module, length: int, __: int) -> Fused | None:
+    return thirds(length)
+
+
+def _thirds_of_square(_: nn.Module, length: int, width: int) -> Fused | None:
+    return thirds(length) if length == 3 * width else None
+
+
+def _halves(_: nn.Module, length: int, __: int) -> Fused | None:
+    return halves(length)
+
+
+def _up_gate(_: nn.Module, length: int, __: int) -> Fused | None:
+    return Fused(parts=("up", "gate"), sizes=(length // 2,) * 2)
+
+
+def _per_head(owner: nn.Module, length: int, _: int) -> Fused | None:
+    heads = _number(owner, _HEADS)
+    return heads and Fused(parts=QKV, sizes=(length // (3 * heads),) * 3, groups=heads) or None
+
+
+def _grouped_query(owner: nn.Module, length: int, _: int) -> Fused | None:
+    heads, kv_heads = _number(owner, _HEADS), _number(owner, _KV_HEADS)
+    if not heads or not kv_heads:
+        return None
+    head = length // (heads + 2 * kv_heads)
+    return Fused(parts=QKV, sizes=(heads * head, kv_heads * head, kv_heads * head))
+
+
+def _falcon(owner: nn.Module, length: int, width: int) -> Fused | None:
+    heads, kv_heads = _number(owner, _HEADS), _number(owner, ("num_kv_heads",))
+    config = getattr(owner, "config", None)
+    if getattr(config, "new_decoder_architecture", False) and heads and kv_heads:
+        queries = heads // kv_heads
+        head = length // (kv_heads * (queries + 2))
+        return Fused(parts=QKV, sizes=(queries * head, head, head), groups=kv_heads)
+    if getattr(config, "multi_query", False) and heads:
+        head = length // (heads + 2)
+        return Fused(parts=QKV, sizes=(heads * head, head, head))
+    return _per_head(owner, length, width)
+
+
+def _bigcode(owner: nn.Module, length: int, width: int) -> Fused | None:
+    if getattr(owner, "is_cross_attention", False):
+        return None
+    if getattr(owner, "multi_query", False):
+        keys = (length - width) // 2
+        return Fused(parts=QKV, sizes=(width, keys, keys))
+    return _per_head(owner, length, width)
+
+
+def _codegen(_: nn.Module, length: int, __: int) -> Fused | None:
+    size = length // (3 * _CODEGEN_SHARDS)
+    return Fused(parts=("q", "v", "k"), sizes=(size,) * 3, groups=_CODEGEN_SHARDS)
+
+
+def _gpt2(owner: nn.Module, length: int, width: int) -> Fused | None:
+    if getattr(owner, "is_cross_attention", False):
+        return Fused(parts=("k", "v"), sizes=(length // 2,) * 2)
+    return _thirds_of_square(owner, length, width)
+
+
+def _exaone(owner: nn.Module, _: int, __: int) -> Fused | None:
+    q_dim, kv_dim = _number(owner, ("q_dim",)), _number(owner, ("kv_dim",))
+    return Fused(parts=QKV, sizes=(q_dim, kv_dim, kv_dim)) if q_dim and kv_dim else None
+
+
+FUSED: tuple[FusedRule, ...] = (
+    FusedRule(attribute="query_key_value", owner="(GPTNeoX|Bloom|Persimmon).*", sizer=_per_head),
+    FusedRule(attribute="query_key_value", owner="Falcon.*", sizer=_falcon),
+    FusedRule(attribute="qkv_proj", owner="MiniMax.*", sizer=_per_head),
+    FusedRule(attribute="qkv_proj", owner="CodeGen.*", sizer=_codegen),
+    FusedRule(attribute="qkv_proj", owner="Phi[34].*", sizer=_grouped_query),
+    FusedRule(attribute="in_proj", owner="DisentangledSelfAttention", sizer=_per_head),
+    FusedRule(attribute="Wqkv", owner="Dbrx.*", sizer=_grouped_query),
+    FusedRule(attribute="Wqkv", owner="(ModernBert|Mpt).*", sizer=_thirds),
+    FusedRule(attribute="Wi", owner="ModernBert.*", sizer=_up_gate),
+    FusedRule(attribute="qkv", owner="Exaone.*", sizer=_exaone),
+    FusedRule(attribute="qkv", owner="(Hiera|Sam2).*", sizer=_thirds),
+    FusedRule(attribute="c_attn", owner="GPTBigCode.*", sizer=_bigcode),
+    FusedRule(attribute="c_attn", owner=".*", sizer=_gpt2),
+    FusedRule(attribute="qkv|qkv_linear|att_proj", owner=".*", sizer=_thirds_of_square),
+    FusedRule(attribute="gate_up_proj", owner="Phi4MultimodalAudio.*", sizer=_up_gate),
+    FusedRule(attribute="gate_up_proj", owner=".*", sizer=_halves),
+)
+
+
+def find_fused(owner: nn.Module | None, attribute: str, shape: tuple[int, ...], axis: int = 0) -> Fused | None:
+    """Look up how a linear layer is fused.
+
+    Args:
+        owner: The module that has the layer as a child (its class and configuration say how), or None.
+        attribute: Name of the layer within its owner, such as ``c_attn``.
+        shape: Shape of the weight, two axes.
+        axis: The output axis: 0 for ``nn.Linear``, 1 for the ``Conv1D`` of Transformers.
+
+    Returns:
+        The layout, or None when the layer is not fused or its owner does not say how.
+
+    Example:
+        >>> import torch
+        >>> class Attention(torch.nn.Module): ...
+        >>> find_fused(Attention(), "qkv", (192, 64)).sizes
+        (64, 64, 64)
+    """
+    if owner is None:
+        return None
+    for rule in FUSED:
+        if re.fullmatch(rule.attribute, attribute) and re.fullmatch(rule.owner, type(owner).__name__):
+            found = rule.sizer(owner, shape[axis], shape[1 - axis])
+            if found is None:
+                continue
+            found = Fused(parts=found.parts, sizes=found.sizes, groups=found.groups, axis=axis)
+            return found if found.fits(shape) else None
+    return None

@@ -1,0 +1,293 @@
+"""Walk a live module: every parameter with two axes or more becomes a candidate."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tempbalance.layers.blocks import block_namer
+from tempbalance.layers.effective import Effective, effective_weights
+from tempbalance.layers.fused import Index, Reader
+from tempbalance.layers.lora import adapted_copies, is_lora, is_trained_copy, lora_attribute, lora_candidates
+from tempbalance.layers.reasons import quantised_reason, tensor_reason
+from tempbalance.layers.roles import MATRIX_NDIM, Site, role_of
+from tempbalance.layers.weights import Candidate, Role
+from tempbalance.matrices import Layout
+
+__all__ = ["module_candidates"]
+
+_CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+# Wrappers that add a component to every name: torch.compile, data parallel, PEFT.
+_PREFIXES = ("_orig_mod.", "module.", "base_model.model.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Node:
+    """A module and its place in the tree."""
+
+    name: str
+    module: nn.Module
+    child: str
+    owner: nn.Module | None
+    meta: bool
+    lora: str
+
+    def descend(self, child: str) -> _Node:
+        module = self.module.get_submodule(child)
+        return replace(self, name=_join(self.name, child), module=module, child=child, owner=self.module)
+
+    def site(self, attribute: str, shape: tuple[int, ...], dtype: torch.dtype) -> Site:
+        return Site(
+            name=_join(self.name, attribute),
+            attribute=attribute,
+            shape=shape,
+            dtype=dtype,
+            module=self.module,
+            child=self.child,
+            owner=self.owner,
+        )
+
+
+def module_candidates(model: nn.Module, *, lora: str = "merged", meta: bool = False) -> list[Candidate]:
+    """List the weights of a live model, which is only read.
+
+    Args:
+        model: Any module.
+        lora: ``"merged"`` or ``"update"``: what a LoRA layer stands for.
+        meta: Whether tensors on the meta device are welcome, because their numbers come from elsewhere.
+
+    Returns:
+        One candidate per parameter with two axes or more, tied names included, in the order of the model. Names that
+        wrappers (``torch.compile``, DDP, PEFT) add to the front are left out.
+    """
+    root = _Node(name="", module=model, child="", owner=None, meta=meta, lora=lora)
+    found = list(_walk(root, ()))
+    prefix = _wrapper_prefix(model)
+    modules = dict(model.named_modules(remove_duplicate=False)) if found else {}
+    block_of = block_namer(
+        [candidate.name for candidate in found], lambda path: isinstance(modules.get(path), _CONTAINERS)
+    )
+
+    def strip(name: str | None) -> str | None:
+        return name and name.removeprefix(prefix)
+
+    return [replace(c, name=c.name.removeprefix(prefix), block=strip(block_of(c.name))) for c in found]
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _wrapper_prefix(model: nn.Module) -> str:
+    """What wrappers put in front of every name of the wrapped model."""
+    prefix = ""
+    while True:
+        for candidate in _PREFIXES:
+            path = candidate.rstrip(".")
+            if _is_wrapper(model, candidate):
+                model = model.get_submodule(path)
+                prefix += candidate
+                break
+        else:
+            return prefix
+
+
+def _is_wrapper(model: nn.Module, prefix: str) -> bool:
+    classes = {cls.__name__ for cls in type(model).__mro__}
+    return bool(
+        (prefix == "_orig_mod." and "OptimizedModule" in classes)
+        or (prefix == "module." and classes & {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"})
+        or (prefix == "base_model.model." and "PeftModel" in classes and hasattr(model.base_model, "model"))
+    )
+
+
+def _walk(node: _Node, ancestors: tuple[int, ...]) -> Iterator[Candidate]:
+    """All candidates of a module and its descendants."""
+    module = node.module
+    if id(module) in ancestors:
+        return
+    seen = (*ancestors, id(module))
+    if is_lora(module):
+        base = list(_walk(node.descend("base_layer"), seen))
+        yield from lora_candidates(module, node.name, [_retarget(c, node) for c in base], node.lora)
+        return
+    if is_trained_copy(module):
+        yield from _trained_copy(node, seen)
+        return
+    if _is_factorised(module):
+        yield from _factorised(node)
+        return
+    yield from _own(node)
+    yield from _packed(node)
+    for child, submodule in module._modules.items():  # not named_children(): it drops the second name of a shared one
+        if child != "parametrizations" and submodule is not None:
+            yield from _walk(node.descend(child), seen)
+
+
+def _retarget(candidate: Candidate, node: _Node) -> Candidate:
+    """Judge the weight that LoRA adapts as if its layer stood where the LoRA layer stands (``c_attn`` is fused)."""
+    attribute = lora_attribute(node.module)
+    if candidate.role.reason or candidate.dtype is None or candidate.name != f"{node.name}.base_layer.{attribute}":
+        return candidate
+    site = replace(node, module=node.module.get_submodule("base_layer")).site(
+        attribute, candidate.shape, candidate.dtype
+    )
+    return replace(candidate, role=role_of(site))
+
+
+def _trained_copy(node: _Node, seen: tuple[int, ...]) -> Iterator[Candidate]:
+    """The copy in use, under the name of the module; the others are skipped."""
+    used, others = adapted_copies(node.module)
+    yield from _walk(replace(node.descend(used), name=node.name, child=node.child, owner=node.owner), seen)
+    for path in others:
+        for candidate in _walk(node.descend(path), seen):
+            reason = candidate.role.reason or f"not in use: {used.partition('.')[0]} takes its place"
+            yield replace(candidate, role=replace(candidate.role, reason=reason))
+
+
+def _own(node: _Node) -> Iterator[Candidate]:
+    """Candidates of the parameters that a module holds itself."""
+    effective = effective_weights(node.module)
+    hidden = frozenset().union(*(e.hides for e in effective.values()))
+    dtypes: dict[str, Any] = {k: getattr(t, "dtype", None) for k, t in _tensors(node.module).items()}
+    for attribute, computed in effective.items():
+        yield _computed(node, attribute, computed)
+    for attribute, parameter in node.module._parameters.items():
+        if parameter is None or attribute in hidden:
+            continue
+        quantised = quantised_reason(attribute, dtypes)
+        candidate = _parameter(node, attribute, parameter, quantised)
+        if candidate is not None:
+            yield candidate
+    for attribute, buffer in node.module._buffers.items():  # only quantised layers keep weights in buffers
+        quantised = quantised_reason(attribute, dtypes)
+        if buffer is not None and quantised and not quantised.startswith("belongs"):
+            yield _skip(_join(node.name, attribute), tuple(buffer.shape), quantised)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor | None]:
+    return {**module._parameters, **module._buffers}
+
+
+def _skip(name: str, shape: tuple[int, ...], reason: str) -> Candidate:
+    role = Role(kind="parameter", reason=reason)
+    return Candidate(name=name, role=role, shape=shape, dtype=None, read=functools.partial(_unreadable, name))
+
+
+def _unreadable(name: str, _: Index) -> Tensor:
+    raise AssertionError(f"{name} is skipped and never read")
+
+
+def _read_live(parameter: Tensor, index: Index) -> Tensor:
+    return parameter.detach()[index] if index else parameter.detach()
+
+
+def _read_computed(computed: Effective, index: Index) -> Tensor:
+    weight = computed.compute()
+    return weight[index] if index else weight
+
+
+def _parameter(node: _Node, attribute: str, parameter: Tensor, quantised: str | None) -> Candidate | None:
+    """Candidate of one parameter, or None when it is no matrix."""
+    name = _join(node.name, attribute)
+    reason = quantised or tensor_reason(parameter, meta=node.meta)
+    if reason and ("lazy" in reason or "FSDP" in reason):  # no shape to look at, or a misleading one
+        return None if attribute.startswith("bias") else _skip(name, (), reason)
+    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+    if len(shape) < MATRIX_NDIM:
+        flattened = attribute == "weight" and isinstance(
+            node.module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
+        )
+        sharded = f"has shape {shape}, which is a shard: analyse the full state dict, or the saved checkpoint"
+        return _skip(name, shape, sharded) if flattened and not quantised else None
+    site = node.site(attribute, shape, parameter.dtype)
+    role = replace(role_of(site), reason=reason) if reason else _complex_role(node, role_of(site))
+    return Candidate(
+        name=name,
+        role=role,
+        shape=shape,
+        dtype=parameter.dtype,
+        read=functools.partial(_read_live, parameter),
+        identity=storage_identity(parameter),
+    )
+
+
+def _computed(node: _Node, attribute: str, computed: Effective) -> Candidate:
+    """Candidate of a weight computed from other tensors."""
+    name = _join(node.name, attribute)
+    site = node.site(attribute, computed.shape, torch.get_default_dtype())
+    role = role_of(site)
+    if computed.meta and not node.meta:
+        role = replace(role, reason="no data (meta device): load the weights first, or analyse the checkpoint")
+    read: Reader = functools.partial(_read_computed, computed)
+    return Candidate(name=name, role=role, shape=computed.shape, dtype=None, read=read)
+
+
+def storage_identity(tensor: Tensor) -> Hashable:
+    """Equal for two tensors that are the same numbers in memory, however many Python objects there are."""
+    try:
+        if not tensor.is_meta and tensor.numel() and tensor.data_ptr():
+            return (tensor.device, tensor.data_ptr(), tensor.numel(), tensor.dtype)
+    except (RuntimeError, NotImplementedError):  # tensor subclasses without storage
+        pass
+    return id(tensor)
+
+
+SEPARABLE = "separable spectral convolution: each mode scales every channel alone, so there is no matrix"
+
+
+def _complex_role(node: _Node, role: Role) -> Role:
+    separable = role.kind == "spectral_conv" and getattr(node.module, "separable", False)
+    return replace(role, reason=SEPARABLE) if separable else role
+
+
+def _is_factorised(module: nn.Module) -> bool:
+    """A tensor of TensorLy-Torch: what neuraloperator keeps its spectral weights in."""
+    return any(cls.__name__ == "FactorizedTensor" for cls in type(module).__mro__)
+
+
+def _factorised(node: _Node) -> Iterator[Candidate]:
+    """One candidate for a factorised tensor: the tensor it stands for."""
+    module: Any = node.module
+    dense = module._parameters.get("tensor")
+    shape = tuple(int(size) for size in module.shape)
+    role = Role(kind="spectral_conv" if len(shape) > MATRIX_NDIM else "linear")
+    role = replace(role, layout=Layout.TAPS if len(shape) > MATRIX_NDIM else Layout.MATRIX)
+    if getattr(node.owner, "separable", False):
+        role = replace(role, reason=SEPARABLE)
+    if dense is not None:
+        reason = role.reason or tensor_reason(dense, meta=node.meta)
+        yield Candidate(
+            name=_join(node.name, "tensor"),
+            role=replace(role, reason=reason),
+            shape=shape,
+            dtype=dense.dtype,
+            read=functools.partial(_read_live, dense),
+            identity=storage_identity(dense),
+        )
+        return
+    reasons = [tensor_reason(p, meta=node.meta) for p in module.parameters()]
+    reason = role.reason or next((r for r in reasons if r), None)
+    read = functools.partial(_read_factorised, module)
+    yield Candidate(name=node.name, role=replace(role, reason=reason), shape=shape, dtype=None, read=read)
+
+
+def _read_factorised(module: Any, index: Index) -> Tensor:
+    with torch.no_grad():
+        tensor: Tensor = module.to_tensor()
+    return tensor.detach()[index] if index else tensor.detach()
+
+
+def _packed(node: _Node) -> Iterator[Candidate]:
+    """Quantised layers of torch keep no parameter at all: they would vanish without this."""
+    if type(node.module).__module__.startswith("torch.ao.nn.quantized") and hasattr(node.module, "_packed_params"):
+        yield _skip(
+            _join(node.name, "weight"),
+            (),
+            "torch quantised layer: quantised weights are not supported yet: load the unquantised checkpoint",
+        )

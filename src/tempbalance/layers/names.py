@@ -1,0 +1,209 @@
+"""Names, shapes and dtypes alone: what a state dict or a checkpoint without an architecture says."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from tempbalance.layers.blocks import block_namer
+from tempbalance.layers.fused import Fused, Index, thirds
+from tempbalance.layers.modules import storage_identity
+from tempbalance.layers.reasons import dtype_reason, quantised_reason, tensor_reason
+from tempbalance.layers.roles import GATES, MATRIX_NDIM, conv_role, is_embedding_name, loose_role
+from tempbalance.layers.weights import Candidate, Role
+
+__all__ = ["StateDict", "TensorInfo", "TensorStore", "name_candidates"]
+
+_KERNEL = 16  # a last axis up to this long, of a 3-D weight, is a Conv1d kernel
+_RNN_WEIGHT = re.compile(r"weight_(ih|hh)(_l\d+(_reverse)?)?")
+
+
+class TensorInfo(NamedTuple):
+    """What is known of a stored tensor without reading it.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its dtype.
+        identity: Equal for two names of one stored tensor; None when unknown.
+        reason: Why it cannot be read, if so.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    identity: Hashable = None
+    reason: str | None = None
+
+
+class TensorStore(Protocol):
+    """Named tensors that can be read one by one, or in part: a state dict, a checkpoint on disk."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Names in stored order, with shapes and dtypes."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """The parsed ``config.json`` of a Hugging Face folder, or None."""
+        ...
+
+    @property
+    def adapter_config(self) -> Mapping[str, Any] | None:
+        """The parsed ``adapter_config.json`` of a PEFT adapter, or None."""
+        ...
+
+    def load(self, name: str, index: Index = ()) -> Tensor:
+        """Read a tensor, or the part of it at an index."""
+        ...
+
+
+class StateDict:
+    """A mapping of names to tensors in memory, as a :class:`TensorStore`.
+
+    Args:
+        tensors: A state dict; entries that are no tensors are ignored.
+
+    Example:
+        >>> StateDict(torch.nn.Linear(3, 2).state_dict()).tensors["weight"].shape
+        (2, 3)
+    """
+
+    config = None
+    adapter_config = None
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        """Keep references to the tensors."""
+        self._tensors = {str(k): v for k, v in tensors.items() if isinstance(v, Tensor)}
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(tuple(t.shape), t.dtype, storage_identity(t), tensor_reason(t))
+            for name, t in self._tensors.items()
+        }
+
+    def load(self, name: str, index: Index = ()) -> Tensor:
+        """Read a tensor, or the part of it at an index.
+
+        Args:
+            name: Name of the tensor.
+            index: Which part, ``()`` for all of it.
+
+        Returns:
+            A view of the tensor.
+        """
+        tensor = self._tensors[name].detach()
+        return tensor[index] if index else tensor
+
+
+class _Named(NamedTuple):
+    """A stored tensor among its siblings, the tensors of the same module."""
+
+    name: str
+    attribute: str
+    info: TensorInfo
+    siblings: Mapping[str, TensorInfo]
+
+
+def _in_proj(named: _Named) -> Role | None:
+    rows, columns = named.info.shape
+    return Role(kind="attention", fused=thirds(rows)) if rows == 3 * columns else Role(kind="attention")
+
+
+def _rnn(named: _Named) -> Role:
+    """Gates from the shape of ``weight_hh``, which is ``(gates * hidden, hidden)`` unless there is a projection."""
+    hidden = named.siblings.get(named.attribute.replace("weight_ih", "weight_hh"))
+    count = 0
+    if hidden is not None and len(hidden.shape) == MATRIX_NDIM and hidden.shape[0] % hidden.shape[1] == 0:
+        count = hidden.shape[0] // hidden.shape[1]
+    projected = any(sibling.startswith("weight_hr") for sibling in named.siblings)
+    gates = GATES["LSTM"] if projected else next((g for g in GATES.values() if len(g) == count), None)
+    if gates is None or named.info.shape[0] % len(gates):
+        return Role(kind="rnn")
+    return Role(kind="rnn", fused=Fused(parts=gates, sizes=(named.info.shape[0] // len(gates),) * len(gates)))
+
+
+def _conv1d(named: _Named) -> Role:
+    return conv_role("conv1d", named.info.shape)
+
+
+def _has_kernel(named: _Named) -> bool:
+    rows, columns, kernel = named.info.shape
+    return (
+        named.attribute == "weight"
+        and "expert" not in named.name.lower()
+        and kernel <= _KERNEL
+        and kernel < max(rows, columns)
+    )
+
+
+# (axes, test, role); the first test that holds counts. What none of them knows is judged as a parameter of a module of
+# unknown type.
+_RULES: tuple[tuple[int, Callable[[_Named], bool], Callable[[_Named], Role | None]], ...] = (
+    (2, lambda n: n.attribute == "in_proj_weight", _in_proj),
+    (2, lambda n: re.fullmatch(r"[qkv]_proj_weight", n.attribute) is not None, lambda _: Role(kind="attention")),
+    (2, lambda n: _RNN_WEIGHT.fullmatch(n.attribute) is not None, _rnn),
+    (2, lambda n: re.fullmatch(r"weight_hr_l\d+(_reverse)?", n.attribute) is not None, lambda _: Role(kind="rnn")),
+    (2, lambda n: n.attribute == "weight", lambda _: Role(kind="linear")),
+    (3, _has_kernel, _conv1d),
+    (4, lambda n: n.attribute == "weight", lambda n: conv_role("conv2d", n.info.shape)),
+    (5, lambda n: n.attribute == "weight", lambda n: conv_role("conv3d", n.info.shape)),
+)
+
+
+def _role(named: _Named) -> Role:
+    shape, dtype = named.info.shape, named.info.dtype
+    if not is_embedding_name(named.name) and not dtype.is_complex:
+        for ndim, test, rule in _RULES:
+            if ndim == len(shape) and test(named):
+                role = rule(named)
+                if role is not None:
+                    return role
+    return loose_role(named.name, shape, dtype)
+
+
+def name_candidates(store: TensorStore, names: Mapping[str, str] | None = None) -> list[Candidate]:
+    """List the weights of a state dict or checkpoint, judged by name, shape and dtype.
+
+    Args:
+        store: Named tensors.
+        names: Stored name to the name a row gets, for the tensors wanted; None for all, under their stored names.
+
+    Returns:
+        One candidate per tensor with two axes or more, in stored order.
+    """
+    renamed = {name: name for name in store.tensors} if names is None else dict(names)
+    modules: dict[str, dict[str, TensorInfo]] = {}
+    for stored in store.tensors:
+        layer, _, attribute = stored.rpartition(".")
+        modules.setdefault(layer, {})[attribute] = store.tensors[stored]
+    block_of = block_namer(renamed.values())
+    found = []
+    for stored, name in renamed.items():
+        layer, _, attribute = stored.rpartition(".")
+        candidate = _candidate(store, stored, _Named(name, attribute, store.tensors[stored], modules[layer]))
+        if candidate is not None:
+            found.append(replace(candidate, name=name, block=block_of(name)))
+    return found
+
+
+def _candidate(store: TensorStore, stored: str, named: _Named) -> Candidate | None:
+    """The candidate of one stored tensor, or None when it is no matrix."""
+    info = named.info
+    quantised = quantised_reason(named.attribute, {k: v.dtype for k, v in named.siblings.items()})
+    if len(info.shape) < MATRIX_NDIM and not (quantised and named.attribute in {"weight", "qweight"}):
+        return None
+    empty = f"holds no numbers (shape {info.shape})" if 0 in info.shape else None
+    reason = quantised or dtype_reason(info.dtype) or info.reason or empty
+    role = Role(kind="parameter", reason=reason) if reason else _role(named)
+    return Candidate(
+        name=named.name,
+        role=role,
+        shape=info.shape,
+        dtype=info.dtype,
+        read=functools.partial(store.load, stored),
+        identity=info.identity,
+    )

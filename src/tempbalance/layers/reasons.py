@@ -1,0 +1,140 @@
+"""Why a weight cannot be analysed: one table of quantised formats, one of tensors without data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["dtype_reason", "quantised_reason", "tensor_reason"]
+
+_UNQUANTISED = "quantised weights are not supported yet: load the unquantised checkpoint"
+
+# Name of the tensor within its module, a tensor that must lie beside it, the format. The first match counts.
+_FORMATS: tuple[tuple[str, str, str], ...] = (
+    (r"qweight", r"g_idx", "GPTQ"),
+    (r"qweight", r"qzeros|scales", "AWQ or GPTQ"),
+    (r"(?P<w>\w+)_blocks", r"{w}_scales", "MXFP4"),
+    (r"(?P<w>\w+)_packed", r"{w}_scale|{w}_shape", "compressed-tensors"),
+    (r"(?P<w>\w+)", r"{w}\.quant_state\..*", "bitsandbytes 4-bit"),
+    (r"(?P<w>\w+)", r"{w}\.absmax|{w}\.quant_map", "bitsandbytes 4-bit"),
+    (r"weight", r"SCB", "bitsandbytes 8-bit"),
+    (r"W_q", r"\w+", "HQQ"),
+)
+_SCALED = (r"(?P<w>\w+)", r"{w}_scale(_inv|_2)?|scale_{w}|{w}\.scale|{w}\.scale_weight")
+# Tensors that only serve a quantised weight beside them.
+_AUXILIARY = r"qzeros|scales|g_idx|SCB|\w+_scales|\w+_scale(_inv|_2)?|scale_\w+|\w+_zero_point|\w+_shape|\w+\.\w+"
+_FLOAT8 = frozenset(getattr(torch, name) for name in dir(torch) if name.startswith("float8_"))
+_QUANTISED = frozenset({torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4})
+
+
+def is_plain(dtype: torch.dtype | None) -> bool:
+    """Whether numbers of this dtype are the weights themselves, at the usual precision."""
+    return dtype is None or ((dtype.is_floating_point or dtype.is_complex) and dtype not in _FLOAT8)
+
+
+def _beside(tensor: str, pattern: tuple[str, str], siblings: Iterable[str]) -> bool:
+    match = re.fullmatch(pattern[0], tensor)
+    if not match:
+        return False
+    beside = pattern[1].replace("{w}", re.escape(match.groupdict().get("w", "")))
+    return any(other != tensor and re.fullmatch(beside, other) for other in siblings)
+
+
+def quantised_reason(tensor: str, siblings: Mapping[str, torch.dtype | None]) -> str | None:
+    """Recognise a quantised weight by the tensors beside it.
+
+    Args:
+        tensor: Name of the tensor within its module (``qweight``).
+        siblings: Names and dtypes of all tensors of that module, this one included.
+
+    Returns:
+        The reason to skip it, naming the format, or None.
+
+    Example:
+        >>> quantised_reason("weight", {"weight": torch.int8, "SCB": torch.float32})
+        'bitsandbytes 8-bit: quantised weights are not supported yet: load the unquantised checkpoint'
+    """
+    dtype = siblings[tensor]
+    if not is_plain(dtype):
+        for name, beside, label in _FORMATS:
+            if _beside(tensor, (name, beside), siblings):
+                return f"{label}: {_UNQUANTISED}"
+        if _beside(tensor, _SCALED, siblings):
+            label = "fp8 with scales" if dtype in _FLOAT8 else f"{str(dtype).removeprefix('torch.')} with scales"
+            return f"{label}: {_UNQUANTISED}"
+    if re.fullmatch(_AUXILIARY, tensor) and any(
+        quantised_reason(other, siblings)
+        for other in siblings
+        if other != tensor and not re.fullmatch(_AUXILIARY, other)
+    ):
+        return "belongs to the quantised weight beside it"
+    return None
+
+
+def dtype_reason(dtype: torch.dtype | None) -> str | None:
+    """Why numbers of this dtype are no weights, or None for floating-point and complex ones."""
+    if dtype is None or dtype.is_floating_point or dtype.is_complex:
+        return None
+    label = str(dtype).removeprefix("torch.")
+    if dtype in _QUANTISED:
+        return f"torch {label}: {_UNQUANTISED}"
+    return f"integer buffer ({label}), not a weight; if it is a quantised one, load the unquantised checkpoint"
+
+
+# Class names along the inheritance of a tensor, and what they mean for us.
+_TENSOR_CLASSES: tuple[tuple[str, str], ...] = (
+    (r"DTensor", "sharded over several processes (DTensor): analyse the full state dict, or the saved checkpoint"),
+    (
+        r"FlatParameter",
+        "flattened by FSDP: analyse the full state dict (FSDP.summon_full_params), or the saved checkpoint",
+    ),
+    (r"Params4bit", f"bitsandbytes 4-bit: {_UNQUANTISED}"),
+    (r"Int8Params", f"bitsandbytes 8-bit: {_UNQUANTISED}"),
+    (r"UninitializedTensorMixin", "not initialised yet (lazy module): run one forward pass first"),
+)
+_ZERO3 = (
+    "partitioned by DeepSpeed ZeRO-3: gather it (deepspeed.zero.GatheredParameters), or analyse the saved checkpoint"
+)
+
+
+def _class_reason(tensor: Tensor) -> str | None:
+    """Reason by the class of a tensor subclass."""
+    for cls in (*type(tensor).__mro__, *type(tensor.data).__mro__):
+        if cls.__module__.partition(".")[0] == "torchao":
+            return f"torchao ({cls.__name__}): {_UNQUANTISED}"
+        for pattern, reason in _TENSOR_CLASSES:
+            if re.fullmatch(pattern, cls.__name__):
+                return reason
+    return None
+
+
+_CHECKS: tuple[Callable[[Tensor], str | None], ...] = (
+    _class_reason,
+    lambda t: _ZERO3 if hasattr(t, "ds_id") and t.numel() == 0 else None,
+    lambda t: "no data (meta device): load the weights first, or analyse the checkpoint" if t.is_meta else None,
+    lambda t: dtype_reason(t.dtype),
+    lambda t: f"holds no numbers (shape {tuple(t.shape)})" if t.numel() == 0 else None,
+)
+
+
+def tensor_reason(tensor: Tensor, *, meta: bool = False) -> str | None:
+    """Why the numbers of a live tensor cannot be read.
+
+    Args:
+        tensor: A parameter.
+        meta: Whether tensors on the meta device are welcome (their numbers come from elsewhere).
+
+    Returns:
+        A reason, or None when all is well.
+    """
+    for check in _CHECKS:
+        reason = check(tensor)
+        if reason and not (meta and tensor.is_meta and reason.startswith("no data")):
+            return reason
+    return None

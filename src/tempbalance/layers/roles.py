@@ -1,0 +1,242 @@
+"""What a parameter of a live module is: the table of layer types.
+
+A new layer type is one row in :data:`ROLES`. Modules of optional packages are recognised by the names of their
+classes, so that none of them has to be imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tempbalance.layers.fused import Fused, find_fused, thirds
+from tempbalance.layers.weights import Role
+from tempbalance.matrices import Layout
+
+__all__ = ["GATES", "Site", "conv_role", "experts_role", "is_embedding_name", "loose_role", "role_of"]
+
+MATRIX_NDIM = 2
+STACK_NDIM = 3
+GATES: dict[str, tuple[str, ...]] = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
+_EMBEDDING = re.compile(
+    r"(.*_)?(wte|wpe|emb|embed|embeds|embedding|embeddings|embed_tokens|embed_positions|embed_in|pos_embed\w*"
+    r"|cls_token|class_token|mask_token|dist_token|distillation_token|register_tokens"
+    r"|relative_attention_bias|relative_position_bias_table)|shared"
+)
+_BIAS = re.compile(r"(.*_)?bias(_[kv]|es)?(_\w\d*(_reverse)?)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where a parameter sits.
+
+    Attributes:
+        name: Qualified name of the parameter.
+        attribute: Its name within the module (``weight``).
+        shape: Its shape.
+        dtype: Its dtype.
+        module: The module that has it.
+        child: Name of that module within its owner (``c_attn``).
+        owner: The module that has the module as a child; None at the root.
+    """
+
+    name: str
+    attribute: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    module: nn.Module
+    child: str
+    owner: nn.Module | None
+
+
+def is_embedding_name(name: str) -> bool:
+    """Whether a parameter name alone says embedding: by the layer's own name, never by an enclosing module's.
+
+    Args:
+        name: Qualified parameter name.
+
+    Returns:
+        True for ``wte.weight`` or ``pos_embed``, False for ``patch_embed.proj.weight``.
+    """
+    layer, _, attribute = name.rpartition(".")
+    leaf = layer.rpartition(".")[2] if attribute in {"weight", ""} else attribute
+    return bool(_EMBEDDING.fullmatch(leaf))
+
+
+def conv_role(kind: str, shape: tuple[int, ...]) -> Role:
+    """Role of a convolution: one matrix per kernel tap, unless the taps are vectors."""
+    if min(shape[:2]) == 1:
+        reason = (
+            f"every kernel tap of shape {shape[0]}x{shape[1]} is a vector (depthwise, or a single channel): no spectrum"
+        )
+        return Role(kind=kind, layout=Layout.TAPS, reason=reason)
+    return Role(kind=kind, layout=Layout.TAPS)
+
+
+def _linear(site: Site) -> Role:
+    if len(site.shape) == STACK_NDIM:  # nn.Bilinear: a matrix per output
+        return Role(kind="linear", layout=Layout.STACK)
+    return Role(kind="linear", fused=find_fused(site.owner, site.child, site.shape))
+
+
+def _transposed_linear(site: Site) -> Role:
+    return Role(kind="linear", fused=find_fused(site.owner, site.child, site.shape, axis=1))
+
+
+def _embedding(_: Site) -> Role:
+    return Role(kind="embedding")
+
+
+def _attention(site: Site) -> Role | None:
+    if site.attribute == "in_proj_weight":
+        return Role(kind="attention", fused=thirds(site.shape[0]))
+    return Role(kind="attention") if site.attribute.endswith("proj_weight") else None
+
+
+def _rnn(site: Site) -> Role | None:
+    if not site.attribute.startswith("weight"):
+        return None
+    gates = GATES.get(type(site.module).__name__.removesuffix("Cell"), ())
+    mode = getattr(site.module, "mode", "")
+    gates = gates or GATES.get(mode if isinstance(mode, str) else "", ())
+    if not gates or site.attribute.startswith("weight_hr"):
+        return Role(kind="rnn")
+    fused = Fused(parts=gates, sizes=(site.shape[0] // len(gates),) * len(gates))
+    return Role(kind="rnn", fused=fused)
+
+
+def _conv(kind: str) -> Callable[[Site], Role]:
+    return lambda site: conv_role(kind, site.shape)
+
+
+def experts_role(shape: tuple[int, ...], *, gate_up: bool, transposed: bool, interleaved: bool = False) -> Role:
+    """Role of stacked experts ``(experts, rows, columns)``.
+
+    Args:
+        shape: Shape of the stack.
+        gate_up: Whether each matrix holds the gate and the up projection.
+        transposed: Whether the matrices are ``(in, out)``.
+        interleaved: Whether gate and up alternate neuron by neuron.
+
+    Returns:
+        The role.
+    """
+    axis = 1 if transposed else 0
+    size = shape[1 + axis] // 2
+    if not gate_up or 2 * size != shape[1 + axis]:
+        return Role(kind="experts", layout=Layout.STACK)
+    sizes, groups = ((1, 1), size) if interleaved else ((size, size), 1)
+    fused = Fused(parts=("gate", "up"), sizes=sizes, groups=groups, axis=axis)
+    return Role(kind="experts", layout=Layout.STACK, fused=fused)
+
+
+def _experts(site: Site) -> Role | None:
+    """Experts of Transformers: 3-D parameters; ``down_proj`` tells which axis of ``gate_up_proj`` is the output."""
+    module: Any = site.module
+    if len(site.shape) == MATRIX_NDIM and hasattr(module, "moe_num_experts"):  # DBRX: (experts * neurons, hidden)
+        count = int(module.moe_num_experts)
+        sizes = (site.shape[0] // count,) * count
+        return Role(kind="experts", fused=Fused(parts=tuple(map(str, range(count))), sizes=sizes))
+    if len(site.shape) != STACK_NDIM:
+        return None
+    down = getattr(module, "down_proj", None)
+    known = site.attribute == "gate_up_proj" and getattr(module, "has_gate", True) and isinstance(down, torch.Tensor)
+    transposed = down is not None and known and down.shape[1] * 2 == site.shape[2] and down.shape[2] == site.shape[1]
+    interleaved = not getattr(module, "is_concatenated", True)
+    return experts_role(site.shape, gate_up=known, transposed=transposed, interleaved=interleaved)
+
+
+def _has_class(module: nn.Module, pattern: str) -> bool:
+    return any(re.fullmatch(pattern, f"{c.__module__}.{c.__qualname__}") for c in type(module).__mro__)
+
+
+_CONVS = {
+    getattr(nn, f"Conv{transposed}{n}d"): f"conv{'_transpose' if transposed else ''}{n}d"
+    for transposed in ("", "Transpose")
+    for n in (1, 2, 3)
+}
+ROLES: tuple[tuple[type[nn.Module] | str, Callable[[Site], Role | None]], ...] = (
+    (nn.Linear, _linear),
+    (nn.Bilinear, _linear),
+    *((cls, _conv(kind)) for cls, kind in _CONVS.items()),
+    (nn.Embedding, _embedding),
+    (nn.EmbeddingBag, _embedding),
+    (nn.MultiheadAttention, _attention),
+    (nn.RNNBase, _rnn),
+    (nn.RNNCellBase, _rnn),
+    (r"transformers\..*\.Conv1D", _transposed_linear),
+    (r"(?i).*experts?[^.]*", _experts),
+)
+
+
+_AMBIGUOUS = (
+    "shape {} in a module of unknown type: it could be a convolution, a stack or a table; "
+    "to analyse it, pass a state dict with the matrices that it holds"
+)
+
+
+def _loose_table(name: str, shape: tuple[int, ...]) -> Role:
+    return Role(kind="embedding", layout=Layout.MATRIX if len(shape) == MATRIX_NDIM else Layout.STACK)
+
+
+# (test, role), both of (name, shape, is complex); the first test that holds counts.
+_Loose = tuple[Callable[[str, tuple[int, ...], bool], bool], Callable[[str, tuple[int, ...]], Role]]
+_LOOSE: tuple[_Loose, ...] = (
+    (lambda name, _, __: is_embedding_name(name), _loose_table),
+    (
+        lambda name, _, __: _BIAS.fullmatch(name.rpartition(".")[2]) is not None,
+        lambda _, shape: Role(kind="parameter", reason=f"bias of shape {shape}, not a weight matrix"),
+    ),
+    (lambda _, shape, __: len(shape) == MATRIX_NDIM, lambda _, __: Role(kind="parameter")),
+    (lambda _, __, is_complex: is_complex, lambda _, __: Role(kind="spectral_conv", layout=Layout.TAPS)),
+    (
+        lambda _, shape, __: sum(size > 1 for size in shape) <= 1,
+        lambda _, shape: Role(kind="parameter", reason=f"a vector stored with shape {shape}, not a weight matrix"),
+    ),
+    (
+        lambda name, shape, _: len(shape) == STACK_NDIM and "expert" in name.lower(),
+        lambda _, __: Role(kind="experts", layout=Layout.STACK),
+    ),
+)
+
+
+def loose_role(name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Role:
+    """Role of a parameter of which nothing but name, shape and dtype is known, from a module of unknown type.
+
+    Args:
+        name: Qualified parameter name.
+        shape: Its shape, two axes or more.
+        dtype: Its dtype.
+
+    Returns:
+        The role; one with a reason where the shape is ambiguous.
+    """
+    is_complex = dtype is not None and dtype.is_complex
+    for test, role in _LOOSE:
+        if test(name, shape, is_complex):
+            return role(name, shape)
+    return Role(kind="parameter", reason=_AMBIGUOUS.format(shape))
+
+
+def role_of(site: Site) -> Role:
+    """What a parameter of a live module is.
+
+    Args:
+        site: Where it sits.
+
+    Returns:
+        The role; one with a reason where it cannot be analysed.
+    """
+    if _BIAS.fullmatch(site.attribute) and not is_embedding_name(site.name):
+        return loose_role(site.name, site.shape, site.dtype)
+    for key, rule in ROLES:
+        if _has_class(site.module, key) if isinstance(key, str) else isinstance(site.module, key):
+            role = rule(site)
+            if role is not None:
+                return role
+    return loose_role(site.name, site.shape, site.dtype)

@@ -1,0 +1,113 @@
+"""What the finders find: candidates, and the rows they become."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tempbalance.layers.fused import Fused, Index, Reader
+from tempbalance.matrices import Layout
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Candidate", "Role", "Weight", "to_weights"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """One weight matrix (or batch of equal ones) of a model: one future row.
+
+    Attributes:
+        name: Qualified parameter name; a part of a fused parameter is ``name:part``.
+        kind: ``linear``, ``conv1d`` to ``conv3d``, ``conv_transpose1d`` to ``conv_transpose3d``, ``embedding``,
+            ``attention``, ``rnn``, ``experts``, ``spectral_conv``, ``lora`` or ``parameter``.
+        block: Name of the transformer block (or other repeated unit) that holds it, or None.
+        shape: Shape of this part.
+        layout: How the axes are laid out.
+        load: Reads this part and nothing else, in the stored dtype. Of a live model it may be a view: do not write.
+    """
+
+    name: str
+    kind: str
+    block: str | None
+    shape: tuple[int, ...]
+    layout: Layout
+    load: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """What a parameter is, before anything is known of its numbers.
+
+    Attributes:
+        kind: As in :class:`Weight`.
+        layout: How the axes are laid out; ``Layout.STACK`` with kind ``experts`` becomes a row per expert.
+        fused: Layout of the parts, when several matrices share the parameter (of one expert, in a stack).
+        reason: Why it cannot be analysed, if so.
+    """
+
+    kind: str
+    layout: Layout = Layout.MATRIX
+    fused: Fused | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidate:
+    """A parameter with two axes or more: it becomes rows, or is skipped with a reason.
+
+    Attributes:
+        name: Qualified parameter name.
+        role: What it is.
+        shape: Shape as stored.
+        dtype: Dtype as stored, None where a row is computed from several tensors.
+        read: Reads the parameter at an index, ``()`` for all of it.
+        identity: Equal for two names of one tensor (tied weights), None when unknown.
+        block: Name of the block that holds it.
+        tied_to: Name of the tensor that it is tied to, where the model says so.
+    """
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    read: Reader
+    identity: Hashable = None
+    block: str | None = None
+    tied_to: str | None = None
+
+
+def to_weights(candidate: Candidate, *, split: bool) -> Iterator[Weight]:
+    """Turn a candidate into its rows.
+
+    Args:
+        candidate: A parameter that can be analysed.
+        split: Whether fused parameters get a row per part. Experts always do.
+
+    Yields:
+        One :class:`Weight` per weight matrix.
+    """
+    role = candidate.role
+    if role.kind == "experts" and role.layout is Layout.STACK:
+        for expert in range(candidate.shape[0]):
+            yield from _parts(candidate, f"{candidate.name}:{expert}", (expert,), candidate.shape[1:], split)
+    else:
+        yield from _parts(candidate, candidate.name, (), candidate.shape, split)
+
+
+def _parts(candidate: Candidate, name: str, index: Index, shape: tuple[int, ...], split: bool) -> Iterator[Weight]:
+    """The rows of one matrix of a candidate: one, or one per fused part."""
+    role = candidate.role
+    make = functools.partial(
+        Weight, kind=role.kind, block=candidate.block, layout=Layout.MATRIX if index else role.layout
+    )
+    if role.fused is None or not split:
+        yield make(name=name, shape=shape, load=functools.partial(candidate.read, index))
+        return
+    for number, part in enumerate(role.fused.parts):
+        load = functools.partial(role.fused.take, number, candidate.read, index)
+        yield make(name=f"{name}:{part}", shape=role.fused.shape_of(number, shape), load=load)
