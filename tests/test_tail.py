@@ -11,8 +11,8 @@ import tempbalance as tb
 from tempbalance.errors import NonFiniteError, WeightError
 from tempbalance.testing import matrix_with_spectrum, pareto_quantiles, pareto_sample
 
-ESTIMATORS = [tb.Hill(), tb.Peak(), tb.KS(), tb.HillAsReleased(), tb.PeakAsReleased()]
-SCALE_FREE = [tb.Hill(), tb.Peak(), tb.KS(), tb.HillAsReleased()]
+ESTIMATORS = [tb.Hill(), tb.Peak(), tb.KS(), tb.HillAsReleased(), tb.PeakAsReleased(), tb.KSAsReleased()]
+SCALE_FREE = [tb.Hill(), tb.Peak(), tb.KS(), tb.HillAsReleased(), tb.KSAsReleased()]
 ids = [type(estimator).__name__ for estimator in ESTIMATORS]
 scale_free_ids = [type(estimator).__name__ for estimator in SCALE_FREE]
 

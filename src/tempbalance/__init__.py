@@ -4,5 +4,5 @@ from tempbalance import errors, testing
 from tempbalance.errors import TempBalanceError
 from tempbalance.matrices import Layout
 from tempbalance.spectrum import weight_spectrum
-from tempbalance.tail import KS, Hill, HillAsReleased, Peak, PeakAsReleased
+from tempbalance.tail import KS, Hill, HillAsReleased, KSAsReleased, Peak, PeakAsReleased
 from tempbalance.types import LayerStats, Skipped, Spectrum, Status, TailFit

@@ -2,7 +2,7 @@
 
 from tempbalance.tail.base import TailEstimator
 from tempbalance.tail.hill import Hill, HillAsReleased
-from tempbalance.tail.ks import KS
+from tempbalance.tail.ks import KS, KSAsReleased
 from tempbalance.tail.peak import Peak, PeakAsReleased
 
-__all__ = ["KS", "Hill", "HillAsReleased", "Peak", "PeakAsReleased", "TailEstimator"]
+__all__ = ["KS", "Hill", "HillAsReleased", "KSAsReleased", "Peak", "PeakAsReleased", "TailEstimator"]

@@ -185,7 +185,7 @@ def ks_distances(logs: Tensor, log_xmin: Tensor, alpha: Tensor, first: Tensor) -
     return gaps.amax(dim=1)
 
 
-def ks_search(eigenvalues: Tensor, candidates: Tensor) -> Tails:
+def ks_search(eigenvalues: Tensor, candidates: Tensor, *, bounded: bool = False) -> Tails:
     """The threshold among the candidates whose tail has the least KS distance, the first one if several do.
 
     All candidates of all spectra are tried at once, in chunks of bounded memory; the work is ``B n^2 / 2``
@@ -195,6 +195,7 @@ def ks_search(eigenvalues: Tensor, candidates: Tensor) -> Tails:
         eigenvalues: Shape ``(B, n)``.
         candidates: Which eigenvalues may be the threshold; bool, shape ``(B, n)``. Zeros, repeated values and the
             largest one never are.
+        bounded: Whether the distance is to the law cut off at the largest eigenvalue.
 
     Returns:
         The fitted tails; NaN where no candidate gives a finite alpha > 1.
@@ -209,7 +210,7 @@ def ks_search(eigenvalues: Tensor, candidates: Tensor) -> Tails:
     start = int(allowed.any(dim=0).to(torch.uint8).argmax())
     while start < n:
         stop = min(n, start + max(1, _CHUNK // (batch * (n - start))))
-        distances[:, start:stop] = _ks_rows(logs, alphas, start, stop)
+        distances[:, start:stop] = _ks_rows(logs, alphas, slice(start, stop), bounded)
         start = stop
     best = distances.masked_fill(~allowed, math.inf).argmin(dim=1, keepdim=True)
     found = allowed.any(dim=1)
@@ -222,11 +223,14 @@ def ks_search(eigenvalues: Tensor, candidates: Tensor) -> Tails:
     )
 
 
-def _ks_rows(logs: Tensor, alphas: Tensor, start: int, stop: int) -> Tensor:
-    """KS distances of the tails that start at ``start .. stop - 1``, shape ``(B, stop - start)``."""
-    n = logs.shape[1]
-    gaps = logs[:, None, start:] - logs[:, start:stop, None]
-    gaps.mul_((1 - alphas[:, start:stop, None]).clamp(min=-1e300)).exp_()
+def _ks_rows(logs: Tensor, alphas: Tensor, rows: slice, bounded: bool) -> Tensor:
+    """KS distances of the tails that start at the given indices, shape ``(B, rows)``."""
+    start, n = rows.start, logs.shape[1]
+    gaps = logs[:, None, start:] - logs[:, rows, None]
+    gaps.mul_((1 - alphas[:, rows, None]).clamp(min=-1e300)).exp_()  # the law's survival function
+    if bounded:
+        least = gaps[:, :, -1:].clone()
+        gaps.sub_(least).div_(1 - least)
     sizes = torch.arange(n - start, 0, -1, dtype=logs.dtype, device=logs.device)
-    gaps.sub_(sizes / sizes[: stop - start, None]).abs_()
+    gaps.sub_(sizes / sizes[: rows.stop - start, None]).abs_()
     return gaps.triu_().amax(dim=2)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tempbalance.tail.base import TailEstimator, Tails, ks_search
 
-__all__ = ["KS"]
+__all__ = ["KS", "KSAsReleased"]
 
 
 @dataclass(frozen=True)
@@ -29,3 +29,22 @@ class KS(TailEstimator):
 
     def _fit(self, eigenvalues: Tensor) -> Tails:
         return ks_search(eigenvalues, torch.ones_like(eigenvalues, dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class KSAsReleased(TailEstimator):
+    """The fit behind the numbers that WeightWatcher published until 2020: ``powerlaw.Fit(..., xmax=lambda_max)``.
+
+    As ``KS``, but the distance is taken to the law cut off at the largest eigenvalue, while alpha stays the exponent of
+    the law that is not: so ``powerlaw`` 1.x computes with ``xmax`` (its likelihood leaves the cut-off out). For replays
+    of published numbers; otherwise use ``KS``.
+
+    Example:
+        >>> import torch
+        >>> fit = KSAsReleased().fit(torch.arange(1.0, 200.0) ** -2)
+        >>> round(fit.alpha, 1)
+        1.5
+    """
+
+    def _fit(self, eigenvalues: Tensor) -> Tails:
+        return ks_search(eigenvalues, torch.ones_like(eigenvalues, dtype=torch.bool), bounded=True)
