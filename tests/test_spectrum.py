@@ -31,7 +31,9 @@ def test_eigenvalues_are_squared_singular_values(shape):
     assert_eigenvalues(tb.weight_spectrum(weight), weight[None])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+)
 def test_narrow_floats_are_cast_up(dtype):
     weight = random(60, 30).to(dtype)
     assert_eigenvalues(tb.weight_spectrum(weight), weight.double()[None])
@@ -40,7 +42,9 @@ def test_narrow_floats_are_cast_up(dtype):
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_complex_modes(dtype):
     weight = torch.complex(random(12, 10, 4, 3), random(12, 10, 4, 3, seed=1)).to(dtype)
-    assert_eigenvalues(tb.weight_spectrum(weight, tb.Layout.TAPS), weight.permute(2, 3, 0, 1).reshape(12, 12, 10).numpy())
+    assert_eigenvalues(
+        tb.weight_spectrum(weight, tb.Layout.TAPS), weight.permute(2, 3, 0, 1).reshape(12, 12, 10).numpy()
+    )
 
 
 def test_taps_are_pooled():

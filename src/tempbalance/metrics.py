@@ -207,7 +207,7 @@ def is_random(spectrum: Spectrum, metrics: Metrics) -> bool:
     variance = float(spectrum.eigenvalues.sum()) / (count * spectrum.shape[0] * spectrum.shape[1])
     # The tail of the Tracy-Widom law is about exp(-2/3 s^(3/2)).
     highest = (1.5 * math.log(1000 * count)) ** (2 / 3)
-    return metrics.lambda_max / variance <= center + highest * width
+    return bool(metrics.lambda_max / variance <= center + highest * width)
 
 
 def thin(eigenvalues: Tensor) -> ESD:
@@ -227,5 +227,5 @@ def thin(eigenvalues: Tensor) -> ESD:
     if n == 0:
         return ESD((), ())
     bulk = torch.linspace(n, min(n, _TAIL_POINTS), _BULK_POINTS, dtype=torch.float64).round().long()
-    ranks = torch.cat([bulk, torch.arange(1, min(n, _TAIL_POINTS) + 1)]).unique().flip(0)
+    ranks = torch.cat([bulk, torch.arange(1, min(n, _TAIL_POINTS) + 1)]).unique().flip(0)  # type: ignore[no-untyped-call]
     return ESD(tuple(eigenvalues[len(eigenvalues) - ranks].tolist()), tuple(ranks.tolist()))

@@ -67,7 +67,7 @@ class Analysis:
         Returns:
             The table; where a layer has no alpha, floats are NaN.
         """
-        import pandas as pd  # noqa: PLC0415  loading it costs more than importing tempbalance may
+        import pandas as pd  # loading it costs more than importing tempbalance may
 
         names = [f.name for f in fields(LayerStats) if f.name != "esd"]
         rows = [{name: getattr(layer, name) for name in names} for layer in self.layers]
@@ -85,7 +85,7 @@ class Analysis:
         Raises:
             AnalysisError: The ending is none of these, or the file cannot be written.
             MissingExtraError: The format needs a package that is not installed.
-        """  # noqa: DOC502  MissingExtraError comes from the writers
+        """
         writer = _WRITERS.get(Path(path).suffix.lower())
         if writer is None:
             raise AnalysisError(f"cannot save to {path}: the ending must be one of {', '.join(_WRITERS)}")
@@ -175,7 +175,7 @@ class Comparison:
         Returns:
             The table.
         """
-        import pandas as pd  # noqa: PLC0415  loading it costs more than importing tempbalance may
+        import pandas as pd  # loading it costs more than importing tempbalance may
 
         return pd.DataFrame([asdict(row) for row in self.layers], columns=[f.name for f in fields(LayerDelta)])
 
@@ -226,7 +226,9 @@ def compare(before: Analysis, after: Analysis) -> Comparison:
     second = {layer.name: layer for layer in after.layers}
     common = [name for name in first if name in second]
     if not common:
-        raise AnalysisError(f"no layer is in both: {next(iter(first), None)!r}, ... and {next(iter(second), None)!r}, ...")
+        raise AnalysisError(
+            f"no layer is in both: {next(iter(first), None)!r}, ... and {next(iter(second), None)!r}, ..."
+        )
     return Comparison(
         before=before.source,
         after=after.source,
@@ -330,20 +332,22 @@ def _dumps(value: Any) -> bytes:
 
 
 def _csv(frame: pd.DataFrame) -> bytes:
-    return frame.to_csv(index=False).encode()
+    text: str = frame.to_csv(index=False)
+    return text.encode()
 
 
 def _parquet(analysis: Analysis) -> bytes:
     frame = analysis.to_pandas()
     frame["shape"] = [list(shape) for shape in frame["shape"]]
     try:
-        return frame.to_parquet(index=False)
+        content: bytes = frame.to_parquet(index=False)
     except ImportError as error:
         raise MissingExtraError("parquet needs pyarrow: pip install 'tempbalance[parquet]'") from error
+    return content
 
 
 def _html(analysis: Analysis) -> bytes:
-    from tempbalance.report.html import render_html  # noqa: PLC0415  only when a report is asked for
+    from tempbalance.report.html import render_html
 
     return render_html(analysis).encode()
 

@@ -28,7 +28,9 @@ _BATCH_NDIM = 3
 _SAFE_EXPONENT = 256  # entries within 2**-256 .. 2**256 can be squared and summed in float64
 
 
-def weight_spectrum(weight: Tensor, layout: Layout = Layout.MATRIX, *, device: torch.device | str | None = None) -> Spectrum:
+def weight_spectrum(
+    weight: Tensor, layout: Layout = Layout.MATRIX, *, device: torch.device | str | None = None
+) -> Spectrum:
     """The empirical spectral density of one weight: all eigenvalues of ``W^T W``.
 
     Computed in float64, in float32 on devices that have no float64; half and 8-bit floats are cast up, complex ones
@@ -125,7 +127,7 @@ def _eigenvalues(pieces: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, 
     del grams
     try:
         values = torch.linalg.eigvalsh(gram, UPLO="L").to("cpu", torch.float64)
-    except torch.linalg.LinAlgError:  # no convergence: as inaccurate as can be
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # no convergence: as inaccurate as can be
         values = torch.full(gram.shape[:2], math.nan, dtype=torch.float64)
     del gram
     side = max(pieces[0].shape[1:])
@@ -134,19 +136,19 @@ def _eigenvalues(pieces: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, 
     smallest = torch.where(values > 0, values, math.inf).amin(dim=1)
     doubtful = ~(math.sqrt(side) * eps * values[:, -1] <= _RELATIVE_ERROR * smallest)
     if doubtful.any():
-        rows = [(m, scale) for matrices, scale in zip(pieces, scales, strict=True) for m in matrices]
         zero = max(side * torch.finfo(torch.float64).eps, (side * eps) ** 2)
-        for index in doubtful.nonzero().flatten().tolist():
-            values[index] = _by_svd(*rows[index], dtype, zero)
+        first = 0
+        for matrices, scale in zip(pieces, scales, strict=True):
+            for index in doubtful[first : first + len(matrices)].nonzero().flatten().tolist():
+                values[first + index] = _by_svd(matrices[index], scale, dtype, zero)
+            first += len(matrices)
     return values, scales
 
 
 def _gram(matrices: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """Lower triangles of the Gram matrices of the smaller side, ``(B, n, n)``; what lies above is undefined.
-
-    The matrix is read once, a chunk of rows at a time, and only blocks on and below the diagonal are multiplied:
-    half the work of a full product.
-    """
+    """Lower triangles of the Gram matrices of the smaller side, ``(B, n, n)``; what lies above is undefined."""
+    # A matrix is read once, a chunk of rows at a time, and only blocks on and below the diagonal are multiplied: half
+    # the work of a full product.
     tall = matrices if matrices.shape[1] >= matrices.shape[2] else matrices.mT
     batch, rows, n = tall.shape
     work = dtype if not tall.is_complex() else torch.complex128 if dtype is torch.float64 else torch.complex64
@@ -164,6 +166,6 @@ def _gram(matrices: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 def _by_svd(matrix: Tensor, scale: float, dtype: torch.dtype, zero: float) -> Tensor:
     work = dtype if not matrix.is_complex() else torch.complex128 if dtype is torch.float64 else torch.complex64
-    values = torch.linalg.svdvals(matrix.to(work) * scale).to("cpu", torch.float64).square().flip(0)
+    values: Tensor = torch.linalg.svdvals(matrix.to(work) * scale).to("cpu", torch.float64).square().flip(0)
     values[values <= zero * values[-1]] = 0.0
     return values

@@ -84,7 +84,6 @@ def matrix_with_spectrum(eigenvalues: Tensor, shape: tuple[int, int], *, seed: i
     if eigenvalues.shape != (n,):
         raise ValueError(f"a {shape[0]} x {shape[1]} matrix has {n} eigenvalues, got {tuple(eigenvalues.shape)}")
     generator = torch.Generator().manual_seed(seed)
-    left, right = (
-        torch.linalg.qr(torch.randn(side, n, generator=generator, dtype=torch.float64)).Q for side in shape
-    )
-    return (left * eigenvalues.to(torch.float64).sqrt()) @ right.mT
+    left, right = (torch.linalg.qr(torch.randn(side, n, generator=generator, dtype=torch.float64)).Q for side in shape)
+    weight: Tensor = (left * eigenvalues.to(torch.float64).sqrt()) @ right.mT
+    return weight

@@ -17,7 +17,7 @@ from torch import Tensor
 from tempbalance.errors import NonFiniteError, WeightError
 from tempbalance.types import Spectrum, Status, TailFit
 
-__all__ = ["Tails", "TailEstimator", "failed", "ks_distances", "ks_search", "log_positive", "mle_exponents"]
+__all__ = ["TailEstimator", "Tails", "failed", "ks_distances", "ks_search", "log_positive", "mle_exponents"]
 
 _CHUNK = 1 << 18  # entries of the KS matrix at a time: 2 MB, so that the passes over it stay in the cache
 _MIN_LOG_RANGE = 1e-4  # a tail that spans less, in log(lambda), has no shape: alpha would exceed 10^4
@@ -67,7 +67,7 @@ class TailEstimator(ABC):
         Raises:
             WeightError: ``eigenvalues`` is not a one-dimensional real tensor, or holds negative numbers.
             NonFiniteError: It holds NaN or Inf.
-        """  # noqa: DOC502  raised by fit_batch
+        """
         values = eigenvalues.eigenvalues if isinstance(eigenvalues, Spectrum) else eigenvalues
         if values.ndim != 1:
             raise WeightError(f"expected eigenvalues of shape (n,), got {tuple(values.shape)}")
@@ -101,7 +101,8 @@ class TailEstimator(ABC):
         ]
         if enough.any():
             usable = values[enough]
-            for index, fit in zip(enough.nonzero().flatten().tolist(), _as_fits(self._fit(usable), usable), strict=True):
+            found = _as_fits(self._fit(usable), usable)
+            for index, fit in zip(enough.nonzero().flatten().tolist(), found, strict=True):
                 fits[index] = fit
         return fits
 
@@ -112,6 +113,12 @@ class TailEstimator(ABC):
 
 def failed(status: Status) -> TailFit:
     """A fit that says why there is none.
+
+    Args:
+        status: Why; not ``Status.OK``.
+
+    Returns:
+        NaN in every float, and an empty tail.
 
     Example:
         >>> failed(Status.TOO_FEW).alpha
@@ -132,9 +139,7 @@ def _as_fit(alpha: float, xmin: float, num_tail: int, ks_distance: float, flat: 
     if not math.isfinite(alpha):
         return failed(Status.NO_TAIL)
     stderr = (alpha - 1) / math.sqrt(num_tail)
-    return TailFit(
-        status=Status.OK, alpha=alpha, stderr=stderr, xmin=xmin, num_tail=num_tail, ks_distance=ks_distance
-    )
+    return TailFit(status=Status.OK, alpha=alpha, stderr=stderr, xmin=xmin, num_tail=num_tail, ks_distance=ks_distance)
 
 
 def log_positive(eigenvalues: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ __all__ = ["Hill", "HillAsReleased"]
 class Hill(TailEstimator):
     """Hill's estimator over a fixed share of the spectrum.
 
-    ``alpha = 1 + k / sum_{i=1..k} ln(x_{n-i+1} / x_{n-k})`` with ``k = floor(share * n)``: the threshold ``xmin`` is the
-    largest eigenvalue outside the tail (Model Balancing, eq. 2; AlphaDecay, eq. 2). It is the exponent of the density,
-    one more than the reciprocal of the classical Hill estimate.
+    ``alpha = 1 + k / sum_{i=1..k} ln(x_{n-i+1} / x_{n-k})`` with ``k = floor(share * n)``: the threshold ``xmin`` is
+    the largest eigenvalue outside the tail (Model Balancing, eq. 2; AlphaDecay, eq. 2). It is the exponent of the
+    density, one more than the reciprocal of the classical Hill estimate.
 
     Zero eigenvalues are left out of ``n``; the papers do not say.
 

@@ -1,0 +1,257 @@
+"""Analyse every weight matrix of a model or a checkpoint, a few at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tempbalance.checkpoints import Checkpoint, open_checkpoint
+from tempbalance.errors import AnalysisError, TempBalanceError, WeightError
+from tempbalance.layers import Select, Weight, find_weights
+from tempbalance.matrices import as_matrices
+from tempbalance.metrics import is_random, measure, thin
+from tempbalance.results import Analysis, dumps, row_from_json, row_to_json
+from tempbalance.spectrum import spectra
+from tempbalance.tail import Hill, TailEstimator
+from tempbalance.tail.base import failed
+from tempbalance.types import LayerStats, Skipped, Spectrum, Status, TailFit
+
+__all__ = ["Source", "analyze"]
+
+Source: TypeAlias = nn.Module | Mapping[str, Tensor] | Checkpoint | str | os.PathLike[str]
+
+_BATCH = 1 << 22  # weights of equal shape that are analysed together hold at most this many numbers
+_logger = logging.getLogger("tempbalance")
+
+
+def analyze(  # noqa: PLR0913  the front door; all but the source are options by keyword
+    source: Source,
+    *,
+    estimator: TailEstimator | None = None,
+    select: Select | Sequence[str] | str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    strict: bool = False,
+    resume: str | os.PathLike[str] | None = None,
+) -> Analysis:
+    """Measure the spectrum of every weight matrix.
+
+    A checkpoint is read tensor by tensor, never as a whole. A live model is not changed.
+
+    Args:
+        source: A live model, a state dict, a checkpoint (``.safetensors``, ``.bin``, ``.pt``), a folder of them with
+            or without an index and a ``config.json``, or a Hugging Face hub id.
+        estimator: How the tail is fitted; by default ``Hill()``.
+        select: Which weights, as a ``Select``, or as one or several globs on the qualified parameter name.
+        device: Where to compute; by default where the weights are.
+        progress: Whether to show a progress bar (only ever on a terminal).
+        strict: Whether a weight that cannot be analysed raises. By default it is listed under ``skipped``.
+        resume: A file for the rows done so far. If it exists and fits the source and the settings, its rows are not
+            computed again. It is left behind when this is interrupted, and removed otherwise.
+
+    Returns:
+        One row per weight matrix, in model order, and what was skipped and why.
+
+    Raises:
+        CheckpointError: The source cannot be read.
+        SelectionError: A glob matches no weight.
+        WeightError: The source holds no weight matrix at all.
+        AnalysisError: ``resume`` is asked for a source that is not on disk, or its file cannot be written.
+
+    Example:
+        >>> import tempbalance as tb, torch
+        >>> model = torch.nn.Linear(256, 128)
+        >>> row = tb.analyze(model, estimator=tb.KS()).layers[0]
+        >>> row.name, row.shape, row.status.value
+        ('weight', (128, 256), 'random')
+    """
+    estimator = estimator or Hill()
+    selection = Select.parse(select)
+    with _opened(source) as (opened, name):
+        weights, skipped = find_weights(opened, selection)
+        if not weights and not skipped:
+            raise WeightError(f"{name} holds no weight matrix: nothing in it has two or more axes")
+        settings = _settings(estimator, selection, device)
+        partial = _Partial.open(resume, opened, settings) if resume is not None else None
+        try:
+            job = _Job(estimator, device, strict, partial)
+            rows = job.run(weights, progress)
+        finally:
+            if partial is not None:
+                partial.close()
+    if resume is not None:
+        Path(resume).unlink(missing_ok=True)
+    return Analysis(
+        source=name,
+        settings=settings,
+        layers=[row for row in rows if isinstance(row, LayerStats)],
+        skipped=skipped + [row for row in rows if isinstance(row, Skipped)],
+    )
+
+
+@contextlib.contextmanager
+def _opened(source: Source) -> Generator[tuple[nn.Module | Mapping[str, Tensor] | Checkpoint, str]]:
+    """What ``find_weights`` takes, and a name for people."""
+    if isinstance(source, nn.Module):
+        yield source, type(source).__name__
+    elif isinstance(source, (str, os.PathLike)):
+        with open_checkpoint(source) as checkpoint:
+            yield checkpoint, os.fspath(source)
+    elif isinstance(source, Checkpoint):
+        yield source, str(source.source)
+    elif isinstance(source, Mapping):
+        yield source, "state dict"
+    else:
+        raise WeightError(
+            f"cannot analyse a {type(source).__name__}: expected a torch.nn.Module, a state dict, a path or a hub id"
+        )
+
+
+def _settings(estimator: TailEstimator, select: Select, device: torch.device | str | None) -> dict[str, Any]:
+    return {
+        "estimator": repr(estimator),
+        "select": json.loads(dumps(asdict(select))),
+        "device": str(device) if device is not None else "where the weights are",
+        "tempbalance": version("tempbalance"),
+        "torch": torch.__version__,
+    }
+
+
+def _batches(weights: Sequence[Weight]) -> Iterator[list[Weight]]:
+    """Runs of neighbours of one shape and layout, small enough to be held at once."""
+    batch: list[Weight] = []
+    for weight in weights:
+        size = torch.Size(weight.shape).numel()
+        alike = batch and (weight.shape, weight.layout) == (batch[0].shape, batch[0].layout)
+        if batch and not (alike and size * (len(batch) + 1) <= _BATCH):
+            yield batch
+            batch = []
+        batch.append(weight)
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same from weight to weight."""
+
+    estimator: TailEstimator
+    device: torch.device | str | None
+    strict: bool
+    partial: _Partial | None
+
+    def run(self, weights: Sequence[Weight], progress: bool) -> list[LayerStats | Skipped]:
+        done = dict(self.partial.rows) if self.partial else {}
+        if done:
+            _logger.info("resuming: %d of %d weights are done", len(done), len(weights))
+        with _progress_bar(len(weights), progress) as advance:
+            advance(len(done))
+            for batch in _batches([weight for weight in weights if weight.name not in done]):
+                for weight, row in zip(batch, self._analyse(batch), strict=True):
+                    done[weight.name] = row
+                    if self.partial:
+                        self.partial.add(row)
+                advance(len(batch))
+        return [done[weight.name] for weight in weights]
+
+    def _analyse(self, batch: list[Weight]) -> list[LayerStats | Skipped]:
+        try:
+            tensors = [as_matrices(weight.load(), weight.layout) for weight in batch]
+            found = spectra(tensors, device=self.device)
+        except TempBalanceError as error:
+            if len(batch) > 1:  # find out which one it is
+                return [row for weight in batch for row in self._analyse([weight])]
+            if self.strict:
+                raise type(error)(f"{batch[0].name}: {error}") from error
+            return [Skipped(batch[0].name, str(error))]
+        fits = self.estimator.fit_batch(torch.stack([spectrum.eigenvalues for spectrum in found]))
+        return [_row(*triple) for triple in zip(batch, found, fits, strict=True)]
+
+
+def _row(weight: Weight, spectrum: Spectrum, fit: TailFit) -> LayerStats:
+    metrics = measure(spectrum, fit)
+    if fit.status in {Status.OK, Status.NO_TAIL} and is_random(spectrum, metrics):
+        fit = failed(Status.RANDOM)
+        metrics = measure(spectrum, fit)
+    return LayerStats(
+        name=weight.name,
+        kind=weight.kind,
+        block=weight.block,
+        shape=weight.shape,
+        num_matrices=spectrum.num_matrices,
+        num_eigenvalues=len(spectrum.eigenvalues),
+        error_bound=spectrum.error_bound,
+        esd=thin(spectrum.eigenvalues),
+        **asdict(fit),
+        **asdict(metrics),
+    )
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int, wanted: bool) -> Generator[Callable[[int], None]]:
+    """A bar on the terminal; silent when piped."""
+    if not wanted:
+        yield lambda _count: None
+        return
+    from rich.console import Console  # only when something is shown
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("analysing weights", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+class _Partial:
+    """Rows done so far, one JSON line each after a first line that says what they belong to."""
+
+    def __init__(self, file: IO[str], rows: dict[str, LayerStats | Skipped]) -> None:
+        self._file = file
+        self.rows = rows
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], source: nn.Module | Mapping[str, Tensor] | Checkpoint, settings: Any
+    ) -> _Partial:
+        if not isinstance(source, Checkpoint):
+            raise AnalysisError("only an analysis of files can be resumed: a model in memory may have changed")
+        header = dumps({"files": [list(map(str, file)) for file in source.files], "settings": settings})
+        lines: list[str] = []
+        with contextlib.suppress(OSError):
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        rows: dict[str, LayerStats | Skipped] = {}
+        if lines and lines[0] == header:
+            for line in lines[1:]:
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line may be cut short
+                    row = json.loads(line)
+                    parsed = Skipped(**row) if "reason" in row else row_from_json(row)
+                    rows[parsed.name] = parsed
+        elif lines:
+            _logger.warning("%s belongs to other files or settings: starting afresh", path)
+        try:
+            file = Path(path).open("w", encoding="utf-8")
+        except OSError as error:
+            raise AnalysisError(f"cannot write {path}: {error.strerror}") from error
+        partial = cls(file, rows)
+        file.write(header + "\n")
+        for row in rows.values():
+            partial.add(row)
+        return partial
+
+    def add(self, row: LayerStats | Skipped) -> None:
+        self._file.write(dumps(row._asdict() if isinstance(row, Skipped) else row_to_json(row)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
