@@ -129,7 +129,7 @@ def _up_gate(_: nn.Module, length: int, __: int) -> Fused | None:
 
 def _per_head(owner: nn.Module, length: int, _: int) -> Fused | None:
     heads = _number(owner, _HEADS)
-    return heads and Fused(parts=QKV, sizes=(length // (3 * heads),) * 3, groups=heads) or None
+    return (heads and Fused(parts=QKV, sizes=(length // (3 * heads),) * 3, groups=heads)) or None
 
 
 def _grouped_query(owner: nn.Module, length: int, _: int) -> Fused | None:

@@ -1,0 +1,131 @@
+"""Which files of a folder are the checkpoint, and whether they are all there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tempbalance.checkpoints.shards import SUPPORTED, TORCH_SUFFIXES
+from tempbalance.errors import CheckpointError, CorruptFileError
+
+__all__ = ["read_json", "weight_files"]
+
+# Best first: what one of these finds is the checkpoint, the rest of the folder is left alone.
+_INDEXES = ("model.safetensors.index.json", "*.safetensors.index.json")
+_TORCH_INDEXES = ("pytorch_model.bin.index.json", "*.bin.index.json")
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+# Files that lie beside the weights: optimizer state and the like, and copies in the maker's own naming.
+_BESIDE = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*|consolidated.*|adapter_model)\..*"
+)
+_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object.
+
+    Raises:
+        CorruptFileError: It is not readable, or not an object; the message names the file.
+    """
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptFileError(f"{path}: not readable as JSON ({error}); download or copy it again") from error
+    if not isinstance(parsed, dict):
+        raise CorruptFileError(f"{path}: expected a JSON object, found a {type(parsed).__name__}")
+    return parsed
+
+
+def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """Choose the files that hold the weights: safetensors before pickles, an index before a single file.
+
+    Args:
+        folder: A folder.
+
+    Returns:
+        The files, and what the index promises (tensor name to file name; empty without an index).
+
+    Raises:
+        CheckpointError: No weights in the folder, or it cannot be listed.
+        CorruptFileError: A shard is missing.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+    files = [entry for entry in entries if entry.is_file()]
+    adapters = [folder / name for name in _ADAPTERS if (folder / name) in files][:1]
+    for indexes, suffixes, single in (
+        (_INDEXES, (".safetensors",), "model.safetensors"),
+        (_TORCH_INDEXES, TORCH_SUFFIXES, "pytorch_model.bin"),
+    ):
+        for pattern in indexes:
+            for index in sorted(folder.glob(pattern)):
+                return _indexed(index, adapters)
+        found = [f for f in files if f.suffix.lower() in suffixes and not _BESIDE.fullmatch(f.name)]
+        found = [f for f in found if f.name == single] or found
+        if found:
+            _check_numbering(found)
+            return [*found, *adapters], {}
+    if adapters:
+        return adapters, {}
+    raise CheckpointError(_nothing(folder, entries))
+
+
+def _indexed(index: Path, adapters: list[Path]) -> tuple[list[Path], dict[str, str]]:
+    """The shards that an index names."""
+    promised = read_json(index).get("weight_map")
+    if not isinstance(promised, dict) or not all(isinstance(v, str) for v in promised.values()):
+        raise CorruptFileError(f"{index}: no weight_map from tensor names to files; download or copy it again")
+    names = sorted(set(promised.values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CorruptFileError(f"{index}: names a file outside its folder: {outside[0]!r}")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CorruptFileError(
+            f"{index}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:5])}; "
+            "download or copy them into the same folder"
+        )
+    return [*(index.parent / name for name in names), *adapters], promised
+
+
+def _check_numbering(files: Iterable[Path]) -> None:
+    """Without an index, the names still say how many shards there should be."""
+    for file in files:
+        match = _NUMBERED.fullmatch(file.name)
+        if match is None:
+            continue
+        width, count = len(match["number"]), int(match["count"])
+        for number in range(1, count + 1):
+            name = f"{match['stem']}-{number:0{width}d}-of-{match['count']}{match['suffix']}"
+            if not (file.parent / name).is_file():
+                raise CorruptFileError(f"{file.parent}: the shard {name} is missing; download or copy it")
+
+
+def _nothing(folder: Path, entries: list[Path]) -> str:
+    """The message for a folder without weights: what is in it, where else to look."""
+    suffixes = (".safetensors", *TORCH_SUFFIXES)
+    nested = [e.name for e in entries if e.is_dir() and any(f.suffix in suffixes for f in _listed(e))]
+    if nested:
+        hint = f"there are weights in its folders {', '.join(nested[:5])}: open one of them"
+    else:
+        present = ", ".join(e.name for e in entries[:8])
+        hint = f"it holds {present}" if present else "it is empty"
+    return f"{folder}: no weights found, {hint}; {SUPPORTED}"
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
