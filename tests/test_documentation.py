@@ -1,4 +1,4 @@
-"""The examples in README and docs run, and links lead somewhere; where they lead to the web, their syntax is checked."""
+"""The examples in README and docs run; links lead somewhere (of the web, their syntax is checked); options exist."""
 
 import doctest
 import re
@@ -7,6 +7,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+import typer
+
+from tempbalance.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -86,3 +89,12 @@ def test_the_check_of_links_can_fail(tmp_path: Path):
     bad = ["missing.md", "http://arxiv.org/abs/0706.1062", "https://arxiv.org/abs/07061062", "https://nowhere/x"]
     page.write_text(" ".join(f"[text]({link})" for link in good + bad))
     assert broken_links(page) == bad
+
+
+def test_the_page_on_the_command_line_has_every_option_and_no_other():
+    commands = typer.main.get_command(app).commands.values()
+    options = [{*option.opts, *option.secondary_opts} for command in commands for option in command.params]
+    options = [names for names in options if any(name.startswith("--") for name in names)]
+    documented = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "cli.md").read_text("utf-8")))
+    assert documented - set().union(*options) == {"--help"}
+    assert [names for names in options if not names & documented] == []

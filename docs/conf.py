@@ -1,0 +1,27 @@
+import tempbalance  # noqa: F401  fail here, with a traceback, rather than page by page
+
+project = "tempbalance"
+author = "the tempbalance contributors"
+project_copyright = author
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+
+html_theme = "furo"
+html_title = "tempbalance"
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+nitpicky = True
+# Names of other projects, whose inventories would have to be fetched; names inside tempbalance must resolve.
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|numpy|pandas|pd|collections|os|pathlib|typing|enum|types)\..*"),
+    ("py:.*", r"Tensor|nn\.Module|Path|Any|Literal|Mapping|Sequence|Callable|Iterator|optional|dtype"),
+    ("py:.*", r"(int|float|str|bool|tuple|list|dict|None|ValueError|ImportError|FileNotFoundError)"),
+]
