@@ -50,6 +50,11 @@ def ks(values, candidates=None):
     return best
 
 
+def ks_alpha(values):
+    """Alpha of the exhaustive search."""
+    return ks(values)[1]
+
+
 def peak_window(values, bins=100):
     """Left edge of the fullest of 100 bins of log10 of the eigenvalues."""
     counts, edges = np.histogram(np.log10(values), bins=bins)

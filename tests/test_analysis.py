@@ -113,23 +113,40 @@ class TestBadInput:
             tb.analyze(trained, resume=tmp_path / "x.partial")
 
 
-class TestRealTransformer:
-    def test_every_linear_layer_agrees_with_a_naive_svd(self, minilm):
-        tensors = load_file(minilm / "model.safetensors")
-        hill, released = tb.analyze(minilm), tb.analyze(minilm, estimator=tb.HillAsReleased())
-        assert len(hill.layers) == 37  # six linear layers in each of six blocks, and the pooler
-        for row, twin in zip(hill.layers, released.layers, strict=True):
-            values = oracles.eigenvalues(tensors[row.name][None])
-            assert row.alpha == pytest.approx(oracles.hill(values), rel=1e-6)
-            assert twin.alpha == pytest.approx(oracles.hill_as_released(values), rel=1e-6)
+@pytest.fixture(scope="module")
+def linear_layers(minilm):
+    """Eigenvalues by a naive SVD of every linear layer: six in each of six blocks, and the pooler."""
+    tensors = load_file(minilm / "model.safetensors")
+    names = [name for name, tensor in tensors.items() if tensor.ndim == 2 and "embeddings" not in name]
+    assert len(names) == 37
+    return {name: (tensors[name], oracles.eigenvalues(tensors[name][None])) for name in names}
 
-    def test_ks_agrees_with_an_exhaustive_search(self, minilm):
-        tensors = load_file(minilm / "model.safetensors")
-        for row in tb.analyze(minilm, estimator=tb.KS()).layers:
-            distance, alpha, xmin, num_tail = oracles.ks(oracles.eigenvalues(tensors[row.name][None]))
-            assert row.num_tail == num_tail
-            assert (row.alpha, row.xmin) == (pytest.approx(alpha, rel=1e-6), pytest.approx(xmin, rel=1e-6))
-            assert row.ks_distance == pytest.approx(distance, rel=1e-6)
+
+class TestRealTransformer:
+    @pytest.mark.parametrize(
+        ("estimator", "oracle"),
+        [(tb.Hill(), oracles.hill), (tb.HillAsReleased(), oracles.hill_as_released), (tb.KS(), oracles.ks_alpha)],
+    )
+    def test_every_linear_layer_agrees_with_a_naive_svd(self, minilm, linear_layers, estimator, oracle):
+        rows = {row.name: row for row in tb.analyze(minilm, estimator=estimator).layers}
+        assert set(rows) == set(linear_layers)
+        for name, (weight, values) in linear_layers.items():
+            fit = estimator.fit(tb.weight_spectrum(weight))
+            assert fit.alpha == pytest.approx(oracle(values), rel=1e-6)
+            assert rows[name].alpha == fit.alpha or name == "pooler.dense.weight"
+
+    def test_ks_finds_the_threshold_of_an_exhaustive_search(self, linear_layers):
+        for weight, values in linear_layers.values():
+            fit = tb.KS().fit(tb.weight_spectrum(weight))
+            distance, _, xmin, num_tail = oracles.ks(values)
+            assert fit.num_tail == num_tail
+            assert (fit.xmin, fit.ks_distance) == (pytest.approx(xmin, rel=1e-6), pytest.approx(distance, rel=1e-6))
+
+    def test_the_pooler_was_never_trained(self, minilm):
+        # Sentence embeddings average the tokens and do not use the pooler: its bias is zero, its weights are Gaussian.
+        statuses = {row.name: row.status for row in tb.analyze(minilm).layers}
+        assert [name for name, status in statuses.items() if status is not tb.Status.OK] == ["pooler.dense.weight"]
+        assert statuses["pooler.dense.weight"] is tb.Status.RANDOM
 
     @pytest.mark.parametrize("estimator", [tb.Hill(), tb.KS()])
     @pytest.mark.parametrize("factor", [1e-6, 1e6])

@@ -102,7 +102,7 @@ class TestMarchenkoPastur:
 
 
 class TestRecognisingAnUntrainedLayer:
-    @pytest.mark.parametrize("shape", [(1, 16, 16), (1, 384, 384), (1, 64, 512), (9, 64, 32), (49, 20, 20)])
+    @pytest.mark.parametrize("shape", [(1, 50, 50), (1, 384, 384), (1, 64, 512), (9, 64, 32), (49, 20, 20)])
     @pytest.mark.parametrize("law", ["normal", "uniform"])
     def test_random(self, shape, law):
         generator = torch.Generator().manual_seed(11)
@@ -121,7 +121,11 @@ class TestRecognisingAnUntrainedLayer:
         spectrum = tb.weight_spectrum(weight)
         assert not is_random(spectrum, measured(spectrum))
 
-    @pytest.mark.parametrize("weight", [torch.zeros(20, 20), torch.ones(1, 30), torch.eye(50)])
+    def test_a_spectrum_too_small_to_judge_is_not_called_random(self):
+        spectrum = tb.weight_spectrum(torch.randn(10, 64, generator=torch.Generator().manual_seed(0)))
+        assert not is_random(spectrum, measured(spectrum))
+
+    @pytest.mark.parametrize("weight", [torch.zeros(40, 40), torch.ones(1, 50), torch.eye(50)])
     def test_degenerate_matrices_are_not_called_random(self, weight):
         spectrum = tb.weight_spectrum(weight)
         assert not is_random(spectrum, measured(spectrum))

@@ -108,7 +108,7 @@ def _opened(source: Source) -> Generator[tuple[nn.Module | Mapping[str, Tensor] 
         with open_checkpoint(source) as checkpoint:
             yield checkpoint, os.fspath(source)
     elif isinstance(source, Checkpoint):
-        yield source, str(source.source)
+        yield source, str(source.path)
     elif isinstance(source, Mapping):
         yield source, "state dict"
     else:

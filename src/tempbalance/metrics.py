@@ -15,6 +15,7 @@ __all__ = ["Metrics", "is_random", "measure", "mp_cdf", "mp_edges", "thin"]
 _LN10 = math.log(10)
 _TAIL_POINTS = 64
 _BULK_POINTS = 192
+_FEWEST_JUDGED = 50  # as many as TempBalance asks for before it fits at all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +181,8 @@ def is_random(spectrum: Spectrum, metrics: Metrics) -> bool:
     ``1 / sqrt(n)``; the threshold ``(1.5 + 0.45 ln n) / n`` (pooled matrices: over ``sqrt(num_matrices)``, plus
     ``0.3 / n``) was exceeded by none of 4,400 Gaussian and uniform weights with n = 10 to 256 and aspect ratios 1 to
     16. The largest eigenvalue is compared with the Tracy-Widom law at a chance of about 1 in 1000 (Johnstone 2001).
-    It is a test of evidence: a small matrix that is trained a little may pass it.
+    It is a test of evidence: a small matrix that is trained a little may pass it, so spectra of fewer than 50
+    eigenvalues are never called random.
 
     Args:
         spectrum: The spectrum.
@@ -197,7 +199,7 @@ def is_random(spectrum: Spectrum, metrics: Metrics) -> bool:
         True
     """
     n, count = min(spectrum.shape), spectrum.num_matrices
-    if n < 2 or not metrics.lambda_max > 0:  # noqa: PLR2004
+    if len(spectrum.eigenvalues) < _FEWEST_JUDGED or not metrics.lambda_max > 0:
         return False
     threshold = (1.5 + 0.45 * math.log(n)) / math.sqrt(count) + (0.3 if count > 1 else 0.0)
     if metrics.mp_ks_distance > threshold / n:

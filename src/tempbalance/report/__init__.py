@@ -1,0 +1,1 @@
+"""What was found, for people: tables for the terminal, one page for the browser."""
