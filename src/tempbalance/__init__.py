@@ -2,6 +2,7 @@
 
 from tempbalance import errors, testing
 from tempbalance.analysis import analyze
+from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import TempBalanceError
 from tempbalance.layers import Select
 from tempbalance.matrices import Layout
@@ -13,10 +14,12 @@ from tempbalance.types import LayerStats, Skipped, Spectrum, Status, TailFit
 __all__ = [
     # diagnose
     "Analysis",
+    "Checkpoint",
     "Comparison",
     "Select",
     "analyze",
     "compare",
+    "open_checkpoint",
     # estimators of the tail
     "KS",
     "Hill",

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from tempbalance.analysis import analyze
+from tempbalance.checkpoints import open_checkpoint
 from tempbalance.errors import AnalysisError, MissingExtraError, TempBalanceError
 from tempbalance.layers import Select
 from tempbalance.report.terminal import print_analysis, print_comparison
@@ -43,6 +44,13 @@ class Estimator(str, Enum):
     ks_as_released = "ks-as-released"
 
 
+class Lora(str, Enum):
+    """What a LoRA layer stands for."""
+
+    merged = "merged"
+    update = "update"
+
+
 _ESTIMATORS: dict[Estimator, TailEstimator] = {
     Estimator.hill: Hill(),
     Estimator.peak: Peak(),
@@ -68,6 +76,10 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     exclude: Annotated[list[str] | None, typer.Option(help="Not these. May be repeated.")] = None,
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Analyse embeddings too.")] = False,
     split: Annotated[bool, typer.Option(help="Split fused weights (QKV, gate and up, LSTM gates).")] = True,
+    lora: Annotated[
+        Lora, typer.Option(help="Adapted weights with their update merged, or the update alone.")
+    ] = Lora.merged,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     device: DeviceOption = None,
     out: Annotated[
         list[Path] | None,
@@ -90,13 +102,18 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     """
     outputs = _check_outputs(out or [])
     partial = outputs[0].with_name(f"{outputs[0].name}.partial") if outputs else None
+    chosen = Select(
+        include=tuple(select or ("*",)),
+        exclude=tuple(exclude or ()),
+        embeddings=embeddings,
+        split=split,
+        lora=lora.value,
+    )
     try:
         analysis = analyze(
-            source,
+            source if revision is None else open_checkpoint(source, revision),
             estimator=_ESTIMATORS[estimator],
-            select=Select(
-                include=tuple(select or ("*",)), exclude=tuple(exclude or ()), embeddings=embeddings, split=split
-            ),
+            select=chosen,
             device=device,
             progress=not quiet,
             strict=strict,
