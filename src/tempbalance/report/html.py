@@ -1,0 +1,150 @@
+"""One HTML page, in one file, that needs no network: what was found, for someone who has never heard of alpha."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Sequence
+from importlib import resources
+from statistics import median
+from string import Template
+from typing import Any
+
+from tempbalance.errors import MissingExtraError
+from tempbalance.report.protocol import Report
+from tempbalance.types import LayerStats, Status
+
+__all__ = ["render_html"]
+
+_DIGITS = 5
+
+
+def render_html(report: Report) -> str:
+    """Render an analysis as one page.
+
+    Args:
+        report: The analysis.
+
+    Returns:
+        HTML with its style, its script, plotly.js and the data inside; nothing is loaded from anywhere.
+
+    Raises:
+        MissingExtraError: plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs  # only when a report is asked for
+    except ImportError as error:
+        raise MissingExtraError("the HTML report needs plotly: pip install 'tempbalance[report]'") from error
+    page = resources.files("tempbalance.report") / "page"
+    return Template((page / "report.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(f"Spectra of {report.source}"),
+        source=html.escape(report.source),
+        headline=html.escape(headline(report.layers)),
+        style=(page / "report.css").read_text(encoding="utf-8"),
+        data=_script_json(_data(report)),
+        plotly=get_plotlyjs(),
+        script=(page / "report.js").read_text(encoding="utf-8"),
+    )
+
+
+def headline(layers: Sequence[LayerStats]) -> str:
+    """The finding in words.
+
+    Args:
+        layers: All rows.
+
+    Returns:
+        One to three sentences, plain text.
+
+    Example:
+        >>> headline([])
+        'No weight matrix was analysed.'
+    """
+    if not layers:
+        return "No weight matrix was analysed."
+    fitted = [layer for layer in layers if layer.status is Status.OK]
+    sentences = []
+    if fitted:
+        alphas = [layer.alpha for layer in fitted]
+        sentences.append(
+            f"{len(fitted)} of {len(layers)} weight matrices have a tail that was fitted; their alpha is "
+            f"{median(alphas):.2f} in the middle and goes from {min(alphas):.2f} to {max(alphas):.2f}."
+        )
+    else:
+        sentences.append(f"None of the {len(layers)} weight matrices has a tail that could be fitted.")
+    random = [layer.name for layer in layers if layer.status is Status.RANDOM]
+    if random:
+        shown = ", ".join(random[:3]) + (" and others" if len(random) > 3 else "")  # noqa: PLR2004
+        verb = "looks" if len(random) == 1 else "look"
+        sentences.append(f"{len(random)} {verb} untrained, like a random matrix: {shown}.")
+    rest = len(layers) - len(fitted) - len(random)
+    if rest:
+        sentences.append(f"{rest} could not be judged; the table says why.")
+    return " ".join(sentences)
+
+
+def layer_type(layer: LayerStats) -> str:
+    """What a layer is within its block: its name without the block's, as in ``attention.self.query``.
+
+    Args:
+        layer: The row.
+
+    Returns:
+        The type; for a layer outside all blocks its kind.
+    """
+    if layer.block is None:
+        return f"outside blocks ({layer.kind})"
+    return layer.name.removeprefix(f"{layer.block}.").removesuffix(".weight")
+
+
+def _data(report: Report) -> dict[str, Any]:
+    groups: dict[str, list[str]] = {}
+    for name, reason in report.skipped:
+        groups.setdefault(reason, []).append(name)
+    return {
+        "source": report.source,
+        "settings": {key: str(value) for key, value in report.settings.items()},
+        "imbalance": _number(report.imbalance),
+        "blockImbalance": _number(report.block_imbalance),
+        "layers": [_row(layer) for layer in report.layers],
+        "skipped": [{"reason": reason, "names": names} for reason, names in groups.items()],
+    }
+
+
+def _row(layer: LayerStats) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "type": layer_type(layer),
+        "kind": layer.kind,
+        "block": layer.block,
+        "shape": "x".join(map(str, layer.shape)),
+        "status": layer.status.value,
+        "message": layer.status.message,
+        "alpha": _number(layer.alpha),
+        "stderr": _number(layer.stderr),
+        "xmin": _number(layer.xmin),
+        "numTail": layer.num_tail,
+        "ks": _number(layer.ks_distance),
+        "lambdaMax": _number(layer.lambda_max),
+        "stableRank": _number(layer.stable_rank),
+        "entropy": _number(layer.spectral_entropy),
+        "mpEdge": _number(layer.mp_edge),
+        "numSpikes": layer.num_spikes,
+        "mpKs": _number(layer.mp_ks_distance),
+        "numEigenvalues": layer.num_eigenvalues,
+        "numZero": layer.num_zero,
+        "numMatrices": layer.num_matrices,
+        "eigenvalues": [_number(value) for value in layer.esd.eigenvalues],
+        "ranks": list(layer.esd.ranks),
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+
+
+def _script_json(value: Any) -> str:
+    """JSON that can stand inside a script element: no string in it can end the element or open a comment."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,294 @@
+"use strict";
+(() => {
+  const report = JSON.parse(document.getElementById("data").textContent);
+  const byId = (id) => document.getElementById(id);
+  const layers = report.layers;
+  const LABELS = {
+    ok: "fitted",
+    random: "looks untrained",
+    too_few: "too few eigenvalues",
+    constant: "constant spectrum",
+    no_tail: "no tail",
+    zero: "all zero",
+  };
+  const COLUMNS = [
+    { key: "name", label: "layer", text: true },
+    { key: "kind", label: "kind", text: true },
+    { key: "shape", label: "shape" },
+    { key: "alpha", label: "alpha", digits: 2 },
+    { key: "stderr", label: "stderr", digits: 2 },
+    { key: "ks", label: "KS", digits: 3 },
+    { key: "numTail", label: "in tail" },
+    { key: "stableRank", label: "stable rank", digits: 1 },
+    { key: "numSpikes", label: "spikes" },
+    { key: "mpKs", label: "MP distance", digits: 3 },
+    { key: "status", label: "status", text: true },
+  ];
+  let chosen = null;
+  let sorting = { key: null, down: false };
+
+  const number = (value, digits) =>
+    value === null ? "–" : digits === undefined ? String(value) : value.toFixed(digits);
+  const exact = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  function element(tag, text, className) {
+    const node = document.createElement(tag);
+    if (text !== undefined) node.textContent = text;
+    if (className) node.className = className;
+    return node;
+  }
+
+  // ---- plots
+
+  const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+
+  function layout(extra) {
+    const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), linecolor: color("--line") };
+    return {
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { color: color("--ink"), family: "system-ui, sans-serif", size: 13 },
+      margin: { l: 60, r: 20, t: 20, b: 60 },
+      hovermode: "closest",
+      ...extra,
+      xaxis: { ...axis, ...extra.xaxis },
+      yaxis: { ...axis, ...extra.yaxis },
+    };
+  }
+
+  // A block, or a layer outside all blocks, takes one place on the axis, in model order.
+  function places() {
+    const seen = new Map();
+    return layers.map((layer) => {
+      const key = layer.block === null ? layer.name : layer.block;
+      if (!seen.has(key)) seen.set(key, seen.size);
+      return { place: seen.get(key), label: key.replace(/\.weight$/, "") };
+    });
+  }
+
+  function drawDepth() {
+    const where = places();
+    const types = [...new Set(layers.filter((l) => l.alpha !== null).map((l) => l.type))];
+    const spread = Math.min(0.6, 0.08 * types.length);
+    const traces = types.map((type, index) => {
+      const rows = layers.map((_, i) => i).filter((i) => layers[i].type === type && layers[i].alpha !== null);
+      const shift = types.length > 1 ? (index / (types.length - 1) - 0.5) * spread : 0;
+      return {
+        type: "scatter",
+        mode: "markers",
+        name: type,
+        x: rows.map((i) => where[i].place + shift),
+        y: rows.map((i) => layers[i].alpha),
+        error_y: { type: "data", array: rows.map((i) => layers[i].stderr), thickness: 1, width: 2 },
+        marker: { size: 8, symbol: index % 30 },
+        customdata: rows,
+        text: rows.map((i) => `${layers[i].name.replace(/</g, "&lt;")}<br>${layers[i].shape}`),
+        hovertemplate: "%{text}<br>alpha %{y:.2f}<extra></extra>",
+      };
+    });
+    const labels = [];
+    where.forEach(({ place, label }) => (labels[place] = label));
+    const step = Math.ceil(labels.length / 16);
+    const shown = labels.map((_, i) => i).filter((i) => i % step === 0);
+    Plotly.react(
+      byId("depth"),
+      traces,
+      layout({
+        xaxis: { title: { text: "block, from input to output" }, tickvals: shown, ticktext: shown.map((i) => shorten(labels[i])), tickangle: labels.length > 8 ? -40 : 0 },
+        yaxis: { title: { text: "alpha (smaller: heavier tail)" } },
+        margin: { l: 60, r: 20, t: 20, b: 110 },
+        legend: { orientation: innerWidth < 700 ? "h" : "v" },
+        showlegend: types.length <= 24,
+      }),
+      CONFIG,
+    );
+  }
+
+  const shorten = (name) => (name.length <= 22 ? name : `…${name.slice(-21)}`).replace(/</g, "&lt;");
+
+  function drawSpectrum() {
+    const layer = layers[chosen];
+    const total = layer.numEigenvalues;
+    const traces = [
+      {
+        type: "scatter",
+        mode: "markers",
+        name: "eigenvalues",
+        x: layer.eigenvalues,
+        y: layer.ranks.map((rank) => rank / total),
+        marker: { size: 5, color: color("--ink") },
+        hovertemplate: "eigenvalue %{x:.4g}<br>share as large or larger %{y:.3g}<extra></extra>",
+      },
+    ];
+    const shapes = [];
+    const positive = layer.eigenvalues.length > 0;
+    if (positive && layer.mpEdge !== null && layer.mpEdge > 0) {
+      shapes.push({ type: "rect", xref: "x", yref: "paper", x0: Math.min(layer.eigenvalues[0], layer.mpEdge) / 1.05, x1: layer.mpEdge, y0: 0, y1: 1, fillcolor: color("--band"), line: { width: 0 }, layer: "below" });
+      traces.push({ type: "scatter", mode: "lines", name: "bulk of a random matrix (Marchenko-Pastur)", x: [null], y: [null], line: { color: color("--soft"), width: 10 }, opacity: 0.4 });
+    }
+    if (layer.alpha !== null) {
+      const end = layer.lambdaMax;
+      const points = [0, 0.25, 0.5, 0.75, 1].map((t) => layer.xmin * Math.pow(end / layer.xmin, t));
+      traces.push({
+        type: "scatter",
+        mode: "lines",
+        name: `fitted tail, alpha ${layer.alpha.toFixed(2)} ± ${layer.stderr.toFixed(2)}`,
+        x: points,
+        y: points.map((x) => (layer.numTail / total) * Math.pow(x / layer.xmin, 1 - layer.alpha)),
+        line: { color: color("--accent"), width: 3 },
+      });
+      shapes.push({ type: "line", xref: "x", yref: "paper", x0: layer.xmin, x1: layer.xmin, y0: 0, y1: 1, line: { color: color("--accent"), dash: "dot", width: 1.5 } });
+      traces.push({ type: "scatter", mode: "lines", name: "xmin, where the tail begins", x: [null], y: [null], line: { color: color("--accent"), dash: "dot" } });
+    }
+    Plotly.react(
+      byId("spectrum"),
+      traces,
+      layout({
+        shapes,
+        xaxis: { type: "log", title: { text: "eigenvalue" }, exponentformat: "power" },
+        yaxis: { type: "log", title: { text: "share of eigenvalues as large or larger" }, exponentformat: "power" },
+        legend: { orientation: "h", y: 1.12 },
+        margin: { l: 70, r: 20, t: 50, b: 60 },
+      }),
+      CONFIG,
+    );
+  }
+
+  // ---- choosing a layer
+
+  function choose(index) {
+    chosen = index;
+    const layer = layers[index];
+    const title = byId("chosen");
+    title.replaceChildren(element("b", layer.name));
+    title.append(layer.alpha === null ? ` – ${layer.message}` : ` – alpha ${layer.alpha.toFixed(2)} ± ${layer.stderr.toFixed(2)}, KS distance ${layer.ks.toFixed(3)}`);
+    byId("detail").textContent =
+      `${layer.kind} ${layer.shape}` +
+      (layer.numMatrices > 1 ? `, ${layer.numMatrices} matrices pooled` : "") +
+      `; ${layer.numEigenvalues} eigenvalues, ${layer.numZero} of them zero, largest ${exact(layer.lambdaMax)}` +
+      `; bulk edge ${exact(layer.mpEdge)}, ${layer.numSpikes} beyond it` +
+      `; stable rank ${exact(layer.stableRank)}, entropy ${exact(layer.entropy)}` +
+      `; distance from a random matrix ${exact(layer.mpKs)}.`;
+    for (const row of document.querySelectorAll("#layers tbody tr")) {
+      row.setAttribute("aria-selected", String(Number(row.dataset.index) === index));
+    }
+    drawSpectrum();
+  }
+
+  // ---- table
+
+  function head() {
+    const row = document.querySelector("#layers thead tr");
+    for (const column of COLUMNS) {
+      const cell = element("th", undefined, column.text ? "text" : "");
+      cell.scope = "col";
+      cell.dataset.key = column.key;
+      const button = element("button", column.label);
+      button.type = "button";
+      button.addEventListener("click", () => {
+        sorting = { key: column.key, down: sorting.key === column.key && !sorting.down };
+        body();
+      });
+      cell.append(button);
+      row.append(cell);
+    }
+  }
+
+  function compare(a, b) {
+    const [x, y] = [layers[a][sorting.key], layers[b][sorting.key]];
+    if (x === null || y === null) return (x === null) - (y === null); // what has no value comes last, either way
+    const order = typeof x === "string" ? x.localeCompare(y, undefined, { numeric: true }) : x - y;
+    return sorting.down ? -order : order;
+  }
+
+  function body() {
+    const wanted = byId("filter").value.toLowerCase();
+    const status = byId("status").value;
+    const rows = layers
+      .map((_, i) => i)
+      .filter((i) => layers[i].name.toLowerCase().includes(wanted) && (!status || layers[i].status === status));
+    if (sorting.key) rows.sort(compare);
+    for (const cell of document.querySelectorAll("#layers th")) {
+      const mine = cell.dataset.key === sorting.key;
+      cell.setAttribute("aria-sort", mine ? (sorting.down ? "descending" : "ascending") : "none");
+    }
+    document.querySelector("#layers tbody").replaceChildren(...rows.map(tableRow));
+    byId("count").textContent = `${rows.length} of ${layers.length}`;
+  }
+
+  function tableRow(index) {
+    const layer = layers[index];
+    const row = element("tr");
+    row.tabIndex = 0;
+    row.dataset.index = index;
+    row.setAttribute("aria-selected", String(index === chosen));
+    for (const column of COLUMNS) {
+      const value = column.key === "status" ? LABELS[layer.status] : column.text || column.key === "shape" ? layer[column.key] : number(layer[column.key], column.digits);
+      const cell = element("td", value, column.text ? "text" : "");
+      if (column.key === "status" && layer.status !== "ok") {
+        cell.classList.add("odd");
+        cell.title = layer.message;
+      }
+      row.append(cell);
+    }
+    row.addEventListener("click", () => choose(index));
+    row.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") {
+        event.preventDefault();
+        choose(index);
+      }
+    });
+    return row;
+  }
+
+  // ---- the rest of the page
+
+  function facts() {
+    const pieces = [`${layers.length} weight matrices`, `estimator ${report.settings.estimator}`];
+    if (report.imbalance !== null) pieces.push(`imbalance over layers ${report.imbalance.toFixed(2)}`);
+    if (report.blockImbalance !== null) pieces.push(`over blocks ${report.blockImbalance.toFixed(2)}`);
+    byId("facts").textContent = `${pieces.join(", ")}. Bars are standard errors. Click a point, or a row of the table.`;
+  }
+
+  function statuses() {
+    for (const status of new Set(layers.map((layer) => layer.status))) {
+      const option = element("option", LABELS[status]);
+      option.value = status;
+      byId("status").append(option);
+    }
+  }
+
+  function skipped() {
+    if (report.skipped.length === 0) byId("skipped-section").hidden = true;
+    for (const group of report.skipped) {
+      const line = element("p", `${group.names.length}: ${group.reason}`);
+      byId("skipped").append(line, element("p", group.names.join(", "), "names"));
+    }
+  }
+
+  function settings() {
+    for (const [key, value] of Object.entries(report.settings)) {
+      byId("settings").append(element("dt", key), element("dd", value));
+    }
+  }
+
+  facts();
+  statuses();
+  skipped();
+  settings();
+  head();
+  body();
+  if (layers.length > 0) {
+    drawDepth();
+    byId("depth").on("plotly_click", (event) => choose(event.points[0].customdata));
+    const smallest = layers.map((_, i) => i).filter((i) => layers[i].alpha !== null);
+    choose(smallest.length > 0 ? smallest.reduce((a, b) => (layers[a].alpha <= layers[b].alpha ? a : b)) : 0);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+      drawDepth();
+      drawSpectrum();
+    });
+  }
+  byId("filter").addEventListener("input", body);
+  byId("status").addEventListener("change", body);
+})();
