@@ -17,36 +17,31 @@ import tempbalance
 PACKAGE = Path(tempbalance.__file__).parent
 
 # A module imports only what stands above it. "" is the package itself (its public names), for the command line only.
+# The report stands above results, because Analysis.save("x.html") calls it: it is drawn from rows and a protocol.
 CORE = ("errors", "types", "matrices", "spectrum", "tail", "metrics", "assign")
 ADAPTERS = (
-    *("layers", "checkpoints", "distributed", "results", "analysis", "optim", "pruning", "recipes", "integrations"),
-    *("report", "testing", "", "cli", "__main__"),
+    *("layers", "checkpoints", "distributed", "report", "results", "analysis", "optim", "pruning", "recipes"),
+    *("integrations", "testing", "", "cli", "__main__"),
 )
 ORDER = CORE + ADAPTERS
-
-# The one exception: Analysis.save("x.html") calls, from inside a function, the report, which is drawn from an Analysis.
-LATE = {("results", "report")}
 
 # Beside the standard library, the core knows tensors only: no module, optimizer, file, terminal or logger.
 CORE_MAY_IMPORT = ("torch", "numpy", "tempbalance")
 CORE_MAY_NOT_IMPORT = ("torch.nn", "torch.optim", "torch.utils", "logging", "pathlib", "io", "subprocess")
 
 
-def imported(path: Path, module: str) -> Iterator[tuple[str, bool]]:
-    """All that a file imports, under TYPE_CHECKING too: qualified name, and whether inside a function."""
+def imported(path: Path, module: str) -> Iterator[str]:
+    """Qualified names of all that a file imports, inside functions and under TYPE_CHECKING, too."""
     parts = ["tempbalance", *filter(None, module.split("."))]
     if path.name == "__init__.py":
         parts.append("__init__")
-    tree = ast.parse(path.read_text("utf-8"))
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    inside = {inner for function in functions for inner in ast.walk(function)}
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node in inside) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = parts[: len(parts) - node.level] if node.level else []
             base = ".".join([*above, *filter(None, [node.module])])
-            yield from ((f"{base}.{alias.name}", node in inside) for alias in node.names)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def modules(root: Path) -> Iterator[tuple[str, Path]]:
@@ -68,13 +63,11 @@ def order_violations(root: Path, order: tuple[str, ...]) -> list[str]:
         if own not in order:
             found.append(f"{name}: not in the order")
             continue
-        for target, inside in imported(path, name):
+        for target in imported(path, name):
             package, _, rest = target.partition(".")
             if package != "tempbalance":
                 continue
             other = unit(rest) if unit(rest) in order else ""  # else a name of the package, not a module
-            if (own, other) in LATE and inside:
-                continue
             if own not in (other, "") and order.index(other) > order.index(own):
                 found.append(f"{name} imports {target}, which stands below it")
     return found
@@ -85,7 +78,7 @@ def core_violations(root: Path) -> list[str]:
     for name, path in modules(root):
         if unit(name) not in CORE:
             continue
-        for target, _ in imported(path, name):
+        for target in imported(path, name):
             top = target.partition(".")[0]
             forbidden = any(target == bad or target.startswith(f"{bad}.") for bad in CORE_MAY_NOT_IMPORT)
             if forbidden or not (top in CORE_MAY_IMPORT or top in sys.stdlib_module_names):
@@ -111,7 +104,7 @@ def test_the_core_knows_tensors_and_nothing_else():
         ("types", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .results import Analysis"),
         ("tail/hill", "from ..metrics import layer_metrics"),
         ("tail/__init__", "from ..metrics import layer_metrics"),
-        ("results", "from tempbalance.report.html import render_html"),
+        ("report/html", "from tempbalance.results import Analysis"),
         ("results", "def f():\n    from tempbalance.analysis import analyze"),
         ("analysis", "import tempbalance as tb"),
         ("analysis", "from tempbalance import Hill"),
