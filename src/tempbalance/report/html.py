@@ -11,13 +11,17 @@ from statistics import median
 from string import Template
 from typing import Any
 
+import torch
+
 from tempbalance.errors import MissingExtraError
+from tempbalance.metrics import mp_cdf, mp_edges
 from tempbalance.report.protocol import Report
 from tempbalance.types import LayerStats, Status
 
 __all__ = ["render_html"]
 
 _DIGITS = 5
+_CURVE_POINTS = 48
 
 
 def render_html(report: Report) -> str:
@@ -137,7 +141,20 @@ def _row(layer: LayerStats) -> dict[str, Any]:
         "numMatrices": layer.num_matrices,
         "eigenvalues": [_number(value) for value in layer.esd.eigenvalues],
         "ranks": list(layer.esd.ranks),
+        "random": _random_matrix(layer),
     }
+
+
+def _random_matrix(layer: LayerStats) -> list[list[float | None]]:
+    """Survival function of the Marchenko-Pastur law of a matrix of the same shape and variance, on a few points."""
+    rows, columns = layer.shape[:2]
+    if not layer.lambda_max > 0:
+        return [[], []]
+    variance = 10 ** (2 * layer.log10_frobenius_norm) / (layer.num_matrices * rows * columns)
+    low, high = mp_edges((rows, columns), variance)
+    x = torch.logspace(math.log10(max(low, high * 1e-5)), math.log10(high), _CURVE_POINTS, dtype=torch.float64)
+    y = 1 - mp_cdf(x, (rows, columns), variance)
+    return [[_number(value) for value in curve] for curve in (x[y > 0].tolist(), y[y > 0].tolist())]
 
 
 def _number(value: float) -> float | None:

@@ -15,6 +15,7 @@
     { key: "name", label: "layer", text: true },
     { key: "kind", label: "kind", text: true },
     { key: "shape", label: "shape" },
+    { key: "status", label: "status", text: true },
     { key: "alpha", label: "alpha", digits: 2 },
     { key: "stderr", label: "stderr", digits: 2 },
     { key: "ks", label: "KS", digits: 3 },
@@ -22,11 +23,11 @@
     { key: "stableRank", label: "stable rank", digits: 1 },
     { key: "numSpikes", label: "spikes" },
     { key: "mpKs", label: "MP distance", digits: 3 },
-    { key: "status", label: "status", text: true },
   ];
   let chosen = null;
   let sorting = { key: null, down: false };
 
+  const narrow = () => innerWidth < 700;
   const number = (value, digits) =>
     value === null ? "–" : digits === undefined ? String(value) : value.toFixed(digits);
   const exact = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
@@ -95,10 +96,10 @@
       byId("depth"),
       traces,
       layout({
-        xaxis: { title: { text: "block, from input to output" }, tickvals: shown, ticktext: shown.map((i) => shorten(labels[i])), tickangle: labels.length > 8 ? -40 : 0 },
+        xaxis: { title: { text: narrow() ? "" : "block, from input to output" }, tickvals: shown, ticktext: shown.map((i) => shorten(labels[i])), tickangle: labels.length > 8 || narrow() ? -40 : 0 },
         yaxis: { title: { text: "alpha (smaller: heavier tail)" } },
-        margin: { l: 60, r: 20, t: 20, b: 110 },
-        legend: { orientation: innerWidth < 700 ? "h" : "v" },
+        margin: { l: 60, r: 20, t: 20, b: labels.length > 8 || narrow() ? 110 : 60 },
+        legend: narrow() ? { orientation: "h", y: -0.45 } : {},
         showlegend: types.length <= 24,
       }),
       CONFIG,
@@ -125,7 +126,8 @@
     const positive = layer.eigenvalues.length > 0;
     if (positive && layer.mpEdge !== null && layer.mpEdge > 0) {
       shapes.push({ type: "rect", xref: "x", yref: "paper", x0: Math.min(layer.eigenvalues[0], layer.mpEdge) / 1.05, x1: layer.mpEdge, y0: 0, y1: 1, fillcolor: color("--band"), line: { width: 0 }, layer: "below" });
-      traces.push({ type: "scatter", mode: "lines", name: "bulk of a random matrix (Marchenko-Pastur)", x: [null], y: [null], line: { color: color("--soft"), width: 10 }, opacity: 0.4 });
+      traces.push({ type: "scatter", mode: "lines", name: "bulk (Marchenko-Pastur)", x: [null], y: [null], line: { color: color("--soft"), width: 10 }, opacity: 0.4 });
+      traces.push({ type: "scatter", mode: "lines", name: "random matrix of this shape and variance", x: layer.random[0], y: layer.random[1], line: { color: color("--warn"), dash: "dash", width: 1.5 }, hoverinfo: "skip" });
     }
     if (layer.alpha !== null) {
       const end = layer.lambdaMax;
@@ -146,13 +148,20 @@
       traces,
       layout({
         shapes,
-        xaxis: { type: "log", title: { text: "eigenvalue" }, exponentformat: "power" },
+        xaxis: { type: "log", title: { text: "eigenvalue" }, exponentformat: "power", ...range(layer) },
         yaxis: { type: "log", title: { text: "share of eigenvalues as large or larger" }, exponentformat: "power" },
-        legend: { orientation: "h", y: 1.12 },
-        margin: { l: 70, r: 20, t: 50, b: 60 },
+        legend: narrow() ? { orientation: "h", y: -0.25 } : { orientation: "h", y: 1.2 },
+        margin: { l: 70, r: 20, t: narrow() ? 10 : 70, b: 60 },
       }),
       CONFIG,
     );
+  }
+
+  // The smallest eigenvalues of a square matrix lie many decades below the rest: they can be reached by panning.
+  function range(layer) {
+    if (layer.eigenvalues.length === 0) return {};
+    const low = Math.max(layer.eigenvalues[0] / 1.3, layer.lambdaMax * 1e-5);
+    return { range: [Math.log10(low), Math.log10(layer.lambdaMax * 1.5)] };
   }
 
   // ---- choosing a layer
@@ -248,7 +257,9 @@
     const pieces = [`${layers.length} weight matrices`, `estimator ${report.settings.estimator}`];
     if (report.imbalance !== null) pieces.push(`imbalance over layers ${report.imbalance.toFixed(2)}`);
     if (report.blockImbalance !== null) pieces.push(`over blocks ${report.blockImbalance.toFixed(2)}`);
-    byId("facts").textContent = `${pieces.join(", ")}. Bars are standard errors. Click a point, or a row of the table.`;
+    const without = layers.filter((layer) => layer.alpha === null).length;
+    const missing = without > 0 ? ` Not drawn: ${without} without an alpha, see the table.` : "";
+    byId("facts").textContent = `${pieces.join(", ")}. Bars are standard errors.${missing} Click a point, or a row of the table.`;
   }
 
   function statuses() {

@@ -1,0 +1,142 @@
+"""The report as a reader meets it: in a browser, without a network."""
+
+import shutil
+
+import pytest
+import torch
+
+import tempbalance as tb
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
+pytest.importorskip("plotly")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Six blocks of two layers of known alphas, and an untrained head."""
+    tensors = {}
+    for block in range(6):
+        for part, alpha in (("attention", 2.0 + 0.1 * block), ("mlp", 3.0 - 0.1 * block)):
+            weight = tb.testing.matrix_with_spectrum(tb.testing.pareto_quantiles(60, alpha), (60, 60), seed=block)
+            tensors[f"layers.{block}.{part}.weight"] = weight
+    tensors["head.weight"] = torch.randn(60, 60, generator=torch.Generator().manual_seed(0))
+    tensors["bad.weight"] = torch.full((20, 20), float("inf"))
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    tb.analyze(tensors).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, report):
+    page = browser.new_page()
+    page.problems = []
+    page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("request", lambda request: page.problems.append(request.url) if "report.html" not in request.url else None)
+    page.goto(report.as_uri())
+    page.wait_for_selector("#depth .main-svg")
+    yield page
+    assert page.problems == []
+    page.close()
+
+
+def names(page):
+    return page.locator("#layers tbody tr td:first-child").all_text_contents()
+
+
+def column(page, index):
+    return page.locator(f"#layers tbody tr td:nth-child({index})").all_text_contents()
+
+
+def test_all_layers_are_listed_in_model_order(page):
+    assert names(page)[:2] == ["layers.0.attention.weight", "layers.0.mlp.weight"]
+    assert len(names(page)) == 13
+
+
+def test_click_on_a_row_shows_its_spectrum(page):
+    page.click("#layers tbody tr:nth-child(4)")
+    assert "layers.1.mlp.weight" in page.inner_text("#chosen")
+    assert page.locator("#layers tbody tr[aria-selected=true]").count() == 1
+    legend = page.text_content("#spectrum .legend")
+    assert "fitted tail, alpha 2.89" in legend
+    assert "xmin" in legend
+    assert "Marchenko-Pastur" in legend
+
+
+def test_keyboard_chooses_a_row(page):
+    page.focus("#layers tbody tr:nth-child(2)")
+    page.keyboard.press("Enter")
+    assert "layers.0.mlp.weight" in page.inner_text("#chosen")
+
+
+def test_click_on_a_point_shows_its_spectrum(page):
+    before = page.inner_text("#chosen")
+    point = page.locator("#depth .trace .point").last
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_function("before => document.getElementById('chosen').innerText !== before", arg=before)
+
+
+def test_untrained_layer_says_so_instead_of_nan(page):
+    page.click("#layers tbody tr:has-text('head.weight')")
+    assert "untrained" in page.inner_text("#chosen")
+    assert "NaN" not in page.inner_text("body").replace("NaN or Inf", "")
+
+
+def test_sort_by_alpha_both_ways(page):
+    alpha = [heading.strip() for heading in page.locator("#layers th").all_text_contents()].index("alpha") + 1
+    page.click("#layers th:has-text('alpha') button")
+    rising = column(page, alpha)
+    assert rising[-1] == "–"  # what has no alpha comes last
+    assert rising[:-1] == sorted(rising[:-1], key=float)
+    assert page.get_attribute(f"#layers th:nth-child({alpha})", "aria-sort") == "ascending"
+    page.click("#layers th:has-text('alpha') button")
+    assert column(page, alpha)[:-1] == rising[-2::-1]
+    assert column(page, alpha)[-1] == "–"
+
+
+def test_filter_by_name_and_status(page):
+    page.fill("#filter", "MLP")
+    assert len(names(page)) == 6
+    page.fill("#filter", "")
+    page.select_option("#status", "random")
+    assert names(page) == ["head.weight"]
+    assert page.inner_text("#count") == "1 of 13"
+
+
+def test_skipped_weights_are_listed_with_the_reason(page):
+    text = page.inner_text("#skipped")
+    assert "bad.weight" in text
+    assert "NaN or Inf" in text
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_screenshot(browser, report, width, scheme):
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.goto(report.as_uri())
+    page.wait_for_selector("#spectrum .main-svg")
+    assert len(page.screenshot()) > 20_000
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.close()
