@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,8 @@ __all__ = ["Source", "analyze"]
 
 Source: TypeAlias = nn.Module | Mapping[str, Tensor] | Checkpoint | str | os.PathLike[str]
 
-_BATCH = 1 << 22  # weights of equal shape that are analysed together hold at most this many numbers
+_BATCH = 1 << 21  # weights of equal shape that are analysed together hold at most this many numbers
+_SMALL = 1 << 20  # weights of up to so many numbers gain little from a second thread of linear algebra
 _logger = logging.getLogger("tempbalance")
 
 
@@ -127,13 +129,16 @@ def _settings(estimator: TailEstimator, select: Select, device: torch.device | s
     }
 
 
+def _size(weight: Weight) -> int:
+    return torch.Size(weight.shape).numel()
+
+
 def _batches(weights: Sequence[Weight]) -> Iterator[list[Weight]]:
     """Runs of neighbours of one shape and layout, small enough to be held at once."""
     batch: list[Weight] = []
     for weight in weights:
-        size = torch.Size(weight.shape).numel()
         alike = batch and (weight.shape, weight.layout) == (batch[0].shape, batch[0].layout)
-        if batch and not (alike and size * (len(batch) + 1) <= _BATCH):
+        if batch and not (alike and _size(weight) * (len(batch) + 1) <= _BATCH):
             yield batch
             batch = []
         batch.append(weight)
@@ -156,13 +161,28 @@ class _Job:
             _logger.info("resuming: %d of %d weights are done", len(done), len(weights))
         with _progress_bar(len(weights), progress) as advance:
             advance(len(done))
-            for batch in _batches([weight for weight in weights if weight.name not in done]):
-                for weight, row in zip(batch, self._analyse(batch), strict=True):
-                    done[weight.name] = row
+            for rows in self._computed([weight for weight in weights if weight.name not in done]):
+                for row in rows:
+                    done[row.name] = row
                     if self.partial:
                         self.partial.add(row)
-                advance(len(batch))
+                advance(len(rows))
         return [done[weight.name] for weight in weights]
+
+    def _computed(self, weights: Sequence[Weight]) -> Iterator[list[LayerStats | Skipped]]:
+        """Rows batch by batch, small weights first: a thread of its own for each keeps all cores busier."""
+        small = [weight for weight in weights if _size(weight) <= _SMALL]
+        threads = torch.get_num_threads()
+        if threads > 1 and (self.device is None or torch.device(self.device).type == "cpu"):
+            pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+            try:
+                yield from pool.map(self._analyse, _batches(small))
+            finally:
+                pool.shutdown(cancel_futures=True)
+                torch.set_num_threads(threads)  # a thread's own number is also that of threads yet to come
+        else:
+            yield from map(self._analyse, _batches(small))
+        yield from map(self._analyse, _batches([weight for weight in weights if _size(weight) > _SMALL]))
 
     def _analyse(self, batch: list[Weight]) -> list[LayerStats | Skipped]:
         try:
