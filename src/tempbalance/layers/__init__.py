@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from tempbalance.layers.adapters import adapter_candidates
 from tempbalance.layers.architecture import checkpoint_candidates
 from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.modules import module_candidates
@@ -60,8 +61,8 @@ def _candidates(source: nn.Module | Mapping[str, Tensor] | TensorStore, select: 
     if isinstance(source, nn.Module):
         return module_candidates(source, lora=select.lora)
     if isinstance(source, Mapping):
-        return checkpoint_candidates(StateDict(source))
-    return checkpoint_candidates(source)
+        source = StateDict(source)
+    return adapter_candidates(source, checkpoint_candidates(source), select.lora)
 
 
 def _tied(candidates: Sequence[Candidate]) -> list[Candidate]:

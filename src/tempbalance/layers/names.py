@@ -18,7 +18,7 @@ from tempbalance.layers.reasons import dtype_reason, quantised_reason, tensor_re
 from tempbalance.layers.roles import GATES, MATRIX_NDIM, conv_role, is_embedding_name, loose_role
 from tempbalance.layers.weights import Candidate, Role
 
-__all__ = ["StateDict", "TensorInfo", "TensorStore", "name_candidates"]
+__all__ = ["StateDict", "TensorInfo", "TensorStore", "name_candidates", "unreadable"]
 
 _KERNEL = 16  # a last axis up to this long, of a 3-D weight, is a Conv1d kernel
 _RNN_WEIGHT = re.compile(r"weight_(ih|hh)(_l\d+(_reverse)?)?")
@@ -176,10 +176,7 @@ def name_candidates(store: TensorStore, names: Mapping[str, str] | None = None) 
         One candidate per tensor with two axes or more, in stored order.
     """
     renamed = {name: name for name in store.tensors} if names is None else dict(names)
-    modules: dict[str, dict[str, TensorInfo]] = {}
-    for stored in store.tensors:
-        layer, _, attribute = stored.rpartition(".")
-        modules.setdefault(layer, {})[attribute] = store.tensors[stored]
+    modules = _modules(store)
     block_of = block_namer(renamed.values())
     found = []
     for stored, name in renamed.items():
@@ -190,14 +187,46 @@ def name_candidates(store: TensorStore, names: Mapping[str, str] | None = None) 
     return found
 
 
+def _modules(store: TensorStore) -> dict[str, dict[str, TensorInfo]]:
+    """The stored tensors of each module, by their names within it."""
+    modules: dict[str, dict[str, TensorInfo]] = {}
+    for stored, info in store.tensors.items():
+        layer, _, attribute = stored.rpartition(".")
+        modules.setdefault(layer, {})[attribute] = info
+    return modules
+
+
+def unreadable(store: TensorStore) -> dict[str, str]:
+    """Why the numbers of a stored tensor are not its weights as they are.
+
+    Args:
+        store: Named tensors.
+
+    Returns:
+        Stored name to reason, for quantised, integer, unreadable and empty tensors.
+    """
+    reasons = {
+        f"{layer}.{attribute}" if layer else attribute: _reason(attribute, siblings)
+        for layer, siblings in _modules(store).items()
+        for attribute in siblings
+    }
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _reason(attribute: str, siblings: Mapping[str, TensorInfo]) -> str | None:
+    info = siblings[attribute]
+    quantised = quantised_reason(attribute, {name: other.dtype for name, other in siblings.items()})
+    empty = f"holds no numbers (shape {info.shape})" if 0 in info.shape else None
+    return quantised or dtype_reason(info.dtype) or info.reason or empty
+
+
 def _candidate(store: TensorStore, stored: str, named: _Named) -> Candidate | None:
     """The candidate of one stored tensor, or None when it is no matrix."""
     info = named.info
-    quantised = quantised_reason(named.attribute, {k: v.dtype for k, v in named.siblings.items()})
-    if len(info.shape) < MATRIX_NDIM and not (quantised and named.attribute in {"weight", "qweight"}):
+    reason = _reason(named.attribute, named.siblings)
+    quantised = reason is not None and named.attribute in {"weight", "qweight"}
+    if len(info.shape) < MATRIX_NDIM and not quantised:
         return None
-    empty = f"holds no numbers (shape {info.shape})" if 0 in info.shape else None
-    reason = quantised or dtype_reason(info.dtype) or info.reason or empty
     role = Role(kind="parameter", reason=reason) if reason else _role(named)
     return Candidate(
         name=named.name,
