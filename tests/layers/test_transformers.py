@@ -1,0 +1,230 @@
+"""Real architectures of Transformers and PEFT, small and random: alive, and from their saved checkpoints."""
+
+import json
+
+import pytest
+import torch
+
+from tempbalance.checkpoints import open_checkpoint
+from tempbalance.layers import Select, find_weights
+
+transformers = pytest.importorskip("transformers")
+TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100, "pad_token_id": 0}
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2}
+LLAMA = TEXT | SPECIAL | {"intermediate_size": 64, "num_key_value_heads": 2}
+
+
+def build(model, config, **settings):
+    torch.manual_seed(0)
+    return getattr(transformers, model)(getattr(transformers, config)(**settings)).eval()
+
+
+MODELS = {
+    "bert": ("BertForSequenceClassification", "BertConfig", TEXT | {"intermediate_size": 64}),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 12, "n_head": 4, "vocab_size": 100} | SPECIAL),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA),
+    "t5": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 100},
+    ),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", LLAMA),
+    "falcon": ("FalconForCausalLM", "FalconConfig", TEXT | SPECIAL),
+    "convnext": ("ConvNextModel", "ConvNextConfig", {"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2}),
+    "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", LLAMA | {"num_local_experts": 4, "head_dim": 8}),
+}
+# Transformers saves these under the names of their first release.
+RENAMED = {
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", LLAMA | {"num_local_experts": 4}),
+    "vit": (
+        "ViTModel",
+        "ViTConfig",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+    ),
+}
+
+
+def described(rows):
+    return [(row.name, row.kind, row.block, row.shape) for row in rows]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_live_model_and_its_checkpoint_agree(name, tmp_path):
+    model = build(*MODELS[name][:2], **MODELS[name][2])
+    model.save_pretrained(tmp_path)
+    live, left_live = find_weights(model)
+    with open_checkpoint(tmp_path) as checkpoint:
+        stored, left_stored = find_weights(checkpoint)
+        assert described(stored) == described(live)
+        assert all(torch.equal(a.load(), b.load()) for a, b in zip(live, stored, strict=True))
+    assert left_stored == left_live
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_renamed_checkpoint_has_the_same_matrices(name, tmp_path):
+    model = build(*RENAMED[name][:2], **RENAMED[name][2])
+    model.save_pretrained(tmp_path)
+    with open_checkpoint(tmp_path) as checkpoint:
+        stored = [row.load() for row in find_weights(checkpoint)[0]]
+    live = [row.load() for row in find_weights(model)[0]]
+    assert sorted(round(float(w.norm()), 4) for w in stored) == sorted(round(float(w.norm()), 4) for w in live)
+
+
+@pytest.mark.parametrize("name", MODELS | RENAMED)
+def test_every_stored_matrix_is_accounted_for(name, tmp_path):
+    model = build(*(MODELS | RENAMED)[name][:2], **(MODELS | RENAMED)[name][2])
+    model.save_pretrained(tmp_path)
+    with open_checkpoint(tmp_path) as checkpoint:
+        rows, left = find_weights(checkpoint)
+        expected = {name for name, info in checkpoint.tensors.items() if len(info.shape) >= 2}
+    accounted = {row.name.partition(":")[0] for row in rows} | {name for name, _ in left}
+    assert expected <= accounted
+
+
+class TestFusedWeights:
+    def row(self, model, name):
+        return next(row for row in find_weights(model)[0] if row.name == name).load()
+
+    def test_gpt2_is_transposed_and_split(self):
+        model = build(*MODELS["gpt2"][:2], **MODELS["gpt2"][2])
+        weight = model.transformer.h[0].attn.c_attn.weight
+        assert torch.equal(self.row(model, "transformer.h.0.attn.c_attn.weight:k"), weight[:, 32:64])
+
+    def test_gpt_neox_interleaves_by_head(self):
+        settings = TEXT | SPECIAL | {"intermediate_size": 64}
+        model = build("GPTNeoXForCausalLM", "GPTNeoXConfig", **settings)
+        weight = model.gpt_neox.layers[0].attention.query_key_value.weight
+        expected = weight.view(4, 3, 8, 32)[:, 1].reshape(32, 32)
+        assert torch.equal(self.row(model, "gpt_neox.layers.0.attention.query_key_value.weight:k"), expected)
+
+    def test_phi3_has_fewer_keys_than_queries(self):
+        model = build(*MODELS["phi3"][:2], **MODELS["phi3"][2])
+        assert self.row(model, "model.layers.0.self_attn.qkv_proj.weight:q").shape == (32, 32)
+        assert self.row(model, "model.layers.0.self_attn.qkv_proj.weight:v").shape == (16, 32)
+
+    def test_mixtral_experts(self):
+        model = build(*RENAMED["mixtral"][:2], **RENAMED["mixtral"][2])
+        stack = model.model.layers[1].mlp.experts.gate_up_proj
+        found = self.row(model, "model.layers.1.mlp.experts.gate_up_proj:2:up")
+        assert torch.equal(found, stack[2, 64:])
+
+    def test_gpt_oss_interleaves_gate_and_up(self):
+        model = build(*MODELS["gpt_oss"][:2], **MODELS["gpt_oss"][2])
+        stack = model.model.layers[0].mlp.experts.gate_up_proj
+        assert torch.equal(self.row(model, "model.layers.0.mlp.experts.gate_up_proj:1:gate"), stack[1, :, ::2])
+
+
+def test_tied_head_is_listed_once():
+    model = build("LlamaForCausalLM", "LlamaConfig", **LLAMA, tie_word_embeddings=True)
+    rows, left = find_weights(model, Select(embeddings=True))
+    assert "model.embed_tokens.weight" in {row.name for row in rows}
+    assert dict(left) == {"lm_head.weight": "tied to model.embed_tokens.weight"}
+
+
+class TestConfiguration:
+    def test_base_model_prefix(self, tmp_path):
+        build(*MODELS["bert"][:2], **MODELS["bert"][2]).save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["BertModel"]}))
+        rows, _ = find_weights(open_checkpoint(tmp_path))
+        assert ("bert.encoder.layer.1.output.dense.weight", "bert.encoder.layer.1") in [(r.name, r.block) for r in rows]
+
+    @pytest.mark.parametrize(
+        "change", [{"architectures": ["NotAModel"]}, {"model_type": "nothing"}, {"hidden_size": "x"}]
+    )
+    def test_unknown_architecture_falls_back_to_names(self, tmp_path, change):
+        model = build(*MODELS["bert"][:2], **MODELS["bert"][2])
+        model.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        rows, _ = find_weights(open_checkpoint(tmp_path))
+        assert {row.name for row in rows} == {row.name for row in find_weights(model)[0]}
+
+    def test_fp8_with_scales_is_recognised_behind_the_architecture(self, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        build(*MODELS["llama"][:2], **MODELS["llama"][2]).save_pretrained(tmp_path)
+        tensors = load_file(tmp_path / "model.safetensors")
+        name = "model.layers.0.mlp.up_proj.weight"
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = torch.ones(1, 1)
+        save_file(tensors, tmp_path / "model.safetensors")
+        left = dict(find_weights(open_checkpoint(tmp_path))[1])
+        assert "fp8 with scales" in left[name]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft uses it
+class TestLoRA:
+    @pytest.fixture
+    def adapted(self):
+        peft = pytest.importorskip("peft")
+        model = build(*MODELS["llama"][:2], **MODELS["llama"][2])
+        config = peft.LoraConfig(
+            r=4, lora_alpha=16, target_modules=["q_proj", "up_proj"], alpha_pattern={"layers.1.mlp.up_proj": 32}
+        )
+        model = peft.get_peft_model(model, config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_()
+        return model
+
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    def row(self, source, **options):
+        return next(row for row in find_weights(source, Select(**options))[0] if row.name == self.name)
+
+    def layer(self, adapted):
+        return adapted.base_model.model.model.layers[1].mlp.up_proj
+
+    def update(self, adapted):
+        layer = self.layer(adapted)
+        return 32 / 4 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+
+    def test_merged(self, adapted):
+        expected = self.layer(adapted).base_layer.weight + self.update(adapted)
+        torch.testing.assert_close(self.row(adapted).load(), expected.detach())
+
+    def test_update_alone(self, adapted):
+        row = self.row(adapted, lora="update")
+        torch.testing.assert_close(row.load(), self.update(adapted).detach())
+        assert row.kind == "lora"
+
+    def test_names_are_those_of_the_base_model(self, adapted):
+        base = build(*MODELS["llama"][:2], **MODELS["llama"][2])
+        assert [row.name for row in find_weights(adapted)[0]] == [row.name for row in find_weights(base)[0]]
+
+    def test_without_update_is_skipped_under_update(self, adapted):
+        left = dict(find_weights(adapted, Select(lora="update"))[1])
+        assert "no LoRA update" in left["model.layers.0.mlp.down_proj.weight"]
+
+    def test_dora_is_skipped(self):
+        peft = pytest.importorskip("peft")
+        model = build(*MODELS["llama"][:2], **MODELS["llama"][2])
+        model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
+        assert "Dora" in dict(find_weights(model)[1])["model.layers.0.self_attn.q_proj.weight"]
+
+    @pytest.mark.parametrize("mode", ["merged", "update"])
+    def test_adapter_folder_holds_updates(self, adapted, tmp_path, mode):
+        adapted.save_pretrained(tmp_path)
+        row = self.row(open_checkpoint(tmp_path), lora=mode)
+        assert (row.kind, row.block) == ("lora", "model.layers.1")
+        torch.testing.assert_close(row.load().float(), self.update(adapted).detach())
+
+    def test_adapter_beside_its_base(self, adapted, tmp_path):
+        adapted.save_pretrained(tmp_path)
+        build(*MODELS["llama"][:2], **MODELS["llama"][2]).save_pretrained(tmp_path)
+        expected = self.layer(adapted).base_layer.weight + self.update(adapted)
+        torch.testing.assert_close(self.row(open_checkpoint(tmp_path)).load().float(), expected.detach())
+
+    def test_factors_without_their_scale_are_skipped(self, adapted):
+        left = dict(find_weights(adapted.state_dict())[1])
+        assert all("adapter_config.json" in reason for name, reason in left.items() if "lora_" in name)
+        assert any("lora_A" in name for name in left)
