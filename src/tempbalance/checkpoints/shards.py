@@ -6,6 +6,7 @@ a file kept open would count in full against the process once every tensor had b
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 from collections.abc import Mapping
@@ -162,6 +163,8 @@ class TorchShard:
         except pickle.UnpicklingError as error:
             raise _refusal(self._path, error) from error
         except OSError as error:
+            if error.errno == errno.EINVAL:  # the archive points past the end of the file
+                raise CorruptFileError(f"{self._path}: truncated; download or copy it again") from error
             raise CheckpointError(f"{self._path}: cannot be opened: {error}") from error
         except Exception as error:  # torch raises RuntimeError, EOFError, KeyError and others on damaged files
             if "TorchScript" in str(error):

@@ -180,7 +180,7 @@ def name_candidates(store: TensorStore, names: Mapping[str, str] | None = None) 
     block_of = block_namer(renamed.values())
     found = []
     for stored, name in renamed.items():
-        layer, _, attribute = stored.rpartition(".")
+        layer, attribute = _owner(stored, store)
         candidate = _candidate(store, stored, _Named(name, attribute, store.tensors[stored], modules[layer]))
         if candidate is not None:
             found.append(replace(candidate, name=name, block=block_of(name)))
@@ -191,9 +191,19 @@ def _modules(store: TensorStore) -> dict[str, dict[str, TensorInfo]]:
     """The stored tensors of each module, by their names within it."""
     modules: dict[str, dict[str, TensorInfo]] = {}
     for stored, info in store.tensors.items():
-        layer, _, attribute = stored.rpartition(".")
+        layer, attribute = _owner(stored, store)
         modules.setdefault(layer, {})[attribute] = info
     return modules
+
+
+def _owner(stored: str, store: TensorStore) -> tuple[str, str]:
+    """Module and attribute; ``fc.weight.absmax`` belongs to ``fc`` when ``fc.weight`` is a tensor itself."""
+    layer, _, attribute = stored.rpartition(".")
+    parts = stored.split(".")
+    for count in range(1, len(parts)):
+        if ".".join(parts[:count]) in store.tensors:
+            return ".".join(parts[: count - 1]), ".".join(parts[count - 1 :])
+    return layer, attribute
 
 
 def unreadable(store: TensorStore) -> dict[str, str]:

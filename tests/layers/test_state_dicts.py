@@ -1,0 +1,107 @@
+"""Names, shapes and dtypes alone; and the quantised formats that are named and refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from tempbalance.layers import Select, find_weights
+
+BYTES = torch.zeros(8, 8, dtype=torch.uint8)
+INT8 = torch.zeros(8, 8, dtype=torch.int8)
+INT32 = torch.zeros(8, 8, dtype=torch.int32)
+SCALE = torch.ones(1)
+
+
+def described(source):
+    return [(row.name, row.kind, row.shape) for row in find_weights(source)[0]]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(4, 6), nn.Conv2d(4, 6, 3), nn.Conv1d(20, 30, 3)),
+        nn.LSTM(6, 5, num_layers=2, bidirectional=True),
+        nn.LSTM(6, 5, proj_size=3),
+        nn.GRU(6, 5),
+        nn.RNN(6, 5),
+        nn.MultiheadAttention(8, 2),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_state_dict_agrees_with_the_live_model(model):
+    assert described(model.state_dict()) == described(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind"),
+    [
+        ("fc.weight", (6, 4), "linear"),
+        ("conv.weight", (6, 4, 3, 3), "conv2d"),
+        ("conv.weight", (6, 4, 3, 3, 3), "conv3d"),
+        ("conv.weight", (60, 40, 5), "conv1d"),
+        ("mixing", (6, 4), "parameter"),
+    ],
+)
+def test_kind_from_name_and_shape(name, shape, kind):
+    assert described({name: torch.zeros(shape)}) == [(name, kind, shape)]
+
+
+def test_stacked_experts_by_name():
+    assert len(described({"mlp.experts.w1": torch.zeros(3, 60, 40)})) == 3
+
+
+@pytest.mark.parametrize("name", ["wte.weight", "embed_tokens.weight", "position_embeddings.weight", "pos_embed"])
+def test_embeddings_by_name(name):
+    rows, left = find_weights({name: torch.zeros(9, 4)})
+    assert rows == []
+    assert "embeddings=True" in left[0].reason
+    assert len(find_weights({name: torch.zeros(9, 4)}, Select(embeddings=True))[0]) == 1
+
+
+def test_ambiguous_stack_is_skipped_with_advice():
+    assert "could be" in find_weights({"table": torch.zeros(50, 60, 70)})[1][0].reason
+
+
+def test_tied_entries():
+    weight = torch.zeros(4, 4)
+    assert find_weights({"a.weight": weight, "b.weight": weight})[1] == [("b.weight", "tied to a.weight")]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "label"),
+    [
+        (
+            {"weight": BYTES, "weight.absmax": SCALE, "weight.quant_state.bitsandbytes__nf4": SCALE},
+            "bitsandbytes 4-bit",
+        ),
+        ({"weight": INT8, "SCB": SCALE}, "bitsandbytes 8-bit"),
+        ({"qweight": INT32, "qzeros": INT32, "scales": SCALE, "g_idx": INT32[0]}, "GPTQ"),
+        ({"qweight": INT32, "qzeros": INT32, "scales": SCALE}, "AWQ"),
+        ({"weight": torch.zeros(8, 8).to(torch.float8_e4m3fn), "weight_scale_inv": SCALE}, "fp8 with scales"),
+        ({"gate_up_proj_blocks": BYTES, "gate_up_proj_scales": BYTES}, "MXFP4"),
+        ({"weight": BYTES}, "uint8"),
+    ],
+)
+def test_quantised_formats_are_named_and_skipped(tensors, label):
+    rows, left = find_weights({f"layers.0.fc.{name}": tensor for name, tensor in tensors.items()})
+    assert rows == []
+    assert label in left[0].reason
+    assert "unquantised" in left[0].reason
+
+
+@pytest.mark.filterwarnings("ignore")  # torch announces the end of its own quantised dtypes
+def test_quantised_dtypes_of_torch():
+    weight = torch.quantize_per_tensor(torch.zeros(8, 8), 0.1, 0, torch.qint8)
+    assert "qint8" in find_weights({"fc.weight": weight})[1][0].reason
+
+
+def test_fp8_without_scales_is_a_weight():
+    assert described({"fc.weight": torch.zeros(8, 8).to(torch.float8_e5m2)}) == [("fc.weight", "linear", (8, 8))]
+
+
+def test_integer_buffer_is_no_weight():
+    assert "integer buffer" in find_weights({"position_ids": torch.zeros(1, 512, dtype=torch.long)})[1][0].reason
+
+
+def test_empty_tensor():
+    assert "no numbers" in find_weights({"fc.weight": torch.zeros(0, 4)})[1][0].reason

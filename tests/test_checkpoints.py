@@ -1,0 +1,332 @@
+import json
+import os
+import pickle
+import resource
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import tempbalance as tb
+from tempbalance.checkpoints import open_checkpoint
+from tempbalance.errors import CheckpointError, CorruptFileError, MissingExtraError, NotFoundError, UnsafeFileError
+
+TENSORS = {f"layers.{i}.weight": torch.full((4, 3), float(i)) for i in range(12)}
+
+
+def sharded(folder, tensors=TENSORS, save=save_file, suffix="safetensors", stem="model"):
+    """A folder of three shards and their index."""
+    index = {}
+    for number in range(3):
+        name = f"{stem}-{number + 1:05}-of-00003.{suffix}"
+        part = dict(list(tensors.items())[number::3])
+        save(part, folder / name)
+        index |= dict.fromkeys(part, name)
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+def write_safetensors(path):
+    save_file(TENSORS, path / "model.safetensors")
+    return path / "model.safetensors"
+
+
+def write_folder(path):
+    return write_safetensors(path).parent
+
+
+def write_shards(path):
+    return sharded(path)
+
+
+def write_shards_without_index(path):
+    (sharded(path) / "model.safetensors.index.json").unlink()
+    return path
+
+
+def write_state_dict(path):
+    torch.save(TENSORS, path / "model.pt")
+    return path / "model.pt"
+
+
+def write_nested(path):
+    torch.save({"epoch": 3, "state_dict": TENSORS, "optimizer": {"lr": 0.1}}, path / "last.ckpt")
+    return path / "last.ckpt"
+
+
+def write_legacy(path):
+    torch.save(TENSORS, path / "old.pth", _use_new_zipfile_serialization=False)
+    return path / "old.pth"
+
+
+def write_bin_folder(path):
+    torch.save(TENSORS, path / "pytorch_model.bin")
+    return path
+
+
+def write_bin_shards(path):
+    return sharded(path, save=torch.save, suffix="bin", stem="pytorch_model")
+
+
+SOURCES = [
+    write_safetensors,
+    write_folder,
+    write_shards,
+    write_shards_without_index,
+    write_state_dict,
+    write_nested,
+    write_legacy,
+    write_bin_folder,
+    write_bin_shards,
+]
+
+
+@pytest.mark.parametrize("write", SOURCES)
+class TestSources:
+    def test_names_and_numbers(self, write, tmp_path):
+        with open_checkpoint(write(tmp_path)) as checkpoint:
+            assert set(checkpoint.tensors) == set(TENSORS)
+            assert all(torch.equal(checkpoint.load(name), tensor) for name, tensor in TENSORS.items())
+
+    def test_part_of_a_tensor(self, write, tmp_path):
+        with open_checkpoint(write(tmp_path)) as checkpoint:
+            assert checkpoint.load("layers.7.weight", (slice(1, 3),)).tolist() == [[7.0] * 3] * 2
+
+    def test_analysis(self, write, tmp_path):
+        assert len(tb.analyze(write(tmp_path)).layers) == 12
+
+
+def test_safetensors_come_in_model_order(tmp_path):
+    with open_checkpoint(write_safetensors(tmp_path)) as checkpoint:
+        assert list(checkpoint.tensors) == list(TENSORS)  # not layers.1, layers.10, layers.11, layers.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.complex64])
+def test_dtypes(tmp_path, dtype):
+    save_file({"fc.weight": torch.ones(4, 3).to(dtype)}, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.tensors["fc.weight"].dtype == checkpoint.load("fc.weight").dtype == dtype
+
+
+def test_safetensors_before_pickles(tmp_path):
+    write_safetensors(tmp_path)
+    torch.save({"other.weight": torch.zeros(3, 3)}, tmp_path / "pytorch_model.bin")
+    assert set(open_checkpoint(tmp_path).tensors) == set(TENSORS)
+
+
+def test_files_for_a_fingerprint(tmp_path):
+    path = write_safetensors(tmp_path)
+    (file,) = open_checkpoint(path).files
+    assert (file.path, file.size) == (path, path.stat().st_size)
+
+
+def test_closed_checkpoint_says_so(tmp_path):
+    with open_checkpoint(write_safetensors(tmp_path)) as checkpoint:
+        pass
+    with pytest.raises(CheckpointError, match="closed"):
+        checkpoint.load("layers.0.weight")
+
+
+def test_unknown_tensor_suggests_names(tmp_path):
+    with open_checkpoint(write_safetensors(tmp_path)) as checkpoint, pytest.raises(NotFoundError, match=r"layers\.1\."):
+        checkpoint.load("layers.1.weigth")
+
+
+def test_real_models(minilm, shared):
+    assert len(tb.analyze(minilm).layers) == 37
+    assert len(tb.analyze(shared / "weights" / "stories260k").layers) == 35
+    assert len(tb.analyze(shared / "weights" / "resnet20_cifar10.safetensors").layers) == 20
+
+
+def test_real_model_keeps_the_order_of_its_blocks(minilm):
+    first = [row.name for row in tb.analyze(minilm).layers][:4]
+    assert [name.removeprefix("encoder.layer.0.attention.") for name in first] == [
+        "self.query.weight",
+        "self.key.weight",
+        "self.value.weight",
+        "output.dense.weight",
+    ]
+
+
+class TestMissingAndBroken:
+    def test_missing_path(self, tmp_path):
+        write_safetensors(tmp_path)
+        with pytest.raises(NotFoundError, match=r"did you mean .*model\.safetensors"):
+            open_checkpoint(tmp_path / "modle.safetensors")
+
+    def test_missing_path_is_a_file_not_found_error(self, tmp_path):
+        with pytest.raises(FileNotFoundError):
+            tb.analyze(tmp_path / "nowhere")
+
+    def test_empty_folder(self, tmp_path):
+        with pytest.raises(CheckpointError, match="it is empty; supported are"):
+            open_checkpoint(tmp_path)
+
+    def test_weights_one_level_down(self, tmp_path):
+        (tmp_path / "checkpoint-500").mkdir()
+        write_safetensors(tmp_path / "checkpoint-500")
+        with pytest.raises(CheckpointError, match="checkpoint-500: open one"):
+            open_checkpoint(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("model.gguf", b"GGUF\x03\x00\x00\x00", "GGUF"),
+            ("model.onnx", b"\x08\x07\x12\x07", "ONNX"),
+            ("model.h5", b"\x89HDF\r\n\x1a\n", "HDF5"),
+            ("notes.txt", b"hello", "not a checkpoint; supported are"),
+        ],
+    )
+    def test_not_a_checkpoint(self, tmp_path, name, content, message):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(tmp_path / name)
+
+    @pytest.mark.parametrize("kept", [0, 5, 100, 1000])
+    def test_truncated_safetensors(self, tmp_path, kept):
+        path = write_safetensors(tmp_path)
+        path.write_bytes(path.read_bytes()[:kept])
+        with pytest.raises(CorruptFileError, match=r"model\.safetensors"):
+            open_checkpoint(path)
+
+    def test_truncated_state_dict(self, tmp_path):
+        path = write_state_dict(tmp_path)
+        path.write_bytes(path.read_bytes()[:-200])
+        with pytest.raises(CorruptFileError, match=r"model\.pt"):
+            open_checkpoint(path)
+
+    def test_index_that_names_a_missing_shard(self, tmp_path):
+        sharded(tmp_path)
+        (tmp_path / "model-00002-of-00003.safetensors").unlink()
+        with pytest.raises(CorruptFileError, match="1 of 3 shards are missing: model-00002-of-00003"):
+            open_checkpoint(tmp_path)
+
+    def test_missing_shard_without_an_index(self, tmp_path):
+        write_shards_without_index(tmp_path)
+        (tmp_path / "model-00002-of-00003.safetensors").unlink()
+        with pytest.raises(CorruptFileError, match="model-00002-of-00003"):
+            open_checkpoint(tmp_path)
+
+    def test_shard_that_lacks_a_promised_tensor(self, tmp_path):
+        sharded(tmp_path)
+        save_file({"layers.0.weight": torch.zeros(2, 2)}, tmp_path / "model-00001-of-00003.safetensors")
+        with pytest.raises(CorruptFileError, match="promises 3 tensor"):
+            open_checkpoint(tmp_path)
+
+    def test_index_that_leads_out_of_its_folder(self, tmp_path):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../b.safetensors"}}))
+        with pytest.raises(CorruptFileError, match="outside"):
+            open_checkpoint(tmp_path)
+
+    @pytest.mark.parametrize("text", ["{", "[]", "{}"])
+    def test_unreadable_index(self, tmp_path, text):
+        (tmp_path / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(CorruptFileError, match=r"index\.json"):
+            open_checkpoint(tmp_path)
+
+    def test_a_shard_that_breaks_later_costs_its_tensors_only(self, tmp_path, monkeypatch):
+        path = sharded(tmp_path)
+        checkpoint = open_checkpoint(path)
+        broken = path / "model-00003-of-00003.safetensors"
+        broken.write_bytes(broken.read_bytes()[:50])
+        analysis = tb.analyze(checkpoint)
+        assert len(analysis.layers) == 8
+        assert all("truncated" in reason for _, reason in analysis.skipped)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_no_permission(self, tmp_path):
+        path = write_safetensors(tmp_path)
+        path.chmod(0)
+        with pytest.raises(CheckpointError, match="cannot be opened"):
+            open_checkpoint(path)
+
+
+class Malicious:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+class TestUnsafeFiles:
+    @pytest.mark.parametrize("name", ["model.pt", "pytorch_model.bin"])
+    def test_pickle_with_code_is_refused_and_nothing_runs(self, tmp_path, name):
+        torch.save({"weight": torch.zeros(2, 2), "x": Malicious(tmp_path / "pwned")}, tmp_path / name)
+        with pytest.raises(UnsafeFileError, match="nothing was executed"):
+            tb.analyze(tmp_path / name)
+        assert not (tmp_path / "pwned").exists()
+
+    def test_plain_pickle_with_code(self, tmp_path):
+        (tmp_path / "model.bin").write_bytes(pickle.dumps(Malicious(tmp_path / "pwned")))
+        with pytest.raises(CheckpointError):
+            open_checkpoint(tmp_path / "model.bin")
+        assert not (tmp_path / "pwned").exists()
+
+    def test_whole_module_is_refused_with_advice(self, tmp_path):
+        torch.save(nn.Linear(3, 3), tmp_path / "model.pt")
+        with pytest.raises(UnsafeFileError, match=r"state_dict\(\)"):
+            open_checkpoint(tmp_path / "model.pt")
+
+    def test_no_state_dict_inside(self, tmp_path):
+        torch.save({"epoch": 3}, tmp_path / "model.pt")
+        with pytest.raises(CheckpointError, match="no state dict"):
+            open_checkpoint(tmp_path / "model.pt")
+
+
+class TestHub:
+    def test_snapshot_from_the_cache(self, tmp_path, monkeypatch):
+        constants = pytest.importorskip("huggingface_hub.constants")
+        commit = "0" * 40
+        folder = tmp_path / "models--someone--something"
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(commit)
+        write_safetensors(folder / "snapshots" / commit)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert set(open_checkpoint("someone/something").tensors) == set(TENSORS)
+
+    def test_unknown_id(self, monkeypatch):
+        monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
+        with pytest.raises(NotFoundError, match="nobody-here/nothing"):
+            open_checkpoint("nobody-here/nothing")
+
+    def test_missing_extra(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        with pytest.raises(MissingExtraError, match=r"tempbalance\[hub\]"):
+            open_checkpoint("someone/something")
+
+    def test_revision_of_a_path(self, tmp_path):
+        with pytest.raises(CheckpointError, match="belongs to a hub id"):
+            open_checkpoint(write_safetensors(tmp_path), revision="main")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_tensors_are_given_back(tmp_path):
+    size = 4 << 20
+    save_file({f"layers.{i}.weight": torch.ones(size // 256, 64) for i in range(24)}, tmp_path / "model.safetensors")
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+
+    with open_checkpoint(tmp_path) as checkpoint:
+        checkpoint.load("layers.0.weight").sum()
+        before = resident()
+        for name in checkpoint.tensors:
+            checkpoint.load(name).sum()
+    assert resident() - before < 4 * size  # of 24
+
+
+def test_same_numbers_from_file_and_memory(minilm, tmp_path):
+    tensors = load_file(minilm / "model.safetensors")
+    shutil.copy(minilm / "model.safetensors", tmp_path / "weights.safetensors")  # no configuration beside it
+    select = "encoder.layer.3.*"
+    stored, memory = (tb.analyze(source, select=select) for source in (tmp_path / "weights.safetensors", tensors))
+    assert {row.name: row.alpha for row in stored.layers} == {row.name: row.alpha for row in memory.layers}
