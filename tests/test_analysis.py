@@ -154,8 +154,8 @@ class TestRealTransformer:
         select = "*layer.0.*"
         tensors = {name: tensor.double() * factor for name, tensor in load_file(minilm / "model.safetensors").items()}
         plain, scaled = (tb.analyze(source, estimator=estimator, select=select) for source in (minilm, tensors))
-        expected = [row.alpha for row in plain.layers]
-        assert [row.alpha for row in scaled.layers] == pytest.approx(expected, rel=1e-9)
+        expected = {row.name: row.alpha for row in plain.layers}
+        assert {row.name: row.alpha for row in scaled.layers} == pytest.approx(expected, rel=1e-9)
 
     def test_blocks(self, minilm):
         analysis = tb.analyze(minilm)
