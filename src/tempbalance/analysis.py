@@ -156,6 +156,7 @@ class _Job:
     partial: _Partial | None
 
     def run(self, weights: Sequence[Weight], progress: bool) -> list[LayerStats | Skipped]:
+        """A row, or the reason why there is none, for every weight, in the order given."""
         done = dict(self.partial.rows) if self.partial else {}
         if done:
             _logger.info("resuming: %d of %d weights are done", len(done), len(weights))
@@ -244,6 +245,7 @@ class _Partial:
     def open(
         cls, path: str | os.PathLike[str], source: nn.Module | Mapping[str, Tensor] | Checkpoint, settings: Any
     ) -> _Partial:
+        """Read what an interrupted run has left, if it belongs to this one, and go on writing."""
         if not isinstance(source, Checkpoint):
             raise AnalysisError("only an analysis of files can be resumed: a model in memory may have changed")
         header = dumps({"files": [list(map(str, file)) for file in source.files], "settings": settings})
@@ -270,8 +272,10 @@ class _Partial:
         return partial
 
     def add(self, row: LayerStats | Skipped) -> None:
+        """Write a row at once: the next moment may be the last."""
         self._file.write(dumps(row._asdict() if isinstance(row, Skipped) else row_to_json(row)) + "\n")
         self._file.flush()
 
     def close(self) -> None:
+        """Close the file; it stays where it is."""
         self._file.close()

@@ -16,7 +16,7 @@ from tempbalance.analysis import analyze
 from tempbalance.checkpoints import open_checkpoint
 from tempbalance.errors import AnalysisError, MissingExtraError, TempBalanceError
 from tempbalance.layers import Select
-from tempbalance.report.terminal import print_analysis, print_comparison
+from tempbalance.report.terminal import print_analysis, print_comparison, print_summary
 from tempbalance.results import Analysis, compare
 from tempbalance.tail import KS, Hill, HillAsReleased, KSAsReleased, Peak, PeakAsReleased, TailEstimator
 
@@ -176,6 +176,7 @@ def demo(
     outputs = _check_outputs([out / "report.html", out / "analysis.json", out / "report_ks.html"])
     hill, ks = (analyze(folder, estimator=estimator) for estimator in (Hill(), KS()))
     print_analysis(console, hill)
+    print_summary(console, ks)
     for analysis, path in zip((hill, hill, ks), outputs, strict=True):
         analysis.save(path)
     _say_saved(console, outputs)

@@ -38,10 +38,12 @@ class _Node:
     lora: str
 
     def descend(self, child: str) -> _Node:
+        """The node of a child module."""
         module = self.module.get_submodule(child)
         return replace(self, name=_join(self.name, child), module=module, child=child, owner=self.module)
 
     def site(self, attribute: str, shape: tuple[int, ...], dtype: torch.dtype) -> Site:
+        """Where a parameter of this module sits."""
         return Site(
             name=_join(self.name, attribute),
             attribute=attribute,

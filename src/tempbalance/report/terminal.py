@@ -14,7 +14,7 @@ from rich.text import Text
 from tempbalance.report.protocol import ComparisonReport, DeltaRow, Report
 from tempbalance.types import LayerStats, Status
 
-__all__ = ["print_analysis", "print_comparison", "standing_out"]
+__all__ = ["print_analysis", "print_comparison", "print_summary", "sparkline", "standing_out"]
 
 _ALL = 12  # up to so many rows, all are shown
 _EXTREMES = 4
@@ -78,13 +78,8 @@ def print_analysis(console: Console, report: Report) -> None:
         console: Where to print.
         report: The analysis.
     """
-    fitted = [layer for layer in report.layers if layer.status is Status.OK]
-    estimator = str(report.settings.get("estimator", "")).partition("(")[0]
     console.print(Text(f"{report.source}", style="bold"), soft_wrap=True)
-    counts = f"{_count(len(report.layers), 'weight matrix', 'weight matrices')}, {len(fitted)} with an alpha"
-    console.print(f"{counts}, estimator {estimator}", highlight=False)
-    if fitted:
-        _print_summary(console, report, fitted)
+    print_summary(console, report)
     rows = standing_out(report.layers)
     if rows:
         title = "All layers" if len(rows) == len(report.layers) else f"Layers that stand out ({len(rows)})"
@@ -95,7 +90,19 @@ def print_analysis(console: Console, report: Report) -> None:
     _print_skipped(console, report)
 
 
-def _print_summary(console: Console, report: Report, fitted: Sequence[LayerStats]) -> None:
+def print_summary(console: Console, report: Report) -> None:
+    """Print how many layers there are and how their alphas are spread, without any table.
+
+    Args:
+        console: Where to print.
+        report: The analysis.
+    """
+    fitted = [layer for layer in report.layers if layer.status is Status.OK]
+    estimator = str(report.settings.get("estimator", "")).partition("(")[0]
+    counts = f"{_count(len(report.layers), 'weight matrix', 'weight matrices')}, {len(fitted)} with an alpha"
+    console.print(f"{counts}, estimator {estimator}", highlight=False)
+    if not fitted:
+        return
     alphas = [layer.alpha for layer in fitted]
     console.print(
         f"alpha: median {median(alphas):.2f}, range {min(alphas):.2f} to {max(alphas):.2f}; "
