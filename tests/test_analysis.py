@@ -108,6 +108,11 @@ class TestBadInput:
         with pytest.raises(SelectionError, match=r"0\.weight"):
             tb.analyze(trained, select="*.bias_typo")
 
+    @pytest.mark.parametrize("device", ["cuda:7", "nonsense"])
+    def test_device_that_does_not_exist(self, trained, device):
+        with pytest.raises(SelectionError, match=f"device '{device}' cannot be used"):
+            tb.analyze(trained, device=device)
+
     def test_resume_of_a_live_model(self, trained, tmp_path):
         with pytest.raises(AnalysisError, match="model in memory"):
             tb.analyze(trained, resume=tmp_path / "x.partial")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
-from tempbalance.errors import AnalysisError, TempBalanceError, WeightError
+from tempbalance.errors import AnalysisError, SelectionError, TempBalanceError, WeightError
 from tempbalance.layers import Select, Weight, find_weights
 from tempbalance.matrices import as_matrices
 from tempbalance.metrics import is_random, measure, thin
@@ -66,7 +66,7 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
 
     Raises:
         CheckpointError: The source cannot be read.
-        SelectionError: A glob matches no weight.
+        SelectionError: A glob matches no weight, or the device does not exist.
         WeightError: The source holds no weight matrix at all.
         AnalysisError: ``resume`` is asked for a source that is not on disk, or its file cannot be written.
 
@@ -79,6 +79,7 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
     """
     estimator = estimator or Hill()
     selection = Select.parse(select)
+    _check_device(device)
     with _opened(source) as (opened, name):
         weights, skipped = find_weights(opened, selection)
         if not weights and not skipped:
@@ -99,6 +100,14 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
         layers=[row for row in rows if isinstance(row, LayerStats)],
         skipped=skipped + [row for row in rows if isinstance(row, Skipped)],
     )
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA asserts
+        reason = str(error).strip().partition("\n")[0]
+        raise SelectionError(f"device {str(device)!r} cannot be used here: {reason}") from error
 
 
 @contextlib.contextmanager
