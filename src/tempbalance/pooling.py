@@ -20,7 +20,8 @@ from tempbalance.windows import FARMS, Plan, Windows, coverage
 __all__ = ["WindowedFit", "fit_windows", "pooled_fits", "window_key"]
 
 _GROUPS = 16  # of the jackknife: more windows than that are left out several at a time
-_CHUNK = 1 << 20  # eigenvalues fitted at a time
+_CHUNK = 1 << 18  # eigenvalues fitted at a time
+_FLOOR = 2.5  # half the standard deviation of alpha over square windows of a random matrix, in (alpha - 1) / side
 _GROWTH = 4  # windows are added in steps of at least a quarter, and at most doubled
 # The 97.5 % quantile of Student's t over that of the normal law, for 1, 2, 3, ... degrees of freedom.
 _STUDENT = (6.483, 2.195, 1.624, 1.417, 1.312, 1.248, 1.206, 1.177, 1.154, 1.137, 1.123, 1.112, 1.102, 1.094, 1.087)
@@ -58,7 +59,8 @@ def fit_windows(
     t)^2 / (h_j - 1))``, ``t`` being their mean weighted by ``m_j`` (Busing, Meijer and van der Leeden 1999); up to 16
     windows are left out one at a time. It is multiplied by the ratio of the 97.5 % quantiles of Student's t with ``G -
     1`` degrees of freedom and of the normal law, so that plus or minus 2 standard errors means the same for few
-    windows.
+    windows. A few windows may agree by chance: the standard error is never taken to be less than ``2.5 (a - 1) / (n
+    sqrt(W))``, half of what ``W`` square windows of side ``n`` of a random matrix have (with ``Hill``, measured).
 
     Args:
         weight: Floating-point or complex tensor whose axes fit ``layout``.
@@ -78,7 +80,7 @@ def fit_windows(
     Example:
         >>> from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
         >>> found = fit_windows(matrix_with_spectrum(pareto_quantiles(64, 3.0), (64, 128)))
-        >>> found.spectrum.shape, found.num_windows >= 8, found.coverage
+        >>> found.spectrum.shape, found.num_windows >= 5, found.coverage
         ((32, 32), True, 1.0)
     """
     return pooled_fits(
@@ -248,7 +250,8 @@ def _fit_with_error(values: Tensor, estimator: TailEstimator) -> tuple[TailFit, 
     pseudo = [fit.alpha / share - (1 / share - 1) * alpha for share, alpha in zip(shares, alphas, strict=True)]
     mean = sum(share * value for share, value in zip(shares, pseudo, strict=True))
     variance = fmean((value - mean) ** 2 / (1 / share - 1) for share, value in zip(shares, pseudo, strict=True))
-    return replace(fit, stderr=math.sqrt(variance) * _STUDENT[len(groups) - 2]), True
+    least = _FLOOR * (fit.alpha - 1) / values.shape[2] / math.sqrt(count * values.shape[1])
+    return replace(fit, stderr=max(math.sqrt(variance) * _STUDENT[len(groups) - 2], least)), True
 
 
 def _fits(windows: Tensor, subsets: Sequence[Tensor], estimator: TailEstimator) -> list[TailFit]:

@@ -20,7 +20,7 @@ from tempbalance.matrices import Layout
 
 __all__ = ["FARMS", "FARMSAsReleased", "Plan", "Windows", "coverage"]
 
-_LEAST = 8  # windows that "auto" begins with: a standard error from four is too often too small by chance
+_LEAST = 5  # windows that "auto" begins with: a standard error from four is too uncertain
 _MOST = 64  # windows that "auto" goes up to where the error stays above the tolerance
 _TRIES = 16  # draws for each window wanted: where there are few positions, most draws are repeats
 _PAIR = 2
@@ -50,7 +50,7 @@ class FARMS:
     The pooled spectrum of the windows of a matrix ``A`` has the density ``mean_j rho(A_j^T A_j)`` over its windows
     ``A_j`` (Hu et al. 2025, "Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias", ICML). Which
     windows: with ``"auto"`` an even grid that covers the matrix once, then windows at the points of a Halton sequence,
-    at least 8 in all, until the standard error of alpha is at most ``tolerance`` or there are 64. It is the error that
+    at least 5 in all, until the standard error of alpha is at most ``tolerance`` or there are 64. It is the error that
     alpha has because these windows are only some of all there are (see ``fit_windows``).
 
     A matrix smaller than the window gets the largest window of this aspect ratio that fits into it.
