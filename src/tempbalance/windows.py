@@ -26,8 +26,6 @@ _TRIES = 16  # draws for each window wanted: where there are few positions, most
 _PAIR = 2
 _FEWEST_OPS = 2
 
-Start: TypeAlias = "tuple[int, int]"
-
 
 class Plan(NamedTuple):
     """Where the windows of one matrix lie.
@@ -39,7 +37,7 @@ class Plan(NamedTuple):
     """
 
     size: tuple[int, int]
-    starts: tuple[Start, ...]
+    starts: tuple[tuple[int, int], ...]
     first: int
 
 
@@ -222,7 +220,7 @@ class FARMSAsReleased:
 Windows: TypeAlias = FARMS | FARMSAsReleased
 
 
-def coverage(shape: tuple[int, int], size: tuple[int, int], starts: Iterable[Start]) -> float:
+def coverage(shape: tuple[int, int], size: tuple[int, int], starts: Iterable[tuple[int, int]]) -> float:
     """The share of a matrix's entries that lie inside at least one window.
 
     Args:
@@ -261,7 +259,7 @@ def _check_real(name: str, value: object) -> None:
         raise WindowError(f"{name} must be a positive number, got {value!r}")
 
 
-def _grid(spans: tuple[int, int], counts: tuple[int, int]) -> Iterator[Start]:
+def _grid(spans: tuple[int, int], counts: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """Evenly spread positions that reach both edges; a single one lies in the middle."""
     return ((row, column) for row in _even(spans[0], counts[0]) for column in _even(spans[1], counts[1]))
 
@@ -272,7 +270,7 @@ def _even(span: int, count: int) -> list[int]:
     return list(dict.fromkeys((2 * i * span + count - 1) // (2 * (count - 1)) for i in range(count)))
 
 
-def _halton(spans: tuple[int, int]) -> Iterator[Start]:
+def _halton(spans: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """The Halton sequence in bases 2 and 3: evenly spread however many of its points are taken."""
     for index in itertools.count(1):
         yield int(_radical_inverse(index, 2) * (spans[0] + 1)), int(_radical_inverse(index, 3) * (spans[1] + 1))
