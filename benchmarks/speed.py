@@ -72,7 +72,7 @@ def compare(quick: bool) -> list[Comparison]:
         "at least 5",
         lambda: tb.analyze(encoder, estimator=ks, progress=False),
         lambda: _weightwatcher(encoder),
-        few,
+        many,
         inverse=True,
     )
     add(
@@ -80,7 +80,7 @@ def compare(quick: bool) -> list[Comparison]:
         "",
         lambda: tb.analyze(encoder, estimator=ks, select=tb.Select(embeddings=True), progress=False),
         lambda: _weightwatcher(encoder),
-        few,
+        many,
         inverse=True,
     )
     add(

@@ -26,12 +26,13 @@ from tempbalance.types import Spectrum
 
 __all__ = ["WindowValues", "spectra", "weight_spectrum", "window_values"]
 
-_CHUNK = 1 << 23  # elements cast to the working precision at a time: 64 MB in float64
-_BLOCK = 256  # columns of a Gram block: smaller ones waste less above the diagonal but run slower
+_ROWS, _CHUNK = 512, 1 << 18  # rows, or numbers if more, cast at a time: they stay in the cache until multiplied
+_BLOCK, _SMALL_BLOCK = 192, 96  # columns of a Gram block: smaller ones waste less above the diagonal but run slower
+_SMALL = 768  # Gram matrices of fewer columns use the small blocks
 _RELATIVE_ERROR = 1e-3  # of the smallest eigenvalue; beyond it the Gram matrix gives way to an SVD
 _BATCH_NDIM = 3
 _GROUP = 1 << 22  # bytes of Gram matrices of windows that are always worth one call for their eigenvalues
-_GROWTH = 16.0  # sums of squares that passed through a sliding Gram matrix, over those in it; beyond, it starts afresh
+_GROWTH = 16.0  # sums of squares that passed through a sliding Gram matrix, over those in it; beyond, it is not used
 _SLIDING = 2.1  # a sliding Gram matrix may take so many times the memory of the weight,
 _SLIDING_BYTES = 1 << 24  # or this
 _SAFE_EXPONENT = 256  # entries within 2**-256 .. 2**256 can be squared and summed in float64
@@ -45,7 +46,7 @@ def weight_spectrum(
     Computed in float64, in float32 on devices that have no float64; half and 8-bit floats are cast up, complex ones
     to complex128. Eigenvalues below ``max(rows, columns) * eps * lambda_max`` are numerically zero and become exactly
     0. The input is neither changed nor copied as a whole: beside it, memory is one Gram matrix, LAPACK's copy of it,
-    and 64 MB.
+    and 512 rows.
 
     Args:
         weight: Floating-point or complex tensor whose axes fit ``layout``.
@@ -117,7 +118,9 @@ def _readable(matrices: Tensor) -> Tensor:
 
 def _scale(matrices: Tensor, dtype: torch.dtype) -> float:
     """1, or the power of two that brings the largest entry near 1 where squares would overflow or vanish."""
-    largest = max(float(torch.linalg.vector_norm(matrix, ord=math.inf)) for matrix in matrices)
+    parts = torch.view_as_real(matrices.resolve_conj()) if matrices.is_complex() else matrices
+    extremes = torch.stack([torch.stack(torch.aminmax(matrix)) for matrix in parts])  # NaN passes through
+    largest = float(extremes.abs().max())
     if not math.isfinite(largest):
         bad = int(sum(int((~torch.isfinite(matrix)).sum()) for matrix in matrices))
         raise NonFiniteError(f"{bad} of {matrices.numel()} weights are NaN or Inf")
@@ -193,12 +196,13 @@ def _gram_into(target: Tensor, tall: Tensor, scale: float) -> None:
     # A matrix is read once, a chunk of rows at a time, and only blocks on and below the diagonal are multiplied: half
     # the work of a full product.
     rows, n = tall.shape
-    step = max(1, _CHUNK // n)
+    step = max(_ROWS, _CHUNK // n)
+    block = _SMALL_BLOCK if n < _SMALL else _BLOCK
     for top in range(0, rows, step):
         chunk = tall[top : top + step].to(target.dtype)
         chunk = chunk * scale if scale != 1.0 else chunk
-        for left in range(0, n, _BLOCK):
-            right = min(left + _BLOCK, n)
+        for left in range(0, n, block):
+            right = min(left + block, n)
             target[left:right, :right].addmm_(chunk[:, left:right].mH, chunk[:, :right], beta=min(top, 1))
 
 
@@ -391,7 +395,7 @@ class _SlidingGram:
 
     def _add(self, top: int, bottom: int, sign: int) -> None:
         columns = self._matrix.shape[1]
-        step = max(1, _CHUNK // (4 * columns))
+        step = max(_ROWS, _CHUNK // columns)
         for start in range(top, bottom, step):
             chunk = self._matrix[start : min(start + step, bottom)].to(self._gram.dtype)
             chunk = chunk * self._scale if self._scale != 1.0 else chunk

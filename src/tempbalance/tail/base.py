@@ -194,7 +194,7 @@ def ks_distances(logs: Tensor, log_xmin: Tensor, alpha: Tensor, first: Tensor) -
     return gaps.amax(dim=1)
 
 
-def ks_search(eigenvalues: Tensor, candidates: Tensor, *, bounded: bool = False) -> Tails:
+def ks_search(eigenvalues: Tensor, candidates: Tensor, *, bounded: bool = False, ties: bool = False) -> Tails:
     """The threshold among the candidates whose tail has the least KS distance, the first one if several do.
 
     All candidates of all spectra are tried at once, in chunks of bounded memory; the work is ``B n^2 / 2``
@@ -202,9 +202,10 @@ def ks_search(eigenvalues: Tensor, candidates: Tensor, *, bounded: bool = False)
 
     Args:
         eigenvalues: Shape ``(B, n)``.
-        candidates: Which eigenvalues may be the threshold; bool, shape ``(B, n)``. Zeros, repeated values and the
-            largest one never are.
+        candidates: Which eigenvalues may be the threshold; bool, shape ``(B, n)``. Zeros and the largest one never are,
+            of equal ones only the first unless ``ties``.
         bounded: Whether the distance is to the law cut off at the largest eigenvalue.
+        ties: Whether a tail may start within a run of equal eigenvalues, leaving some of them out.
 
     Returns:
         The fitted tails; NaN where no candidate gives a finite alpha > 1.
@@ -213,7 +214,8 @@ def ks_search(eigenvalues: Tensor, candidates: Tensor, *, bounded: bool = False)
     batch, n = logs.shape
     alphas = mle_exponents(eigenvalues)
     repeated = torch.zeros_like(candidates)
-    repeated[:, 1:] = eigenvalues[:, 1:] == eigenvalues[:, :-1]
+    if not ties:
+        repeated[:, 1:] = eigenvalues[:, 1:] == eigenvalues[:, :-1]
     allowed = candidates & (eigenvalues > 0) & (eigenvalues < eigenvalues[:, -1:]) & ~repeated & alphas.isfinite()
     distances = torch.full_like(logs, math.inf)
     start = int(allowed.any(dim=0).to(torch.uint8).argmax())

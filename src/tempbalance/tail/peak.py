@@ -60,7 +60,8 @@ class PeakAsReleased(Peak):
     logarithm is far below ``p``, the search reaches far below the peak. Inherited by all the released code from
     WeightWatcher, and needed to reproduce published numbers; otherwise use ``Peak``.
 
-    The released code returns 0 or the fit at the smallest eigenvalue when the window is empty; here there is no fit.
+    It also starts tails within a run of equal eigenvalues. The released code returns 0 or the fit at the smallest
+    eigenvalue when the window is empty; here there is no fit.
 
     Example:
         >>> import torch
@@ -74,7 +75,7 @@ class PeakAsReleased(Peak):
     def _fit(self, eigenvalues: Tensor) -> Tails:
         peak = _peak(eigenvalues, self.bins).unsqueeze(1)
         lowest = (_BELOW * peak).log10()
-        return ks_search(eigenvalues, (eigenvalues >= lowest) & (eigenvalues <= _ABOVE * peak))
+        return ks_search(eigenvalues, (eigenvalues >= lowest) & (eigenvalues <= _ABOVE * peak), ties=True)
 
 
 def _peak(eigenvalues: Tensor, bins: int) -> Tensor:
