@@ -18,7 +18,7 @@ PACKAGE = Path(tempbalance.__file__).parent
 
 # A module imports only what stands above it. "" is the package itself (its public names), for the command line only.
 # The report stands above results, because Analysis.save("x.html") calls it: it is drawn from rows and a protocol.
-CORE = ("errors", "types", "matrices", "spectrum", "tail", "metrics", "assign")
+CORE = ("errors", "types", "matrices", "windows", "spectrum", "tail", "pooling", "metrics", "assign")
 ADAPTERS = (
     *("layers", "checkpoints", "distributed", "report", "results", "analysis", "optim", "pruning", "recipes"),
     *("integrations", "testing", "", "cli", "__main__"),

@@ -47,7 +47,9 @@ def test_analyze_writes_every_format(model, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {model.name, *(path.name for path in outputs)}
 
 
-@pytest.mark.parametrize("name", ["hill", "peak", "ks", "hill-as-released", "peak-as-released", "ks-as-released"])
+@pytest.mark.parametrize(
+    "name", ["hill", "averaged-hill", "peak", "ks", "hill-as-released", "peak-as-released", "ks-as-released"]
+)
 def test_every_estimator_can_be_chosen(name, model, tmp_path):
     assert run("analyze", model, "--estimator", name, "--out", tmp_path / "a.json", "--quiet") == 0
     chosen = json.loads((tmp_path / "a.json").read_text())["settings"]["estimator"]

@@ -11,8 +11,16 @@ import tempbalance as tb
 from tempbalance.errors import NonFiniteError, WeightError
 from tempbalance.testing import matrix_with_spectrum, pareto_quantiles, pareto_sample
 
-ESTIMATORS = [tb.Hill(), tb.Peak(), tb.KS(), tb.HillAsReleased(), tb.PeakAsReleased(), tb.KSAsReleased()]
-SCALE_FREE = [tb.Hill(), tb.Peak(), tb.KS(), tb.HillAsReleased(), tb.KSAsReleased()]
+ESTIMATORS = [
+    tb.Hill(),
+    tb.AveragedHill(),
+    tb.Peak(),
+    tb.KS(),
+    tb.HillAsReleased(),
+    tb.PeakAsReleased(),
+    tb.KSAsReleased(),
+]
+SCALE_FREE = [tb.Hill(), tb.AveragedHill(), tb.Peak(), tb.KS(), tb.HillAsReleased(), tb.KSAsReleased()]
 ids = [type(estimator).__name__ for estimator in ESTIMATORS]
 scale_free_ids = [type(estimator).__name__ for estimator in SCALE_FREE]
 
@@ -34,6 +42,16 @@ class TestAgainstNaiveOracles:
     def test_hill(self, kind, share):
         values = spectrum_of(kind)
         assert tb.Hill(share).fit(values).alpha == pytest.approx(oracles.hill(values.numpy(), share), rel=1e-12)
+
+    @pytest.mark.parametrize("shares", [(0.1, 0.5), (0.0, 0.3), (0.25, 0.25)])
+    def test_averaged_hill(self, kind, shares):
+        values = spectrum_of(kind)
+        fit = tb.AveragedHill(*shares).fit(values)
+        n = len(values)
+        ks = range(max(1, math.floor(shares[0] * n)), math.floor(shares[1] * n) + 1)
+        exponents = [oracles.hill(values.numpy(), (k + 0.5) / n) for k in ks]
+        assert fit.alpha == pytest.approx(1 + 1 / np.mean([1 / (alpha - 1) for alpha in exponents]), rel=1e-9)
+        assert fit.num_tail == ks[-1]
 
     @pytest.mark.parametrize("position", [2.0, 1.5])
     def test_hill_as_released(self, kind, position):
@@ -91,6 +109,14 @@ def test_pareto_samples_are_recovered(estimator, alpha):
 def test_stderr_is_that_of_the_exponent():
     fit = tb.Hill().fit(pareto_sample(1000, 3.0))
     assert fit.stderr == pytest.approx((fit.alpha - 1) / math.sqrt(500))
+
+
+@pytest.mark.parametrize("shares", [(0.1, 0.5), (0.0, 0.2), (0.4, 0.4)])
+def test_stderr_of_averaged_hill_is_the_spread_over_samples(shares):
+    samples = torch.stack([pareto_sample(1000, 3.0, seed=seed) for seed in range(400)])
+    fits = tb.AveragedHill(*shares).fit_batch(samples)
+    spread = np.std([fit.alpha for fit in fits])
+    assert np.mean([fit.stderr for fit in fits]) == pytest.approx(spread, rel=0.12)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=ids)
@@ -190,6 +216,11 @@ class TestBadInput:
     def test_negative(self):
         with pytest.raises(WeightError, match="never negative"):
             tb.Hill().fit(torch.linspace(-1, 1, 30))
+
+    @pytest.mark.parametrize("shares", [(0.5, 0.1), (-0.1, 0.5), (0.0, 0.0), (0.1, 1.0), (math.nan, 0.5)])
+    def test_shares_out_of_range(self, shares):
+        with pytest.raises(ValueError, match="shares"):
+            tb.AveragedHill(*shares)
 
     @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, math.nan])
     def test_share_out_of_range(self, share):

@@ -6,10 +6,12 @@ from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import TempBalanceError
 from tempbalance.layers import Select
 from tempbalance.matrices import Layout
+from tempbalance.pooling import WindowedFit, fit_windows
 from tempbalance.results import Analysis, Comparison, compare
 from tempbalance.spectrum import weight_spectrum
-from tempbalance.tail import KS, Hill, HillAsReleased, KSAsReleased, Peak, PeakAsReleased
+from tempbalance.tail import KS, AveragedHill, Hill, HillAsReleased, KSAsReleased, Peak, PeakAsReleased
 from tempbalance.types import LayerStats, Skipped, Spectrum, Status, TailFit
+from tempbalance.windows import FARMS, FARMSAsReleased
 
 __all__ = [
     # diagnose
@@ -22,13 +24,18 @@ __all__ = [
     "open_checkpoint",
     # estimators of the tail
     "KS",
+    "AveragedHill",
     "Hill",
     "HillAsReleased",
     "KSAsReleased",
     "Peak",
     "PeakAsReleased",
+    # FARMS windows
+    "FARMS",
+    "FARMSAsReleased",
     # the core, for one weight at a time
     "Layout",
+    "fit_windows",
     "weight_spectrum",
     # values
     "LayerStats",
@@ -36,6 +43,7 @@ __all__ = [
     "Spectrum",
     "Status",
     "TailFit",
+    "WindowedFit",
     # the rest
     "TempBalanceError",
     "errors",

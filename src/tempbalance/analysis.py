@@ -17,15 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
-from tempbalance.errors import AnalysisError, SelectionError, TempBalanceError, WeightError
+from tempbalance.errors import AnalysisError, SelectionError, TempBalanceError, WeightError, WindowError
 from tempbalance.layers import Select, Weight, find_weights
-from tempbalance.matrices import as_matrices
+from tempbalance.matrices import as_matrices, matrix_shape
 from tempbalance.metrics import is_random, measure, thin
+from tempbalance.pooling import WindowedFit, pooled_fits, window_key
 from tempbalance.results import Analysis, dumps, row_from_json, row_to_json
 from tempbalance.spectrum import spectra
 from tempbalance.tail import Hill, TailEstimator
 from tempbalance.tail.base import failed
-from tempbalance.types import LayerStats, Skipped, Spectrum, Status, TailFit
+from tempbalance.types import LayerStats, Skipped, Status
+from tempbalance.windows import Windows
 
 __all__ = ["Source", "analyze"]
 
@@ -40,6 +42,7 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
     source: Source,
     *,
     estimator: TailEstimator | None = None,
+    windows: Windows | None = None,
     select: Select | Sequence[str] | str | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -54,6 +57,8 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
         source: A live model, a state dict, a checkpoint (``.safetensors``, ``.bin``, ``.pt``), a folder of them with
             or without an index and a ``config.json``, or a Hugging Face hub id.
         estimator: How the tail is fitted; by default ``Hill()``.
+        windows: ``FARMS()`` pools the spectra of windows of one aspect ratio, so that alphas of layers of different
+            shapes can be compared; each row is then that of the windows. By default each matrix is measured whole.
         select: Which weights, as a ``Select``, or as one or several globs on the qualified parameter name.
         device: Where to compute; by default where the weights are.
         progress: Whether to show a progress bar (only ever on a terminal).
@@ -84,10 +89,10 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
         weights, skipped = find_weights(opened, selection)
         if not weights and not skipped:
             raise WeightError(f"{name} holds no weight matrix: nothing in it has two or more axes")
-        settings = _settings(estimator, selection, device)
+        settings = _settings(estimator, windows, selection, device)
         partial = _Partial.open(resume, opened, settings) if resume is not None else None
         try:
-            job = _Job(estimator, device, strict, partial)
+            job = _Job(estimator, windows, device, strict, partial)
             rows = job.run(weights, progress)
         finally:
             if partial is not None:
@@ -128,9 +133,12 @@ def _opened(source: Source) -> Generator[tuple[nn.Module | Mapping[str, Tensor] 
         )
 
 
-def _settings(estimator: TailEstimator, select: Select, device: torch.device | str | None) -> dict[str, Any]:
+def _settings(
+    estimator: TailEstimator, windows: Windows | None, select: Select, device: torch.device | str | None
+) -> dict[str, Any]:
     return {
         "estimator": repr(estimator),
+        "windows": repr(windows) if windows is not None else None,
         "select": json.loads(dumps(asdict(select))),
         "device": str(device) if device is not None else "where the weights are",
         "tempbalance": version("tempbalance"),
@@ -142,17 +150,29 @@ def _size(weight: Weight) -> int:
     return torch.Size(weight.shape).numel()
 
 
-def _batches(weights: Sequence[Weight]) -> Iterator[list[Weight]]:
-    """Runs of neighbours of one shape and layout, small enough to be held at once."""
+def _batches(weights: Sequence[Weight], windows: Windows | None) -> Iterator[list[Weight]]:
+    """Runs of neighbours of one shape and layout, or of one window, small enough to be held at once."""
     batch: list[Weight] = []
+    last: object = None
+    total = 0
     for weight in weights:
-        alike = batch and (weight.shape, weight.layout) == (batch[0].shape, batch[0].layout)
-        if batch and not (alike and _size(weight) * (len(batch) + 1) <= _BATCH):
+        key, size = _key(weight, windows), _size(weight)
+        if batch and (key != last or total + size > _BATCH):
             yield batch
-            batch = []
+            batch, total = [], 0
         batch.append(weight)
+        last, total = key, total + size
     if batch:
         yield batch
+
+
+def _key(weight: Weight, windows: Windows | None) -> object:
+    if windows is None:
+        return weight.shape, weight.layout
+    try:
+        return window_key(matrix_shape(weight.shape, weight.layout), weight.layout, windows)
+    except WindowError:  # is raised again, and listed, when the turn of this weight comes
+        return weight.name
 
 
 @dataclass(frozen=True)
@@ -160,6 +180,7 @@ class _Job:
     """What stays the same from weight to weight."""
 
     estimator: TailEstimator
+    windows: Windows | None
     device: torch.device | str | None
     strict: bool
     partial: _Partial | None
@@ -182,43 +203,57 @@ class _Job:
     def _computed(self, weights: Sequence[Weight]) -> Iterator[list[LayerStats | Skipped]]:
         """Rows batch by batch, small weights first: a thread of its own for each keeps all cores busier."""
         small = [weight for weight in weights if _size(weight) <= _SMALL]
+        large = [weight for weight in weights if _size(weight) > _SMALL]
         threads = torch.get_num_threads()
         if threads > 1 and (self.device is None or torch.device(self.device).type == "cpu"):
             pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
             try:
-                yield from pool.map(self._analyse, _batches(small))
+                yield from pool.map(self._analyse, _batches(small, self.windows))
             finally:
                 pool.shutdown(cancel_futures=True)
                 torch.set_num_threads(threads)  # a thread's own number is also that of threads yet to come
         else:
-            yield from map(self._analyse, _batches(small))
-        yield from map(self._analyse, _batches([weight for weight in weights if _size(weight) > _SMALL]))
+            yield from map(self._analyse, _batches(small, self.windows))
+        yield from map(self._analyse, _batches(large, self.windows))
 
     def _analyse(self, batch: list[Weight]) -> list[LayerStats | Skipped]:
         try:
             tensors = [as_matrices(weight.load(), weight.layout) for weight in batch]
-            found = spectra(tensors, device=self.device)
+            found = self._measure(tensors, batch)
         except TempBalanceError as error:
             if len(batch) > 1:  # find out which one it is
                 return [row for weight in batch for row in self._analyse([weight])]
             if self.strict:
                 raise type(error)(f"{batch[0].name}: {error}") from error
             return [Skipped(batch[0].name, str(error))]
+        return [_row(*pair) for pair in zip(batch, found, strict=True)]
+
+    def _measure(self, tensors: list[Tensor], batch: list[Weight]) -> list[WindowedFit]:
+        if self.windows is not None:
+            layouts = [weight.layout for weight in batch]
+            return pooled_fits(tensors, layouts, windows=self.windows, estimator=self.estimator, device=self.device)
+        found = spectra(tensors, device=self.device)
         fits = self.estimator.fit_batch(torch.stack([spectrum.eigenvalues for spectrum in found]))
-        return [_row(*triple) for triple in zip(batch, found, fits, strict=True)]
+        return [WindowedFit(spectrum, fit, 1, 1.0) for spectrum, fit in zip(found, fits, strict=True)]
 
 
-def _row(weight: Weight, spectrum: Spectrum, fit: TailFit) -> LayerStats:
-    metrics = measure(spectrum, fit)
-    if fit.status in {Status.OK, Status.NO_TAIL} and is_random(spectrum, metrics):
+def _row(weight: Weight, found: WindowedFit) -> LayerStats:
+    spectrum, fit, windows, coverage = found
+    metrics = measure(spectrum, fit, windows)
+    matrices = spectrum.num_matrices // windows
+    (rows, columns), (height, width) = matrix_shape(weight.shape, weight.layout), spectrum.shape
+    apart = min(windows, max(1, rows * columns // (height * width)))  # no more windows without a common entry
+    if fit.status in {Status.OK, Status.NO_TAIL} and is_random(spectrum, metrics, matrices * apart):
         fit = failed(Status.RANDOM)
-        metrics = measure(spectrum, fit)
+        metrics = measure(spectrum, fit, windows)
     return LayerStats(
         name=weight.name,
         kind=weight.kind,
         block=weight.block,
         shape=weight.shape,
-        num_matrices=spectrum.num_matrices,
+        num_matrices=matrices,
+        num_windows=windows,
+        coverage=coverage,
         num_eigenvalues=len(spectrum.eigenvalues),
         error_bound=spectrum.error_bound,
         esd=thin(spectrum.eigenvalues),

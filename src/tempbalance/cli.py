@@ -18,7 +18,8 @@ from tempbalance.errors import AnalysisError, MissingExtraError, TempBalanceErro
 from tempbalance.layers import Select
 from tempbalance.report.terminal import print_analysis, print_comparison, print_summary
 from tempbalance.results import Analysis, compare
-from tempbalance.tail import KS, Hill, HillAsReleased, KSAsReleased, Peak, PeakAsReleased, TailEstimator
+from tempbalance.tail import KS, AveragedHill, Hill, HillAsReleased, KSAsReleased, Peak, PeakAsReleased, TailEstimator
+from tempbalance.windows import FARMS
 
 __all__ = ["app", "main"]
 
@@ -39,6 +40,7 @@ class Estimator(str, Enum):
     hill = "hill"
     peak = "peak"
     ks = "ks"
+    averaged_hill = "averaged-hill"
     hill_as_released = "hill-as-released"
     peak_as_released = "peak-as-released"
     ks_as_released = "ks-as-released"
@@ -55,6 +57,7 @@ _ESTIMATORS: dict[Estimator, TailEstimator] = {
     Estimator.hill: Hill(),
     Estimator.peak: Peak(),
     Estimator.ks: KS(),
+    Estimator.averaged_hill: AveragedHill(),
     Estimator.hill_as_released: HillAsReleased(),
     Estimator.peak_as_released: PeakAsReleased(),
     Estimator.ks_as_released: KSAsReleased(),
@@ -63,6 +66,14 @@ _ESTIMATORS: dict[Estimator, TailEstimator] = {
 EstimatorOption = Annotated[
     Estimator, typer.Option("--estimator", "-e", help="How the tail of the spectrum is fitted.", show_default=True)
 ]
+FarmsOption = Annotated[
+    bool,
+    typer.Option("--farms", help="Pool windows of one aspect ratio, so that layers of any shape can be compared."),
+]
+FarmsRowsOption = Annotated[
+    int | None,
+    typer.Option("--farms-rows", help="Short side of a window, by default half of a matrix's; implies --farms."),
+]
 DeviceOption = Annotated[str | None, typer.Option(help="Where to compute, for example [bold]cuda[/].")]
 
 
@@ -70,6 +81,8 @@ DeviceOption = Annotated[str | None, typer.Option(help="Where to compute, for ex
 def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
     source: Annotated[str, typer.Argument(help="A checkpoint file, a folder, or a Hugging Face hub id.")],
     estimator: EstimatorOption = Estimator.hill,
+    farms: FarmsOption = False,
+    farms_rows: FarmsRowsOption = None,
     select: Annotated[
         list[str] | None, typer.Option(help="Only weights whose name matches this glob. May be repeated.")
     ] = None,
@@ -100,6 +113,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
 
     An interrupted run with --out goes on where it stopped when the same command is given again.
     """
+    windows = _windows(farms, farms_rows)
     outputs = _check_outputs(out or [])
     partial = outputs[0].with_name(f"{outputs[0].name}.partial") if outputs else None
     chosen = Select(
@@ -113,6 +127,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         analysis = analyze(
             source if revision is None else open_checkpoint(source, revision),
             estimator=_ESTIMATORS[estimator],
+            windows=windows,
             select=chosen,
             device=device,
             progress=not quiet,
@@ -132,10 +147,12 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
 
 
 @app.command("compare")
-def compare_command(
+def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
     before: Annotated[str, typer.Argument(help="A saved analysis (.json), or anything that can be analysed.")],
     after: Annotated[str, typer.Argument(help="The same, after.")],
     estimator: EstimatorOption = Estimator.hill,
+    farms: FarmsOption = False,
+    farms_rows: FarmsRowsOption = None,
     device: DeviceOption = None,
     out: Annotated[list[Path] | None, typer.Option("--out", "-o", help="Save to FILE.json or FILE.csv.")] = None,
 ) -> None:
@@ -148,7 +165,8 @@ def compare_command(
       tempbalance compare path/to/base path/to/finetuned --out changes.csv
     """
     outputs = _check_outputs(out or [], allowed=(".json", ".csv"))
-    first, second = (_analysis(source, estimator, device) for source in (before, after))
+    windows = _windows(farms, farms_rows)
+    first, second = (_analysis(source, estimator, windows, device) for source in (before, after))
     comparison = compare(first, second)
     for path in outputs:
         comparison.save(path)
@@ -182,10 +200,14 @@ def demo(
     _say_saved(console, outputs)
 
 
-def _analysis(source: str, estimator: Estimator, device: str | None) -> Analysis:
+def _windows(farms: bool, rows: int | None) -> FARMS | None:
+    return FARMS(rows=rows) if farms or rows is not None else None
+
+
+def _analysis(source: str, estimator: Estimator, windows: FARMS | None, device: str | None) -> Analysis:
     if source.lower().endswith(".json"):
         return Analysis.load(source)
-    return analyze(source, estimator=_ESTIMATORS[estimator], device=device)
+    return analyze(source, estimator=_ESTIMATORS[estimator], windows=windows, device=device)
 
 
 _NEEDS: dict[str, tuple[str, Literal["report", "parquet"]]] = {

@@ -5,6 +5,7 @@
     TempBalanceError
     ├── WeightError            a tensor that is not a weight matrix we can analyse (also a ValueError)
     │   └── NonFiniteError     NaN or Inf among the weights
+    ├── WindowError            a FARMS window that cannot be cut (also a ValueError)
     ├── SelectionError         a pattern or option that names nothing (also a ValueError)
     ├── CheckpointError        a path or file that is not a readable checkpoint
     │   ├── NotFoundError      nothing there (also a FileNotFoundError)
@@ -28,6 +29,7 @@ __all__ = [
     "TempBalanceError",
     "UnsafeFileError",
     "WeightError",
+    "WindowError",
 ]
 
 
@@ -41,6 +43,10 @@ class WeightError(TempBalanceError, ValueError):
 
 class NonFiniteError(WeightError):
     """A weight holds NaN or Inf."""
+
+
+class WindowError(TempBalanceError, ValueError):
+    """A FARMS window has impossible parameters, or fits into no part of a matrix."""
 
 
 class SelectionError(TempBalanceError, ValueError):

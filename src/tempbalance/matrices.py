@@ -5,13 +5,14 @@ Shapes: ``B`` matrices of ``rows x columns``; the spectra of the ``B`` matrices 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 
 from torch import Tensor
 
 from tempbalance.errors import WeightError
 
-__all__ = ["Layout", "as_matrices"]
+__all__ = ["Layout", "as_matrices", "matrix_shape"]
 
 _MATRIX_NDIM = 2
 _STACK_NDIM = 3
@@ -28,6 +29,24 @@ class Layout(str, Enum):
     MATRIX = "matrix"
     TAPS = "taps"
     STACK = "stack"
+
+
+def matrix_shape(shape: Sequence[int], layout: Layout) -> tuple[int, int]:
+    """The shape of the matrices that ``as_matrices`` makes of a tensor.
+
+    Args:
+        shape: Of the tensor; it must fit the layout.
+        layout: How its axes are laid out.
+
+    Returns:
+        ``(rows, columns)``.
+
+    Example:
+        >>> matrix_shape((64, 32, 3, 3), Layout.TAPS)
+        (64, 32)
+    """
+    rows, columns = shape[1:3] if layout is Layout.STACK else shape[:2]
+    return rows, columns
 
 
 def as_matrices(weight: Tensor, layout: Layout = Layout.MATRIX) -> Tensor:

@@ -37,7 +37,7 @@ class Metrics:
     mp_ks_distance: float
 
 
-def measure(spectrum: Spectrum, fit: TailFit) -> Metrics:
+def measure(spectrum: Spectrum, fit: TailFit, num_windows: int = 1) -> Metrics:
     """All scalars of a spectrum.
 
     ``alpha_hat = alpha log10(lambda_max)``; ``log10_alpha_norm = log10 sum_i lambda_i^alpha``; ``stable_rank =
@@ -52,6 +52,8 @@ def measure(spectrum: Spectrum, fit: TailFit) -> Metrics:
     Args:
         spectrum: The spectrum.
         fit: A tail fitted to it; where it failed, the scalars that need alpha are NaN.
+        num_windows: FARMS windows of each matrix that are pooled in the spectrum; the Frobenius norm and the alpha-norm
+            are then of the sums over one window, on average.
 
     Returns:
         The scalars; of an all-zero weight, logarithms and ratios are NaN.
@@ -72,9 +74,9 @@ def measure(spectrum: Spectrum, fit: TailFit) -> Metrics:
         num_zero=len(values) - rank,
         lambda_max=largest,
         alpha_hat=fit.alpha * _log10(largest),
-        log10_frobenius_norm=_log10(total) / 2,
+        log10_frobenius_norm=_log10(total / num_windows) / 2,
         log10_spectral_norm=_log10(largest) / 2,
-        log10_alpha_norm=_log10_power_sum(values, fit.alpha),
+        log10_alpha_norm=_log10_power_sum(values, fit.alpha) - math.log10(num_windows),
         stable_rank=total / largest / spectrum.num_matrices if largest > 0 else math.nan,
         matrix_rank=rank,
         spectral_entropy=_entropy(values, total, rank),
@@ -175,7 +177,7 @@ def _mp_ks_distance(spectrum: Spectrum) -> float:
     return float(torch.maximum((law - steps[:-1]).abs(), (law - steps[1:]).abs()).max())
 
 
-def is_random(spectrum: Spectrum, metrics: Metrics) -> bool:
+def is_random(spectrum: Spectrum, metrics: Metrics, independent: int | None = None) -> bool:
     """Whether a spectrum cannot be told from that of a matrix of independent, equally distributed entries.
 
     True where both the whole spectrum and its largest eigenvalue are as they would be by chance. For such a matrix the
@@ -189,6 +191,8 @@ def is_random(spectrum: Spectrum, metrics: Metrics) -> bool:
     Args:
         spectrum: The spectrum.
         metrics: Its scalars.
+        independent: How many of the pooled matrices have no entry in common, where they are overlapping windows; by
+            default all.
 
     Returns:
         True if nothing speaks against a random matrix.
@@ -203,7 +207,7 @@ def is_random(spectrum: Spectrum, metrics: Metrics) -> bool:
     n, count = min(spectrum.shape), spectrum.num_matrices
     if len(spectrum.eigenvalues) < _FEWEST_JUDGED or not metrics.lambda_max > 0:
         return False
-    threshold = (1.5 + 0.45 * math.log(n)) / math.sqrt(count) + (0.3 if count > 1 else 0.0)
+    threshold = (1.5 + 0.45 * math.log(n)) / math.sqrt(independent or count) + (0.3 if count > 1 else 0.0)
     if metrics.mp_ks_distance > threshold / n:
         return False
     a, b = math.sqrt(max(spectrum.shape) - 1), math.sqrt(n)

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
@@ -208,7 +208,7 @@ def compare(before: Analysis, after: Analysis) -> Comparison:
         The changes of alpha, in units of their standard error too.
 
     Raises:
-        AnalysisError: The estimators differ, or no layer is in both.
+        AnalysisError: The estimators or the windows differ, or no layer is in both.
 
     Example:
         >>> import tempbalance as tb, torch
@@ -222,6 +222,9 @@ def compare(before: Analysis, after: Analysis) -> Comparison:
     estimators = before.settings.get("estimator"), after.settings.get("estimator")
     if estimators[0] != estimators[1]:
         raise AnalysisError(f"alphas of different estimators cannot be compared: {estimators[0]} and {estimators[1]}")
+    windows = before.settings.get("windows"), after.settings.get("windows")
+    if windows[0] != windows[1]:
+        raise AnalysisError(f"alphas of different windows cannot be compared: {windows[0]} and {windows[1]}")
     first = {layer.name: layer for layer in before.layers}
     second = {layer.name: layer for layer in after.layers}
     common = [name for name in first if name in second]
@@ -282,8 +285,8 @@ def row_from_json(row: Mapping[str, Any]) -> LayerStats:
         The row.
     """
     values: dict[str, Any] = {}
-    for name in (f.name for f in fields(LayerStats)):
-        value = row[name]
+    for name, default in ((f.name, f.default) for f in fields(LayerStats)):
+        value = row[name] if default is MISSING else row.get(name, default)  # files of older versions lack some
         values[name] = math.nan if name in _FLOATS and value is None else value
     values["shape"] = tuple(row["shape"])
     values["status"] = Status(row["status"])

@@ -74,7 +74,7 @@ class TailFit:
     Attributes:
         status: ``Status.OK``, or why there is no fit; then every float is NaN and ``num_tail`` is 0.
         alpha: Exponent of the density (one more than the exponent of the survival function).
-        stderr: Standard error of alpha, ``(alpha - 1) / sqrt(num_tail)``.
+        stderr: Standard error of alpha, ``(alpha - 1) / sqrt(num_tail)`` unless the estimator or the windows say more.
         xmin: Threshold, in units of eigenvalues.
         num_tail: Number of eigenvalues in the tail.
         ks_distance: Kolmogorov-Smirnov distance between the tail and the fitted law, in [0, 1].
@@ -118,6 +118,9 @@ class LayerStats:
         block: Name of the transformer block (or other repeated unit) that holds it, or None.
         shape: Shape of the weight as stored, after splitting fused parameters.
         num_matrices: Matrices whose spectra are pooled (kernel taps, modes), 1 for a linear layer.
+        num_windows: FARMS windows cut from each of these matrices, whose spectra are pooled too; 1 without windows.
+            All that follows is then that of the windows.
+        coverage: Share of the weight's entries that lie inside at least one window; 1 without windows.
         num_eigenvalues: Eigenvalues in the pooled spectrum, numerically zero ones included.
         num_zero: Numerically zero eigenvalues, left out of the fit.
         status: How the fit ended; ``alpha`` is NaN unless ``Status.OK``.
@@ -128,9 +131,9 @@ class LayerStats:
         ks_distance: Kolmogorov-Smirnov distance of the tail from the fitted law.
         alpha_hat: ``alpha * log10(lambda_max)``.
         lambda_max: Largest eigenvalue, the square of the spectral norm.
-        log10_frobenius_norm: log10 of the Frobenius norm.
+        log10_frobenius_norm: log10 of the Frobenius norm (of windows: the root mean square of theirs).
         log10_spectral_norm: log10 of the largest singular value.
-        log10_alpha_norm: log10 of the alpha-norm, ``sum_i eigenvalue_i ** alpha``.
+        log10_alpha_norm: log10 of the alpha-norm, ``sum_i eigenvalue_i ** alpha`` (of windows: the mean of theirs).
         stable_rank: ``||W||_F^2 / lambda_max``.
         matrix_rank: Eigenvalues that are not numerically zero.
         spectral_entropy: Shannon entropy of the normalised eigenvalues over log(matrix_rank), in [0, 1].
@@ -147,6 +150,8 @@ class LayerStats:
     block: str | None
     shape: tuple[int, ...]
     num_matrices: int
+    num_windows: int = 1
+    coverage: float = 1.0
     num_eigenvalues: int
     num_zero: int
     status: Status

@@ -148,7 +148,7 @@ def _row(layer: LayerStats) -> dict[str, Any]:
 def _random_matrix(layer: LayerStats) -> list[list[float | None]]:
     """Survival function of the Marchenko-Pastur law of a matrix of the same shape and variance, on a few points."""
     rows, columns = layer.shape[:2]
-    if not layer.lambda_max > 0:
+    if not layer.lambda_max > 0 or layer.num_windows > 1 or layer.coverage < 1:  # windows have another shape
         return [[], []]
     variance = 10 ** (2 * layer.log10_frobenius_norm) / (layer.num_matrices * rows * columns)
     low, high = mp_edges((rows, columns), variance)

@@ -26,12 +26,16 @@ _BATCH_NDIM = 2
 
 
 class Tails(NamedTuple):
-    """A fitted tail per spectrum, each of shape ``(B,)``; ``alpha`` is NaN where there is none."""
+    """A fitted tail per spectrum, each of shape ``(B,)``; ``alpha`` is NaN where there is none.
+
+    Without ``stderr``, it is that of the maximum-likelihood exponent, ``(alpha - 1) / sqrt(num_tail)``.
+    """
 
     alpha: Tensor
     xmin: Tensor
     num_tail: Tensor
     ks_distance: Tensor
+    stderr: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -129,16 +133,16 @@ def failed(status: Status) -> TailFit:
 
 def _as_fits(tails: Tails, eigenvalues: Tensor) -> list[TailFit]:
     flat = (eigenvalues[:, -1].log() - tails.xmin.log()) <= _MIN_LOG_RANGE
-    rows = zip(*(column.tolist() for column in (*tails, flat)), strict=True)
-    return [_as_fit(*row) for row in rows]
+    stderr = (tails.alpha - 1) / tails.num_tail.sqrt() if tails.stderr is None else tails.stderr
+    columns = (tails.alpha, stderr, tails.xmin, tails.num_tail, tails.ks_distance, flat)
+    return [_as_fit(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def _as_fit(alpha: float, xmin: float, num_tail: int, ks_distance: float, flat: bool) -> TailFit:
+def _as_fit(alpha: float, stderr: float, xmin: float, num_tail: int, ks_distance: float, flat: bool) -> TailFit:
     if flat:
         return failed(Status.CONSTANT)
     if not math.isfinite(alpha):
         return failed(Status.NO_TAIL)
-    stderr = (alpha - 1) / math.sqrt(num_tail)
     return TailFit(status=Status.OK, alpha=alpha, stderr=stderr, xmin=xmin, num_tail=num_tail, ks_distance=ks_distance)
 
 
