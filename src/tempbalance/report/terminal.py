@@ -110,7 +110,8 @@ def print_summary(console: Console, report: Report) -> None:
         + (f", over blocks {report.block_imbalance:.2f}" if math.isfinite(report.block_imbalance) else ""),
         highlight=False,
     )
-    console.print("smaller alpha: heavier tail, in theory better trained; compare equal shapes", style="dim")
+    shapes = "; compare equal shapes" if report.settings.get("windows") is None else ""
+    console.print(f"smaller alpha: heavier tail, in theory better trained{shapes}", style="dim")
     blocks: dict[str, list[float]] = {}
     for layer in fitted:
         if layer.block is not None:
