@@ -204,6 +204,7 @@ def _gram_into(target: Tensor, tall: Tensor, scale: float) -> None:
         for left in range(0, n, block):
             right = min(left + block, n)
             target[left:right, :right].addmm_(chunk[:, left:right].mH, chunk[:, :right], beta=min(top, 1))
+        del chunk  # before the next one is made
 
 
 def _by_svd(matrix: Tensor, scale: float, dtype: torch.dtype, zero: float) -> Tensor:
@@ -403,3 +404,4 @@ class _SlidingGram:
                 right, near = min(left + _BLOCK, columns), max(0, left - self._width + 1)
                 self._gram[left:right, near:right].addmm_(chunk[:, left:right].mH, chunk[:, near:right], alpha=sign)
             self._passed += torch.linalg.vector_norm(chunk, dim=0).square().to("cpu", torch.float64)
+            del chunk
