@@ -46,7 +46,7 @@ class TestLiveModel:
 
     def test_batching_does_not_change_the_numbers(self, trained, monkeypatch):
         together = tb.analyze(trained)
-        monkeypatch.setattr("tempbalance.analysis._BATCH", 1)
+        monkeypatch.setattr("tempbalance.fitting._BATCH", 1)
         assert repr(tb.analyze(trained).layers) == repr(together.layers)
 
     def test_selection(self, trained):
@@ -184,7 +184,7 @@ class TestResume:
     def test_rows_done_are_not_computed_again(self, checkpoint, tmp_path, monkeypatch):
         expected = tb.analyze(checkpoint)
         partial = tmp_path / "partial"
-        monkeypatch.setattr("tempbalance.analysis._BATCH", 1)
+        monkeypatch.setattr("tempbalance.fitting._BATCH", 1)
         calls = iter(range(100))
 
         def interrupt(*args, **kwargs):

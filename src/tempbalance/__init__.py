@@ -1,11 +1,13 @@
 """The spectrum of a weight matrix tells how well its layer is trained; tempbalance measures it and acts on it."""
 
-from tempbalance import errors, testing
+from tempbalance import errors, recipes, testing
 from tempbalance.analysis import analyze
+from tempbalance.assign import Linear, Log2, Rank, RankAsReleased, Sigmoid, Sqrt
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import TempBalanceError
 from tempbalance.layers import Select
 from tempbalance.matrices import Layout
+from tempbalance.optim import Balancer, Every, Recipe, Refresh, UnitState, param_groups
 from tempbalance.pooling import WindowedFit, fit_windows
 from tempbalance.results import Analysis, Comparison, compare
 from tempbalance.spectrum import weight_spectrum
@@ -22,6 +24,21 @@ __all__ = [
     "analyze",
     "compare",
     "open_checkpoint",
+    # train
+    "Balancer",
+    "Every",
+    "Recipe",
+    "Refresh",
+    "UnitState",
+    "param_groups",
+    "recipes",
+    # assignments of multipliers
+    "Linear",
+    "Log2",
+    "Rank",
+    "RankAsReleased",
+    "Sigmoid",
+    "Sqrt",
     # estimators of the tail
     "KS",
     "AveragedHill",

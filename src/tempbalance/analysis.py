@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
-from tempbalance.errors import AnalysisError, SelectionError, TempBalanceError, WeightError, WindowError
+from tempbalance.errors import AnalysisError, SelectionError, TempBalanceError, WeightError
+from tempbalance.fitting import fit_weights
 from tempbalance.layers import Select, Weight, find_weights
-from tempbalance.matrices import as_matrices, matrix_shape
+from tempbalance.matrices import matrix_shape
 from tempbalance.metrics import is_random, measure, thin
-from tempbalance.pooling import WindowedFit, pooled_fits, window_key
+from tempbalance.pooling import WindowedFit
 from tempbalance.results import Analysis, dumps, row_from_json, row_to_json
-from tempbalance.spectrum import spectra
 from tempbalance.tail import Hill, TailEstimator
 from tempbalance.tail.base import failed
 from tempbalance.types import LayerStats, Skipped, Status
@@ -33,8 +32,6 @@ __all__ = ["Source", "analyze"]
 
 Source: TypeAlias = nn.Module | Mapping[str, Tensor] | Checkpoint | str | os.PathLike[str]
 
-_BATCH = 1 << 21  # weights of equal shape that are analysed together hold at most this many numbers
-_SMALL = 1 << 20  # weights of up to so many numbers gain little from a second thread of linear algebra
 _logger = logging.getLogger("tempbalance")
 
 
@@ -146,35 +143,6 @@ def _settings(
     }
 
 
-def _size(weight: Weight) -> int:
-    return torch.Size(weight.shape).numel()
-
-
-def _batches(weights: Sequence[Weight], windows: Windows | None) -> Iterator[list[Weight]]:
-    """Runs of neighbours of one shape and layout, or of one window, small enough to be held at once."""
-    batch: list[Weight] = []
-    last: object = None
-    total = 0
-    for weight in weights:
-        key, size = _key(weight, windows), _size(weight)
-        if batch and (key != last or total + size > _BATCH):
-            yield batch
-            batch, total = [], 0
-        batch.append(weight)
-        last, total = key, total + size
-    if batch:
-        yield batch
-
-
-def _key(weight: Weight, windows: Windows | None) -> object:
-    if windows is None:
-        return weight.shape, weight.layout
-    try:
-        return window_key(matrix_shape(weight.shape, weight.layout), weight.layout, windows)
-    except WindowError:  # is raised again, and listed, when the turn of this weight comes
-        return weight.name
-
-
 @dataclass(frozen=True)
 class _Job:
     """What stays the same from weight to weight."""
@@ -201,40 +169,15 @@ class _Job:
         return [done[weight.name] for weight in weights]
 
     def _computed(self, weights: Sequence[Weight]) -> Iterator[list[LayerStats | Skipped]]:
-        """Rows batch by batch, small weights first: a thread of its own for each keeps all cores busier."""
-        small = [weight for weight in weights if _size(weight) <= _SMALL]
-        large = [weight for weight in weights if _size(weight) > _SMALL]
-        threads = torch.get_num_threads()
-        if threads > 1 and (self.device is None or torch.device(self.device).type == "cpu"):
-            pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-            try:
-                yield from pool.map(self._analyse, _batches(small, self.windows))
-            finally:
-                pool.shutdown(cancel_futures=True)
-                torch.set_num_threads(threads)  # a thread's own number is also that of threads yet to come
-        else:
-            yield from map(self._analyse, _batches(small, self.windows))
-        yield from map(self._analyse, _batches(large, self.windows))
+        for batch in fit_weights(weights, estimator=self.estimator, windows=self.windows, device=self.device):
+            yield [self._outcome(weight, found) for weight, found in batch]
 
-    def _analyse(self, batch: list[Weight]) -> list[LayerStats | Skipped]:
-        try:
-            tensors = [as_matrices(weight.load(), weight.layout) for weight in batch]
-            found = self._measure(tensors, batch)
-        except TempBalanceError as error:
-            if len(batch) > 1:  # find out which one it is
-                return [row for weight in batch for row in self._analyse([weight])]
-            if self.strict:
-                raise type(error)(f"{batch[0].name}: {error}") from error
-            return [Skipped(batch[0].name, str(error))]
-        return [_row(*pair) for pair in zip(batch, found, strict=True)]
-
-    def _measure(self, tensors: list[Tensor], batch: list[Weight]) -> list[WindowedFit]:
-        if self.windows is not None:
-            layouts = [weight.layout for weight in batch]
-            return pooled_fits(tensors, layouts, windows=self.windows, estimator=self.estimator, device=self.device)
-        found = spectra(tensors, device=self.device)
-        fits = self.estimator.fit_batch(torch.stack([spectrum.eigenvalues for spectrum in found]))
-        return [WindowedFit(spectrum, fit, 1, 1.0) for spectrum, fit in zip(found, fits, strict=True)]
+    def _outcome(self, weight: Weight, found: WindowedFit | TempBalanceError) -> LayerStats | Skipped:
+        if isinstance(found, WindowedFit):
+            return _row(weight, found)
+        if self.strict:
+            raise type(found)(f"{weight.name}: {found}") from found
+        return Skipped(weight.name, str(found))
 
 
 def _row(weight: Weight, found: WindowedFit) -> LayerStats:

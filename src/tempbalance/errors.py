@@ -11,6 +11,8 @@
     │   ├── NotFoundError      nothing there (also a FileNotFoundError)
     │   ├── CorruptFileError   truncated, or an index that does not fit its shards
     │   └── UnsafeFileError    a pickle that wants to run code
+    ├── BalanceError           an optimizer, model and recipe that cannot be brought together (also a ValueError)
+    │   └── RefreshError       a refresh in training that failed, on this or on another rank (also a RuntimeError)
     ├── AnalysisError          a result that cannot be saved, loaded or compared
     └── MissingExtraError      an optional dependency is needed (also an ImportError)
 """
@@ -19,12 +21,14 @@ from __future__ import annotations
 
 __all__ = [
     "AnalysisError",
+    "BalanceError",
     "CheckpointError",
     "CorruptFileError",
     "MissingExtraError",
     "NonFiniteError",
     "NotFoundError",
     "NumericsWarning",
+    "RefreshError",
     "SelectionError",
     "TempBalanceError",
     "UnsafeFileError",
@@ -69,6 +73,14 @@ class UnsafeFileError(CheckpointError):
     """A pickle wants to run code; it is refused."""
 
 
+class BalanceError(TempBalanceError, ValueError):
+    """An optimizer, a model and a recipe cannot be brought together; the message says what to do."""
+
+
+class RefreshError(BalanceError, RuntimeError):
+    """A refresh of the multipliers failed; in distributed training every rank raises it with the same message."""
+
+
 class AnalysisError(TempBalanceError):
     """A result cannot be saved, loaded or compared."""
 
@@ -78,4 +90,4 @@ class MissingExtraError(TempBalanceError, ImportError):
 
 
 class NumericsWarning(UserWarning):
-    """A number is less accurate than usual; the message says which and why."""
+    """A number is missing or less accurate than usual; the message says which and why."""

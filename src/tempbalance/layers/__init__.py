@@ -2,7 +2,7 @@
 
 ``modules`` walks a live model, ``names`` judges a state dict by names and shapes, ``architecture`` gives a Hugging Face
 checkpoint the layer types of its configuration. All three make candidates; here they become rows, or are skipped with
-a reason: nothing is dropped silently.
+a reason: nothing is dropped silently. ``units`` says which parameters go together when rates are assigned.
 """
 
 from __future__ import annotations
@@ -18,16 +18,31 @@ from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.modules import module_candidates
 from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
 from tempbalance.layers.select import EMBEDDING_OFF, Select
+from tempbalance.layers.sharded import is_sharded
+from tempbalance.layers.units import Unit, find_units, parameter_names, sources_of
 from tempbalance.layers.weights import Candidate, Weight, to_weights
 from tempbalance.types import Skipped
 
-__all__ = ["Fused", "Index", "Select", "TensorInfo", "TensorStore", "Weight", "find_weights"]
+__all__ = [
+    "Fused",
+    "Index",
+    "Select",
+    "TensorInfo",
+    "TensorStore",
+    "Unit",
+    "Weight",
+    "find_units",
+    "find_weights",
+    "is_sharded",
+    "parameter_names",
+    "sources_of",
+]
 
 _NO_UPDATE = "no LoRA update on this weight (lora='update' analyses the updates alone)"
 
 
 def find_weights(
-    source: nn.Module | Mapping[str, Tensor] | TensorStore, select: Select | None = None
+    source: nn.Module | Mapping[str, Tensor] | TensorStore, select: Select | None = None, *, sharded: bool = False
 ) -> tuple[list[Weight], list[Skipped]]:
     """Find the weight matrices of a model.
 
@@ -38,6 +53,7 @@ def find_weights(
     Args:
         source: A live model, a state dict, or an open checkpoint.
         select: What to analyse; None for everything but embeddings.
+        sharded: Whether the parameters of a live model may be DTensors; to load such a row is then a collective call.
 
     Returns:
         The rows and the skipped weights, both in the order of the model.
@@ -51,15 +67,17 @@ def find_weights(
         ('1.weight', (2, 4), '0.weight')
     """
     select = select or Select()
-    candidates = _candidates(source, select)
+    candidates = _candidates(source, select, sharded)
     weights, skipped = _assemble(_tied(candidates), select)
     select.check([*(w.name for w in weights), *(s.name for s in skipped)])
     return [w for w in weights if select.admits(w.name)], [s for s in skipped if select.admits(s.name)]
 
 
-def _candidates(source: nn.Module | Mapping[str, Tensor] | TensorStore, select: Select) -> list[Candidate]:
+def _candidates(
+    source: nn.Module | Mapping[str, Tensor] | TensorStore, select: Select, sharded: bool
+) -> list[Candidate]:
     if isinstance(source, nn.Module):
-        return module_candidates(source, lora=select.lora)
+        return module_candidates(source, lora=select.lora, sharded=sharded)
     if isinstance(source, Mapping):
         source = StateDict(source)
     return adapter_candidates(source, checkpoint_candidates(source), select.lora)

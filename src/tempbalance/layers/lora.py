@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tempbalance.errors import WeightError
 from tempbalance.layers.fused import Index, Reader
+from tempbalance.layers.sharded import whole
 from tempbalance.layers.weights import Candidate
 
 __all__ = ["adapted_copies", "is_lora", "is_trained_copy", "lora_attribute", "lora_candidates"]
@@ -101,7 +102,7 @@ def lora_candidates(module: Any, name: str, base: list[Candidate], mode: str) ->
 
 def _read_update(module: Any, adapters: tuple[str, ...], shape: tuple[int, ...], index: Index) -> Tensor:
     with torch.no_grad():
-        deltas: list[Tensor] = [module.get_delta_weight(adapter).detach() for adapter in adapters]
+        deltas = [whole(module.get_delta_weight(adapter)).detach() for adapter in adapters]
     total = functools.reduce(torch.add, deltas)
     if tuple(total.shape) != shape:
         raise WeightError(f"the LoRA update has shape {tuple(total.shape)}, its base weight {shape}")

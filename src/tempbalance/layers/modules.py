@@ -16,12 +16,13 @@ from tempbalance.layers.fused import Index, Reader
 from tempbalance.layers.lora import adapted_copies, is_lora, is_trained_copy, lora_attribute, lora_candidates
 from tempbalance.layers.reasons import quantised_reason, tensor_reason
 from tempbalance.layers.roles import MATRIX_NDIM, Site, role_of
+from tempbalance.layers.sharded import Whole, whole
 from tempbalance.layers.weights import Candidate, Role
 from tempbalance.matrices import Layout
 
-__all__ = ["module_candidates"]
+__all__ = ["CONTAINERS", "module_candidates", "wrapper_prefix"]
 
-_CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 # Wrappers that add a component to every name: torch.compile, data parallel, PEFT.
 _PREFIXES = ("_orig_mod.", "module.", "base_model.model.")
 
@@ -36,6 +37,11 @@ class _Node:
     owner: nn.Module | None
     meta: bool
     lora: str
+    whole: Whole | None
+
+    def unreadable(self, tensor: Tensor) -> str | None:
+        """Why the numbers of a parameter cannot be read."""
+        return tensor_reason(tensor, meta=self.meta, sharded=self.whole is not None)
 
     def descend(self, child: str) -> _Node:
         """The node of a child module."""
@@ -55,24 +61,27 @@ class _Node:
         )
 
 
-def module_candidates(model: nn.Module, *, lora: str = "merged", meta: bool = False) -> list[Candidate]:
+def module_candidates(
+    model: nn.Module, *, lora: str = "merged", meta: bool = False, sharded: bool = False
+) -> list[Candidate]:
     """List the weights of a live model, which is only read.
 
     Args:
         model: Any module.
         lora: ``"merged"`` or ``"update"``: what a LoRA layer stands for.
         meta: Whether tensors on the meta device are welcome, because their numbers come from elsewhere.
+        sharded: Whether DTensors are welcome: reading one makes it whole, a collective call.
 
     Returns:
         One candidate per parameter with two axes or more, tied names included, in the order of the model. Names that
         wrappers (``torch.compile``, DDP, PEFT) add to the front are left out.
     """
-    root = _Node(name="", module=model, child="", owner=None, meta=meta, lora=lora)
+    root = _Node(name="", module=model, child="", owner=None, meta=meta, lora=lora, whole=Whole() if sharded else None)
     found = list(_walk(root, ()))
-    prefix = _wrapper_prefix(model)
+    prefix = wrapper_prefix(model)
     modules = dict(model.named_modules(remove_duplicate=False)) if found else {}
     block_of = block_namer(
-        [candidate.name for candidate in found], lambda path: isinstance(modules.get(path), _CONTAINERS)
+        [candidate.name for candidate in found], lambda path: isinstance(modules.get(path), CONTAINERS)
     )
 
     def strip(name: str | None) -> str | None:
@@ -85,8 +94,19 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
-def _wrapper_prefix(model: nn.Module) -> str:
-    """What wrappers put in front of every name of the wrapped model."""
+def wrapper_prefix(model: nn.Module) -> str:
+    """What wrappers (``torch.compile``, DDP, PEFT) put in front of every name of the wrapped model.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The prefix, with its dot; empty without wrappers.
+
+    Example:
+        >>> wrapper_prefix(nn.DataParallel(nn.Linear(2, 2)))
+        'module.'
+    """
     prefix = ""
     while True:
         for candidate in _PREFIXES:
@@ -185,19 +205,20 @@ def _unreadable(name: str, _: Index) -> Tensor:
     raise AssertionError(f"{name} is skipped and never read")
 
 
-def _read_live(parameter: Tensor, index: Index) -> Tensor:
-    return parameter.detach()[index] if index else parameter.detach()
+def _read_live(parameter: Tensor, make_whole: Whole | None, index: Index) -> Tensor:
+    weight = make_whole(parameter) if make_whole is not None else parameter
+    return weight.detach()[index] if index else weight.detach()
 
 
 def _read_computed(computed: Effective, index: Index) -> Tensor:
-    weight = computed.compute()
+    weight = whole(computed.compute())
     return weight[index] if index else weight
 
 
 def _parameter(node: _Node, attribute: str, parameter: Tensor, quantised: str | None) -> Candidate | None:
     """Candidate of one parameter, or None when it is no matrix."""
     name = _join(node.name, attribute)
-    reason = quantised or tensor_reason(parameter, meta=node.meta)
+    reason = quantised or node.unreadable(parameter)
     if reason and ("lazy" in reason or "FSDP" in reason):  # no shape to look at, or a misleading one
         return None if attribute.startswith("bias") else _skip(name, (), reason)
     shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
@@ -214,7 +235,7 @@ def _parameter(node: _Node, attribute: str, parameter: Tensor, quantised: str | 
         role=role,
         shape=shape,
         dtype=parameter.dtype,
-        read=functools.partial(_read_live, parameter),
+        read=functools.partial(_read_live, parameter, node.whole),
         identity=storage_identity(parameter),
     )
 
@@ -263,17 +284,17 @@ def _factorised(node: _Node) -> Iterator[Candidate]:
     if getattr(node.owner, "separable", False):
         role = replace(role, reason=SEPARABLE)
     if dense is not None:
-        reason = role.reason or tensor_reason(dense, meta=node.meta)
+        reason = role.reason or node.unreadable(dense)
         yield Candidate(
             name=_join(node.name, "tensor"),
             role=replace(role, reason=reason),
             shape=shape,
             dtype=dense.dtype,
-            read=functools.partial(_read_live, dense),
+            read=functools.partial(_read_live, dense, node.whole),
             identity=storage_identity(dense),
         )
         return
-    reasons = [tensor_reason(p, meta=node.meta) for p in module.parameters()]
+    reasons = [node.unreadable(p) for p in module.parameters()]
     reason = role.reason or next((r for r in reasons if r), None)
     read = functools.partial(_read_factorised, module)
     yield Candidate(name=node.name, role=replace(role, reason=reason), shape=shape, dtype=None, read=read)
@@ -281,7 +302,7 @@ def _factorised(node: _Node) -> Iterator[Candidate]:
 
 def _read_factorised(module: Any, index: Index) -> Tensor:
     with torch.no_grad():
-        tensor: Tensor = module.to_tensor()
+        tensor = whole(module.to_tensor())
     return tensor.detach()[index] if index else tensor.detach()
 
 

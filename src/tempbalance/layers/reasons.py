@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tempbalance.layers.sharded import is_sharded
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -123,16 +125,19 @@ _CHECKS: tuple[Callable[[Tensor], str | None], ...] = (
 )
 
 
-def tensor_reason(tensor: Tensor, *, meta: bool = False) -> str | None:
+def tensor_reason(tensor: Tensor, *, meta: bool = False, sharded: bool = False) -> str | None:
     """Why the numbers of a live tensor cannot be read.
 
     Args:
         tensor: A parameter.
         meta: Whether tensors on the meta device are welcome (their numbers come from elsewhere).
+        sharded: Whether DTensors are welcome (all ranks read them together).
 
     Returns:
         A reason, or None when all is well.
     """
+    if sharded and is_sharded(tensor):
+        return dtype_reason(tensor.dtype)
     for check in _CHECKS:
         reason = check(tensor)
         if reason and not (meta and tensor.is_meta and reason.startswith("no data")):

@@ -110,6 +110,20 @@ class TailEstimator(ABC):
                 fits[index] = fit
         return fits
 
+    def radius(self, eigenvalues: Spectrum | Tensor, tolerance: float) -> float:
+        """How far a weight may move before its alpha can have moved by more than a tolerance.
+
+        Args:
+            eigenvalues: A spectrum, or its eigenvalues: shape ``(n,)``.
+            tolerance: Of alpha.
+
+        Returns:
+            A Frobenius norm (of the change of all matrices whose spectra are pooled); 0 where no bound is known, as
+            for every estimator whose threshold can jump.
+        """
+        del eigenvalues, tolerance
+        return 0.0
+
     @abstractmethod
     def _fit(self, eigenvalues: Tensor) -> Tails:
         """Fit ``(B, n)`` ascending eigenvalues of which at least ``min_eigenvalues`` a row are positive."""

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from tempbalance.tail.base import TailEstimator, Tails, ks_distances, log_positive, mle_exponents
+from tempbalance.types import Spectrum
 
 __all__ = ["Hill", "HillAsReleased"]
+
+_BISECTIONS = 24
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,55 @@ class Hill(TailEstimator):
         if not 0 < self.share < 1:
             raise ValueError(f"share must be between 0 and 1, got {self.share}")
 
+    def radius(self, eigenvalues: Spectrum | Tensor, tolerance: float) -> float:
+        """How far a weight may move before its alpha can have moved by more than a tolerance.
+
+        Singular values ``s`` of a weight that changes by ``dW`` satisfy ``sum_i (s_i' - s_i)^2 <= ||dW||_F^2 = d^2``
+        (Mirsky 1960; with pooled matrices the sum is over all). So the logarithms of the tail move in sum by at most
+        ``d sqrt(sum 1 / s_i^2) / (1 - d / s_min)``; and the threshold, which is one value in the middle of a crowd, can
+        only move by ``x`` if it pushes its neighbours along: ``sum_j max(0, x - |s_j - s_m|)^2 <= d^2`` over those on
+        its way. The radius is where the two together reach the tolerance, found by bisection.
+
+        Args:
+            eigenvalues: A spectrum, or its eigenvalues: shape ``(n,)``.
+            tolerance: Of alpha.
+
+        Returns:
+            A Frobenius norm; 0 where some eigenvalue is zero (a change of rank moves the threshold) or there is no fit.
+
+        Example:
+            >>> import torch
+            >>> singular_values = torch.linspace(1, 3, 100, dtype=torch.float64)
+            >>> Hill().radius(singular_values**2, tolerance=0.01) > 0.005
+            True
+        """
+        values = eigenvalues.eigenvalues if isinstance(eigenvalues, Spectrum) else eigenvalues
+        s = values.to(torch.float64).sort().values.clamp(min=0).sqrt()
+        k = max(1, math.floor(self.share * len(s)))
+        if len(s) < self.min_eigenvalues or s[0] == 0 or s[-1] == s[-1 - k] or tolerance <= 0:
+            return 0.0
+        tail, threshold = s[-k:], s[-1 - k]
+        total = float((tail / threshold).log().sum())
+        slope = float(tail.pow(-2).sum().sqrt())
+        edge, least_tail = float(threshold), float(tail[0])
+        above, below = _Crowd(s[-1 - k :] - threshold), _Crowd(threshold - s[: len(s) - k].flip(0))
+
+        def moved(d: float) -> float:
+            """Bound on the change of alpha for a change of the weight by d."""
+            up, down = above.reach(d), below.reach(d)
+            if d >= least_tail or down >= edge:
+                return math.inf
+            least = total - slope * d / (1 - d / least_tail) - k * math.log1p(up / edge)
+            most = total + slope * d - k * math.log1p(-down / edge)
+            alpha = 1 + k / (2 * total)
+            return max(1 + k / (2 * least) - alpha, alpha - 1 - k / (2 * most)) if least > 0 else math.inf
+
+        low, high = 0.0, least_tail
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if moved(middle) <= tolerance else (low, middle)
+        return low
+
     def _fit(self, eigenvalues: Tensor) -> Tails:
         n = eigenvalues.shape[1]
         positive = (eigenvalues > 0).sum(dim=1)
@@ -63,6 +115,22 @@ class Hill(TailEstimator):
         )
 
 
+class _Crowd:
+    """Values at ascending distances (the first is 0) from a threshold, all on one side of it."""
+
+    def __init__(self, gaps: Tensor) -> None:
+        self._count = torch.arange(1, len(gaps) + 1, dtype=gaps.dtype)
+        self._sums, self._squares = gaps.cumsum(0), gaps.square().cumsum(0)
+        self._next = torch.cat([gaps[1:], gaps.new_tensor([math.inf])])
+
+    def reach(self, d: float) -> float:
+        """How far the threshold can move among them: the largest ``x`` with ``sum_j max(0, x - gap_j)^2 <= d^2``."""
+        # With the first m in the way: m x^2 - 2 x sum + sum of squares = d^2.
+        discriminant = self._sums.square() - self._count * (self._squares - d * d)
+        x = (self._sums + discriminant.clamp(min=0).sqrt()) / self._count
+        return float(x[int((x <= self._next).to(torch.uint8).argmax())])
+
+
 @dataclass(frozen=True)
 class HillAsReleased(TailEstimator):
     """The ``median`` fit of the code released with TempBalance, Model Balancing, FARMS, AlphaPruning and AlphaDecay.
@@ -76,6 +144,8 @@ class HillAsReleased(TailEstimator):
     Attributes:
         xmin_position: 2 keeps the top half (the default of all the released code), 1.5 the top third (the GLUE script
             of Model Balancing).
+        zero: Eigenvalues up to this count as zero and are left out first; 1e-5 in Model Balancing's PDE code, which is
+            the ``filter_zeros`` that the other released code leaves off.
 
     Example:
         >>> import torch
@@ -84,26 +154,32 @@ class HillAsReleased(TailEstimator):
     """
 
     xmin_position: float = 2.0
+    zero: float | None = None
 
     def __post_init__(self) -> None:
         """Check the parameters.
 
         Raises:
-            ValueError: ``xmin_position`` is not greater than 1.
+            ValueError: ``xmin_position`` is not greater than 1, or ``zero`` is negative.
         """
         super().__post_init__()
         if not self.xmin_position > 1:
             raise ValueError(f"xmin_position must be greater than 1, got {self.xmin_position}")
+        if self.zero is not None and self.zero < 0:
+            raise ValueError(f"zero must not be negative, got {self.zero}")
 
     def _fit(self, eigenvalues: Tensor) -> Tails:
-        batch, n = eigenvalues.shape
-        first = torch.full((batch,), int(n / self.xmin_position), device=eigenvalues.device)
-        xmin = eigenvalues[:, int(first[0])]
-        alpha = mle_exponents(eigenvalues)[:, int(first[0])].masked_fill(xmin == 0, math.nan)
+        n = eigenvalues.shape[1]
+        kept = (eigenvalues > (-1.0 if self.zero is None else self.zero)).sum(dim=1)
+        first = n - kept + (kept / self.xmin_position).long()
+        start = first.clamp(max=n - 1).unsqueeze(1)
         logs = log_positive(eigenvalues)
+        xmin = eigenvalues.gather(1, start).squeeze(1)
+        alpha = mle_exponents(eigenvalues).gather(1, start).squeeze(1)
+        alpha = alpha.masked_fill((xmin == 0) | (kept < self.min_eigenvalues), math.nan)
         return Tails(
             alpha=alpha,
             xmin=xmin,
             num_tail=n - first,
-            ks_distance=ks_distances(logs, logs[:, int(first[0])], alpha, first),
+            ks_distance=ks_distances(logs, logs.gather(1, start).squeeze(1), alpha, first),
         )

@@ -1,0 +1,174 @@
+"""Whether an optimizer, a model and a scheduler can be balanced, and what to do if not."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from tempbalance.errors import BalanceError
+from tempbalance.optim.param_groups import KEY
+
+__all__ = ["check_loaded", "check_model", "check_optimizer", "extend_schedulers", "unwrap"]
+
+# Lists that schedulers keep with an entry per parameter group.
+_PER_GROUP = (
+    *("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums"),
+    *("default_min_lr", "_swa_lrs"),
+)
+
+
+def unwrap(optimizer: Any) -> Optimizer:
+    """The optimizer inside a wrapper (Accelerate, Lightning, Lookahead and the like).
+
+    Args:
+        optimizer: An optimizer, or something with one in its attribute ``optimizer``.
+
+    Returns:
+        An optimizer with step hooks.
+
+    Raises:
+        BalanceError: There is none.
+    """
+    seen = optimizer
+    if _is_of(optimizer, "deepspeed"):
+        raise BalanceError(
+            "DeepSpeed keeps parameters and rates in groups of its own and loses those of others: train with FSDP2 "
+            "(torch.distributed.fsdp.fully_shard) or DDP, which are supported"
+        )
+    while isinstance(getattr(seen, "optimizer", None), Optimizer):
+        seen = seen.optimizer
+    if not isinstance(seen, Optimizer) or not hasattr(seen, "_optimizer_step_pre_hooks"):
+        raise BalanceError(
+            f"{type(optimizer).__name__} has no step hooks: pass an optimizer derived from torch.optim.Optimizer, "
+            "or the one inside your wrapper"
+        )
+    return seen
+
+
+def _is_of(value: object, package: str) -> bool:
+    return any(cls.__module__.partition(".")[0] == package for cls in type(value).__mro__)
+
+
+def check_optimizer(optimizer: Optimizer, keys: Sequence[str]) -> None:
+    """Make sure that an optimizer has what is to be multiplied.
+
+    Args:
+        optimizer: The optimizer.
+        keys: Options of its groups: ``lr``, ``weight_decay``.
+
+    Raises:
+        BalanceError: An option is missing, or is no number.
+    """
+    for key in keys:
+        for group in optimizer.param_groups:
+            if key not in group:
+                raise BalanceError(f"{type(optimizer).__name__} has no {key}, which the recipe is to multiply")
+            if not isinstance(group[key], (int, float, torch.Tensor)):
+                raise BalanceError(
+                    f"the {key} of {type(optimizer).__name__} is {group[key]!r}, not a number: give it one "
+                    "(Adafactor: relative_step=False and lr=...)"
+                )
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse models whose parameters are not where they belong.
+
+    Args:
+        model: The model.
+
+    Raises:
+        BalanceError: It is wrapped by FSDP1, or partitioned by DeepSpeed.
+    """
+    if not isinstance(model, nn.Module):
+        raise BalanceError(f"expected the model, a torch.nn.Module, got a {type(model).__name__}")
+    if any(cls.__name__ == "FullyShardedDataParallel" for m in model.modules() for cls in type(m).__mro__):
+        raise BalanceError(
+            "FSDP1 (FullyShardedDataParallel) flattens parameters into vectors, which have no spectrum: use FSDP2, "
+            "torch.distributed.fsdp.fully_shard(model), and build the optimizer after it"
+        )
+    if _is_of(model, "deepspeed") or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise BalanceError(
+            "DeepSpeed ZeRO partitions parameters and loses the rates of parameter groups: use FSDP2 "
+            "(torch.distributed.fsdp.fully_shard) or DDP, which are supported"
+        )
+
+
+def extend_schedulers(optimizer: Optimizer, origins: Sequence[int], schedulers: Iterable[Any]) -> None:
+    """Fit schedulers that exist already to the groups of a split optimizer.
+
+    Args:
+        optimizer: The optimizer before the split.
+        origins: For each new group, the place of the old one that it comes from.
+        schedulers: Those that the user has named.
+
+    Raises:
+        BalanceError: There is one that the user has not named: it would leave the new groups alone.
+    """
+    old = len(optimizer.param_groups)
+    if list(origins) == list(range(old)):
+        return
+    named = list(_flatten(schedulers))
+    unnamed = [found for found in _schedulers_of(optimizer) if not any(found is known for known in named)]
+    if unnamed:
+        raise BalanceError(
+            f"a scheduler ({type(unnamed[0]).__name__}) was built on this optimizer before the balancer: build the "
+            "balancer first, right after the optimizer, or pass it as schedulers=[scheduler]"
+        )
+    for scheduler in named:
+        for attribute in _PER_GROUP:
+            values = getattr(scheduler, attribute, None)
+            if isinstance(values, (list, tuple)) and len(values) == old:
+                setattr(scheduler, attribute, [values[origin] for origin in origins])
+
+
+def _flatten(schedulers: Iterable[Any]) -> Iterator[Any]:
+    """Schedulers, and those that they consist of (``SequentialLR``, ``ChainedScheduler``)."""
+    for scheduler in schedulers:
+        yield scheduler
+        inner = getattr(scheduler, "_schedulers", None) or getattr(scheduler, "schedulers", None)
+        if isinstance(inner, (list, tuple)):
+            yield from _flatten(inner)
+        elif isinstance(getattr(scheduler, "scheduler", None), LRScheduler):
+            yield from _flatten([scheduler.scheduler])
+
+
+def _schedulers_of(optimizer: Optimizer) -> list[LRScheduler]:
+    """The schedulers that hold a reference to an optimizer; the optimizer itself does not know them."""
+    holders = [holder for holder in gc.get_referrers(optimizer) if isinstance(holder, (LRScheduler, dict))]
+    found = [holder for holder in holders if isinstance(holder, LRScheduler)]
+    for holder in holders:
+        if isinstance(holder, dict) and holder.get("optimizer") is optimizer:
+            found += [owner for owner in gc.get_referrers(holder) if isinstance(owner, LRScheduler)]
+    return found
+
+
+def check_loaded(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Before an optimizer loads a state: make sure that its groups are the ones that were saved, by name.
+
+    Args:
+        optimizer: A balanced optimizer.
+        state_dict: What it is about to load.
+
+    Raises:
+        BalanceError: The groups differ.
+    """
+    own = [group[KEY]["names"] if KEY in group else None for group in optimizer.param_groups]
+    saved = [group[KEY]["names"] if KEY in group else None for group in state_dict["param_groups"]]
+    if own == saved:
+        return
+    if all(names is None for names in saved):
+        raise BalanceError(
+            "this optimizer state was saved without tempbalance: load it before the Balancer is built, which keeps it"
+        )
+    place = next((i for i, (a, b) in enumerate(zip(own, saved, strict=False)) if a != b), min(len(own), len(saved)))
+    here, there = ((names[place] or ["?"])[0] if place < len(names) else "none" for names in (own, saved))
+    raise BalanceError(
+        f"this optimizer state was saved with other parameter groups ({len(saved)}, here {len(own)}): group {place} "
+        f"began with {there}, here with {here}; use the same model, optimizer groups and recipe as in the saved run"
+    )

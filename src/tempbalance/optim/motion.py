@@ -1,0 +1,108 @@
+"""How far a weight has moved since it was last measured.
+
+Copies of the parameters as they were then lie in the optimizer's state, beside its momenta: so they are saved, loaded
+and sharded with them, and a resumed run takes the same decisions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tempbalance.layers import Weight, is_sharded
+
+__all__ = ["REFERENCE", "References"]
+
+REFERENCE = "tempbalance_reference"
+
+
+class References:
+    """The copies of the parameters that measured weights are made of."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._new: dict[Tensor, Tensor] = {}
+
+    def squared_distance(self, weight: Weight, sources: Mapping[str, Tensor]) -> float:
+        """Squared Frobenius distance of a weight from where it was measured; of a sharded one, this rank's part.
+
+        Args:
+            weight: The weight; of a part of a parameter, the distance of all of it is taken.
+            sources: The parameters that it is made of, by name.
+
+        Returns:
+            The square, or a little more; infinite where there is no copy to compare with.
+        """
+        copies = [self._optimizer.state.get(source, {}).get(REFERENCE) for source in sources.values()]
+        shapes = [source.shape for source in sources.values()]
+        if not copies or any(c is None or c.shape != shape for c, shape in zip(copies, shapes, strict=True)):
+            return math.inf
+        if len(sources) == 1 and weight.name.partition(":")[0] in sources:
+            (source,) = sources.values()
+            return _squared_norm(_local(source.detach()), _local(copies[0]))
+        if any(is_sharded(source) for source in sources.values()):
+            return math.inf  # a product of shards: simply measured again
+        now = weight.load().clone()
+        with _swapped(dict(zip(sources.values(), copies, strict=True))):
+            return _squared_norm(now, weight.load())
+
+    def keep(self, sources: Iterable[Tensor]) -> None:
+        """Remember parameters as they are now.
+
+        Args:
+            sources: The parameters; copies that exist already are overwritten.
+        """
+        for source in sources:
+            copy = self._optimizer.state.get(source, {}).get(REFERENCE)
+            if copy is not None and copy.shape == source.shape:
+                copy.copy_(source.detach())
+            else:
+                self._new[source] = source.detach().clone()
+
+    def store(self) -> None:
+        """Move new copies into the optimizer's state, once it has made that state itself.
+
+        Many optimizers take an empty state for a sign to set it up, so nothing may be put there before. A parameter
+        without a gradient did not move, and is measured again next time.
+        """
+        for source, copy in self._new.items():
+            if source.grad is not None or self._optimizer.state.get(source):
+                self._optimizer.state[source][REFERENCE] = copy
+        self._new.clear()
+
+    def remove(self) -> None:
+        """Take all copies out of the optimizer's state."""
+        self._new.clear()
+        for state in self._optimizer.state.values():
+            state.pop(REFERENCE, None)
+
+
+class _swapped:
+    """Lets parameters hold other numbers for a moment."""
+
+    def __init__(self, values: Mapping[Tensor, Tensor]) -> None:
+        self._values = values
+
+    def __enter__(self) -> None:
+        self._own = {parameter: parameter.data for parameter in self._values}
+        for parameter, value in self._values.items():
+            parameter.data = value
+
+    def __exit__(self, *_: Any) -> None:
+        for parameter, data in self._own.items():
+            parameter.data = data
+
+
+def _local(tensor: Tensor) -> Tensor:
+    sharded: Any = tensor
+    return sharded.to_local() if is_sharded(tensor) else tensor
+
+
+def _squared_norm(a: Tensor, b: Tensor) -> float:
+    difference = a - b
+    return float(torch.linalg.vector_norm(difference, dtype=None if difference.is_complex() else torch.float32)) ** 2

@@ -1,0 +1,113 @@
+"""A recipe brought together with a model: which weights are judged, which parameters share a multiplier."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from tempbalance.errors import BalanceError
+from tempbalance.layers import Unit, Weight, find_units, find_weights, parameter_names, sources_of
+from tempbalance.optim.recipe import Recipe
+from tempbalance.types import Skipped
+
+__all__ = ["Plan", "make_plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A recipe brought together with a model.
+
+    Attributes:
+        units: What gets a multiplier of its own, in the order of the model.
+        lightest: Names of the units that count as having the largest alpha, unmeasured.
+        skipped: Weights that are not judged, and why; they keep the base value.
+    """
+
+    units: tuple[Unit, ...]
+    lightest: frozenset[str]
+    skipped: tuple[Skipped, ...]
+
+
+def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None = None) -> Plan:
+    """Divide a model into units as a recipe wants it.
+
+    Args:
+        model: A live model.
+        recipe: The recipe.
+        trained: Names of the parameters that the optimizer has; None for all that require a gradient.
+
+    Returns:
+        The plan; the same for the same model, recipe and names.
+
+    Raises:
+        BalanceError: Nothing is left to balance.
+
+    Example:
+        >>> from tempbalance.assign import Linear
+        >>> net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> plan = make_plan(net, Recipe(name="mine", assignment=Linear(), last=False))
+        >>> [unit.name for unit in plan.units], [skipped.name for skipped in plan.skipped]
+        (['1'], ['0.weight', '2.weight'])
+    """
+    parameters = parameter_names(model)
+    if trained is None:
+        trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    found, unread = find_weights(model, replace(recipe.select, embeddings=True), sharded=True)
+    weights, skipped = _judged(found, recipe, parameters, trained)
+    if not weights:
+        reasons = sorted({f"{name}: {reason}" for name, reason in (*skipped, *unread)})
+        listed = "; ".join(reasons[:4]) + ("; ..." if len(reasons) > 4 else "")  # noqa: PLR2004
+        raise BalanceError(f"no weight of the model can be balanced by {recipe.name}: {listed or 'it has none'}")
+    units = find_units(model, weights, unit=recipe.unit, norms=recipe.norms)
+    placed = {name for unit in units for name in unit.weights}
+    skipped += [Skipped(w.name, "outside of all blocks") for w in weights if w.name not in placed]
+    if not units:
+        raise BalanceError(f"{recipe.name} balances blocks, but the model has none: use a recipe with unit='layer'")
+    lightest = _lightest(found, recipe)
+    return Plan(
+        units=tuple(units),
+        lightest=frozenset(unit.name for unit in units if lightest.intersection(unit.weights)),
+        skipped=(*skipped, *unread),
+    )
+
+
+def _judged(
+    found: list[Weight], recipe: Recipe, parameters: Mapping[str, Tensor], trained: Collection[str]
+) -> tuple[list[Weight], list[Skipped]]:
+    """The weights that a recipe judges, and why it does not judge the others."""
+    lightest = _lightest(found, recipe)
+    eligible, skipped = [], []
+    for weight in found:
+        if weight.kind == "embedding" and not recipe.select.embeddings and weight.name not in lightest:
+            skipped.append(Skipped(weight.name, "embedding"))
+        elif recipe.kinds is not None and weight.kind not in recipe.kinds and weight.name not in lightest:
+            skipped.append(Skipped(weight.name, f"{weight.kind} weights are left out by {recipe.name}"))
+        else:
+            eligible.append(weight)
+    ends = {"first": _parameter(eligible[0])} if eligible and not recipe.first else {}
+    ends |= {"last": _parameter(eligible[-1])} if eligible and not recipe.last else {}
+    judged = []
+    for weight in eligible:
+        end = next((end for end, name in ends.items() if name == _parameter(weight)), None)
+        if end is not None:
+            skipped.append(Skipped(weight.name, f"the {end} layer is left out by {recipe.name}"))
+        elif not trained or not set(sources_of(weight, parameters)) & set(trained):
+            skipped.append(Skipped(weight.name, "not trained: frozen, or not in the optimizer"))
+        else:
+            judged.append(weight)
+    return judged, skipped
+
+
+def _lightest(found: list[Weight], recipe: Recipe) -> set[str]:
+    """Names of the embeddings and of the last layer, where the recipe gives them the largest alpha."""
+    if not recipe.lightest:
+        return set()
+    layers = [weight for weight in found if weight.kind != "embedding"]
+    last = {weight.name for weight in layers[-1:] if weight.block is None}
+    return last | {weight.name for weight in found if weight.kind == "embedding"}
+
+
+def _parameter(weight: Weight) -> str:
+    return weight.name.partition(":")[0]
