@@ -385,7 +385,7 @@ class TestAnalyze:
         path = tmp_path / "model.safetensors"
         save_file(trained.state_dict(), path)
         expected = tb.analyze(path, windows=tb.FARMS())
-        monkeypatch.setattr("tempbalance.analysis._BATCH", 1)
+        monkeypatch.setattr("tempbalance.fitting._BATCH", 1)
         again = tb.analyze(path, windows=tb.FARMS(), resume=tmp_path / "partial")
         assert repr(again.layers) == repr(expected.layers)
 
