@@ -33,7 +33,7 @@ def fit_weights(
     windows: Windows | None = None,
     device: torch.device | str | None = None,
 ) -> Iterator[list[Fitted]]:
-    """Compute the spectra of weights and fit their tails; small weights first: a thread of its own keeps cores busier.
+    """Compute the spectra of weights and fit their tails; small weights first, each in a thread of its own.
 
     Args:
         weights: What to read and fit.
@@ -56,7 +56,7 @@ def fit_weights(
     small = [weight for weight in weights if _size(weight) <= _SMALL]
     large = [weight for weight in weights if _size(weight) > _SMALL]
     threads = torch.get_num_threads()
-    if threads > 1 and len(small) > 1 and (device is None or torch.device(device).type == "cpu"):
+    if threads > 1 and small and (device is None or torch.device(device).type == "cpu"):
         pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         try:
             yield from pool.map(job.fit, _batches(small, windows))

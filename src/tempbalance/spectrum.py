@@ -28,6 +28,7 @@ __all__ = ["WindowValues", "spectra", "weight_spectrum", "window_values"]
 
 _ROWS, _CHUNK = 512, 1 << 18  # rows, or numbers if more, cast at a time: they stay in the cache until multiplied
 _BLOCK, _SMALL_BLOCK = 192, 96  # columns of a Gram block: smaller ones waste less above the diagonal but run slower
+_ALIGNMENT = 16  # numbers: at least 64 bytes
 _SMALL = 768  # Gram matrices of fewer columns use the small blocks
 _RELATIVE_ERROR = 1e-3  # of the smallest eigenvalue; beyond it the Gram matrix gives way to an SVD
 _BATCH_NDIM = 3
@@ -160,11 +161,8 @@ class _Block(NamedTuple):
 
 def _solve(gram: Tensor, sources: Sequence[_Block], dtype: torch.dtype) -> Tensor:
     """Eigenvalues of Gram matrices ``(B, n, n)``, or of the matrices they are of where those are not accurate."""
-    values: Tensor
-    try:
-        values = torch.linalg.eigvalsh(gram, UPLO="L").to("cpu", torch.float64)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # no convergence: as inaccurate as can be
-        values = torch.full(gram.shape[:2], math.nan, dtype=torch.float64)
+    parts = [gram] if gram.device.type != "cpu" else list(torch.split(gram, 1))
+    values = torch.cat([_eigvalsh(part) for part in parts])
     side = max(sources[0].matrix.shape)
     eps = torch.finfo(dtype).eps
     growth = torch.tensor([source.growth for source in sources], dtype=torch.float64)
@@ -177,6 +175,23 @@ def _solve(gram: Tensor, sources: Sequence[_Block], dtype: torch.dtype) -> Tenso
     return values
 
 
+def _eigvalsh(gram: Tensor) -> Tensor:
+    # LAPACK takes one at a time in any case; in a copy of the whole batch each would be aligned in a way of its own.
+    values: Tensor
+    try:
+        values = torch.linalg.eigvalsh(gram, UPLO="L").to("cpu", torch.float64)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # no convergence: as inaccurate as can be
+        values = torch.full(gram.shape[:2], math.nan, dtype=torch.float64)
+    return values
+
+
+def _aligned(count: int, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for ``(count, n, n)``, each matrix aligned as if it were alone: the last bits of a product depend on it."""
+    stride = -(-n * n // _ALIGNMENT) * _ALIGNMENT
+    room = torch.empty(count, stride, dtype=dtype, device=device)
+    return room.as_strided((count, n, n), (stride, n, 1))
+
+
 def _work_dtype(matrices: Tensor, dtype: torch.dtype) -> torch.dtype:
     if not matrices.is_complex():
         return dtype
@@ -186,7 +201,7 @@ def _work_dtype(matrices: Tensor, dtype: torch.dtype) -> torch.dtype:
 def _gram(matrices: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """Lower triangles of the Gram matrices of the smaller side, ``(B, n, n)``; what lies above is undefined."""
     side = min(matrices.shape[1:])
-    gram = torch.empty(len(matrices), side, side, dtype=_work_dtype(matrices, dtype), device=matrices.device)
+    gram = _aligned(len(matrices), side, _work_dtype(matrices, dtype), matrices.device)
     for matrix, target in zip(matrices, gram, strict=True):
         _gram_into(target, matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT, scale)
     return gram
@@ -303,7 +318,7 @@ class _Group:
             self.solve()
             self._buffer = None
         if self._buffer is None:
-            self._buffer = torch.empty(min(capacity, len(self.values)), n, n, dtype=work, device=device)
+            self._buffer = _aligned(min(capacity, len(self.values)), n, work, device)
         target = self._buffer[len(self._slots)]
         if gram is not None:
             target.copy_(gram)
