@@ -18,7 +18,7 @@ from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.modules import module_candidates
 from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
 from tempbalance.layers.select import EMBEDDING_OFF, Select
-from tempbalance.layers.sharded import is_sharded
+from tempbalance.layers.sharded import holders, is_sharded, local, reshard, shards
 from tempbalance.layers.units import Unit, find_units, parameter_names, sources_of
 from tempbalance.layers.weights import Candidate, Weight, to_weights
 from tempbalance.types import Skipped
@@ -33,8 +33,12 @@ __all__ = [
     "Weight",
     "find_units",
     "find_weights",
+    "holders",
     "is_sharded",
+    "local",
     "parameter_names",
+    "reshard",
+    "shards",
     "sources_of",
 ]
 

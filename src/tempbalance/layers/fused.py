@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tempbalance.layers.sharded import class_name
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -219,7 +221,7 @@ def find_fused(owner: nn.Module | None, attribute: str, shape: tuple[int, ...], 
     if owner is None:
         return None
     for rule in FUSED:
-        if re.fullmatch(rule.attribute, attribute) and re.fullmatch(rule.owner, type(owner).__name__):
+        if re.fullmatch(rule.attribute, attribute) and re.fullmatch(rule.owner, class_name(owner)):
             found = rule.sizer(owner, shape[axis], shape[1 - axis])
             if found is None:
                 continue

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tempbalance.layers.fused import Fused, find_fused, thirds
+from tempbalance.layers.sharded import class_name
 from tempbalance.layers.weights import Role
 from tempbalance.matrices import Layout
 
@@ -101,7 +102,7 @@ def _attention(site: Site) -> Role | None:
 def _rnn(site: Site) -> Role | None:
     if not site.attribute.startswith("weight"):
         return None
-    gates = GATES.get(type(site.module).__name__.removesuffix("Cell"), ())
+    gates = GATES.get(class_name(site.module).removesuffix("Cell"), ())
     mode = getattr(site.module, "mode", "")
     gates = gates or GATES.get(mode if isinstance(mode, str) else "", ())
     if not gates or site.attribute.startswith("weight_hr"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Whole", "is_sharded", "whole"]
+__all__ = ["Whole", "class_name", "holders", "is_sharded", "local", "reshard", "shards", "whole"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -15,13 +16,49 @@ def is_sharded(tensor: Tensor) -> bool:
     return any(cls.__name__ == "DTensor" for cls in type(tensor).__mro__)
 
 
+def class_name(module: nn.Module) -> str:
+    """The name of a module's class, without the subclass that FSDP2 makes of it."""
+    names = [cls.__name__ for cls in type(module).__mro__]
+    return names[names.index("FSDPModule") + 1] if "FSDPModule" in names else names[0]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    sharded: Any = tensor
+    return sharded.to_local() if is_sharded(tensor) else tensor
+
+
+def shards(tensor: Tensor) -> int:
+    """Into how many pieces a tensor is divided."""
+    if not is_sharded(tensor):
+        return 1
+    sharded: Any = tensor
+    return math.prod(
+        sharded.device_mesh.size(axis) for axis, placement in enumerate(sharded.placements) if placement.is_shard()
+    )
+
+
+def holders(tensor: Tensor) -> tuple[int, ...]:
+    """Numbers of the processes that hold a sharded tensor together; none for any other."""
+    sharded: Any = tensor
+    return tuple(sharded.device_mesh.mesh.flatten().tolist()) if is_sharded(tensor) else ()
+
+
+def reshard(model: nn.Module) -> None:
+    """Give up what FSDP2 has left whole after an evaluation: the optimizer knows the shards only."""
+    for module in model.modules():
+        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
+            wrapped: Any = module
+            wrapped.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor made whole, on every rank: a collective call. Any other tensor as it is."""
     if not is_sharded(tensor):
         return tensor
     sharded: Any = tensor
-    with torch.no_grad():
-        full: Tensor = sharded.full_tensor()
+    with torch.no_grad():  # shards that are kept on the CPU meet where the processes do
+        full: Tensor = sharded.to(sharded.device_mesh.device_type).full_tensor()
     return full
 
 
