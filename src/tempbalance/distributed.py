@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from tempbalance.errors import BalanceError
+
 __all__ = ["Ranks", "share"]
+
+_T = TypeVar("_T")
 
 
 class Ranks:
@@ -23,13 +27,24 @@ class Ranks:
 
         Args:
             group: A process group; by default all processes, or this one alone where torch.distributed is not set up.
+
+        Raises:
+            BalanceError: This process is not in the group.
         """
         alone = not dist.is_available() or not dist.is_initialized()
         self._group = group
         self.rank = 0 if alone else dist.get_rank(group)
         self.size = 1 if alone else dist.get_world_size(group)
+        if self.rank < 0:
+            raise BalanceError(
+                f"process {dist.get_rank()} is not in the process_group: pass the group of those that train this model"
+            )
 
-    def exchange(self, value: Any) -> list[Any]:
+    def holds(self, processes: Iterable[int]) -> bool:
+        """Whether all of these processes, by their numbers among all, are in the group."""
+        return self.size == 1 or set(dist.get_process_group_ranks(self._group)).issuperset(processes)
+
+    def exchange(self, value: _T) -> list[_T]:
         """Give a value to all, and get theirs.
 
         Args:
@@ -44,9 +59,46 @@ class Ranks:
         """
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
+        values = [value] * self.size
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+    def together(self, work: Callable[[], _T], what: str, error: type[BalanceError] = BalanceError) -> list[_T]:
+        """Do something on every process and give the results to all; where one fails, all fail, and nobody waits.
+
+        Args:
+            work: What to do; what it returns can be pickled.
+            what: What it is called in the message.
+            error: What to raise.
+
+        Returns:
+            The results of all processes, in the order of their ranks.
+
+        Raises:
+            BalanceError: It failed on some process: the same message on all. (A process that is alone raises what
+                ``work`` raised.)
+
+        Example:
+            >>> Ranks().together(lambda: 1 + 1, "the sum")
+            [2]
+        """
+        if self.size == 1:
+            return [work()]
+        cause: Exception | None = None
+        result, message = None, ""
+        try:
+            result = work()
+        except Exception as raised:
+            cause, message = raised, f"{type(raised).__name__}: {raised}"
+        outcomes: list[tuple[Any, str]] = self.exchange((result, message))
+        messages = [message for _, message in outcomes]
+        failures = [
+            f"{message} (rank {', '.join(str(rank) for rank, other in enumerate(messages) if other == message)})"
+            for message in dict.fromkeys(filter(None, messages))
+        ]
+        if failures:
+            raise error(f"{what} failed: {'; '.join(failures)}") from cause
+        return [result for result, _ in outcomes]
 
 
 def share(costs: Sequence[float], size: int) -> list[int]:

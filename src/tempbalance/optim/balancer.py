@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +26,27 @@ from torch.optim import Optimizer
 
 from tempbalance.distributed import Ranks, share
 from tempbalance.errors import BalanceError, NonFiniteError, NumericsWarning, RefreshError, TempBalanceError
-from tempbalance.fitting import Fitted, fit_weights
-from tempbalance.layers import Unit, Weight, find_weights, is_sharded, parameter_names, sources_of
+from tempbalance.fitting import fit_weights
+from tempbalance.layers import (
+    Unit,
+    Weight,
+    find_weights,
+    holders,
+    is_sharded,
+    local,
+    parameter_names,
+    reshard,
+    shards,
+    sources_of,
+)
 from tempbalance.matrices import matrix_shape
-from tempbalance.optim.checks import check_loaded, check_model, check_optimizer, extend_schedulers, unwrap
+from tempbalance.optim.checks import Agreement, check_alike, check_model, check_optimizer, extend_schedulers, unwrap
 from tempbalance.optim.history import Refresh, UnitState
 from tempbalance.optim.motion import References
 from tempbalance.optim.param_groups import KEY, split_groups
 from tempbalance.optim.plan import make_plan
 from tempbalance.optim.recipe import Recipe
+from tempbalance.optim.saved import pack, unpack
 from tempbalance.pooling import WindowedFit
 from tempbalance.types import Skipped, Status
 
@@ -48,6 +61,16 @@ class _Measured(NamedTuple):
 
     alpha: float | None
     radius: float
+
+
+_Fitted: TypeAlias = tuple[str, WindowedFit | TempBalanceError]
+
+
+class _Judged(NamedTuple):
+    """A weight, and the parameters that it is made of, by name, as far as they are trained."""
+
+    weight: Weight
+    sources: dict[str, Tensor]
 
 
 class _Applied(NamedTuple):
@@ -119,60 +142,75 @@ class Balancer:
             >>> sorted(unit.multiplier for unit in balancer.units), optimizer.param_groups[0]["lr"]
             ([0.5, 1.5], 0.001)
         """
-        optimizer = unwrap(optimizer)
-        check_optimizer(optimizer, recipe.keys)
-        other = _balancers.get(optimizer)
+        self.recipe = recipe
+        self.history: list[Refresh] = []
+        self._model = model
+        self._tolerance = 0.0 if exact else recipe.tolerance
+        self._on_refresh = list(on_refresh)
+        self._applied: list[_Applied] = []
+        self._idle = False
+        self._warned: set[str] = set()
+        self._ranks = Ranks(process_group)
+        check_alike(
+            self._ranks.together(
+                lambda: self._set_up(optimizer, steps_per_epoch, schedulers), "setting up the balancer"
+            )
+        )
+        self.optimizer.param_groups[:] = self._new_groups
+        del self._new_groups
+        self._references = References(self.optimizer)
+        # The hooks hold the balancer; the optimizer holds the hooks. Under torch.compile they stay Python.
+        before, after = (torch.compiler.disable(hook) for hook in (self._before, self._after))  # type: ignore[no-untyped-call]
+        self._handles = [
+            self.optimizer.register_step_pre_hook(before),
+            self.optimizer.register_step_post_hook(after),
+            self.optimizer.register_state_dict_post_hook(pack),
+            self.optimizer.register_load_state_dict_pre_hook(unpack),
+        ]
+        _balancers[self.optimizer] = weakref.ref(self)
+
+    def _set_up(self, optimizer: Any, steps_per_epoch: int | None, schedulers: Sequence[Any]) -> Agreement:
+        """Check and plan everything before the optimizer is touched; what it returns must be alike on all processes."""
+        self.optimizer = unwrap(optimizer)
+        check_optimizer(self.optimizer, self.recipe.keys)
+        other = _balancers.get(self.optimizer)
         if other is not None and other() is not None:
             raise BalanceError("this optimizer has a balancer already: call its remove() first")
-        self._ranks = Ranks(process_group)
-        check_model(model)
-        self._interval = recipe.every.interval(steps_per_epoch)
+        check_model(self._model)
+        self._interval = self.recipe.every.interval(steps_per_epoch)
         if self._interval is None:
             raise BalanceError(
-                f"{recipe.name} counts in epochs: pass steps_per_epoch, the number of optimizer steps in an epoch "
+                f"{self.recipe.name} counts in epochs: pass steps_per_epoch, the number of optimizer steps in an epoch "
                 "(len(loader) // gradient accumulation)"
             )
-        parameters = parameter_names(model)
-        ours = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        trained = {name for name, p in parameters.items() if id(p) in ours}
+        reshard(self._model)
+        parameters = parameter_names(self._model)
+        ours = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        trained = {name: p for name, p in parameters.items() if id(p) in ours}
         if not trained:
             raise BalanceError(
                 "the optimizer has no parameter of this model: build it from model.parameters() of the same model "
                 "(after any call that replaces them, such as fully_shard or model.to(...) of some devices)"
             )
-        movable = {name for name in trained if parameters[name].requires_grad}
-        plan = make_plan(model, recipe, movable)
-        groups = split_groups(optimizer.param_groups, plan.units, parameters)
-        extend_schedulers(optimizer, [group[KEY].pop("origin") for group in groups], schedulers)
-        self.optimizer = optimizer
-        self.recipe = recipe
-        self.skipped: tuple[Skipped, ...] = plan.skipped
-        self.history: list[Refresh] = []
-        self._model = model
-        self._units: dict[str, Unit] = {unit.name: unit for unit in plan.units}
-        self._lightest = plan.lightest
-        self._tolerance = 0.0 if exact else recipe.tolerance
-        self._references = References(optimizer)
-        self._on_refresh = list(on_refresh)
-        self._applied: list[_Applied] = []
-        self._warned: set[str] = set()
+        if not self._ranks.holds(process for p in trained.values() for process in holders(p)):
+            raise BalanceError(
+                "the model is sharded over processes outside of the process_group: pass a group of all that hold it"
+            )
+        plan = make_plan(self._model, self.recipe, {name for name, p in trained.items() if p.requires_grad})
+        groups = split_groups(self.optimizer.param_groups, plan.units, parameters)
+        extend_schedulers(self.optimizer, [group[KEY].pop("origin") for group in groups], schedulers)
         for group in groups:
             group[KEY] |= {"alpha": None, "multiplier": 1.0, "from": 1.0, "refreshed": None, "steps": 0, "weights": {}}
-        optimizer.param_groups[:] = groups
-        layouts = self._ranks.exchange([group[KEY]["names"] for group in groups])
-        if any(layout != layouts[0] for layout in layouts):
-            raise BalanceError(
-                "the processes train different models or parameters, so their alphas cannot be shared: pass the "
-                "process_group of those that train this one"
-            )
-        # The hooks hold the balancer; the optimizer holds the hooks. Under torch.compile they stay Python.
-        before, after = (torch.compiler.disable(hook) for hook in (self._before, self._after))  # type: ignore[no-untyped-call]
-        self._handles = [
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(after),
-            optimizer.register_load_state_dict_pre_hook(check_loaded),
-        ]
-        _balancers[optimizer] = weakref.ref(self)
+        self.skipped: tuple[Skipped, ...] = plan.skipped
+        self._units: dict[str, Unit] = {unit.name: unit for unit in plan.units}
+        self._lightest = plan.lightest
+        self._new_groups = groups
+        return Agreement(
+            groups=[
+                [(name, tuple(p.shape)) for name, p in zip(g[KEY]["names"], g["params"], strict=True)] for g in groups
+            ],
+            schedule=f"{self.recipe.name} every {self._interval} steps, tolerance {self._tolerance}",
+        )
 
     def __repr__(self) -> str:
         """The recipe and how many units it balances."""
@@ -217,6 +255,11 @@ class Balancer:
     def _before(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         self._restore()  # of a step that raised
         steps = self._steps
+        if steps == 0 and self._tolerance:  # so that every checkpoint holds the same tensors
+            self._references.keep(p for judged in self._weights().values() for p in judged.sources.values())
+        self._idle = self._is_idle()
+        if self._idle:
+            return
         if self._is_due(steps):
             self._refresh(steps)
             if not self.recipe.delay:
@@ -231,10 +274,20 @@ class Balancer:
 
     def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         self._restore()
-        self._settle(self._steps + 1)
         self._references.store()
-        for group in self._groups():
-            group[KEY]["steps"] += 1
+        if not self._idle:
+            self._settle(self._steps + 1)
+            for group in self._groups():
+                group[KEY]["steps"] += 1
+
+    def _is_idle(self) -> bool:
+        """Whether a step can change nothing; such a step does not count."""
+        # torch.distributed.checkpoint sets a state up by a step with all rates and all gradients zero.
+        groups = self.optimizer.param_groups
+        if self.optimizer.state or any(float(group.get("lr", 1.0)) != 0 for group in groups):
+            return False
+        idle = not any(bool(local(p.grad).any()) for g in groups for p in g["params"] if p.grad is not None)
+        return all(self._ranks.exchange(idle)) if self._is_sharded() else idle  # a shard may be empty
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         return (group for group in self.optimizer.param_groups if KEY in group)
@@ -279,34 +332,31 @@ class Balancer:
     @torch.no_grad()
     def _refresh(self, steps: int) -> Refresh:
         began = time.perf_counter()
-        weights: dict[str, Weight] = {}
-        due: list[str] = []
-        found: dict[str, _Measured] = {}
-        failure = None
-        try:
-            with _full_precision():
-                weights = self._weights()
-                due = self._due(weights)
-                found = self._measure([weights[name] for name in due])
-        except NonFiniteError as error:
-            failure = _Failure(str(error), fatal=False)
-        except Exception as error:
-            if self._ranks.size == 1:
-                raise
-            failure = _Failure(f"rank {self._ranks.rank}: {type(error).__name__}: {error}", fatal=True)
-        outcomes = self._ranks.exchange((failure, found))
-        failures = [failure for failure, _ in outcomes if failure is not None]
-        fatal = [failure.message for failure in failures if failure.fatal]
-        if fatal:
-            raise RefreshError(f"the refresh of the multipliers at step {steps} failed: {'; '.join(fatal)}")
-        if failures:
-            self._warn_non_finite(steps, failures[0].message)
+        what = f"the refresh of the multipliers at step {steps}"
+        weights: dict[str, _Judged] = {}
+
+        def look() -> dict[str, float]:
+            reshard(self._model)
+            weights.update(self._weights())
+            return self._squared_distances(weights)
+
+        with _full_precision():
+            distances = self._ranks.together(look, what, RefreshError)
+            if any(list(part) != list(weights) for part in distances):
+                raise RefreshError(
+                    f"{what} failed: the processes do not train the same weights any more; freeze them on all"
+                )
+            due = self._due(weights, distances)
+            parts = self._ranks.together(
+                lambda: self._measure([weights[name].weight for name in due]), what, RefreshError
+            )
+        non_finite = next((message for _, message in parts if message), None)
+        if non_finite is not None:
+            self._warn_non_finite(steps, non_finite)
         else:
-            self._assign({name: known for _, part in outcomes for name, known in part.items()}, weights)
+            self._assign({name: known for found, _ in parts for name, known in found.items()}, weights)
             if self._tolerance:
-                parameters = parameter_names(self._model)
-                for name in due:
-                    self._references.keep(self._sources(weights[name], parameters).values())
+                self._references.keep(p for name in due for p in weights[name].sources.values())
         refresh = Refresh(step=steps, units=self.units, measured=len(due), seconds=time.perf_counter() - began)
         self.history.append(refresh)
         _logger.debug("step %d: %d weights measured, imbalance %.3f", steps, len(due), refresh.imbalance)
@@ -315,66 +365,85 @@ class Balancer:
                 call(refresh)
         return refresh
 
-    def _weights(self) -> dict[str, Weight]:
+    def _weights(self) -> dict[str, _Judged]:
         """The weights that are measured, by name: found anew, because parameters may have been replaced or frozen."""
         wanted = {n for unit in self._units.values() if unit.name not in self._lightest for n in unit.weights}
         found, _ = find_weights(self._model, replace(self.recipe.select, embeddings=True), sharded=True)
         parameters = parameter_names(self._model)
-        return {w.name: w for w in found if w.name in wanted and self._sources(w, parameters)}
+        judged = {}
+        for weight in found:
+            if weight.name in wanted:
+                sources = {name: parameters[name] for name in sources_of(weight, parameters)}
+                judged[weight.name] = _Judged(weight, {name: p for name, p in sources.items() if p.requires_grad})
+        return {name: each for name, each in judged.items() if each.sources}
 
-    def _sources(self, weight: Weight, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        names = sources_of(weight, parameters)
-        return {name: parameters[name] for name in names if parameters[name].requires_grad}
+    def _squared_distances(self, weights: Mapping[str, _Judged]) -> dict[str, float]:
+        """How far weights have moved since they were measured, squared: the part that this process adds to the sum."""
+        if not self._tolerance:
+            return dict.fromkeys(weights, math.inf)
+        shared: dict[tuple[str, ...], float] = {}  # parts of one parameter have one distance
+        squares = {}
+        for name, (weight, sources) in weights.items():
+            key = (name.partition(":")[0], *sources)
+            if key not in shared:
+                copies = self._ranks.size / max(shards(source) for source in sources.values())
+                shared[key] = self._references.squared_distance(weight, sources) / copies
+            squares[name] = shared[key]
+        return squares
 
-    def _due(self, weights: Mapping[str, Weight]) -> list[str]:
+    def _due(self, weights: Mapping[str, _Judged], squares: Sequence[Mapping[str, float]]) -> list[str]:
         """Names of the weights whose alpha can have moved by more than the tolerance."""
         if not self._tolerance:
             return list(weights)
-        parameters = parameter_names(self._model)
         known = {name: _Measured(*pair) for group in self._groups() for name, pair in group[KEY]["weights"].items()}
-        squares: dict[str, float] = {}
-        shared: dict[tuple[str, ...], float] = {}  # parts of one parameter have one distance
-        for name, weight in weights.items():
-            sources = self._sources(weight, parameters)
-            key = (name.partition(":")[0], *sources)
-            if key not in shared:
-                shared[key] = self._references.squared_distance(weight, sources)
-            squares[name] = shared[key]
-        everywhere = self._ranks.exchange(squares)
-        combine = sum if self._is_sharded() else max
-        moved = {name: math.sqrt(combine(part[name] for part in everywhere)) for name in weights}
-        return [name for name in weights if name not in known or moved[name] > known[name].radius]
+        moved = {name: math.sqrt(sum(part[name] for part in squares)) for name in weights}
+        return [name for name in weights if name not in known or not moved[name] <= known[name].radius]  # NaN is due
 
-    def _measure(self, weights: Sequence[Weight]) -> dict[str, _Measured]:
-        """This process's share of the weights."""
-        owners = share([_cost(weight) for weight in weights], self._ranks.size)
-        mine = [weight for weight, owner in zip(weights, owners, strict=True) if owner == self._ranks.rank]
-        found = {}
-        for weight, fit in self._fit_together(weights, mine) if self._is_sharded() else self._fit(mine):
+    def _measure(self, weights: Sequence[Weight]) -> tuple[dict[str, _Measured], str]:
+        """This process's share of the weights, and what is said of one that is not finite."""
+        found, non_finite = {}, ""
+        for name, fit in self._fit_sharded(weights) if self._is_sharded() else self._fit_whole(weights):
             if isinstance(fit, NonFiniteError):
-                raise NonFiniteError(f"{weight.name}: {fit}") from fit
-            found[weight.name] = self._known(weight.name, fit)
-        return found
+                non_finite = non_finite or f"{name}: {fit}"
+            else:
+                found[name] = self._known(name, fit)
+        return found, non_finite
 
     def _is_sharded(self) -> bool:
         return any(is_sharded(parameter) for parameter in self._model.parameters())
 
-    def _fit(self, weights: Sequence[Weight]) -> list[Fitted]:
-        estimator, windows = self.recipe.estimator, self.recipe.windows
-        return [pair for batch in fit_weights(weights, estimator=estimator, windows=windows) for pair in batch]
+    def _fit(self, weights: Sequence[Weight]) -> list[_Fitted]:
+        batches = fit_weights(weights, estimator=self.recipe.estimator, windows=self.recipe.windows)
+        return [(weight.name, fit) for batch in batches for weight, fit in batch]
 
-    def _fit_together(self, weights: Sequence[Weight], mine: Sequence[Weight]) -> list[Fitted]:
-        """Make sharded weights whole, one at a time: all processes take part, and one of them keeps the result."""
-        names = {weight.name for weight in mine}
-        found: list[Fitted] = []
-        failure: Exception | None = None
+    def _fit_whole(self, weights: Sequence[Weight]) -> list[_Fitted]:
+        owners = share([_cost(weight) for weight in weights], self._ranks.size)
+        return self._fit([weight for weight, rank in zip(weights, owners, strict=True) if rank == self._ranks.rank])
+
+    def _fit_sharded(self, weights: Sequence[Weight]) -> list[_Fitted]:
+        """Make sharded parameters whole, one after the other and one per process; then each fits its own; and again."""
+        # So a process holds two whole parameters at most, its own and the one that passes by, and all fit at a time.
+        parameters: dict[str, list[Weight]] = {}
         for weight in weights:
-            tensor = weight.load()  # a collective: in this order on every process, even on one that has failed
-            if weight.name in names and failure is None:
-                try:
-                    found += self._fit([replace(weight, load=functools.partial(_same, tensor))])
-                except Exception as error:  # raised below
-                    failure = error
+            parameters.setdefault(weight.name.partition(":")[0], []).append(weight)
+        costs = {name: sum(map(_cost, parts)) for name, parts in parameters.items()}
+        owners = dict(zip(costs, share(list(costs.values()), self._ranks.size), strict=True))
+        costly_first = sorted(costs, key=lambda name: -costs[name])
+        queues = [[name for name in costly_first if owners[name] == rank] for rank in range(self._ranks.size)]
+        found: list[_Fitted] = []
+        failure: Exception | None = None
+        for names in itertools.zip_longest(*queues, fillvalue=""):
+            mine = []
+            for rank, name in enumerate(names):
+                for weight in parameters.get(name, ()):
+                    tensor = weight.load()  # a collective: in this order on every process, even on one that has failed
+                    if rank == self._ranks.rank:
+                        mine.append(replace(weight, load=functools.partial(_same, tensor)))
+                    del tensor
+            try:
+                found += self._fit(mine)
+            except Exception as error:
+                failure = failure or error
         if failure is not None:
             raise failure
         return found
@@ -389,7 +458,7 @@ class Balancer:
         radius = self.recipe.estimator.radius(fit.spectrum, self._tolerance) if self._tolerance else 0.0
         return _Measured(fit.fit.alpha, radius / math.sqrt(fit.num_windows))  # windows may overlap: each moves as much
 
-    def _assign(self, found: Mapping[str, _Measured], weights: Mapping[str, Weight]) -> None:
+    def _assign(self, found: Mapping[str, _Measured], weights: Collection[str]) -> None:
         """Set the next multipliers of all groups."""
         states = {group[KEY]["unit"]: group[KEY] for group in self._groups()}
         known = {
@@ -432,13 +501,6 @@ class Balancer:
                 NumericsWarning,
                 stacklevel=2,
             )
-
-
-class _Failure(NamedTuple):
-    """Why a refresh did not come about on one process."""
-
-    message: str
-    fatal: bool
 
 
 def _unit_state(name: str, state: Mapping[str, Any]) -> UnitState:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,9 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tempbalance.errors import BalanceError
-from tempbalance.optim.param_groups import KEY
 
-__all__ = ["check_loaded", "check_model", "check_optimizer", "extend_schedulers", "unwrap"]
+__all__ = ["Agreement", "check_alike", "check_model", "check_optimizer", "extend_schedulers", "unwrap"]
 
 # Lists that schedulers keep with an entry per parameter group.
 _PER_GROUP = (
@@ -36,13 +36,18 @@ def unwrap(optimizer: Any) -> Optimizer:
         BalanceError: There is none.
     """
     seen = optimizer
-    if _is_of(optimizer, "deepspeed"):
+    while isinstance(getattr(seen, "optimizer", None), Optimizer):
+        seen = seen.optimizer
+    if any(_is_of(level, "deepspeed") for level in (optimizer, seen, getattr(seen, "optimizer", None))):
         raise BalanceError(
             "DeepSpeed keeps parameters and rates in groups of its own and loses those of others: train with FSDP2 "
             "(torch.distributed.fsdp.fully_shard) or DDP, which are supported"
         )
-    while isinstance(getattr(seen, "optimizer", None), Optimizer):
-        seen = seen.optimizer
+    if any(cls.__name__ == "ZeroRedundancyOptimizer" for cls in type(seen).__mro__):
+        raise BalanceError(
+            "ZeroRedundancyOptimizer divides the parameters among processes once and for all: use FSDP2 "
+            "(torch.distributed.fsdp.fully_shard), or DDP with a plain optimizer"
+        )
     if not isinstance(seen, Optimizer) or not hasattr(seen, "_optimizer_step_pre_hooks"):
         raise BalanceError(
             f"{type(optimizer).__name__} has no step hooks: pass an optimizer derived from torch.optim.Optimizer, "
@@ -99,6 +104,53 @@ def check_model(model: nn.Module) -> None:
         )
 
 
+class Agreement(NamedTuple):
+    """What must be the same on all processes that balance together.
+
+    Attributes:
+        groups: Name and shape of every parameter of every group.
+        schedule: When weights are measured.
+    """
+
+    groups: list[list[tuple[str | None, tuple[int, ...]]]]
+    schedule: str
+
+
+def check_alike(plans: Sequence[Agreement]) -> None:
+    """Make sure that all processes are about to do the same.
+
+    Args:
+        plans: Of each process.
+
+    Raises:
+        BalanceError: They differ; the same message on all.
+    """
+    first = plans[0]
+    for rank, plan in enumerate(plans):
+        if plan.groups != first.groups:
+            raise BalanceError(
+                f"ranks 0 and {rank} train different models or parameters ({_first_difference(first, plan)}), so their "
+                "alphas cannot be shared: pass as process_group the processes that train this model"
+            )
+        if plan.schedule != first.schedule:
+            raise BalanceError(
+                f"ranks 0 and {rank} would measure at different steps ({first.schedule}; {plan.schedule}): "
+                "give all the same recipe and steps_per_epoch"
+            )
+
+
+def _first_difference(a: Agreement, b: Agreement) -> str:
+    ours, theirs = ([parameter for group in plan.groups for parameter in group] for plan in (a, b))
+    for one, other in itertools.zip_longest(ours, theirs):
+        if one != other:
+            return f"{_described(one)}; {_described(other)}"
+    return "in other groups"
+
+
+def _described(parameter: tuple[str | None, tuple[int, ...]] | None) -> str:
+    return "nothing" if parameter is None else f"{parameter[0] or 'one of another model'} of shape {parameter[1]}"
+
+
 def extend_schedulers(optimizer: Optimizer, origins: Sequence[int], schedulers: Iterable[Any]) -> None:
     """Fit schedulers that exist already to the groups of a split optimizer.
 
@@ -146,29 +198,3 @@ def _schedulers_of(optimizer: Optimizer) -> list[LRScheduler]:
         if isinstance(holder, dict) and holder.get("optimizer") is optimizer:
             found += [owner for owner in gc.get_referrers(holder) if isinstance(owner, LRScheduler)]
     return found
-
-
-def check_loaded(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """Before an optimizer loads a state: make sure that its groups are the ones that were saved, by name.
-
-    Args:
-        optimizer: A balanced optimizer.
-        state_dict: What it is about to load.
-
-    Raises:
-        BalanceError: The groups differ.
-    """
-    own = [group[KEY]["names"] if KEY in group else None for group in optimizer.param_groups]
-    saved = [group[KEY]["names"] if KEY in group else None for group in state_dict["param_groups"]]
-    if own == saved:
-        return
-    if all(names is None for names in saved):
-        raise BalanceError(
-            "this optimizer state was saved without tempbalance: load it before the Balancer is built, which keeps it"
-        )
-    place = next((i for i, (a, b) in enumerate(zip(own, saved, strict=False)) if a != b), min(len(own), len(saved)))
-    here, there = ((names[place] or ["?"])[0] if place < len(names) else "none" for names in (own, saved))
-    raise BalanceError(
-        f"this optimizer state was saved with other parameter groups ({len(saved)}, here {len(own)}): group {place} "
-        f"began with {there}, here with {here}; use the same model, optimizer groups and recipe as in the saved run"
-    )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tempbalance.layers import Weight, is_sharded
+from tempbalance.layers import Weight, is_sharded, local
 
 __all__ = ["REFERENCE", "References"]
 
@@ -44,7 +44,7 @@ class References:
             return math.inf
         if len(sources) == 1 and weight.name.partition(":")[0] in sources:
             (source,) = sources.values()
-            return _squared_norm(_local(source.detach()), _local(copies[0]))
+            return _squared_norm(local(source.detach()), local(copies[0]))
         if any(is_sharded(source) for source in sources.values()):
             return math.inf  # a product of shards: simply measured again
         now = weight.load().clone()
@@ -98,11 +98,7 @@ class _swapped:
             parameter.data = data
 
 
-def _local(tensor: Tensor) -> Tensor:
-    sharded: Any = tensor
-    return sharded.to_local() if is_sharded(tensor) else tensor
-
-
 def _squared_norm(a: Tensor, b: Tensor) -> float:
     difference = a - b
-    return float(torch.linalg.vector_norm(difference, dtype=None if difference.is_complex() else torch.float32)) ** 2
+    norm = float(torch.linalg.vector_norm(difference, dtype=None if difference.is_complex() else torch.float32))
+    return norm * norm  # not norm**2, which raises where this is infinite

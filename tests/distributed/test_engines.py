@@ -1,0 +1,88 @@
+"""DDP: every process has all weights, measures some of them, and knows what the others have found."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+
+import tempbalance as tb
+from tempbalance.optim import balancer as module
+
+from .loops import LAZY, RECIPE, alone, equal, make, states_of, train, trained, units_of, weights_of
+from .worlds import run
+
+
+def spy(names: list[str]) -> None:
+    """Note the names of the weights that this process measures from now on."""
+    fit_weights = module.fit_weights
+
+    def noting(weights, **options):
+        names.extend(weight.name for weight in weights)
+        return fit_weights(weights, **options)
+
+    module.fit_weights = noting
+
+
+def measured_by_each(engine: str) -> dict[str, Any]:
+    model, optimizer = make(engine)
+    balancer = tb.Balancer(optimizer, model, RECIPE)
+    train(model, optimizer, 5)
+    mine: list[str] = []
+    spy(mine)
+    balancer.refresh()
+    return {"mine": mine, "units": units_of(balancer), "weights": weights_of(model), "states": states_of(balancer)}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_all_have_the_multipliers_of_a_single_process_and_share_its_work(engine, size):
+    ranks = run(size, measured_by_each, engine)
+    expected = alone(ranks[0]["weights"])
+    assert len({multiplier for _, _, multiplier in expected}) == 7
+    for rank in ranks:
+        assert equal(rank["units"], expected)
+        assert equal(rank["states"], ranks[0]["states"])
+    assert all(rank["mine"] for rank in ranks)
+    each = sorted(itertools.chain.from_iterable(rank["mine"] for rank in ranks))
+    assert each == sorted(f"{name}.weight" for name, _, _ in expected)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_run_on_shared_data_is_that_of_a_single_process(engine, size):
+    expected = trained("none", RECIPE)
+    for rank in run(size, trained, engine, RECIPE):
+        assert equal(rank, expected)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_with_a_tolerance_all_decide_alike_as_a_single_process_does(engine):
+    expected = trained("none", LAZY)
+    assert expected["measured"][0] == 7
+    assert 0 < sum(expected["measured"][1:]) < 6 * 7  # some weights have moved too far, others have not
+    for rank in run(2, trained, engine, LAZY):
+        assert equal(rank, expected)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_on_data_of_their_own_all_decide_alike(engine):
+    first, *others = run(4, trained, engine, LAZY, 7, False)
+    assert 0 < sum(first["measured"][1:]) < 6 * 7
+    for other in others:
+        assert equal(other, first)
+
+
+def plain_and_neutral(engine: str) -> tuple[Any, Any]:
+    neutral = dataclasses.replace(RECIPE, assignment=tb.Sigmoid(0.0))
+    return trained(engine, None, shared=False), trained(engine, neutral, shared=False)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_neutral_multipliers_change_no_bit(engine):
+    for plain, neutral in run(2, plain_and_neutral, engine):
+        assert neutral["measured"]
+        assert equal(neutral["weights"], plain["weights"])
+        assert equal(neutral["moments"], plain["moments"])

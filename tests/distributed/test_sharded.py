@@ -1,0 +1,170 @@
+"""FSDP2: a weight is made whole only while it is measured, whatever else shards and wrappers do."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import tempbalance as tb
+from tempbalance.layers import find_weights, sharded
+from tempbalance.optim import balancer as module
+
+from .loops import (
+    JUDGED,
+    LAZY,
+    RECIPE,
+    alone,
+    equal,
+    make,
+    make_net,
+    states_of,
+    train,
+    trained,
+    units_of,
+    weights_of,
+    whole,
+)
+from .worlds import run
+
+ROWS, COLUMNS = 40, 24
+
+
+def tensors_of(numbers: int) -> int:
+    """How many pieces of memory of so many float32 numbers there are."""
+    tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, nn.Parameter)]
+    return len({each.data_ptr() for each in tensors if each.untyped_storage().nbytes() == 4 * numbers})
+
+
+def most_whole_weights() -> tuple[int, int]:
+    model = nn.Sequential(*(nn.Linear(COLUMNS, ROWS) for _ in range(7)))
+    fully_shard(model)
+    balancer = tb.Balancer(torch.optim.SGD(model.parameters(), lr=0.1), model, RECIPE)
+    counts = {"made": [], "fitted": []}
+
+    def counting(function, key):
+        def called(*args, **options):
+            result = function(*args, **options)
+            counts[key].append(tensors_of(ROWS * COLUMNS))
+            return result
+
+        return called
+
+    sharded.whole = counting(sharded.whole, "made")
+    module.fit_weights = counting(module.fit_weights, "fitted")
+    balancer.refresh()
+    assert len(counts["made"]) == 7
+    assert tensors_of(ROWS * COLUMNS) == 0
+    return max(counts["made"]), max(counts["fitted"])
+
+
+def test_a_process_holds_its_own_weight_and_the_one_that_passes_by():
+    for made, fitted in run(2, most_whole_weights):
+        assert 1 <= made <= 2
+        assert 1 <= fitted <= 2
+
+
+class Fused(nn.Module):
+    """Parameters that hold several weights; by the class of its module one knows how."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2)
+        self.lstm = nn.LSTM(16, 12)
+
+
+def parts_of_fused_weights() -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = Fused()
+    expected = [(weight.name, weight.shape) for weight in find_weights(model)[0]]
+    unsharded = tb.Balancer(torch.optim.SGD(model.parameters(), lr=0.1), model, RECIPE)
+    unsharded.refresh()
+    for child in model.children():
+        fully_shard(child)
+    found = [(weight.name, weight.shape) for weight in find_weights(model, sharded=True)[0]]
+    balancer = tb.Balancer(torch.optim.SGD(model.parameters(), lr=0.1), model, RECIPE)
+    made = []
+    full = sharded.whole
+
+    def counted(tensor):
+        made.append(tuple(tensor.shape))
+        return full(tensor)
+
+    sharded.whole = counted
+    balancer.refresh()
+    return {"expected": expected, "found": found, "units": (units_of(unsharded), units_of(balancer)), "made": made}
+
+
+def test_parts_of_a_fused_parameter_are_as_unsharded_and_it_is_made_whole_once():
+    for rank in run(2, parts_of_fused_weights):
+        assert rank["found"] == rank["expected"]
+        assert [name for name, _ in rank["found"]][:4] == [
+            *(f"attention.in_proj_weight:{part}" for part in "qkv"),
+            "attention.out_proj.weight",
+        ]
+        assert equal(*rank["units"])
+        assert sorted(rank["made"]) == sorted([(48, 16), (16, 16), (48, 16), (48, 12)])
+
+
+def after_an_evaluation() -> dict[str, Any]:
+    model, optimizer = make("fsdp")
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            model(torch.ones(4, 12))  # leaves the parameters of the root whole, in other tensors than the optimizer's
+
+    evaluate()
+    balancer = tb.Balancer(optimizer, model, dataclasses.replace(LAZY, tolerance=1e-9))
+    train(model, optimizer, 3)
+    evaluate()
+    balancer.refresh()
+    units, weights = units_of(balancer), weights_of(model)
+    judged = [p for p in model.parameters() if p.ndim > 1]
+    moved = [not torch.equal(whole(p), whole(optimizer.state[p]["tempbalance_reference"])) for p in judged]
+    train(model, optimizer, 5, start=3)
+    return {"units": units, "weights": weights, "moved": moved}
+
+
+def test_weights_that_an_evaluation_has_left_whole_are_sharded_again():
+    for rank in run(2, after_an_evaluation):
+        assert equal(rank["units"], alone(rank["weights"]))
+        assert rank["moved"] == [False] * 7  # references are of the moment of the refresh
+
+
+def some_are_not_sharded() -> dict[str, Any]:
+    net = make_net()
+    for block in net.blocks:
+        fully_shard(block)  # stem, neck and head stay plain parameters, the same on all
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, foreach=False)
+    balancer = tb.Balancer(optimizer, net, LAZY)
+    train(net, optimizer, 3, shared=True)
+    return {"units": units_of(balancer), "states": states_of(balancer), "weights": weights_of(net)}
+
+
+def test_a_model_that_is_sharded_in_part():
+    first, second = run(2, some_are_not_sharded)
+    assert equal(first["states"], second["states"])
+    assert equal(first["weights"], second["weights"])
+    assert {name for name, alpha, _ in first["units"] if not math.isnan(alpha)} == set(JUDGED)
+
+
+def two_replicas() -> dict[str, Any]:
+    net = make_net()
+    fully_shard(net, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.1)
+    balancer = tb.Balancer(optimizer, net, LAZY)
+    train(net, optimizer, 4, shared=True)
+    return {"states": states_of(balancer), "measured": [refresh.measured for refresh in balancer.history]}
+
+
+def test_replicas_of_a_sharded_model_decide_as_one():
+    expected = trained("none", LAZY, 4)
+    for rank in run(4, two_replicas):
+        assert equal(rank["states"], expected["states"])
+        assert rank["measured"] == expected["measured"]
