@@ -39,8 +39,7 @@ class References:
             The square, or a little more; infinite where there is no copy to compare with.
         """
         copies = [self._optimizer.state.get(source, {}).get(REFERENCE) for source in sources.values()]
-        shapes = [source.shape for source in sources.values()]
-        if not copies or any(c is None or c.shape != shape for c, shape in zip(copies, shapes, strict=True)):
+        if not copies or not all(map(_alike, copies, sources.values())):
             return math.inf
         if len(sources) == 1 and weight.name.partition(":")[0] in sources:
             (source,) = sources.values()
@@ -59,7 +58,7 @@ class References:
         """
         for source in sources:
             copy = self._optimizer.state.get(source, {}).get(REFERENCE)
-            if copy is not None and copy.shape == source.shape:
+            if _alike(copy, source):
                 copy.copy_(source.detach())
             else:
                 self._new[source] = source.detach().clone()
@@ -96,6 +95,16 @@ class _swapped:
     def __exit__(self, *_: Any) -> None:
         for parameter, data in self._own.items():
             parameter.data = data
+
+
+def _alike(copy: Tensor | None, source: Tensor) -> bool:
+    """Whether there is a copy, and it is sharded as its parameter is."""
+    return (
+        copy is not None
+        and is_sharded(copy) == is_sharded(source)
+        and copy.shape == source.shape
+        and local(copy).shape == local(source).shape
+    )
 
 
 def _squared_norm(a: Tensor, b: Tensor) -> float:
