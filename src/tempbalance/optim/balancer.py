@@ -360,10 +360,13 @@ class Balancer:
         refresh = Refresh(step=steps, units=self.units, measured=len(due), seconds=time.perf_counter() - began)
         self.history.append(refresh)
         _logger.debug("step %d: %d weights measured, imbalance %.3f", steps, len(due), refresh.imbalance)
+        self._ranks.together(lambda: self._report(refresh), what, RefreshError)
+        return refresh
+
+    def _report(self, refresh: Refresh) -> None:
         if self._ranks.rank == 0:
             for call in self._on_refresh:
                 call(refresh)
-        return refresh
 
     def _weights(self) -> dict[str, _Judged]:
         """The weights that are measured, by name: found anew, because parameters may have been replaced or frozen."""

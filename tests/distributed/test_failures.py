@@ -1,0 +1,278 @@
+"""What goes wrong on one process goes wrong on all, with one message; nobody waits for one that has raised."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import tempbalance as tb
+from tempbalance.errors import BalanceError, NumericsWarning, RefreshError
+from tempbalance.optim import balancer as module
+
+from .loops import ENGINES, LAZY, RECIPE, Net, alone, equal, make, make_net, states_of, train, units_of, weights_of
+from .worlds import run
+
+
+def error_of(kind: type[Exception], function, *args: Any, **options: Any) -> str:
+    with pytest.raises(kind) as raised:
+        function(*args, **options)
+    assert type(raised.value) is kind
+    return str(raised.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fragile(tb.Hill):
+    """Fails on rank 1 while the list is not empty."""
+
+    trouble: tuple[list[int], ...] = ([],)
+
+    def _fit(self, eigenvalues):
+        if self.trouble[0] and dist.get_rank() == 1:
+            raise RuntimeError("the dog ate it")
+        return super()._fit(eigenvalues)
+
+
+def fails_on_rank_1(engine: str) -> dict[str, Any]:
+    model, optimizer = make(engine)
+    estimator = Fragile()
+    balancer = tb.Balancer(optimizer, model, dataclasses.replace(RECIPE, estimator=estimator))
+    train(model, optimizer, 3)
+    before = states_of(balancer)
+    estimator.trouble[0].append(1)
+    message = error_of(RefreshError, train, model, optimizer, 4, start=3)
+    assert equal(states_of(balancer), before)
+    estimator.trouble[0].clear()
+    optimizer.zero_grad()
+    train(model, optimizer, 7, start=3)
+    return {"message": message, "refreshes": [refresh.step for refresh in balancer.history], "at": states_of(balancer)}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_refresh_that_fails_on_one_process_fails_on_all(engine, size):
+    ranks = run(size, fails_on_rank_1, engine)
+    for rank in ranks:
+        message = "the refresh of the multipliers at step 3 failed: RuntimeError: the dog ate it (rank 1)"
+        assert rank["message"] == message
+        assert rank["refreshes"] == [0, 3, 6]
+        assert equal(rank["at"], ranks[0]["at"])
+
+
+def cannot_look_on_rank_1(engine: str) -> list[str]:
+    model, optimizer = make(engine)
+    balancer = tb.Balancer(optimizer, model, RECIPE)
+    find_weights = module.find_weights
+
+    def failing(*args, **options):
+        raise MemoryError("no room")
+
+    if dist.get_rank() == 1:
+        module.find_weights = failing
+    lost = error_of(RefreshError, balancer.refresh)
+    module.find_weights = find_weights
+    if dist.get_rank() == 1:
+        next(iter(model.parameters())).requires_grad_(False)
+    return [lost, error_of(RefreshError, balancer.refresh)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_before_anything_is_measured_too(engine):
+    lost, frozen = zip(*run(2, cannot_look_on_rank_1, engine), strict=True)
+    assert set(lost) == {"the refresh of the multipliers at step 0 failed: MemoryError: no room (rank 1)"}
+    assert len(set(frozen)) == 1
+    assert "do not train the same weights any more" in frozen[0]
+
+
+def logger_fails(engine: str) -> str:
+    def log(_: tb.Refresh) -> None:
+        raise ConnectionError("the network is down")
+
+    model, optimizer = make(engine)
+    tb.Balancer(optimizer, model, RECIPE, on_refresh=[log])
+    return error_of(RefreshError, train, model, optimizer, 1)
+
+
+def test_a_logger_that_fails_on_rank_0_fails_on_all():
+    message = "the refresh of the multipliers at step 0 failed: ConnectionError: the network is down (rank 0)"
+    assert run(2, logger_fails, "ddp") == [message] * 2
+
+
+def meets_nan(engine: str, recipe: tb.Recipe) -> dict[str, Any]:
+    model, optimizer = make(engine)
+    balancer = tb.Balancer(optimizer, model, recipe)
+    weight = dict(model.named_parameters())["module.neck.weight" if engine == "ddp" else "neck.weight"]
+    sound = weight.detach().clone()
+    good: list[Any] = []
+
+    def spoil(step: int) -> None:
+        if step == 6:  # a refresh follows
+            good.extend(units_of(balancer))
+            weight.detach().fill_(torch.nan)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(model, optimizer, 10, at_step=spoil)
+    assert equal(units_of(balancer), good)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(0.01)
+        weight.copy_(sound)
+    return {
+        "warnings": [(entry.category, str(entry.message)) for entry in caught],
+        "steps": {state["steps"] for state in states_of(balancer)},
+        "history": len(balancer.history),
+        "healed": balancer.refresh().imbalance,
+    }
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, LAZY], ids=["exact", "tolerance"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_that_are_not_finite_leave_the_multipliers_as_they_are(engine, recipe):
+    first, *others = run(2, meets_nan, engine, recipe)
+    ((category, message),) = first["warnings"]
+    assert category is NumericsWarning
+    assert "neck.weight: 230 of 230 weights are NaN or Inf; the multipliers stay as they are" in message
+    assert first["steps"] == {10}
+    assert first["healed"] == 0.0  # one unit can be judged again
+    assert all(equal(first, other) for other in others)
+
+
+def other_models() -> list[str]:
+    rank = dist.get_rank()
+    messages = []
+    for net in (
+        nn.Linear(16, 16 + rank),
+        nn.Sequential(nn.Linear(16, 16), *[nn.Linear(16, 16)] * rank),
+        nn.LayerNorm(16) if rank else nn.Linear(16, 16),
+    ):
+        optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+        groups = list(optimizer.param_groups)
+        messages.append(error_of(BalanceError, tb.Balancer, optimizer, net, RECIPE))
+        assert optimizer.param_groups == groups  # untouched
+    net = nn.Linear(16, 16)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    epochs = dataclasses.replace(RECIPE, every=tb.Every(epochs=1.0))
+    messages.append(error_of(BalanceError, tb.Balancer, optimizer, net, epochs, steps_per_epoch=10 + rank))
+    return messages
+
+
+def test_other_models_or_plans_on_the_processes_are_refused():
+    first, second = run(2, other_models)
+    assert first == second
+    shapes, layers, nothing, epochs = first
+    assert "0 and 1 train different models or parameters (weight of shape (16, 16); weight of shape (17, 16))" in shapes
+    assert "pass as process_group the processes that train this model" in shapes
+    assert "nothing; 1.weight" in layers
+    assert "setting up the balancer failed: BalanceError: no weight of the model can be balanced" in nothing
+    assert "(rank 1)" in nothing
+    assert "test every 10 steps" in epochs
+    assert "test every 11 steps" in epochs
+    assert "give all the same recipe and steps_per_epoch" in epochs
+
+
+def two_models() -> dict[str, Any]:
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    number = dist.get_rank() // 2
+    net = make_net(seed=number)
+    net.neck = nn.Linear(23, 10 + number)
+    net.head = nn.Linear(10 + number, 3)
+    model = DistributedDataParallel(net, process_group=groups[number])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    seen: list[tb.Refresh] = []
+    balancer = tb.Balancer(optimizer, model, RECIPE, process_group=groups[number], on_refresh=[seen.append])
+    train(model, optimizer, 3)
+    balancer.refresh()
+    other = error_of(BalanceError, tb.Balancer, optimizer, model, RECIPE, process_group=groups[1 - number])
+    return {
+        "units": units_of(balancer),
+        "states": states_of(balancer),
+        "seen": len(seen),
+        "other": other,
+        "weights": weights_of(model),
+    }
+
+
+def test_two_models_are_balanced_by_two_process_groups():
+    ranks = run(4, two_models)
+    for i, rank in enumerate(ranks):
+        assert equal(rank["states"], ranks[i // 2 * 2]["states"])
+        assert rank["seen"] == (0 if i % 2 else 2)  # the first of each group
+        assert f"process {i} is not in the process_group" in rank["other"]
+    assert equal(ranks[0]["units"], alone(ranks[0]["weights"]))
+    assert not equal(ranks[0]["states"], ranks[2]["states"])
+
+
+def shards_elsewhere() -> str:
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    net = Net()
+    fully_shard(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    return error_of(BalanceError, tb.Balancer, optimizer, net, RECIPE, process_group=groups[dist.get_rank() // 2])
+
+
+def test_a_process_group_without_all_holders_of_the_shards_is_refused():
+    assert all("sharded over processes outside of the process_group" in message for message in run(4, shards_elsewhere))
+
+
+def late_group(engine: str) -> dict[str, Any]:
+    records: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: records.append(record.getMessage())
+    logging.getLogger("tempbalance").addHandler(handler)
+    model, optimizer = make(engine)
+    tb.Balancer(optimizer, model, RECIPE)
+    train(model, optimizer, 2)
+    late = nn.Parameter(torch.ones(3))
+    optimizer.add_param_group({"params": [late], "lr": 0.25})
+    rates = []
+    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[-1]["lr"]))
+    for step in range(2, 6):
+        late.grad = torch.ones(3)
+        train(model, optimizer, step + 1, start=step)
+    return {"rates": rates, "records": records, "sizes": [len(g["params"]) for g in optimizer.param_groups]}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_group_that_is_added_in_training_keeps_its_rate(engine):
+    for rank in run(2, late_group, engine):
+        assert rank["rates"] == [0.25] * 4
+        (record,) = rank["records"]
+        assert "a parameter group (1 parameters) was added after the balancer" in record
+        assert min(rank["sizes"]) == 1
+
+
+def groups_of(engine: str) -> list[Any]:
+    model = make(engine)[0]
+    named = dict(model.named_parameters())
+    decayed = [p for p in named.values() if p.ndim > 1]
+    rest = [p for p in named.values() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": []}, {"params": rest, "name": "no decay"}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.0)
+    tb.Balancer(optimizer, model, RECIPE)
+    layouts = []
+    for step in range(5):
+        train(model, optimizer, step + 1, start=step)
+        layouts.append([(g["name"], g["tempbalance"]["names"], g["weight_decay"]) for g in optimizer.param_groups])
+    assert all(layout == layouts[0] for layout in layouts)
+    return layouts[0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_groups_are_never_empty_have_names_and_stay(engine):
+    first, second = run(2, groups_of, engine)
+    assert first == second
+    names = [name for name, _, _ in first]
+    assert len(set(names)) == len(names) == 14
+    assert all(members for _, members, _ in first)
+    assert {decay for name, _, decay in first if name.startswith("no decay")} == {0.0}
+    assert ("neck", ["neck.weight"], 0.1) in first
+    assert ("no decay neck", ["neck.bias"], 0.0) in first

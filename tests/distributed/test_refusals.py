@@ -1,0 +1,82 @@
+"""What shards parameters or states in a way that cannot be balanced is refused, with what to do instead."""
+
+from __future__ import annotations
+
+import types
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+import tempbalance as tb
+from tempbalance.errors import BalanceError
+
+from .loops import RECIPE
+from .test_failures import error_of
+from .worlds import run
+
+
+def wrapped(module: nn.Module, **options) -> nn.Module:
+    return FullyShardedDataParallel(module, device_id=torch.device("cpu"), **options)
+
+
+def refused_by_the_balancer(inner: bool, use_orig_params: bool) -> str:
+    net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    if inner:
+        net[1] = wrapped(net[1])
+    else:
+        net = wrapped(net, use_orig_params=use_orig_params)
+    return error_of(BalanceError, tb.Balancer, torch.optim.SGD(net.parameters(), lr=1.0), net, RECIPE)
+
+
+@pytest.mark.parametrize(("inner", "use_orig_params"), [(False, False), (False, True), (True, False)])
+def test_fsdp1(inner, use_orig_params):
+    for message in run(2, refused_by_the_balancer, inner, use_orig_params):
+        assert "FSDP1 (FullyShardedDataParallel) flattens parameters into vectors" in message
+        assert "torch.distributed.fsdp.fully_shard(model), and build the optimizer after it" in message
+
+
+def zero_redundancy() -> str:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # used by the package itself
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+    net = nn.Linear(16, 16)
+    optimizer = ZeroRedundancyOptimizer(net.parameters(), torch.optim.AdamW, lr=1.0)
+    return error_of(BalanceError, tb.Balancer, optimizer, net, RECIPE)
+
+
+def test_zero_redundancy_optimizer():
+    for message in run(2, zero_redundancy):
+        assert "ZeroRedundancyOptimizer" in message
+        assert "use FSDP2 (torch.distributed.fsdp.fully_shard), or DDP with a plain optimizer" in message
+
+
+def deepspeed(name: str, *bases: type) -> type:
+    """A class as DeepSpeed's."""
+    return types.new_class(name, bases, exec_body=lambda body: body.update(__module__="deepspeed.runtime.engine"))
+
+
+class TestDeepSpeed:
+    def test_the_engine_as_model(self):
+        class_ = deepspeed("DeepSpeedEngine", nn.Module)
+        engine = class_()
+        engine.module = nn.Linear(16, 16)
+        with pytest.raises(BalanceError, match=r"use FSDP2 \(torch.distributed.fsdp.fully_shard\) or DDP"):
+            tb.Balancer(torch.optim.SGD(engine.parameters(), lr=1.0), engine, RECIPE)
+
+    def test_parameters_of_stage_3(self):
+        net = nn.Linear(16, 16)
+        net.weight.ds_id = 7
+        with pytest.raises(BalanceError, match=r"DeepSpeed ZeRO partitions parameters"):
+            tb.Balancer(torch.optim.SGD(net.parameters(), lr=1.0), net, RECIPE)
+
+    @pytest.mark.parametrize("wrapped", [False, True])
+    def test_its_optimizer_also_within_a_wrapper(self, wrapped):
+        net = nn.Linear(16, 16)
+        optimizer = deepspeed("DeepSpeedZeroOptimizer")()
+        optimizer.optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+        given = types.SimpleNamespace(optimizer=optimizer) if wrapped else optimizer
+        with pytest.raises(BalanceError, match=r"train with FSDP2 .* or DDP"):
+            tb.Balancer(given, net, RECIPE)
