@@ -112,8 +112,9 @@ def _working_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _readable(matrices: Tensor) -> Tensor:
-    """8-bit floats know no arithmetic; bfloat16 holds each of them exactly."""
-    return matrices.to(torch.bfloat16) if matrices.is_floating_point() and matrices.itemsize == 1 else matrices
+    """8-bit floats know no arithmetic; bfloat16 holds each of them exactly. No history is recorded."""
+    values = matrices.detach()
+    return values.to(torch.bfloat16) if values.is_floating_point() and values.itemsize == 1 else values
 
 
 def _scale(matrices: Tensor, dtype: torch.dtype) -> float:

@@ -385,9 +385,14 @@ class Balancer:
             if name not in self._warned:
                 self._warned.add(name)
                 _logger.info("%s is not judged: %s", name, reason)
-            return _Measured(None, 0.0)
+            return _Measured(None, math.inf if self._is_too_small(fit) else 0.0)
         radius = self.recipe.estimator.radius(fit.spectrum, self._tolerance) if self._tolerance else 0.0
         return _Measured(fit.fit.alpha, radius / math.sqrt(fit.num_windows))  # windows may overlap: each moves as much
+
+    def _is_too_small(self, fit: WindowedFit | TempBalanceError) -> bool:
+        """Whether a weight will never have enough eigenvalues, however it moves."""
+        enough = self.recipe.estimator.min_eigenvalues
+        return isinstance(fit, WindowedFit) and len(fit.spectrum.eigenvalues) < enough
 
     def _assign(self, found: Mapping[str, _Measured], weights: Mapping[str, Weight]) -> None:
         """Set the next multipliers of all groups."""

@@ -63,8 +63,10 @@ def check_optimizer(optimizer: Optimizer, keys: Sequence[str]) -> None:
         keys: Options of its groups: ``lr``, ``weight_decay``.
 
     Raises:
-        BalanceError: An option is missing, or is no number.
+        BalanceError: An option is missing, or is no number; or the optimizer takes a single group.
     """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise BalanceError("LBFGS takes all parameters in one group, so units cannot have rates of their own")
     for key in keys:
         for group in optimizer.param_groups:
             if key not in group:
