@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import io
 import logging
 import math
@@ -412,6 +413,17 @@ class TestSafe:
         assert balancer.units == good
         assert [refresh.step for refresh in balancer.history] == [0, 5, 10, 15]
 
+    def test_a_nan_weight_is_seen_by_its_distance_too(self, net, recipe):
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-6)
+        balancer = tb.Balancer(optimizer, net, dataclasses.replace(recipe, tolerance=0.3))
+        train(net, optimizer, steps=5)
+        good = balancer.units
+        with torch.no_grad():
+            net.blocks[1]["fc1"].weight[0, 0] = math.nan
+        with pytest.warns(NumericsWarning):
+            train(net, optimizer, steps=6, start=5)
+        assert balancer.units == good
+
     def test_nan_from_the_start_means_multiplier_one(self, net, recipe):
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
         balancer = tb.Balancer(optimizer, net, recipe)
@@ -612,6 +624,27 @@ class TestBadInput:
     def test_an_optimizer_with_a_single_group(self, net, recipe):
         with pytest.raises(BalanceError, match="one group"):
             tb.Balancer(torch.optim.LBFGS(net.parameters()), net, recipe)
+
+    def test_an_optimizer_divided_among_processes(self, net, recipe, tmp_path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch scripts a function there
+            divided = importlib.import_module("torch.distributed.optim").ZeroRedundancyOptimizer
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        try:
+            with pytest.raises(BalanceError, match="param_groups"):
+                tb.Balancer(divided(net.parameters(), torch.optim.SGD, lr=0.1), net, recipe)
+            optimizer = divided(tb.param_groups(net, recipe), torch.optim.SGD, lr=0.1)  # as the message says
+            balancer = tb.Balancer(optimizer, net, recipe)
+            before = copy.deepcopy(net.state_dict())
+            train(net, optimizer, steps=1)
+            twin = make_net()
+            train(twin, torch.optim.SGD(twin.parameters(), lr=0.1), steps=1)
+            for unit in balancer.units:
+                name = f"{unit.name}.weight"
+                moved = (net.state_dict()[name] - before[name]).norm() / (twin.state_dict()[name] - before[name]).norm()
+                assert float(moved) == pytest.approx(unit.multiplier, rel=1e-3)
+        finally:
+            torch.distributed.destroy_process_group()
 
     def test_no_rate_to_multiply(self, net, recipe):
         optimizer = transformers.optimization.Adafactor(net.parameters(), lr=None)

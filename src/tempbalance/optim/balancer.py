@@ -143,6 +143,12 @@ class Balancer:
         movable = {name for name in trained if parameters[name].requires_grad}
         plan = make_plan(model, recipe, movable)
         groups = split_groups(optimizer.param_groups, plan.units, parameters)
+        layouts = self._ranks.exchange([group[KEY]["names"] for group in groups])
+        if any(layout != layouts[0] for layout in layouts):
+            raise BalanceError(
+                "the processes train different models or parameters, so their alphas cannot be shared: pass the "
+                "process_group of those that train this one"
+            )
         extend_schedulers(optimizer, [group[KEY].pop("origin") for group in groups], schedulers)
         self.optimizer = optimizer
         self.recipe = recipe
@@ -159,12 +165,6 @@ class Balancer:
         for group in groups:
             group[KEY] |= {"alpha": None, "multiplier": 1.0, "from": 1.0, "refreshed": None, "steps": 0, "weights": {}}
         optimizer.param_groups[:] = groups
-        layouts = self._ranks.exchange([group[KEY]["names"] for group in groups])
-        if any(layout != layouts[0] for layout in layouts):
-            raise BalanceError(
-                "the processes train different models or parameters, so their alphas cannot be shared: pass the "
-                "process_group of those that train this one"
-            )
         # The hooks hold the balancer; the optimizer holds the hooks. Under torch.compile they stay Python.
         before, after = (torch.compiler.disable(hook) for hook in (self._before, self._after))  # type: ignore[no-untyped-call]
         self._handles = [

@@ -110,11 +110,17 @@ def extend_schedulers(optimizer: Optimizer, origins: Sequence[int], schedulers: 
         schedulers: Those that the user has named.
 
     Raises:
-        BalanceError: There is one that the user has not named: it would leave the new groups alone.
+        BalanceError: There is one that the user has not named: it would leave the new groups alone. Or the optimizer
+            cannot be split any more.
     """
     old = len(optimizer.param_groups)
     if list(origins) == list(range(old)):
         return
+    if any(cls.__name__ == "ZeroRedundancyOptimizer" for cls in type(optimizer).__mro__):
+        raise BalanceError(
+            "ZeroRedundancyOptimizer has divided its groups among the processes already: build it from "
+            "tb.param_groups(model, recipe), which need no further split"
+        )
     named = list(_flatten(schedulers))
     unnamed = [found for found in _schedulers_of(optimizer) if not any(found is known for known in named)]
     if unnamed:
