@@ -338,6 +338,23 @@ class TestError:
         fit = tb.fit_windows(weight, windows=tb.FARMS(windows=2)).fit
         assert fit.stderr == pytest.approx(3.5 * (fit.alpha - 1) / 20 / 2)
 
+    @pytest.mark.parametrize("estimator", [tb.Hill(), tb.AveragedHill()], ids=["hill", "averaged"])
+    def test_is_honest_where_the_tail_does_not_jump(self, estimator):
+        """The alpha of 225 windows lies within 2 standard errors in 95 % of small matrices."""
+        within = []
+        for seed in range(12):
+            weight = random(64, 64, seed=seed) * random(64, seed=seed + 100).exp().sqrt()
+            fit = tb.fit_windows(weight, estimator=estimator).fit
+            many = tb.fit_windows(weight, estimator=estimator, windows=tb.FARMS(windows=15)).fit
+            within.append(abs(fit.alpha - many.alpha) <= 2 * fit.stderr)
+        assert sum(within) >= 0.95 * len(within)
+
+    @pytest.mark.parametrize("estimator", [tb.Peak(), tb.KS()], ids=["peak", "ks"])
+    def test_is_finite_and_no_less_than_that_of_a_random_matrix_where_the_tail_jumps(self, estimator):
+        found = tb.fit_windows(random(64, 64), estimator=estimator)
+        least = 3.5 * (found.fit.alpha - 1) / 32 / math.sqrt(found.num_windows)
+        assert least <= found.fit.stderr < math.inf
+
     @pytest.mark.slow
     def test_is_honest_on_a_real_transformer(self, minilm):
         """The alpha of 225 windows, as many as the paper takes, lies within 2 standard errors in 95 % of layers."""
