@@ -1,6 +1,7 @@
 """Assignments: neutral where they should be, monotone, in range, and the same numbers as the papers' formulas."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -58,7 +59,7 @@ class TestShape:
     def test_never_falls_as_alpha_rises(self, assignment, alphas):
         ordered = sorted(set(alphas))
         multipliers = assignment(ordered)
-        assert all(a <= b * (1 + 1e-12) for a, b in zip(multipliers, multipliers[1:], strict=False))
+        assert all(a <= b * (1 + 1e-12) for a, b in pairwise(multipliers))
 
     @given(alphas=ALPHAS, seed=st.randoms(use_true_random=False))
     def test_does_not_depend_on_the_order_of_the_units(self, assignment, alphas, seed):

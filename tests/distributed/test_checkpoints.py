@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -24,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 import tempbalance as tb
 
-from .loops import ENGINES, LAZY, RECIPE, equal, make, make_net, states_of, train, weights_of, whole, wrap
+from .loops import ENGINES, LAZY, RECIPE, equal, make, make_net, states_of, train, trained, weights_of, whole, wrap
 from .worlds import run
 
 RECIPES = {
@@ -206,3 +208,37 @@ def first_step_at_rate_zero(engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_real_step_at_rate_zero_counts(engine):
     run(2, first_step_at_rate_zero, engine)
+
+
+def divided_optimizer() -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # used by the package itself
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    def fresh(seed: int):
+        net = make_net(seed)
+        groups = tb.param_groups(net, RECIPE)
+        optimizer = ZeroRedundancyOptimizer(groups, torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+        model = wrap(net, "ddp")
+        return model, optimizer, tb.Balancer(optimizer, model, RECIPE)
+
+    expected = trained("none", RECIPE, END)
+    model, optimizer, balancer = fresh(0)
+    train(model, optimizer, STOP, shared=True)
+    optimizer.consolidate_state_dict(to=0)
+    saved = copy.deepcopy([model.state_dict(), optimizer.state_dict() if dist.get_rank() == 0 else None])
+    dist.broadcast_object_list(saved, 0)
+    train(model, optimizer, END, start=STOP, shared=True)
+    assert equal(weights_of(model), expected["weights"])
+    assert equal(states_of(balancer), expected["states"])
+
+    model, optimizer, balancer = fresh(1)
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    train(model, optimizer, END, start=STOP, shared=True)
+    assert equal(weights_of(model), expected["weights"])
+    assert equal(states_of(balancer), expected["states"])
+
+
+def test_an_optimizer_divided_among_processes_from_groups_that_are_ready():
+    run(2, divided_optimizer)

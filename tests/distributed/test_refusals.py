@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-import warnings
 
 import pytest
 import torch
@@ -36,21 +35,6 @@ def test_fsdp1(inner, use_orig_params):
     for message in run(2, refused_by_the_balancer, inner, use_orig_params):
         assert "FSDP1 (FullyShardedDataParallel) flattens parameters into vectors" in message
         assert "torch.distributed.fsdp.fully_shard(model), and build the optimizer after it" in message
-
-
-def zero_redundancy() -> str:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # used by the package itself
-        from torch.distributed.optim import ZeroRedundancyOptimizer
-    net = nn.Linear(16, 16)
-    optimizer = ZeroRedundancyOptimizer(net.parameters(), torch.optim.AdamW, lr=1.0)
-    return error_of(BalanceError, tb.Balancer, optimizer, net, RECIPE)
-
-
-def test_zero_redundancy_optimizer():
-    for message in run(2, zero_redundancy):
-        assert "ZeroRedundancyOptimizer" in message
-        assert "use FSDP2 (torch.distributed.fsdp.fully_shard), or DDP with a plain optimizer" in message
 
 
 def deepspeed(name: str, *bases: type) -> type:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_models import bert_model, chain_model, fno2d_model, llama_model, vision_model
 
 import tempbalance as tb
+from golden_models import bert_model, chain_model, fno2d_model, llama_model, vision_model
 from tempbalance import recipes
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "assignments.json").read_text())
@@ -161,7 +161,9 @@ class TestOurs:
         model = llama_model()
         optimizer, _ = balanced(model, recipes.alphadecay())
         seen = []
-        optimizer.register_step_pre_hook(lambda o, *_: seen.extend((g["lr"], g["weight_decay"]) for g in o.param_groups))
+        optimizer.register_step_pre_hook(
+            lambda o, *_: seen.extend((g["lr"], g["weight_decay"]) for g in o.param_groups)
+        )
         model(torch.arange(8)[None]).logits.sum().backward()
         optimizer.step()
         assert {lr for lr, _ in seen} == {0.1}

@@ -46,7 +46,7 @@ from tempbalance.optim.motion import References
 from tempbalance.optim.param_groups import KEY, split_groups
 from tempbalance.optim.plan import make_plan
 from tempbalance.optim.recipe import Recipe
-from tempbalance.optim.saved import pack, unpack
+from tempbalance.optim.saved import pack, read, unpack
 from tempbalance.pooling import WindowedFit
 from tempbalance.types import Skipped, Status
 
@@ -151,11 +151,10 @@ class Balancer:
         self._idle = False
         self._warned: set[str] = set()
         self._ranks = Ranks(process_group)
-        check_alike(
-            self._ranks.together(
-                lambda: self._set_up(optimizer, steps_per_epoch, schedulers), "setting up the balancer"
-            )
-        )
+        what = "setting up the balancer"
+        check_alike(self._ranks.together(lambda: self._set_up(optimizer, steps_per_epoch), what))
+        origins = [group[KEY].pop("origin") for group in self._new_groups]
+        self._ranks.together(lambda: extend_schedulers(self.optimizer, origins, schedulers), what)
         self.optimizer.param_groups[:] = self._new_groups
         del self._new_groups
         self._references = References(self.optimizer)
@@ -169,7 +168,7 @@ class Balancer:
         ]
         _balancers[self.optimizer] = weakref.ref(self)
 
-    def _set_up(self, optimizer: Any, steps_per_epoch: int | None, schedulers: Sequence[Any]) -> Agreement:
+    def _set_up(self, optimizer: Any, steps_per_epoch: int | None) -> Agreement:
         """Check and plan everything before the optimizer is touched; what it returns must be alike on all processes."""
         self.optimizer = unwrap(optimizer)
         check_optimizer(self.optimizer, self.recipe.keys)
@@ -198,7 +197,6 @@ class Balancer:
             )
         plan = make_plan(self._model, self.recipe, {name for name, p in trained.items() if p.requires_grad})
         groups = split_groups(self.optimizer.param_groups, plan.units, parameters)
-        extend_schedulers(self.optimizer, [group[KEY].pop("origin") for group in groups], schedulers)
         for group in groups:
             group[KEY] |= {"alpha": None, "multiplier": 1.0, "from": 1.0, "refreshed": None, "steps": 0, "weights": {}}
         self.skipped: tuple[Skipped, ...] = plan.skipped
@@ -264,13 +262,13 @@ class Balancer:
             self._refresh(steps)
             if not self.recipe.delay:
                 self._settle(steps)
-        for group in self.optimizer.param_groups:
-            if KEY not in group:
-                self._warn_late(group)
-                continue
+        for group in self._groups():
             multiplier = self._multiplier(group[KEY], steps)
             if multiplier != 1.0:
                 self._applied += [_multiply(group, key, multiplier) for key in self.recipe.keys]
+        for group in self.optimizer.param_groups:
+            if KEY not in group:
+                self._warn_late(group)
 
     def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         self._restore()
@@ -290,7 +288,10 @@ class Balancer:
         return all(self._ranks.exchange(idle)) if self._is_sharded() else idle  # a shard may be empty
 
     def _groups(self) -> Iterator[dict[str, Any]]:
-        return (group for group in self.optimizer.param_groups if KEY in group)
+        for group in self.optimizer.param_groups:
+            read(group)
+            if KEY in group:
+                yield group
 
     @property
     def _steps(self) -> int:
@@ -457,9 +458,14 @@ class Balancer:
             if name not in self._warned:
                 self._warned.add(name)
                 _logger.info("%s is not judged: %s", name, reason)
-            return _Measured(None, 0.0)
+            return _Measured(None, math.inf if self._is_too_small(fit) else 0.0)
         radius = self.recipe.estimator.radius(fit.spectrum, self._tolerance) if self._tolerance else 0.0
         return _Measured(fit.fit.alpha, radius / math.sqrt(fit.num_windows))  # windows may overlap: each moves as much
+
+    def _is_too_small(self, fit: WindowedFit | TempBalanceError) -> bool:
+        """Whether a weight will never have enough eigenvalues, however it moves."""
+        enough = self.recipe.estimator.min_eigenvalues
+        return isinstance(fit, WindowedFit) and len(fit.spectrum.eigenvalues) < enough
 
     def _assign(self, found: Mapping[str, _Measured], weights: Collection[str]) -> None:
         """Set the next multipliers of all groups."""

@@ -38,17 +38,22 @@ class References:
         Returns:
             The square, or a little more; infinite where there is no copy to compare with.
         """
-        copies = [self._optimizer.state.get(source, {}).get(REFERENCE) for source in sources.values()]
-        if not copies or not all(map(_alike, copies, sources.values())):
+        copies = [self._copy_of(source) for source in sources.values()]
+        known = {p: c for p, c in zip(sources.values(), copies, strict=True) if c is not None and _alike(c, p)}
+        if not sources or len(known) < len(sources):
             return math.inf
         if len(sources) == 1 and weight.name.partition(":")[0] in sources:
             (source,) = sources.values()
-            return _squared_norm(local(source.detach()), local(copies[0]))
+            return _squared_norm(local(source.detach()), local(known[source]))
         if any(is_sharded(source) for source in sources.values()):
             return math.inf  # a product of shards: simply measured again
         now = weight.load().clone()
-        with _swapped(dict(zip(sources.values(), copies, strict=True))):
+        with _swapped(known):
             return _squared_norm(now, weight.load())
+
+    def _copy_of(self, source: Tensor) -> Tensor | None:
+        state = self._optimizer.state.get(source) or {}  # ZeroRedundancyOptimizer: None where another process has it
+        return state.get(REFERENCE)
 
     def keep(self, sources: Iterable[Tensor]) -> None:
         """Remember parameters as they are now.
@@ -57,8 +62,8 @@ class References:
             sources: The parameters; copies that exist already are overwritten.
         """
         for source in sources:
-            copy = self._optimizer.state.get(source, {}).get(REFERENCE)
-            if _alike(copy, source):
+            copy = self._copy_of(source)
+            if copy is not None and _alike(copy, source):
                 copy.copy_(source.detach())
             else:
                 self._new[source] = source.detach().clone()
@@ -69,16 +74,18 @@ class References:
         Many optimizers take an empty state for a sign to set it up, so nothing may be put there before. A parameter
         without a gradient did not move, and is measured again next time.
         """
+        states = self._optimizer.state
         for source, copy in self._new.items():
-            if source.grad is not None or self._optimizer.state.get(source):
-                self._optimizer.state[source][REFERENCE] = copy
+            elsewhere = source in states and states[source] is None
+            if not elsewhere and (source.grad is not None or states.get(source)):
+                states[source][REFERENCE] = copy
         self._new.clear()
 
     def remove(self) -> None:
         """Take all copies out of the optimizer's state."""
         self._new.clear()
         for state in self._optimizer.state.values():
-            state.pop(REFERENCE, None)
+            (state or {}).pop(REFERENCE, None)
 
 
 class _swapped:
@@ -97,11 +104,10 @@ class _swapped:
             parameter.data = data
 
 
-def _alike(copy: Tensor | None, source: Tensor) -> bool:
-    """Whether there is a copy, and it is sharded as its parameter is."""
+def _alike(copy: Tensor, source: Tensor) -> bool:
+    """Whether a copy is sharded as its parameter is."""
     return (
-        copy is not None
-        and is_sharded(copy) == is_sharded(source)
+        is_sharded(copy) == is_sharded(source)
         and copy.shape == source.shape
         and local(copy).shape == local(source).shape
     )
@@ -110,4 +116,4 @@ def _alike(copy: Tensor | None, source: Tensor) -> bool:
 def _squared_norm(a: Tensor, b: Tensor) -> float:
     difference = a - b
     norm = float(torch.linalg.vector_norm(difference, dtype=None if difference.is_complex() else torch.float32))
-    return norm * norm  # not norm**2, which raises where this is infinite
+    return math.inf if math.isnan(norm) else norm * norm  # not norm**2, which raises where this is infinite

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from tempbalance.errors import BalanceError
 from tempbalance.optim.param_groups import KEY
 
-__all__ = ["pack", "unpack"]
+__all__ = ["pack", "read", "unpack"]
 
 
 def pack(_optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -27,6 +27,12 @@ def pack(_optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     for group in state_dict["param_groups"]:
         if KEY in group:
             group[KEY] = json.dumps(group[KEY])
+
+
+def read(group: dict[str, Any]) -> None:
+    """Read the text of a group, where something has put it past ``unpack`` (ZeroRedundancyOptimizer does)."""
+    if isinstance(group.get(KEY), str):
+        group[KEY] = json.loads(group[KEY])
 
 
 def unpack(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
