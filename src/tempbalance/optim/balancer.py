@@ -203,11 +203,12 @@ class Balancer:
         self._units: dict[str, Unit] = {unit.name: unit for unit in plan.units}
         self._lightest = plan.lightest
         self._new_groups = groups
+        first, interval, tolerance = self.recipe.start, self._interval, self._tolerance
         return Agreement(
             groups=[
                 [(name, tuple(p.shape)) for name, p in zip(g[KEY]["names"], g["params"], strict=True)] for g in groups
             ],
-            schedule=f"{self.recipe.name} every {self._interval} steps, tolerance {self._tolerance}",
+            schedule=f"{self.recipe.name} every {interval} steps from step {first} on, tolerance {tolerance}",
         )
 
     def __repr__(self) -> str:
