@@ -43,6 +43,15 @@ class TestRuns:
         assert finetune_digits(SMALL, progress=False).results == outcome.results
         assert torch.equal(torch.get_rng_state(), before)
 
+    def test_nor_does_the_number_of_threads_matter(self, outcome):
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            assert finetune_digits(SMALL, progress=False).results == outcome.results
+            assert torch.get_num_threads() == 2
+        finally:
+            torch.set_num_threads(before)
+
     def test_without_any_rate_the_arms_are_one_and_seeds_differ(self):
         results = finetune_digits(dataclasses.replace(SMALL, lr=0.0, epochs=1), progress=False).results
         assert all(len(set(result.accuracy.values())) == 1 for result in results)
