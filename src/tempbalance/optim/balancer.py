@@ -233,7 +233,8 @@ class Balancer:
             What was found.
 
         Raises:
-            RefreshError: It failed, on this or on another process.
+            RefreshError: It failed on one of several processes; the same message on all. (A process that is alone
+                raises what went wrong.)
         """
         found = self._refresh(self._steps)
         self._settle(self._steps)
