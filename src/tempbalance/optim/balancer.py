@@ -28,7 +28,14 @@ from tempbalance.errors import BalanceError, NonFiniteError, NumericsWarning, Re
 from tempbalance.fitting import Fitted, fit_weights
 from tempbalance.layers import Unit, Weight, find_weights, is_sharded, parameter_names, sources_of
 from tempbalance.matrices import matrix_shape
-from tempbalance.optim.checks import check_loaded, check_model, check_optimizer, extend_schedulers, unwrap
+from tempbalance.optim.checks import (
+    check_loaded,
+    check_model,
+    check_optimizer,
+    check_recipe,
+    extend_schedulers,
+    unwrap,
+)
 from tempbalance.optim.history import Refresh, UnitState
 from tempbalance.optim.motion import References
 from tempbalance.optim.param_groups import KEY, split_groups
@@ -119,6 +126,7 @@ class Balancer:
             >>> sorted(unit.multiplier for unit in balancer.units), optimizer.param_groups[0]["lr"]
             ([0.5, 1.5], 0.001)
         """
+        check_recipe(recipe)
         optimizer = unwrap(optimizer)
         check_optimizer(optimizer, recipe.keys)
         other = _balancers.get(optimizer)

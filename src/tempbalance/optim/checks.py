@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,27 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tempbalance.errors import BalanceError
 from tempbalance.optim.param_groups import KEY
+from tempbalance.optim.recipe import Recipe
 
-__all__ = ["check_loaded", "check_model", "check_optimizer", "extend_schedulers", "unwrap"]
+__all__ = [
+    "DEEPSPEED",
+    "FSDP1",
+    "check_loaded",
+    "check_model",
+    "check_optimizer",
+    "check_recipe",
+    "extend_schedulers",
+    "unwrap",
+]
+
+DEEPSPEED = (
+    "DeepSpeed keeps parameters and rates in groups of its own and loses those of others: train with FSDP2 "
+    "(torch.distributed.fsdp.fully_shard) or DDP, which are supported"
+)
+FSDP1 = (
+    "FSDP1 (FullyShardedDataParallel) flattens parameters into vectors, which have no spectrum: use FSDP2, "
+    "torch.distributed.fsdp.fully_shard(model), and build the optimizer after it"
+)
 
 # Lists that schedulers keep with an entry per parameter group.
 _PER_GROUP = (
@@ -37,10 +57,7 @@ def unwrap(optimizer: Any) -> Optimizer:
     """
     seen = optimizer
     if _is_of(optimizer, "deepspeed"):
-        raise BalanceError(
-            "DeepSpeed keeps parameters and rates in groups of its own and loses those of others: train with FSDP2 "
-            "(torch.distributed.fsdp.fully_shard) or DDP, which are supported"
-        )
+        raise BalanceError(DEEPSPEED)
     while isinstance(getattr(seen, "optimizer", None), Optimizer):
         seen = seen.optimizer
     if not isinstance(seen, Optimizer) or not hasattr(seen, "_optimizer_step_pre_hooks"):
@@ -53,6 +70,20 @@ def unwrap(optimizer: Any) -> Optimizer:
 
 def _is_of(value: object, package: str) -> bool:
     return any(cls.__module__.partition(".")[0] == package for cls in type(value).__mro__)
+
+
+def check_recipe(recipe: object) -> None:
+    """Make sure that a recipe is one, and not the function that makes it.
+
+    Args:
+        recipe: What was given for a recipe.
+
+    Raises:
+        BalanceError: It is none.
+    """
+    if not isinstance(recipe, Recipe):
+        given = f"the function {recipe.__name__}" if inspect.isfunction(recipe) else f"a {type(recipe).__name__}"
+        raise BalanceError(f"expected a recipe, such as tempbalance.recipes.model_balancing(), got {given}")
 
 
 def check_optimizer(optimizer: Optimizer, keys: Sequence[str]) -> None:
@@ -88,15 +119,9 @@ def check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise BalanceError(f"expected the model, a torch.nn.Module, got a {type(model).__name__}")
     if any(cls.__name__ == "FullyShardedDataParallel" for m in model.modules() for cls in type(m).__mro__):
-        raise BalanceError(
-            "FSDP1 (FullyShardedDataParallel) flattens parameters into vectors, which have no spectrum: use FSDP2, "
-            "torch.distributed.fsdp.fully_shard(model), and build the optimizer after it"
-        )
+        raise BalanceError(FSDP1)
     if _is_of(model, "deepspeed") or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise BalanceError(
-            "DeepSpeed ZeRO partitions parameters and loses the rates of parameter groups: use FSDP2 "
-            "(torch.distributed.fsdp.fully_shard) or DDP, which are supported"
-        )
+        raise BalanceError(DEEPSPEED)
 
 
 def extend_schedulers(optimizer: Optimizer, origins: Sequence[int], schedulers: Iterable[Any]) -> None:
