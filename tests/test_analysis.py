@@ -193,7 +193,7 @@ class TestResume:
             return spectra(*args, **kwargs)
 
         spectra = sys.modules["tempbalance.spectrum"].spectra
-        monkeypatch.setattr("tempbalance.analysis.spectra", interrupt)
+        monkeypatch.setattr("tempbalance.fitting.spectra", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tb.analyze(checkpoint, resume=partial)
         done = len(partial.read_text().splitlines()) - 1

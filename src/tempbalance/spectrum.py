@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ _RELATIVE_ERROR = 1e-3  # of the smallest eigenvalue; beyond it the Gram matrix 
 _BATCH_NDIM = 3
 _GROUP = 1 << 22  # bytes of Gram matrices of windows that are always worth one call for their eigenvalues
 _GROWTH = 16.0  # sums of squares that passed through a sliding Gram matrix, over those in it; beyond, it is not used
-_SLIDING = 2.1  # a sliding Gram matrix may take so many times the memory of the weight,
+_SLIDING = 1.25  # a sliding Gram matrix may take so many times the memory of the weight,
 _SLIDING_BYTES = 1 << 24  # or this
 _SAFE_EXPONENT = 256  # entries within 2**-256 .. 2**256 can be squared and summed in float64
 
@@ -112,8 +112,9 @@ def _working_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _readable(matrices: Tensor) -> Tensor:
-    """8-bit floats know no arithmetic; bfloat16 holds each of them exactly."""
-    return matrices.to(torch.bfloat16) if matrices.is_floating_point() and matrices.itemsize == 1 else matrices
+    """8-bit floats know no arithmetic; bfloat16 holds each of them exactly. No history is recorded."""
+    values = matrices.detach()
+    return values.to(torch.bfloat16) if values.is_floating_point() and values.itemsize == 1 else values
 
 
 def _scale(matrices: Tensor, dtype: torch.dtype) -> float:
@@ -132,7 +133,8 @@ def _scale(matrices: Tensor, dtype: torch.dtype) -> float:
 def _unscaled(scaled: Tensor, scale: float) -> Tensor:
     """Undo the scale of the weights; the largest value is last or, in a batch, last in each row."""
     values: Tensor = scaled / scale / scale
-    if bool(torch.isinf(values[..., -1]).any()) or (float(values[..., -1].max()) == 0.0 and scale != 1.0):
+    vanished = float(values[..., -1].max()) == 0.0 < float(scaled[..., -1].max())
+    if vanished or bool(torch.isinf(values[..., -1]).any()):
         size = "small" if scale > 1 else "large"
         raise WeightError(f"the weights are too {size}: their squares lie outside the range of float64")
     return values
@@ -193,18 +195,26 @@ def _gram(matrices: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 
 def _gram_into(target: Tensor, tall: Tensor, scale: float) -> None:
-    # A matrix is read once, a chunk of rows at a time, and only blocks on and below the diagonal are multiplied: half
-    # the work of a full product.
-    rows, n = tall.shape
-    step = max(_ROWS, _CHUNK // n)
+    # Only blocks on and below the diagonal are multiplied: half the work of a full product.
+    n = tall.shape[1]
     block = _SMALL_BLOCK if n < _SMALL else _BLOCK
-    for top in range(0, rows, step):
-        chunk = tall[top : top + step].to(target.dtype)
-        chunk = chunk * scale if scale != 1.0 else chunk
+    for index, chunk in enumerate(_chunks(tall, scale, _scratch(tall, target.dtype))):
         for left in range(0, n, block):
             right = min(left + block, n)
-            target[left:right, :right].addmm_(chunk[:, left:right].mH, chunk[:, :right], beta=min(top, 1))
-        del chunk  # before the next one is made
+            target[left:right, :right].addmm_(chunk[:, left:right].mH, chunk[:, :right], beta=min(index, 1))
+
+
+def _scratch(tall: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for a chunk of rows."""
+    return torch.empty_like(tall[: max(_ROWS, _CHUNK // tall.shape[1])], dtype=dtype)
+
+
+def _chunks(tall: Tensor, scale: float, scratch: Tensor) -> Iterator[Tensor]:
+    """The rows of a matrix times the scale, cast to the type of the scratch, where they lie until the next chunk."""
+    for top in range(0, len(tall), len(scratch)):
+        rows = tall[top : top + len(scratch)]
+        chunk = scratch[: len(rows)].copy_(rows)
+        yield chunk.mul_(scale) if scale != 1.0 else chunk
 
 
 def _by_svd(matrix: Tensor, scale: float, dtype: torch.dtype, zero: float) -> Tensor:
@@ -233,10 +243,10 @@ def window_values(
     *,
     device: torch.device | str | None = None,
 ) -> list[WindowValues]:
-    """The eigenvalues of windows of several weights, all with one short side, in as few batched calls as memory allows.
+    """The eigenvalues of windows of several weights, all of one size or turned, in as few calls as memory allows.
 
-    Beside the weights, memory is at most about 2.5 times that of the largest: a sliding Gram matrix, where it saves
-    work, the Gram matrices of some windows, and LAPACK's copy of these. Windows are views.
+    Beside the weights, memory is at most about 2.5 times that of the largest: a sliding Gram matrix of at most 1.25
+    times, where it saves work, the Gram matrices of some windows, and LAPACK's copy of these. Windows are views.
 
     Args:
         batches: One tensor of shape ``(B_i, rows_i, columns_i)`` per weight.
@@ -328,25 +338,43 @@ def _add_windows(
     """Hand all windows of a matrix to the group; returns the largest growth of their rounding errors."""
     if size[0] < size[1]:
         matrix, size, starts = matrix.mT, (size[1], size[0]), [(column, row) for row, column in starts]
-    first = group.taken
+    slots = list(enumerate(starts, group.taken))
     group.taken += len(starts)
+    return _add_strip(group, matrix, scale, size, slots, max(_SLIDING * memory, _SLIDING_BYTES))
+
+
+def _add_strip(
+    group: _Group,
+    matrix: Tensor,
+    scale: float,
+    size: tuple[int, int],
+    slots: Sequence[tuple[int, tuple[int, int]]],
+    memory: float,
+) -> float:
+    """Hand over windows, each with its slot; half the columns at a time where a sliding Gram matrix is too large."""
     work = _work_dtype(matrix, group.dtype)
-    columns = [column for _, column in starts]
-    left, right = min(columns), max(columns) + size[1]
-    affordable = (right - left) ** 2 * work.itemsize <= max(_SLIDING * memory, _SLIDING_BYTES)
-    slides = affordable and _sliding_pays(size, starts)
-    sliding = _SlidingGram(matrix[:, left:right], size, scale, work) if slides else None
+    columns = sorted({column for _, (_, column) in slots})
+    left, right = columns[0], columns[-1] + size[1]
+    sliding = None
+    if _sliding_pays(size, [start for _, start in slots]):
+        if (right - left) ** 2 * work.itemsize <= memory:
+            sliding = _SlidingGram(matrix[:, left:right], size, scale, work)
+        elif len(columns) > 1:
+            middle = columns[len(columns) // 2]
+            halves = ([s for s in slots if s[1][1] < middle], [s for s in slots if s[1][1] >= middle])
+            return max(_add_strip(group, matrix, scale, size, half, memory) for half in halves)
     worst = 1.0
-    for slot, (row, column) in sorted(enumerate(starts, first), key=lambda item: item[1]):
+    for slot, (row, column) in sorted(slots, key=lambda item: item[1]):
         block = _Block(matrix[row : row + size[0], column : column + size[1]], scale)
         gram = None
         if sliding is not None:
             sliding.move_to(row)
             gram, growth = sliding.window(column - left)
+            if growth > _GROWTH:
+                gram, growth = None, 1.0
             block = block._replace(growth=growth)
-            gram = gram if growth <= _GROWTH else None
-            worst = max(worst, growth if gram is not None else 1.0)
-        group.add(slot, block if gram is not None else block._replace(growth=1.0), gram)
+            worst = max(worst, growth)
+        group.add(slot, block, gram)
     return worst
 
 
@@ -369,6 +397,7 @@ class _SlidingGram:
         self._scale = scale
         columns = matrix.shape[1]
         self._gram = torch.zeros(columns, columns, dtype=work, device=matrix.device)
+        self._scratch = _scratch(matrix[: self._rows], work)  # one for all: the holes of freed ones would add up
         self._passed = torch.zeros(columns, dtype=torch.float64)  # sums of squares added or subtracted
         self._top: int | None = None
 
@@ -396,12 +425,8 @@ class _SlidingGram:
 
     def _add(self, top: int, bottom: int, sign: int) -> None:
         columns = self._matrix.shape[1]
-        step = max(_ROWS, _CHUNK // columns)
-        for start in range(top, bottom, step):
-            chunk = self._matrix[start : min(start + step, bottom)].to(self._gram.dtype)
-            chunk = chunk * self._scale if self._scale != 1.0 else chunk
+        for chunk in _chunks(self._matrix[top:bottom], self._scale, self._scratch):
             for left in range(0, columns, _BLOCK):
                 right, near = min(left + _BLOCK, columns), max(0, left - self._width + 1)
                 self._gram[left:right, near:right].addmm_(chunk[:, left:right].mH, chunk[:, near:right], alpha=sign)
             self._passed += torch.linalg.vector_norm(chunk, dim=0).square().to("cpu", torch.float64)
-            del chunk

@@ -151,6 +151,12 @@ class Balancer:
         movable = {name for name in trained if parameters[name].requires_grad}
         plan = make_plan(model, recipe, movable)
         groups = split_groups(optimizer.param_groups, plan.units, parameters)
+        layouts = self._ranks.exchange([group[KEY]["names"] for group in groups])
+        if any(layout != layouts[0] for layout in layouts):
+            raise BalanceError(
+                "the processes train different models or parameters, so their alphas cannot be shared: pass the "
+                "process_group of those that train this one"
+            )
         extend_schedulers(optimizer, [group[KEY].pop("origin") for group in groups], schedulers)
         self.optimizer = optimizer
         self.recipe = recipe
@@ -167,12 +173,6 @@ class Balancer:
         for group in groups:
             group[KEY] |= {"alpha": None, "multiplier": 1.0, "from": 1.0, "refreshed": None, "steps": 0, "weights": {}}
         optimizer.param_groups[:] = groups
-        layouts = self._ranks.exchange([group[KEY]["names"] for group in groups])
-        if any(layout != layouts[0] for layout in layouts):
-            raise BalanceError(
-                "the processes train different models or parameters, so their alphas cannot be shared: pass the "
-                "process_group of those that train this one"
-            )
         # The hooks hold the balancer; the optimizer holds the hooks. Under torch.compile they stay Python.
         before, after = (torch.compiler.disable(hook) for hook in (self._before, self._after))  # type: ignore[no-untyped-call]
         self._handles = [
@@ -393,9 +393,14 @@ class Balancer:
             if name not in self._warned:
                 self._warned.add(name)
                 _logger.info("%s is not judged: %s", name, reason)
-            return _Measured(None, 0.0)
+            return _Measured(None, math.inf if self._is_too_small(fit) else 0.0)
         radius = self.recipe.estimator.radius(fit.spectrum, self._tolerance) if self._tolerance else 0.0
         return _Measured(fit.fit.alpha, radius / math.sqrt(fit.num_windows))  # windows may overlap: each moves as much
+
+    def _is_too_small(self, fit: WindowedFit | TempBalanceError) -> bool:
+        """Whether a weight will never have enough eigenvalues, however it moves."""
+        enough = self.recipe.estimator.min_eigenvalues
+        return isinstance(fit, WindowedFit) and len(fit.spectrum.eigenvalues) < enough
 
     def _assign(self, found: Mapping[str, _Measured], weights: Mapping[str, Weight]) -> None:
         """Set the next multipliers of all groups."""

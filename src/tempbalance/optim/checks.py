@@ -94,8 +94,10 @@ def check_optimizer(optimizer: Optimizer, keys: Sequence[str]) -> None:
         keys: Options of its groups: ``lr``, ``weight_decay``.
 
     Raises:
-        BalanceError: An option is missing, or is no number.
+        BalanceError: An option is missing, or is no number; or the optimizer takes a single group.
     """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise BalanceError("LBFGS takes all parameters in one group, so units cannot have rates of their own")
     for key in keys:
         for group in optimizer.param_groups:
             if key not in group:
@@ -133,11 +135,17 @@ def extend_schedulers(optimizer: Optimizer, origins: Sequence[int], schedulers: 
         schedulers: Those that the user has named.
 
     Raises:
-        BalanceError: There is one that the user has not named: it would leave the new groups alone.
+        BalanceError: There is one that the user has not named: it would leave the new groups alone. Or the optimizer
+            cannot be split any more.
     """
     old = len(optimizer.param_groups)
     if list(origins) == list(range(old)):
         return
+    if any(cls.__name__ == "ZeroRedundancyOptimizer" for cls in type(optimizer).__mro__):
+        raise BalanceError(
+            "ZeroRedundancyOptimizer has divided its groups among the processes already: build it from "
+            "tb.param_groups(model, recipe), which need no further split"
+        )
     named = list(_flatten(schedulers))
     unnamed = [found for found in _schedulers_of(optimizer) if not any(found is known for known in named)]
     if unnamed:

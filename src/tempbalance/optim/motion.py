@@ -105,4 +105,5 @@ def _local(tensor: Tensor) -> Tensor:
 
 def _squared_norm(a: Tensor, b: Tensor) -> float:
     difference = a - b
-    return float(torch.linalg.vector_norm(difference, dtype=None if difference.is_complex() else torch.float32)) ** 2
+    norm = float(torch.linalg.vector_norm(difference, dtype=None if difference.is_complex() else torch.float32))
+    return math.inf if math.isnan(norm) else norm**2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from tempbalance.assign import Assignment
@@ -52,6 +52,9 @@ class Every:
         return min(limits) if limits else None
 
 
+_HILL, _ALL, _OFTEN = Hill(), Select(), Every(steps=100)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One way of balancing; ``tempbalance.recipes`` has those of the papers.
@@ -93,15 +96,15 @@ class Recipe:
     assignment: Assignment
     target: Literal["lr", "weight_decay", "both"] = "lr"
     unit: Literal["layer", "block"] = "layer"
-    estimator: TailEstimator = field(default_factory=Hill)
+    estimator: TailEstimator = _HILL
     windows: Windows | None = None
-    select: Select = field(default_factory=Select)
+    select: Select = _ALL
     kinds: tuple[str, ...] | None = None
     first: bool = True
     last: bool = True
     norms: Literal["follow", "by_name", "base"] = "follow"
     lightest: bool = False
-    every: Every = field(default_factory=lambda: Every(steps=100))
+    every: Every = _OFTEN
     start: int = 0
     ramp: int = 0
     delay: bool = False

@@ -157,6 +157,7 @@ def model_balancing_sciml_as_released(*, strength: float | tuple[float, float] =
         deviations=(
             "A layer is judged with more than 12 eigenvalues above 1e-5 (the code: 12 or more after the first "
             "epoch; where one has exactly 12, it then writes rates to the wrong groups, and they compound).",
+            "Eigenvalues of convolutions are compared with 1e-5 as they are (the code: half of them).",
             "1-D convolutions are measured by kernel tap (the code takes the norms of their rows).",
         ),
         assignment=Sigmoid(strength),

