@@ -34,7 +34,7 @@ def scalars(refresh: Refresh, *, per_unit: bool = True) -> dict[str, float]:
         per_unit: Whether alpha and multiplier of every unit are among them.
 
     Returns:
-        Finite numbers by tag: imbalance; least, mean and largest alpha and multiplier; weights measured; seconds.
+        Finite numbers by their tags, which are the imbalance; least, mean and largest alpha and multiplier; weights measured; seconds.
 
     Example:
         >>> from tempbalance.optim import UnitState
