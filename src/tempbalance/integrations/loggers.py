@@ -34,8 +34,8 @@ def scalars(refresh: Refresh, *, per_unit: bool = True) -> dict[str, float]:
         per_unit: Whether alpha and multiplier of every unit are among them.
 
     Returns:
-        Finite numbers by tag, with the imbalance, the least, mean and largest alpha and multiplier, how many weights were
-        measured, and the seconds it took.
+        Finite numbers by tag, with the imbalance, the least, mean and largest alpha and multiplier, how many weights
+        were measured, and the seconds it took.
 
     Example:
         >>> from tempbalance.optim import UnitState
