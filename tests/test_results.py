@@ -55,6 +55,12 @@ class TestFiles:
         with pytest.raises(AnalysisError, match=r"\.json, \.csv, \.parquet, \.html"):
             analysis.save(tmp_path / "a.xlsx")
 
+    def test_only_html_has_a_place_for_a_history(self, analysis, tmp_path):
+        history = [tb.Refresh(step=0, units=[], measured=0, seconds=0.0)]
+        with pytest.raises(AnalysisError, match=r"only an \.html report"):
+            analysis.save(tmp_path / "a.json", history=history)
+        assert list(tmp_path.iterdir()) == []
+
     def test_missing_folder(self, analysis, tmp_path):
         with pytest.raises(AnalysisError, match="cannot write"):
             analysis.save(tmp_path / "nowhere" / "a.json")

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from tempbalance.layers import Select, Weight, find_weights
 from tempbalance.matrices import matrix_shape
 from tempbalance.metrics import is_random, measure, thin
 from tempbalance.pooling import WindowedFit
+from tempbalance.report.progress import progress_bar
 from tempbalance.results import Analysis, dumps, row_from_json, row_to_json
 from tempbalance.tail import Hill, TailEstimator
 from tempbalance.tail.base import failed
@@ -158,7 +159,7 @@ class _Job:
         done = dict(self.partial.rows) if self.partial else {}
         if done:
             _logger.info("resuming: %d of %d weights are done", len(done), len(weights))
-        with _progress_bar(len(weights), progress) as advance:
+        with progress_bar("analysing weights", len(weights), progress) as advance:
             advance(len(done))
             for rows in self._computed([weight for weight in weights if weight.name not in done]):
                 for row in rows:
@@ -203,22 +204,6 @@ def _row(weight: Weight, found: WindowedFit) -> LayerStats:
         **asdict(fit),
         **asdict(metrics),
     )
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int, wanted: bool) -> Generator[Callable[[int], None]]:
-    """A bar on the terminal; silent when piped."""
-    if not wanted:
-        yield lambda _count: None
-        return
-    from rich.console import Console  # only when something is shown
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("analysing weights", total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 class _Partial:

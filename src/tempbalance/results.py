@@ -6,13 +6,14 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 from tempbalance.errors import AnalysisError, MissingExtraError
+from tempbalance.report.protocol import RefreshRow
 from tempbalance.types import ESD, LayerStats, Skipped, Status
 
 if TYPE_CHECKING:
@@ -75,21 +76,25 @@ class Analysis:
         frame["status"] = [layer.status.value for layer in self.layers]
         return frame
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, history: Sequence[RefreshRow] = ()) -> None:
         """Write a file, whole or not at all; its ending says which kind.
 
         Args:
             path: ``.json`` holds everything and can be loaded again; ``.csv`` and ``.parquet`` the table; ``.html`` a
                 report for a browser, in one file.
+            history: ``balancer.history``, to be drawn in the report; for ``.html`` only.
 
         Raises:
-            AnalysisError: The ending is none of these, or the file cannot be written.
+            AnalysisError: The ending is none of these, or has no place for a history; or the file cannot be written.
             MissingExtraError: The format needs a package that is not installed.
         """
-        writer = _WRITERS.get(Path(path).suffix.lower())
+        suffix = Path(path).suffix.lower()
+        writer = _WRITERS.get(suffix)
         if writer is None:
             raise AnalysisError(f"cannot save to {path}: the ending must be one of {', '.join(_WRITERS)}")
-        write_whole(path, writer(self))
+        if history and suffix != ".html":
+            raise AnalysisError(f"cannot save a history to {path}: only an .html report has a place for it")
+        write_whole(path, _html(self, history) if history else writer(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Analysis:
@@ -349,10 +354,10 @@ def _parquet(analysis: Analysis) -> bytes:
     return content
 
 
-def _html(analysis: Analysis) -> bytes:
+def _html(analysis: Analysis, history: Sequence[RefreshRow] = ()) -> bytes:
     from tempbalance.report.html import render_html
 
-    return render_html(analysis).encode()
+    return render_html(analysis, history).encode()
 
 
 _WRITERS: dict[str, Callable[[Analysis], bytes]] = {

@@ -132,6 +132,59 @@ def test_skipped_weights_are_listed_with_the_reason(page):
     assert "NaN or Inf" in text
 
 
+def test_without_a_history_there_is_no_section_for_it(page):
+    assert not page.locator("#history-section").is_visible()
+
+
+@pytest.fixture
+def trained_page(browser, tmp_path):
+    """A report with the history of two units, one of them with a name that is no name."""
+    history = [
+        tb.Refresh(
+            step=10 * i,
+            units=[
+                tb.UnitState(name="<b>h.0", alpha=2.0 + 0.1 * i, multiplier=0.5),
+                tb.UnitState(name="h.1", alpha=3.0 - 0.1 * i, multiplier=1.5),
+                tb.UnitState(name="h.2", alpha=float("nan"), multiplier=1.0),
+            ],
+            measured=2,
+            seconds=0.0,
+        )
+        for i in range(4)
+    ]
+    path = tmp_path / "report.html"
+    tb.analyze({"a.weight": torch.zeros(20, 20)}).save(path, history=history)
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
+    page.goto(path.as_uri())
+    page.wait_for_selector("#history .main-svg")
+    yield page
+    assert page.problems == []
+    page.close()
+
+
+def test_history_is_two_plots_with_a_line_per_unit(trained_page):
+    assert trained_page.locator("#history .subplot.xy .trace .js-line").count() == 2  # h.2 has no alpha
+    assert trained_page.locator("#history .subplot.xy2 .trace .js-line").count() == 3
+    assert trained_page.locator("#history .legendtext").all_text_contents() == ["<b>h.0", "h.1", "h.2"]
+    facts = trained_page.inner_text("#history-facts")
+    assert "3 units, 4 refreshes from step 0 to 30; imbalance 0.500 at first, 0.200 at last." in facts
+    assert "Without an alpha: h.2." in facts
+
+
+def test_pointing_at_a_line_gives_its_name(trained_page):
+    line = trained_page.locator("#history .subplot.xy .trace .js-line").last
+    line.scroll_into_view_if_needed()
+    box = line.bounding_box()
+    trained_page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 3)
+    trained_page.wait_for_selector("#history .hoverlayer .hovertext")
+    text = trained_page.text_content("#history .hoverlayer .hovertext")
+    assert "h.1" in text
+    assert "step 10: alpha 2.900" in text
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
 def test_screenshot(browser, report, width, scheme):
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)

@@ -82,6 +82,79 @@ def test_headline_without_any_fit():
     )
 
 
+def refreshes(count, *units):
+    """A history in which alpha falls by 0.01 a step; a unit is a name and its first alpha."""
+    return [
+        tb.Refresh(
+            step=step,
+            units=[
+                tb.UnitState(name=name, alpha=alpha - 0.01 * step, multiplier=1 + alpha / 10) for name, alpha in units
+            ],
+            measured=len(units),
+            seconds=0.0,
+        )
+        for step in range(count)
+    ]
+
+
+class TestHistory:
+    def test_every_unit_is_a_line_of_alphas_and_one_of_multipliers(self, analysis):
+        data = embedded(render_html(analysis, refreshes(3, ("h.0", 2.0), ("h.1", 4.0))))["history"]
+        assert data["steps"] == [0, 1, 2]
+        assert data["refreshes"] == 3
+        assert data["imbalance"] == [1.0, 1.0]
+        assert data["units"] == [
+            {"name": "h.0", "alphas": [2.0, 1.99, 1.98], "multipliers": [1.2, 1.2, 1.2]},
+            {"name": "h.1", "alphas": [4.0, 3.99, 3.98], "multipliers": [1.4, 1.4, 1.4]},
+        ]
+
+    def test_no_history_no_section(self, analysis):
+        assert embedded(render_html(analysis))["history"] is None
+        assert embedded(render_html(analysis, []))["history"] is None
+
+    def test_one_refresh(self, analysis):
+        assert embedded(render_html(analysis, refreshes(1, ("h.0", 2.0))))["history"]["steps"] == [0]
+
+    def test_a_unit_without_alpha_has_null(self, analysis):
+        data = embedded(render_html(analysis, refreshes(2, ("h.0", math.nan), ("h.1", 2.0))))["history"]
+        assert data["units"][0]["alphas"] == [None, None]
+
+    def test_a_unit_that_comes_late_has_null_before(self, analysis):
+        history = [*refreshes(1, ("h.0", 2.0)), *refreshes(2, ("h.0", 2.0), ("h.1", 3.0))[1:]]
+        assert embedded(render_html(analysis, history))["history"]["units"][1]["alphas"] == [None, 2.99]
+
+    def test_of_a_long_one_the_first_the_last_and_some_between_are_drawn(self, analysis):
+        data = embedded(render_html(analysis, refreshes(10_001, ("h.0", 200.0))))["history"]
+        assert data["refreshes"] == 10_001
+        assert (data["steps"][0], data["steps"][-1]) == (0, 10_000)
+        assert len(data["steps"]) == len(data["units"][0]["alphas"]) == len(set(data["steps"])) < 1000
+
+    def test_that_of_a_7b_model_takes_less_than_2_mb(self, analysis):
+        units = [(f"model.layers.{i // 7}.part{i % 7}", 200.12345) for i in range(224)]
+        with_history = render_html(analysis, refreshes(1000, *units))
+        assert len(with_history.encode()) - len(render_html(analysis).encode()) < 2e6
+
+    def test_names_cannot_break_out(self, analysis):
+        hostile = "</script><img src=x onerror=alert(1)>"
+        page = render_html(analysis, refreshes(2, (hostile, 3.0)))
+        assert "<img" not in re.search(r'id="data">(.*?)</script>', page, re.S)[1]
+        assert embedded(page)["history"]["units"][0]["name"] == hostile
+
+    def test_a_balancer_gives_what_the_report_takes(self, tmp_path):
+        model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        recipe = tb.Recipe(name="mine", assignment=tb.Linear(0.5, 1.5), every=tb.Every(steps=2))
+        balancer = tb.Balancer(optimizer, model, recipe)
+        for _ in range(5):
+            model(torch.ones(1, 64)).sum().backward()
+            optimizer.step()
+        tb.analyze(model).save(tmp_path / "report.html", history=balancer.history)
+        data = embedded((tmp_path / "report.html").read_text("utf-8"))["history"]
+        assert data["steps"] == [0, 2, 4]
+        assert [unit["name"] for unit in data["units"]] == ["0", "1", "2"]
+        assert sorted(unit["multipliers"][0] for unit in data["units"])[::2] == [0.5, 1.5]
+
+
 def test_missing_plotly_says_what_to_install(analysis, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(MissingExtraError, match=r"tempbalance\[report\]"):

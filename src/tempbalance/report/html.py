@@ -15,20 +15,22 @@ import torch
 
 from tempbalance.errors import MissingExtraError
 from tempbalance.metrics import mp_cdf, mp_edges
-from tempbalance.report.protocol import Report
+from tempbalance.report.protocol import RefreshRow, Report
 from tempbalance.types import LayerStats, Status
 
 __all__ = ["render_html"]
 
 _DIGITS = 5
 _CURVE_POINTS = 48
+_HISTORY_POINTS = 400  # a page is no wider than that
 
 
-def render_html(report: Report) -> str:
+def render_html(report: Report, history: Sequence[RefreshRow] = ()) -> str:
     """Render an analysis as one page.
 
     Args:
         report: The analysis.
+        history: What a balancer has done in training, drawn over the steps; of a long one evenly spaced refreshes.
 
     Returns:
         HTML with its style, its script, plotly.js and the data inside; nothing is loaded from anywhere.
@@ -46,7 +48,7 @@ def render_html(report: Report) -> str:
         source=html.escape(report.source),
         headline=html.escape(headline(report.layers)),
         style=(page / "report.css").read_text(encoding="utf-8"),
-        data=_script_json(_data(report)),
+        data=_script_json(_data(report) | {"history": _history(history)}),
         plotly=get_plotlyjs(),
         script=(page / "report.js").read_text(encoding="utf-8"),
     )
@@ -155,6 +157,30 @@ def _random_matrix(layer: LayerStats) -> list[list[float | None]]:
     x = torch.logspace(math.log10(max(low, high * 1e-5)), math.log10(high), _CURVE_POINTS, dtype=torch.float64)
     y = 1 - mp_cdf(x, (rows, columns), variance)
     return [[_number(value) for value in curve] for curve in (x[y > 0].tolist(), y[y > 0].tolist())]
+
+
+def _history(history: Sequence[RefreshRow]) -> dict[str, Any] | None:
+    """Alphas and multipliers by unit, so that each is a line."""
+    if not history:
+        return None
+    last = len(history) - 1
+    count = min(last, _HISTORY_POINTS - 1)
+    shown = [history[round(i * last / count)] for i in range(count + 1)] if count else [history[0]]
+    states = [{unit.name: unit for unit in refresh.units} for refresh in shown]
+    names = list(dict.fromkeys(name for state in states for name in state))
+    return {
+        "refreshes": len(history),
+        "steps": [refresh.step for refresh in shown],
+        "imbalance": [_number(history[0].imbalance), _number(history[-1].imbalance)],
+        "units": [
+            {
+                "name": name,
+                "alphas": [_number(state[name].alpha) if name in state else None for state in states],
+                "multipliers": [_number(state[name].multiplier) if name in state else None for state in states],
+            }
+            for name in names
+        ],
+    }
 
 
 def _number(value: float) -> float | None:

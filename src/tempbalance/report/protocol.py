@@ -1,4 +1,4 @@
-"""What a report needs to know: an ``Analysis`` or a ``Comparison``, without depending on either."""
+"""What a report needs to know: an ``Analysis``, a ``Comparison`` or a training history, without depending on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from tempbalance.types import LayerStats, Skipped
 
-__all__ = ["ComparisonReport", "DeltaRow", "Report"]
+__all__ = ["ComparisonReport", "DeltaRow", "RefreshRow", "Report", "UnitRow"]
 
 
 class Report(Protocol):
@@ -96,3 +96,35 @@ class ComparisonReport(Protocol):
     @property
     def imbalance_after(self) -> float:
         """Standard deviation of alpha after."""
+
+
+class UnitRow(Protocol):
+    """The attributes of a ``UnitState`` that reports read."""
+
+    @property
+    def name(self) -> str:
+        """Qualified name of the layer or block."""
+
+    @property
+    def alpha(self) -> float:
+        """Its exponent; NaN where it cannot be judged."""
+
+    @property
+    def multiplier(self) -> float:
+        """Its factor on the learning rate or weight decay."""
+
+
+class RefreshRow(Protocol):
+    """The attributes of a ``Refresh`` that reports read."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken before it."""
+
+    @property
+    def units(self) -> Sequence[UnitRow]:
+        """Every unit as it is after it."""
+
+    @property
+    def imbalance(self) -> float:
+        """Standard deviation of alpha over the units."""

@@ -46,6 +46,7 @@
 
   function layout(extra) {
     const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), linecolor: color("--line") };
+    const axes = Object.entries({ xaxis: {}, yaxis: {}, ...extra }).filter(([key]) => key.includes("axis"));
     return {
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
@@ -53,8 +54,7 @@
       margin: { l: 60, r: 20, t: 20, b: 60 },
       hovermode: "closest",
       ...extra,
-      xaxis: { ...axis, ...extra.xaxis },
-      yaxis: { ...axis, ...extra.yaxis },
+      ...Object.fromEntries(axes.map(([key, value]) => [key, { ...axis, ...value }])),
     };
   }
 
@@ -162,6 +162,35 @@
     if (layer.eigenvalues.length === 0) return {};
     const low = Math.max(layer.eigenvalues[0] / 1.3, layer.lambdaMax * 1e-5);
     return { range: [Math.log10(low), Math.log10(layer.lambdaMax * 1.5)] };
+  }
+
+  // One line per unit in either plot; a click on its name in the legend hides both. From blue at the input to red.
+  function drawHistory() {
+    const { steps, units } = report.history;
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const hue = (index) => 240 * (1 - (units.length > 1 ? index / (units.length - 1) : 0));
+    const traces = units.flatMap((unit, index) => {
+      const name = unit.name.replace(/</g, "&lt;");
+      const line = { color: `hsl(${hue(index)}, 70%, ${dark ? 65 : 40}%)`, width: 2 };
+      const common = { type: "scatter", mode: steps.length > 1 ? "lines" : "markers", name, x: steps, legendgroup: String(index) };
+      return [
+        { ...common, y: unit.alphas, line, showlegend: false, hovertemplate: `${name}<br>step %{x}: alpha %{y:.3f}<extra></extra>` },
+        { ...common, y: unit.multipliers, yaxis: "y2", line: { ...line, shape: "hv" }, hovertemplate: `${name}<br>step %{x}: multiplier %{y:.3f}<extra></extra>` },
+      ];
+    });
+    Plotly.react(
+      byId("history"),
+      traces,
+      layout({
+        xaxis: { title: { text: "optimizer steps" }, anchor: "y2" },
+        yaxis: { title: { text: narrow() ? "alpha" : "alpha (smaller: heavier tail)" }, domain: [0.54, 1] },
+        yaxis2: { title: { text: "multiplier" }, domain: [0, 0.46] },
+        shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, yref: "y2", y0: 1, y1: 1, line: { color: color("--soft"), dash: "dot", width: 1.5 } }],
+        legend: narrow() ? { orientation: "h", y: -0.3 } : {},
+        showlegend: units.length <= (narrow() ? 6 : 24),
+      }),
+      CONFIG,
+    );
   }
 
   // ---- choosing a layer
@@ -278,6 +307,23 @@
     }
   }
 
+  function history() {
+    if (report.history === null) {
+      byId("history-section").hidden = true;
+      return;
+    }
+    const { refreshes, steps, imbalance, units } = report.history;
+    const unjudged = units.filter((unit) => unit.alphas.every((alpha) => alpha === null)).map((unit) => unit.name);
+    byId("history-facts").textContent =
+      `${units.length} ${units.length === 1 ? "unit" : "units"}, ${refreshes} ${refreshes === 1 ? "refresh" : "refreshes"} from step ${steps[0]} to ${steps[steps.length - 1]}` +
+      (refreshes > steps.length ? `, ${steps.length} of them drawn` : "") +
+      `; imbalance ${number(imbalance[0], 3)} at first, ${number(imbalance[1], 3)} at last.` +
+      (unjudged.length > 0 ? ` Without an alpha: ${unjudged.join(", ")}.` : "") +
+      " Blue lies at the input, red at the output; point at a line for its name.";
+    drawHistory();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawHistory);
+  }
+
   function settings() {
     for (const [key, value] of Object.entries(report.settings)) {
       byId("settings").append(element("dt", key), element("dd", value));
@@ -288,6 +334,7 @@
   statuses();
   skipped();
   settings();
+  history();
   head();
   body();
   if (layers.length > 0) {
