@@ -18,6 +18,7 @@ html_theme = "furo"
 html_math_renderer = "mathml"
 html_title = "tempbalance"
 
+autodoc_mock_imports = ["transformers", "lightning"]  # to read our modules, theirs need not be installed
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True

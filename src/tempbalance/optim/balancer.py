@@ -40,7 +40,15 @@ from tempbalance.layers import (
     sources_of,
 )
 from tempbalance.matrices import matrix_shape
-from tempbalance.optim.checks import Agreement, check_alike, check_model, check_optimizer, extend_schedulers, unwrap
+from tempbalance.optim.checks import (
+    Agreement,
+    check_alike,
+    check_model,
+    check_optimizer,
+    check_recipe,
+    extend_schedulers,
+    unwrap,
+)
 from tempbalance.optim.history import Refresh, UnitState
 from tempbalance.optim.motion import References
 from tempbalance.optim.param_groups import KEY, split_groups
@@ -142,6 +150,7 @@ class Balancer:
             >>> sorted(unit.multiplier for unit in balancer.units), optimizer.param_groups[0]["lr"]
             ([0.5, 1.5], 0.001)
         """
+        check_recipe(recipe)
         self.recipe = recipe
         self.history: list[Refresh] = []
         self._model = model

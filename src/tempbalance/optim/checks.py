@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +14,28 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tempbalance.errors import BalanceError
+from tempbalance.optim.recipe import Recipe
 
-__all__ = ["Agreement", "check_alike", "check_model", "check_optimizer", "extend_schedulers", "unwrap"]
+__all__ = [
+    "DEEPSPEED",
+    "FSDP1",
+    "Agreement",
+    "check_alike",
+    "check_model",
+    "check_optimizer",
+    "check_recipe",
+    "extend_schedulers",
+    "unwrap",
+]
+
+DEEPSPEED = (
+    "DeepSpeed keeps parameters and rates in groups of its own and loses those of others: train with FSDP2 "
+    "(torch.distributed.fsdp.fully_shard) or DDP, which are supported"
+)
+FSDP1 = (
+    "FSDP1 (FullyShardedDataParallel) flattens parameters into vectors, which have no spectrum: use FSDP2, "
+    "torch.distributed.fsdp.fully_shard(model), and build the optimizer after it"
+)
 
 # Lists that schedulers keep with an entry per parameter group.
 _PER_GROUP = (
@@ -39,10 +60,7 @@ def unwrap(optimizer: Any) -> Optimizer:
     while isinstance(getattr(seen, "optimizer", None), Optimizer):
         seen = seen.optimizer
     if any(_is_of(level, "deepspeed") for level in (optimizer, seen, getattr(seen, "optimizer", None))):
-        raise BalanceError(
-            "DeepSpeed keeps parameters and rates in groups of its own and loses those of others: train with FSDP2 "
-            "(torch.distributed.fsdp.fully_shard) or DDP, which are supported"
-        )
+        raise BalanceError(DEEPSPEED)
     if not isinstance(seen, Optimizer) or not hasattr(seen, "_optimizer_step_pre_hooks"):
         raise BalanceError(
             f"{type(optimizer).__name__} has no step hooks: pass an optimizer derived from torch.optim.Optimizer, "
@@ -53,6 +71,20 @@ def unwrap(optimizer: Any) -> Optimizer:
 
 def _is_of(value: object, package: str) -> bool:
     return any(cls.__module__.partition(".")[0] == package for cls in type(value).__mro__)
+
+
+def check_recipe(recipe: object) -> None:
+    """Make sure that a recipe is one, and not the function that makes it.
+
+    Args:
+        recipe: What was given for a recipe.
+
+    Raises:
+        BalanceError: It is none.
+    """
+    if not isinstance(recipe, Recipe):
+        given = f"the function {recipe.__name__}" if inspect.isfunction(recipe) else f"a {type(recipe).__name__}"
+        raise BalanceError(f"expected a recipe, such as tempbalance.recipes.model_balancing(), got {given}")
 
 
 def check_optimizer(optimizer: Optimizer, keys: Sequence[str]) -> None:
@@ -90,15 +122,9 @@ def check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise BalanceError(f"expected the model, a torch.nn.Module, got a {type(model).__name__}")
     if any(cls.__name__ == "FullyShardedDataParallel" for m in model.modules() for cls in type(m).__mro__):
-        raise BalanceError(
-            "FSDP1 (FullyShardedDataParallel) flattens parameters into vectors, which have no spectrum: use FSDP2, "
-            "torch.distributed.fsdp.fully_shard(model), and build the optimizer after it"
-        )
+        raise BalanceError(FSDP1)
     if _is_of(model, "deepspeed") or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise BalanceError(
-            "DeepSpeed ZeRO partitions parameters and loses the rates of parameter groups: use FSDP2 "
-            "(torch.distributed.fsdp.fully_shard) or DDP, which are supported"
-        )
+        raise BalanceError(DEEPSPEED)
 
 
 class Agreement(NamedTuple):

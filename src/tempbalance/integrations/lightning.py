@@ -1,0 +1,201 @@
+"""Balancing in Lightning, as a callback."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from tempbalance.errors import BalanceError, MissingExtraError
+from tempbalance.integrations.loggers import summary
+from tempbalance.optim import Balancer, Recipe, Refresh
+from tempbalance.optim.checks import DEEPSPEED, FSDP1, check_recipe
+
+try:
+    from lightning.pytorch import Callback
+except ImportError:
+    try:
+        from pytorch_lightning import Callback
+    except ImportError as error:
+        raise MissingExtraError("Lightning is not installed: pip install 'tempbalance[lightning]'") from error
+
+__all__ = ["BalanceCallback"]
+
+
+class BalanceCallback(Callback):  # type: ignore[misc]
+    """Balances the optimizer that ``configure_optimizers`` returns: ``Trainer(callbacks=[BalanceCallback(recipe)])``.
+
+    During ``fit`` it wraps the module's ``configure_optimizers``, puts a ``Balancer`` on the optimizer and fits the
+    schedulers to its groups. Alphas and multipliers are in the optimizer state of every checkpoint, so
+    ``trainer.fit(model, ckpt_path=...)`` goes on bit for bit. Every refresh writes ``alpha_imbalance``,
+    ``multiplier_min`` and ``multiplier_max`` to the trainer's loggers. The groups have unique names, by which
+    ``LearningRateMonitor`` lists the scheduled rates.
+
+    Attributes:
+        recipe: What is measured, how it is mapped, what is multiplied.
+        balancer: The balancer, once ``fit`` has configured the optimizer; None before.
+
+    Example:
+        >>> import torch, tempbalance as tb
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> class Net(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layers = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
+        ...     def training_step(self, batch):
+        ...         return self.layers(batch).square().mean()
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.AdamW(self.parameters(), lr=1e-3)
+        >>> callback = BalanceCallback(tb.Recipe(name="mine", assignment=tb.Linear(0.5, 1.5)))
+        >>> trainer = Trainer(max_steps=1, accelerator="cpu", callbacks=[callback], barebones=True)
+        >>> trainer.fit(Net(), torch.utils.data.DataLoader(torch.randn(8, 32)))
+        >>> sorted(unit.multiplier for unit in callback.balancer.units)
+        [0.5, 1.5]
+    """
+
+    def __init__(
+        self, recipe: Recipe, exact: bool = False, on_refresh: Iterable[Callable[[Refresh], object]] = ()
+    ) -> None:
+        """Say what to do.
+
+        Args:
+            recipe: See ``tempbalance.recipes``. One that counts in epochs gets the trainer's number of optimizer steps
+                per epoch, for which the training loader is made before the optimizer; it is refused where the loader
+                has no length.
+            exact: Whether to measure every weight at every refresh, even where the recipe has a tolerance.
+            on_refresh: Called with each ``Refresh`` on rank 0, such as ``tempbalance.integrations.loggers``.
+
+        Raises:
+            BalanceError: The recipe is none.
+        """
+        super().__init__()
+        check_recipe(recipe)
+        self.recipe = recipe
+        self.balancer: Balancer | None = None
+        self._exact = exact
+        self._on_refresh = tuple(on_refresh)
+        self._undo: Callable[[], None] | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Wrap ``configure_optimizers`` of the module.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: What is set up; only ``"fit"`` matters.
+
+        Raises:
+            BalanceError: The trainer uses DeepSpeed or FSDP1, which cannot be balanced.
+        """
+        self._restore()
+        if stage != "fit":
+            return
+        strategies = {cls.__name__ for cls in type(trainer.strategy).__mro__}
+        if "DeepSpeedStrategy" in strategies:
+            raise BalanceError(DEEPSPEED)
+        if "FSDPStrategy" in strategies:
+            raise BalanceError(f"{FSDP1} (in Lightning: ModelParallelStrategy)")
+        own = pl_module.__dict__.get("configure_optimizers")  # where the user has put a function on the instance
+        configure = pl_module.configure_optimizers
+
+        @functools.wraps(configure)
+        def configure_and_balance(*args: Any, **kwargs: Any) -> Any:
+            configured = configure(*args, **kwargs)
+            self._balance(trainer, pl_module, configured)
+            return configured
+
+        def undo() -> None:
+            if own is None:
+                del pl_module.configure_optimizers
+            else:
+                pl_module.configure_optimizers = own
+
+        pl_module.configure_optimizers = configure_and_balance
+        self._undo = undo
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give the module its own ``configure_optimizers`` back. The balancer stays, for ``save_checkpoint``.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: What is torn down.
+        """
+        self._restore()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """The same where training is interrupted: Lightning then calls no ``teardown``.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            exception: What interrupted it.
+        """
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+
+    def _balance(self, trainer: Any, pl_module: Any, configured: Any) -> None:
+        optimizers, schedulers = _parts(configured)
+        if len(optimizers) != 1:
+            raise BalanceError(
+                f"BalanceCallback balances exactly one optimizer, but configure_optimizers gave {len(optimizers)}: "
+                "build a tempbalance.Balancer for each inside configure_optimizers instead"
+            )
+
+        def log(refresh: Refresh) -> None:
+            for logger in trainer.loggers:
+                logger.log_metrics(summary(refresh), step=refresh.step)
+
+        self.balancer = Balancer(
+            optimizers[0],
+            pl_module,
+            self.recipe,
+            steps_per_epoch=None if self.recipe.every.epochs is None else _steps_per_epoch(trainer),
+            exact=self._exact,
+            schedulers=schedulers,
+            on_refresh=(log, *self._on_refresh),
+        )
+
+
+def _steps_per_epoch(trainer: Any) -> int | None:
+    """Optimizer steps in an epoch; None where the training loader has no length."""
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()  # as trainer.estimated_stepping_batches does
+    batches = trainer.num_training_batches
+    return None if math.isinf(batches) else max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+
+
+def _parts(configured: Any) -> tuple[list[Any], list[Any]]:
+    """The optimizers and schedulers in what ``configure_optimizers`` returns, in any of the forms that Lightning takes.
+
+    Args:
+        configured: None, an optimizer, a dictionary, a list of these, or a pair of lists.
+
+    Returns:
+        The optimizers, and the schedulers.
+    """
+    if configured is None:
+        return [], []
+    if isinstance(configured, Mapping):
+        scheduler = configured.get("lr_scheduler")
+        return [configured["optimizer"]], [] if scheduler is None else [_scheduler(scheduler)]
+    if not isinstance(configured, (list, tuple)):
+        return [configured], []
+    if len(configured) == 2 and isinstance(configured[0], list):  # noqa: PLR2004
+        schedulers = configured[1] if isinstance(configured[1], list) else [configured[1]]
+        return list(configured[0]), [_scheduler(scheduler) for scheduler in schedulers]
+    optimizers, schedulers = [], []
+    for each in configured:
+        found = _parts(each)
+        optimizers += found[0]
+        schedulers += found[1]
+    return optimizers, schedulers
+
+
+def _scheduler(given: Any) -> Any:
+    return given["scheduler"] if isinstance(given, Mapping) else given

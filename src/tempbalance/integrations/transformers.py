@@ -1,0 +1,203 @@
+"""Balancing in the Trainer of Hugging Face Transformers, and in any trainer derived from it (TRL, ...)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tempbalance.errors import BalanceError, MissingExtraError
+from tempbalance.integrations.loggers import summary
+from tempbalance.optim import Balancer, Recipe, Refresh
+from tempbalance.optim.checks import DEEPSPEED, FSDP1, check_recipe, unwrap
+
+try:
+    from transformers import Trainer
+except ImportError as error:
+    raise MissingExtraError("Transformers is not installed: pip install 'tempbalance[transformers]'") from error
+
+__all__ = ["BalanceMixin", "BalancedTrainer", "balanced"]
+
+_UNKNOWN = -1  # no loader seen yet
+
+
+class BalanceMixin:
+    """Adds balancing to a trainer: ``class MyTrainer(BalanceMixin, TheirTrainer)``.
+
+    The optimizer that the trainer creates, or is given, gets a ``Balancer`` before its scheduler exists. Alphas and
+    multipliers are in the ``optimizer.pt`` of every checkpoint, so ``resume_from_checkpoint`` goes on bit for bit. The
+    first log of the loss after a refresh has ``alpha_imbalance``, ``multiplier_min`` and ``multiplier_max``, too, in
+    every backend of ``report_to``.
+
+    Attributes:
+        recipe: What is measured, how it is mapped, what is multiplied.
+        balancer: The balancer, once training has begun; None before.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        recipe: Recipe,
+        exact: bool = False,
+        on_refresh: Iterable[Callable[[Refresh], object]] = (),
+        **kwargs: Any,
+    ) -> None:
+        """Build the trainer, to be balanced.
+
+        Args:
+            *args: What the trainer takes.
+            recipe: What to do; see ``tempbalance.recipes``. One that counts in epochs gets the trainer's number of
+                optimizer steps per epoch, and is refused where the loader has no length.
+            exact: Whether to measure every weight at every refresh, even where the recipe has a tolerance.
+            on_refresh: Called with each ``Refresh`` on rank 0, such as ``tempbalance.integrations.loggers``.
+            **kwargs: What the trainer takes.
+
+        Raises:
+            BalanceError: The recipe is none; or the trainer is to use DeepSpeed or FSDP1, which cannot be balanced.
+        """
+        check_recipe(recipe)
+        self.recipe = recipe
+        self.balancer: Balancer | None = None
+        self._exact = exact
+        self._on_refresh = tuple(on_refresh)
+        self._logged: Refresh | None = None
+        self._loader_steps: int | None = _UNKNOWN
+        self._balanced_for: int | None = None
+        super().__init__(*args, **kwargs)
+        trainer: Any = self
+        if getattr(trainer, "is_deepspeed_enabled", False):
+            raise BalanceError(DEEPSPEED)
+        if getattr(trainer, "is_fsdp_enabled", False):
+            plugin = trainer.accelerator.state.fsdp_plugin
+            if getattr(plugin, "fsdp_version", 1) == 1:
+                raise BalanceError(f"{FSDP1} (fsdp_version 2 in the configuration of the trainer)")
+
+    def set_initial_training_values(self, args: Any, dataloader: Any, *rest: Any) -> Any:
+        """What the trainer counts before it creates the optimizer; its steps per epoch are kept for the recipe.
+
+        Args:
+            args: The training arguments.
+            dataloader: The loader that it trains with.
+            *rest: What the trainer's own method takes.
+
+        Returns:
+            What the trainer's own method returns.
+        """
+        values = super().set_initial_training_values(args, dataloader, *rest)  # type: ignore[misc]
+        self._loader_steps = None if _length(dataloader) is None else values[1]
+        return values
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Create the optimizer as the trainer does, and put the balancer on it.
+
+        Args:
+            *args: What the trainer's own method takes: nothing, or the model.
+            **kwargs: The same, by name.
+
+        Returns:
+            The optimizer, with its parameter groups split by unit.
+
+        Raises:
+            BalanceError: It cannot be balanced; the message says what to do.
+        """
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        trainer: Any = self
+        steps = self._estimate() if self._loader_steps == _UNKNOWN else self._loader_steps
+        if self.balancer is not None:
+            if self.balancer.optimizer is unwrap(optimizer) and steps == self._balanced_for:
+                return optimizer
+            self.balancer.remove()
+        model = (*args, *kwargs.values(), None)[0]
+        self.balancer = Balancer(
+            optimizer,
+            trainer.model if model is None else model,
+            self.recipe,
+            steps_per_epoch=steps,
+            exact=self._exact,
+            schedulers=[] if trainer.lr_scheduler is None else [trainer.lr_scheduler],
+            on_refresh=self._on_refresh,
+        )
+        self._balanced_for = steps
+        return optimizer
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the trainer does; beside the loss what the last refresh has found, if it was not logged yet.
+
+        Args:
+            logs: Values by name.
+            *args: What the trainer's own method takes.
+            **kwargs: The same, by name.
+        """
+        history = self.balancer.history if self.balancer is not None else []
+        if "loss" in logs and history and history[-1] is not self._logged:
+            self._logged = history[-1]
+            logs = {**logs, **summary(history[-1])}
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _estimate(self) -> int | None:
+        """Optimizer steps per epoch by the length of the data set, for an optimizer that is created before training."""
+        trainer: Any = self
+        args = trainer.args
+        examples = _length(trainer.train_dataset)
+        if examples is None:
+            return None
+        rounded: Callable[[float], int] = math.floor if args.dataloader_drop_last else math.ceil
+        processes: int = 1 if args.accelerator_config.split_batches else args.world_size
+        batches: int = rounded(rounded(examples / args.train_batch_size) / processes)
+        accumulated: int = args.gradient_accumulation_steps
+        return max(1, math.ceil(batches / accumulated))
+
+
+class BalancedTrainer(BalanceMixin, Trainer):  # type: ignore[misc]
+    """``transformers.Trainer`` with balancing: takes ``recipe=`` beside all that the Trainer takes.
+
+    Example:
+        >>> import tempfile, torch, tempbalance as tb
+        >>> from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=99, **size))
+        >>> data = [{"input_ids": torch.arange(8) + i, "labels": i % 2} for i in range(16)]
+        >>> args = TrainingArguments(tempfile.mkdtemp(), max_steps=2, use_cpu=True, report_to=[], disable_tqdm=True)
+        >>> trainer = BalancedTrainer(model, args, train_dataset=data, recipe=tb.recipes.model_balancing())
+        >>> result = trainer.train()
+        {'train_runtime': ...}
+        >>> [unit.name for unit in trainer.balancer.units]
+        ['bert.encoder.layer.0', 'bert.encoder.layer.1']
+    """
+
+
+@functools.cache
+def balanced(trainer_class: type) -> type:
+    """Add balancing to a trainer class.
+
+    Args:
+        trainer_class: ``Seq2SeqTrainer``, ``SFTTrainer``, or any other subclass of ``transformers.Trainer``.
+
+    Returns:
+        A subclass that takes ``recipe=``, ``exact=`` and ``on_refresh=`` too; the same one for the same class.
+
+    Raises:
+        BalanceError: It is not a trainer class.
+
+    Example:
+        >>> from transformers import Seq2SeqTrainer
+        >>> balanced(Seq2SeqTrainer).__name__
+        'BalancedSeq2SeqTrainer'
+    """
+    if not (isinstance(trainer_class, type) and issubclass(trainer_class, Trainer)):
+        raise BalanceError(f"expected a subclass of transformers.Trainer, got {trainer_class!r}")
+    if issubclass(trainer_class, BalanceMixin):
+        return trainer_class
+    if trainer_class is Trainer:
+        return BalancedTrainer
+    name = f"Balanced{trainer_class.__name__}"
+    return type(name, (BalanceMixin, trainer_class), {"__doc__": f"``{trainer_class.__name__}`` with balancing."})
+
+
+def _length(data: Any) -> int | None:
+    """The length of a data set or loader; None if it has none."""
+    try:
+        return len(data)
+    except (TypeError, AttributeError, NotImplementedError):
+        return None

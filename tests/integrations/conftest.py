@@ -1,0 +1,68 @@
+"""A small network whose layers differ, and recipes for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tempbalance as tb
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+NEUTRAL = tb.Linear(1.0, 1.0)
+
+
+def spread(model: nn.Module) -> None:
+    """Give every weight matrix a spectrum of its own, so that alphas and multipliers differ."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    with torch.no_grad():
+        for i, matrix in enumerate(matrices):
+            matrix.mul_(torch.linspace(1, 2 + i, len(matrix))[:, None])
+
+
+def make_net() -> nn.Sequential:
+    """Three layers of 24 x 24 with a norm that is in the middle."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24))
+    spread(net)
+    return net
+
+
+def applied(optimizer: Any, seen: list[dict[str, float]]) -> Any:
+    """Note the rate of every group as the step itself finds it."""
+
+    def note(inner: Any, *_: Any) -> None:
+        seen.append({group["name"]: float(group["lr"]) for group in inner.param_groups})
+
+    return optimizer.register_step_pre_hook(note)
+
+
+def states_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def make_recipe() -> Callable[..., tb.Recipe]:
+    """Layers, measured every 2 steps, from half to one and a half."""
+    recipe = tb.Recipe(name="test", assignment=tb.Linear(0.5, 1.5), every=tb.Every(steps=2))
+    return lambda **changes: replace(recipe, **changes)
+
+
+@pytest.fixture
+def refresh() -> tb.Refresh:
+    """Two units that are judged and one that is not."""
+    units = [("blocks.0", 2.0, 0.5), ("blocks.1", 5.0, 1.5), ("blocks.2", float("nan"), 1.0)]
+    return tb.Refresh(
+        step=7, units=[tb.UnitState(name=n, alpha=a, multiplier=m) for n, a, m in units], measured=3, seconds=0.25
+    )
