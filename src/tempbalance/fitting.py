@@ -23,6 +23,8 @@ __all__ = ["Fitted", "fit_weights"]
 Fitted: TypeAlias = tuple[Weight, WindowedFit | TempBalanceError]
 
 _BATCH = 1 << 21  # weights of equal shape that are analysed together hold at most this many numbers
+_LEAST = 1 << 16  # so that tiny weights do share a call
+_ROUNDS = 4  # batches per thread, at least, where there is enough to do
 _SMALL = 1 << 20  # weights of up to so many numbers gain little from a second thread of linear algebra
 
 
@@ -58,28 +60,29 @@ def fit_weights(
     threads = torch.get_num_threads()
     if threads > 1 and small and (device is None or torch.device(device).type == "cpu"):
         pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        even = sum(map(_size, small)) // (_ROUNDS * threads)  # a few weights must not end up in one thread
         try:
-            yield from pool.map(job.fit, _batches(small, windows))
+            yield from pool.map(job.fit, _batches(small, windows, min(_BATCH, max(_LEAST, even))))
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)  # a thread's own number is also that of threads yet to come
     else:
-        yield from map(job.fit, _batches(small, windows))
-    yield from map(job.fit, _batches(large, windows))
+        yield from map(job.fit, _batches(small, windows, _BATCH))
+    yield from map(job.fit, _batches(large, windows, _BATCH))
 
 
 def _size(weight: Weight) -> int:
     return torch.Size(weight.shape).numel()
 
 
-def _batches(weights: Sequence[Weight], windows: Windows | None) -> Iterator[list[Weight]]:
-    """Runs of neighbours of one shape and layout, or of one window, small enough to be held at once."""
+def _batches(weights: Sequence[Weight], windows: Windows | None, most: int) -> Iterator[list[Weight]]:
+    """Runs of neighbours of one shape and layout, or of one window, that hold at most so many numbers together."""
     batch: list[Weight] = []
     last: object = None
     total = 0
     for weight in weights:
         key, size = _key(weight, windows), _size(weight)
-        if batch and (key != last or total + size > _BATCH):
+        if batch and (key != last or total + size > most):
             yield batch
             batch, total = [], 0
         batch.append(weight)

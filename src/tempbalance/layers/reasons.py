@@ -107,6 +107,8 @@ _ZERO3 = (
 
 def _class_reason(tensor: Tensor) -> str | None:
     """Reason by the class of a tensor subclass."""
+    if {type(tensor), type(tensor.data)} <= {torch.Tensor, torch.nn.Parameter}:  # nearly always, and many times
+        return None
     for cls in (*type(tensor).__mro__, *type(tensor.data).__mro__):
         if cls.__module__.partition(".")[0] == "torchao":
             return f"torchao ({cls.__name__}): {_UNQUANTISED}"
