@@ -9,6 +9,7 @@ from tempbalance.layers import Select
 from tempbalance.matrices import Layout
 from tempbalance.optim import Balancer, Every, Recipe, Refresh, UnitState, param_groups
 from tempbalance.pooling import WindowedFit, fit_windows
+from tempbalance.pruning import Allocation, LayerShare, allocate_sparsity
 from tempbalance.results import Analysis, Comparison, compare
 from tempbalance.spectrum import weight_spectrum
 from tempbalance.tail import KS, AveragedHill, Hill, HillAsReleased, KSAsReleased, Peak, PeakAsReleased
@@ -32,6 +33,10 @@ __all__ = [
     "UnitState",
     "param_groups",
     "recipes",
+    # compress
+    "Allocation",
+    "LayerShare",
+    "allocate_sparsity",
     # assignments of multipliers
     "Linear",
     "Log2",

@@ -13,6 +13,7 @@
     │   └── UnsafeFileError    a pickle that wants to run code
     ├── BalanceError           an optimizer, model and recipe that cannot be brought together (also a ValueError)
     │   └── RefreshError       a refresh in training that failed, on this or on another rank (also a RuntimeError)
+    ├── AllocationError        a sparsity that cannot be shared out, or a plan that cannot be read (also a ValueError)
     ├── AnalysisError          a result that cannot be saved, loaded or compared
     └── MissingExtraError      an optional dependency is needed (also an ImportError)
 """
@@ -20,6 +21,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "AllocationError",
     "AnalysisError",
     "BalanceError",
     "CheckpointError",
@@ -79,6 +81,10 @@ class BalanceError(TempBalanceError, ValueError):
 
 class RefreshError(BalanceError, RuntimeError):
     """A refresh of the multipliers failed; in distributed training every rank raises it with the same message."""
+
+
+class AllocationError(TempBalanceError, ValueError):
+    """A sparsity cannot be shared out over a model, or a plan cannot be read."""
 
 
 class AnalysisError(TempBalanceError):

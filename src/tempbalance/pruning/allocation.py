@@ -1,0 +1,254 @@
+"""How sparse each layer is to be, under one global budget; the plan as a value and as a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from tempbalance.assign.budget import apportion, scale_to_budget
+from tempbalance.errors import AllocationError
+from tempbalance.results import Analysis, write_whole
+from tempbalance.types import LayerStats
+
+__all__ = ["Allocation", "LayerShare", "allocate_sparsity"]
+
+SCHEMA = 1
+_ALMOST = 1e-6  # relative: alphas are not known better than that
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShare:
+    """What one weight gets of the budget.
+
+    Attributes:
+        name: Name of the weight, as in the analysis.
+        unit: Name of the layer or block that it is pruned with.
+        shape: Its shape.
+        numel: Number of its entries.
+        alpha: Its exponent; None where there is none.
+        stderr: Standard error of alpha; None where there is none.
+        zeros: How many entries are to be zero.
+    """
+
+    name: str
+    unit: str
+    shape: tuple[int, ...]
+    numel: int
+    alpha: float | None
+    stderr: float | None
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros, in [0, 1]."""
+        return self.zeros / self.numel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation(Mapping[str, float]):
+    """A sparsity for every weight that is to be pruned: a mapping from its name to a number in [0, 1].
+
+    Attributes:
+        source: The model that was analysed.
+        sparsity: The global target.
+        method: How it was shared out, and with which parameters.
+        unit: Whether layers or blocks share a sparsity.
+        layers: What each weight gets, in model order; their zeros add up to the budget exactly.
+        settings: Of the analysis: estimator, windows, versions.
+
+    Example:
+        >>> share = LayerShare(name="a", unit="a", shape=(4, 5), numel=20, alpha=2.0, stderr=0.1, zeros=7)
+        >>> plan = Allocation(source="model", sparsity=0.35, method="uniform", unit="layer", layers=(share,))
+        >>> plan["a"], len(plan)
+        (0.35, 1)
+    """
+
+    source: str
+    sparsity: float
+    method: str
+    unit: Literal["layer", "block"]
+    layers: tuple[LayerShare, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __getitem__(self, name: str) -> float:
+        """The sparsity of a weight."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer.sparsity
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the weights, in model order."""
+        return (layer.name for layer in self.layers)
+
+    def __len__(self) -> int:
+        """How many weights there are."""
+        return len(self.layers)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON, whole or not at all.
+
+        Args:
+            path: The file, usually ``allocation.json``.
+
+        Raises:
+            AnalysisError: It cannot be written.
+        """
+        layers = [{**asdict(layer), "sparsity": layer.sparsity} for layer in self.layers]
+        head = {key: getattr(self, key) for key in ("source", "sparsity", "method", "unit")}
+        data = {"schema": SCHEMA, **head, "settings": dict(self.settings), "layers": layers}
+        write_whole(path, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Allocation:
+        """Read what ``save`` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The plan, equal to the one saved.
+
+        Raises:
+            AllocationError: The file is missing, is no plan, or was written by a newer version.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if data.pop("schema") > SCHEMA:
+                raise AllocationError(f"{path} was written by a newer tempbalance: upgrade")
+            layers = tuple(
+                LayerShare(**{**layer, "shape": tuple(layer["shape"])})
+                for layer in ({k: v for k, v in row.items() if k != "sparsity"} for row in data.pop("layers"))
+            )
+            return cls(layers=layers, **data)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AllocationError(f"cannot read an allocation from {path}: {error}") from error
+
+
+Method = Callable[[Sequence[LayerStats]], list[float]]
+
+
+def allocate_sparsity(
+    analysis: Analysis,
+    sparsity: float,
+    epsilon: float = 0.3,
+    *,
+    unit: Literal["layer", "block"] = "block",
+    method: Literal["alpha", "uniform", "erk", "depth"] = "alpha",
+) -> Allocation:
+    """Share a global sparsity out over the weights of a model: heavy-tailed units are pruned less.
+
+    ``"alpha"`` is AlphaPruning (Lu et al., NeurIPS 2024): a unit's share is ``1 - epsilon`` at the smallest alpha and
+    ``1 + epsilon`` at the largest, on a straight line between, and all shares are scaled by one factor so that the
+    zeros add up to the budget. Where the published formula passes 1 (1.06 for LLaMA-7B at 80 %), the excess is
+    redistributed over the other units. Units without an alpha, and all units where alphas are equal, get the share 1.
+    The others are baselines: ``"uniform"``; ``"erk"``, the Erdos-Renyi kernel, whose density is in proportion to
+    ``(rows + columns) / (rows columns)`` (Evci et al. 2020); ``"depth"``, a straight line from ``1 - epsilon`` for the
+    first unit to ``1 + epsilon`` for the last (the arithmetic progression of arXiv 2502.14770).
+
+    Weights inside blocks are pruned, embeddings, head and what lies outside are not; in a model without blocks
+    everything that was analysed is.
+
+    Args:
+        analysis: What ``analyze`` has found.
+        sparsity: Share of zeros among all the weights that are pruned, in [0, 1].
+        epsilon: How far shares spread, in [0, 1]; the paper uses 0.2 to 0.3 for Wanda and SparseGPT at 70 %.
+        unit: Whether the weights of a block share a sparsity, by their mean alpha, or each has its own.
+        method: How shares are chosen.
+
+    Returns:
+        The plan; its zeros add up to ``round(sparsity * weights)``.
+
+    Raises:
+        AllocationError: There is nothing to prune, or a parameter is out of range.
+
+    Example:
+        >>> import tempbalance as tb, torch
+        >>> from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
+        >>> spectra = {f"h.{i}.fc.weight": pareto_quantiles(64, 2.0 + i) for i in range(3)}
+        >>> weights = {name: matrix_with_spectrum(spectrum, (64, 64)) for name, spectrum in spectra.items()}
+        >>> plan = allocate_sparsity(tb.analyze(weights), sparsity=0.5)
+        >>> [round(value, 2) for value in plan.values()]
+        [0.35, 0.5, 0.65]
+    """
+    if not 0 <= sparsity <= 1 or not 0 <= epsilon <= 1:
+        raise AllocationError(f"sparsity and epsilon must be in [0, 1], got {sparsity} and {epsilon}")
+    inside = [layer for layer in analysis.layers if layer.block is not None]
+    layers = inside or analysis.layers
+    if not layers:
+        raise AllocationError(f"the analysis of {analysis.source} has no weight that could be pruned")
+    names = [layer.block if unit == "block" and layer.block is not None else layer.name for layer in layers]
+    members: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        members.setdefault(name, []).append(place)
+    numels = [math.prod(layer.shape) for layer in layers]
+    sizes = [sum(numels[place] for place in places) for places in members.values()]
+    total = round(sparsity * sum(sizes))
+    units = [[layers[place] for place in places] for places in members.values()]
+    values = _values(method, units, sizes, total, epsilon)
+    by_layer = dict(zip(members, values, strict=True))
+    zeros = apportion([by_layer[name] for name in names], numels, total)
+    return Allocation(
+        source=analysis.source,
+        sparsity=sparsity,
+        method=f"{method}, epsilon {epsilon}" if method in {"alpha", "depth"} else method,
+        unit=unit,
+        layers=tuple(
+            LayerShare(
+                name=layer.name,
+                unit=name,
+                shape=layer.shape,
+                numel=numel,
+                alpha=layer.alpha if math.isfinite(layer.alpha) else None,
+                stderr=layer.stderr if math.isfinite(layer.stderr) else None,
+                zeros=count,
+            )
+            for layer, name, numel, count in zip(layers, names, numels, zeros, strict=True)
+        ),
+        settings=dict(analysis.settings),
+    )
+
+
+def _values(
+    method: str, units: Sequence[Sequence[LayerStats]], sizes: Sequence[int], total: int, epsilon: float
+) -> list[float]:
+    """The sparsity of every unit."""
+    if method == "uniform":
+        return [total / sum(sizes)] * len(units)
+    if method == "erk":  # of densities
+        densities = [_erk(unit) for unit in units]
+        return [1 - density for density in scale_to_budget(densities, sizes, sum(sizes) - total)]
+    if method == "depth":
+        places = [place / max(1, len(units) - 1) for place in range(len(units))]
+    elif method == "alpha":
+        places = _places([_mean_alpha(unit) for unit in units])
+    else:
+        raise AllocationError(f"method must be 'alpha', 'uniform', 'erk' or 'depth', got {method!r}")
+    shares = [max(1 - epsilon + 2 * epsilon * place, 1e-12) for place in places]
+    return scale_to_budget(shares, sizes, total)
+
+
+def _mean_alpha(unit: Sequence[LayerStats]) -> float:
+    alphas = [layer.alpha for layer in unit if math.isfinite(layer.alpha)]
+    return fmean(alphas) if alphas else math.nan
+
+
+def _places(alphas: Sequence[float]) -> list[float]:
+    """Where each alpha lies between the smallest (0) and the largest (1); the middle where that cannot be said."""
+    known = [alpha for alpha in alphas if math.isfinite(alpha)]
+    if not known or max(known) - min(known) <= _ALMOST * max(known):
+        return [0.5] * len(alphas)
+    least, span = min(known), max(known) - min(known)
+    return [(alpha - least) / span if math.isfinite(alpha) else 0.5 for alpha in alphas]
+
+
+def _erk(unit: Sequence[LayerStats]) -> float:
+    """Density of a unit by the Erdos-Renyi kernel, up to a factor."""
+    weights = sum(math.prod(layer.shape) for layer in unit)
+    return sum(sum(layer.shape) for layer in unit) / weights
