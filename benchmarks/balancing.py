@@ -223,6 +223,7 @@ def fine_tuning(sst2: Path, epochs: int) -> dict[str, Any]:
         "share_of_refreshes": sum(refresh.seconds for refresh in found) / seconds,
         "refreshes": len(found),
         "measured": [refresh.measured for refresh in found],
+        "seconds_of_refreshes": [refresh.seconds for refresh in found],
         "weights": found[0].measured,
         "seconds": seconds,
         "imbalance": [refresh.imbalance for refresh in found],

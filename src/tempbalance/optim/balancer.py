@@ -158,6 +158,7 @@ class Balancer:
         self._on_refresh = list(on_refresh)
         self._applied: list[_Applied] = []
         self._idle = False
+        self._found: tuple[list[tuple[str, int, bool]], dict[str, _Judged]] | None = None
         self._warned: set[str] = set()
         self._ranks = Ranks(process_group)
         what = "setting up the balancer"
@@ -381,16 +382,23 @@ class Balancer:
                 call(refresh)
 
     def _weights(self) -> dict[str, _Judged]:
-        """The weights that are measured, by name: found anew, because parameters may have been replaced or frozen."""
+        """The weights that are measured, by name: found anew where parameters were replaced, frozen or freed."""
+        parameters = parameter_names(self._model)
+        key = [(name, id(parameter), parameter.requires_grad) for name, parameter in parameters.items()]
+        if self._found is not None and self._found[0] == key:
+            return self._found[1]
         wanted = {n for unit in self._units.values() if unit.name not in self._lightest for n in unit.weights}
         found, _ = find_weights(self._model, replace(self.recipe.select, embeddings=True), sharded=True)
-        parameters = parameter_names(self._model)
         judged = {}
         for weight in found:
             if weight.name in wanted:
                 sources = {name: parameters[name] for name in sources_of(weight, parameters)}
                 judged[weight.name] = _Judged(weight, {name: p for name, p in sources.items() if p.requires_grad})
-        return {name: each for name, each in judged.items() if each.sources}
+        judged = {name: each for name, each in judged.items() if each.sources}
+        # What is computed from several parameters, or made whole, is read in a way that may change (LoRA merged, ...).
+        plain = all(name.partition(":")[0] in parameters for name in judged) and not self._is_sharded()
+        self._found = (key, judged) if plain else None
+        return judged
 
     def _squared_distances(self, weights: Mapping[str, _Judged]) -> dict[str, float]:
         """How far weights have moved since they were measured, squared: the part that this process adds to the sum."""

@@ -19,6 +19,7 @@ from tempbalance.layers import Weight, is_sharded, local
 __all__ = ["REFERENCE", "References"]
 
 REFERENCE = "tempbalance_reference"
+_PIECE = 1 << 17
 
 
 class References:
@@ -114,6 +115,12 @@ def _alike(copy: Tensor, source: Tensor) -> bool:
 
 
 def _squared_norm(a: Tensor, b: Tensor) -> float:
-    difference = a - b
-    norm = float(torch.linalg.vector_norm(difference, dtype=None if difference.is_complex() else torch.float32))
-    return math.inf if math.isnan(norm) else norm * norm  # not norm**2, which raises where this is infinite
+    """Squared norm of a difference, on a CPU piece by piece, so that the difference stays in the cache."""
+    size = _PIECE if a.device.type == "cpu" else max(1, a.numel())
+    total = 0.0
+    pieces = (torch.split(t.reshape(-1), size) for t in (a, b))
+    for one, other in zip(*pieces, strict=True):
+        difference = one - other
+        norm = float(torch.linalg.vector_norm(difference, dtype=None if difference.is_complex() else torch.float32))
+        total += norm * norm  # not norm**2, which raises where this is infinite
+    return math.inf if math.isnan(total) else total
