@@ -109,6 +109,7 @@ class _Job:
     device: torch.device | str | None
 
     def fit(self, batch: list[Weight]) -> list[Fitted]:
+        """Each weight of a batch with its fit or its error."""
         try:
             tensors = [as_matrices(weight.load(), weight.layout) for weight in batch]
             found = self._measure(tensors, batch)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import pstdev
 
 import torch
 from torch import Tensor
 
 from tempbalance.types import ESD, Spectrum, TailFit
 
-__all__ = ["Metrics", "is_random", "measure", "mp_cdf", "mp_edges", "thin"]
+__all__ = ["Metrics", "imbalance", "is_random", "measure", "mp_cdf", "mp_edges", "thin"]
 
 _LN10 = math.log(10)
 _TAIL_POINTS = 64
@@ -84,6 +86,23 @@ def measure(spectrum: Spectrum, fit: TailFit, num_windows: int = 1) -> Metrics:
         num_spikes=int((values > edge).sum()),
         mp_ks_distance=_mp_ks_distance(spectrum),
     )
+
+
+def imbalance(alphas: Iterable[float]) -> float:
+    """Standard deviation of alpha over layers or blocks (Model Balancing, section 4.4).
+
+    Args:
+        alphas: Exponents; those that are NaN or infinite do not count.
+
+    Returns:
+        The standard deviation of the population; NaN where none is left.
+
+    Example:
+        >>> imbalance([2.0, 4.0, math.nan])
+        1.0
+    """
+    finite = [alpha for alpha in alphas if math.isfinite(alpha)]
+    return pstdev(finite) if finite else math.nan
 
 
 def _log10(x: float) -> float:

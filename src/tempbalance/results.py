@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from tempbalance.errors import AnalysisError, MissingExtraError
+from tempbalance.metrics import imbalance
 from tempbalance.report.protocol import RefreshRow
 from tempbalance.types import ESD, LayerStats, Skipped, Status
 
@@ -51,7 +52,7 @@ class Analysis:
     @property
     def imbalance(self) -> float:
         """Standard deviation of alpha over the layers (Model Balancing, section 4.4); NaN if none has an alpha."""
-        return _spread([layer.alpha for layer in self.layers])
+        return imbalance([layer.alpha for layer in self.layers])
 
     @property
     def block_imbalance(self) -> float:
@@ -60,7 +61,7 @@ class Analysis:
         for layer in self.layers:
             if layer.block is not None and math.isfinite(layer.alpha):
                 blocks.setdefault(layer.block, []).append(layer.alpha)
-        return _spread([fmean(alphas) for alphas in blocks.values()])
+        return imbalance([fmean(alphas) for alphas in blocks.values()])
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per layer, one column per field of ``LayerStats`` but ``esd``; ``status`` as a string.
@@ -260,11 +261,6 @@ def _delta(before: LayerStats, after: LayerStats) -> LayerDelta:
         stderr=stderr,
         z=delta / stderr if stderr > 0 else math.nan,
     )
-
-
-def _spread(alphas: list[float]) -> float:
-    finite = [alpha for alpha in alphas if math.isfinite(alpha)]
-    return pstdev(finite) if finite else math.nan
 
 
 def row_to_json(layer: LayerStats) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def scale_to_budget(
         raise ValueError(f"a budget of {budget} cannot be met by {total} times a value from {low} to {high}")
 
     def used(eta: float) -> float:
+        """What a factor uses of the budget."""
         return math.fsum(size * min(max(eta * share, low), high) for share, size in zip(shares, sizes, strict=True))
 
     corners = sorted({bound / share for share in shares for bound in (low, high)})

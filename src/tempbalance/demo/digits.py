@@ -218,7 +218,7 @@ class _Task:
     settings: Settings
 
     def finetune(self, seed: int, arm: str, factor: float = 1.0) -> _Run:
-        """Fine-tune on a few images and test on the others: a usual training loop, and one line for balancing."""
+        """Fine-tune on a few images and test on the others; balancing takes one line."""
         settings = self.settings
         model = copy.deepcopy(self.pretrained)
         with torch.random.fork_rng(devices=[]):
@@ -232,14 +232,7 @@ class _Task:
         optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         if arm == "balanced":
             balancer = tb.Balancer(optimizer, model, tb.recipes.model_balancing(), steps_per_epoch=len(loader))  # <- !
-        scheduler = _warmup_and_decay(optimizer, settings.epochs * len(loader), settings.warmup)
-        for _ in range(settings.epochs):
-            for images, labels in loader:
-                loss = F.cross_entropy(model(images), labels)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                scheduler.step()
+        _train(model, optimizer, loader, settings.epochs, settings.warmup)
 
         return _Run(model, _accuracy(model, *test), balancer.history if balancer is not None else [])
 
@@ -271,15 +264,26 @@ def _pretrain(images: Tensor, labels: Tensor, settings: Settings) -> DigitsNet:
         model = DigitsNet(settings.blocks, settings.width)
     loader = _loader(TensorDataset(images, labels), settings.pretrain_batch_size, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.pretrain_lr, weight_decay=settings.weight_decay)
-    scheduler = _warmup_and_decay(optimizer, settings.pretrain_epochs * len(loader), settings.warmup)
-    for _ in range(settings.pretrain_epochs):
-        for batch, targets in loader:
-            loss = F.cross_entropy(model(batch), targets)
+    _train(model, optimizer, loader, settings.pretrain_epochs, settings.warmup)
+    return model
+
+
+def _train(
+    model: DigitsNet,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader[tuple[Tensor, ...]],
+    epochs: int,
+    warmup: float,
+) -> None:
+    """A usual training loop, which knows nothing of balancing."""
+    scheduler = _warmup_and_decay(optimizer, epochs * len(loader), warmup)
+    for _ in range(epochs):
+        for images, labels in loader:
+            loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             scheduler.step()
-    return model
 
 
 def _loader(data: TensorDataset, batch_size: int, seed: int) -> DataLoader[tuple[Tensor, ...]]:
@@ -298,6 +302,7 @@ def _warmup_and_decay(
     warmup = max(1, round(share * steps))
 
     def rate(step: int) -> float:
+        """The factor on the learning rate."""
         return min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)

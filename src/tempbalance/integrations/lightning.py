@@ -101,11 +101,13 @@ class BalanceCallback(Callback):  # type: ignore[misc]
 
         @functools.wraps(configure)
         def configure_and_balance(*args: Any, **kwargs: Any) -> Any:
+            """As the module does, with a balancer on the optimizer."""
             configured = configure(*args, **kwargs)
             self._balance(trainer, pl_module, configured)
             return configured
 
         def undo() -> None:
+            """Put back what was there."""
             if own is None:
                 del pl_module.configure_optimizers
             else:
@@ -148,6 +150,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
             )
 
         def log(refresh: Refresh) -> None:
+            """Write a summary to the trainer's loggers."""
             for logger in trainer.loggers:
                 logger.log_metrics(summary(refresh), step=refresh.step)
 

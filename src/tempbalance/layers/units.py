@@ -75,7 +75,7 @@ def sources_of(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple[str, .
         >>> sources_of(find_weights(net)[0][0], parameter_names(net))
         ('parametrizations.weight.original0', 'parametrizations.weight.original1')
     """
-    name = _plain(weight.name.partition(":")[0])
+    name = _plain(weight.parameter)
     if name in parameters:
         return (name,)
     home = _home(name)
@@ -111,7 +111,7 @@ def find_units(
     norm_of = {name: norm for norm in _norms(model) for name in norm.parameters}
     if unit == "block":
         block_of = _block_namer(model, parameters)
-        homes = {weight.name: block_of(_plain(weight.name.partition(":")[0])) for weight in weights}
+        homes = {weight.name: block_of(_plain(weight.parameter)) for weight in weights}
         owners = {name: block_of(name) for name in parameters if norms != "base" or name not in norm_of}
     else:
         homes = {weight.name: _layer_of(weight) for weight in weights}
@@ -145,7 +145,7 @@ def _home(name: str) -> str:
 
 def _layer_of(weight: Weight) -> str:
     """Name of the layer of a weight; a parameter that lies loose in a module is a layer of its own."""
-    name = _plain(weight.name.partition(":")[0])
+    name = _plain(weight.parameter)
     return name if weight.kind == "parameter" else _home(name)
 
 

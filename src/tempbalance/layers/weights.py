@@ -38,6 +38,11 @@ class Weight:
     layout: Layout
     load: Callable[[], Tensor]
 
+    @property
+    def parameter(self) -> str:
+        """Qualified name of the parameter that it is, or is a part of."""
+        return self.name.partition(":")[0]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:

@@ -38,10 +38,7 @@ FSDP1 = (
 )
 
 # Lists that schedulers keep with an entry per parameter group.
-_PER_GROUP = (
-    *("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums"),
-    *("default_min_lr", "_swa_lrs"),
-)
+_PER_GROUP = ("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
 
 
 def unwrap(optimizer: Any) -> Optimizer:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import pstdev
+
+from tempbalance.metrics import imbalance
 
 __all__ = ["Refresh", "UnitState"]
 
@@ -44,5 +44,4 @@ class Refresh:
     @property
     def imbalance(self) -> float:
         """Standard deviation of alpha over the judged units (Model Balancing); NaN without any."""
-        alphas = [unit.alpha for unit in self.units if math.isfinite(unit.alpha)]
-        return pstdev(alphas) if alphas else math.nan
+        return imbalance(unit.alpha for unit in self.units)

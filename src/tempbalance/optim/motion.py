@@ -43,7 +43,7 @@ class References:
         known = {p: c for p, c in zip(sources.values(), copies, strict=True) if c is not None and _alike(c, p)}
         if not sources or len(known) < len(sources):
             return math.inf
-        if len(sources) == 1 and weight.name.partition(":")[0] in sources:
+        if len(sources) == 1 and weight.parameter in sources:
             (source,) = sources.values()
             return _squared_norm(local(source.detach()), local(known[source]))
         if any(is_sharded(source) for source in sources.values()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -55,7 +55,8 @@ def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None 
     if trained is None:
         trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
     found, unread = find_weights(model, replace(recipe.select, embeddings=True), sharded=True)
-    weights, skipped = _judged(found, recipe, parameters, trained)
+    lightest = _lightest(found) if recipe.lightest else frozenset()
+    weights, skipped = _judged(found, recipe, lightest, parameters, trained)
     if not weights:
         reasons = sorted({f"{name}: {reason}" for name, reason in (*skipped, *unread)})
         listed = "; ".join(reasons[:4]) + ("; ..." if len(reasons) > 4 else "")  # noqa: PLR2004
@@ -65,7 +66,6 @@ def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None 
     skipped += [Skipped(w.name, "outside of all blocks") for w in weights if w.name not in placed]
     if not units:
         raise BalanceError(f"{recipe.name} balances blocks, but the model has none: use a recipe with unit='layer'")
-    lightest = _lightest(found, recipe)
     return Plan(
         units=tuple(units),
         lightest=frozenset(unit.name for unit in units if lightest.intersection(unit.weights)),
@@ -74,10 +74,13 @@ def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None 
 
 
 def _judged(
-    found: list[Weight], recipe: Recipe, parameters: Mapping[str, Tensor], trained: Collection[str]
+    found: Sequence[Weight],
+    recipe: Recipe,
+    lightest: Collection[str],
+    parameters: Mapping[str, Tensor],
+    trained: Collection[str],
 ) -> tuple[list[Weight], list[Skipped]]:
     """The weights that a recipe judges, and why it does not judge the others."""
-    lightest = _lightest(found, recipe)
     eligible, skipped = [], []
     for weight in found:
         if weight.kind == "embedding" and not recipe.select.embeddings and weight.name not in lightest:
@@ -86,28 +89,22 @@ def _judged(
             skipped.append(Skipped(weight.name, f"{weight.kind} weights are left out by {recipe.name}"))
         else:
             eligible.append(weight)
-    ends = {"first": _parameter(eligible[0])} if eligible and not recipe.first else {}
-    ends |= {"last": _parameter(eligible[-1])} if eligible and not recipe.last else {}
+    ends = {"first": eligible[0].parameter} if eligible and not recipe.first else {}
+    ends |= {"last": eligible[-1].parameter} if eligible and not recipe.last else {}
     judged = []
     for weight in eligible:
-        end = next((end for end, name in ends.items() if name == _parameter(weight)), None)
+        end = next((end for end, name in ends.items() if name == weight.parameter), None)
         if end is not None:
             skipped.append(Skipped(weight.name, f"the {end} layer is left out by {recipe.name}"))
-        elif not trained or not set(sources_of(weight, parameters)) & set(trained):
+        elif not set(sources_of(weight, parameters)).intersection(trained):
             skipped.append(Skipped(weight.name, "not trained: frozen, or not in the optimizer"))
         else:
             judged.append(weight)
     return judged, skipped
 
 
-def _lightest(found: list[Weight], recipe: Recipe) -> set[str]:
-    """Names of the embeddings and of the last layer, where the recipe gives them the largest alpha."""
-    if not recipe.lightest:
-        return set()
+def _lightest(found: Sequence[Weight]) -> frozenset[str]:
+    """Names of the embeddings and of the last layer, if it lies outside of the blocks."""
     layers = [weight for weight in found if weight.kind != "embedding"]
     last = {weight.name for weight in layers[-1:] if weight.block is None}
-    return last | {weight.name for weight in found if weight.kind == "embedding"}
-
-
-def _parameter(weight: Weight) -> str:
-    return weight.name.partition(":")[0]
+    return frozenset(last | {weight.name for weight in found if weight.kind == "embedding"})

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from tempbalance.assign.budget import apportion, scale_to_budget
+from tempbalance.assign import Linear, apportion, scale_to_budget
 from tempbalance.errors import AllocationError
 from tempbalance.results import Analysis, write_whole
 from tempbalance.types import LayerStats
@@ -19,7 +19,7 @@ from tempbalance.types import LayerStats
 __all__ = ["Allocation", "LayerShare", "allocate_sparsity"]
 
 SCHEMA = 1
-_ALMOST = 1e-6  # relative: alphas are not known better than that
+_LEAST_SHARE = 1e-12  # of a unit that is not pruned at all: shares are positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,27 +225,17 @@ def _values(
         densities = [_erk(unit) for unit in units]
         return [1 - density for density in scale_to_budget(densities, sizes, sum(sizes) - total)]
     if method == "depth":
-        places = [place / max(1, len(units) - 1) for place in range(len(units))]
+        shares = [1 - epsilon + 2 * epsilon * place / max(1, len(units) - 1) for place in range(len(units))]
     elif method == "alpha":
-        places = _places([_mean_alpha(unit) for unit in units])
+        shares = Linear(1 - epsilon, 1 + epsilon)([_mean_alpha(unit) for unit in units])
     else:
         raise AllocationError(f"method must be 'alpha', 'uniform', 'erk' or 'depth', got {method!r}")
-    shares = [max(1 - epsilon + 2 * epsilon * place, 1e-12) for place in places]
-    return scale_to_budget(shares, sizes, total)
+    return scale_to_budget([max(share, _LEAST_SHARE) for share in shares], sizes, total)
 
 
 def _mean_alpha(unit: Sequence[LayerStats]) -> float:
     alphas = [layer.alpha for layer in unit if math.isfinite(layer.alpha)]
     return fmean(alphas) if alphas else math.nan
-
-
-def _places(alphas: Sequence[float]) -> list[float]:
-    """Where each alpha lies between the smallest (0) and the largest (1); the middle where that cannot be said."""
-    known = [alpha for alpha in alphas if math.isfinite(alpha)]
-    if not known or max(known) - min(known) <= _ALMOST * max(known):
-        return [0.5] * len(alphas)
-    least, span = min(known), max(known) - min(known)
-    return [(alpha - least) / span if math.isfinite(alpha) else 0.5 for alpha in alphas]
 
 
 def _erk(unit: Sequence[LayerStats]) -> float:

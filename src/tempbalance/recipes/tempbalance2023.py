@@ -78,7 +78,7 @@ def tempbalance_as_released(*, assignment: Assignment | None = None, windows: FA
         deviations=(
             "Equal alphas give multiplier 1, a failed fit leaves its layer alone (the code: the highest rate, NaN).",
             "The threshold of 50 eigenvalues counts non-zero ones.",
-            "Groups convolutions whose kernel taps are vectors (depthwise) are not analysed.",
+            "Convolutions whose kernel taps are vectors (depthwise) are not analysed.",
         ),
         assignment=assignment if assignment is not None else Linear(0.5, 1.5),
         estimator=HillAsReleased(min_eigenvalues=_FEWEST),
