@@ -40,6 +40,7 @@ from tempbalance.layers import (
     sources_of,
 )
 from tempbalance.matrices import matrix_shape
+from tempbalance.metrics import imbalance
 from tempbalance.optim.checks import (
     Agreement,
     check_alike,
@@ -234,7 +235,7 @@ class Balancer:
     @property
     def imbalance(self) -> float:
         """Standard deviation of alpha over the judged units; NaN before the first refresh."""
-        return Refresh(step=self._steps, units=self.units, measured=0, seconds=0.0).imbalance
+        return imbalance(unit.alpha for unit in self.units)
 
     def refresh(self) -> Refresh:
         """Measure now and set the multipliers, besides the recipe's own times. In distributed training a collective.
