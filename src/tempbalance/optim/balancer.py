@@ -13,17 +13,17 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from tempbalance.distributed import Ranks
 from tempbalance.errors import BalanceError, NumericsWarning, RefreshError
 from tempbalance.layers import holders, local, parameter_names, reshard
 from tempbalance.metrics import imbalance
+from tempbalance.optim.applied import Applied
 from tempbalance.optim.checks import (
     Agreement,
     check_alike,
@@ -46,15 +46,6 @@ __all__ = ["Balancer"]
 
 _logger = logging.getLogger("tempbalance")
 _balancers: weakref.WeakKeyDictionary[Optimizer, weakref.ref[Balancer]] = weakref.WeakKeyDictionary()
-
-
-class _Applied(NamedTuple):
-    """An option of a group that is multiplied for the length of one step, and what to put back."""
-
-    group: dict[str, Any]
-    key: str
-    original: Any
-    applied: Any
 
 
 class Balancer:
@@ -122,7 +113,7 @@ class Balancer:
         self.history: list[Refresh] = []
         self._tolerance = 0.0 if exact else recipe.tolerance
         self._on_refresh = list(on_refresh)
-        self._applied: list[_Applied] = []
+        self._applied = Applied()
         self._idle = False
         self._warned: set[str] = set()
         self._ranks = Ranks(process_group)
@@ -136,7 +127,7 @@ class Balancer:
         self._measurer = Measurer(
             model,
             recipe,
-            {name for unit in self._plan.units if unit.name not in self._plan.lightest for name in unit.weights},
+            self._plan.measured,
             tolerance=self._tolerance,
             references=self._references,
             ranks=self._ranks,
@@ -225,7 +216,7 @@ class Balancer:
 
     def remove(self) -> None:
         """Take the balancer off: its hooks, and what it wrote into groups and state. The groups stay split."""
-        self._restore()
+        self._applied.put_back()
         for handle in self._handles:
             handle.remove()
         for group in self._groups():
@@ -236,7 +227,7 @@ class Balancer:
     # What happens at every step
 
     def _before(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        self._restore()  # of a step that raised
+        self._applied.put_back()  # of a step that raised
         steps = self._steps
         if steps == 0 and self._tolerance:  # so that every checkpoint holds the same tensors
             self._references.keep(p for judged in self._measurer.weights().values() for p in judged.sources.values())
@@ -250,13 +241,14 @@ class Balancer:
         for group in self._groups():
             multiplier = self._multiplier(group[KEY], steps)
             if multiplier != 1.0:
-                self._applied += [_multiply(group, key, multiplier) for key in self.recipe.keys]
+                for key in self.recipe.keys:
+                    self._applied.multiply(group, key, multiplier)
         for group in self.optimizer.param_groups:
             if KEY not in group:
                 self._warn_late(group)
 
     def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        self._restore()
+        self._applied.put_back()
         self._references.store()
         if not self._idle:
             self._settle(self._steps + 1)
@@ -281,14 +273,6 @@ class Balancer:
     @property
     def _steps(self) -> int:
         return int(next(self._groups())[KEY]["steps"])
-
-    def _restore(self) -> None:
-        for group, key, original, applied in self._applied:
-            if isinstance(original, Tensor):
-                group[key].copy_(original)
-            elif group[key] == applied:  # else somebody has set it since a step that raised
-                group[key] = original
-        self._applied.clear()
 
     def _is_due(self, steps: int) -> bool:
         assert self._interval is not None
@@ -340,20 +324,15 @@ class Balancer:
 
     def _assign(self, found: Mapping[str, Known]) -> None:
         """Set the next multipliers of all groups."""
-        known = {unit.name: {name: found[name] for name in unit.weights if name in found} for unit in self._plan.units}
-        alphas = {}
-        for name, weights in known.items():
-            values = [each.alpha for each in weights.values() if each.alpha is not None]
-            alphas[name] = fmean(values) if values else math.nan
-        judged = [alpha for alpha in alphas.values() if math.isfinite(alpha)]
-        alphas |= dict.fromkeys(self._plan.lightest, max(judged, default=math.nan))
+        alphas = self._plan.alphas({name: known.alpha for name, known in found.items()})
         multipliers = dict(zip(alphas, self.recipe.assignment(list(alphas.values())), strict=True))
+        weights = {unit.name: [name for name in unit.weights if name in found] for unit in self._plan.units}
         for group in self._groups():
             unit = group[KEY]["unit"]
             if unit is not None:
                 alpha = alphas[unit]
                 group[KEY]["alpha"] = alpha if math.isfinite(alpha) else None
-                group[KEY]["weights"] = {name: tuple(each) for name, each in known[unit].items()}
+                group[KEY]["weights"] = {name: tuple(found[name]) for name in weights[unit]}
                 group[KEY]["next"] = multipliers[unit]
 
     def _settle(self, steps: int) -> None:
@@ -378,14 +357,3 @@ class Balancer:
 def _unit_state(name: str, state: Mapping[str, Any]) -> UnitState:
     alpha = math.nan if state["alpha"] is None else state["alpha"]
     return UnitState(name=name, alpha=alpha, multiplier=state.get("next", state["multiplier"]))
-
-
-def _multiply(group: dict[str, Any], key: str, multiplier: float) -> _Applied:
-    value = group[key]
-    if isinstance(value, Tensor):  # in place: a compiled or captured step reads this very tensor
-        original = value.clone()
-        value.mul_(multiplier)
-    else:
-        original = value
-        group[key] = value * multiplier
-    return _Applied(group, key, original, group[key])
