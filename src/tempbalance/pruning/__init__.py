@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tempbalance.pruning.allocation import Allocation, LayerShare, allocate_sparsity
-from tempbalance.pruning.outliers import outlier_ratios
-from tempbalance.pruning.likelihood import Perplexity, perplexity
 from tempbalance.pruning.apply import prune
+from tempbalance.pruning.likelihood import Perplexity, perplexity
+from tempbalance.pruning.outliers import outlier_ratios
 from tempbalance.pruning.tokens import draw_calibration, load_tokens
 
 __all__ = [
