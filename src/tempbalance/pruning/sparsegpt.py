@@ -15,7 +15,7 @@ from tempbalance.layers import Select, find_weights
 from tempbalance.pruning.calibration import input_norms, through_blocks
 from tempbalance.pruning.masks import mask_smallest, wanda_scores
 
-__all__ = ["sparsegpt"]
+__all__ = ["asked_of_modifier", "sparsegpt"]
 
 _COLUMNS = 128  # that are pruned at once, before the columns to their right are adapted: SparseGPT, section 3.4
 _LOG_OFF = "LLM_COMPRESSOR_LOG_DISABLED"
@@ -86,6 +86,25 @@ def _zeros_by_block(model: nn.Module, sparsities: Mapping[str, float]) -> dict[s
     return zeros
 
 
+def asked_of_modifier(zeros: int, shape: Sequence[int]) -> float:
+    """What to ask llm-compressor's ``SparseGPTModifier`` for, so that it makes no more zeros than wanted.
+
+    It makes up to one too many in each block of columns, and fails at a sparsity of 1.
+
+    Args:
+        zeros: How many are wanted.
+        shape: Of the matrix, (outputs, inputs).
+
+    Returns:
+        A sparsity below 1; below 0 if even that of 0 gives too many.
+
+    Example:
+        >>> asked_of_modifier(50, (10, 10))
+        0.49
+    """
+    return (zeros - math.ceil(shape[1] / _COLUMNS)) / math.prod(shape)
+
+
 def _prune_block(model: nn.Module, zeros: Mapping[str, int], run: Callable[[], object]) -> None:
     """Prune linear layers that ``run`` lets the tokens pass through."""
     from llmcompressor.core import CompressionSession, EventType
@@ -96,9 +115,8 @@ def _prune_block(model: nn.Module, zeros: Mapping[str, int], run: Callable[[], o
     before = {layer: weight.detach().clone() for layer, weight in weights.items()}
     modifiers = []
     for layer, weight in weights.items():
-        rounding = math.ceil(weight.shape[1] / _COLUMNS)  # at most so many more than asked for
-        if zeros[layer] >= rounding:
-            sparsity = (zeros[layer] - rounding) / weight.numel()
+        sparsity = asked_of_modifier(zeros[layer], weight.shape)
+        if sparsity >= 0:  # else rounding up is more than all
             modifiers.append(SparseGPTModifier(sparsity=sparsity, targets=[layer], block_size=_COLUMNS))
     session = CompressionSession()
     session.initialize(model=model, recipe=modifiers, sequential_targets=[])
