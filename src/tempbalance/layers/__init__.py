@@ -2,7 +2,8 @@
 
 ``modules`` walks a live model, ``names`` judges a state dict by names and shapes, ``architecture`` gives a Hugging Face
 checkpoint the layer types of its configuration. All three make candidates; here they become rows, or are skipped with
-a reason: nothing is dropped silently. ``units`` says which parameters go together when rates are assigned.
+a reason: nothing is dropped silently. ``units`` says which parameters go together when rates are assigned, ``depth``
+how deep they lie.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from tempbalance.layers.adapters import adapter_candidates
 from tempbalance.layers.architecture import checkpoint_candidates
+from tempbalance.layers.depth import find_rungs
 from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.modules import module_candidates, wrapper_prefix
 from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
@@ -31,6 +33,7 @@ __all__ = [
     "TensorStore",
     "Unit",
     "Weight",
+    "find_rungs",
     "find_units",
     "find_weights",
     "holders",
