@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import tempbalance as tb
@@ -83,6 +83,28 @@ def test_unfreezing_on_shared_data_is_that_of_a_single_process(engine):
     assert expected["free"] == [6, 6, 10, 10, 14, 14, 16, 16]
     for rank in run(2, unfrozen, engine):
         assert equal(rank, expected)
+
+
+def unfrozen_in_mixed_precision() -> list[set[torch.dtype]]:
+    model = make_net()
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for part in (*model.blocks, model):
+        fully_shard(part, mp_policy=policy)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    tb.Balancer(optimizer, model, recipes.gradual_unfreezing(), steps_per_epoch=2)
+    seen = []
+    train(
+        model,
+        optimizer,
+        STEPS,
+        at_step=lambda _: seen.append({p.grad.dtype for p in model.parameters() if p.grad is not None}),
+    )
+    return seen
+
+
+def test_what_is_freed_has_gradients_of_the_precision_that_fsdp2_was_given():
+    for rank in run(2, unfrozen_in_mixed_precision):
+        assert rank == [{torch.float32}] * STEPS
 
 
 def refusals() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import io
 import logging
 import math
@@ -71,6 +70,22 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 def test_multipliers_of_one_change_no_bit(optimizer, schedule):
     build, scheduling = OPTIMIZERS[optimizer], SCHEDULERS[schedule]
     assert_same_bits(finished(build, scheduling, NEUTRAL), finished(build, scheduling, None))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        tb.recipes.layerwise_decay(decay=1.0),
+        tb.recipes.slow_learner(fraction=1.0),
+        dataclasses.replace(NEUTRAL, spectrum_of="update"),
+        dataclasses.replace(NEUTRAL, assignment=tb.AlphaChange(tb.Damped(tb.Sigmoid(0.0)))),
+        dataclasses.replace(NEUTRAL, assignment=tb.Times(tb.LayerwiseDecay(1.0), tb.Sigmoid(0.0))),
+    ],
+    ids=["layerwise_decay", "slow_learner", "update", "damped change", "times"],
+)
+def test_nor_do_those_of_the_neighbours(recipe):
+    build, scheduling = OPTIMIZERS["AdamW foreach"], SCHEDULERS["cosine"]
+    assert_same_bits(finished(build, scheduling, recipe, steps=50), finished(build, scheduling, None, steps=50))
 
 
 def test_but_others_do(recipe):
@@ -633,26 +648,19 @@ class TestBadInput:
         with pytest.raises(BalanceError, match="one group"):
             tb.Balancer(torch.optim.LBFGS(net.parameters()), net, recipe)
 
-    def test_an_optimizer_divided_among_processes(self, net, recipe, tmp_path):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch scripts a function there
-            divided = importlib.import_module("torch.distributed.optim").ZeroRedundancyOptimizer
-        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-        try:
-            with pytest.raises(BalanceError, match="param_groups"):
-                tb.Balancer(divided(net.parameters(), torch.optim.SGD, lr=0.1), net, recipe)
-            optimizer = divided(tb.param_groups(net, recipe), torch.optim.SGD, lr=0.1)  # as the message says
-            balancer = tb.Balancer(optimizer, net, recipe)
-            before = copy.deepcopy(net.state_dict())
-            train(net, optimizer, steps=1)
-            twin = make_net()
-            train(twin, torch.optim.SGD(twin.parameters(), lr=0.1), steps=1)
-            for unit in balancer.units:
-                name = f"{unit.name}.weight"
-                moved = (net.state_dict()[name] - before[name]).norm() / (twin.state_dict()[name] - before[name]).norm()
-                assert float(moved) == pytest.approx(unit.multiplier, rel=1e-3)
-        finally:
-            torch.distributed.destroy_process_group()
+    def test_an_optimizer_divided_among_processes(self, net, recipe, divided):
+        with pytest.raises(BalanceError, match="param_groups"):
+            tb.Balancer(divided(net.parameters(), torch.optim.SGD, lr=0.1), net, recipe)
+        optimizer = divided(tb.param_groups(net, recipe), torch.optim.SGD, lr=0.1)  # as the message says
+        balancer = tb.Balancer(optimizer, net, recipe)
+        before = copy.deepcopy(net.state_dict())
+        train(net, optimizer, steps=1)
+        twin = make_net()
+        train(twin, torch.optim.SGD(twin.parameters(), lr=0.1), steps=1)
+        for unit in balancer.units:
+            name = f"{unit.name}.weight"
+            moved = (net.state_dict()[name] - before[name]).norm() / (twin.state_dict()[name] - before[name]).norm()
+            assert float(moved) == pytest.approx(unit.multiplier, rel=1e-3)
 
     def test_no_rate_to_multiply(self, net, recipe):
         optimizer = transformers.optimization.Adafactor(net.parameters(), lr=None)

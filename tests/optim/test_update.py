@@ -2,9 +2,7 @@
 
 import copy
 import dataclasses
-import importlib
 import math
-import warnings
 from statistics import fmean
 
 import peft
@@ -145,29 +143,10 @@ class TestUpdate:
             0,
         ]  # the others have too few eigenvalues, for ever
 
-    def test_multipliers_of_one_change_no_bit(self):
-        neutral = tb.Recipe(name="neutral", assignment=tb.Sigmoid(0.0), spectrum_of="update", every=tb.Every(steps=5))
-        results = []
-        for recipe in (None, neutral):
-            net = make_net()
-            optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
-            if recipe is not None:
-                tb.Balancer(optimizer, net, recipe)
-            train(net, optimizer, steps=30)
-            results.append(net.state_dict())
-        assert all(torch.equal(results[1][name], value) for name, value in results[0].items())
-
-    def test_an_optimizer_divided_among_processes_is_refused(self, net, update, tmp_path):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch scripts a function there
-            divided = importlib.import_module("torch.distributed.optim").ZeroRedundancyOptimizer
-        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-        try:
-            optimizer = divided(tb.param_groups(net, update), torch.optim.SGD, lr=0.1)
-            with pytest.raises(BalanceError, match="FSDP2"):
-                tb.Balancer(optimizer, net, update)
-        finally:
-            torch.distributed.destroy_process_group()
+    def test_an_optimizer_divided_among_processes_is_refused(self, net, update, divided):
+        optimizer = divided(tb.param_groups(net, update), torch.optim.SGD, lr=0.1)
+        with pytest.raises(BalanceError, match="FSDP2"):
+            tb.Balancer(optimizer, net, update)
 
 
 class TestChange:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Assignment", "Times", "UnitFacts"]
+__all__ = ["Around", "Assignment", "Times", "UnitFacts"]
 
 
 class UnitFacts(NamedTuple):
@@ -51,6 +51,27 @@ class Assignment(ABC):
         Returns:
             One multiplier per unit, finite and not negative.
         """
+
+
+@dataclass(frozen=True)
+class Around(Assignment):
+    """An assignment that changes what another one gets to know of the alphas.
+
+    Attributes:
+        assignment: The other one.
+    """
+
+    assignment: Assignment
+
+    @property
+    def uses_alpha(self) -> bool:
+        """It does."""
+        return True
+
+    @property
+    def uses_depth(self) -> bool:
+        """Whether the assignment inside does."""
+        return self.assignment.uses_depth
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from tempbalance.assign.base import Assignment, UnitFacts
+from tempbalance.assign.base import Around, UnitFacts
 
 __all__ = ["AlphaChange"]
 
@@ -15,7 +15,7 @@ _LEAST = 1.01  # an exponent is greater than 1
 
 
 @dataclass(frozen=True)
-class AlphaChange(Assignment):
+class AlphaChange(Around):
     """Another assignment, of alpha's change since the first measurement in the place of alpha.
 
     Each unit is taken to have begun at the mean alpha of all, so only what training has changed counts: the unit whose
@@ -34,18 +34,6 @@ class AlphaChange(Assignment):
         >>> AlphaChange(Linear(0.5, 1.5)).assign(units)
         [1.5, 0.5]
     """
-
-    assignment: Assignment
-
-    @property
-    def uses_alpha(self) -> bool:
-        """It does."""
-        return True
-
-    @property
-    def uses_depth(self) -> bool:
-        """Whether the assignment inside does."""
-        return self.assignment.uses_depth
 
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
         """Assign a multiplier to every unit, by the change of its alpha."""

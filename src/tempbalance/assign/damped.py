@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tempbalance.assign.base import Assignment, UnitFacts
+from tempbalance.assign.base import Around, UnitFacts
 from tempbalance.assign.multipliers import Linear, Rank, RankAsReleased
 
 __all__ = ["Damped"]
@@ -16,7 +16,7 @@ _PAIR = 2
 
 
 @dataclass(frozen=True)
-class Damped(Assignment):
+class Damped(Around):
     """Another assignment, of alphas drawn towards their mean by as much as their standard errors ask for.
 
     With alphas ``a_i`` of standard errors ``s_i`` and a variance ``t`` of the true alphas between units, alpha becomes
@@ -43,8 +43,6 @@ class Damped(Assignment):
         [1.0, 1.0, 1.0]
     """
 
-    assignment: Assignment
-
     def __post_init__(self) -> None:
         """Check the assignment inside.
 
@@ -54,16 +52,6 @@ class Damped(Assignment):
         if isinstance(self.assignment, (Linear, Rank, RankAsReleased)):
             name = type(self.assignment).__name__
             raise ValueError(f"{name} must not be damped, it stretches what is shrunk again: use Sigmoid, Sqrt or Log2")
-
-    @property
-    def uses_alpha(self) -> bool:
-        """It does."""
-        return True
-
-    @property
-    def uses_depth(self) -> bool:
-        """Whether the assignment inside does."""
-        return self.assignment.uses_depth
 
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
         """Assign a multiplier to every unit, by its shrunk alpha.

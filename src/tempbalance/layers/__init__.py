@@ -20,7 +20,7 @@ from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.modules import module_candidates, wrapper_prefix
 from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
 from tempbalance.layers.select import EMBEDDING_OFF, Select
-from tempbalance.layers.sharded import holders, is_sharded, local, reshard, shards
+from tempbalance.layers.sharded import holders, is_sharded, local, renew, reshard, shards
 from tempbalance.layers.units import Unit, find_units, parameter_names, sources_of
 from tempbalance.layers.weights import Candidate, Weight, to_weights
 from tempbalance.types import Skipped
@@ -40,6 +40,7 @@ __all__ = [
     "is_sharded",
     "local",
     "parameter_names",
+    "renew",
     "reshard",
     "shards",
     "sources_of",

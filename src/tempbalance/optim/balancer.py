@@ -138,7 +138,9 @@ class Balancer:
         )
         if recipe.spectrum_of == "update":
             self._start.watch(self._measurer.sources())
-        self._unfreezing.at(0)
+        parameters = parameter_names(model)
+        parts = [[parameters[name] for name in rung] for rung in self._plan.rungs if recipe.unfreeze]
+        self._unfreezing = Unfreezing(model, parts, self._freed_every)
         # The hooks hold the balancer; the optimizer holds the hooks. Under torch.compile they stay Python.
         before, after = (torch.compiler.disable(hook) for hook in (self._before, self._after))  # type: ignore[no-untyped-call]
         self._handles = [
@@ -173,11 +175,10 @@ class Balancer:
                 "the model is sharded over processes outside of the process_group: pass a group of all that hold it"
             )
         self._plan = make_plan(model, self.recipe, {name for name, p in trained.items() if p.requires_grad})
-        self._unfreezing = Unfreezing((), 1)
-        if self.recipe.unfreeze is not None:
+        unfreeze = self.recipe.unfreeze
+        if unfreeze is not None:
             check_unfreezing(model, self._ranks.size)
-            parts = [[parameters[name] for name in rung] for rung in self._plan.rungs]
-            self._unfreezing = Unfreezing(parts, self._steps_in(self.recipe.unfreeze, steps_per_epoch))
+        self._freed_every = 1 if unfreeze is None else self._steps_in(unfreeze, steps_per_epoch)
         groups = split_groups(self.optimizer.param_groups, self._plan.units, parameters)
         for group in groups:
             group[KEY] |= {"alpha": None, "first": None, "weights": {}}
@@ -350,8 +351,7 @@ class Balancer:
 
     def _assign(self, found: Mapping[str, Known]) -> None:
         """Set the next multipliers of all groups."""
-        states = {group[KEY]["unit"]: group[KEY] for group in self._groups()}
-        facts = self._plan.facts(found, {unit.name: states[unit.name]["first"] for unit in self._plan.units})
+        facts = self._plan.facts(found, {group[KEY]["unit"]: group[KEY]["first"] for group in self._groups()})
         multipliers = dict(zip(facts, self.recipe.assignment.assign(list(facts.values())), strict=True))
         weights = {unit.name: [name for name in unit.weights if name in found] for unit in self._plan.units}
         for group in self._groups():

@@ -65,23 +65,15 @@ class Plan:
             fits = [known[name] for name in unit.weights if name in known]
             alphas = [fit.alpha for fit in fits if fit.alpha is not None]
             errors = [fit.stderr for fit in fits if fit.stderr is not None]
-            alpha = fmean(alphas) if alphas else math.nan
-            begun = first[unit.name]
-            facts[unit.name] = UnitFacts(
-                alpha=alpha,
-                stderr=math.hypot(*errors) / len(errors) if errors else math.nan,
-                first_alpha=alpha if begun is None else begun,
-                depth=self.depths.get(unit.name, 0),
-            )
-        judged = [unit for unit in facts.values() if math.isfinite(unit.alpha)]
-        if judged:
-            largest = max(judged, key=lambda unit: unit.alpha)
-            for name in self.lightest:
-                begun = first[name]
-                facts[name] = facts[name]._replace(
-                    alpha=largest.alpha, stderr=largest.stderr, first_alpha=largest.alpha if begun is None else begun
-                )
-        return facts
+            if alphas:
+                facts[unit.name] = UnitFacts(alpha=fmean(alphas), stderr=math.hypot(*errors) / len(errors))
+        facts |= dict.fromkeys(self.lightest, max(facts.values(), default=UnitFacts()))
+        result = {}
+        for unit in self.units:
+            fact, begun = facts.get(unit.name, UnitFacts()), first.get(unit.name)
+            depth = self.depths.get(unit.name, 0)
+            result[unit.name] = fact._replace(first_alpha=fact.alpha if begun is None else begun, depth=depth)
+        return result
 
 
 def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None = None) -> Plan:
