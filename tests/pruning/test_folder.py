@@ -135,9 +135,9 @@ class TestWholeOrNotAtAll:
     def test_a_folder_of_someone_else_is_left_alone(self, folder, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.tex").touch()
-        with pytest.raises(CheckpointError, match="no allocation[.]json"):
+        with pytest.raises(CheckpointError, match=r"no allocation\.json"):
             tb.prune_checkpoint(folder, plan_for(folder), tmp_path / "out")
-        with pytest.raises(CheckpointError, match="no allocation[.]json"):
+        with pytest.raises(CheckpointError, match=r"no allocation\.json"):
             tb.prune_checkpoint(folder, plan_for(folder), folder)  # the source itself
 
     def test_no_place_to_write_to(self, folder, tmp_path):
