@@ -8,14 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tempbalance as tb
-from tempbalance.cli import main
-
-
-def run(*arguments):
-    """Exit status of the command line, in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        main(*map(str, arguments))
-    return stopped.value.code
+from command_line import check_error, run
 
 
 @pytest.fixture
@@ -125,26 +118,19 @@ def test_quiet_still_says_the_perplexity_that_was_asked_for(llama, stories, tmp_
 
 
 class TestErrorsAreOneLine:
-    def check(self, capsys, *arguments, match):
-        assert run(*arguments) == 1
-        out, err = capsys.readouterr()
-        assert err.startswith("error: ")
-        assert match in err
-        assert "Traceback" not in out + err
-
     def test_neither_sparsity_nor_plan(self, capsys, model, tmp_path):
-        self.check(capsys, "prune", model, "-o", tmp_path / "p", match="--sparsity")
+        check_error(capsys, "prune", model, "-o", tmp_path / "p", match="--sparsity")
 
     def test_wanda_without_calibration(self, capsys, model, tmp_path):
-        self.check(capsys, "prune", model, "-s", 0.5, "-m", "wanda", "-o", tmp_path / "p", match="--calibration")
+        check_error(capsys, "prune", model, "-s", 0.5, "-m", "wanda", "-o", tmp_path / "p", match="--calibration")
 
     @pytest.mark.parametrize(("report", "match"), [("r.csv", ".json, .html"), ("nowhere/r.json", "cannot write")])
     def test_a_report_that_cannot_be_saved_is_noticed_before_the_work(self, capsys, model, tmp_path, report, match):
         out = tmp_path / "p"
-        self.check(capsys, "prune", model, "-s", 0.5, "-o", out, "--report", tmp_path / report, match=match)
+        check_error(capsys, "prune", model, "-s", 0.5, "-o", out, "--report", tmp_path / report, match=match)
         assert not out.exists()
 
     def test_perplexity_of_no_language_model(self, capsys, tmp_path):
         pytest.importorskip("transformers")
         np.savez(tmp_path / "t.npz", tokens=np.arange(9))
-        self.check(capsys, "perplexity", tmp_path, tmp_path / "t.npz", match="not a causal language model")
+        check_error(capsys, "perplexity", tmp_path, tmp_path / "t.npz", match="not a causal language model")

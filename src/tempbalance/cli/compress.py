@@ -184,6 +184,10 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         calibration=drawing,
         perplexity=(before, after) if before and after else None,
     )
+    _save_and_print(pruned, out, reports, quiet)
+
+
+def _save_and_print(pruned: Pruned, out: Path, reports: Sequence[Path], quiet: bool) -> None:
     for path in reports:
         text = render_pruning(pruned) if path.suffix.lower() == ".html" else dumps(pruned.to_json())
         write_whole(path, text.encode())
