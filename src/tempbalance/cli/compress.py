@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tempbalance.analysis import Source, analyze
 from tempbalance.checkpoints import open_checkpoint
+from tempbalance.checkpoints.writing import check_replaceable
 from tempbalance.cli.app import (
     ESTIMATORS,
     DeviceOption,
@@ -43,6 +44,7 @@ from tempbalance.pruning import (
     prune_checkpoint,
     save_pruned,
 )
+from tempbalance.pruning.folder import PLAN
 from tempbalance.report.pruning import Pruned, in_words, render_pruning
 from tempbalance.report.terminal import print_perplexities, print_pruning
 from tempbalance.results import dumps, write_whole
@@ -142,6 +144,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     if calibrated and calibration is None:
         raise TokensError("wanda, sparsegpt and owl calibrate on tokens: give --calibration FILE")
     reports = check_outputs(report or [], (".json", ".html"))
+    check_replaceable(out, PLAN)
     with open_checkpoint(source, revision) as checkpoint:
         folder = checkpoint.path
     drawing = {"samples": samples, "length": length or _LENGTH, "seed": seed} if calibrated else None
