@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tempbalance.assign.base import Assignment, Times, UnitFacts
-from tempbalance.assign.budget import apportion, scale_to_budget, shift_to_budget
+from tempbalance.assign.budget import apportion, raise_levels, scale_to_budget, shift_to_budget
 from tempbalance.assign.change import AlphaChange
 from tempbalance.assign.damped import Damped
 from tempbalance.assign.depth import LayerwiseDecay, SlowLearner
@@ -25,6 +25,7 @@ __all__ = [
     "Times",
     "UnitFacts",
     "apportion",
+    "raise_levels",
     "scale_to_budget",
     "shift_to_budget",
 ]
