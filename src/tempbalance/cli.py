@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from tempbalance.analysis import analyze
+from tempbalance.arena.command import ManyValues, arena
 from tempbalance.checkpoints import open_checkpoint
 from tempbalance.demo import Settings, finetune_digits, print_outcome, to_json
 from tempbalance.errors import AnalysisError, MissingExtraError, TempBalanceError
@@ -222,6 +223,9 @@ def demo(
     write_whole(results, (dumps(to_json(outcome)) + "\n").encode())
     analyze(outcome.model, progress=False).save(trained, history=outcome.history)
     _say_saved(console, [results, trained])
+
+
+app.command(cls=ManyValues)(arena)
 
 
 def _windows(farms: bool, rows: int | None) -> FARMS | None:

@@ -14,6 +14,7 @@
     ├── BalanceError           an optimizer, model and recipe that cannot be brought together (also a ValueError)
     │   └── RefreshError       a refresh in training that failed, on this or on another rank (also a RuntimeError)
     ├── AllocationError        a sparsity that cannot be shared out, or a plan that cannot be read (also a ValueError)
+    ├── ArenaError             a comparison of methods that cannot be run, or not in this folder (also a ValueError)
     ├── AnalysisError          a result that cannot be saved, loaded or compared
     └── MissingExtraError      an optional dependency is needed (also an ImportError)
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 __all__ = [
     "AllocationError",
     "AnalysisError",
+    "ArenaError",
     "BalanceError",
     "CheckpointError",
     "CorruptFileError",
@@ -85,6 +87,10 @@ class RefreshError(BalanceError, RuntimeError):
 
 class AllocationError(TempBalanceError, ValueError):
     """A sparsity cannot be shared out over a model, or a plan cannot be read."""
+
+
+class ArenaError(TempBalanceError, ValueError):
+    """A comparison of methods that cannot be run, or not in this folder; the message says what to do."""
 
 
 class AnalysisError(TempBalanceError):

@@ -1,7 +1,4 @@
-"use strict";
 (() => {
-  const report = JSON.parse(document.getElementById("data").textContent);
-  const byId = (id) => document.getElementById(id);
   const layers = report.layers;
   const LABELS = {
     ok: "fitted",
@@ -26,37 +23,9 @@
   ];
   let chosen = null;
   let sorting = { key: null, down: false };
-
-  const narrow = () => innerWidth < 700;
-  const number = (value, digits) =>
-    value === null ? "–" : digits === undefined ? String(value) : value.toFixed(digits);
   const exact = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
-  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-  function element(tag, text, className) {
-    const node = document.createElement(tag);
-    if (text !== undefined) node.textContent = text;
-    if (className) node.className = className;
-    return node;
-  }
 
   // ---- plots
-
-  const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
-
-  function layout(extra) {
-    const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), linecolor: color("--line") };
-    const axes = Object.entries({ xaxis: {}, yaxis: {}, ...extra }).filter(([key]) => key.includes("axis"));
-    return {
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: color("--ink"), family: "system-ui, sans-serif", size: 13 },
-      margin: { l: 60, r: 20, t: 20, b: 60 },
-      hovermode: "closest",
-      ...extra,
-      ...Object.fromEntries(axes.map(([key, value]) => [key, { ...axis, ...value }])),
-    };
-  }
 
   // A block, or a layer outside all blocks, takes one place on the axis, in model order.
   function places() {

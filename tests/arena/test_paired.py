@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tempbalance.demo import paired
+from tempbalance.arena import paired
 
 
 @pytest.fixture
