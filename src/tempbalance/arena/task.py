@@ -182,8 +182,11 @@ def _metrics(returned: object) -> dict[str, float]:
     """What a task returned, as numbers by name."""
     try:
         metrics: dict[Any, Any] = dict(returned) if isinstance(returned, Mapping) else {"test": returned}
-        numbers = {str(name): float(value) for name, value in metrics.items()}
-    except (TypeError, ValueError):
+        numbers = {
+            str(name): float(value.item() if isinstance(value, torch.Tensor) else value)
+            for name, value in metrics.items()
+        }
+    except (TypeError, ValueError, RuntimeError):  # of a tensor with several elements
         numbers = {}
     if "test" not in numbers:
         raise ArenaError(
