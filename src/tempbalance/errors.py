@@ -15,6 +15,7 @@
     │   └── RefreshError       a refresh in training that failed, on this or on another rank (also a RuntimeError)
     ├── AllocationError        a sparsity that cannot be shared out, or a plan that cannot be read (also a ValueError)
     ├── ArenaError             a comparison of methods that cannot be run, or not in this folder (also a ValueError)
+    ├── TokensError            token ids that cannot be read or used, an empty calibration set (also a ValueError)
     ├── AnalysisError          a result that cannot be saved, loaded or compared
     └── MissingExtraError      an optional dependency is needed (also an ImportError)
 """
@@ -35,6 +36,7 @@ __all__ = [
     "RefreshError",
     "SelectionError",
     "TempBalanceError",
+    "TokensError",
     "UnsafeFileError",
     "WeightError",
     "WindowError",
@@ -91,6 +93,10 @@ class AllocationError(TempBalanceError, ValueError):
 
 class ArenaError(TempBalanceError, ValueError):
     """A comparison of methods that cannot be run, or not in this folder; the message says what to do."""
+
+
+class TokensError(TempBalanceError, ValueError):
+    """Token ids cannot be read, are none, or are not of this model."""
 
 
 class AnalysisError(TempBalanceError):

@@ -1,9 +1,8 @@
-"""``tempbalance arena``: parses, calls, prints."""
+"""``tempbalance arena``."""
 
 from __future__ import annotations
 
 import ast
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -23,12 +22,12 @@ from tempbalance.arena.page import render_summary
 from tempbalance.arena.show import print_summary
 from tempbalance.arena.summary import summarize
 from tempbalance.arena.task import Task, load_task
-from tempbalance.errors import ArenaError, MissingExtraError
+from tempbalance.cli.app import INTERRUPTED, app, check_outputs, say_saved
+from tempbalance.errors import ArenaError
 from tempbalance.results import dumps, write_whole
 
 __all__ = ["ManyValues", "arena"]
 
-_INTERRUPTED = 130
 _QUICK = 2  # seeds
 
 
@@ -50,6 +49,7 @@ class ManyValues(TyperCommand):
         return super().parse_args(ctx, spelled)
 
 
+@app.command(cls=ManyValues)
 def arena(  # noqa: PLR0913, PLR0917  each is an option of the command line
     task: Annotated[Path, typer.Option(help="Python file with a function train(seed, method, ...).")],
     out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")],
@@ -75,8 +75,6 @@ def arena(  # noqa: PLR0913, PLR0917  each is an option of the command line
     A run that is done is not made again:
     the same command goes on where it was interrupted.
     """
-    if importlib.util.find_spec("plotly") is None:
-        raise MissingExtraError("the report needs plotly: pip install 'tempbalance[report]'")
     contenders = read_contenders(methods, lr or [], baseline)
     if quick:
         seeds = _QUICK
@@ -85,6 +83,7 @@ def arena(  # noqa: PLR0913, PLR0917  each is an option of the command line
     extent = {"methods": [each.name for each in contenders], "lr": lr, "seeds": seeds, "tuning_seeds": tuning_seeds}
     console = Console()
     with open_folder(out, _common(loaded, lower_is_better), extent) as folder:
+        table, report = check_outputs([out / "summary.json", out / "report.html"])
         try:
             results = run_contest(
                 loaded,
@@ -96,13 +95,13 @@ def arena(  # noqa: PLR0913, PLR0917  each is an option of the command line
             )
         except KeyboardInterrupt:
             typer.echo(f"interrupted; {out} holds the runs done: give the same command again to go on", err=True)
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
         summary = summarize(results, lower_is_better=lower_is_better)
-        write_whole(out / "summary.json", (dumps(summary.to_json()) + "\n").encode())
+        write_whole(table, (dumps(summary.to_json()) + "\n").encode())
         page = render_summary(summary, loaded.name, {**_common(loaded, lower_is_better), **extent})
-        write_whole(out / "report.html", page.encode())
+        write_whole(report, page.encode())
     print_summary(console, summary)
-    console.print(f"saved {out / 'summary.json'}, {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    say_saved(console, [table, report])
 
 
 def _parameters(settings: Sequence[str]) -> dict[str, Any]:
