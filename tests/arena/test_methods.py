@@ -80,7 +80,7 @@ class TestContenders:
         assert trials("llr", "plain") == [["plain"], ["llr"]]
 
     def test_another_baseline_comes_first(self):
-        assert trials("plain", "llr", baseline="llr") == [["llr"], ["plain"]]
+        assert trials("llr", baseline="llr") == [["llr"], ["plain"]]
         names = ["llr:control=uniform", "plain:lr=[1]", "llr:high=3"]
         assert trials(*names, baseline="llr:high=3", lrs=[1])[0] == ["llr:high=3 lr=1"]
 

@@ -101,7 +101,9 @@ def open_folder(path: Path, settings: Mapping[str, Any], extent: Mapping[str, An
         raise ArenaError(f"cannot make the folder {path}: {error.strerror}") from error
     with _alone(path):
         _check(path, settings)
-        write_whole(path / _SETTINGS, (json.dumps({"settings": settings, **extent}, indent=1) + "\n").encode())
+        write_whole(
+            path / _SETTINGS, (json.dumps({"settings": settings, **extent}, indent=1, default=str) + "\n").encode()
+        )
         yield Folder(path)
 
 
@@ -114,7 +116,7 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
         before = json.loads((path / _SETTINGS).read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArenaError(f"cannot read {path / _SETTINGS}: {error}; choose another folder") from error
-    now = json.loads(json.dumps(settings))
+    now = json.loads(json.dumps(settings, default=str))
     differing = [
         f"{key} was {before.get(key)} and is {now.get(key)}"
         for key in {**before, **now}

@@ -139,9 +139,10 @@ def read_contenders(names: Sequence[str], lrs: Sequence[float] = (), baseline: s
     """Read the names of methods that shall be compared.
 
     Args:
-        names: Names of methods; ``strength=[0.5,1]`` is a choice, and ``lr=[1e-4,3e-4]`` goes before ``lrs``.
+        names: Names of methods; ``plain`` is added where it is missing. ``strength=[0.5,1]`` is a choice, and
+            ``lr=[1e-4,3e-4]`` goes before ``lrs``.
         lrs: Learning rates to choose from; none leaves the rate to the task.
-        baseline: What the others are compared with; ``plain`` is added where it is missing.
+        baseline: What the others are compared with.
 
     Returns:
         The baseline, then the others in their order.
@@ -154,8 +155,8 @@ def read_contenders(names: Sequence[str], lrs: Sequence[float] = (), baseline: s
         >>> [str(trial) for trial in read_contenders(["llr:high=[3,5],lr=0.1"], [0.1, 0.2])[1].trials]
         ['llr:high=3 lr=0.1', 'llr:high=5 lr=0.1']
     """
-    names = [name.replace(" ", "") for name in names]
-    if baseline == PLAIN and PLAIN not in (name.partition(":")[0] for name in names):
+    baseline, *names = [name.replace(" ", "") for name in (baseline, *names)]
+    if PLAIN not in (name.partition(":")[0] for name in names):
         names = [PLAIN, *names]
     contenders = sorted((_contender(name, lrs) for name in names), key=lambda each: not each.is_called(baseline))
     if not contenders[0].is_called(baseline):
