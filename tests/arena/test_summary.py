@@ -112,7 +112,7 @@ class TestCounting:
         assert [row.failed for row in summary.rows] == [0, 1, 0]
         assert [row.gain.seeds for row in summary.rows[1:]] == [11, 12]
         assert 0 not in summary.rows[1].gains
-        assert any(note.startswith("1 runs failed") for note in summary.notes)
+        assert any(note.startswith("Runs that failed (1)") for note in summary.notes)
 
     def test_if_all_fail_nothing_can_be_compared(self):
         summary = summary_of(plain=[None] * 3, llr=[None] * 3)

@@ -146,7 +146,7 @@ def _best(results: Sequence[Result], rows: Sequence[Row]) -> int | None:
 def _recommendation(baseline: str, rows: Sequence[Row], best: int | None) -> str:
     pairs = max((row.gain.seeds for row in rows if row.gain is not None), default=0)
     if pairs == 0:
-        return "Nothing can be compared: no seed has a run of two methods that did not fail."
+        return "Nothing can be compared: in no seed have the baseline and another method both come to an end."
     if pairs < FEWEST:
         return f"{pairs} seeds are too few to recommend anything: take {FEWEST} or more."
     if best is None:
@@ -188,5 +188,5 @@ def _notes(results: Sequence[Result], rows: Sequence[Row]) -> list[str]:
         notes.append("A run that diverged loses its pair; means and intervals leave it out.")
     failed = sum(row.failed for row in rows)
     if failed:
-        notes.append(f"{failed} runs failed and count for nobody; delete their files, and they are made again.")
+        notes.append(f"Runs that failed ({failed}) count for nobody; delete their files, and they are made again.")
     return notes
