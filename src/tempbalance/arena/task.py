@@ -127,7 +127,7 @@ class Task:
 
 
 def load_task(path: Path, parameters: Mapping[str, Any] | None = None) -> Task:
-    """Import a file with a function ``train(seed, method, ...)``; its folder is put on ``sys.path``, as by ``python file``.
+    """Import a file with a function ``train(seed, method, ...)``; its folder goes on ``sys.path``, as by ``python``.
 
     Args:
         path: A Python file.
