@@ -66,7 +66,7 @@
     );
   }
 
-  const wrap = (name) => name.replace(/</g, "&lt;").replace(/[:, ]/g, "$&<br>");
+  const wrap = (name) => plain(name).replace(/[:, ]/g, "$&<br>");
 
   function table() {
     for (const column of COLUMNS) {
