@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 
@@ -10,11 +9,6 @@ from tempbalance.arena.task import Task, load_task
 from tempbalance.errors import ArenaError
 
 METHOD = "model_balancing_sciml"
-
-
-@pytest.fixture(autouse=True)
-def _search_path(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.fixture
@@ -71,8 +65,7 @@ class TestRuns:
         monkeypatch.setattr(Task, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             contest(task_file, folder, log=str(log))
-        monkeypatch.undo()
-        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setattr(Task, "run", run)
         assert len(list(folder.path.rglob("seed-*.json"))) == 3
         assert [len(result.runs) for result in contest(task_file, folder, log=str(log))] == [3, 3]
         assert len(log.read_text().splitlines()) == 6

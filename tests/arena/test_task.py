@@ -1,6 +1,5 @@
 import math
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -11,11 +10,6 @@ from tempbalance.arena.task import load_task
 from tempbalance.errors import ArenaError
 
 PLAIN, BALANCED = Trial("plain", None), Trial("model_balancing_sciml", None)
-
-
-@pytest.fixture(autouse=True)
-def _search_path(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 class TestLoading:
