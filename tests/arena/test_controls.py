@@ -9,18 +9,28 @@ from hypothesis import strategies as st
 
 from tempbalance.arena import Method
 from tempbalance.arena.controls import Inverted, Shuffled, Uniform, random_weights
-from tempbalance.assign import Linear, Sigmoid
+from tempbalance.assign import LayerwiseDecay, Linear, Sigmoid, UnitFacts
 from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
 
 ALPHAS = st.lists(st.floats(1.1, 9) | st.just(math.nan), min_size=2, max_size=9)
 INNER = st.sampled_from([Linear(0.5, 1.5), Sigmoid(1.0), Sigmoid((2.0, 1.0), normalize=True)])
 
 
+def assigned(assignment, alphas):
+    return assignment.assign([UnitFacts(alpha=alpha) for alpha in alphas])
+
+
+def test_rates_by_depth_are_rearranged_too():
+    units = [UnitFacts(depth=depth) for depth in (2, 1, 0)]
+    assert Inverted(LayerwiseDecay(0.5)).assign(units) == [1.0, 0.5, 0.25]
+    assert Uniform(LayerwiseDecay(0.5)).assign(units) == [pytest.approx(1.75 / 3)] * 3
+
+
 @given(ALPHAS, INNER, st.integers(0, 9))
 def test_every_control_keeps_the_mean_and_what_cannot_be_judged(alphas, inner, seed):
-    original = inner(alphas)
+    original = assigned(inner, alphas)
     for control in (Inverted(inner), Shuffled(inner, seed), Uniform(inner)):
-        found = control(alphas)
+        found = assigned(control, alphas)
         assert fmean(found) == pytest.approx(fmean(original))
         assert all(m == 1 for m, alpha in zip(found, alphas, strict=True) if math.isnan(alpha))
 
@@ -28,21 +38,21 @@ def test_every_control_keeps_the_mean_and_what_cannot_be_judged(alphas, inner, s
 @given(ALPHAS, INNER, st.integers(0, 9))
 def test_inverted_and_shuffled_have_the_same_multipliers(alphas, inner, seed):
     for control in (Inverted(inner), Shuffled(inner, seed)):
-        assert sorted(control(alphas)) == sorted(inner(alphas))
+        assert sorted(assigned(control, alphas)) == sorted(assigned(inner, alphas))
 
 
 @given(st.lists(st.integers(2, 9), min_size=2, max_size=8, unique=True))
 def test_inverted_falls_where_the_assignment_rises(alphas):
-    found = Inverted(Linear(0.5, 1.5))(alphas)
+    found = assigned(Inverted(Linear(0.5, 1.5)), alphas)
     order = sorted(range(len(alphas)), key=alphas.__getitem__)
     assert [found[i] for i in order] == sorted(found, reverse=True)
 
 
 def test_shuffled_differs_between_seeds_and_not_between_refreshes():
     alphas = [2.0, 2.5, 3.0, 4.0, 5.0, 6.0]
-    orders = {tuple(Shuffled(Linear(), seed)(alphas)) for seed in range(10)}
+    orders = {tuple(assigned(Shuffled(Linear(), seed), alphas)) for seed in range(10)}
     assert len(orders) == 10
-    assert Shuffled(Linear(), 3)(alphas) == Shuffled(Linear(), 3)(alphas)
+    assert assigned(Shuffled(Linear(), 3), alphas) == assigned(Shuffled(Linear(), 3), alphas)
 
 
 def model_and_optimizer(alphas=(2.2, 3.0, 4.0)):

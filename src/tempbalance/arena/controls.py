@@ -5,10 +5,11 @@ If one of them does as well as the recipe, the gain is not what the theory says 
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -16,7 +17,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from tempbalance.assign import Assignment
+from tempbalance.assign import Assignment, UnitFacts
 from tempbalance.optim import Recipe
 
 __all__ = ["CONTROLS", "Inverted", "Shuffled", "Uniform", "random_weights"]
@@ -32,8 +33,24 @@ class _Rearranged(Assignment):
 
     of: Assignment
 
-    def _map(self, alphas: list[float]) -> list[float]:
-        return self._rearrange(self.of(alphas))
+    @property
+    def uses_alpha(self) -> bool:
+        """Whether the other does."""
+        return self.of.uses_alpha
+
+    @property
+    def uses_depth(self) -> bool:
+        """Whether the other does."""
+        return self.of.uses_depth
+
+    def assign(self, units: Sequence[UnitFacts]) -> list[float]:
+        """Assign a multiplier to every unit; one that the other does not judge keeps its own."""
+        multipliers = self.of.assign(units)
+        judged = [i for i, unit in enumerate(units) if self.uses_depth or math.isfinite(unit.alpha)]
+        moved = self._rearrange([multipliers[i] for i in judged]) if judged else []
+        for i, multiplier in zip(judged, moved, strict=True):
+            multipliers[i] = multiplier
+        return multipliers
 
     @abstractmethod
     def _rearrange(self, multipliers: list[float]) -> list[float]:
@@ -46,7 +63,8 @@ class Inverted(_Rearranged):
 
     Example:
         >>> from tempbalance.assign import Linear
-        >>> Inverted(Linear(0.5, 1.5))([2.0, 2.5, 4.0])
+        >>> units = [UnitFacts(alpha=alpha) for alpha in (2.0, 2.5, 4.0)]
+        >>> Inverted(Linear(0.5, 1.5)).assign(units)
         [1.5, 0.75, 0.5]
     """
 
@@ -65,7 +83,8 @@ class Shuffled(_Rearranged):
 
     Example:
         >>> from tempbalance.assign import Linear
-        >>> Shuffled(Linear(0.5, 1.5), seed=2)([2.0, 2.5, 4.0])
+        >>> units = [UnitFacts(alpha=alpha) for alpha in (2.0, 2.5, 4.0)]
+        >>> Shuffled(Linear(0.5, 1.5), seed=2).assign(units)
         [0.5, 1.5, 0.75]
     """
 
@@ -81,7 +100,8 @@ class Uniform(_Rearranged):
 
     Example:
         >>> from tempbalance.assign import Linear
-        >>> Uniform(Linear(0.5, 1.5))([2.0, 3.0, 4.0])
+        >>> units = [UnitFacts(alpha=alpha) for alpha in (2.0, 3.0, 4.0)]
+        >>> Uniform(Linear(0.5, 1.5)).assign(units)
         [1.0, 1.0, 1.0]
     """
 
