@@ -36,6 +36,12 @@ class TestNames:
         recipe = balanced("model_balancing:unit=layer,windows=farms,every=7").recipe
         assert (recipe.unit, recipe.windows, recipe.every) == ("layer", tb.FARMS(), tb.Every(steps=7))
 
+    def test_what_is_put_around_the_assignment(self):
+        recipe = balanced("model_balancing_sciml:spectrum_of=update,damped=true,change=true").recipe
+        assert recipe.spectrum_of == "update"
+        assert recipe.assignment == tb.AlphaChange(tb.Damped(tb.recipes.model_balancing_sciml().assignment))
+        assert balanced("model_balancing_sciml:damped=false").recipe == tb.recipes.model_balancing_sciml()
+
     def test_options_of_the_balancer_are_passed_on(self):
         seen = []
         model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
@@ -49,7 +55,10 @@ class TestNames:
             ("magic", "there is no method 'magic'; the methods are plain, .*model_balancing"),
             ("", "there is no method ''"),
             ("plain:strength=1", "plain has no parameter strength; it has lr"),
-            ("llr:strength=1", "llr has no parameter strength; it has low, high, windows, unit, every, control, lr"),
+            (
+                "llr:strength=1",
+                "llr has no parameter strength; it has low, high, windows, unit, every, spectrum_of, damped, change, control, lr",
+            ),
             ("llr:high", "cannot read 'llr:high'"),
             ("llr:high=", "cannot read"),
             ("llr:high=1)(low=2", "cannot read"),
@@ -57,6 +66,7 @@ class TestNames:
             ("llr:high=open('x')", "neither a number nor a word"),
             ("llr:high=high", "llr:high=high: "),
             ("llr:high=-1", "bounds must satisfy"),
+            ("llr:damped=true", "llr:damped=true: Linear must not be damped"),
             ("llr:unit=neuron", "unit must be one of layer, block"),
             ("llr:windows=bay", "windows must be farms or none"),
             ("llr:every=often", "llr:every=often: "),

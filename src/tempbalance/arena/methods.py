@@ -13,6 +13,7 @@ from torch import nn
 
 from tempbalance import recipes
 from tempbalance.arena.controls import CONTROLS, random_weights
+from tempbalance.assign import AlphaChange, Damped
 from tempbalance.errors import ArenaError
 from tempbalance.optim import Balancer, Every, Recipe
 from tempbalance.windows import FARMS, Windows
@@ -20,7 +21,8 @@ from tempbalance.windows import FARMS, Windows
 __all__ = ["PLAIN", "Contender", "Method", "Trial", "read_contenders"]
 
 PLAIN = "plain"
-_OPTIONS = ("unit", "windows", "every")  # of a Recipe, so that every recipe has them
+_OPTIONS = ("unit", "windows", "every", "spectrum_of")  # of a Recipe, so that every recipe has them
+_AROUND = {"damped": Damped, "change": AlphaChange}  # what can be put around its assignment
 _WORDS = {"true": True, "false": False, "none": None, "farms": FARMS()}
 
 
@@ -28,8 +30,9 @@ class Method:
     """One way of training, as a task gets it: ``method.balance(optimizer, model)`` is all that it has to call.
 
     A name is ``plain``, which changes nothing; or a recipe of ``tempbalance.recipes`` with its own parameters and
-    ``unit``, ``windows`` and ``every``, as in ``model_balancing:strength=0.5,unit=layer``; or, with ``control=``, what
-    that recipe has to be better than:
+    ``unit``, ``windows``, ``every`` and ``spectrum_of``, as in ``model_balancing:strength=0.5,unit=layer``, and with
+    ``damped=true`` or ``change=true`` (``Damped`` or ``AlphaChange`` around its assignment); or, with ``control=``,
+    what that recipe has to be better than:
 
     - ``inverted``: the same multipliers in the opposite order, more to heavy-tailed layers;
     - ``shuffled``: the same multipliers dealt out to the units at random;
@@ -202,7 +205,7 @@ def _read(name: str) -> tuple[str, dict[str, list[ast.expr]]]:
     if recipe != PLAIN and recipe not in recipes.__all__:
         raise ArenaError(f"there is no method {recipe!r}; {_known()}")
     choices = _choices(name, options)
-    allowed = ["lr"] if recipe == PLAIN else [*_parameters(recipe), *_OPTIONS, "control", "lr"]
+    allowed = ["lr"] if recipe == PLAIN else [*_parameters(recipe), *_OPTIONS, *_AROUND, "control", "lr"]
     for key, nodes in choices.items():
         if key not in allowed:
             raise ArenaError(f"{recipe} has no parameter {key}; it has {', '.join(dict.fromkeys(allowed))}")
@@ -252,7 +255,10 @@ def _recipe(name: str, recipe: str, values: Mapping[str, Any]) -> Recipe:
         changes = {key: value for key, value in values.items() if key not in own}
         if "every" in changes:
             changes["every"] = Every(steps=changes["every"])
+        around = [_AROUND[key] for key in _AROUND if changes.pop(key, False)]
         made = replace(made, **changes)
+        for wrapper in around:
+            made = replace(made, assignment=wrapper(made.assignment))
     except (TypeError, ValueError) as error:
         raise ArenaError(f"{name}: {error}") from error
     if not isinstance(made.windows, Windows | None):
