@@ -40,7 +40,7 @@ from tempbalance.pruning import (
     save_pruned,
 )
 
-__all__ = ["perplexity_command", "prune_command"]
+__all__ = ["LengthOption", "QuietOption", "in_words", "perplexity_command", "prune_command"]
 
 
 class Method(str, Enum):
@@ -166,7 +166,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     console.print(f"{len(achieved)} weights pruned, {allocation.sparsity:.1%} of them zero", highlight=False)
     if held_out is not None:
         before, after = (_measure(path, held_out, length, device, progress) for path in (folder, out))
-        console.print(f"perplexity {_in_words(before)} before, {_in_words(after)} after", highlight=False)
+        console.print(f"perplexity {in_words(before)} before, {in_words(after)} after", highlight=False)
     say_saved(console, [out])
 
 
@@ -192,7 +192,7 @@ def perplexity_command(
       tempbalance perplexity path/to/llama tokens.npz --length 256 --stride 128
     """
     found = _measure(source, load_tokens(tokens, source), length, device, not quiet, stride)
-    Console().print(f"perplexity {_in_words(found)} over {found.tokens} tokens", highlight=False)
+    Console().print(f"perplexity {in_words(found)} over {found.tokens} tokens", highlight=False)
 
 
 def _measure(
@@ -207,5 +207,6 @@ def _measure(
     return perplexity(model, documents, stride, length=length, progress=progress)
 
 
-def _in_words(found: Perplexity) -> str:
+def in_words(found: Perplexity) -> str:
+    """A perplexity with its error."""
     return f"{found.value:.4g} (standard error {found.stderr:.2g})"

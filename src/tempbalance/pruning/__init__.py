@@ -8,12 +8,15 @@ from tempbalance.pruning.folder import prune_checkpoint, save_pruned
 from tempbalance.pruning.likelihood import Perplexity, perplexity
 from tempbalance.pruning.lm import load_causal_lm
 from tempbalance.pruning.outliers import outlier_ratios
+from tempbalance.pruning.recovery import Recovered, Recovery, recover, save_recovered
 from tempbalance.pruning.tokens import draw_calibration, load_tokens
 
 __all__ = [
     "Allocation",
     "LayerShare",
     "Perplexity",
+    "Recovered",
+    "Recovery",
     "allocate_sparsity",
     "draw_calibration",
     "load_causal_lm",
@@ -22,5 +25,7 @@ __all__ = [
     "perplexity",
     "prune",
     "prune_checkpoint",
+    "recover",
     "save_pruned",
+    "save_recovered",
 ]
