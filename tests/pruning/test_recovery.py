@@ -260,3 +260,11 @@ def test_a_real_model_recovers_on_the_command_line(
     printed = capsys.readouterr().out
     assert "every zero kept" in printed
     assert "before" in printed
+
+
+def test_a_folder_that_is_something_else_is_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "keep.txt").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        main("recover", "nowhere", "--tokens", "nothing.npy", "--out", str(tmp_path))
+    assert stopped.value.code == 1
+    assert "name another" in capsys.readouterr().err

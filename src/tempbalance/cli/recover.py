@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tempbalance.checkpoints.writing import check_folder
 from tempbalance.cli.app import DeviceOption, app, say_saved
 from tempbalance.cli.compress import LengthOption, QuietOption, in_words
 from tempbalance.pruning import Recovery, load_causal_lm, load_tokens, perplexity, recover, save_recovered
+from tempbalance.pruning.recovery import RECORD
 from tempbalance.recipes import model_balancing
 
 __all__ = ["recover_command"]
@@ -51,6 +53,7 @@ def recover_command(  # noqa: PLR0913, PLR0917  each is an option of the command
       tempbalance recover pruned --tokens tokens.npz --lr 3e-4 --epochs 2 --no-balance --out recovered
     """
     settings = Recovery(rank=rank, lr=lr, epochs=epochs, batch=batch, length=length, seed=seed)
+    check_folder(out, RECORD)
     documents = load_tokens(tokens, source)
     held_out = load_tokens(evaluate, source) if evaluate else None
     model = load_causal_lm(source, device)
