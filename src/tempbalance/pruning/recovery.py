@@ -33,10 +33,10 @@ _MAX_NORM = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """Settings of ``recover``; the defaults are those published with AlphaPruning, whose 100,000 samples are of C4.
+    """Settings of ``recover``; rate, epochs, batch and length as published with AlphaPruning, for LLMs on C4.
 
     Attributes:
-        rank: Of the LoRA factors; ``lora_alpha`` is twice that.
+        rank: Of the LoRA factors; ``lora_alpha`` is twice that, as in SQFT.
         lr: Highest learning rate of AdamW: it rises over 3 % of the steps and falls in a straight line to zero.
         epochs: How often all tokens are gone through.
         batch: Sequences in a step.
@@ -98,8 +98,8 @@ def recover(
 
     Training forms the adapted weight of every layer, which takes about the memory of these weights once more.
 
-    Deviations from the recipe published with AlphaPruning (C4, 1 epoch, block 2048, rate 1e-4, batch 1): the mask;
-    all pruned layers of the blocks are adapted; warm-up and clipping.
+    The defaults follow what is published with AlphaPruning: LoRA, 1 epoch over 100,000 samples of C4, block 2048, rate
+    1e-4, batch 1. The mask, the rank, which layers are adapted, warm-up and clipping are choices made here.
 
     Args:
         model: A pruned model, in one piece on one device; its mode is put back.
