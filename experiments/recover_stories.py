@@ -23,7 +23,7 @@ from tempbalance.optim import Recipe
 from tempbalance.pruning import Recovery, load_causal_lm, recover
 
 LENGTH = 256
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 TUNING_SEED, SEEDS = 100, range(5)
 
 
