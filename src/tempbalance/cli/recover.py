@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tempbalance.checkpoints.writing import check_folder
+from tempbalance.checkpoints.writing import check_replaceable
 from tempbalance.cli.app import DeviceOption, app, say_saved
-from tempbalance.cli.compress import LengthOption, QuietOption, in_words
+from tempbalance.cli.compress import LengthOption, QuietOption, transformers_bars
 from tempbalance.pruning import Recovery, load_causal_lm, load_tokens, perplexity, recover, save_recovered
 from tempbalance.pruning.recovery import RECORD
 from tempbalance.recipes import model_balancing
+from tempbalance.report.terminal import print_perplexities
 
 __all__ = ["recover_command"]
 
@@ -53,18 +54,19 @@ def recover_command(  # noqa: PLR0913, PLR0917  each is an option of the command
       tempbalance recover pruned --tokens tokens.npz --lr 3e-4 --epochs 2 --no-balance --out recovered
     """
     settings = Recovery(rank=rank, lr=lr, epochs=epochs, batch=batch, length=length, seed=seed)
-    check_folder(out, RECORD)
+    check_replaceable(out, RECORD)
     documents = load_tokens(tokens, source)
     held_out = load_tokens(evaluate, source) if evaluate else None
-    model = load_causal_lm(source, device)
     progress = not quiet
-    before = perplexity(model, held_out, length=length, progress=progress) if held_out else None
-    done = recover(model, documents, settings, recipe=model_balancing() if balance else None, progress=progress)
-    save_recovered(model, done, out, source)
+    with transformers_bars(progress):
+        model = load_causal_lm(source, device)
+        before = perplexity(model, held_out, length=length, progress=progress) if held_out else None
+        done = recover(model, documents, settings, recipe=model_balancing() if balance else None, progress=progress)
+        save_recovered(model, done, out, source)
     console = Console()
     if held_out is not None and before is not None:
         after = perplexity(model, held_out, length=length, progress=progress)
-        console.print(f"perplexity {in_words(before)} before, {in_words(after)} after", highlight=False)
+        print_perplexities(console, before, after)
     if not quiet:
         console.print(f"{len(done.sparsity)} weights trained, every zero kept", highlight=False)
         say_saved(console, [out])
