@@ -14,10 +14,15 @@ from tempbalance.arena import paired
 
 HERE = Path(__file__).parent
 FIGURE = HERE.parent / "docs" / "results" / "low-data.svg"
-PANELS = {"8": "8 images a digit", "2": "2 images a digit"}
-REACH, TICKS = 3.5, (-3, -2, -1, 0, 1, 2, 3)  # points of accuracy
-NAMES, WIDTH, GAP, ROW, TOP = 190, 250, 20, 20, 34  # pixels
-METHOD, CONTROL = "#1f5fa8", "#999"
+PANELS = {
+    "8": "8 images, tuned",
+    "2": "2 images, tuned",
+    "8-rate-0.001": "8 images, rate 0.001",
+    "2-rate-0.003": "2 images, rate 0.003",
+}
+REACH, TICKS = 4.5, (-4, -2, 0, 2, 4)  # points of accuracy
+NAMES, WIDTH, GAP, ROW, TOP = 250, 150, 16, 20, 34  # pixels
+METHOD, CONTROL = "#1f5fa8", "#777"
 
 
 class Gain(NamedTuple):
@@ -31,7 +36,8 @@ class Gain(NamedTuple):
 
     def __str__(self) -> str:
         """Three cells of a table."""
-        return f"{self.mean:+.2f} | {self.low:+.2f} to {self.high:+.2f} | {self.won} of {self.seeds}"
+        mean, low, high = (round(value, 2) + 0.0 for value in self[:3])  # no -0.00
+        return f"{mean:+.2f} | {low:+.2f} to {high:+.2f} | {self.won} of {self.seeds}"
 
 
 def gain(first: Mapping[int, float], second: Mapping[int, float]) -> Gain:
@@ -54,18 +60,22 @@ def tested(study: Mapping[str, Any]) -> dict[str, dict[int, float]]:
 def tables(name: str, study: Mapping[str, Any]) -> str:
     """Every method against plain, and against its controls, in Markdown."""
     scores = tested(study)
-    lines = [f"\n{name}\n", "| method | rate | accuracy | gain over plain | 95 % interval | seeds won | p |"]
+    lines = [f"\n{name}\n", *_head("method", "rate", "accuracy", "gain", "95 % interval", "seeds won", "p")]
     for row in study["summary"]["rows"]:
         cells = gain(scores[row["method"]], scores["plain"]) if row["gain"] else "| |"
         rate = row["chosen"].rpartition("lr=")[2]
         p_value = f"{row['p_value']:.2g}" if row["gain"] else ""
         lines.append(f"| `{row['method']}` | {rate} | {100 * row['mean']:.2f} | {cells} | {p_value} |")
-    lines.append("\n| method | against | difference | 95 % interval | seeds won |")
+    lines += ["", *_head("method", "against control", "difference", "95 % interval", "seeds won")]
     for control in scores:
         of, separator, kind = control.rpartition("control=")
         if separator:
             lines.append(f"| `{of[:-1]}` | {kind} | {gain(scores[of[:-1]], scores[control])} |")
     return "\n".join(lines)
+
+
+def _head(*names: str) -> list[str]:
+    return [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
 
 
 def figure(studies: Mapping[str, Mapping[str, Any]]) -> str:
@@ -78,9 +88,8 @@ def figure(studies: Mapping[str, Mapping[str, Any]]) -> str:
         '<rect width="100%" height="100%" fill="white"/>',
     ]
     for row, method in enumerate(methods):
-        is_control = "control=" in method
-        text = method.rpartition(":")[2].removeprefix("spectrum_of=update,")
-        x, colour = (24, CONTROL) if is_control else (8, METHOD)
+        of, _, control = method.rpartition("control=")
+        text, x, colour = (f"control={control}", 24, CONTROL) if of else (method, 8, METHOD)
         parts.append(f'<text x="{x}" y="{TOP + ROW * row + 14}" fill="{colour}">{text}</text>')
     for panel, name in enumerate(PANELS):
         parts += _panel(name, tested(studies[name]), methods, NAMES + panel * (WIDTH + GAP))
