@@ -119,7 +119,7 @@ def _panel(name: str, scores: Mapping[str, Mapping[int, float]], methods: list[s
             continue
         y, found = TOP + ROW * row + 10, gain(scores[method], scores["plain"])
         colour = CONTROL if "control=" in method else METHOD
-        if found.high < -REACH:
+        if found.mean < -REACH:
             parts.append(f'<text x="{left + 4}" y="{y + 4}" fill="{colour}">\u25c2 {found.mean:.1f}</text>')
             continue
         ends = f"M{place(found.low):.1f} {y}H{place(found.high):.1f}"
