@@ -2,7 +2,19 @@
 
 from tempbalance import errors, recipes, testing
 from tempbalance.analysis import analyze
-from tempbalance.assign import Linear, Log2, Rank, RankAsReleased, Sigmoid, Sqrt
+from tempbalance.assign import (
+    AlphaChange,
+    Damped,
+    LayerwiseDecay,
+    Linear,
+    Log2,
+    Rank,
+    RankAsReleased,
+    Sigmoid,
+    SlowLearner,
+    Sqrt,
+    Times,
+)
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import TempBalanceError
 from tempbalance.layers import Select
@@ -62,12 +74,17 @@ __all__ = [
     "prune_checkpoint",
     "save_pruned",
     # assignments of multipliers
+    "AlphaChange",
+    "Damped",
+    "LayerwiseDecay",
     "Linear",
     "Log2",
     "Rank",
     "RankAsReleased",
     "Sigmoid",
+    "SlowLearner",
     "Sqrt",
+    "Times",
     # estimators of the tail
     "KS",
     "AveragedHill",

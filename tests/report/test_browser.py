@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tempbalance as tb
+from tempbalance.report.pruning import Pruned, render_pruning
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
 pytest.importorskip("plotly")
@@ -47,26 +48,31 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, report):
-    page = browser.new_page()
+def opened(browser, path, drawn):
+    """A page without errors that loads nothing but itself."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.problems = []
     page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("request", lambda request: page.problems.append(request.url) if "report.html" not in request.url else None)
-    page.goto(report.as_uri())
-    page.wait_for_selector("#depth .main-svg")
+    page.on("request", lambda request: page.problems.append(request.url) if path.name not in request.url else None)
+    page.goto(path.as_uri())
+    page.wait_for_selector(drawn)
     yield page
     assert page.problems == []
     page.close()
+
+
+@pytest.fixture
+def page(browser, report):
+    yield from opened(browser, report, "#depth .main-svg")
 
 
 def names(page):
     return page.locator("#layers tbody tr td:first-child").all_text_contents()
 
 
-def column(page, index):
-    return page.locator(f"#layers tbody tr td:nth-child({index})").all_text_contents()
+def column(page, index, table="#layers"):
+    return page.locator(f"{table} tbody tr td:nth-child({index})").all_text_contents()
 
 
 def test_all_layers_are_listed_in_model_order(page):
@@ -154,15 +160,7 @@ def trained_page(browser, tmp_path):
     ]
     path = tmp_path / "report.html"
     tb.analyze({"a.weight": torch.zeros(20, 20)}).save(path, history=history)
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
-    page.goto(path.as_uri())
-    page.wait_for_selector("#history .main-svg")
-    yield page
-    assert page.problems == []
-    page.close()
+    yield from opened(browser, path, "#history .main-svg")
 
 
 def test_history_is_two_plots_with_a_line_per_unit(trained_page):
@@ -183,6 +181,30 @@ def test_pointing_at_a_line_gives_its_name(trained_page):
     text = trained_page.text_content("#history .hoverlayer .hovertext")
     assert "h.1" in text
     assert "step 10: alpha 2.900" in text
+
+
+@pytest.fixture
+def pruning_page(browser, tmp_path):
+    """The report of a pruned model with one weight that has no alpha."""
+    tensors = {f"h.{i}.fc.weight": torch.randn(60, 60, generator=torch.Generator().manual_seed(i)) for i in range(3)}
+    for i in range(2):
+        tensors[f"h.{i}.fc.weight"] = tb.testing.matrix_with_spectrum(
+            tb.testing.pareto_quantiles(60, 2.0 + i), (60, 60)
+        )
+    plan = tb.allocate_sparsity(tb.analyze(tensors), sparsity=0.5)
+    path = tmp_path / "report.html"
+    path.write_text(render_pruning(Pruned(plan=plan, method="magnitude", achieved=dict(plan))), encoding="utf-8")
+    yield from opened(browser, path, "#alpha .main-svg")
+
+
+def test_pruning_is_drawn_against_depth_and_listed(pruning_page):
+    assert pruning_page.locator("#sparsity .trace .point").count() == 3
+    assert pruning_page.locator("#sparsity .trace .js-line").count() == 1
+    assert pruning_page.locator("#alpha .trace .point").count() == 2
+    assert "Not drawn: 1 without an alpha." in pruning_page.inner_text("#alpha-facts")
+    assert column(pruning_page, 3, "#weights") == ["2.00", "2.99", "–"]
+    assert column(pruning_page, 6, "#weights") == ["0.3500", "0.6500", "0.5000"]
+    assert not pruning_page.locator("#perplexity-section").is_visible()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
