@@ -6,10 +6,8 @@ import contextlib
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,10 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 import tempbalance as tb
+from command_line import interrupted
+from command_line import run as run_command
 from tempbalance import distributed
 from tempbalance.checkpoints import Checkpoint
-from tempbalance.cli import main
 from tempbalance.distributed import Processes
 from tempbalance.errors import AnalysisError
 
@@ -136,10 +135,10 @@ def command(arguments: list[str], bad_rank: int | None = None) -> tuple[int, str
     os.environ |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port[0]), "RANK": str(rank), "WORLD_SIZE": str(size)}
     output, errors = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as stopped:
-        main(*(arguments if rank != bad_rank else ["analyze", "nowhere"]))
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = run_command(*(arguments if rank != bad_rank else ["analyze", "nowhere"]))
     dist.barrier()
-    return stopped.value.code, output.getvalue(), errors.getvalue()
+    return status, output.getvalue(), errors.getvalue()
 
 
 def test_the_command_prints_and_writes_once(checkpoint, tmp_path):
@@ -157,6 +156,7 @@ def test_the_command_prints_and_writes_once(checkpoint, tmp_path):
     [
         (["--strict"], None, "error: layers.1.4.weight: 1 of 22500 weights are NaN or Inf"),
         (["--select", "nothing"], None, "error: no weight matches"),
+        (["--device", "cuda:99"], None, "error: device 'cuda:99' cannot be used here"),
         ([], 1, "error: there is no file or folder nowhere"),
         (["--out", "nowhere/a.json"], None, "error: cannot write nowhere/a.json"),
     ],
@@ -212,31 +212,14 @@ def test_torchrun_is_interrupted_and_goes_on_with_another_number_of_processes(tm
     generator = torch.Generator().manual_seed(0)
     save_file({f"layers.{i}.weight": torch.randn(900 + i, 900, generator=generator) for i in range(40)}, path)
     arguments = ["-m", "tempbalance", "analyze", str(path), "--out", str(out), "--quiet"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def torchrun(size: int) -> list[str]:
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), *arguments]
-
-    # Jobs that a shell runs in the background ignore Ctrl-C, and hand that down to what they start.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(torchrun(2), stderr=subprocess.PIPE, text=True, env=environment)
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     partial = out.with_name("out.json.partial")
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not (partial.exists() and len(partial.read_text().splitlines()) > 3):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert process.poll() is None, "the command ended before it could be interrupted"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
+    status, errors, done = interrupted([*torchrun, "2", *arguments], partial)
+    assert status != 0
     assert errors.count("give the same command again to go on") == 1
     assert not out.exists()
-    done = len(partial.read_text().splitlines()) - 1
     assert 0 < done < 40
-    subprocess.run(torchrun(3), check=True, env=environment)
+    subprocess.run([*torchrun, "3", *arguments], check=True)
     assert not partial.exists()
     tb.analyze(path).save(tmp_path / "alone.json")
     assert out.read_bytes() == (tmp_path / "alone.json").read_bytes()

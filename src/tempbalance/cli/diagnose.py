@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
@@ -93,6 +95,8 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     try:
         if processes.rank == 0:
             check_outputs(outputs)
+        if device == "cuda" and processes.size > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())  # each its own
         analysis = analyze(
             source if revision is None else open_checkpoint(source, revision),
             estimator=ESTIMATORS[estimator],
