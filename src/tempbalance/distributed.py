@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ __all__ = ["Processes", "Ranks", "share"]
 _T = TypeVar("_T")
 _PAUSE = 0.05  # seconds between two looks at the messages
 _PATIENCE = 300.0  # seconds: processes that start together may import at very different speeds
+_launches = itertools.count()  # each is a piece of work with messages of its own
 
 
 class Ranks:
@@ -142,7 +144,7 @@ class Processes:
         if not dist.is_available() or not dist.is_torchelastic_launched():
             return cls()
         store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-        processes = cls(dist.PrefixStore("tempbalance", store), rank, size)  # type: ignore[attr-defined]
+        processes = cls(dist.PrefixStore(f"tempbalance {next(_launches)}", store), rank, size)  # type: ignore[attr-defined]
         deadline = time.monotonic() + _PATIENCE
         present = processes._count("present", 1)
         while present < size:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,18 +127,24 @@ def test_what_was_done_before_a_failure_is_not_done_again_by_more_or_fewer_proce
     assert repr(tb.analyze(checkpoint, resume=partial)) == alone
 
 
-def command(arguments: list[str], bad_rank: int | None = None) -> tuple[int, str, str]:
-    """Exit status, output and errors of a command in a world; a store on rank 0 is what torchrun keeps."""
+@contextlib.contextmanager
+def launch() -> Iterator[None]:
+    """What torchrun sets up in each process of a world: a store, which it keeps, and variables that lead there."""
     rank, size = dist.get_rank(), dist.get_world_size()
     server = dist.TCPStore("localhost", 0, is_master=True) if rank == 0 else None
     port = [server.port if server else 0]
     dist.broadcast_object_list(port)
     os.environ |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port[0]), "RANK": str(rank), "WORLD_SIZE": str(size)}
-    output, errors = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        status = run_command(*(arguments if rank != bad_rank else ["analyze", "nowhere"]))
+    yield
     dist.barrier()
+
+
+def command(arguments: list[str], bad_rank: int | None = None) -> tuple[Any, str, str]:
+    """Exit status, output and errors of a command that torchrun starts."""
+    output, errors = io.StringIO(), io.StringIO()
+    with launch(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = run_command(*(arguments if dist.get_rank() != bad_rank else ["analyze", "nowhere"]))
     return status, output.getvalue(), errors.getvalue()
 
 
@@ -170,23 +177,33 @@ def test_an_error_ends_all_with_one_message(options, bad_rank, message, checkpoi
     assert said.count("\n") == 1
 
 
-def starts_alone() -> tuple[int, str, str]:
-    """What a command says that one of two processes of a training starts."""
+def starts_alone() -> str:
+    """What it says to one of two processes of a training that shares with the other, which does not."""
     distributed._PATIENCE = 0.2
-    return command(["analyze", "nowhere"]) if dist.get_rank() == 0 else _absent()
-
-
-def _absent() -> tuple[int, str, str]:
-    dist.broadcast_object_list([None])
-    dist.barrier()
-    return 0, "", ""
+    with launch():
+        if dist.get_rank() == 0:
+            with pytest.raises(AnalysisError) as raised:
+                Processes.launched()
+            return str(raised.value)
+    return ""
 
 
 def test_a_command_that_one_process_of_a_training_starts_does_not_wait_for_ever():
-    status, _, errors = run(2, starts_alone)[0]
-    assert status == 1
-    assert "only 1 of them run this command" in errors
-    assert "unset TORCHELASTIC_RUN_ID" in errors
+    message, _ = run(2, starts_alone)
+    assert "torchrun has started 2 processes, but only 1 of them run this command" in message
+    assert "unset TORCHELASTIC_RUN_ID" in message
+
+
+def in_a_script(folder: Path) -> list[str]:
+    model = torch.nn.Sequential(*(torch.nn.Linear(40, 40) for _ in range(5)))
+    with launch():
+        return [repr(tb.analyze(source, processes=Processes.launched())) for source in (folder, model, folder)]
+
+
+def test_a_script_can_share_one_analysis_after_the_other(checkpoint):
+    first, second = run(2, in_a_script, checkpoint)
+    assert first[0] == first[2] == second[0] == second[2] == repr(tb.analyze(checkpoint))
+    assert first[1] == second[1]
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch):
