@@ -219,7 +219,7 @@ class Processes:
         """Tell the others that this process ends before its part is done; they raise instead of waiting for it.
 
         Returns:
-            Whether it is the first to fail: one message is enough.
+            Whether it is the first to fail; one message is enough.
         """
         return self._store is None or self._count("failed", 1) == 1
 
