@@ -21,7 +21,7 @@ PACKAGE = Path(tempbalance.__file__).parent
 CORE = ("errors", "types", "matrices", "windows", "spectrum", "tail", "pooling", "metrics", "assign")
 ADAPTERS = (
     *("layers", "checkpoints", "distributed", "fitting", "report", "results", "analysis", "optim", "pruning"),
-    *("recipes", "integrations", "testing", "", "demo", "cli", "__main__"),
+    *("recipes", "integrations", "testing", "", "arena", "demo", "cli", "__main__"),
 )
 ORDER = CORE + ADAPTERS
 

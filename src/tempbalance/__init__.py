@@ -25,6 +25,8 @@ from tempbalance.pruning import (
     Allocation,
     LayerShare,
     Perplexity,
+    Recovered,
+    Recovery,
     allocate_bits,
     allocate_ranks,
     allocate_sparsity,
@@ -34,7 +36,9 @@ from tempbalance.pruning import (
     perplexity,
     prune,
     prune_checkpoint,
+    recover,
     save_pruned,
+    save_recovered,
 )
 from tempbalance.results import Analysis, Comparison, compare
 from tempbalance.spectrum import weight_spectrum
@@ -63,6 +67,8 @@ __all__ = [
     "Allocation",
     "LayerShare",
     "Perplexity",
+    "Recovered",
+    "Recovery",
     "allocate_bits",
     "allocate_ranks",
     "allocate_sparsity",
@@ -72,7 +78,9 @@ __all__ = [
     "perplexity",
     "prune",
     "prune_checkpoint",
+    "recover",
     "save_pruned",
+    "save_recovered",
     # assignments of multipliers
     "AlphaChange",
     "Damped",

@@ -1,11 +1,15 @@
 """The report as a reader meets it: in a browser, without a network."""
 
+import math
 import shutil
 
 import pytest
 import torch
 
 import tempbalance as tb
+from tempbalance.arena import paired
+from tempbalance.arena.page import render_summary
+from tempbalance.arena.summary import Row, Summary
 from tempbalance.report.pruning import Pruned, render_pruning
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
@@ -214,4 +218,56 @@ def test_screenshot(browser, report, width, scheme):
     page.wait_for_selector("#spectrum .main-svg")
     assert len(page.screenshot()) > 20_000
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.close()
+
+
+def arena_row(method, gains, diverged=0, failed=0):
+    gain = paired([*gains.values()], [0.0] * len(gains)) if gains else None
+    return Row(
+        method=method,
+        chosen=f"{method} lr=0.1",
+        mean=0.5,
+        diverged=diverged,
+        failed=failed,
+        gains=gains,
+        gain=gain,
+        p_value=0.25 if gain else math.nan,
+    )
+
+
+def test_the_page_of_a_comparison(browser, tmp_path):
+    summary = Summary(
+        seeds=12,
+        trials=2,
+        lower_is_better=False,
+        baseline="plain",
+        rows=[
+            arena_row("plain", {}),
+            arena_row("<b>won", {seed: 0.1 + 0.01 * (seed % 3) for seed in range(12)}),
+            arena_row("lost", {seed: math.nan if seed == 0 else -0.1 for seed in range(12)}, diverged=1),
+            arena_row("failed", {}, failed=12),
+            arena_row("diverged", dict.fromkeys(range(12), math.nan), diverged=12),
+        ],
+        recommendation="Use <b>won.",
+        notes=["Note this."],
+    )
+    path = tmp_path / "report.html"
+    path.write_text(render_summary(summary, "my_task.py", {"seeds": 12}), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.goto(path.as_uri())
+    page.wait_for_selector("#gains .main-svg")
+    assert page.inner_text("#headline") == "Use <b>won."
+    rows = page.locator("#methods tbody tr")
+    assert rows.nth(1).locator("td").all_text_contents()[:3] == ["<b>won lr=0.1", "0.5", "+0.11"]
+    assert rows.nth(1).locator("td").all_text_contents()[4:7] == ["12 of 12", "0", "0.25"]
+    assert rows.nth(3).locator("td").all_text_contents()[-2:] == ["0", "12"]
+    traces = page.locator("#gains .trace")
+    assert [traces.nth(i).locator(".point").count() for i in range(traces.count())] == [12, 11, 2]  # last the means
+    assert page.locator("#gains .ytick").count() == 3
+    assert "NaN" not in page.inner_text("body")
+    assert page.inner_text("#notes") == "Note this."
+    assert problems == []
     page.close()

@@ -49,7 +49,7 @@ from tempbalance.report.pruning import Pruned, in_words, render_pruning
 from tempbalance.report.terminal import print_perplexities, print_pruning
 from tempbalance.results import dumps, write_whole
 
-__all__ = ["perplexity_command", "prune_command"]
+__all__ = ["LengthOption", "QuietOption", "perplexity_command", "prune_command", "transformers_bars"]
 
 
 class Method(str, Enum):
@@ -173,7 +173,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         allocation = allocate(folder)
         achieved = prune_checkpoint(folder, allocation, out, progress=progress)
     else:
-        with _transformers_bars(progress):
+        with transformers_bars(progress):
             model = load_causal_lm(folder, device)
             allocation = allocate(model, outlier_ratios(model, drawn or (), progress=progress) if owl else None)
             achieved = prune(model, allocation, method.value, calibration=drawn, progress=progress)
@@ -235,13 +235,13 @@ def _measure(
     progress: bool,
     stride: int | None = None,
 ) -> Perplexity:
-    with _transformers_bars(progress):
+    with transformers_bars(progress):
         model = load_causal_lm(source, device)
     return perplexity(model, documents, stride, length=length, progress=progress)
 
 
 @contextlib.contextmanager
-def _transformers_bars(wanted: bool) -> Generator[None]:
+def transformers_bars(wanted: bool) -> Generator[None]:
     """Let Transformers show its own bars only where ours are shown: it does so also when piped."""
     if (wanted and sys.stderr.isatty()) or importlib.util.find_spec("transformers") is None:
         yield

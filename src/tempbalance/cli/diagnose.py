@@ -15,6 +15,7 @@ from tempbalance.analysis import analyze
 from tempbalance.checkpoints import open_checkpoint
 from tempbalance.cli.app import (
     ESTIMATORS,
+    INTERRUPTED,
     DeviceOption,
     Estimator,
     EstimatorOption,
@@ -32,8 +33,6 @@ from tempbalance.results import Analysis, compare
 from tempbalance.windows import FARMS
 
 __all__ = ["analyze_command", "compare_command"]
-
-_INTERRUPTED = 130
 
 
 class Lora(str, Enum):
@@ -112,7 +111,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         if processes.fail():
             hint = f"; {partial} holds the layers done: give the same command again to go on" if partial else ""
             typer.echo(f"interrupted{hint}", err=True)
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     except Exception:
         if processes.fail():
             raise

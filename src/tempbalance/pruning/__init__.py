@@ -10,6 +10,7 @@ from tempbalance.pruning.likelihood import Perplexity, perplexity
 from tempbalance.pruning.lm import load_causal_lm
 from tempbalance.pruning.outliers import outlier_ratios
 from tempbalance.pruning.ranks import RankAllocation, RankShare, allocate_ranks, lora_config
+from tempbalance.pruning.recovery import Recovered, Recovery, recover, save_recovered
 from tempbalance.pruning.tokens import draw_calibration, load_tokens
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "Perplexity",
     "RankAllocation",
     "RankShare",
+    "Recovered",
+    "Recovery",
     "allocate_bits",
     "allocate_ranks",
     "allocate_sparsity",
@@ -32,5 +35,7 @@ __all__ = [
     "perplexity",
     "prune",
     "prune_checkpoint",
+    "recover",
     "save_pruned",
+    "save_recovered",
 ]
