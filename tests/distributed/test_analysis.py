@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import tempbalance as tb
 from command_line import interrupted
 from command_line import run as run_command
-from tempbalance import distributed
+from tempbalance import analysis, distributed
 from tempbalance.checkpoints import Checkpoint
 from tempbalance.distributed import Processes
 from tempbalance.errors import AnalysisError
@@ -65,8 +65,8 @@ def analysed(folder: Path, **options: Any) -> tuple[str, list[str]]:
         return load(self, name, index)
 
     Checkpoint.load = recorded
-    analysis = tb.analyze(folder, progress=False, processes=joined(folder), **options)
-    return repr(analysis), read
+    found = tb.analyze(folder, progress=False, processes=joined(folder), **options)
+    return repr(found), read
 
 
 @pytest.mark.parametrize("windows", [None, tb.FARMS()], ids=["whole", "farms"])
@@ -86,6 +86,26 @@ def test_each_process_reads_its_own_share(checkpoint):
     assert all(len(part) > 3 for part in parts)
     assert parts[0].isdisjoint(parts[1])
     assert len(parts[0] | parts[1]) == 3 * len(SHAPES)
+
+
+def counted(folder: Path) -> tuple[bool, int]:
+    """Whether a process shows its progress, and how many weights it has counted."""
+    shown: list[bool] = []
+    counts: list[int] = []
+
+    @contextlib.contextmanager
+    def bar(_: str, total: int, wanted: bool) -> Iterator[Any]:
+        shown.append(wanted)
+        yield counts.append
+
+    analysis.progress_bar = bar
+    tb.analyze(folder, processes=joined(folder))
+    return shown[0], sum(counts)
+
+
+def test_one_progress_bar_counts_the_weights_of_all(checkpoint):
+    count = 3 * len(SHAPES)
+    assert run(2, counted, checkpoint) == [(True, count), (False, count)]
 
 
 def fails_in_the_middle(folder: Path, partial: Path, bad_rank: int) -> str:
