@@ -1,8 +1,9 @@
 """Time and memory by the number of blocks, for the shapes of LLaMAs of 1, 7 and 70 billion parameters (Linux).
 
-Run with ``python benchmarks/scale.py [--quick]``; writes ``scale.json`` beside this file (not with ``--quick``). One
-block lies on disk, in bfloat16; the other blocks of a model are the same file under names of their own, so that a
-model of any depth is read, shard by shard, from a few gigabytes at most.
+Run with ``python benchmarks/scale.py [--quick] [1B 7B 70B]``; what is measured replaces what ``scale.json`` beside this
+file holds of the same shapes (not with ``--quick``). One block lies on disk, in bfloat16; the other blocks of a model
+are the same file under names of their own, so that a model of any depth is read, shard by shard, from a few gigabytes
+at most.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ class Shapes:
 
 
 MODELS = {
-    "1B": Shapes(2048, 512, 8192, 16, (1, 2, 4, 8, 16)),  # Llama 3.2 1B
-    "7B": Shapes(4096, 4096, 11008, 32, (1, 2, 4)),  # Llama 2 7B
-    "70B": Shapes(8192, 1024, 28672, 80, (1, 2)),  # Llama 2 70B
+    "1B": Shapes(2048, 512, 8192, 16, (1, 2, 4, 8)),  # Llama 3.2 1B
+    "7B": Shapes(4096, 4096, 11008, 32, (1, 2)),  # Llama 2 7B
+    "70B": Shapes(8192, 1024, 28672, 80, (1,)),  # Llama 2 70B
 }
+SMALL = Shapes(256, 64, 1024, 64, (1, 8, 64))
 
 
 class Repeated:
@@ -118,13 +120,13 @@ def measure(shapes: Shapes) -> list[dict[str, Any]]:
     return rows
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> str:
+def table(results: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table."""
     lines = ["| shapes | blocks | matrices | processor seconds a block | peak memory, MB |", "|---|---|---|---|---|"]
-    for name, rows in results.items():
-        for row in rows:
+    for name, found in results.items():
+        for row in found["runs"]:
             each = row["processor_seconds"] / row["blocks"]
-            of = f"{row['blocks']} of {MODELS[name].blocks}"
+            of = f"{row['blocks']} of {found['blocks']}"
             lines.append(f"| {name} | {of} | {row['matrices']} | {each:.1f} | {row['peak_megabytes']:.0f} |")
     return "\n".join(lines)
 
@@ -134,17 +136,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small matrices, in seconds; writes nothing")
     parser.add_argument("--shared", action="store_true", help="note that the machine was busy with other work, too")
+    parser.add_argument("models", nargs="*", choices=[[], *MODELS], help="all by default")
     options = parser.parse_args()
-    models = {"1B": Shapes(256, 64, 1024, 16, (1, 8, 64))} if options.quick else MODELS
-    results = {name: measure(shapes) for name, shapes in models.items()}
+    models = {"small": SMALL} if options.quick else {name: MODELS[name] for name in options.models or MODELS}
+    target = HERE / "scale.json"
+    results = json.loads(target.read_text()) if target.exists() and not options.quick else {}
+    for name, shapes in models.items():
+        where = machine() | {"shared_with_other_work": options.shared}
+        results[name] = {"blocks": shapes.blocks, "machine": where, "runs": measure(shapes)}
+        if not options.quick:
+            target.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
-    if not options.quick:
-        written = {
-            "command": "python benchmarks/scale.py",
-            "machine": machine() | {"shared_with_other_work": options.shared},
-            "results": results,
-        }
-        (HERE / "scale.json").write_text(json.dumps(written, indent=1) + "\n")
 
 
 if __name__ == "__main__":
