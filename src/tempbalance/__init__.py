@@ -1,6 +1,7 @@
 """The spectrum of a weight matrix tells how well its layer is trained; tempbalance measures it and acts on it."""
 
 from tempbalance import errors, recipes, testing
+from tempbalance.allocation import Allocation, LayerShare, allocate_bits, allocate_ranks, allocate_sparsity
 from tempbalance.analysis import analyze
 from tempbalance.assign import (
     AlphaChange,
@@ -22,14 +23,9 @@ from tempbalance.matrices import Layout
 from tempbalance.optim import Balancer, Every, Recipe, Refresh, UnitState, param_groups
 from tempbalance.pooling import WindowedFit, fit_windows
 from tempbalance.pruning import (
-    Allocation,
-    LayerShare,
     Perplexity,
     Recovered,
     Recovery,
-    allocate_bits,
-    allocate_ranks,
-    allocate_sparsity,
     draw_calibration,
     load_tokens,
     outlier_ratios,
