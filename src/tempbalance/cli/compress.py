@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
+from tempbalance.allocation import Allocation, allocate_sparsity
 from tempbalance.analysis import Source, analyze
 from tempbalance.checkpoints import open_checkpoint
 from tempbalance.checkpoints.writing import check_replaceable
@@ -32,9 +33,7 @@ from tempbalance.cli.app import (
 )
 from tempbalance.errors import AllocationError, TokensError
 from tempbalance.pruning import (
-    Allocation,
     Perplexity,
-    allocate_sparsity,
     draw_calibration,
     load_causal_lm,
     load_tokens,

@@ -8,9 +8,9 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from tempbalance.allocation.sparsity import Allocation
 from tempbalance.errors import AllocationError, TokensError
 from tempbalance.layers import wrapper_prefix
-from tempbalance.pruning.allocation import Allocation
 from tempbalance.pruning.calibration import is_linear, is_transposed, norms_by_block
 from tempbalance.pruning.masks import magnitude_scores, wanda_scores
 from tempbalance.pruning.targets import Target, find_targets, write_zeros

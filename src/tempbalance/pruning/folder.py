@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tempbalance.allocation.sparsity import Allocation
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.checkpoints.writing import copy_beside, whole_folder, write_safetensors
 from tempbalance.errors import AllocationError
-from tempbalance.pruning.allocation import Allocation
 from tempbalance.pruning.masks import magnitude_scores
 from tempbalance.pruning.targets import Target, find_targets, write_zeros
 from tempbalance.report.progress import progress_bar
