@@ -30,15 +30,20 @@ def check_error(capsys: pytest.CaptureFixture[str], *arguments: object, match: s
     assert "Traceback" not in out + err
 
 
-def interrupted(command: Sequence[str], partial: Path) -> tuple[int, str, int]:
-    """Ctrl-C once a few rows are done: the exit status, what it said, and how many rows it left."""
+def started(command: Sequence[str]) -> subprocess.Popen[str]:
+    """A process of its own that can be interrupted."""
     # Jobs that a shell runs in the background ignore Ctrl-C, and hand that down to what they start.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def interrupted(command: Sequence[str], partial: Path) -> tuple[int, str, int]:
+    """Ctrl-C once a few rows are done: the exit status, what it said, and how many rows it left."""
+    process = started(command)
     deadline = time.monotonic() + 300
     while process.poll() is None and not (partial.exists() and len(partial.read_text().splitlines()) > 3):
         assert time.monotonic() < deadline

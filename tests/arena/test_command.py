@@ -3,14 +3,13 @@
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from command_line import check_error, run
+from command_line import check_error, run, started
 
 pytest.importorskip("plotly")
 METHOD = "model_balancing_sciml"
@@ -97,7 +96,7 @@ def test_a_killed_comparison_loses_only_the_run_it_was_in(tmp_path):
     command = [sys.executable, "-m", "tempbalance", "arena", "--task", task, "--methods", METHOD, "--seeds", "3"]
     for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         out = tmp_path / number.name
-        process = subprocess.Popen([*command, "--out", out], stderr=subprocess.PIPE, text=True)
+        process = started([*map(str, command), "--out", str(out)])
         while not (done := len(list(out.rglob("seed-*.json")))) == 2 and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(number)
