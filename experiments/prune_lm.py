@@ -1,0 +1,237 @@
+"""Does it pay to share sparsity out over the blocks of a language model? Perplexity of seven allocations, pruned alike.
+
+    python experiments/prune_lm.py --model DIR --text FILE... [--calibration FILE...] --out DIR [--quick]
+
+``--model`` is any Hugging Face causal language model (a folder of ``experiments/train_lm.py``, or LLaMA, OPT, Qwen);
+``--text`` what ``tempbalance.load_tokens`` reads (.txt, .json, .jsonl, .npz). Sequences for calibration are drawn from
+``--calibration``, or from the first half of the text. The rest is cut into segments, dealt in turn to two parts: on
+one, ``validation``, epsilon is chosen, for every allocation that has one from the same grid, with seed 0; on the other,
+``test``, perplexity is reported, with seeds 1 to 5. Allocations:
+
+- ``uniform``: all alike; ``erk``: by shape, a layer at a time (Evci et al. 2020);
+- ``owl``: by activation outliers (Yin et al. 2024); the seed decides on the sequences that they are counted on;
+- ``alpha``: AlphaPruning (Lu et al. 2024) with the Hill alpha of whole matrices; ``farms``: of FARMS windows;
+- ``inverted``: ``alpha`` the wrong way round, most for the smallest alpha; ``depth``: later blocks more (2502.14770).
+  Both are controls: they give the blocks as different shares, but not for the reason that alpha gives.
+
+Every run is kept in ``--out``; killed, the same command goes on. There, it also writes ``results.json``, ``table.md``
+and, where Matplotlib is installed, ``plot.svg``. ``--quick`` takes two sparsities and two seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from prune_lm_report import plot, summarize, table
+from torch import Tensor
+
+import tempbalance as tb
+from tempbalance.report.progress import progress_bar
+from tempbalance.results import write_whole
+
+PRUNERS = ("magnitude", "wanda", "sparsegpt")
+WITH_EPSILON = ("owl", "alpha", "farms", "inverted", "depth")
+ARMS = ("uniform", "erk", *WITH_EPSILON)
+WINDOWS = 4  # of text in a segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that shapes the numbers, but model and text."""
+
+    sparsities: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8)
+    epsilons: tuple[float, ...] = (0.1, 0.2, 0.4)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    samples: int = 64  # sequences to calibrate on
+    length: int = 256  # tokens in one, and in a window of text
+    segments: int = 20  # of each part of the text
+
+
+class Run(NamedTuple):
+    """One model pruned once, and measured on one part of the text."""
+
+    part: str
+    pruner: str
+    sparsity: float
+    arm: str
+    epsilon: float | None
+    seed: int
+
+
+class Study:
+    """The model, its text, and what is measured."""
+
+    def __init__(self, folder: Path, texts: Sequence[Path], calibration: Sequence[Path], settings: Settings) -> None:
+        """Read everything."""
+        self.settings = settings
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.analyses = {
+            "alpha": tb.analyze(self.model, progress=False),
+            "farms": tb.analyze(self.model, windows=tb.FARMS(), progress=False),
+        }
+        layers = self.analyses["alpha"].layers
+        mirror = 2 + max(layer.alpha for layer in layers if math.isfinite(layer.alpha))  # an exponent is above 1
+        turned = [replace(layer, alpha=mirror - layer.alpha) for layer in layers]
+        self.analyses["inverted"] = replace(self.analyses["alpha"], layers=turned)
+
+        def stream(paths: Sequence[Path]) -> Tensor:
+            """All tokens of some files."""
+            return torch.cat([tokens for path in paths for tokens in tb.load_tokens(path, folder)])
+
+        text = stream(texts)
+        if calibration:
+            self.calibration = stream(calibration)
+        else:
+            self.calibration, text = text.tensor_split(2)
+        segments = text.split(WINDOWS * settings.length)[:-1]
+        if len(segments) < 2 * settings.segments:
+            raise SystemExit(f"the text has {len(segments)} segments of {WINDOWS * settings.length} tokens: give more")
+        places = torch.linspace(0, len(segments) - 1, 2 * settings.segments).long().tolist()
+        chosen = [segments[place] for place in places]
+        self.parts = {"validation": chosen[::2], "test": chosen[1::2]}
+        self.outliers = cache(self._outliers)
+
+    def sequences(self, seed: int) -> list[Tensor]:
+        """The calibration set of a seed."""
+        return tb.draw_calibration([self.calibration], self.settings.samples, self.settings.length, seed)
+
+    def _outliers(self, seed: int) -> dict[str, float]:
+        """OWL's share of outliers in each block of the dense model."""
+        self.model.load_state_dict(self.weights)
+        return tb.outlier_ratios(self.model, self.sequences(seed), progress=False)
+
+    def allocation(self, run: Run) -> tb.Allocation:
+        """The plan of a run."""
+        analysis = self.analyses.get(run.arm, self.analyses["alpha"])
+        if run.arm in {"uniform", "erk"}:
+            return tb.allocate_sparsity(analysis, run.sparsity, unit="layer", method=run.arm)
+        if run.arm == "owl":
+            found = self.outliers(run.seed)
+            return tb.allocate_sparsity(analysis, run.sparsity, run.epsilon, method="owl", outliers=found)
+        method = "depth" if run.arm == "depth" else "alpha"
+        return tb.allocate_sparsity(analysis, run.sparsity, run.epsilon, method=method)
+
+    def losses(self, part: str) -> list[float]:
+        """Loss per token of the model as it is, in each segment."""
+        found = (
+            tb.perplexity(self.model, text, length=self.settings.length, progress=False) for text in self.parts[part]
+        )
+        return [round(math.log(perplexity.value), 5) for perplexity in found]
+
+    def measure(self, run: Run) -> list[float]:
+        """Prune a fresh copy as the run says, and measure it."""
+        plan = self.allocation(run)
+        self.model.load_state_dict(self.weights)
+        sequences = None if run.pruner == "magnitude" else self.sequences(run.seed)
+        tb.prune(self.model, plan, run.pruner, calibration=sequences, progress=False)
+        return self.losses(run.part)
+
+    def block_alphas(self) -> dict[str, dict[str, float]]:
+        """Mean alpha of every block, by both analyses."""
+        found: dict[str, dict[str, float]] = {}
+        for name in ("alpha", "farms"):
+            layers = [layer for layer in self.analyses[name].layers if layer.block is not None]
+            blocks = dict.fromkeys(layer.block for layer in layers)
+            found[name] = {b: fmean(x.alpha for x in layers if x.block == b) for b in blocks}
+        return found
+
+
+def kept(study: Study, runs: Sequence[Run], folder: Path) -> dict[Run, list[float]]:
+    """Losses of all runs: those that are not in the folder yet are measured and put there."""
+    results = {}
+    with progress_bar("runs", len(runs)) as advance:
+        for run in runs:
+            path = folder / ("_".join(map(str, run)) + ".json")
+            if not path.exists():
+                losses = study.measure(run)
+                write_whole(path, json.dumps(losses).encode())
+                print(*run, f"perplexity {math.exp(fmean(losses)):.2f}", flush=True)
+            results[run] = json.loads(path.read_text(encoding="utf-8"))
+            advance(1)
+    return results
+
+
+def tune(study: Study, pruners: Sequence[str], folder: Path) -> dict[tuple[str, float, str], float | None]:
+    """The epsilon of every pruner, sparsity and allocation with the least loss on the validation text."""
+    settings = study.settings
+    cells = [(pruner, sparsity, arm) for pruner in pruners for sparsity in settings.sparsities for arm in ARMS]
+    runs = {
+        cell: [Run("validation", *cell, epsilon, 0) for epsilon in settings.epsilons]
+        for cell in cells
+        if cell[-1] in WITH_EPSILON
+    }
+    losses = kept(study, [run for some in runs.values() for run in some], folder)
+    best = {cell: min(some, key=lambda run: fmean(losses[run])).epsilon for cell, some in runs.items()}
+    return {cell: best.get(cell) for cell in cells}
+
+
+def report(study: Study, epsilons: dict[tuple[str, float, str], float | None], folder: Path) -> dict[Run, list[float]]:
+    """Losses on the test text, for every seed where a seed matters."""
+    runs = []
+    for cell, epsilon in epsilons.items():
+        pruner, _, arm = cell
+        matters = pruner != "magnitude" or arm == "owl"
+        runs += [Run("test", *cell, epsilon, seed) for seed in study.settings.seeds[: None if matters else 1]]
+    return kept(study, runs, folder)
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description="Perplexity of seven allocations of sparsity, pruned alike.")
+    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="held-out text, or its tokens")
+    parser.add_argument("--calibration", type=Path, nargs="+", default=(), help="text to calibrate on, or its tokens")
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")
+    parser.add_argument("--pruners", nargs="+", choices=PRUNERS, default=PRUNERS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="two sparsities, two seeds")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    pruners = list(given.pruners)
+    if "sparsegpt" in pruners and importlib.util.find_spec("llmcompressor") is None:
+        print("SparseGPT is left out: it needs llm-compressor, pip install 'tempbalance[prune]'")
+        pruners.remove("sparsegpt")
+    settings = Settings(sparsities=(0.5, 0.7), seeds=(1, 2)) if given.quick else Settings()
+    runs = given.out / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    described = json.dumps({"model": given.model.name, **asdict(settings)}, indent=1).encode()
+    if any(runs.iterdir()) and (given.out / "settings.json").read_bytes() != described:
+        raise SystemExit(f"{given.out} holds runs of another model or other settings: choose another --out")
+    write_whole(given.out / "settings.json", described)
+    study = Study(given.model, given.text, given.calibration, settings)
+    dense = study.losses("test")
+    print(f"dense: perplexity {math.exp(fmean(dense)):.2f} on {sum(map(len, study.parts['test'])):,} tokens")
+    epsilons = tune(study, pruners, runs)
+    rows = summarize(report(study, epsilons, runs))
+    packages = ("torch", "transformers", "llmcompressor", "tempbalance")
+    results: dict[str, Any] = {
+        "command": f"python experiments/prune_lm.py --model {given.model.name} ...",
+        "settings": asdict(settings),
+        "versions": {"python": platform.python_version()} | {k: v.__version__ for k, v in packages.items()},
+        "parameters": sum(parameter.numel() for parameter in study.model.parameters()),
+        "block_alphas": study.block_alphas(),
+        "dense": dense,
+        "rows": rows,
+    }
+    write_whole(given.out / "results.json", json.dumps(results).encode() + b"\n")
+    write_whole(given.out / "table.md", table(rows).encode())
+    if importlib.util.find_spec("matplotlib"):
+        write_whole(given.out / "plot.svg", plot(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
