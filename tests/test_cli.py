@@ -117,11 +117,11 @@ class TestErrorsAreOneLine:
         self.check(capsys, "analyze", model, "--out", tmp_path / "x.xlsx", match=".json, .csv")
 
     def test_unwritable_folder_is_noticed_before_the_work(self, capsys, model, tmp_path, monkeypatch):
-        monkeypatch.setattr("tempbalance.cli.analyze", lambda *_args, **_kwargs: pytest.fail("worked in vain"))
+        monkeypatch.setattr("tempbalance.cli.diagnose.analyze", lambda *_args, **_kwargs: pytest.fail("worked in vain"))
         self.check(capsys, "analyze", model, "--out", tmp_path / "nowhere" / "x.json", match="cannot write")
 
     def test_missing_extra_is_noticed_before_the_work(self, capsys, model, tmp_path, monkeypatch):
-        monkeypatch.setattr("tempbalance.cli.analyze", lambda *_args, **_kwargs: pytest.fail("worked in vain"))
+        monkeypatch.setattr("tempbalance.cli.diagnose.analyze", lambda *_args, **_kwargs: pytest.fail("worked in vain"))
         monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
         self.check(capsys, "analyze", model, "--out", tmp_path / "x.html", match="tempbalance[report]")
 

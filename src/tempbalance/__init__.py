@@ -9,7 +9,17 @@ from tempbalance.layers import Select
 from tempbalance.matrices import Layout
 from tempbalance.optim import Balancer, Every, Recipe, Refresh, UnitState, param_groups
 from tempbalance.pooling import WindowedFit, fit_windows
-from tempbalance.pruning import Allocation, LayerShare, allocate_sparsity
+from tempbalance.pruning import (
+    Allocation,
+    LayerShare,
+    Perplexity,
+    allocate_sparsity,
+    draw_calibration,
+    load_tokens,
+    outlier_ratios,
+    perplexity,
+    prune,
+)
 from tempbalance.results import Analysis, Comparison, compare
 from tempbalance.spectrum import weight_spectrum
 from tempbalance.tail import KS, AveragedHill, Hill, HillAsReleased, KSAsReleased, Peak, PeakAsReleased
@@ -36,7 +46,13 @@ __all__ = [
     # compress
     "Allocation",
     "LayerShare",
+    "Perplexity",
     "allocate_sparsity",
+    "draw_calibration",
+    "load_tokens",
+    "outlier_ratios",
+    "perplexity",
+    "prune",
     # assignments of multipliers
     "Linear",
     "Log2",

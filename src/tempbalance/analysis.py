@@ -88,6 +88,7 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
         if not weights and not skipped:
             raise WeightError(f"{name} holds no weight matrix: nothing in it has two or more axes")
         settings = _settings(estimator, windows, selection, device)
+        settings["revision"] = opened.revision if isinstance(opened, Checkpoint) else None
         partial = _Partial.open(resume, opened, settings) if resume is not None else None
         try:
             job = _Job(estimator, windows, device, strict, partial)

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from tempbalance.assign.budget import apportion, scale_to_budget
+from tempbalance.assign.budget import apportion, scale_to_budget, shift_to_budget
 from tempbalance.assign.multipliers import Assignment, Linear, Log2, Rank, RankAsReleased, Sigmoid, Sqrt
 
-__all__ = ["Assignment", "Linear", "Log2", "Rank", "RankAsReleased", "Sigmoid", "Sqrt", "apportion", "scale_to_budget"]
+__all__ = [
+    "Assignment",
+    "Linear",
+    "Log2",
+    "Rank",
+    "RankAsReleased",
+    "Sigmoid",
+    "Sqrt",
+    "apportion",
+    "scale_to_budget",
+    "shift_to_budget",
+]

@@ -6,11 +6,12 @@ of all zeros. The same sums share out bits or ranks.
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-__all__ = ["apportion", "scale_to_budget"]
+__all__ = ["apportion", "scale_to_budget", "shift_to_budget"]
 
 
 def scale_to_budget(
@@ -39,31 +40,67 @@ def scale_to_budget(
         >>> scale_to_budget([1.0, 2.0, 3.0], [10, 10, 10], budget=24.0)
         [0.4666666666666667, 0.9333333333333333, 1.0]
     """
-    if len(shares) != len(sizes) or any(not 0 < share < math.inf for share in shares) or min(sizes, default=0) < 0:
-        raise ValueError("every unit needs a positive, finite share and a size that is not negative")
-    if not shares:
+    if any(not 0 < share < math.inf for share in shares):
+        raise ValueError("every unit needs a positive, finite share")
+    corners = [bound / share for share in shares for bound in (low, high)]
+    return _fill(lambda eta: [min(max(eta * share, low), high) for share in shares], corners, sizes, budget)
+
+
+def shift_to_budget(
+    values: Sequence[float], sizes: Sequence[int], budget: float, *, low: float = 0.0, high: float = 1.0
+) -> list[float]:
+    """Shift values by one amount, within bounds, so that they use a budget up.
+
+    ``value_i = min(max(value_i + eta, low), high)`` with ``eta`` such that ``sum_i size_i value_i = budget``: as
+    ``scale_to_budget``, where differences mean something and proportions do not.
+
+    Args:
+        values: Finite, one per unit.
+        sizes: What a value of 1 costs each unit; not negative.
+        budget: What is to be used up.
+        low: Least value.
+        high: Greatest value.
+
+    Returns:
+        One value per unit, within the bounds.
+
+    Raises:
+        ValueError: The budget is out of reach within the bounds, or a value or size is impossible.
+
+    Example:
+        >>> shift_to_budget([0.0, 0.25, 1.0], [10, 10, 10], budget=15.0)
+        [0.125, 0.375, 1.0]
+    """
+    if any(not math.isfinite(value) for value in values):
+        raise ValueError("every unit needs a finite value")
+    corners = [bound - value for value in values for bound in (low, high)]
+    return _fill(lambda eta: [min(max(value + eta, low), high) for value in values], corners, sizes, budget)
+
+
+def _fill(
+    values_at: Callable[[float], list[float]], corners: Sequence[float], sizes: Sequence[int], budget: float
+) -> list[float]:
+    """Values that grow with ``eta``, on straight lines between corners, where they use the budget up."""
+    if len(corners) != 2 * len(sizes) or min(sizes, default=0) < 0:
+        raise ValueError("every unit needs a size that is not negative")
+    if not corners:
         return []
-    total = sum(sizes)
-    slack = 1e-12 * total * max(abs(low), abs(high))
-    if not low * total - slack <= budget <= high * total + slack:
-        raise ValueError(f"a budget of {budget} cannot be met by {total} times a value from {low} to {high}")
 
     def used(eta: float) -> float:
-        """What a factor uses of the budget."""
-        return math.fsum(size * min(max(eta * share, low), high) for share, size in zip(shares, sizes, strict=True))
+        """What is used of the budget."""
+        return math.fsum(size * value for size, value in zip(sizes, values_at(eta), strict=True))
 
-    corners = sorted({bound / share for share in shares for bound in (low, high)})
-    after = next((corner for corner in corners if used(corner) >= budget), corners[-1])
-    before = max((corner for corner in corners if corner < after), default=after)
-    free, fixed = 0.0, 0.0
-    middle = (before + after) / 2
-    for share, size in zip(shares, sizes, strict=True):
-        if low < middle * share < high:
-            free += size * share
-        else:
-            fixed += size * min(max(middle * share, low), high)
-    eta = (budget - fixed) / free if free and after > before else after
-    return [min(max(eta * share, low), high) for share in shares]
+    ordered = sorted(set(corners))
+    least, most = used(ordered[0]), used(ordered[-1])
+    slack = 1e-12 * max(abs(least), abs(most))
+    if not least - slack <= budget <= most + slack:
+        raise ValueError(f"a budget of {budget} cannot be met: values within the bounds use from {least} to {most}")
+    place = min(bisect.bisect_left(ordered, budget, key=used), len(ordered) - 1)
+    if place == 0 or used(ordered[place]) <= budget:
+        return values_at(ordered[place])
+    before, after = ordered[place - 1], ordered[place]
+    start, stop = used(before), used(after)
+    return values_at(before + (after - before) * ((budget - start) / (stop - start)))
 
 
 def apportion(values: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:

@@ -84,6 +84,19 @@ class Checkpoint:
         """Names in stored order, with shapes and dtypes; nothing is read."""
         return self._tensors
 
+    @property
+    def shards(self) -> dict[Path, dict[str, TensorInfo]]:
+        """The tensors of each file."""
+        result: dict[Path, dict[str, TensorInfo]] = {}
+        for name, (file, _) in self._homes.items():
+            result.setdefault(file, {})[name] = self._tensors[name]
+        return result
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of a model in the cache of the hub; None for any other."""
+        return self.path.name if self.path.parent.name == "snapshots" else None
+
     def load(self, name: str, index: Index = ()) -> Tensor:
         """Read one tensor, or the part of it at an index.
 

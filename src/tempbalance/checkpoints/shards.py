@@ -20,7 +20,7 @@ from tempbalance.errors import CheckpointError, CorruptFileError, UnsafeFileErro
 from tempbalance.layers import Index, TensorInfo
 from tempbalance.layers.names import StateDict
 
-__all__ = ["Shard", "open_shard"]
+__all__ = ["DTYPES", "SUPPORTED", "TORCH_SUFFIXES", "Shard", "open_shard"]
 
 SUPPORTED = (
     "supported are .safetensors files, PyTorch state dicts (.bin, .pt, .pth, .ckpt) and folders of them "
@@ -28,7 +28,7 @@ SUPPORTED = (
 )
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_DTYPES = {
+DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -128,7 +128,7 @@ class SafetensorsShard:
 
 def _info(part: Any) -> TensorInfo:
     stored = part.get_dtype()
-    dtype = getattr(torch, _DTYPES.get(stored, ""), None)
+    dtype = getattr(torch, DTYPES.get(stored, ""), None)
     if dtype is None:
         reason = f"stored as {stored}: quantised weights are not supported yet: load the unquantised checkpoint"
         return TensorInfo(tuple(part.get_shape()), torch.uint8, None, reason)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tempbalance.layers.adapters import adapter_candidates
 from tempbalance.layers.architecture import checkpoint_candidates
 from tempbalance.layers.fused import Fused, Index
-from tempbalance.layers.modules import module_candidates
+from tempbalance.layers.modules import module_candidates, wrapper_prefix
 from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
 from tempbalance.layers.select import EMBEDDING_OFF, Select
 from tempbalance.layers.sharded import holders, is_sharded, local, reshard, shards
@@ -40,6 +40,7 @@ __all__ = [
     "reshard",
     "shards",
     "sources_of",
+    "wrapper_prefix",
 ]
 
 _NO_UPDATE = "no LoRA update on this weight (lora='update' analyses the updates alone)"

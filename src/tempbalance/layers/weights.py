@@ -28,7 +28,8 @@ class Weight:
         block: Name of the transformer block (or other repeated unit) that holds it, or None.
         shape: Shape of this part.
         layout: How the axes are laid out.
-        load: Reads this part and nothing else, in the stored dtype. Of a live model it may be a view: do not write.
+        read: Reads its parameter, or the part of it at an index, in the stored dtype.
+        cut: Takes this part out of whatever reads the parameter.
     """
 
     name: str
@@ -36,7 +37,16 @@ class Weight:
     block: str | None
     shape: tuple[int, ...]
     layout: Layout
-    load: Callable[[], Tensor]
+    read: Reader
+    cut: Callable[[Reader], Tensor]
+
+    def load(self) -> Tensor:
+        """Read this part and nothing else, in the stored dtype; of a live model it may be a view: do not write."""
+        return self.cut(self.read)
+
+    def within(self, tensor: Tensor) -> Tensor:
+        """This part of a tensor that has the shape of its parameter: a view where the layout allows it."""
+        return self.cut(lambda index: tensor[index] if index else tensor)
 
     @property
     def parameter(self) -> str:
@@ -108,11 +118,19 @@ def _parts(candidate: Candidate, name: str, index: Index, shape: tuple[int, ...]
     """The rows of one matrix of a candidate: one, or one per fused part."""
     role = candidate.role
     make = functools.partial(
-        Weight, kind=role.kind, block=candidate.block, layout=Layout.MATRIX if index else role.layout
+        Weight,
+        kind=role.kind,
+        block=candidate.block,
+        layout=Layout.MATRIX if index else role.layout,
+        read=candidate.read,
     )
     if role.fused is None or not split:
-        yield make(name=name, shape=shape, load=functools.partial(candidate.read, index))
+        yield make(name=name, shape=shape, cut=functools.partial(_all_of, index))
         return
     for number, part in enumerate(role.fused.parts):
-        load = functools.partial(role.fused.take, number, candidate.read, index)
-        yield make(name=f"{name}:{part}", shape=role.fused.shape_of(number, shape), load=load)
+        cut = functools.partial(role.fused.take, number, index=index)
+        yield make(name=f"{name}:{part}", shape=role.fused.shape_of(number, shape), cut=cut)
+
+
+def _all_of(index: Index, read: Reader) -> Tensor:
+    return read(index)

@@ -461,7 +461,7 @@ class Balancer:
                 for weight in parameters.get(name, ()):
                     tensor = weight.load()  # a collective: in this order on every process, even on one that has failed
                     if rank == self._ranks.rank:
-                        mine.append(replace(weight, load=functools.partial(_same, tensor)))
+                        mine.append(replace(weight, cut=functools.partial(_same, tensor)))
                     del tensor
             try:
                 found += self._fit(mine)
@@ -554,7 +554,7 @@ def _cost(weight: Weight) -> float:
     return torch.Size(weight.shape).numel() * short * (1 + 4 * short / max(rows, columns))
 
 
-def _same(tensor: Tensor) -> Tensor:
+def _same(tensor: Tensor, _: object) -> Tensor:
     return tensor
 
 

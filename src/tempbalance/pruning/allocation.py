@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from tempbalance.assign import Linear, apportion, scale_to_budget
+from tempbalance.assign import Linear, apportion, scale_to_budget, shift_to_budget
 from tempbalance.errors import AllocationError
 from tempbalance.results import Analysis, write_whole
 from tempbalance.types import LayerStats
@@ -19,6 +19,7 @@ from tempbalance.types import LayerStats
 __all__ = ["Allocation", "LayerShare", "allocate_sparsity"]
 
 SCHEMA = 1
+_ALMOST = 1e-9  # a value that misses a whole number by this much is meant to be it
 _LEAST_SHARE = 1e-12  # of a unit that is not pruned at all: shares are positive
 
 
@@ -60,6 +61,8 @@ class Allocation(Mapping[str, float]):
         method: How it was shared out, and with which parameters.
         unit: Whether layers or blocks share a sparsity.
         layers: What each weight gets, in model order; their zeros add up to the budget exactly.
+        group: M of N:M sparsity: of every M neighbours in a row equally many are zero; None where zeros lie anywhere.
+        revision: Commit of a model from the hub, where it is known.
         settings: Of the analysis: estimator, windows, versions.
 
     Example:
@@ -74,6 +77,8 @@ class Allocation(Mapping[str, float]):
     method: str
     unit: Literal["layer", "block"]
     layers: tuple[LayerShare, ...]
+    group: int | None = None
+    revision: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __getitem__(self, name: str) -> float:
@@ -101,7 +106,7 @@ class Allocation(Mapping[str, float]):
             AnalysisError: It cannot be written.
         """
         layers = [{**asdict(layer), "sparsity": layer.sparsity} for layer in self.layers]
-        head = {key: getattr(self, key) for key in ("source", "sparsity", "method", "unit")}
+        head = {key: getattr(self, key) for key in ("source", "revision", "sparsity", "method", "unit", "group")}
         data = {"schema": SCHEMA, **head, "settings": dict(self.settings), "layers": layers}
         write_whole(path, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
 
@@ -131,16 +136,15 @@ class Allocation(Mapping[str, float]):
             raise AllocationError(f"cannot read an allocation from {path}: {error}") from error
 
 
-Method = Callable[[Sequence[LayerStats]], list[float]]
-
-
-def allocate_sparsity(
+def allocate_sparsity(  # noqa: PLR0913  the front door; most are options by keyword
     analysis: Analysis,
     sparsity: float,
     epsilon: float = 0.3,
     *,
     unit: Literal["layer", "block"] = "block",
-    method: Literal["alpha", "uniform", "erk", "depth"] = "alpha",
+    method: Literal["alpha", "uniform", "erk", "depth", "owl"] = "alpha",
+    outliers: Mapping[str, float] | None = None,
+    group: int | None = None,
 ) -> Allocation:
     """Share a global sparsity out over the weights of a model: heavy-tailed units are pruned less.
 
@@ -150,20 +154,25 @@ def allocate_sparsity(
     redistributed over the other units. Units without an alpha, and all units where alphas are equal, get the share 1.
     The others are baselines: ``"uniform"``; ``"erk"``, the Erdos-Renyi kernel, whose density is in proportion to
     ``(rows + columns) / (rows columns)`` (Evci et al. 2020); ``"depth"``, a straight line from ``1 - epsilon`` for the
-    first unit to ``1 + epsilon`` for the last (the arithmetic progression of arXiv 2502.14770).
+    first unit to ``1 + epsilon`` for the last (the arithmetic progression of arXiv 2502.14770); and ``"owl"`` (Yin et
+    al., ICML 2024), whose densities differ by up to ``2 epsilon`` (0.08 in the paper) as the blocks' shares of outliers
+    do. OWL's code shifts densities so that their plain mean is the target; here the weights add up to the budget.
 
     Weights inside blocks are pruned, embeddings, head and what lies outside are not; in a model without blocks
     everything that was analysed is.
 
     Args:
         analysis: What ``analyze`` has found.
-        sparsity: Share of zeros among all the weights that are pruned, in [0, 1].
+        sparsity: Share of zeros among all the weights that are pruned, in [0, 1).
         epsilon: How far shares spread, in [0, 1]; the paper uses 0.2 to 0.3 for Wanda and SparseGPT at 70 %.
         unit: Whether the weights of a block share a sparsity, by their mean alpha, or each has its own.
         method: How shares are chosen.
+        outliers: For ``"owl"``: what ``outlier_ratios`` has measured, by name of the block.
+        group: M for N:M sparsity, such as 8 for mixed N:8: each unit keeps N of every M neighbours in a row, with N
+            such that the whole model comes as near to the budget as whole N allow.
 
     Returns:
-        The plan; its zeros add up to ``round(sparsity * weights)``.
+        The plan; its zeros add up to ``round(sparsity * weights)``, but for N:M.
 
     Raises:
         AllocationError: There is nothing to prune, or a parameter is out of range.
@@ -177,12 +186,14 @@ def allocate_sparsity(
         >>> [round(value, 2) for value in plan.values()]
         [0.35, 0.5, 0.65]
     """
-    if not 0 <= sparsity <= 1 or not 0 <= epsilon <= 1:
-        raise AllocationError(f"sparsity and epsilon must be in [0, 1], got {sparsity} and {epsilon}")
+    if not 0 <= sparsity < 1 or not 0 <= epsilon <= 1:
+        raise AllocationError(f"sparsity must be in [0, 1) and epsilon in [0, 1], got {sparsity} and {epsilon}")
     inside = [layer for layer in analysis.layers if layer.block is not None]
     layers = inside or analysis.layers
     if not layers:
         raise AllocationError(f"the analysis of {analysis.source} has no weight that could be pruned")
+    if group is not None:
+        _check_groups(layers, group)
     names = [layer.block if unit == "block" and layer.block is not None else layer.name for layer in layers]
     members: dict[str, list[int]] = {}
     for place, name in enumerate(names):
@@ -191,14 +202,22 @@ def allocate_sparsity(
     sizes = [sum(numels[place] for place in places) for places in members.values()]
     total = round(sparsity * sum(sizes))
     units = [[layers[place] for place in places] for places in members.values()]
-    values = _values(method, units, sizes, total, epsilon)
-    by_layer = dict(zip(members, values, strict=True))
-    zeros = apportion([by_layer[name] for name in names], numels, total)
+    if method == "owl":
+        values = _by_outliers(list(members), unit, outliers or {}, sizes, total, epsilon)
+    else:
+        values = _values(method, units, sizes, total, epsilon)
+    if group is not None:
+        values = _of_groups(values, sizes, total, group)
+        total = round(sum(value * size for value, size in zip(values, sizes, strict=True)))
+    by_unit = dict(zip(members, values, strict=True))
+    zeros = apportion([by_unit[name] for name in names], numels, total)
     return Allocation(
         source=analysis.source,
         sparsity=sparsity,
-        method=f"{method}, epsilon {epsilon}" if method in {"alpha", "depth"} else method,
+        method=f"{method}, epsilon {epsilon}" if method in {"alpha", "depth", "owl"} else method,
         unit=unit,
+        group=group,
+        revision=analysis.settings.get("revision"),
         layers=tuple(
             LayerShare(
                 name=layer.name,
@@ -229,8 +248,49 @@ def _values(
     elif method == "alpha":
         shares = Linear(1 - epsilon, 1 + epsilon)([_mean_alpha(unit) for unit in units])
     else:
-        raise AllocationError(f"method must be 'alpha', 'uniform', 'erk' or 'depth', got {method!r}")
+        raise AllocationError(f"method must be 'alpha', 'uniform', 'erk', 'depth' or 'owl', got {method!r}")
     return scale_to_budget([max(share, _LEAST_SHARE) for share in shares], sizes, total)
+
+
+def _by_outliers(
+    names: Sequence[str],
+    unit: str,
+    outliers: Mapping[str, float],
+    sizes: Sequence[int],
+    total: int,
+    epsilon: float,
+) -> list[float]:
+    """The sparsity of every block by OWL's rule."""
+    missing = [name for name in names if name not in outliers]
+    if unit != "block" or missing:
+        raise AllocationError(
+            "method 'owl' needs the outliers of every block: outliers=outlier_ratios(model, calibration), unit='block'"
+            + (f"; {missing[0]} has none" if outliers else "")
+        )
+    least, most = min(outliers[name] for name in names), max(outliers[name] for name in names)
+    width = 2 * epsilon / (most - least) if most > least else 0.0
+    densities = shift_to_budget([width * outliers[name] for name in names], sizes, sum(sizes) - total)
+    return [1 - density for density in densities]
+
+
+def _check_groups(layers: Sequence[LayerStats], group: int) -> None:
+    if group < 2:  # noqa: PLR2004
+        raise AllocationError(f"group is M of N:M sparsity, 2 or more, got {group}")
+    for layer in layers:
+        if len(layer.shape) != 2 or math.prod(layer.shape) % group:  # noqa: PLR2004
+            raise AllocationError(f"{layer.name}: {layer.shape} has no rows of groups of {group} weights")
+
+
+def _of_groups(values: Sequence[float], sizes: Sequence[int], total: int, group: int) -> list[float]:
+    """The nearest sparsities of which every ``group`` weights can have the same, whose sum is nearest to the total."""
+    steps = [math.floor(value * group + _ALMOST) for value in values]
+    order = sorted(range(len(values)), key=lambda i: (steps[i] - values[i] * group, i))
+    missing = total - sum(step * size for step, size in zip(steps, sizes, strict=True)) / group
+    for i in order:
+        if steps[i] < group and sizes[i] / group < 2 * missing:  # one step more comes nearer
+            steps[i] += 1
+            missing -= sizes[i] / group
+    return [step / group for step in steps]
 
 
 def _mean_alpha(unit: Sequence[LayerStats]) -> float:

@@ -1,0 +1,52 @@
+"""OWL's measure of a layer: how many of its weights, scored by Wanda, are outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tempbalance.layers import Select, find_weights
+from tempbalance.pruning.calibration import is_transposed, norms_by_block
+from tempbalance.pruning.masks import wanda_scores
+
+__all__ = ["outlier_ratios"]
+
+
+def outlier_ratios(
+    model: nn.Module, calibration: Sequence[Tensor], threshold: float = 5.0, *, progress: bool = True
+) -> dict[str, float]:
+    """Share of outliers among the weights of each block (OWL: Yin et al., ICML 2024, section 3.2).
+
+    A weight is an outlier when its Wanda score exceeds ``threshold`` times the mean score of its block. Blocks with
+    many outliers are to be pruned less: ``allocate_sparsity(..., method="owl", outliers=...)``.
+
+    Args:
+        model: A Hugging Face causal language model; it is only read.
+        calibration: Token ids, each of shape ``(length,)``.
+        threshold: The paper's M: 5 for LLaMA-7B and 13B, 7 and more for others.
+        progress: Whether to show a progress bar (only ever on a terminal).
+
+    Returns:
+        A number in [0, 1] for each block, by name.
+
+    Raises:
+        TokensError: The calibration set is empty.
+        AllocationError: The model has no single stack of blocks.
+    """
+    weights, _ = find_weights(model, Select(split=False))
+    layers: dict[str, list[str]] = {}
+    for weight in weights:
+        if weight.block is not None:
+            layers.setdefault(weight.block, []).append(weight.parameter.rpartition(".")[0])
+    result = {}
+    for block, norms in norms_by_block(model, layers, calibration, progress):
+        scores = []
+        for name, norm in norms.items():
+            module = model.get_submodule(name)
+            matrix = module.get_parameter("weight")
+            scores.append(wanda_scores(matrix.T if is_transposed(module) else matrix, norm).flatten())
+        pooled = torch.cat(scores)
+        result[block] = float((pooled > threshold * pooled.mean()).double().mean())
+    return result

@@ -1,0 +1,143 @@
+"""Token ids: read from files, drawn for calibration, put together in batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tempbalance.errors import MissingExtraError, TokensError
+
+__all__ = ["batches", "draw_calibration", "load_tokens"]
+
+
+def load_tokens(path: str | Path, tokenizer: str | Path | None = None) -> list[Tensor]:
+    """Read documents as token ids.
+
+    Args:
+        path: ``.npz`` with ``tokens`` and, for several documents, ``offsets`` of ``n + 1`` places; ``.npy`` with one
+            document; or text that a tokenizer has to read: ``.txt`` (one document), ``.json`` (a list of strings, or
+            of objects with ``text``) or ``.jsonl`` (one such object a line).
+        tokenizer: Folder or hub id of a Hugging Face model; text needs it.
+
+    Returns:
+        One int64 tensor of shape ``(length,)`` per document.
+
+    Raises:
+        TokensError: The file is missing, empty or of another kind, or text has no tokenizer.
+        MissingExtraError: Text needs Transformers, which is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "tokens.npz"
+        >>> np.savez(file, tokens=np.arange(5), offsets=[0, 2, 5])
+        >>> load_tokens(file)
+        [tensor([0, 1]), tensor([2, 3, 4])]
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".npz":
+            documents = _from_npz(path)
+        elif suffix == ".npy":
+            documents = [np.load(path, allow_pickle=False)]
+        elif suffix in {".txt", ".json", ".jsonl"}:
+            documents = _tokenized(_texts(path, suffix), path, tokenizer)
+        else:
+            raise TokensError(f"{path}: tokens are read from .npz, .npy, .txt, .json or .jsonl")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TokensError(f"cannot read tokens from {path}: {error}") from error
+    result = [torch.from_numpy(np.asarray(document).astype(np.int64)) for document in documents]
+    if any(document.ndim != 1 for document in result) or not any(len(document) for document in result):
+        raise TokensError(f"{path}: expected documents of token ids, each with one axis, and at least one token")
+    return [document for document in result if len(document)]
+
+
+def _from_npz(path: Path) -> list[Any]:
+    with np.load(path, allow_pickle=False) as file:
+        tokens = file["tokens"]
+        return [tokens] if "offsets" not in file else np.split(tokens, file["offsets"][1:-1])
+
+
+def _texts(path: Path, suffix: str) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    if suffix == ".txt":
+        return [text]
+    rows = json.loads(text) if suffix == ".json" else [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [row if isinstance(row, str) else str(row["text"]) for row in rows]
+
+
+def _tokenized(texts: Sequence[str], path: Path, tokenizer: str | Path | None) -> list[Any]:
+    if tokenizer is None:
+        raise TokensError(f"{path} holds text: say which model's tokenizer is to read it, or give token ids as .npz")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError("reading text needs Transformers: pip install 'tempbalance[transformers]'") from error
+    try:
+        encode = AutoTokenizer.from_pretrained(tokenizer)
+    except Exception as error:  # a wide family, of the tokenizers', the hub's and built-in errors
+        raise TokensError(f"{tokenizer}: no tokenizer to read {path} with; give token ids as .npz ({error})") from error
+    return [encode(text, verbose=False)["input_ids"] for text in texts]
+
+
+def draw_calibration(
+    documents: Sequence[Tensor], samples: int = 128, length: int = 2048, seed: int = 0
+) -> list[Tensor]:
+    """Draw token sequences at random, as Wanda and SparseGPT calibrate (128 sequences of 2,048 tokens, from C4).
+
+    Args:
+        documents: Token ids, each of shape ``(length,)``.
+        samples: How many sequences.
+        length: Of a sequence. If no document is that long, they are joined into one first.
+        seed: Of the draw.
+
+    Returns:
+        ``samples`` int64 tensors of shape ``(length,)``; shorter where there are not so many tokens at all.
+
+    Raises:
+        TokensError: There is no token, or a number is not positive.
+
+    Example:
+        >>> [len(sample) for sample in draw_calibration([torch.arange(100)], samples=2, length=16)]
+        [16, 16]
+    """
+    if samples < 1 or length < 1 or not sum(map(len, documents)):
+        raise TokensError(f"cannot draw {samples} sequences of {length} from {len(documents)} documents")
+    long = [document for document in documents if len(document) >= length] or [torch.cat(list(documents))]
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for _ in range(samples):
+        document = long[int(torch.randint(len(long), (), generator=generator))]
+        start = int(torch.randint(max(1, len(document) - length + 1), (), generator=generator))
+        result.append(document[start : start + length].long())
+    return result
+
+
+def batches(sequences: Sequence[Tensor], size: int = 8) -> Iterator[Tensor]:
+    """Stack neighbours of equal length.
+
+    Args:
+        sequences: Token ids, each of shape ``(length,)``.
+        size: At most so many at once.
+
+    Yields:
+        Tensors of shape ``(batch, length)``.
+
+    Example:
+        >>> [tuple(batch.shape) for batch in batches([torch.zeros(4), torch.zeros(4), torch.zeros(3)])]
+        [(2, 4), (1, 3)]
+    """
+    waiting: list[Tensor] = []
+    for sequence in sequences:
+        if waiting and (len(waiting) == size or len(sequence) != len(waiting[0])):
+            yield torch.stack(waiting)
+            waiting = []
+        waiting.append(sequence)
+    if waiting:
+        yield torch.stack(waiting)
