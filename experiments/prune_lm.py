@@ -21,13 +21,14 @@ and, where Matplotlib is installed, ``plot.svg``. ``--quick`` takes two sparsiti
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -201,7 +202,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     pruners = list(given.pruners)
-    if "sparsegpt" in pruners and importlib.util.find_spec("llmcompressor") is None:
+    if "sparsegpt" in pruners and find_spec("llmcompressor") is None:
         print("SparseGPT is left out: it needs llm-compressor, pip install 'tempbalance[prune]'")
         pruners.remove("sparsegpt")
     settings = Settings(sparsities=(0.5, 0.7), seeds=(1, 2)) if given.quick else Settings()
@@ -216,11 +217,11 @@ def main() -> None:
     print(f"dense: perplexity {math.exp(fmean(dense)):.2f} on {sum(map(len, study.parts['test'])):,} tokens")
     epsilons = tune(study, pruners, runs)
     rows = summarize(report(study, epsilons, runs))
-    packages = ("torch", "transformers", "llmcompressor", "tempbalance")
+    packages = ["torch", "transformers", "tempbalance"] + ["llmcompressor"] * ("sparsegpt" in pruners)
     results: dict[str, Any] = {
         "command": f"python experiments/prune_lm.py --model {given.model.name} ...",
         "settings": asdict(settings),
-        "versions": {"python": platform.python_version()} | {k: v.__version__ for k, v in packages.items()},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "parameters": sum(parameter.numel() for parameter in study.model.parameters()),
         "block_alphas": study.block_alphas(),
         "dense": dense,
@@ -228,7 +229,7 @@ def main() -> None:
     }
     write_whole(given.out / "results.json", json.dumps(results).encode() + b"\n")
     write_whole(given.out / "table.md", table(rows).encode())
-    if importlib.util.find_spec("matplotlib"):
+    if find_spec("matplotlib"):
         write_whole(given.out / "plot.svg", plot(rows))
     print(table(rows))
 
