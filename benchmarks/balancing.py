@@ -120,25 +120,20 @@ def released_seconds(checkout: Path, model: nn.Module) -> float:
 def hook_seconds(optimizer: torch.optim.Optimizer, recipe: tb.Recipe, model: nn.Module, steps: int) -> list[float]:
     """Seconds that the balancer's hooks take in a step without a refresh; gradients must be there."""
     marks: list[float] = []
-    first = optimizer.register_step_pre_hook(lambda *_: marks.append(time.perf_counter()))
+
+    def mark(*_: Any) -> None:
+        marks.append(time.perf_counter())
+
+    # Hooks run in the order in which they were registered: those of the balancer between two of ours, before and after.
+    handles = [optimizer.register_step_pre_hook(mark), optimizer.register_step_post_hook(mark)]
     balancer = tb.Balancer(optimizer, model, recipe, steps_per_epoch=10**6)
-    # Hooks run in the order in which they were registered.
-    last = optimizer.register_step_pre_hook(lambda *_: marks.append(time.perf_counter()))
-    before = balancer._handles[1]
-    post = optimizer._optimizer_step_post_hooks.pop(before.id)
-
-    def timed(*args: Any) -> None:
-        began = time.perf_counter()
-        post(*args)
-        marks.append(time.perf_counter() - began)
-
-    optimizer._optimizer_step_post_hooks[before.id] = timed
+    handles += [optimizer.register_step_pre_hook(mark), optimizer.register_step_post_hook(mark)]
     for _ in range(steps + 1):
         optimizer.step()
-    first.remove()
-    last.remove()
+    for handle in handles:
+        handle.remove()
     balancer.remove()
-    return [marks[i + 1] - marks[i] + marks[i + 2] for i in range(3, len(marks), 3)]
+    return [marks[i + 1] - marks[i] + marks[i + 3] - marks[i + 2] for i in range(4, len(marks), 4)]
 
 
 def case(name: str, quick: bool, released: Path | None) -> dict[str, Any]:

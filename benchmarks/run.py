@@ -56,10 +56,10 @@ README = """# Benchmarks
 
     make bench
 
-runs everything in one process on an otherwise idle machine and rewrites this page and `results.json`, which holds every
-single measurement. A ratio is the median over pairs: the two sides are timed in turn, so that a machine that slows down
-slows both. Ratios travel between machines; seconds do not, and are only in the JSON. `python benchmarks/run.py --quick`
-takes a minute and writes nothing.
+measures the table below in one process on an otherwise idle machine and rewrites this page and `results.json`, which
+holds every single measurement. A ratio is the median over pairs: the two sides are timed in turn, so that a machine
+that slows down slows both. Ratios travel between machines; seconds do not, and are only in the JSON.
+`python benchmarks/run.py --quick` takes a minute and writes nothing.
 
 Both tools analyse the same live model in the same process, with their defaults but for tempbalance's estimator, `KS`,
 as WeightWatcher's (beside `powerlaw` 1.5). WeightWatcher then adds the embeddings; in the second line tempbalance does
@@ -69,6 +69,10 @@ other. Memory is the peak of resident memory of a fresh process, above that of o
 {table}
 
 Measured on {machine}.
+
+Two more have to be run by hand, and each writes a JSON file beside itself: `balancing.py`, what balancing costs in
+training (the table of refreshes stands in `docs/benchmarks.md`), and `farms.py`, FARMS on a large matrix (its table in
+`docs/methods/farms.md`).
 """
 
 

@@ -231,11 +231,18 @@ class TestResume:
         save_file({f"layers.{i}.weight": torch.randn(900 + i, 900) for i in range(60)}, path)
         command = [sys.executable, "-m", "tempbalance", "analyze", str(path), "--out", str(out), "--quiet"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        # Jobs that a shell runs in the background ignore Ctrl-C, and hand that down to what they start.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        finally:
+            signal.signal(signal.SIGINT, handler)
         partial = out.with_name("out.json.partial")
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (partial.exists() and len(partial.read_text().splitlines()) > 3):
+        deadline = time.monotonic() + 300
+        while process.poll() is None and not (partial.exists() and len(partial.read_text().splitlines()) > 3):
+            assert time.monotonic() < deadline
             time.sleep(0.02)
+        assert process.poll() is None, "the command ended before it could be interrupted"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 130

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tempbalance as tb
-from tempbalance.optim import balancer as module
+from tempbalance.optim import measuring as module
 
 from .loops import LAZY, RECIPE, alone, equal, make, states_of, train, trained, units_of, weights_of
 from .worlds import run

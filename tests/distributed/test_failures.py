@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tempbalance as tb
 from tempbalance.errors import BalanceError, NumericsWarning, RefreshError
-from tempbalance.optim import balancer as module
+from tempbalance.optim import measuring as module
 
 from .loops import ENGINES, LAZY, RECIPE, Net, alone, equal, make, make_net, states_of, train, units_of, weights_of
 from .worlds import run

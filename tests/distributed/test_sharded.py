@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 import tempbalance as tb
 from tempbalance.layers import find_weights, sharded
-from tempbalance.optim import balancer as module
+from tempbalance.optim import measuring as module
 
 from .loops import (
     JUDGED,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from torch import Tensor, nn
 
@@ -28,6 +30,34 @@ class Plan:
     units: tuple[Unit, ...]
     lightest: frozenset[str]
     skipped: tuple[Skipped, ...]
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """Names of the weights that are measured: those of all units but the lightest."""
+        return frozenset(name for unit in self.units if unit.name not in self.lightest for name in unit.weights)
+
+    def alphas(self, found: Mapping[str, float | None]) -> dict[str, float]:
+        """The alpha of every unit.
+
+        Args:
+            found: Alphas by the names of weights; None for a weight without a fit.
+
+        Returns:
+            By the names of the units, the mean over the weights that have one, or NaN; of the lightest the largest of
+            all.
+
+        Example:
+            >>> units = [Unit(name=name, weights=(f"{name}.weight",), parameters=()) for name in ("a", "head")]
+            >>> plan = Plan(units=tuple(units), lightest=frozenset({"head"}), skipped=())
+            >>> plan.alphas({"a.weight": 3.0})
+            {'a': 3.0, 'head': 3.0}
+        """
+        alphas = {}
+        for unit in self.units:
+            values = [alpha for alpha in map(found.get, unit.weights) if alpha is not None]
+            alphas[unit.name] = fmean(values) if values else math.nan
+        largest = max((alpha for alpha in alphas.values() if math.isfinite(alpha)), default=math.nan)
+        return alphas | dict.fromkeys(self.lightest, largest)
 
 
 def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None = None) -> Plan:
