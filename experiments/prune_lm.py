@@ -208,9 +208,10 @@ def main() -> None:
     settings = Settings(sparsities=(0.5, 0.7), seeds=(1, 2)) if given.quick else Settings()
     runs = given.out / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    described = json.dumps({"model": given.model.name, **asdict(settings)}, indent=1).encode()
+    named = {"model": given.model, "text": given.text, "calibration": given.calibration, **asdict(settings)}
+    described = json.dumps(named, indent=1, default=str).encode()
     if any(runs.iterdir()) and (given.out / "settings.json").read_bytes() != described:
-        raise SystemExit(f"{given.out} holds runs of another model or other settings: choose another --out")
+        raise SystemExit(f"{given.out} holds runs of another model or text, or with other settings: choose another --out")
     write_whole(given.out / "settings.json", described)
     study = Study(given.model, given.text, given.calibration, settings)
     dense = study.losses("test")
