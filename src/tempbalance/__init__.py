@@ -19,6 +19,8 @@ from tempbalance.pruning import (
     outlier_ratios,
     perplexity,
     prune,
+    prune_checkpoint,
+    save_pruned,
 )
 from tempbalance.results import Analysis, Comparison, compare
 from tempbalance.spectrum import weight_spectrum
@@ -53,6 +55,8 @@ __all__ = [
     "outlier_ratios",
     "perplexity",
     "prune",
+    "prune_checkpoint",
+    "save_pruned",
     # assignments of multipliers
     "Linear",
     "Log2",

@@ -88,7 +88,7 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
         if not weights and not skipped:
             raise WeightError(f"{name} holds no weight matrix: nothing in it has two or more axes")
         settings = _settings(estimator, windows, selection, device)
-        settings["revision"] = opened.revision if isinstance(opened, Checkpoint) else None
+        settings["revision"] = _revision(opened)
         partial = _Partial.open(resume, opened, settings) if resume is not None else None
         try:
             job = _Job(estimator, windows, device, strict, partial)
@@ -143,6 +143,14 @@ def _settings(
         "tempbalance": version("tempbalance"),
         "torch": torch.__version__,
     }
+
+
+def _revision(source: nn.Module | Mapping[str, Tensor] | Checkpoint) -> str | None:
+    """Commit of a model from the hub, where it is known."""
+    if isinstance(source, Checkpoint):
+        return source.revision
+    revision = getattr(getattr(source, "config", None), "_commit_hash", None)
+    return revision if isinstance(revision, str) else None
 
 
 @dataclass(frozen=True)

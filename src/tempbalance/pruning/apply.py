@@ -73,7 +73,7 @@ def prune(
             raise AllocationError("N:M sparsity is for magnitude and Wanda here: prune with one of them")
         from tempbalance.pruning.sparsegpt import sparsegpt
 
-        sparsegpt(root, dict(allocation), calibration or ())
+        sparsegpt(root, allocation, calibration or (), progress)
     return {t.name: float((t.weight.within(parameters[t.weight.parameter]) == 0).double().mean()) for t in targets}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from tempbalance.errors import AllocationError, NonFiniteError, TokensError
 from tempbalance.pruning.tokens import batches
 from tempbalance.report.progress import progress_bar
 
-__all__ = ["input_norms", "is_transposed", "norms_by_block"]
+__all__ = ["input_norms", "is_transposed", "norms_by_block", "through_blocks"]
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -71,10 +71,44 @@ class _Call:
     options: Mapping[str, Any]
 
 
+def through_blocks(
+    model: nn.Module, wanted: Collection[str], sequences: Sequence[Tensor], progress: bool = True
+) -> Generator[tuple[str, Callable[[], object]]]:
+    """Go through a causal language model block by block: each block sees what the ones before give now.
+
+    Close the generator (``contextlib.closing``) where the loop over it can end early: that puts the model's mode back.
+
+    Args:
+        model: A Hugging Face causal language model.
+        wanted: Names of the blocks of interest.
+        sequences: Token ids, each of shape ``(length,)``.
+        progress: Whether to show a progress bar (only ever on a terminal).
+
+    Yields:
+        The name of a block of interest, and a function that lets all tokens pass through it. What is done to its
+        weights before the next one is asked for changes what later blocks see.
+
+    Raises:
+        TokensError: There is no token.
+        AllocationError: The blocks are not those of one stack.
+    """
+    if not sequences:
+        raise TokensError("the calibration set is empty: give token sequences")
+    stack = _stack(model, wanted)
+    with _evaluating(model), progress_bar("pruning blocks", len(stack), progress) as advance:
+        hidden, calls = _capture(model, list(stack), sequences)
+        for name, block in stack.items():
+            run = functools.partial(_run, block, hidden, calls[name])
+            if name in wanted:
+                yield name, run
+            hidden = run()
+            advance(1)
+
+
 def norms_by_block(
     model: nn.Module, layers: Mapping[str, Sequence[str]], sequences: Sequence[Tensor], progress: bool = True
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Go through a causal language model block by block, as Wanda does: each block sees what the ones before give now.
+) -> Generator[tuple[str, dict[str, Tensor]]]:
+    """Go through a causal language model as ``through_blocks`` does, and measure what linear layers take in.
 
     Args:
         model: A Hugging Face causal language model.
@@ -83,27 +117,18 @@ def norms_by_block(
         progress: Whether to show a progress bar (only ever on a terminal).
 
     Yields:
-        The name of a block and the norms of what its linear layers take in. What is done to the weights of the block
-        before the next one is asked for changes what later blocks see.
+        The name of a block and the norms of what its linear layers take in.
 
     Raises:
         TokensError: There is no token.
         AllocationError: The blocks are not those of one stack.
     """
-    if not sequences:
-        raise TokensError("the calibration set is empty: give token sequences")
-    stack = _stack(model, layers)
-    with _evaluating(model), progress_bar("pruning blocks", len(stack), progress) as advance:
-        hidden, calls = _capture(model, list(stack), sequences)
-        for name, block in stack.items():
-            run = functools.partial(_run, block, hidden, calls[name])
-            if layers.get(name):
-                yield name, input_norms({layer: model.get_submodule(layer) for layer in layers[name]}, run)
-            hidden = run()
-            advance(1)
+    with contextlib.closing(through_blocks(model, layers, sequences, progress)) as blocks:
+        for name, run in blocks:
+            yield name, input_norms({layer: model.get_submodule(layer) for layer in layers[name]}, run)
 
 
-def _stack(model: nn.Module, layers: Mapping[str, Sequence[str]]) -> dict[str, nn.Module]:
+def _stack(model: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:
     """All blocks of the stack that the named ones belong to, in order, up to the last one that is named."""
     parents = {name.rpartition(".")[0] for name in layers}
     if len(parents) != 1:
@@ -116,13 +141,14 @@ def _stack(model: nn.Module, layers: Mapping[str, Sequence[str]]) -> dict[str, n
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Generator[None]:
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]  # parts of a model may be in another
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def _capture(

@@ -1,0 +1,211 @@
+"""``tempbalance prune`` and ``tempbalance perplexity``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from tempbalance.analysis import Source, analyze
+from tempbalance.checkpoints import open_checkpoint
+from tempbalance.cli.app import (
+    ESTIMATORS,
+    DeviceOption,
+    Estimator,
+    EstimatorOption,
+    FarmsOption,
+    FarmsRowsOption,
+    app,
+    make_windows,
+    say_saved,
+)
+from tempbalance.errors import AllocationError, TokensError
+from tempbalance.pruning import (
+    Allocation,
+    Perplexity,
+    allocate_sparsity,
+    draw_calibration,
+    load_causal_lm,
+    load_tokens,
+    outlier_ratios,
+    perplexity,
+    prune,
+    prune_checkpoint,
+    save_pruned,
+)
+
+__all__ = ["perplexity_command", "prune_command"]
+
+
+class Method(str, Enum):
+    """Which weights go."""
+
+    magnitude = "magnitude"
+    wanda = "wanda"
+    sparsegpt = "sparsegpt"
+
+
+class Share(str, Enum):
+    """How the budget is shared out over layers."""
+
+    alpha = "alpha"
+    uniform = "uniform"
+    erk = "erk"
+    depth = "depth"
+    owl = "owl"
+
+
+class Unit(str, Enum):
+    """What shares one sparsity."""
+
+    block = "block"
+    layer = "layer"
+
+
+_OWL_EPSILON, _EPSILON = 0.08, 0.3
+_LENGTH = 2048
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")]
+LengthOption = Annotated[
+    int | None, typer.Option(min=2, help="Tokens in a window; by default what the model was made for, up to 2048.")
+]
+
+
+@app.command("prune")
+def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
+    source: Annotated[str, typer.Argument(help="A checkpoint file, a folder, or a Hugging Face hub id.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the pruned model; an earlier output is replaced.")
+    ],
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", "-s", help="Share of zeros, from 0 to below 1.")
+    ] = None,
+    method: Annotated[Method, typer.Option("--method", "-m", help="Which weights go.")] = Method.magnitude,
+    share: Annotated[Share, typer.Option(help="How the zeros are shared out over layers.")] = Share.alpha,
+    epsilon: Annotated[
+        float | None, typer.Option(help="How far layers differ; by default 0.3, for owl 0.08.", show_default=False)
+    ] = None,
+    unit: Annotated[Unit, typer.Option(help="What shares one sparsity.")] = Unit.block,
+    group: Annotated[int | None, typer.Option(help="M of N:M sparsity, with N by block.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="An allocation.json to prune by, instead of all that.")] = None,
+    estimator: EstimatorOption = Estimator.hill,
+    farms: FarmsOption = False,
+    farms_rows: FarmsRowsOption = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Tokens or text for wanda, sparsegpt and owl: .npz, .npy, .txt, .json, .jsonl.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Sequences drawn for calibration.")] = 128,
+    length: LengthOption = None,
+    seed: Annotated[int, typer.Option(help="Of that draw.")] = 0,
+    evaluate: Annotated[
+        Path | None, typer.Option(help="Tokens or text to measure the perplexity on, before and after.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Prune SOURCE, the less the heavier the tails of its layers, and save it as a folder.
+
+    The folder holds dense safetensors with zeros, what lay beside the weights, and the plan (allocation.json).
+    Magnitude goes through the files tensor by tensor; wanda and sparsegpt load a causal language model.
+
+    [bold]Examples[/]
+
+      tempbalance prune path/to/model --sparsity 0.5 --out pruned
+
+      tempbalance prune path/to/llama -s 0.7 -m wanda --calibration c4.jsonl --evaluate wikitext.txt --out pruned
+
+      tempbalance prune path/to/model --plan pruned/allocation.json --out again
+    """
+    if (sparsity is None) == (plan is None):
+        raise AllocationError("say how sparse the model is to be: either --sparsity, or --plan FILE")
+    given = Allocation.load(plan) if plan else None
+    owl = given is None and share is Share.owl
+    if (method is not Method.magnitude or owl) and calibration is None:
+        raise TokensError("wanda, sparsegpt and owl calibrate on tokens: give --calibration FILE")
+    with open_checkpoint(source, revision) as checkpoint:
+        folder = checkpoint.path
+    texts = load_tokens(calibration, folder) if calibration else None
+    held_out = load_tokens(evaluate, folder) if evaluate else None
+    drawn = draw_calibration(texts, samples, length or _LENGTH, seed) if texts else None
+    progress = not quiet
+
+    def allocate(model: Source, outliers: Mapping[str, float] | None = None) -> Allocation:
+        """The plan, from a file or from the spectra of the model."""
+        if given is not None:
+            return given
+        windows = make_windows(farms, farms_rows)
+        found = analyze(model, estimator=ESTIMATORS[estimator], windows=windows, device=device, progress=progress)
+        return allocate_sparsity(
+            replace(found, source=source),
+            sparsity or 0.0,
+            epsilon if epsilon is not None else _OWL_EPSILON if owl else _EPSILON,
+            unit=unit.value,
+            method=share.value,
+            outliers=outliers,
+            group=group,
+        )
+
+    if method is Method.magnitude and not owl and group is None and (given is None or given.group is None):
+        allocation = allocate(folder)
+        achieved = prune_checkpoint(folder, allocation, out, progress=progress)
+    else:
+        model = load_causal_lm(folder, device)
+        allocation = allocate(model, outlier_ratios(model, drawn or (), progress=progress) if owl else None)
+        achieved = prune(model, allocation, method.value, calibration=drawn, progress=progress)
+        save_pruned(model, allocation, out, folder)
+        del model
+    if quiet and held_out is None:
+        return
+    console = Console()
+    console.print(f"{len(achieved)} weights pruned, {allocation.sparsity:.1%} of them zero", highlight=False)
+    if held_out is not None:
+        before, after = (_measure(path, held_out, length, device, progress) for path in (folder, out))
+        console.print(f"perplexity {_in_words(before)} before, {_in_words(after)} after", highlight=False)
+    say_saved(console, [out])
+
+
+@app.command("perplexity")
+def perplexity_command(
+    source: Annotated[str, typer.Argument(help="Folder or hub id of a causal language model.")],
+    tokens: Annotated[Path, typer.Argument(help="Tokens or text: .npz, .npy, .txt, .json, .jsonl.")],
+    length: LengthOption = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Tokens from a window to the next; default: no overlap.")
+    ] = None,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """How surprised the language model SOURCE is by a token of a text, on average.
+
+    The standard error is over windows of text.
+
+    [bold]Examples[/]
+
+      tempbalance perplexity path/to/llama wikitext.txt
+
+      tempbalance perplexity path/to/llama tokens.npz --length 256 --stride 128
+    """
+    found = _measure(source, load_tokens(tokens, source), length, device, not quiet, stride)
+    Console().print(f"perplexity {_in_words(found)} over {found.tokens} tokens", highlight=False)
+
+
+def _measure(
+    source: str | Path,
+    documents: Sequence[Tensor],
+    length: int | None,
+    device: str | None,
+    progress: bool,
+    stride: int | None = None,
+) -> Perplexity:
+    model = load_causal_lm(source, device)
+    return perplexity(model, documents, stride, length=length, progress=progress)
+
+
+def _in_words(found: Perplexity) -> str:
+    return f"{found.value:.4g} (standard error {found.stderr:.2g})"
