@@ -4,9 +4,9 @@
 
 ``--model`` is any Hugging Face causal language model (a folder of ``experiments/train_lm.py``, or LLaMA, OPT, Qwen);
 ``--text`` what ``tempbalance.load_tokens`` reads (.txt, .json, .jsonl, .npz). Sequences for calibration are drawn from
-``--calibration``, or from the first half of the text. The rest is cut into segments, dealt in turn to two parts: on
-one, ``validation``, epsilon is chosen, for every allocation that has one from the same grid, with seed 0; on the other,
-``test``, perplexity is reported, with seeds 1 to 5. Allocations:
+``--calibration``, or from the first half of the text. The rest is cut into segments. On every third one, the validation
+text, epsilon is chosen, for every allocation that has one from the same grid, with seed 0; on the others, the test
+text, perplexity is reported, with seeds 1 to 5. The allocations:
 
 - ``uniform``: all alike; ``erk``: by shape, a layer at a time (Evci et al. 2020);
 - ``owl``: by activation outliers (Yin et al. 2024); the seed decides on the sequences that they are counted on;
@@ -45,7 +45,7 @@ from tempbalance.results import write_whole
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
 WITH_EPSILON = ("owl", "alpha", "farms", "inverted", "depth")
 ARMS = ("uniform", "erk", *WITH_EPSILON)
-WINDOWS = 4  # of text in a segment
+WINDOWS = 2  # of text in a segment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,9 @@ class Settings:
     sparsities: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8)
     epsilons: tuple[float, ...] = (0.1, 0.2, 0.4)
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-    samples: int = 64  # sequences to calibrate on
+    samples: int = 16  # sequences to calibrate on
     length: int = 256  # tokens in one, and in a window of text
-    segments: int = 20  # of each part of the text
+    segments: int = 36  # of text, every third one to choose epsilon on
 
 
 class Run(NamedTuple):
@@ -98,11 +98,11 @@ class Study:
         else:
             self.calibration, text = text.tensor_split(2)
         segments = text.split(WINDOWS * settings.length)[:-1]
-        if len(segments) < 2 * settings.segments:
+        if len(segments) < settings.segments:
             raise SystemExit(f"the text has {len(segments)} segments of {WINDOWS * settings.length} tokens: give more")
-        places = torch.linspace(0, len(segments) - 1, 2 * settings.segments).long().tolist()
+        places = torch.linspace(0, len(segments) - 1, settings.segments).long().tolist()
         chosen = [segments[place] for place in places]
-        self.parts = {"validation": chosen[::2], "test": chosen[1::2]}
+        self.parts = {"validation": chosen[::3], "test": [x for place, x in enumerate(chosen) if place % 3]}
         self.outliers = cache(self._outliers)
 
     def sequences(self, seed: int) -> list[Tensor]:
@@ -189,8 +189,8 @@ def report(study: Study, epsilons: dict[tuple[str, float, str], float | None], f
     return kept(study, runs, folder)
 
 
-def main() -> None:
-    """Run, print, write."""
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description="Perplexity of seven allocations of sparsity, pruned alike.")
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="held-out text, or its tokens")
@@ -199,25 +199,35 @@ def main() -> None:
     parser.add_argument("--pruners", nargs="+", choices=PRUNERS, default=PRUNERS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="two sparsities, two seeds")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def open_runs(given: argparse.Namespace, settings: Settings) -> Path:
+    """The folder of the runs, which must be of the same study."""
+    folder: Path = given.out / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {"model": given.model, "text": given.text, "calibration": given.calibration, **asdict(settings)}
+    described = json.dumps(named, indent=1, default=str).encode()
+    if any(folder.iterdir()) and (given.out / "settings.json").read_bytes() != described:
+        raise SystemExit(f"{given.out} has runs of another model, text or settings: choose another --out")
+    write_whole(given.out / "settings.json", described)
+    return folder
+
+
+def main() -> None:
+    """Run, print, write."""
+    given = arguments()
     torch.set_num_threads(given.threads)
     pruners = list(given.pruners)
     if "sparsegpt" in pruners and find_spec("llmcompressor") is None:
         print("SparseGPT is left out: it needs llm-compressor, pip install 'tempbalance[prune]'")
         pruners.remove("sparsegpt")
     settings = Settings(sparsities=(0.5, 0.7), seeds=(1, 2)) if given.quick else Settings()
-    runs = given.out / "runs"
-    runs.mkdir(parents=True, exist_ok=True)
-    named = {"model": given.model, "text": given.text, "calibration": given.calibration, **asdict(settings)}
-    described = json.dumps(named, indent=1, default=str).encode()
-    if any(runs.iterdir()) and (given.out / "settings.json").read_bytes() != described:
-        raise SystemExit(f"{given.out} holds runs of another model or text, or with other settings: choose another --out")
-    write_whole(given.out / "settings.json", described)
+    folder = open_runs(given, settings)
     study = Study(given.model, given.text, given.calibration, settings)
     dense = study.losses("test")
     print(f"dense: perplexity {math.exp(fmean(dense)):.2f} on {sum(map(len, study.parts['test'])):,} tokens")
-    epsilons = tune(study, pruners, runs)
-    rows = summarize(report(study, epsilons, runs))
+    rows = summarize(report(study, tune(study, pruners, folder), folder))
     packages = ["torch", "transformers", "tempbalance"] + ["llmcompressor"] * ("sparsegpt" in pruners)
     results: dict[str, Any] = {
         "command": f"python experiments/prune_lm.py --model {given.model.name} ...",
