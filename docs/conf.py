@@ -29,7 +29,7 @@ nitpicky = True
 # Names of other projects, whose inventories would have to be fetched; names inside tempbalance must resolve.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|pandas|pd|collections|os|pathlib|typing|enum|types)\..*"),
-    ("py:.*", r"Tensor|nn\.Module|Path|Any|Literal|Mapping|Sequence|Callable|Iterator|optional|dtype"),
+    ("py:.*", r"Tensor|nn\.Module|LoraConfig|Path|Any|Literal|Mapping|Sequence|Callable|Iterator|optional|dtype"),
     ("py:.*", r"(int|float|str|bool|tuple|list|dict|None|ValueError|ImportError|FileNotFoundError)"),
 ]
 

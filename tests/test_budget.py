@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tempbalance.assign.budget import apportion, scale_to_budget
+from tempbalance.assign.budget import apportion, raise_levels, scale_to_budget
 
 UNITS = st.lists(st.tuples(st.floats(0.05, 20.0), st.integers(1, 10**9)), min_size=1, max_size=60)
 
@@ -74,3 +74,28 @@ def test_a_total_that_does_not_belong_to_the_values():
 def test_nothing_to_share_out():
     assert scale_to_budget([], [], 0.0) == []
     assert apportion([], [], 0) == []
+
+
+@given(
+    units=st.lists(st.tuples(st.floats(0.0, 9.0), st.integers(0, 50)), min_size=1, max_size=20),
+    levels=st.lists(st.integers(0, 12), min_size=1, max_size=5, unique=True).map(sorted),
+    part=st.floats(0.0, 1.5),
+)
+def test_levels_use_a_budget_up_until_no_step_fits(units, levels, part):
+    weights, sizes = zip(*units, strict=True)
+    budget = (levels[0] + part * (levels[-1] - levels[0])) * sum(sizes)
+    values = raise_levels(levels, sizes, budget, lambda i, now, _: weights[i] / (1 + now))
+    left = budget - sum(v * n for v, n in zip(values, sizes, strict=True))
+    assert left >= 0
+    for value, size in zip(values, sizes, strict=True):
+        assert all((higher - value) * size > left for higher in levels[levels.index(value) + 1 :])
+
+
+def test_the_worthiest_step_comes_first():
+    assert raise_levels([1, 2, 3], [10, 10, 10], 50, lambda i, now, _: [3.0, 2.0, 5.0][i] / now) == [2, 1, 2]
+
+
+@pytest.mark.parametrize("budget", [19, math.nan])
+def test_a_budget_below_the_lowest_level(budget):
+    with pytest.raises(ValueError, match="at least 2"):
+        raise_levels([2, 3], [4, 6], budget, lambda *_: 1.0)

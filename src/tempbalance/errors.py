@@ -13,7 +13,7 @@
     │   └── UnsafeFileError    a pickle that wants to run code
     ├── BalanceError           an optimizer, model and recipe that cannot be brought together (also a ValueError)
     │   └── RefreshError       a refresh in training that failed, on this or on another rank (also a RuntimeError)
-    ├── AllocationError        a sparsity that cannot be shared out, or a plan that cannot be read (also a ValueError)
+    ├── AllocationError        a budget that cannot be shared out, or a plan that cannot be read (also a ValueError)
     ├── TokensError            token ids that cannot be read or used, an empty calibration set (also a ValueError)
     ├── AnalysisError          a result that cannot be saved, loaded or compared
     └── MissingExtraError      an optional dependency is needed (also an ImportError)
@@ -86,7 +86,7 @@ class RefreshError(BalanceError, RuntimeError):
 
 
 class AllocationError(TempBalanceError, ValueError):
-    """A sparsity cannot be shared out over a model, or a plan cannot be read."""
+    """A budget of sparsity, bits or ranks cannot be shared out over a model, or a plan cannot be read."""
 
 
 class TokensError(TempBalanceError, ValueError):

@@ -37,6 +37,7 @@ class Metrics:
     mp_edge: float
     num_spikes: int
     mp_ks_distance: float
+    mean_square: float
 
 
 def measure(spectrum: Spectrum, fit: TailFit, num_windows: int = 1) -> Metrics:
@@ -85,6 +86,7 @@ def measure(spectrum: Spectrum, fit: TailFit, num_windows: int = 1) -> Metrics:
         mp_edge=edge,
         num_spikes=int((values > edge).sum()),
         mp_ks_distance=_mp_ks_distance(spectrum),
+        mean_square=_mean_square(spectrum),
     )
 
 
@@ -185,10 +187,15 @@ def _bulk_edge(spectrum: Spectrum) -> float:
     return mp_edges(spectrum.shape, median / _mp_median(spectrum.shape))[1]
 
 
+def _mean_square(spectrum: Spectrum) -> float:
+    """Of the entries: the variance of a random matrix whose spectrum has this sum."""
+    rows, columns = spectrum.shape
+    return float(spectrum.eigenvalues.sum()) / (spectrum.num_matrices * rows * columns)
+
+
 def _mp_ks_distance(spectrum: Spectrum) -> float:
     values = spectrum.eigenvalues
-    rows, columns = spectrum.shape
-    variance = float(values.sum()) / (spectrum.num_matrices * rows * columns)
+    variance = _mean_square(spectrum)
     if variance == 0:
         return math.nan
     law = mp_cdf(values, spectrum.shape, variance)
@@ -231,10 +238,9 @@ def is_random(spectrum: Spectrum, metrics: Metrics, independent: int | None = No
         return False
     a, b = math.sqrt(max(spectrum.shape) - 1), math.sqrt(n)
     center, width = (a + b) ** 2, (a + b) * (1 / a + 1 / b) ** (1 / 3)
-    variance = float(spectrum.eigenvalues.sum()) / (count * spectrum.shape[0] * spectrum.shape[1])
     # The tail of the Tracy-Widom law is about exp(-2/3 s^(3/2)).
     highest = (1.5 * math.log(1000 * count)) ** (2 / 3)
-    return bool(metrics.lambda_max / variance <= center + highest * width)
+    return bool(metrics.lambda_max / metrics.mean_square <= center + highest * width)
 
 
 def thin(eigenvalues: Tensor) -> ESD:

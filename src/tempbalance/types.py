@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -141,6 +142,7 @@ class LayerStats:
         num_spikes: Eigenvalues above ``mp_edge``.
         mp_ks_distance: Kolmogorov-Smirnov distance of the whole spectrum from the Marchenko-Pastur law of a random
             matrix of the same shape and variance.
+        mean_square: Mean of the squared entries, their variance where their mean is 0; NaN in files of older versions.
         error_bound: Bound on the absolute error of an eigenvalue, as a fraction of ``lambda_max``.
         esd: The spectrum, thinned for plotting.
     """
@@ -171,5 +173,6 @@ class LayerStats:
     mp_edge: float
     num_spikes: int
     mp_ks_distance: float
+    mean_square: float = math.nan
     error_bound: float
     esd: ESD

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tempbalance.assign.budget import apportion, scale_to_budget, shift_to_budget
+from tempbalance.assign.budget import apportion, raise_levels, scale_to_budget, shift_to_budget
 from tempbalance.assign.multipliers import Assignment, Linear, Log2, Rank, RankAsReleased, Sigmoid, Sqrt
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Sigmoid",
     "Sqrt",
     "apportion",
+    "raise_levels",
     "scale_to_budget",
     "shift_to_budget",
 ]

@@ -7,11 +7,12 @@ of all zeros. The same sums share out bits or ranks.
 from __future__ import annotations
 
 import bisect
+import heapq
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-__all__ = ["apportion", "scale_to_budget", "shift_to_budget"]
+__all__ = ["apportion", "raise_levels", "scale_to_budget", "shift_to_budget"]
 
 
 def scale_to_budget(
@@ -131,3 +132,53 @@ def apportion(values: Sequence[float], sizes: Sequence[int], total: int) -> list
     for i in candidates[:missing]:
         result[i] += 1
     return result
+
+
+def raise_levels(
+    levels: Sequence[int], sizes: Sequence[int], budget: float, worth: Callable[[int, int, int], float]
+) -> list[int]:
+    """Give every unit one of a few values: all begin at the lowest, and the worthiest step that fits is taken first.
+
+    What is left of the budget in the end is too little for any further step. Where the worth of a unit's steps falls as
+    it rises (diminishing returns), the sum of ``worth * cost`` over the steps taken is the greatest that the budget
+    allows, or falls short of it by less than the one step that first did not fit: up to that step it is the optimum of
+    the linear relaxation (Sinha and Zoltners 1979). If all steps cost the same, it is the greatest.
+
+    Args:
+        levels: The values, ascending.
+        sizes: What a value of 1 costs each unit; not negative.
+        budget: What the values may cost in all: ``sum_i size_i value_i`` does not exceed it.
+        worth: Of a step per unit of budget, from the unit's number, its value and its next value.
+
+    Returns:
+        One of the levels per unit.
+
+    Raises:
+        ValueError: The lowest level of all units already costs more than the budget.
+
+    Example:
+        >>> raise_levels([2, 3, 4], [10, 10], budget=60, worth=lambda unit, now, _: [5.0, 1.0][unit] / now)
+        [4, 2]
+    """
+    left = budget - levels[0] * sum(sizes)
+    if not left >= 0:
+        raise ValueError(f"a budget of {budget} cannot be met by {sum(sizes)} times a value of at least {levels[0]}")
+    places = [0] * len(sizes)
+    queue: list[tuple[float, int]] = []
+
+    def offer(unit: int) -> None:
+        """Put a unit's next step up, if there is one."""
+        now, *after = levels[places[unit] : places[unit] + 2]
+        if after:
+            heapq.heappush(queue, (-worth(unit, now, after[0]), unit))
+
+    for unit in range(len(sizes)):
+        offer(unit)
+    while queue:
+        _, unit = heapq.heappop(queue)
+        cost = sizes[unit] * (levels[places[unit] + 1] - levels[places[unit]])
+        if cost <= left:  # else never: what is left only shrinks
+            left -= cost
+            places[unit] += 1
+            offer(unit)
+    return [levels[place] for place in places]

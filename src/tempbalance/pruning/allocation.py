@@ -1,24 +1,21 @@
-"""How sparse each layer is to be, under one global budget; the plan as a value and as a file."""
+"""How sparse each layer is to be, under one global budget; as a plan."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from tempbalance.assign import Linear, apportion, scale_to_budget, shift_to_budget
 from tempbalance.errors import AllocationError
-from tempbalance.results import Analysis, write_whole
+from tempbalance.pruning.plan import BudgetPlan
+from tempbalance.results import Analysis
 from tempbalance.types import LayerStats
 
 __all__ = ["Allocation", "LayerShare", "allocate_sparsity"]
 
-SCHEMA = 1
 _ALMOST = 1e-9  # a value that misses a whole number by this much is meant to be it
 _LEAST_SHARE = 1e-12  # of a unit that is not pruned at all: shares are positive
 
@@ -52,7 +49,7 @@ class LayerShare:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allocation(Mapping[str, float]):
+class Allocation(BudgetPlan[float]):
     """A sparsity for every weight that is to be pruned: a mapping from its name to a number in [0, 1].
 
     Attributes:
@@ -72,68 +69,12 @@ class Allocation(Mapping[str, float]):
         (0.35, 1)
     """
 
-    source: str
+    _share: ClassVar[type[LayerShare]] = LayerShare
+    _quantity: ClassVar[str] = "sparsity"
+
     sparsity: float
-    method: str
-    unit: Literal["layer", "block"]
     layers: tuple[LayerShare, ...]
     group: int | None = None
-    revision: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def __getitem__(self, name: str) -> float:
-        """The sparsity of a weight."""
-        for layer in self.layers:
-            if layer.name == name:
-                return layer.sparsity
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        """Names of the weights, in model order."""
-        return (layer.name for layer in self.layers)
-
-    def __len__(self) -> int:
-        """How many weights there are."""
-        return len(self.layers)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON, whole or not at all.
-
-        Args:
-            path: The file, usually ``allocation.json``.
-
-        Raises:
-            AnalysisError: It cannot be written.
-        """
-        layers = [{**asdict(layer), "sparsity": layer.sparsity} for layer in self.layers]
-        head = {key: getattr(self, key) for key in ("source", "revision", "sparsity", "method", "unit", "group")}
-        data = {"schema": SCHEMA, **head, "settings": dict(self.settings), "layers": layers}
-        write_whole(path, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Allocation:
-        """Read what ``save`` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The plan, equal to the one saved.
-
-        Raises:
-            AllocationError: The file is missing, is no plan, or was written by a newer version.
-        """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data.pop("schema") > SCHEMA:
-                raise AllocationError(f"{path} was written by a newer tempbalance: upgrade")
-            layers = tuple(
-                LayerShare(**{**layer, "shape": tuple(layer["shape"])})
-                for layer in ({k: v for k, v in row.items() if k != "sparsity"} for row in data.pop("layers"))
-            )
-            return cls(layers=layers, **data)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AllocationError(f"cannot read an allocation from {path}: {error}") from error
 
 
 def allocate_sparsity(  # noqa: PLR0913  the front door; most are options by keyword

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
@@ -106,14 +107,13 @@ def _by_wanda(
         names = layers.setdefault(target.weight.block, [])
         if layer not in names:
             names.append(layer)
-    for block, norms in norms_by_block(root, layers, calibration, progress):
-        for target in targets:
-            if target.weight.block != block:
-                continue
-            layer = target.weight.parameter.rpartition(".")[0]
-            parameter, turned = parameters[target.weight.parameter], is_transposed(root.get_submodule(layer))
-            scores = wanda_scores(_turn(target.weight.within(parameter), turned), norms[layer])
-            write_zeros(parameter, target.weight, _turn(target.choose(scores, by_row=True, group=group), turned))
+    with contextlib.closing(norms_by_block(root, layers, calibration, progress)) as blocks:
+        for block, norms in blocks:
+            for target in (target for target in targets if target.weight.block == block):
+                layer = target.weight.parameter.rpartition(".")[0]
+                parameter, turned = parameters[target.weight.parameter], is_transposed(root.get_submodule(layer))
+                scores = wanda_scores(_turn(target.weight.within(parameter), turned), norms[layer])
+                write_zeros(parameter, target.weight, _turn(target.choose(scores, by_row=True, group=group), turned))
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -73,7 +74,7 @@ def prune_checkpoint(
             files.update(dict.fromkeys(tensors, name))
             advance(len(tensors))
         if len(checkpoint.shards) > 1:
-            size = sum((folder / name).stat().st_size for name in set(files.values()))
+            size = sum(math.prod(info.shape) * info.dtype.itemsize for info in checkpoint.tensors.values())
             index = {"metadata": {"total_size": size}, "weight_map": files}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         if checkpoint.path.is_dir():

@@ -79,9 +79,10 @@ def perplexity(
     config: Any = getattr(model, "config", None)
     if length is None:
         length = min(_DEFAULT_LENGTH, getattr(config, "max_position_embeddings", None) or _DEFAULT_LENGTH)
-    if length < 2 or not 1 <= (stride or length) <= length:  # noqa: PLR2004
+    stride = length if stride is None else stride
+    if length < 2 or not 1 <= stride <= length:  # noqa: PLR2004
         raise TokensError(f"windows need two tokens or more and a stride from 1 to their length: {length}, {stride}")
-    windows = [window for document in documents for window in _windows(document, length, stride or length)]
+    windows = [window for document in documents for window in _windows(document, length, stride)]
     if not windows:
         raise TokensError("no document has two tokens: there is nothing to predict")
     vocabulary = getattr(config, "vocab_size", math.inf)
@@ -90,7 +91,7 @@ def perplexity(
         raise TokensError(f"token {highest} is not in the vocabulary of {vocabulary}: another model's tokens?")
     sums, counts = _measure(model, windows, progress)
     mean = float(sums.sum() / counts.sum())
-    value = math.exp(mean) if mean < math.log(torch.finfo(torch.float64).max) else math.inf
+    value = float(torch.tensor(mean, dtype=torch.float64).exp())  # math.exp would raise where it overflows
     spread = float((sums - mean * counts).square().sum().sqrt() / counts.sum())
     many = len(windows)
     return Perplexity(

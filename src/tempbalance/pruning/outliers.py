@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -41,12 +42,13 @@ def outlier_ratios(
         if weight.block is not None:
             layers.setdefault(weight.block, []).append(weight.parameter.rpartition(".")[0])
     result = {}
-    for block, norms in norms_by_block(model, layers, calibration, progress):
-        scores = []
-        for name, norm in norms.items():
-            module = model.get_submodule(name)
-            matrix = module.get_parameter("weight")
-            scores.append(wanda_scores(matrix.T if is_transposed(module) else matrix, norm).flatten())
-        pooled = torch.cat(scores)
-        result[block] = float((pooled > threshold * pooled.mean()).double().mean())
+    with contextlib.closing(norms_by_block(model, layers, calibration, progress)) as blocks:
+        for block, norms in blocks:
+            pooled = torch.cat([_scores(model.get_submodule(name), norm) for name, norm in norms.items()])
+            result[block] = float((pooled > threshold * pooled.mean()).double().mean())
     return result
+
+
+def _scores(module: nn.Module, norms: Tensor) -> Tensor:
+    weight = module.get_parameter("weight")
+    return wanda_scores(weight.T if is_transposed(module) else weight, norms).flatten()

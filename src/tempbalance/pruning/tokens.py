@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def load_tokens(path: str | Path, tokenizer: str | Path | None = None) -> list[T
             documents = _tokenized(_texts(path, suffix), path, tokenizer)
         else:
             raise TokensError(f"{path}: tokens are read from .npz, .npy, .txt, .json or .jsonl")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise TokensError(f"cannot read tokens from {path}: {error}") from error
     result = [torch.from_numpy(np.asarray(document).astype(np.int64)) for document in documents]
     if any(document.ndim != 1 for document in result) or not any(len(document) for document in result):
