@@ -39,6 +39,7 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import tempbalance as tb
 from tempbalance.report.progress import progress_bar
 from tempbalance.results import write_whole
 
@@ -107,7 +108,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, parts: list[str]) -> np.ndarray:
     return np.concatenate([np.asarray(ids, dtype=np.uint16) for ids in encoded if ids])
 
 
-def prepare(data: Path, out: Path, settings: Settings) -> dict[str, np.ndarray]:
+def prepare(data: Path, out: Path, settings: Settings) -> dict[str, Tensor]:
     """Write tokenizer and tokens into ``out``, if they are not yet there, and read the tokens."""
     paths = {name: out / f"{name}.npz" for name in ("train", "held_out")}
     if not all(path.exists() for path in paths.values()):
@@ -118,7 +119,7 @@ def prepare(data: Path, out: Path, settings: Settings) -> dict[str, np.ndarray]:
             file = io.BytesIO()
             np.savez_compressed(file, tokens=encode(tokenizer, parts))
             write_whole(path, file.getvalue())
-    return {name: np.load(path)["tokens"] for name, path in paths.items()}
+    return {name: tb.load_tokens(path)[0] for name, path in paths.items()}
 
 
 def build(settings: Settings) -> LlamaForCausalLM:
@@ -140,23 +141,18 @@ def build(settings: Settings) -> LlamaForCausalLM:
     )
 
 
-def batch(stream: np.ndarray, settings: Settings, step: int) -> Tensor:
+def batch(stream: Tensor, settings: Settings, step: int) -> Tensor:
     """The sequences of a step: they depend on the seed and the step alone, so that a run can be resumed."""
-    starts = np.random.default_rng([settings.seed, step]).integers(
-        len(stream) - settings.context, size=settings.batch_size
-    )
-    return torch.from_numpy(np.stack([stream[start : start + settings.context] for start in starts]).astype(np.int64))
+    generator = np.random.default_rng([settings.seed, step])
+    starts = generator.integers(len(stream) - settings.context, size=settings.batch_size)
+    return torch.stack([stream[start : start + settings.context] for start in starts])
 
 
-def held_out_loss(model: LlamaForCausalLM, stream: np.ndarray, context: int, sequences: int) -> float:
-    """Mean cross-entropy per token, in nats, over sequences that lie evenly in the stream."""
-    starts = np.linspace(0, len(stream) - context, sequences).astype(int)
-    losses = []
-    with torch.no_grad():
-        for start in starts:
-            ids = torch.from_numpy(stream[start : start + context].astype(np.int64)).unsqueeze(0)
-            losses.append(model(input_ids=ids, labels=ids).loss.item())
-    return float(np.mean(losses))
+def perplexity(model: LlamaForCausalLM, stream: Tensor, context: int, sequences: int) -> float:
+    """Perplexity on sequences that lie evenly in the stream."""
+    starts = torch.linspace(0, len(stream) - context, sequences).long().tolist()
+    chosen = [stream[start : start + context] for start in starts]
+    return tb.perplexity(model, chosen, length=context, progress=False).value
 
 
 def rate(settings: Settings) -> Callable[[int], float]:
@@ -172,7 +168,7 @@ def optimizer_for(model: LlamaForCausalLM, settings: Settings) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True)
 
 
-def train(model: LlamaForCausalLM, streams: dict[str, np.ndarray], out: Path, settings: Settings) -> list[Any]:
+def train(model: LlamaForCausalLM, streams: dict[str, Tensor], out: Path, settings: Settings) -> list[Any]:
     """Train to the end, from the checkpoint if there is one; return the losses on the way."""
     optimizer = optimizer_for(model, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate(settings))
@@ -201,7 +197,7 @@ def train(model: LlamaForCausalLM, streams: dict[str, np.ndarray], out: Path, se
             advance(1)
             if (step + 1) % settings.every and step + 1 < settings.steps:
                 continue
-            held_out = held_out_loss(model, streams["held_out"], settings.context, 64)
+            held_out = math.log(perplexity(model, streams["held_out"], settings.context, 64))
             history.append({"step": step + 1, "train": float(np.mean(losses)), "held_out": held_out})
             print(f"{history[-1]}, {(time.perf_counter() - began) / len(losses):.2f} s a step", flush=True)
             losses, began = [], time.perf_counter()
@@ -229,7 +225,6 @@ def main() -> None:
     print({name: f"{len(stream):,} tokens" for name, stream in streams.items()}, flush=True)
     model = build(settings)
     history = train(model, streams, given.out, settings)
-    held_out = held_out_loss(model, streams["held_out"], settings.context, 256)
     model.save_pretrained(given.out)
     packages = {"torch": torch, "transformers": transformers, "tokenizers": tokenizers, "numpy": np}
     written = {
@@ -237,7 +232,7 @@ def main() -> None:
         "versions": {"python": platform.python_version()} | {k: v.__version__ for k, v in packages.items()},
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": {name: len(stream) for name, stream in streams.items()},
-        "held_out_perplexity": math.exp(held_out),
+        "held_out_perplexity": perplexity(model, streams["held_out"], settings.context, 256),
         "history": history,
     }
     write_whole(given.out / "training.json", json.dumps(written, indent=1).encode() + b"\n")
