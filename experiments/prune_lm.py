@@ -53,7 +53,7 @@ class Settings:
     """All that shapes the numbers, but model and text."""
 
     sparsities: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8)
-    epsilons: tuple[float, ...] = (0.1, 0.2, 0.4)
+    epsilons: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     samples: int = 16  # sequences to calibrate on
     length: int = 256  # tokens in one, and in a window of text
