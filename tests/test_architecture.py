@@ -20,8 +20,19 @@ PACKAGE = Path(tempbalance.__file__).parent
 # The report stands above results, because Analysis.save("x.html") calls it: it is drawn from rows and a protocol.
 CORE = ("errors", "types", "matrices", "windows", "spectrum", "tail", "pooling", "metrics", "assign")
 ADAPTERS = (
-    *("layers", "checkpoints", "distributed", "fitting", "report", "results", "analysis", "optim", "pruning"),
-    *("recipes", "integrations", "testing", "", "demo", "cli", "__main__"),
+    *(
+        "layers",
+        "checkpoints",
+        "distributed",
+        "fitting",
+        "report",
+        "results",
+        "analysis",
+        "optim",
+        "allocation",
+        "pruning",
+    ),
+    *("allocation", "pruning", "recipes", "integrations", "testing", "", "arena", "demo", "cli", "__main__"),
 )
 ORDER = CORE + ADAPTERS
 

@@ -2,12 +2,14 @@
 
 import math
 from itertools import pairwise
+from statistics import fmean, pstdev
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tempbalance as tb
+from tempbalance.assign import UnitFacts
 
 ALPHAS = st.lists(st.floats(1.05, 20.0), min_size=2, max_size=30)
 ALL = [
@@ -118,6 +120,152 @@ def test_a_strength_of_zero_is_neutral():
 
 def test_equal_alphas_share_their_rank():
     assert tb.Rank(0.0, 1.0)([2.0, 3.0, 3.0, 4.0]) == [0.0, 0.5, 0.5, 1.0]
+
+
+def samples(exponents: list[float], seed: int) -> list[UnitFacts]:
+    """Units whose alphas are fitted to samples of laws with these exponents."""
+    fits = [
+        tb.Hill().fit(tb.testing.pareto_sample(128, alpha, seed=1000 * seed + i)) for i, alpha in enumerate(exponents)
+    ]
+    return [UnitFacts(alpha=fit.alpha, stderr=fit.stderr) for fit in fits]
+
+
+def spread(assignment: tb.assign.Assignment, exponents: list[float]) -> float:
+    """Standard deviation of the logarithms of the multipliers, over many samples."""
+    return fmean(pstdev([math.log(m) for m in assignment.assign(samples(exponents, seed))]) for seed in range(100))
+
+
+FACTS = st.lists(st.tuples(st.floats(1.5, 9.0), st.floats(0.01, 3.0)), min_size=2, max_size=12)
+DAMPED = [tb.Damped(tb.Sigmoid()), tb.Damped(tb.Sqrt()), tb.Damped(tb.Sigmoid(normalize=True))]
+
+
+class TestDamped:
+    """Noise in alpha is no longer noise in rates; what is no noise stays."""
+
+    def test_units_of_one_alpha_keep_their_rates(self):
+        equal = [3.0] * 8
+        assert spread(tb.Sigmoid(), equal) > 0.7
+        assert spread(tb.Damped(tb.Sigmoid()), equal) < spread(tb.Sigmoid(), equal) / 3
+
+    @pytest.mark.parametrize("assignment", [tb.Sigmoid(), tb.Sqrt(), tb.Log2()], ids=repr)
+    def test_units_of_different_alphas_are_moved_as_before(self, assignment):
+        for seed in range(20):
+            units = samples([2.0, 2.5, 6.0, 7.0], seed)
+            assert tb.Damped(assignment).assign(units) == pytest.approx(assignment.assign(units), rel=0.1)
+
+    def test_shrinking_is_the_published_estimate(self):
+        """Paule and Mandel 1982: the variance t at which the weighted sum of squares is the number of units less 1."""
+        units = samples([2.0, 2.2, 3.0, 3.5, 4.0], seed=0)
+        alphas, errors = [unit.alpha for unit in units], [unit.stderr for unit in units]
+
+        class Seen(tb.assign.ByAlpha):
+            def _map(self, alphas):
+                return alphas
+
+        def excess(t: float) -> float:
+            weights = [1 / (t + s * s) for s in errors]
+            mean = sum(w * a for w, a in zip(weights, alphas, strict=True)) / sum(weights)
+            return sum(w * (a - mean) ** 2 for w, a in zip(weights, alphas, strict=True)) - (len(alphas) - 1)
+
+        grid = [i / 10_000 for i in range(1, 20_000)]
+        t = next(t for t in grid if excess(t) <= 0)
+        weights = [1 / (t + s * s) for s in errors]
+        mean = sum(w * a for w, a in zip(weights, alphas, strict=True)) / sum(weights)
+        expected = [mean + t / (t + s * s) * (a - mean) for a, s in zip(alphas, errors, strict=True)]
+        assert tb.Damped(Seen()).assign(units) == pytest.approx(expected, rel=1e-4)
+
+    @pytest.mark.parametrize("assignment", DAMPED, ids=repr)
+    @given(facts=FACTS)
+    def test_finite_and_not_negative(self, assignment, facts):
+        units = [UnitFacts(alpha=alpha, stderr=stderr) for alpha, stderr in facts]
+        assert all(math.isfinite(m) and m >= 0 for m in assignment.assign(units))
+
+    @given(facts=FACTS)
+    def test_alphas_never_leave_the_range_that_was_measured(self, facts):
+        units = [UnitFacts(alpha=alpha, stderr=stderr) for alpha, stderr in facts]
+        found = tb.Damped(tb.Sqrt()).assign(units)
+        plain = tb.Sqrt().assign(units)
+        assert max(found) / min(found) <= max(plain) / min(plain) * (1 + 1e-9)
+
+    def test_the_less_certain_is_moved_less(self):
+        units = [UnitFacts(alpha=2.0, stderr=s) for s in (0.1, 1.0)] + [
+            UnitFacts(alpha=5.0, stderr=s) for s in (0.1, 1)
+        ]
+        low, low_uncertain, high, high_uncertain = tb.Damped(tb.Sqrt()).assign(units)
+        assert low < low_uncertain < high_uncertain < high
+
+    def test_without_a_difference_beyond_the_errors_all_are_one(self):
+        units = [UnitFacts(alpha=alpha, stderr=0.5) for alpha in (2.9, 3.0, 3.3)]
+        assert tb.Damped(tb.Sigmoid()).assign(units) == [1.0] * 3
+
+    def test_units_that_cannot_be_judged_do_not_count(self):
+        judged = [UnitFacts(alpha=alpha, stderr=0.1) for alpha in (2.0, 3.0, 4.5)]
+        units = [UnitFacts(), *judged, UnitFacts(alpha=math.inf)]
+        found = tb.Damped(tb.Sigmoid()).assign(judged)
+        assert tb.Damped(tb.Sigmoid()).assign(units) == [1.0, *found, 1.0]
+
+    @pytest.mark.parametrize("units", [[], [UnitFacts()], [UnitFacts(alpha=3.0, stderr=0.1)]], ids=len)
+    def test_nothing_to_compare(self, units):
+        assert tb.Damped(tb.Sigmoid()).assign(units) == [1.0] * len(units)
+
+    @pytest.mark.parametrize("stderr", [math.nan, 0.0, -1.0, math.inf])
+    def test_an_alpha_without_an_error(self, stderr):
+        with pytest.raises(ValueError, match="standard error"):
+            tb.Damped(tb.Sigmoid()).assign([UnitFacts(alpha=2.0, stderr=0.1), UnitFacts(alpha=3.0, stderr=stderr)])
+
+    @pytest.mark.parametrize("assignment", [tb.Linear(), tb.Rank(), tb.RankAsReleased()], ids=repr)
+    def test_maps_that_stretch_again_are_refused(self, assignment):
+        with pytest.raises(ValueError, match=rf"{type(assignment).__name__} must not be damped.*Sigmoid"):
+            tb.Damped(assignment)
+
+
+class TestAlphaChange:
+    def test_only_the_change_counts(self):
+        units = [UnitFacts(alpha=2.0 + c, first_alpha=2.0) for c in (0.1, 0.2)] + [
+            UnitFacts(alpha=9.3, first_alpha=9.0)
+        ]
+        assert tb.AlphaChange(tb.Sigmoid()).assign(units) == pytest.approx(tb.Sigmoid()([5.1, 5.2, 5.3]))
+
+    def test_units_begin_at_the_mean(self):
+        units = [UnitFacts(alpha=3.0, first_alpha=2.0), UnitFacts(alpha=4.0, first_alpha=4.0)]
+        assert tb.AlphaChange(tb.Sqrt()).assign(units) == pytest.approx(tb.Sqrt()([4.0, 3.0]))
+
+    def test_no_change_is_neutral(self):
+        units = [UnitFacts(alpha=alpha, first_alpha=alpha) for alpha in (2.0, 3.0, 7.0)]
+        assert tb.AlphaChange(tb.Linear()).assign(units) == [1.0] * 3
+
+    def test_a_fall_by_more_than_the_mean_leaves_exponents(self):
+        units = [UnitFacts(alpha=2.0, first_alpha=9.0), UnitFacts(alpha=2.0, first_alpha=2.0)]
+        assert tb.AlphaChange(tb.Linear(0.5, 1.5)).assign(units) == [0.5, 1.5]
+
+    def test_units_without_a_first_or_a_present_alpha_are_left_alone(self):
+        known = [UnitFacts(alpha=2.0, first_alpha=3.0), UnitFacts(alpha=4.0, first_alpha=4.0)]
+        units = [*known, UnitFacts(alpha=2.0), UnitFacts(first_alpha=2.0)]
+        assert tb.AlphaChange(tb.Linear(0.5, 1.5)).assign(units) == [0.5, 1.5, 1.0, 1.0]
+
+    @pytest.mark.parametrize("units", [[], [UnitFacts()] * 2], ids=len)
+    def test_nothing_known(self, units):
+        assert tb.AlphaChange(tb.Sigmoid()).assign(units) == [1.0] * len(units)
+
+
+class TestTimes:
+    UNITS = (UnitFacts(alpha=2.0, stderr=0.1, depth=2), UnitFacts(alpha=4.0, stderr=0.1, depth=1), UnitFacts())
+
+    def test_the_product(self):
+        a, b = tb.LayerwiseDecay(0.5), tb.Linear(0.5, 1.5)
+        assert tb.Times(a, b).assign(self.UNITS) == [0.125, 0.75, 1.0]
+        assert tb.Times(a, tb.Times(a, b)).assign(self.UNITS) == [0.03125, 0.375, 1.0]
+
+    def test_it_uses_what_its_factors_use(self):
+        depth, alpha = tb.LayerwiseDecay(), tb.Sigmoid()
+        assert (tb.Times(depth, depth).uses_alpha, tb.Times(depth, alpha).uses_alpha) == (False, True)
+        assert (tb.Times(alpha, alpha).uses_depth, tb.Times(alpha, depth).uses_depth) == (False, True)
+
+    @pytest.mark.parametrize("wrap", [tb.Damped, tb.AlphaChange])
+    def test_depth_is_seen_through_wrappers(self, wrap):
+        wrapped = wrap(tb.Times(tb.LayerwiseDecay(0.5), tb.Sigmoid(0.0)))
+        assert wrapped.uses_depth
+        assert wrapped.assign(self.UNITS) == [0.25, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(

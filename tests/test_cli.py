@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import tempbalance as tb
-from tempbalance.cli import main
+from command_line import check_error, run
 
 
 @pytest.fixture
@@ -17,13 +17,6 @@ def model(trained, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(trained.state_dict(), path)
     return path
-
-
-def run(*arguments):
-    """Exit status of the command line, in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        main(*map(str, arguments))
-    return stopped.value.code
 
 
 @pytest.mark.parametrize("command", [(), ("analyze",), ("compare",), ("demo",)])
@@ -100,34 +93,27 @@ def test_demo_without_scikit_learn_is_noticed_before_the_work(minilm, tmp_path, 
 
 
 class TestErrorsAreOneLine:
-    def check(self, capsys, *arguments, match):
-        assert run(*arguments) == 1
-        out, err = capsys.readouterr()
-        assert err.startswith("error: ")
-        assert match in err
-        assert "Traceback" not in out + err
-
     def test_missing_path(self, capsys, tmp_path):
-        self.check(capsys, "analyze", tmp_path / "nowhere.safetensors", match="nowhere.safetensors")
+        check_error(capsys, "analyze", tmp_path / "nowhere.safetensors", match="nowhere.safetensors")
 
     def test_unknown_pattern(self, capsys, model):
-        self.check(capsys, "analyze", model, "--select", "*.nothing", match="no weight matches")
+        check_error(capsys, "analyze", model, "--select", "*.nothing", match="no weight matches")
 
     def test_unknown_ending(self, capsys, model, tmp_path):
-        self.check(capsys, "analyze", model, "--out", tmp_path / "x.xlsx", match=".json, .csv")
+        check_error(capsys, "analyze", model, "--out", tmp_path / "x.xlsx", match=".json, .csv")
 
     def test_unwritable_folder_is_noticed_before_the_work(self, capsys, model, tmp_path, monkeypatch):
         monkeypatch.setattr("tempbalance.cli.diagnose.analyze", lambda *_args, **_kwargs: pytest.fail("worked in vain"))
-        self.check(capsys, "analyze", model, "--out", tmp_path / "nowhere" / "x.json", match="cannot write")
+        check_error(capsys, "analyze", model, "--out", tmp_path / "nowhere" / "x.json", match="cannot write")
 
     def test_missing_extra_is_noticed_before_the_work(self, capsys, model, tmp_path, monkeypatch):
         monkeypatch.setattr("tempbalance.cli.diagnose.analyze", lambda *_args, **_kwargs: pytest.fail("worked in vain"))
         monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-        self.check(capsys, "analyze", model, "--out", tmp_path / "x.html", match="tempbalance[report]")
+        check_error(capsys, "analyze", model, "--out", tmp_path / "x.html", match="tempbalance[report]")
 
     def test_not_an_analysis(self, capsys, tmp_path):
         (tmp_path / "a.json").write_text("{}")
-        self.check(capsys, "compare", tmp_path / "a.json", tmp_path / "a.json", match="not an analysis")
+        check_error(capsys, "compare", tmp_path / "a.json", tmp_path / "a.json", match="not an analysis")
 
 
 def test_unknown_option_and_estimator(model):

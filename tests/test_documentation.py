@@ -9,6 +9,7 @@ import pytest
 import torch
 import typer
 
+import tempbalance
 from tempbalance.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,12 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_python_blocks_are_sessions_so_that_they_are_tested(page: Path):
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     assert all(block.startswith(">>> ") for block in blocks)
+
+
+def test_the_reference_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    elsewhere = {"errors", "recipes", "testing", "TempBalanceError"}  # the page has them by module
+    assert not [name for name in tempbalance.__all__ if name not in elsewhere and not re.search(rf"\b{name}\b", page)]
 
 
 def test_the_check_of_examples_can_fail():

@@ -1,8 +1,21 @@
 """The spectrum of a weight matrix tells how well its layer is trained; tempbalance measures it and acts on it."""
 
 from tempbalance import errors, recipes, testing
+from tempbalance.allocation import Allocation, LayerShare, allocate_bits, allocate_ranks, allocate_sparsity
 from tempbalance.analysis import analyze
-from tempbalance.assign import Linear, Log2, Rank, RankAsReleased, Sigmoid, Sqrt
+from tempbalance.assign import (
+    AlphaChange,
+    Damped,
+    LayerwiseDecay,
+    Linear,
+    Log2,
+    Rank,
+    RankAsReleased,
+    Sigmoid,
+    SlowLearner,
+    Sqrt,
+    Times,
+)
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import TempBalanceError
 from tempbalance.layers import Select
@@ -10,19 +23,18 @@ from tempbalance.matrices import Layout
 from tempbalance.optim import Balancer, Every, Recipe, Refresh, UnitState, param_groups
 from tempbalance.pooling import WindowedFit, fit_windows
 from tempbalance.pruning import (
-    Allocation,
-    LayerShare,
     Perplexity,
-    allocate_bits,
-    allocate_ranks,
-    allocate_sparsity,
+    Recovered,
+    Recovery,
     draw_calibration,
     load_tokens,
     outlier_ratios,
     perplexity,
     prune,
     prune_checkpoint,
+    recover,
     save_pruned,
+    save_recovered,
 )
 from tempbalance.results import Analysis, Comparison, compare
 from tempbalance.spectrum import weight_spectrum
@@ -51,6 +63,8 @@ __all__ = [
     "Allocation",
     "LayerShare",
     "Perplexity",
+    "Recovered",
+    "Recovery",
     "allocate_bits",
     "allocate_ranks",
     "allocate_sparsity",
@@ -60,14 +74,21 @@ __all__ = [
     "perplexity",
     "prune",
     "prune_checkpoint",
+    "recover",
     "save_pruned",
+    "save_recovered",
     # assignments of multipliers
+    "AlphaChange",
+    "Damped",
+    "LayerwiseDecay",
     "Linear",
     "Log2",
     "Rank",
     "RankAsReleased",
     "Sigmoid",
+    "SlowLearner",
     "Sqrt",
+    "Times",
     # estimators of the tail
     "KS",
     "AveragedHill",

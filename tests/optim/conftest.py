@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +81,16 @@ def net() -> Net:
 def recipe() -> tb.Recipe:
     """Layers, measured every 5 steps, from half to one and a half."""
     return tb.Recipe(name="test", assignment=tb.Linear(0.5, 1.5), every=tb.Every(steps=5))
+
+
+@pytest.fixture
+def divided(tmp_path: Path) -> Iterator[Any]:
+    """The class ZeroRedundancyOptimizer, in a world of one process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch scripts a function there
+        cls = importlib.import_module("torch.distributed.optim").ZeroRedundancyOptimizer
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        yield cls
+    finally:
+        torch.distributed.destroy_process_group()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import io
 import logging
 import math
@@ -71,6 +70,22 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 def test_multipliers_of_one_change_no_bit(optimizer, schedule):
     build, scheduling = OPTIMIZERS[optimizer], SCHEDULERS[schedule]
     assert_same_bits(finished(build, scheduling, NEUTRAL), finished(build, scheduling, None))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        tb.recipes.layerwise_decay(decay=1.0),
+        tb.recipes.slow_learner(fraction=1.0),
+        dataclasses.replace(NEUTRAL, spectrum_of="update"),
+        dataclasses.replace(NEUTRAL, assignment=tb.AlphaChange(tb.Damped(tb.Sigmoid(0.0)))),
+        dataclasses.replace(NEUTRAL, assignment=tb.Times(tb.LayerwiseDecay(1.0), tb.Sigmoid(0.0))),
+    ],
+    ids=["layerwise_decay", "slow_learner", "update", "damped change", "times"],
+)
+def test_nor_do_those_of_the_neighbours(recipe):
+    build, scheduling = OPTIMIZERS["AdamW foreach"], SCHEDULERS["cosine"]
+    assert_same_bits(finished(build, scheduling, recipe, steps=50), finished(build, scheduling, None, steps=50))
 
 
 def test_but_others_do(recipe):
@@ -335,19 +350,27 @@ class TestTolerance:
         assert all("tempbalance_reference" in opt.state[net.get_parameter(name)] for name in judged)
 
 
+EXACT = tb.Recipe(name="test", assignment=tb.Linear(0.5, 1.5), every=tb.Every(steps=3), ramp=2)
+RESUMED = {
+    "exact": EXACT,
+    "tolerance": dataclasses.replace(EXACT, tolerance=0.3),
+    "update": dataclasses.replace(EXACT, spectrum_of="update", unfreeze=tb.Every(steps=3)),
+    "change": dataclasses.replace(EXACT, assignment=tb.AlphaChange(tb.Damped(tb.Sigmoid()))),
+    "depth": dataclasses.replace(EXACT, assignment=tb.Times(tb.LayerwiseDecay(0.5), tb.Linear()), unit="block"),
+    "unfreezing": tb.recipes.gradual_unfreezing(),
+}
+
+
 class TestResume:
     """A run that is killed and resumed in a new process, against one that runs through (and saves nothing)."""
 
     STEPS = 20
 
-    def run(self, tolerance: float, folder: Path | None = None, kill: int = -1) -> dict[str, torch.Tensor]:
+    def run(self, recipe: str, folder: Path | None = None, kill: int = -1) -> dict[str, torch.Tensor]:
         """Train to the end, from the checkpoint in the folder if there is one; save after every step if there is."""
-        recipe = tb.Recipe(
-            name="test", assignment=tb.Linear(0.5, 1.5), every=tb.Every(steps=3), ramp=2, tolerance=tolerance
-        )
         net = make_net()
         optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-        tb.Balancer(optimizer, net, recipe)
+        tb.Balancer(optimizer, net, RESUMED[recipe], steps_per_epoch=3)
         scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 30)
         parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler}
         start = 0
@@ -368,21 +391,21 @@ class TestResume:
         train(net, optimizer, scheduler, steps=self.STEPS, start=start, at_step=at_step)
         return net.state_dict()
 
-    @pytest.mark.parametrize("tolerance", [0.0, 0.3])
+    @pytest.mark.parametrize("recipe", RESUMED)
     @pytest.mark.parametrize("kill", [0, 4, 13])
-    def test_killed_at_a_step_and_resumed_it_ends_in_the_same_bits(self, tmp_path: Path, kill: int, tolerance: float):
+    def test_killed_at_a_step_and_resumed_it_ends_in_the_same_bits(self, tmp_path: Path, kill: int, recipe: str):
         program = f"""
             import sys, torch
             from pathlib import Path
             sys.path.insert(0, {str(Path(__file__).parents[1])!r})
             torch.set_num_threads({torch.get_num_threads()})
             from optim.test_balancer import TestResume
-            TestResume().run({tolerance}, Path({str(tmp_path)!r}), kill={kill})
+            TestResume().run({recipe!r}, Path({str(tmp_path)!r}), kill={kill})
         """
         done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
         assert done.returncode == -signal.SIGKILL
         assert torch.load(tmp_path / "checkpoint", weights_only=True)["step"] == kill + 1
-        assert_same_bits(self.run(tolerance, tmp_path), self.run(tolerance))
+        assert_same_bits(self.run(recipe, tmp_path), self.run(recipe))
 
 
 def test_state_is_plain_and_loads_with_weights_only(net, recipe):
@@ -625,26 +648,19 @@ class TestBadInput:
         with pytest.raises(BalanceError, match="one group"):
             tb.Balancer(torch.optim.LBFGS(net.parameters()), net, recipe)
 
-    def test_an_optimizer_divided_among_processes(self, net, recipe, tmp_path):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch scripts a function there
-            divided = importlib.import_module("torch.distributed.optim").ZeroRedundancyOptimizer
-        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-        try:
-            with pytest.raises(BalanceError, match="param_groups"):
-                tb.Balancer(divided(net.parameters(), torch.optim.SGD, lr=0.1), net, recipe)
-            optimizer = divided(tb.param_groups(net, recipe), torch.optim.SGD, lr=0.1)  # as the message says
-            balancer = tb.Balancer(optimizer, net, recipe)
-            before = copy.deepcopy(net.state_dict())
-            train(net, optimizer, steps=1)
-            twin = make_net()
-            train(twin, torch.optim.SGD(twin.parameters(), lr=0.1), steps=1)
-            for unit in balancer.units:
-                name = f"{unit.name}.weight"
-                moved = (net.state_dict()[name] - before[name]).norm() / (twin.state_dict()[name] - before[name]).norm()
-                assert float(moved) == pytest.approx(unit.multiplier, rel=1e-3)
-        finally:
-            torch.distributed.destroy_process_group()
+    def test_an_optimizer_divided_among_processes(self, net, recipe, divided):
+        with pytest.raises(BalanceError, match="param_groups"):
+            tb.Balancer(divided(net.parameters(), torch.optim.SGD, lr=0.1), net, recipe)
+        optimizer = divided(tb.param_groups(net, recipe), torch.optim.SGD, lr=0.1)  # as the message says
+        balancer = tb.Balancer(optimizer, net, recipe)
+        before = copy.deepcopy(net.state_dict())
+        train(net, optimizer, steps=1)
+        twin = make_net()
+        train(twin, torch.optim.SGD(twin.parameters(), lr=0.1), steps=1)
+        for unit in balancer.units:
+            name = f"{unit.name}.weight"
+            moved = (net.state_dict()[name] - before[name]).norm() / (twin.state_dict()[name] - before[name]).norm()
+            assert float(moved) == pytest.approx(unit.multiplier, rel=1e-3)
 
     def test_no_rate_to_multiply(self, net, recipe):
         optimizer = transformers.optimization.Adafactor(net.parameters(), lr=None)

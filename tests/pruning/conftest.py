@@ -1,9 +1,8 @@
-"""A small LLaMA of random weights, tokens for it, and a real one; analyses with given alphas."""
+"""A small LLaMA of random weights, tokens for it, and a real one."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,33 +40,3 @@ def stories(shared: Path) -> tuple[Path, list[Tensor]]:
     folder = shared / "weights" / "stories260k"
     documents = tb.pruning.load_tokens(folder / "tinystories_1000_tokens.npz")
     return folder, [document[:256] for document in documents]
-
-
-@pytest.fixture(scope="session")
-def analysis_of() -> Callable[..., tb.Analysis]:
-    """``analysis_of(names, alphas, shapes, mean_squares)``; the block is the name up to its first number."""
-    (row,) = tb.analyze({"w": torch.eye(4)}, progress=False).layers
-
-    def make(
-        names: Sequence[str],
-        alphas: Sequence[float],
-        shapes: Sequence[tuple[int, int]],
-        mean_squares: Sequence[float] | None = None,
-    ) -> tb.Analysis:
-        rows = [
-            dataclasses.replace(
-                row,
-                name=name,
-                kind="experts" if "experts" in name else "linear",
-                block=".".join(name.split(".")[:2]),
-                shape=shape,
-                alpha=alpha,
-                mean_square=mean_square,
-            )
-            for name, alpha, shape, mean_square in zip(
-                names, alphas, shapes, mean_squares or [1.0] * len(names), strict=True
-            )
-        ]
-        return tb.Analysis(source="made up", settings={"estimator": "none"}, layers=rows)
-
-    return make

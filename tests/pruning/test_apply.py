@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import tempbalance as tb
+from tempbalance.allocation import LayerShare
 from tempbalance.errors import AllocationError, NonFiniteError, TokensError
-from tempbalance.pruning import LayerShare
 
 transformers = pytest.importorskip("transformers")
 

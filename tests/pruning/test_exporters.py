@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import tempbalance as tb
+from tempbalance.allocation import Allocation, LayerShare
 from tempbalance.errors import AllocationError, AnalysisError
-from tempbalance.pruning import Allocation, LayerShare
 from tempbalance.pruning.exporters import export_llmcompressor, export_npy, export_torch
 
 

@@ -1,11 +1,16 @@
 """The report as a reader meets it: in a browser, without a network."""
 
+import math
 import shutil
 
 import pytest
 import torch
 
 import tempbalance as tb
+from tempbalance.arena import paired
+from tempbalance.arena.page import render_summary
+from tempbalance.arena.summary import Row, Summary
+from tempbalance.report.pruning import Pruned, render_pruning
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
 pytest.importorskip("plotly")
@@ -47,26 +52,31 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, report):
-    page = browser.new_page()
+def opened(browser, path, drawn):
+    """A page without errors that loads nothing but itself."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.problems = []
     page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("request", lambda request: page.problems.append(request.url) if "report.html" not in request.url else None)
-    page.goto(report.as_uri())
-    page.wait_for_selector("#depth .main-svg")
+    page.on("request", lambda request: page.problems.append(request.url) if path.name not in request.url else None)
+    page.goto(path.as_uri())
+    page.wait_for_selector(drawn)
     yield page
     assert page.problems == []
     page.close()
+
+
+@pytest.fixture
+def page(browser, report):
+    yield from opened(browser, report, "#depth .main-svg")
 
 
 def names(page):
     return page.locator("#layers tbody tr td:first-child").all_text_contents()
 
 
-def column(page, index):
-    return page.locator(f"#layers tbody tr td:nth-child({index})").all_text_contents()
+def column(page, index, table="#layers"):
+    return page.locator(f"{table} tbody tr td:nth-child({index})").all_text_contents()
 
 
 def test_all_layers_are_listed_in_model_order(page):
@@ -154,15 +164,7 @@ def trained_page(browser, tmp_path):
     ]
     path = tmp_path / "report.html"
     tb.analyze({"a.weight": torch.zeros(20, 20)}).save(path, history=history)
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
-    page.goto(path.as_uri())
-    page.wait_for_selector("#history .main-svg")
-    yield page
-    assert page.problems == []
-    page.close()
+    yield from opened(browser, path, "#history .main-svg")
 
 
 def test_history_is_two_plots_with_a_line_per_unit(trained_page):
@@ -185,6 +187,30 @@ def test_pointing_at_a_line_gives_its_name(trained_page):
     assert "step 10: alpha 2.900" in text
 
 
+@pytest.fixture
+def pruning_page(browser, tmp_path):
+    """The report of a pruned model with one weight that has no alpha."""
+    tensors = {f"h.{i}.fc.weight": torch.randn(60, 60, generator=torch.Generator().manual_seed(i)) for i in range(3)}
+    for i in range(2):
+        tensors[f"h.{i}.fc.weight"] = tb.testing.matrix_with_spectrum(
+            tb.testing.pareto_quantiles(60, 2.0 + i), (60, 60)
+        )
+    plan = tb.allocate_sparsity(tb.analyze(tensors), sparsity=0.5)
+    path = tmp_path / "report.html"
+    path.write_text(render_pruning(Pruned(plan=plan, method="magnitude", achieved=dict(plan))), encoding="utf-8")
+    yield from opened(browser, path, "#alpha .main-svg")
+
+
+def test_pruning_is_drawn_against_depth_and_listed(pruning_page):
+    assert pruning_page.locator("#sparsity .trace .point").count() == 3
+    assert pruning_page.locator("#sparsity .trace .js-line").count() == 1
+    assert pruning_page.locator("#alpha .trace .point").count() == 2
+    assert "Not drawn: 1 without an alpha." in pruning_page.inner_text("#alpha-facts")
+    assert column(pruning_page, 3, "#weights") == ["2.00", "2.99", "–"]
+    assert column(pruning_page, 6, "#weights") == ["0.3500", "0.6500", "0.5000"]
+    assert not pruning_page.locator("#perplexity-section").is_visible()
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
 def test_screenshot(browser, report, width, scheme):
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -192,4 +218,56 @@ def test_screenshot(browser, report, width, scheme):
     page.wait_for_selector("#spectrum .main-svg")
     assert len(page.screenshot()) > 20_000
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.close()
+
+
+def arena_row(method, gains, diverged=0, failed=0):
+    gain = paired([*gains.values()], [0.0] * len(gains)) if gains else None
+    return Row(
+        method=method,
+        chosen=f"{method} lr=0.1",
+        mean=0.5,
+        diverged=diverged,
+        failed=failed,
+        gains=gains,
+        gain=gain,
+        p_value=0.25 if gain else math.nan,
+    )
+
+
+def test_the_page_of_a_comparison(browser, tmp_path):
+    summary = Summary(
+        seeds=12,
+        trials=2,
+        lower_is_better=False,
+        baseline="plain",
+        rows=[
+            arena_row("plain", {}),
+            arena_row("<b>won", {seed: 0.1 + 0.01 * (seed % 3) for seed in range(12)}),
+            arena_row("lost", {seed: math.nan if seed == 0 else -0.1 for seed in range(12)}, diverged=1),
+            arena_row("failed", {}, failed=12),
+            arena_row("diverged", dict.fromkeys(range(12), math.nan), diverged=12),
+        ],
+        recommendation="Use <b>won.",
+        notes=["Note this."],
+    )
+    path = tmp_path / "report.html"
+    path.write_text(render_summary(summary, "my_task.py", {"seeds": 12}), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.goto(path.as_uri())
+    page.wait_for_selector("#gains .main-svg")
+    assert page.inner_text("#headline") == "Use <b>won."
+    rows = page.locator("#methods tbody tr")
+    assert rows.nth(1).locator("td").all_text_contents()[:3] == ["<b>won lr=0.1", "0.5", "+0.11"]
+    assert rows.nth(1).locator("td").all_text_contents()[4:7] == ["12 of 12", "0", "0.25"]
+    assert rows.nth(3).locator("td").all_text_contents()[-2:] == ["0", "12"]
+    traces = page.locator("#gains .trace")
+    assert [traces.nth(i).locator(".point").count() for i in range(traces.count())] == [12, 11, 2]  # last the means
+    assert page.locator("#gains .ytick").count() == 3
+    assert "NaN" not in page.inner_text("body")
+    assert page.inner_text("#notes") == "Note this."
+    assert problems == []
     page.close()

@@ -1,4 +1,4 @@
-"""Assignments: functions from the alphas of all units to one multiplier each.
+"""Assignments by alpha: functions from the alphas of all units to one multiplier each.
 
 The smaller alpha, the heavier the tail and the better trained the unit, so a multiplier never falls as alpha rises. All
 are pure functions, and neutral where there is nothing to compare: a unit whose alpha is NaN or infinite gets 1 and does
@@ -10,19 +10,21 @@ NaN.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from statistics import fmean
 
-__all__ = ["Assignment", "Linear", "Log2", "Rank", "RankAsReleased", "Sigmoid", "Sqrt"]
+from tempbalance.assign.base import Assignment, UnitFacts
+
+__all__ = ["ByAlpha", "Linear", "Log2", "Rank", "RankAsReleased", "Sigmoid", "Sqrt"]
 
 _EQUAL = 1e-6  # relative: alpha is not known better than that
 _PAIR = 2
 
 
 @dataclass(frozen=True)
-class Assignment(ABC):
+class ByAlpha(Assignment):
     """Turns the alphas of all units into multipliers; subclasses differ in the map.
 
     Attributes:
@@ -33,6 +35,15 @@ class Assignment(ABC):
 
     _: KW_ONLY
     normalize: bool = False
+
+    @property
+    def uses_alpha(self) -> bool:
+        """It does."""
+        return True
+
+    def assign(self, units: Sequence[UnitFacts]) -> list[float]:
+        """Assign a multiplier to every unit, by its alpha alone."""
+        return self([unit.alpha for unit in units])
 
     def __call__(self, alphas: Sequence[float]) -> list[float]:
         """Assign a multiplier to every unit.
@@ -64,7 +75,7 @@ class Assignment(ABC):
 
 
 @dataclass(frozen=True)
-class _Bounded(Assignment):
+class _Bounded(ByAlpha):
     """An assignment between two bounds.
 
     Attributes:
@@ -106,7 +117,7 @@ class Linear(_Bounded):
 
 
 @dataclass(frozen=True)
-class Sqrt(Assignment):
+class Sqrt(ByAlpha):
     """In proportion to the square root of alpha, with mean 1 (released code of TempBalance, ``tb_sqrt``).
 
     Example:
@@ -119,7 +130,7 @@ class Sqrt(Assignment):
 
 
 @dataclass(frozen=True)
-class Log2(Assignment):
+class Log2(ByAlpha):
     """In proportion to the logarithm of alpha, with mean 1 (released code of TempBalance, ``tb_log2``).
 
     Example:
@@ -172,7 +183,7 @@ class RankAsReleased(_Bounded):
 
 
 @dataclass(frozen=True)
-class Sigmoid(Assignment):
+class Sigmoid(ByAlpha):
     """A power of ten that saturates on both sides of the mean alpha (Model Balancing, section 3, "TB_Sigmoid").
 
     ``10^phi`` with ``phi = s (1 / (1 + exp(-temperature (alpha - mean))) - 1/2)``, so the multiplier lies between

@@ -18,7 +18,7 @@ from tempbalance.checkpoints.shards import DTYPES, TORCH_SUFFIXES
 from tempbalance.errors import CheckpointError
 from tempbalance.layers import TensorInfo
 
-__all__ = ["copy_beside", "whole_folder", "write_safetensors"]
+__all__ = ["check_replaceable", "copy_beside", "whole_folder", "write_safetensors"]
 
 _CODES = {getattr(torch, name): code for code, name in DTYPES.items() if hasattr(torch, name)}
 _ALIGNMENT = 8
@@ -73,8 +73,7 @@ def whole_folder(out: Path, marker: str) -> Generator[Path]:
         CheckpointError: Something else is there, or it cannot be written.
     """
     out = out.absolute()
-    if out.exists() and not (out.is_dir() and ((out / marker).is_file() or not any(out.iterdir()))):
-        raise CheckpointError(f"{out} is there already, and is no earlier output (it has no {marker}): name another")
+    check_replaceable(out, marker)
     try:
         new = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as error:
@@ -89,6 +88,22 @@ def whole_folder(out: Path, marker: str) -> Generator[Path]:
         raise CheckpointError(f"cannot write {out}: {error.strerror or error}; what was there is unchanged") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def check_replaceable(out: Path, marker: str) -> None:
+    """Refuse, before the work, a place that an output may not take.
+
+    Args:
+        out: Where a folder is to be.
+        marker: Name of a file that only an earlier output holds.
+
+    Raises:
+        CheckpointError: Something else is there.
+    """
+    if out.exists() and not (out.is_dir() and ((out / marker).is_file() or not any(out.iterdir()))):
+        raise CheckpointError(f"{out} is there already, and is no earlier output (it has no {marker}): name another")
+    if not out.absolute().parent.is_dir():
+        raise CheckpointError(f"cannot write {out}: there is no folder {out.absolute().parent}")
 
 
 def _replace(out: Path, new: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import typer
 
-from tempbalance.cli import compress, demo, diagnose
+from tempbalance.cli import arena, compress, demo, diagnose, recover
 from tempbalance.cli.app import app
 from tempbalance.errors import TempBalanceError
 
-__all__ = ["app", "compress", "demo", "diagnose", "main"]
+__all__ = ["app", "arena", "compress", "demo", "diagnose", "main", "recover"]
 
 
 def main(*args: Any) -> None:

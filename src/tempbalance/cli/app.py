@@ -17,6 +17,7 @@ from tempbalance.windows import FARMS
 
 __all__ = [
     "ESTIMATORS",
+    "INTERRUPTED",
     "DeviceOption",
     "Estimator",
     "EstimatorOption",
@@ -35,6 +36,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="How well is each layer of a model trained? Ask the spectrum of its weights.",
 )
+
+
+INTERRUPTED = 130  # exit status
 
 
 class Estimator(str, Enum):

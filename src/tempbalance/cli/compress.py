@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -12,8 +15,10 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
+from tempbalance.allocation import Allocation, allocate_sparsity
 from tempbalance.analysis import Source, analyze
 from tempbalance.checkpoints import open_checkpoint
+from tempbalance.checkpoints.writing import check_replaceable
 from tempbalance.cli.app import (
     ESTIMATORS,
     DeviceOption,
@@ -22,14 +27,13 @@ from tempbalance.cli.app import (
     FarmsOption,
     FarmsRowsOption,
     app,
+    check_outputs,
     make_windows,
     say_saved,
 )
 from tempbalance.errors import AllocationError, TokensError
 from tempbalance.pruning import (
-    Allocation,
     Perplexity,
-    allocate_sparsity,
     draw_calibration,
     load_causal_lm,
     load_tokens,
@@ -39,8 +43,12 @@ from tempbalance.pruning import (
     prune_checkpoint,
     save_pruned,
 )
+from tempbalance.pruning.folder import PLAN
+from tempbalance.report.pruning import Pruned, in_words, render_pruning
+from tempbalance.report.terminal import print_perplexities, print_pruning
+from tempbalance.results import dumps, write_whole
 
-__all__ = ["perplexity_command", "prune_command"]
+__all__ = ["LengthOption", "QuietOption", "perplexity_command", "prune_command", "transformers_bars"]
 
 
 class Method(str, Enum):
@@ -105,6 +113,9 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     evaluate: Annotated[
         Path | None, typer.Option(help="Tokens or text to measure the perplexity on, before and after.")
     ] = None,
+    report: Annotated[
+        list[Path] | None, typer.Option(help="Save what was done to FILE.html or .json. May be repeated.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     device: DeviceOption = None,
     quiet: QuietOption = False,
@@ -120,20 +131,26 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
 
       tempbalance prune path/to/llama -s 0.7 -m wanda --calibration c4.jsonl --evaluate wikitext.txt --out pruned
 
+      tempbalance prune path/to/model -s 0.5 --out pruned --report pruned.html
+
       tempbalance prune path/to/model --plan pruned/allocation.json --out again
     """
     if (sparsity is None) == (plan is None):
         raise AllocationError("say how sparse the model is to be: either --sparsity, or --plan FILE")
     given = Allocation.load(plan) if plan else None
     owl = given is None and share is Share.owl
-    if (method is not Method.magnitude or owl) and calibration is None:
+    calibrated = owl or method is not Method.magnitude
+    if calibrated and calibration is None:
         raise TokensError("wanda, sparsegpt and owl calibrate on tokens: give --calibration FILE")
+    reports = check_outputs(report or [], (".json", ".html"))
+    check_replaceable(out, PLAN)
     with open_checkpoint(source, revision) as checkpoint:
         folder = checkpoint.path
-    texts = load_tokens(calibration, folder) if calibration else None
+    drawing = {"samples": samples, "length": length or _LENGTH, "seed": seed} if calibrated else None
+    drawn = draw_calibration(load_tokens(calibration, folder), **drawing) if calibration and drawing else None
     held_out = load_tokens(evaluate, folder) if evaluate else None
-    drawn = draw_calibration(texts, samples, length or _LENGTH, seed) if texts else None
     progress = not quiet
+    before = _measure(folder, held_out, length, device, progress) if held_out else None
 
     def allocate(model: Source, outliers: Mapping[str, float] | None = None) -> Allocation:
         """The plan, from a file or from the spectra of the model."""
@@ -151,23 +168,37 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
             group=group,
         )
 
-    if method is Method.magnitude and not owl and group is None and (given is None or given.group is None):
+    if not calibrated and group is None and (given is None or given.group is None):
         allocation = allocate(folder)
         achieved = prune_checkpoint(folder, allocation, out, progress=progress)
     else:
-        model = load_causal_lm(folder, device)
-        allocation = allocate(model, outlier_ratios(model, drawn or (), progress=progress) if owl else None)
-        achieved = prune(model, allocation, method.value, calibration=drawn, progress=progress)
-        save_pruned(model, allocation, out, folder)
-        del model
-    if quiet and held_out is None:
-        return
+        with transformers_bars(progress):
+            model = load_causal_lm(folder, device)
+            allocation = allocate(model, outlier_ratios(model, drawn or (), progress=progress) if owl else None)
+            achieved = prune(model, allocation, method.value, calibration=drawn, progress=progress)
+            save_pruned(model, allocation, out, folder)
+            del model
+    after = _measure(out, held_out, length, device, progress) if held_out else None
+    pruned = Pruned(
+        plan=allocation,
+        method=method.value,
+        achieved=achieved,
+        calibration=drawing,
+        perplexity=(before, after) if before and after else None,
+    )
+    _save_and_print(pruned, out, reports, quiet)
+
+
+def _save_and_print(pruned: Pruned, out: Path, reports: Sequence[Path], quiet: bool) -> None:
+    for path in reports:
+        text = render_pruning(pruned) if path.suffix.lower() == ".html" else dumps(pruned.to_json())
+        write_whole(path, text.encode())
     console = Console()
-    console.print(f"{len(achieved)} weights pruned, {allocation.sparsity:.1%} of them zero", highlight=False)
-    if held_out is not None:
-        before, after = (_measure(path, held_out, length, device, progress) for path in (folder, out))
-        console.print(f"perplexity {_in_words(before)} before, {_in_words(after)} after", highlight=False)
-    say_saved(console, [out])
+    if not quiet:
+        print_pruning(console, pruned)
+        say_saved(console, [out, *reports])
+    elif pruned.perplexity is not None:
+        print_perplexities(console, *pruned.perplexity)
 
 
 @app.command("perplexity")
@@ -192,7 +223,7 @@ def perplexity_command(
       tempbalance perplexity path/to/llama tokens.npz --length 256 --stride 128
     """
     found = _measure(source, load_tokens(tokens, source), length, device, not quiet, stride)
-    Console().print(f"perplexity {_in_words(found)} over {found.tokens} tokens", highlight=False)
+    Console().print(f"perplexity {in_words(found)} over {found.tokens} tokens", highlight=False)
 
 
 def _measure(
@@ -203,9 +234,23 @@ def _measure(
     progress: bool,
     stride: int | None = None,
 ) -> Perplexity:
-    model = load_causal_lm(source, device)
+    with transformers_bars(progress):
+        model = load_causal_lm(source, device)
     return perplexity(model, documents, stride, length=length, progress=progress)
 
 
-def _in_words(found: Perplexity) -> str:
-    return f"{found.value:.4g} (standard error {found.stderr:.2g})"
+@contextlib.contextmanager
+def transformers_bars(wanted: bool) -> Generator[None]:
+    """Let Transformers show its own bars only where ours are shown: it does so also when piped."""
+    if (wanted and sys.stderr.isatty()) or importlib.util.find_spec("transformers") is None:
+        yield
+        return
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

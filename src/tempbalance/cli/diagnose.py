@@ -13,6 +13,7 @@ from tempbalance.analysis import analyze
 from tempbalance.checkpoints import open_checkpoint
 from tempbalance.cli.app import (
     ESTIMATORS,
+    INTERRUPTED,
     DeviceOption,
     Estimator,
     EstimatorOption,
@@ -29,8 +30,6 @@ from tempbalance.results import Analysis, compare
 from tempbalance.windows import FARMS
 
 __all__ = ["analyze_command", "compare_command"]
-
-_INTERRUPTED = 130
 
 
 class Lora(str, Enum):
@@ -100,7 +99,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     except KeyboardInterrupt:
         hint = f"; {partial} holds the layers done: give the same command again to go on" if partial else ""
         typer.echo(f"interrupted{hint}", err=True)
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     for path in outputs:
         analysis.save(path)
     if not quiet:

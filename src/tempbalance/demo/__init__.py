@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from tempbalance.demo.digits import ARMS, DigitsNet, Outcome, SeedResult, Settings, finetune_digits
-from tempbalance.demo.paired import Paired, paired
 from tempbalance.demo.show import print_outcome, to_json
 
 __all__ = [
     "ARMS",
     "DigitsNet",
     "Outcome",
-    "Paired",
     "SeedResult",
     "Settings",
     "finetune_digits",
-    "paired",
     "print_outcome",
     "to_json",
 ]

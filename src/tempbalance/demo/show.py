@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tempbalance.arena import FEWEST, Paired, paired
 from tempbalance.demo.digits import ARMS, Outcome
-from tempbalance.demo.paired import FEWEST, Paired, paired
 
 __all__ = ["print_outcome", "to_json"]
 

@@ -2,7 +2,8 @@
 
 ``modules`` walks a live model, ``names`` judges a state dict by names and shapes, ``architecture`` gives a Hugging Face
 checkpoint the layer types of its configuration. All three make candidates; here they become rows, or are skipped with
-a reason: nothing is dropped silently. ``units`` says which parameters go together when rates are assigned.
+a reason: nothing is dropped silently. ``units`` says which parameters go together when rates are assigned, ``depth``
+how deep they lie.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from tempbalance.layers.adapters import adapter_candidates
 from tempbalance.layers.architecture import checkpoint_candidates
+from tempbalance.layers.depth import find_rungs
 from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.modules import module_candidates, wrapper_prefix
 from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
 from tempbalance.layers.select import EMBEDDING_OFF, Select
-from tempbalance.layers.sharded import holders, is_sharded, local, reshard, shards
+from tempbalance.layers.sharded import holders, is_sharded, local, renew, reshard, shards
 from tempbalance.layers.units import Unit, find_units, parameter_names, sources_of
 from tempbalance.layers.weights import Candidate, Weight, to_weights
 from tempbalance.types import Skipped
@@ -31,12 +33,14 @@ __all__ = [
     "TensorStore",
     "Unit",
     "Weight",
+    "find_rungs",
     "find_units",
     "find_weights",
     "holders",
     "is_sharded",
     "local",
     "parameter_names",
+    "renew",
     "reshard",
     "shards",
     "sources_of",

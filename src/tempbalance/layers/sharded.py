@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Whole", "class_name", "holders", "is_sharded", "local", "reshard", "shards", "whole"]
+__all__ = ["Whole", "class_name", "holders", "is_sharded", "local", "renew", "reshard", "shards", "whole"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -49,6 +49,15 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
             wrapped: Any = module
+            wrapped.reshard()
+
+
+def renew(model: nn.Module) -> None:
+    """Let FSDP2 see which parameters are trained now: it looks at them, and their dtypes, when it makes them whole."""
+    for module in model.modules():
+        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
+            wrapped: Any = module
+            wrapped.unshard()
             wrapped.reshard()
 
 

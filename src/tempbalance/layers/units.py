@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.modules import CONTAINERS, wrapper_prefix
 from tempbalance.layers.weights import Weight
 
-__all__ = ["Unit", "find_units", "parameter_names", "sources_of"]
+__all__ = ["Unit", "block_of_parameter", "find_units", "parameter_names", "sources_of"]
 
 # Wrappers that stand in the middle of a name: torch.compile and activation checkpointing of a submodule, PEFT's copies.
 _WRAPPERS = re.compile(r"_orig_mod\.|_checkpoint_wrapped_module\.|modules_to_save\.[^.]+\.|original_module\.")
@@ -82,6 +82,26 @@ def sources_of(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple[str, .
     return tuple(p for p in parameters if _home(p) == home and not p.rpartition(".")[2].startswith("bias"))
 
 
+def block_of_parameter(model: nn.Module) -> Callable[[str], str | None]:
+    """The function from a parameter's name, as ``parameter_names`` gives it, to its block's, None outside of blocks.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The function.
+
+    Example:
+        >>> blocks = nn.ModuleList(nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}) for _ in range(2))
+        >>> block_of_parameter(nn.ModuleDict({"layers": blocks}))("layers.1.b.weight")
+        'layers.1'
+    """
+    prefix = wrapper_prefix(model)
+    modules = model.named_modules(remove_duplicate=False)
+    containers = {_plain(name, prefix) for name, module in modules if isinstance(module, CONTAINERS)}
+    return block_namer(parameter_names(model), lambda path: path in containers)
+
+
 def find_units(
     model: nn.Module,
     weights: Sequence[Weight],
@@ -110,7 +130,7 @@ def find_units(
     parameters = parameter_names(model)
     norm_of = {name: norm for norm in _norms(model) for name in norm.parameters}
     if unit == "block":
-        block_of = _block_namer(model, parameters)
+        block_of = block_of_parameter(model)
         homes = {weight.name: block_of(_plain(weight.parameter)) for weight in weights}
         owners = {name: block_of(name) for name in parameters if norms != "base" or name not in norm_of}
     else:
@@ -147,13 +167,6 @@ def _layer_of(weight: Weight) -> str:
     """Name of the layer of a weight; a parameter that lies loose in a module is a layer of its own."""
     name = _plain(weight.parameter)
     return name if weight.kind == "parameter" else _home(name)
-
-
-def _block_namer(model: nn.Module, names: Iterable[str]) -> Callable[[str], str | None]:
-    prefix = wrapper_prefix(model)
-    modules = model.named_modules(remove_duplicate=False)
-    containers = {_plain(name, prefix) for name, module in modules if isinstance(module, CONTAINERS)}
-    return block_namer(names, lambda path: path in containers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,8 +39,10 @@ from tempbalance.optim.measuring import Known, Measurer
 from tempbalance.optim.motion import References
 from tempbalance.optim.param_groups import KEY, split_groups
 from tempbalance.optim.plan import make_plan
-from tempbalance.optim.recipe import Recipe
+from tempbalance.optim.recipe import Every, Recipe
 from tempbalance.optim.saved import pack, read, unpack
+from tempbalance.optim.unfreezing import Unfreezing, check_unfreezing
+from tempbalance.optim.update import Start
 from tempbalance.types import Skipped
 
 __all__ = ["Balancer"]
@@ -124,14 +127,20 @@ class Balancer:
         self.optimizer.param_groups[:] = self._new_groups
         del self._new_groups
         self._references = References(self.optimizer)
+        self._start = Start(self.optimizer)
         self._measurer = Measurer(
             model,
-            recipe,
+            replace(recipe, tolerance=self._tolerance),
             self._plan.measured,
-            tolerance=self._tolerance,
             references=self._references,
+            start=self._start,
             ranks=self._ranks,
         )
+        if recipe.spectrum_of == "update":
+            self._start.watch(self._measurer.sources())
+        parameters = parameter_names(model)
+        parts = [[parameters[name] for name in rung] for rung in self._plan.rungs if recipe.unfreeze]
+        self._unfreezing = Unfreezing(model, parts, self._freed_every)
         # The hooks hold the balancer; the optimizer holds the hooks. Under torch.compile they stay Python.
         before, after = (torch.compiler.disable(hook) for hook in (self._before, self._after))  # type: ignore[no-untyped-call]
         self._handles = [
@@ -139,23 +148,19 @@ class Balancer:
             self.optimizer.register_step_post_hook(after),
             self.optimizer.register_state_dict_post_hook(pack),
             self.optimizer.register_load_state_dict_pre_hook(unpack),
+            self.optimizer.register_load_state_dict_post_hook(self._loaded),
         ]
         _balancers[self.optimizer] = weakref.ref(self)
 
     def _set_up(self, optimizer: Any, model: nn.Module, steps_per_epoch: int | None) -> Agreement:
         """Check and plan everything before the optimizer is touched; what it returns must be alike on all processes."""
         self.optimizer = unwrap(optimizer)
-        check_optimizer(self.optimizer, self.recipe.keys)
+        check_optimizer(self.optimizer, self.recipe)
         other = _balancers.get(self.optimizer)
         if other is not None and other() is not None:
             raise BalanceError("this optimizer has a balancer already: call its remove() first")
         check_model(model)
-        self._interval = self.recipe.every.interval(steps_per_epoch)
-        if self._interval is None:
-            raise BalanceError(
-                f"{self.recipe.name} counts in epochs: pass steps_per_epoch, the number of optimizer steps in an epoch "
-                "(len(loader) // gradient accumulation)"
-            )
+        self._interval = self._steps_in(self.recipe.every, steps_per_epoch)
         reshard(model)
         parameters = parameter_names(model)
         ours = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -170,9 +175,14 @@ class Balancer:
                 "the model is sharded over processes outside of the process_group: pass a group of all that hold it"
             )
         self._plan = make_plan(model, self.recipe, {name for name, p in trained.items() if p.requires_grad})
+        unfreeze = self.recipe.unfreeze
+        if unfreeze is not None:
+            check_unfreezing(model, self._ranks.size)
+        self._freed_every = 1 if unfreeze is None else self._steps_in(unfreeze, steps_per_epoch)
         groups = split_groups(self.optimizer.param_groups, self._plan.units, parameters)
         for group in groups:
-            group[KEY] |= {"alpha": None, "multiplier": 1.0, "from": 1.0, "refreshed": None, "steps": 0, "weights": {}}
+            group[KEY] |= {"alpha": None, "first": None, "weights": {}}
+            group[KEY] |= {"multiplier": 1.0, "from": 1.0, "refreshed": None, "steps": 0}
         self.skipped: tuple[Skipped, ...] = self._plan.skipped
         self._new_groups = groups
         first, interval, tolerance = self.recipe.start, self._interval, self._tolerance
@@ -182,6 +192,15 @@ class Balancer:
             ],
             schedule=f"{self.recipe.name} every {interval} steps from step {first} on, tolerance {tolerance}",
         )
+
+    def _steps_in(self, every: Every, steps_per_epoch: int | None) -> int:
+        interval = every.interval(steps_per_epoch)
+        if interval is None:
+            raise BalanceError(
+                f"{self.recipe.name} counts in epochs: pass steps_per_epoch, the number of optimizer steps in an epoch "
+                "(len(loader) // gradient accumulation)"
+            )
+        return interval
 
     def __repr__(self) -> str:
         """The recipe and how many units it balances."""
@@ -222,6 +241,8 @@ class Balancer:
         for group in self._groups():
             del group[KEY]
         self._references.remove()
+        self._start.remove()
+        self._unfreezing.end()
         _balancers.pop(self.optimizer, None)
 
     # What happens at every step
@@ -230,7 +251,8 @@ class Balancer:
         self._applied.put_back()  # of a step that raised
         steps = self._steps
         if steps == 0 and self._tolerance:  # so that every checkpoint holds the same tensors
-            self._references.keep(p for judged in self._measurer.weights().values() for p in judged.sources.values())
+            self._references.keep(self._measurer.sources())
+        self._start.begin()
         self._idle = self._is_idle()
         if self._idle:
             return
@@ -250,10 +272,16 @@ class Balancer:
     def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         self._applied.put_back()
         self._references.store()
+        self._start.store()
         if not self._idle:
             self._settle(self._steps + 1)
             for group in self._groups():
                 group[KEY]["steps"] += 1
+            self._unfreezing.at(self._steps)
+
+    def _loaded(self, _optimizer: Optimizer) -> None:
+        self._start.loaded()
+        self._unfreezing.at(self._steps)
 
     def _is_idle(self) -> bool:
         """Whether a step can change nothing; such a step does not count."""
@@ -275,7 +303,6 @@ class Balancer:
         return int(next(self._groups())[KEY]["steps"])
 
     def _is_due(self, steps: int) -> bool:
-        assert self._interval is not None
         since = steps - self.recipe.start
         return since == 0 or (since > 0 and (since + self.recipe.every.early) % self._interval == 0)
 
@@ -324,16 +351,15 @@ class Balancer:
 
     def _assign(self, found: Mapping[str, Known]) -> None:
         """Set the next multipliers of all groups."""
-        alphas = self._plan.alphas({name: known.alpha for name, known in found.items()})
-        multipliers = dict(zip(alphas, self.recipe.assignment(list(alphas.values())), strict=True))
+        facts = self._plan.facts(found, {group[KEY]["unit"]: group[KEY]["first"] for group in self._groups()})
+        multipliers = dict(zip(facts, self.recipe.assignment.assign(list(facts.values())), strict=True))
         weights = {unit.name: [name for name in unit.weights if name in found] for unit in self._plan.units}
         for group in self._groups():
-            unit = group[KEY]["unit"]
+            state, unit = group[KEY], group[KEY]["unit"]
             if unit is not None:
-                alpha = alphas[unit]
-                group[KEY]["alpha"] = alpha if math.isfinite(alpha) else None
-                group[KEY]["weights"] = {name: tuple(found[name]) for name in weights[unit]}
-                group[KEY]["next"] = multipliers[unit]
+                state["alpha"], state["first"] = map(_finite, (facts[unit].alpha, facts[unit].first_alpha))
+                state["weights"] = {name: tuple(found[name]) for name in weights[unit]}
+                state["next"] = multipliers[unit]
 
     def _settle(self, steps: int) -> None:
         """Let the next multipliers take effect from a step on."""
@@ -352,6 +378,10 @@ class Balancer:
                 NumericsWarning,
                 stacklevel=2,
             )
+
+
+def _finite(alpha: float) -> float | None:
+    return alpha if math.isfinite(alpha) else None
 
 
 def _unit_state(name: str, state: Mapping[str, Any]) -> UnitState:

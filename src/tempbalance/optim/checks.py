@@ -84,19 +84,25 @@ def check_recipe(recipe: object) -> None:
         raise BalanceError(f"expected a recipe, such as tempbalance.recipes.model_balancing(), got {given}")
 
 
-def check_optimizer(optimizer: Optimizer, keys: Sequence[str]) -> None:
-    """Make sure that an optimizer has what is to be multiplied.
+def check_optimizer(optimizer: Optimizer, recipe: Recipe) -> None:
+    """Make sure that an optimizer has what is to be multiplied, and room for what is to be kept.
 
     Args:
         optimizer: The optimizer.
-        keys: Options of its groups: ``lr``, ``weight_decay``.
+        recipe: What is to be multiplied, and measured.
 
     Raises:
-        BalanceError: An option is missing, or is no number; or the optimizer takes a single group.
+        BalanceError: An option is missing, or is no number; or the optimizer takes a single group, or divides its state
+            where all of it is needed.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         raise BalanceError("LBFGS takes all parameters in one group, so units cannot have rates of their own")
-    for key in keys:
+    if recipe.spectrum_of == "update" and _is_divided(optimizer):
+        raise BalanceError(
+            "ZeroRedundancyOptimizer keeps the state of a parameter on one process, but all need the start of an "
+            "update: use FSDP2, or a recipe with spectrum_of='weights'"
+        )
+    for key in recipe.keys:
         for group in optimizer.param_groups:
             if key not in group:
                 raise BalanceError(f"{type(optimizer).__name__} has no {key}, which the recipe is to multiply")
@@ -105,6 +111,10 @@ def check_optimizer(optimizer: Optimizer, keys: Sequence[str]) -> None:
                     f"the {key} of {type(optimizer).__name__} is {group[key]!r}, not a number: give it one "
                     "(Adafactor: relative_step=False and lr=...)"
                 )
+
+
+def _is_divided(optimizer: Optimizer) -> bool:
+    return any(cls.__name__ == "ZeroRedundancyOptimizer" for cls in type(optimizer).__mro__)
 
 
 def check_model(model: nn.Module) -> None:
@@ -186,7 +196,7 @@ def extend_schedulers(optimizer: Optimizer, origins: Sequence[int], schedulers: 
     old = len(optimizer.param_groups)
     if list(origins) == list(range(old)):
         return
-    if any(cls.__name__ == "ZeroRedundancyOptimizer" for cls in type(optimizer).__mro__):
+    if _is_divided(optimizer):
         raise BalanceError(
             "ZeroRedundancyOptimizer has divided its groups among the processes already: build it from "
             "tb.param_groups(model, recipe), which need no further split"

@@ -24,6 +24,7 @@ from tempbalance.layers import Weight, find_weights, is_sharded, parameter_names
 from tempbalance.matrices import matrix_shape
 from tempbalance.optim.motion import References
 from tempbalance.optim.recipe import Recipe
+from tempbalance.optim.update import Start
 from tempbalance.pooling import WindowedFit
 from tempbalance.types import Status
 
@@ -38,10 +39,12 @@ class Known(NamedTuple):
 
     Attributes:
         alpha: Its exponent; None where there is no fit.
+        stderr: Standard error of alpha; None likewise.
         radius: How far it may move, in the Frobenius norm, before that changes by more than the tolerance.
     """
 
     alpha: float | None
+    stderr: float | None
     radius: float
 
 
@@ -80,25 +83,26 @@ class Measurer:
         recipe: Recipe,
         wanted: Collection[str],
         *,
-        tolerance: float,
         references: References,
+        start: Start,
         ranks: Ranks,
     ) -> None:
         """Look at a model; nothing is measured yet.
 
         Args:
             model: A live model.
-            recipe: Which estimator and which windows.
+            recipe: Which estimator, which windows, and which tolerance; with 0 every weight is measured each time.
             wanted: Names of the weights that are measured.
-            tolerance: Of alpha; 0 measures every weight each time.
             references: The parameters as they were when their weights were measured.
+            start: The parameters as they were before the first step, for recipes that measure updates.
             ranks: The processes that share the work.
         """
         self._model = model
         self._recipe = recipe
         self._wanted = wanted
-        self._tolerance = tolerance
+        self._tolerance = recipe.tolerance
         self._references = references
+        self._start = start
         self._ranks = ranks
         self._found: tuple[list[tuple[str, int, bool]], dict[str, Judged]] | None = None
         self._told: set[str] = set()
@@ -126,6 +130,10 @@ class Measurer:
         self._found = (key, judged) if plain else None
         return judged
 
+    def sources(self) -> list[Tensor]:
+        """The parameters that the measured weights are made of, as far as they are trained."""
+        return [parameter for judged in self.weights().values() for parameter in judged.sources.values()]
+
     def measure(self, known: Mapping[str, Known], what: str) -> Measurement:
         """Measure the weights that have moved too far. In distributed training a collective.
 
@@ -140,6 +148,8 @@ class Measurer:
             RefreshError: It failed on one of several processes, or they train different weights; the same message on
                 all. (A process that is alone raises what went wrong.)
         """
+        if not self._wanted:
+            return Measurement({}, [], "")
         weights: dict[str, Judged] = {}
 
         def look() -> dict[str, float]:
@@ -155,7 +165,7 @@ class Measurer:
                     f"{what} failed: the processes do not train the same weights any more; freeze them on all"
                 )
             due = [weights[name] for name in self._due(known, squares)]
-            parts = self._ranks.together(lambda: self._measure([each.weight for each in due]), what, RefreshError)
+            parts = self._ranks.together(lambda: self._measure([self._read(each) for each in due]), what, RefreshError)
         now = {**known, **{name: new for found, _ in parts for name, new in found.items()}}
         non_finite = next((message for _, message in parts if message), "")
         return Measurement({name: now[name] for name in weights if name in now}, due, non_finite)
@@ -185,6 +195,12 @@ class Measurer:
         return [name for name in names if name not in known or not moved[name] <= known[name].radius]  # NaN is due
 
     # What is measured
+
+    def _read(self, judged: Judged) -> Weight:
+        """What is measured of a weight: itself, or its update."""
+        if self._recipe.spectrum_of == "weights":
+            return judged.weight
+        return self._start.update_of(judged.weight, judged.sources)
 
     def _measure(self, weights: Sequence[Weight]) -> tuple[dict[str, Known], str]:
         """This process's share of the weights, and what is said of one that is not finite."""
@@ -238,9 +254,10 @@ class Measurer:
             if name not in self._told:
                 self._told.add(name)
                 _logger.info("%s is not judged: %s", name, reason)
-            return Known(None, math.inf if self._is_too_small(fit) else 0.0)
+            return Known(None, None, math.inf if self._is_too_small(fit) else 0.0)
         radius = self._recipe.estimator.radius(fit.spectrum, self._tolerance) if self._tolerance else 0.0
-        return Known(fit.fit.alpha, radius / math.sqrt(fit.num_windows))  # windows may overlap: each moves as much
+        radius /= math.sqrt(fit.num_windows)  # windows may overlap: each moves as much
+        return Known(fit.fit.alpha, fit.fit.stderr, radius)
 
     def _is_too_small(self, fit: WindowedFit | TempBalanceError) -> bool:
         """Whether a weight will never have enough eigenvalues, however it moves."""

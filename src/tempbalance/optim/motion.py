@@ -16,18 +16,48 @@ from torch.optim import Optimizer
 
 from tempbalance.layers import Weight, is_sharded, local
 
-__all__ = ["REFERENCE", "References"]
+__all__ = ["REFERENCE", "Copies", "References", "swapped"]
 
 REFERENCE = "tempbalance_reference"
 _PIECE = 1 << 17
 
 
-class References:
-    """The copies of the parameters that measured weights are made of."""
+class Copies:
+    """Copies of parameters in the optimizer's state, under a key of their own."""
+
+    def __init__(self, optimizer: Optimizer, key: str) -> None:
+        self._optimizer = optimizer
+        self._key = key
+        self._new: dict[Tensor, Tensor] = {}
+
+    def _copy_of(self, source: Tensor) -> Tensor | None:
+        state = self._optimizer.state.get(source) or {}  # ZeroRedundancyOptimizer: None where another process has it
+        return state.get(self._key)
+
+    def store(self) -> None:
+        """Move new copies into the optimizer's state, once it has made that state itself.
+
+        Many optimizers take an empty state for a sign to set it up, so nothing may be put there before. A parameter
+        without a gradient did not move; its copy waits.
+        """
+        states = self._optimizer.state
+        for source in list(self._new):
+            elsewhere = source in states and states[source] is None
+            if not elsewhere and (source.grad is not None or states.get(source)):
+                states[source][self._key] = self._new.pop(source)
+
+    def remove(self) -> None:
+        """Take all copies out of the optimizer's state."""
+        self._new.clear()
+        for state in self._optimizer.state.values():
+            (state or {}).pop(self._key, None)
+
+
+class References(Copies):
+    """The parameters that measured weights are made of, as they were when they were measured."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
-        self._new: dict[Tensor, Tensor] = {}
+        super().__init__(optimizer, REFERENCE)
 
     def squared_distance(self, weight: Weight, sources: Mapping[str, Tensor]) -> float:
         """Squared Frobenius distance of a weight from where it was measured; of a sharded one, this rank's part.
@@ -49,12 +79,8 @@ class References:
         if any(is_sharded(source) for source in sources.values()):
             return math.inf  # a product of shards: simply measured again
         now = weight.load().clone()
-        with _swapped(known):
+        with swapped(known):
             return _squared_norm(now, weight.load())
-
-    def _copy_of(self, source: Tensor) -> Tensor | None:
-        state = self._optimizer.state.get(source) or {}  # ZeroRedundancyOptimizer: None where another process has it
-        return state.get(REFERENCE)
 
     def keep(self, sources: Iterable[Tensor]) -> None:
         """Remember parameters as they are now.
@@ -70,39 +96,35 @@ class References:
                 self._new[source] = source.detach().clone()
 
     def store(self) -> None:
-        """Move new copies into the optimizer's state, once it has made that state itself.
-
-        Many optimizers take an empty state for a sign to set it up, so nothing may be put there before. A parameter
-        without a gradient did not move, and is measured again next time.
-        """
-        states = self._optimizer.state
-        for source, copy in self._new.items():
-            elsewhere = source in states and states[source] is None
-            if not elsewhere and (source.grad is not None or states.get(source)):
-                states[source][REFERENCE] = copy
+        """As above; but what did not move is measured again next time."""
+        super().store()
         self._new.clear()
 
-    def remove(self) -> None:
-        """Take all copies out of the optimizer's state."""
-        self._new.clear()
-        for state in self._optimizer.state.values():
-            (state or {}).pop(REFERENCE, None)
 
-
-class _swapped:
+class swapped:
     """Lets parameters hold other numbers for a moment."""
 
     def __init__(self, values: Mapping[Tensor, Tensor]) -> None:
         self._values = values
 
+    @torch.no_grad()
     def __enter__(self) -> None:
-        self._own = {parameter: parameter.data for parameter in self._values}
+        self._own: dict[Tensor, Tensor] = {}
         for parameter, value in self._values.items():
-            parameter.data = value
+            if is_sharded(parameter):  # what FSDP2 gathers is the memory of the shard
+                self._own[parameter] = local(parameter).clone()
+                local(parameter).copy_(local(value))
+            else:
+                self._own[parameter] = parameter.data
+                parameter.data = value
 
+    @torch.no_grad()
     def __exit__(self, *_: Any) -> None:
         for parameter, data in self._own.items():
-            parameter.data = data
+            if is_sharded(parameter):
+                local(parameter).copy_(data)
+            else:
+                parameter.data = data
 
 
 def _alike(copy: Tensor, source: Tensor) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from torch import Tensor, nn
 
+from tempbalance.assign import UnitFacts
 from tempbalance.errors import BalanceError
-from tempbalance.layers import Unit, Weight, find_units, find_weights, parameter_names, sources_of
+from tempbalance.layers import Select, Unit, Weight, find_rungs, find_units, find_weights, parameter_names, sources_of
+from tempbalance.optim.measuring import Known
 from tempbalance.optim.recipe import Recipe
 from tempbalance.types import Skipped
 
@@ -24,40 +26,54 @@ class Plan:
     Attributes:
         units: What gets a multiplier of its own, in the order of the model.
         lightest: Names of the units that count as having the largest alpha, unmeasured.
-        skipped: Weights that are not judged, and why; they keep the base value.
+        skipped: Weights that are not judged, and why; they keep the base value, or get what their depth says.
+        depths: How deep each unit lies, by its name: 0 for the head. Empty where the recipe does not look at depths.
+        rungs: Names of the trained parameters by depth, those of the head first; empty likewise.
     """
 
     units: tuple[Unit, ...]
     lightest: frozenset[str]
     skipped: tuple[Skipped, ...]
+    depths: Mapping[str, int]
+    rungs: tuple[tuple[str, ...], ...]
 
     @property
     def measured(self) -> frozenset[str]:
         """Names of the weights that are measured: those of all units but the lightest."""
         return frozenset(name for unit in self.units if unit.name not in self.lightest for name in unit.weights)
 
-    def alphas(self, found: Mapping[str, float | None]) -> dict[str, float]:
-        """The alpha of every unit.
+    def facts(self, known: Mapping[str, Known], first: Mapping[str, float | None]) -> dict[str, UnitFacts]:
+        """What is known of every unit.
 
         Args:
-            found: Alphas by the names of weights; None for a weight without a fit.
+            known: What is known of weights, by their names.
+            first: By the names of units, the alpha of the first measurement in which they had one; None before.
 
         Returns:
-            By the names of the units, the mean over the weights that have one, or NaN; of the lightest the largest of
-            all.
+            By the names of the units. Alpha is the mean over the weights that have one, or NaN, and its standard error
+            that of the mean, their errors being independent; the lightest have those of the unit with the largest.
 
         Example:
             >>> units = [Unit(name=name, weights=(f"{name}.weight",), parameters=()) for name in ("a", "head")]
-            >>> plan = Plan(units=tuple(units), lightest=frozenset({"head"}), skipped=())
-            >>> plan.alphas({"a.weight": 3.0})
-            {'a': 3.0, 'head': 3.0}
+            >>> plan = Plan(units=tuple(units), lightest=frozenset({"head"}), skipped=(), depths={}, rungs=())
+            >>> facts = plan.facts({"a.weight": Known(3.0, 0.2, 0.0)}, {"a": 4.0, "head": None})
+            >>> facts["a"], facts["head"].alpha
+            (UnitFacts(alpha=3.0, stderr=0.2, first_alpha=4.0, depth=0), 3.0)
         """
-        alphas = {}
+        facts = {}
         for unit in self.units:
-            values = [alpha for alpha in map(found.get, unit.weights) if alpha is not None]
-            alphas[unit.name] = fmean(values) if values else math.nan
-        largest = max((alpha for alpha in alphas.values() if math.isfinite(alpha)), default=math.nan)
-        return alphas | dict.fromkeys(self.lightest, largest)
+            fits = [known[name] for name in unit.weights if name in known]
+            alphas = [fit.alpha for fit in fits if fit.alpha is not None]
+            errors = [fit.stderr for fit in fits if fit.stderr is not None]
+            if alphas:
+                facts[unit.name] = UnitFacts(alpha=fmean(alphas), stderr=math.hypot(*errors) / len(errors))
+        facts |= dict.fromkeys(self.lightest, max(facts.values(), default=UnitFacts()))
+        result = {}
+        for unit in self.units:
+            fact, begun = facts.get(unit.name, UnitFacts()), first.get(unit.name)
+            depth = self.depths.get(unit.name, 0)
+            result[unit.name] = fact._replace(first_alpha=fact.alpha if begun is None else begun, depth=depth)
+        return result
 
 
 def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None = None) -> Plan:
@@ -84,23 +100,56 @@ def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None 
     parameters = parameter_names(model)
     if trained is None:
         trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
-    found, unread = find_weights(model, replace(recipe.select, embeddings=True), sharded=True)
-    lightest = _lightest(found) if recipe.lightest else frozenset()
-    weights, skipped = _judged(found, recipe, lightest, parameters, trained)
-    if not weights:
-        reasons = sorted({f"{name}: {reason}" for name, reason in (*skipped, *unread)})
-        listed = "; ".join(reasons[:4]) + ("; ..." if len(reasons) > 4 else "")  # noqa: PLR2004
-        raise BalanceError(f"no weight of the model can be balanced by {recipe.name}: {listed or 'it has none'}")
-    units = find_units(model, weights, unit=recipe.unit, norms=recipe.norms)
-    placed = {name for unit in units for name in unit.weights}
-    skipped += [Skipped(w.name, "outside of all blocks") for w in weights if w.name not in placed]
+    lightest: frozenset[str] = frozenset()
+    units: list[Unit] = []
+    skipped: list[Skipped] = []
+    if recipe.assignment.uses_alpha:
+        found, unread = find_weights(model, replace(recipe.select, embeddings=True), sharded=True)
+        lightest = _lightest(found) if recipe.lightest else lightest
+        weights, left_out = _judged(found, recipe, lightest, parameters, trained)
+        units = _units_of(model, recipe, weights, [*left_out, *unread])
+        placed = {name for unit in units for name in unit.weights}
+        outside = [Skipped(w.name, "outside of all blocks") for w in weights if w.name not in placed]
+        skipped = [*left_out, *outside, *unread]
+    rungs: list[Unit] = []
+    if recipe.assignment.uses_depth or recipe.unfreeze:
+        rungs = find_rungs(model, find_weights(model, Select(embeddings=True), sharded=True)[0])
+    if recipe.assignment.uses_depth:
+        units = _with_the_rest(units, rungs, trained)
     if not units:
-        raise BalanceError(f"{recipe.name} balances blocks, but the model has none: use a recipe with unit='layer'")
+        raise BalanceError(f"{recipe.name} has nothing to balance: no parameter of the model is trained")
+    depths = {name: depth for depth, rung in enumerate(rungs) for name in rung.parameters}
     return Plan(
         units=tuple(units),
         lightest=frozenset(unit.name for unit in units if lightest.intersection(unit.weights)),
-        skipped=(*skipped, *unread),
+        skipped=tuple(skipped),
+        depths={unit.name: depths[unit.parameters[0]] for unit in units if rungs},
+        rungs=tuple(tuple(name for name in rung.parameters if name in trained) for rung in rungs),
     )
+
+
+def _units_of(model: nn.Module, recipe: Recipe, weights: Sequence[Weight], skipped: Iterable[Skipped]) -> list[Unit]:
+    """The units of the weights that are judged; without any, there is nothing to balance."""
+    if not weights:
+        reasons = sorted({f"{name}: {reason}" for name, reason in skipped})
+        listed = "; ".join(reasons[:4]) + ("; ..." if len(reasons) > 4 else "")  # noqa: PLR2004
+        raise BalanceError(f"no weight of the model can be balanced by {recipe.name}: {listed or 'it has none'}")
+    units = find_units(model, weights, unit=recipe.unit, norms=recipe.norms)
+    if not units:
+        raise BalanceError(f"{recipe.name} balances blocks, but the model has none: use a recipe with unit='layer'")
+    return units
+
+
+def _with_the_rest(units: Sequence[Unit], rungs: Sequence[Unit], trained: Collection[str]) -> list[Unit]:
+    """The units, and one of its own for all that is trained besides them at each depth, from the embeddings up."""
+    taken = {name for unit in units for name in unit.parameters}
+    result: list[Unit] = []
+    for rung in reversed(rungs):
+        judged = [unit for unit in units if unit.parameters[0] in rung.parameters]
+        rest = tuple(name for name in rung.parameters if name in trained and name not in taken)
+        name = f"rest of {rung.name}" if judged else rung.name
+        result += [*judged, *([Unit(name=name, weights=(), parameters=rest)] if rest else [])]
+    return result
 
 
 def _judged(

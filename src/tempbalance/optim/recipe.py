@@ -63,10 +63,13 @@ class Recipe:
         name: What it is called.
         source: The paper or code it follows.
         deviations: Where it departs from that source, a sentence each.
-        assignment: From the alphas of all units to their multipliers.
+        assignment: From what is known of all units, such as their alphas, to their multipliers.
         target: What is multiplied: the learning rate, the weight decay, or both. (The decay of AdamW is a multiple of
             the learning rate and follows it in any case.)
-        unit: Whether each layer gets its own multiplier, or each block, by the mean alpha of its layers.
+        unit: Whether each layer gets its own multiplier, or each block, by the mean alpha of its layers. (Depths are
+            counted in blocks in any case.)
+        spectrum_of: Whether alpha is that of the weights, or that of the update: their change since the first step. An
+            update of zero is not judged. Costs one copy of the judged weights, kept in the optimizer's state.
         estimator: How alpha is fitted.
         windows: ``FARMS()`` frees alpha of the shape of a layer; None measures matrices whole.
         select: Which weights are judged; the others keep the base value.
@@ -80,6 +83,8 @@ class Recipe:
         start: Optimizer step from which on to balance; before it all multipliers are 1.
         ramp: Optimizer steps in which a multiplier moves, in a straight line, to its new value.
         delay: Whether a measurement takes effect one step late.
+        unfreeze: How often the next block is freed, from the head to the embeddings: until its turn no gradient is
+            computed, and the optimizer leaves it alone. None trains everything from the start.
         tolerance: A weight is measured again only once its alpha can have moved by more than this since it was last
             measured; 0 measures every weight at every refresh.
 
@@ -96,6 +101,7 @@ class Recipe:
     assignment: Assignment
     target: Literal["lr", "weight_decay", "both"] = "lr"
     unit: Literal["layer", "block"] = "layer"
+    spectrum_of: Literal["weights", "update"] = "weights"
     estimator: TailEstimator = _HILL
     windows: Windows | None = None
     select: Select = _ALL
@@ -108,6 +114,7 @@ class Recipe:
     start: int = 0
     ramp: int = 0
     delay: bool = False
+    unfreeze: Every | None = None
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
@@ -119,6 +126,7 @@ class Recipe:
         choices = {
             "target": (self.target, ("lr", "weight_decay", "both")),
             "unit": (self.unit, ("layer", "block")),
+            "spectrum_of": (self.spectrum_of, ("weights", "update")),
             "norms": (self.norms, ("follow", "by_name", "base")),
         }
         for name, (value, allowed) in choices.items():

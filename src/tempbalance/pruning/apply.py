@@ -8,10 +8,10 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from tempbalance.allocation.sparsity import Allocation
 from tempbalance.errors import AllocationError, TokensError
 from tempbalance.layers import wrapper_prefix
-from tempbalance.pruning.allocation import Allocation
-from tempbalance.pruning.calibration import is_transposed, norms_by_block
+from tempbalance.pruning.calibration import is_linear, is_transposed, norms_by_block
 from tempbalance.pruning.masks import magnitude_scores, wanda_scores
 from tempbalance.pruning.targets import Target, find_targets, write_zeros
 from tempbalance.report.progress import progress_bar
@@ -102,7 +102,7 @@ def _by_wanda(
     layers: dict[str, list[str]] = {}
     for target in targets:
         layer, _, attribute = target.weight.parameter.rpartition(".")
-        if target.weight.block is None or attribute != "weight" or not _is_linear(root.get_submodule(layer)):
+        if target.weight.block is None or attribute != "weight" or not is_linear(root.get_submodule(layer)):
             raise AllocationError(f"Wanda prunes linear layers of blocks, not {target.name}: prune it by magnitude")
         names = layers.setdefault(target.weight.block, [])
         if layer not in names:
@@ -114,10 +114,6 @@ def _by_wanda(
                 parameter, turned = parameters[target.weight.parameter], is_transposed(root.get_submodule(layer))
                 scores = wanda_scores(_turn(target.weight.within(parameter), turned), norms[layer])
                 write_zeros(parameter, target.weight, _turn(target.choose(scores, by_row=True, group=group), turned))
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_transposed(module)
 
 
 def _turn(matrix: Tensor, transposed: bool) -> Tensor:

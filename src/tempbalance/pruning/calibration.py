@@ -23,6 +23,11 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, in either way of storing its weight."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
 def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, Tensor]:
     """Norm of every input feature of some linear layers, over all tokens that pass.
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
+from tempbalance.allocation.sparsity import Allocation, LayerShare
 from tempbalance.errors import AllocationError
-from tempbalance.pruning.allocation import Allocation, LayerShare
 from tempbalance.pruning.sparsegpt import asked_of_modifier
 from tempbalance.pruning.targets import find_targets, write_zeros
 from tempbalance.results import write_whole

@@ -6,21 +6,21 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from tempbalance.allocation.sparsity import Allocation
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.checkpoints.writing import copy_beside, whole_folder, write_safetensors
 from tempbalance.errors import AllocationError
-from tempbalance.pruning.allocation import Allocation
 from tempbalance.pruning.masks import magnitude_scores
 from tempbalance.pruning.targets import Target, find_targets, write_zeros
 from tempbalance.report.progress import progress_bar
 
-__all__ = ["PLAN", "prune_checkpoint", "save_pruned"]
+__all__ = ["PLAN", "prune_checkpoint", "save_folder", "save_pruned"]
 
 PLAN = "allocation.json"
 
@@ -127,11 +127,33 @@ def save_pruned(
         AllocationError: The model has no ``save_pretrained``.
         CheckpointError: The folder cannot be written; what was there stays.
     """
+    save_folder(model, out, source, (PLAN, allocation.save))
+
+
+def save_folder(
+    model: nn.Module,
+    out: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None,
+    record: tuple[str, Callable[[Path], None]],
+) -> None:
+    """Save a Hugging Face model with a record of how it came about, whole or not at all.
+
+    Args:
+        model: A model with ``save_pretrained``.
+        out: Folder to write; an earlier output there, known by its record, is replaced.
+        source: Folder that the model came from: what lies beside its weights is copied.
+        record: Name of the file with the record, and what writes it.
+
+    Raises:
+        AllocationError: The model has no ``save_pretrained``.
+        CheckpointError: The folder cannot be written; what was there stays.
+    """
+    name, write = record
     save: Any = getattr(model, "save_pretrained", None)
     if save is None:
-        raise AllocationError(f"{type(model).__name__} has no save_pretrained: save its state dict and the plan")
-    with whole_folder(Path(out), PLAN) as folder:
+        raise AllocationError(f"{type(model).__name__} has no save_pretrained: save its state dict and {name}")
+    with whole_folder(Path(out), name) as folder:
         save(folder)
         if source is not None and Path(source).is_dir():
             copy_beside(Path(source), folder)
-        allocation.save(folder / PLAN)
+        write(folder / name)

@@ -15,7 +15,7 @@ from tempbalance.errors import TokensError
 from tempbalance.pruning.tokens import batches
 from tempbalance.report.progress import progress_bar
 
-__all__ = ["Perplexity", "perplexity"]
+__all__ = ["Perplexity", "check_vocabulary", "default_length", "perplexity", "token_losses"]
 
 _DEFAULT_LENGTH = 2048
 
@@ -76,19 +76,15 @@ def perplexity(
         50.0
     """
     documents = [tokens] if isinstance(tokens, Tensor) else list(tokens)
-    config: Any = getattr(model, "config", None)
     if length is None:
-        length = min(_DEFAULT_LENGTH, getattr(config, "max_position_embeddings", None) or _DEFAULT_LENGTH)
+        length = default_length(model)
     stride = length if stride is None else stride
     if length < 2 or not 1 <= stride <= length:  # noqa: PLR2004
         raise TokensError(f"windows need two tokens or more and a stride from 1 to their length: {length}, {stride}")
     windows = [window for document in documents for window in _windows(document, length, stride)]
     if not windows:
         raise TokensError("no document has two tokens: there is nothing to predict")
-    vocabulary = getattr(config, "vocab_size", math.inf)
-    highest = max(int(window.max()) for window, _ in windows)
-    if highest >= vocabulary or min(int(window.min()) for window, _ in windows) < 0:
-        raise TokensError(f"token {highest} is not in the vocabulary of {vocabulary}: another model's tokens?")
+    check_vocabulary(model, [window for window, _ in windows])
     sums, counts = _measure(model, windows, progress)
     mean = float(sums.sum() / counts.sum())
     value = float(torch.tensor(mean, dtype=torch.float64).exp())  # math.exp would raise where it overflows
@@ -100,6 +96,45 @@ def perplexity(
         tokens=int(counts.sum()),
         windows=many,
     )
+
+
+def default_length(model: nn.Module) -> int:
+    """Tokens that a language model was made for, at most 2,048."""
+    config: Any = getattr(model, "config", None)
+    return min(_DEFAULT_LENGTH, getattr(config, "max_position_embeddings", None) or _DEFAULT_LENGTH)
+
+
+def check_vocabulary(model: nn.Module, sequences: Sequence[Tensor]) -> None:
+    """Make sure that a language model knows all tokens.
+
+    Args:
+        model: A Hugging Face causal language model.
+        sequences: Token ids, each of shape ``(length,)``, with one token at least.
+
+    Raises:
+        TokensError: An id is outside of its vocabulary.
+    """
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", math.inf)
+    lowest, highest = min(int(each.min()) for each in sequences), max(int(each.max()) for each in sequences)
+    if highest >= vocabulary or lowest < 0:
+        raise TokensError(f"token {highest} is not in the vocabulary of {vocabulary}: another model's tokens?")
+
+
+def token_losses(model: nn.Module, batch: Tensor) -> Tensor:
+    """Negative log-likelihood of every token but the first, in float32.
+
+    Args:
+        model: Takes ``input_ids`` of shape ``(batch, length)`` and returns ``logits``.
+        batch: Token ids of shape ``(batch, length)``, on the device of the model.
+
+    Returns:
+        A tensor of shape ``(batch, length - 1)``.
+    """
+    logits = model(input_ids=batch, use_cache=False)["logits"]
+    losses = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten().to(logits.device), reduction="none"
+    )
+    return losses.view(len(batch), -1)
 
 
 def _windows(document: Tensor, length: int, stride: int) -> Iterator[tuple[Tensor, int]]:
@@ -123,12 +158,7 @@ def _measure(model: nn.Module, windows: Sequence[tuple[Tensor, int]], progress: 
     try:
         with torch.inference_mode(), progress_bar("perplexity", len(windows), progress) as advance:
             for batch in batches([window.long() for window, _ in windows]):
-                logits = model(input_ids=batch.to(device), use_cache=False)["logits"]
-                losses = F.cross_entropy(
-                    logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten().to(logits.device), reduction="none"
-                )
-                rows = losses.view(len(batch), -1).double().cpu()
-                for row in rows:
+                for row in token_losses(model, batch.to(device)).double().cpu():
                     sums.append(row[len(row) - int(counts[len(sums)]) :].sum())
                 advance(len(batch))
     finally:

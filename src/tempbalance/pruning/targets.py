@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tempbalance.allocation.sparsity import Allocation, LayerShare
 from tempbalance.errors import AllocationError, NonFiniteError
 from tempbalance.layers import Select, TensorStore, Weight, find_weights
-from tempbalance.pruning.allocation import Allocation, LayerShare
 from tempbalance.pruning.masks import mask_by_row, mask_smallest
 
 __all__ = ["Target", "find_targets", "write_zeros"]

@@ -1,21 +1,17 @@
-"""One HTML page, in one file, that needs no network: what was found, for someone who has never heard of alpha."""
+"""The analysis as one HTML page, for someone who has never heard of alpha."""
 
 from __future__ import annotations
 
-import html
-import json
 import math
 from collections.abc import Sequence
-from importlib import resources
 from statistics import median
-from string import Template
 from typing import Any
 
 import torch
 
-from tempbalance.errors import MissingExtraError
 from tempbalance.metrics import mp_cdf, mp_edges
 from tempbalance.report.protocol import RefreshRow, Report
+from tempbalance.report.shell import render_page
 from tempbalance.types import LayerStats, Status
 
 __all__ = ["render_html"]
@@ -38,19 +34,12 @@ def render_html(report: Report, history: Sequence[RefreshRow] = ()) -> str:
     Raises:
         MissingExtraError: plotly is not installed.
     """
-    try:
-        from plotly.offline import get_plotlyjs  # only when a report is asked for
-    except ImportError as error:
-        raise MissingExtraError("the HTML report needs plotly: pip install 'tempbalance[report]'") from error
-    page = resources.files("tempbalance.report") / "page"
-    return Template((page / "report.html").read_text(encoding="utf-8")).substitute(
-        title=html.escape(f"Spectra of {report.source}"),
-        source=html.escape(report.source),
-        headline=html.escape(headline(report.layers)),
-        style=(page / "report.css").read_text(encoding="utf-8"),
-        data=_script_json(_data(report) | {"history": _history(history)}),
-        plotly=get_plotlyjs(),
-        script=(page / "report.js").read_text(encoding="utf-8"),
+    return render_page(
+        "report",
+        title=f"Spectra of {report.source}",
+        data=_data(report) | {"history": _history(history)},
+        source=report.source,
+        headline=headline(report.layers),
     )
 
 
@@ -185,9 +174,3 @@ def _history(history: Sequence[RefreshRow]) -> dict[str, Any] | None:
 
 def _number(value: float) -> float | None:
     return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
-
-
-def _script_json(value: Any) -> str:
-    """JSON that can stand inside a script element: no string in it can end the element or open a comment."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

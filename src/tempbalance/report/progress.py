@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Generator
+from typing import Protocol
 
-__all__ = ["progress_bar"]
+__all__ = ["Advance", "progress_bar"]
+
+
+class Advance(Protocol):
+    """Takes how many more pieces are done, and what is being done if that is to be said anew."""
+
+    def __call__(self, count: int, description: str | None = None) -> None:
+        """Move on."""
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, total: int, wanted: bool = True) -> Generator[Callable[[int], None]]:
+def progress_bar(description: str, total: int, wanted: bool = True) -> Generator[Advance]:
     """Show how far long work has come, on standard error, and only where that is a terminal.
 
     Args:
@@ -18,14 +26,14 @@ def progress_bar(description: str, total: int, wanted: bool = True) -> Generator
         wanted: Whether to show anything at all.
 
     Yields:
-        A function that takes how many more pieces are done.
+        A function that takes how many more pieces are done, and a new description if there is one.
 
     Example:
         >>> with progress_bar("counting", total=3) as advance:
         ...     advance(3)
     """
     if not wanted:
-        yield lambda _count: None
+        yield lambda count, description=None: None
         return
     from rich.console import Console  # only when something is shown
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,4 +42,4 @@ def progress_bar(description: str, total: int, wanted: bool = True) -> Generator
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(description, total=total)
-        yield lambda count: bar.advance(task, count)
+        yield lambda count, description=None: bar.update(task, advance=count, description=description)

@@ -1,4 +1,4 @@
-"""What a report needs to know: an ``Analysis``, a ``Comparison`` or a training history, without depending on them."""
+"""What a report needs to know: an ``Analysis``, a ``Comparison``, an ``Allocation``, ..., without depending on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import Any, Protocol
 
 from tempbalance.types import LayerStats, Skipped
 
-__all__ = ["ComparisonReport", "DeltaRow", "RefreshRow", "Report", "UnitRow"]
+__all__ = [
+    "ComparisonReport",
+    "DeltaRow",
+    "Measured",
+    "PlanReport",
+    "RefreshRow",
+    "Report",
+    "ShareRow",
+    "UnitRow",
+]
 
 
 class Report(Protocol):
@@ -128,3 +137,79 @@ class RefreshRow(Protocol):
     @property
     def imbalance(self) -> float:
         """Standard deviation of alpha over the units."""
+
+
+class ShareRow(Protocol):
+    """The attributes of a ``LayerShare`` that reports read."""
+
+    @property
+    def name(self) -> str:
+        """Name of the weight."""
+
+    @property
+    def unit(self) -> str:
+        """Name of the layer or block that it is pruned with."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def numel(self) -> int:
+        """Number of its entries."""
+
+    @property
+    def alpha(self) -> float | None:
+        """Its exponent; None where there is none."""
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of alpha; None where there is none."""
+
+    @property
+    def zeros(self) -> int:
+        """How many entries are to be zero."""
+
+
+class PlanReport(Protocol):
+    """The attributes of an ``Allocation`` that reports read."""
+
+    @property
+    def source(self) -> str:
+        """The model that was analysed."""
+
+    @property
+    def sparsity(self) -> float:
+        """The global target."""
+
+    @property
+    def method(self) -> str:
+        """How it was shared out."""
+
+    @property
+    def group(self) -> int | None:
+        """M of N:M sparsity; None where zeros lie anywhere."""
+
+    @property
+    def layers(self) -> Sequence[ShareRow]:
+        """What each weight gets, in model order."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Of the analysis."""
+
+
+class Measured(Protocol):
+    """The attributes of a ``Perplexity`` that reports read."""
+
+    @property
+    def value(self) -> float:
+        """The perplexity; infinite where it overflows."""
+
+    @property
+    def stderr(self) -> float:
+        """Its standard error; NaN where there is one window only."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were predicted."""

@@ -11,10 +11,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tempbalance.report.protocol import ComparisonReport, DeltaRow, Report
+from tempbalance.report.protocol import ComparisonReport, DeltaRow, Measured, Report
+from tempbalance.report.pruning import Pruned, UnitSparsity, in_words
 from tempbalance.types import LayerStats, Status
 
-__all__ = ["print_analysis", "print_comparison", "print_summary", "sparkline", "standing_out"]
+__all__ = [
+    "print_analysis",
+    "print_comparison",
+    "print_perplexities",
+    "print_pruning",
+    "print_summary",
+    "sparkline",
+    "standing_out",
+]
 
 _ALL = 12  # up to so many rows, all are shown
 _EXTREMES = 4
@@ -22,6 +31,9 @@ _POOR_FIT = 0.2
 _BARS = "▁▂▃▄▅▆▇█"
 _NAMES_SHOWN = 3
 _CLEAR = 2.0  # standard errors
+_ALL_UNITS = 40
+_OFF_PLAN = 0.005  # of the weights of a unit
+_BAR = 20  # characters
 _WITHOUT_ALPHA = {
     Status.RANDOM: "looks untrained",
     Status.TOO_FEW: "too few eigenvalues",
@@ -221,5 +233,74 @@ def _deltas_table(rows: Sequence[DeltaRow]) -> Table:
             _number(row.alpha_after),
             _number(row.delta, "+.3f"),
             _number(row.z, "+.1f"),
+        )
+    return table
+
+
+def print_pruning(console: Console, pruned: Pruned) -> None:
+    """Print how sparse a model was to become, and became, and what it cost.
+
+    Args:
+        console: Where to print.
+        pruned: The pruned model.
+    """
+    plan, units = pruned.plan, pruned.units
+    console.print(Text(f"{plan.source}", style="bold"), soft_wrap=True)
+    console.print(
+        f"{_count(len(plan.layers), 'weight matrix', 'weight matrices')} pruned by {pruned.method}; "
+        f"budget shared out by {plan.method}" + (f", in groups of {plan.group}" if plan.group else ""),
+        highlight=False,
+    )
+    shown = _units_shown(units)
+    console.print(_units_table(shown))
+    if len(shown) < len(units):
+        hidden = _count(len(units) - len(shown), "other", "others")
+        console.print(f"{hidden} not shown; --report saves all", style="dim")
+    console.print(
+        f"{pruned.zeros:,} of {pruned.weights:,} weights are zero: {pruned.zeros / pruned.weights:.1%}", highlight=False
+    )
+    if pruned.perplexity is not None:
+        print_perplexities(console, *pruned.perplexity)
+
+
+def print_perplexities(console: Console, before: Measured, after: Measured) -> None:
+    """Print how perplexity changed.
+
+    Args:
+        console: Where to print.
+        before: That of the first model.
+        after: That of the second.
+    """
+    text = f"perplexity {in_words(before)} before, {in_words(after)} after"
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _units_shown(units: Sequence[UnitSparsity]) -> list[UnitSparsity]:
+    """All of a small model; of a large one the least and most sparse, and those that are not as planned."""
+    if len(units) <= _ALL_UNITS:
+        return list(units)
+    ranked = sorted(units, key=lambda unit: unit.achieved)
+    chosen = {unit.name for unit in (*ranked[:_EXTREMES], *ranked[-_EXTREMES:])}
+    return [unit for unit in units if unit.name in chosen or _off_plan(unit)]
+
+
+def _off_plan(unit: UnitSparsity) -> bool:
+    return abs(unit.achieved - unit.planned) > _OFF_PLAN
+
+
+def _units_table(units: Sequence[UnitSparsity]) -> Table:
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("unit", overflow="fold")
+    for heading in ("alpha", "stderr", "planned", "achieved"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for unit in units:
+        table.add_row(
+            Text(unit.name.removesuffix(".weight")),
+            "-" if unit.alpha is None else _number(unit.alpha),
+            "-" if unit.stderr is None else _number(unit.stderr),
+            f"{unit.planned:.1%}",
+            Text(f"{unit.achieved:.1%}", style="yellow" if _off_plan(unit) else ""),
+            _BARS[-1] * round(_BAR * unit.achieved),
         )
     return table

@@ -1,7 +1,4 @@
-"use strict";
 (() => {
-  const report = JSON.parse(document.getElementById("data").textContent);
-  const byId = (id) => document.getElementById(id);
   const layers = report.layers;
   const LABELS = {
     ok: "fitted",
@@ -26,87 +23,19 @@
   ];
   let chosen = null;
   let sorting = { key: null, down: false };
-
-  const narrow = () => innerWidth < 700;
-  const number = (value, digits) =>
-    value === null ? "–" : digits === undefined ? String(value) : value.toFixed(digits);
   const exact = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
-  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-  function element(tag, text, className) {
-    const node = document.createElement(tag);
-    if (text !== undefined) node.textContent = text;
-    if (className) node.className = className;
-    return node;
-  }
 
   // ---- plots
 
-  const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
-
-  function layout(extra) {
-    const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), linecolor: color("--line") };
-    const axes = Object.entries({ xaxis: {}, yaxis: {}, ...extra }).filter(([key]) => key.includes("axis"));
-    return {
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: color("--ink"), family: "system-ui, sans-serif", size: 13 },
-      margin: { l: 60, r: 20, t: 20, b: 60 },
-      hovermode: "closest",
-      ...extra,
-      ...Object.fromEntries(axes.map(([key, value]) => [key, { ...axis, ...value }])),
-    };
-  }
-
-  // A block, or a layer outside all blocks, takes one place on the axis, in model order.
-  function places() {
-    const seen = new Map();
-    return layers.map((layer) => {
-      const key = layer.block === null ? layer.name : layer.block;
-      if (!seen.has(key)) seen.set(key, seen.size);
-      return { place: seen.get(key), label: key.replace(/\.weight$/, "") };
-    });
-  }
-
   function drawDepth() {
-    const where = places();
-    const types = [...new Set(layers.filter((l) => l.alpha !== null).map((l) => l.type))];
-    const spread = Math.min(0.6, 0.08 * types.length);
-    const traces = types.map((type, index) => {
-      const rows = layers.map((_, i) => i).filter((i) => layers[i].type === type && layers[i].alpha !== null);
-      const shift = types.length > 1 ? (index / (types.length - 1) - 0.5) * spread : 0;
-      return {
-        type: "scatter",
-        mode: "markers",
-        name: type,
-        x: rows.map((i) => where[i].place + shift),
-        y: rows.map((i) => layers[i].alpha),
-        error_y: { type: "data", array: rows.map((i) => layers[i].stderr), thickness: 1, width: 2 },
-        marker: { size: 8, symbol: index % 30 },
-        customdata: rows,
-        text: rows.map((i) => `${layers[i].name.replace(/</g, "&lt;")}<br>${layers[i].shape}`),
-        hovertemplate: "%{text}<br>alpha %{y:.2f}<extra></extra>",
-      };
-    });
-    const labels = [];
-    where.forEach(({ place, label }) => (labels[place] = label));
-    const step = Math.ceil(labels.length / 16);
-    const shown = labels.map((_, i) => i).filter((i) => i % step === 0);
-    Plotly.react(
-      byId("depth"),
-      traces,
-      layout({
-        xaxis: { title: { text: narrow() ? "" : "block, from input to output" }, tickvals: shown, ticktext: shown.map((i) => shorten(labels[i])), tickangle: labels.length > 8 || narrow() ? -40 : 0 },
-        yaxis: { title: { text: "alpha (smaller: heavier tail)" } },
-        margin: { l: 60, r: 20, t: 20, b: labels.length > 8 || narrow() ? 110 : 60 },
-        legend: narrow() ? { orientation: "h", y: -0.45 } : {},
-        showlegend: types.length <= 24,
-      }),
-      CONFIG,
-    );
+    const rows = layers.map((layer, index) => ({ ...layer, index, place: layer.block === null ? layer.name : layer.block }));
+    drawAgainstDepth("depth", rows, rows.filter((row) => row.alpha !== null), "alpha (smaller: heavier tail)", (drawn) => ({
+      y: drawn.map((row) => row.alpha),
+      error_y: { type: "data", array: drawn.map((row) => row.stderr), thickness: 1, width: 2 },
+      customdata: drawn.map((row) => row.index),
+      hovertemplate: "%{text}<br>alpha %{y:.2f}<extra></extra>",
+    }));
   }
-
-  const shorten = (name) => (name.length <= 22 ? name : `…${name.slice(-21)}`).replace(/</g, "&lt;");
 
   function drawSpectrum() {
     const layer = layers[chosen];
@@ -170,7 +99,7 @@
     const dark = matchMedia("(prefers-color-scheme: dark)").matches;
     const hue = (index) => 240 * (1 - (units.length > 1 ? index / (units.length - 1) : 0));
     const traces = units.flatMap((unit, index) => {
-      const name = unit.name.replace(/</g, "&lt;");
+      const name = plain(unit.name);
       const line = { color: `hsl(${hue(index)}, 70%, ${dark ? 65 : 40}%)`, width: 2 };
       const common = { type: "scatter", mode: steps.length > 1 ? "lines" : "markers", name, x: steps, legendgroup: String(index) };
       return [

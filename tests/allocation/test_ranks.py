@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tempbalance as tb
+from tempbalance.allocation import RankAllocation, allocate_ranks, lora_config
 from tempbalance.errors import AllocationError, MissingExtraError
-from tempbalance.pruning import RankAllocation, allocate_ranks, lora_config
 
 ALPHAS = st.floats(1.1, 20.0) | st.sampled_from([math.nan, math.inf])
 LAYERS = st.lists(st.tuples(ALPHAS, st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=20)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 import tempbalance as tb
+from tempbalance.allocation import BitAllocation, RankAllocation, allocate_bits, export_bits
 from tempbalance.errors import AllocationError
-from tempbalance.pruning import BitAllocation, RankAllocation, allocate_bits, export_bits
 
 ALPHAS = st.floats(1.1, 20.0) | st.sampled_from([math.nan, math.inf])
 LAYERS = st.lists(st.tuples(ALPHAS, st.integers(1, 40), st.floats(1e-6, 10.0)), min_size=1, max_size=12)

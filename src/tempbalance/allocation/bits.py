@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from tempbalance.allocation.modules import MOST_POWER, Unit, find_units
+from tempbalance.allocation.plan import BudgetPlan
 from tempbalance.assign import raise_levels
 from tempbalance.errors import AllocationError
-from tempbalance.pruning.modules import MOST_POWER, Unit, find_units
-from tempbalance.pruning.plan import BudgetPlan
 from tempbalance.results import Analysis, write_whole
 
 __all__ = ["BitAllocation", "BitShare", "allocate_bits", "export_bits"]

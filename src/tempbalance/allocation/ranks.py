@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from tempbalance.allocation.modules import MOST_POWER, find_units
+from tempbalance.allocation.plan import BudgetPlan
 from tempbalance.assign import raise_levels, scale_to_budget
 from tempbalance.errors import AllocationError, MissingExtraError
-from tempbalance.pruning.modules import MOST_POWER, find_units
-from tempbalance.pruning.plan import BudgetPlan
 from tempbalance.results import Analysis
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tempbalance as tb
-from tempbalance.pruning import BitAllocation, allocate_bits, export_bits
+from tempbalance.allocation import BitAllocation, allocate_bits, export_bits
 
 pytest.importorskip("llmcompressor", reason="needs llm-compressor")
 transformers = pytest.importorskip("transformers", reason="needs transformers")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar, Literal
 
+from tempbalance.allocation.plan import BudgetPlan
 from tempbalance.assign import Linear, apportion, scale_to_budget, shift_to_budget
 from tempbalance.errors import AllocationError
-from tempbalance.pruning.plan import BudgetPlan
 from tempbalance.results import Analysis
 from tempbalance.types import LayerStats
 

@@ -1,0 +1,8 @@
+"""Which way of balancing, if any, helps *your* training? A paired comparison on your own training function."""
+
+from __future__ import annotations
+
+from tempbalance.arena.methods import Contender, Method, Trial, read_contenders
+from tempbalance.arena.paired import FEWEST, Paired, holm, paired
+
+__all__ = ["FEWEST", "Contender", "Method", "Paired", "Trial", "holm", "paired", "read_contenders"]

@@ -1,0 +1,72 @@
+"use strict";
+
+// What every page needs: its data, elements, and plots in the colours of the page.
+
+const report = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const narrow = () => innerWidth < 700;
+const number = (value, digits) =>
+  value === null ? "–" : digits === undefined ? String(value) : value.toFixed(digits);
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function element(tag, text, className) {
+  const node = document.createElement(tag);
+  if (text !== undefined) node.textContent = text;
+  if (className) node.className = className;
+  return node;
+}
+
+const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+
+function layout(extra) {
+  const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), linecolor: color("--line") };
+  const axes = Object.entries({ xaxis: {}, yaxis: {}, ...extra }).filter(([key]) => key.includes("axis"));
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: color("--ink"), family: "system-ui, sans-serif", size: 13 },
+    margin: { l: 60, r: 20, t: 20, b: 60 },
+    hovermode: "closest",
+    ...extra,
+    ...Object.fromEntries(axes.map(([key, value]) => [key, { ...axis, ...value }])),
+  };
+}
+
+const plain = (name) => name.replace(/</g, "&lt;");
+const shorten = (name) => plain(name.length <= 22 ? name : `…${name.slice(-21)}`);
+
+// Layers against depth, side by side by type. A place is a block, or a layer outside all blocks, in model order.
+function drawAgainstDepth(id, rows, drawn, title, trace, more = []) {
+  const places = [...new Set(rows.map((row) => row.place))];
+  const types = [...new Set(drawn.map((row) => row.type))];
+  const spread = Math.min(0.6, 0.08 * types.length);
+  const traces = types.map((type, index) => {
+    const alike = drawn.filter((row) => row.type === type);
+    const shift = types.length > 1 ? (index / (types.length - 1) - 0.5) * spread : 0;
+    return {
+      type: "scatter",
+      mode: "markers",
+      name: type,
+      x: alike.map((row) => places.indexOf(row.place) + shift),
+      marker: { size: 8, symbol: index % 30 },
+      text: alike.map((row) => `${plain(row.name)}<br>${row.shape}`),
+      ...trace(alike),
+    };
+  });
+  const step = Math.ceil(places.length / 16);
+  const shown = places.map((_, i) => i).filter((i) => i % step === 0);
+  const tilted = places.length > 8 || narrow();
+  const ticks = { tickvals: shown, ticktext: shown.map((i) => shorten(places[i].replace(/\.weight$/, ""))), tickangle: tilted ? -40 : 0 };
+  Plotly.react(
+    byId(id),
+    [...traces, ...more],
+    layout({
+      xaxis: { title: { text: narrow() ? "" : "block, from input to output" }, ...ticks },
+      yaxis: { title: { text: title } },
+      margin: { l: 60, r: 20, t: 20, b: tilted ? 110 : 60 },
+      legend: narrow() ? { orientation: "h", y: -0.45 } : {},
+      showlegend: types.length <= 24,
+    }),
+    CONFIG,
+  );
+}

@@ -1,0 +1,127 @@
+import pytest
+import torch
+
+import tempbalance as tb
+from tempbalance.arena import Method, Trial, read_contenders
+from tempbalance.errors import ArenaError
+
+
+def balanced(name, steps_per_epoch=10):
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+    return Method(name).balance(torch.optim.AdamW(model.parameters()), model, steps_per_epoch=steps_per_epoch)
+
+
+def trials(*names, **options):
+    return [[str(trial) for trial in contender.trials] for contender in read_contenders(names, **options)]
+
+
+class TestNames:
+    def test_plain_does_nothing(self):
+        method = Method("plain")
+        model = torch.nn.Linear(64, 64)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        assert method.balance(optimizer, model, steps_per_epoch=3) is None
+        assert (len(optimizer.param_groups), method.called, method.balancers) == (1, True, [])
+
+    @pytest.mark.parametrize("name", tb.recipes.__all__)
+    def test_every_recipe_is_a_method(self, name):
+        assert trials(name) == [["plain"], [name]]
+
+    def test_parameters_of_the_recipe(self):
+        assert balanced("model_balancing_sciml:strength=(2,0.5),normalize=true").recipe.assignment == tb.Sigmoid(
+            (2, 0.5), normalize=True
+        )
+
+    def test_options_of_every_recipe(self):
+        recipe = balanced("model_balancing:unit=layer,windows=farms,every=7").recipe
+        assert (recipe.unit, recipe.windows, recipe.every) == ("layer", tb.FARMS(), tb.Every(steps=7))
+
+    def test_what_is_put_around_the_assignment(self):
+        recipe = balanced("model_balancing_sciml:spectrum_of=update,damped=true,change=true").recipe
+        assert recipe.spectrum_of == "update"
+        assert recipe.assignment == tb.AlphaChange(tb.Damped(tb.recipes.model_balancing_sciml().assignment))
+        assert balanced("model_balancing_sciml:damped=false").recipe == tb.recipes.model_balancing_sciml()
+
+    def test_options_of_the_balancer_are_passed_on(self):
+        seen = []
+        model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        Method("tempbalance").balance(optimizer, model, steps_per_epoch=3, on_refresh=[seen.append]).refresh()
+        assert len(seen) == 1
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("magic", "there is no method 'magic'; the methods are plain, .*model_balancing"),
+            ("", "there is no method ''"),
+            ("plain:strength=1", "plain has no parameter strength; it has lr"),
+            (
+                "llr:strength=1",
+                "llr has no parameter strength; it has low, high, windows, unit, every, .*damped, .*lr",
+            ),
+            ("llr:high", "cannot read 'llr:high'"),
+            ("llr:high=", "cannot read"),
+            ("llr:high=1)(low=2", "cannot read"),
+            ("llr:**{}", "cannot read|no parameter"),
+            ("llr:high=open('x')", "neither a number nor a word"),
+            ("llr:high=high", "llr:high=high: "),
+            ("llr:high=-1", "bounds must satisfy"),
+            ("llr:damped=true", "llr:damped=true: Linear must not be damped"),
+            ("llr:unit=neuron", "unit must be one of layer, block"),
+            ("llr:windows=bay", "windows must be farms or none"),
+            ("llr:every=often", "llr:every=often: "),
+            ("llr:control=magic", "control must be one of inverted, shuffled, uniform, untrained"),
+            ("llr:control=[inverted,shuffled]", "compare them as separate methods"),
+            ("llr:high=[]", "high is an empty list"),
+        ],
+    )
+    def test_a_wrong_name_says_what_is_right(self, name, message):
+        with pytest.raises(ArenaError, match=message):
+            read_contenders([name])
+
+    def test_a_method_by_itself_has_no_choice(self):
+        with pytest.raises(ArenaError, match="a method has one high"):
+            Method("llr:high=[3,5]")
+
+
+class TestContenders:
+    def test_plain_is_added_as_the_baseline(self):
+        assert trials("llr", "tempbalance") == [["plain"], ["llr"], ["tempbalance"]]
+        assert trials("llr", "plain") == [["plain"], ["llr"]]
+
+    def test_another_baseline_comes_first(self):
+        assert trials("llr", baseline="llr") == [["llr"], ["plain"]]
+        names = ["llr:control=uniform", "plain:lr=[1]", "llr:high=3"]
+        assert trials(*names, baseline="llr:high=3", lrs=[1])[0] == ["llr:high=3 lr=1"]
+
+    def test_every_choice_is_a_trial(self):
+        assert trials("llr:high=[3,5],low=1", "plain:lr=[0.1,0.2]") == [
+            ["plain lr=0.1", "plain lr=0.2"],
+            ["llr:high=3,low=1", "llr:high=5,low=1"],
+        ]
+        assert trials("llr", lrs=[0.1, 0.2])[1] == ["llr lr=0.1", "llr lr=0.2"]
+
+    def test_spaces_do_not_matter(self):
+        assert read_contenders(["model_balancing: strength = (2, 1)"])[1].trials == (
+            Trial("model_balancing:strength=(2,1)", None),
+        )
+
+    def test_the_controls_of_a_method_are_of_its_family(self):
+        _, method, control, other = read_contenders(["llr:high=3", "llr:high=3,control=uniform", "llr:control=uniform"])
+        assert (method.of, control.of) == ("llr:high=3", "llr:high=3")
+        assert other.of != method.of
+        assert [each.is_control for each in (method, control)] == [False, True]
+
+    @pytest.mark.parametrize(
+        ("names", "options", "message"),
+        [
+            (["llr:high=[3,5]"], {}, "same number of trials.*plain 1, .* 2"),
+            (["plain"], {}, "nothing to compare plain with; the methods are"),
+            (["llr", "llr"], {}, "a method comes twice"),
+            (["plain", "llr"], {"baseline": "alphadecay"}, "the baseline alphadecay is none of the methods"),
+            (["llr:lr=fast"], {}, "lr must be a number"),
+        ],
+    )
+    def test_what_cannot_be_compared(self, names, options, message):
+        with pytest.raises(ArenaError, match=message):
+            read_contenders(names, **options)

@@ -1,0 +1,136 @@
+"""``tempbalance prune`` and ``tempbalance perplexity``."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tempbalance as tb
+from command_line import check_error, run
+
+
+@pytest.fixture
+def model(trained, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(trained.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def llama(shared):
+    """A real language model of 260 thousand parameters."""
+    pytest.importorskip("transformers")
+    return shared / "weights" / "stories260k"
+
+
+@pytest.fixture
+def stories(llama, tmp_path):
+    """Four stories as its tokens."""
+    file = np.load(llama / "tinystories_1000_tokens.npz")
+    offsets = file["offsets"][:5]
+    np.savez(tmp_path / "stories.npz", tokens=file["tokens"][: offsets[-1]], offsets=offsets)
+    return tmp_path / "stories.npz"
+
+
+@pytest.mark.parametrize("command", ["prune", "perplexity"])
+def test_help_has_examples(command, capsys):
+    assert run(command, "--help") == 0
+    assert "Examples" in capsys.readouterr().out
+
+
+def test_prune_a_file_and_report_it(model, tmp_path, capfd):
+    pytest.importorskip("plotly")
+    out, page, numbers = tmp_path / "pruned", tmp_path / "r.html", tmp_path / "r.json"
+    assert run("prune", model, "--sparsity", 0.5, "--out", out, "--report", page, "--report", numbers) == 0
+    weights = load_file(out / "model.safetensors")
+    zeros = sum(int((tensor == 0).sum()) for name, tensor in weights.items() if name.endswith("weight"))
+    assert zeros == 12_800
+    text, progress = capfd.readouterr()
+    assert "12,800 of 25,600 weights are zero: 50.0%" in text
+    assert progress == ""  # silent when piped
+    data = json.loads(numbers.read_text())
+    assert (data["method"], data["calibration"], data["perplexity"]) == ("magnitude", None, None)
+    assert {row["name"]: row["achieved"] for row in data["layers"]} == pytest.approx(
+        {name: float((weights[name] == 0).double().mean()) for name in tb.Allocation.load(out / "allocation.json")}
+    )
+    assert "0.weight" in page.read_text("utf-8")
+
+
+def test_quiet_prints_nothing(model, tmp_path, capfd):
+    assert run("prune", model, "--sparsity", 0.5, "--out", tmp_path / "pruned", "--quiet") == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_plan_is_pruned_by_again(model, tmp_path):
+    assert run("prune", model, "-s", 0.3, "-o", tmp_path / "a", "-q") == 0
+    assert run("prune", model, "--plan", tmp_path / "a" / "allocation.json", "-o", tmp_path / "b", "-q") == 0
+    first, second = (load_file(tmp_path / folder / "model.safetensors") for folder in "ab")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_language_model_by_wanda_with_its_perplexity(llama, stories, tmp_path, capfd):
+    options = ("--method", "wanda", "--calibration", stories, "--samples", 4, "--length", 64, "--seed", 3)
+    numbers = tmp_path / "r.json"
+    out = tmp_path / "p"
+    assert run("prune", llama, "-s", 0.5, *options, "-o", out, "--evaluate", stories, "--report", numbers) == 0
+    text, progress = capfd.readouterr()
+    assert progress == ""  # neither our bars nor those of Transformers
+    data = json.loads(numbers.read_text())
+    assert data["calibration"] == {"samples": 4, "length": 64, "seed": 3}
+    assert data["achieved"] == pytest.approx(0.5, abs=1e-5)
+    before, after = (data["perplexity"][key] for key in ("before", "after"))
+    assert f"perplexity {before['value']:.4g} (standard error {before['stderr']:.2g}) before" in text
+    assert 1 < before["value"] < after["value"]
+    assert run("perplexity", out, stories, "--length", 64) == 0
+    assert f"perplexity {after['value']:.4g} " in capfd.readouterr().out
+
+
+def test_the_bars_of_transformers_come_back(llama, stories, capfd):
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    try:
+        assert run("perplexity", llama, stories) == 0
+        assert logging.is_progress_bar_enabled()
+    finally:
+        if not shown:
+            logging.disable_progress_bar()
+    assert capfd.readouterr().err == ""
+
+
+def test_an_earlier_output_is_measured_before_it_is_replaced(llama, stories, tmp_path):
+    out = tmp_path / "p"
+    assert run("prune", llama, "-s", 0.1, "-o", out, "-q") == 0
+    assert run("prune", out, "-s", 0.6, "-o", out, "-q", "--evaluate", stories, "--report", tmp_path / "r.json") == 0
+    found = json.loads((tmp_path / "r.json").read_text())["perplexity"]
+    assert found["before"]["value"] < found["after"]["value"]
+
+
+def test_quiet_still_says_the_perplexity_that_was_asked_for(llama, stories, tmp_path, capfd):
+    assert run("prune", llama, "-s", 0.1, "-o", tmp_path / "p", "-q", "--evaluate", stories) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("perplexity ")
+    assert len(out.splitlines()) == 1
+    assert err == ""
+
+
+class TestErrorsAreOneLine:
+    def test_neither_sparsity_nor_plan(self, capsys, model, tmp_path):
+        check_error(capsys, "prune", model, "-o", tmp_path / "p", match="--sparsity")
+
+    def test_wanda_without_calibration(self, capsys, model, tmp_path):
+        check_error(capsys, "prune", model, "-s", 0.5, "-m", "wanda", "-o", tmp_path / "p", match="--calibration")
+
+    @pytest.mark.parametrize(("report", "match"), [("r.csv", ".json, .html"), ("nowhere/r.json", "cannot write")])
+    def test_a_report_that_cannot_be_saved_is_noticed_before_the_work(self, capsys, model, tmp_path, report, match):
+        out = tmp_path / "p"
+        check_error(capsys, "prune", model, "-s", 0.5, "-o", out, "--report", tmp_path / report, match=match)
+        assert not out.exists()
+
+    def test_perplexity_of_no_language_model(self, capsys, tmp_path):
+        pytest.importorskip("transformers")
+        np.savez(tmp_path / "t.npz", tokens=np.arange(9))
+        check_error(capsys, "perplexity", tmp_path, tmp_path / "t.npz", match="not a causal language model")
