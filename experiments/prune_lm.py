@@ -141,12 +141,14 @@ class Study:
         return self.losses(run.part)
 
     def block_alphas(self) -> dict[str, dict[str, float]]:
-        """Mean alpha of every block, by both analyses."""
+        """Mean alpha of every block that has any, by both analyses."""
         found: dict[str, dict[str, float]] = {}
         for name in ("alpha", "farms"):
-            layers = [layer for layer in self.analyses[name].layers if layer.block is not None]
-            blocks = dict.fromkeys(layer.block for layer in layers)
-            found[name] = {b: fmean(x.alpha for x in layers if x.block == b) for b in blocks}
+            blocks: dict[str, list[float]] = {}
+            for layer in self.analyses[name].layers:
+                if layer.block is not None and math.isfinite(layer.alpha):
+                    blocks.setdefault(layer.block, []).append(layer.alpha)
+            found[name] = {block: fmean(alphas) for block, alphas in blocks.items()}
         return found
 
 
@@ -238,7 +240,7 @@ def main() -> None:
         "dense": dense,
         "rows": rows,
     }
-    write_whole(given.out / "results.json", json.dumps(results).encode() + b"\n")
+    write_whole(given.out / "results.json", json.dumps(results, allow_nan=False).encode() + b"\n")
     write_whole(given.out / "table.md", table(rows).encode())
     if find_spec("matplotlib"):
         write_whole(given.out / "plot.svg", plot(rows))

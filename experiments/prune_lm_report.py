@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from tempbalance.demo.paired import paired
+from tempbalance.arena.paired import paired
 
 NAMES = {
     "uniform": "uniform",
