@@ -21,10 +21,11 @@ and, where Matplotlib is installed, ``plot.svg``. ``--quick`` takes two sparsiti
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -167,28 +168,22 @@ def kept(study: Study, runs: Sequence[Run], folder: Path) -> dict[Run, list[floa
     return results
 
 
-def tune(study: Study, pruners: Sequence[str], folder: Path) -> dict[tuple[str, float, str], float | None]:
-    """The epsilon of every pruner, sparsity and allocation with the least loss on the validation text."""
-    settings = study.settings
-    cells = [(pruner, sparsity, arm) for pruner in pruners for sparsity in settings.sparsities for arm in ARMS]
-    runs = {
-        cell: [Run("validation", *cell, epsilon, 0) for epsilon in settings.epsilons]
-        for cell in cells
-        if cell[-1] in WITH_EPSILON
-    }
-    losses = kept(study, [run for some in runs.values() for run in some], folder)
-    best = {cell: min(some, key=lambda run: fmean(losses[run])).epsilon for cell, some in runs.items()}
-    return {cell: best.get(cell) for cell in cells}
+def tuning_runs(settings: Settings, pruners: Sequence[str]) -> list[Run]:
+    """Every epsilon, for every allocation that has one."""
+    cells = itertools.product(pruners, settings.sparsities, WITH_EPSILON, settings.epsilons)
+    return [Run("validation", pruner, sparsity, arm, epsilon, 0) for pruner, sparsity, arm, epsilon in cells]
 
 
-def report(study: Study, epsilons: dict[tuple[str, float, str], float | None], folder: Path) -> dict[Run, list[float]]:
-    """Losses on the test text, for every seed where a seed matters."""
+def test_runs(settings: Settings, pruners: Sequence[str], tuned: Mapping[Run, list[float]]) -> list[Run]:
+    """Every allocation with its best epsilon, for every seed where a seed matters."""
+    best: dict[tuple[str, float, str], float | None] = {}
+    for run in sorted(tuned, key=lambda run: fmean(tuned[run])):
+        best.setdefault((run.pruner, run.sparsity, run.arm), run.epsilon)
     runs = []
-    for cell, epsilon in epsilons.items():
-        pruner, _, arm = cell
-        matters = pruner != "magnitude" or arm == "owl"
-        runs += [Run("test", *cell, epsilon, seed) for seed in study.settings.seeds[: None if matters else 1]]
-    return kept(study, runs, folder)
+    for pruner, sparsity, arm in itertools.product(pruners, settings.sparsities, ARMS):
+        seeds = settings.seeds if pruner != "magnitude" or arm == "owl" else settings.seeds[:1]
+        runs += [Run("test", pruner, sparsity, arm, best.get((pruner, sparsity, arm)), seed) for seed in seeds]
+    return runs
 
 
 def arguments() -> argparse.Namespace:
@@ -229,7 +224,8 @@ def main() -> None:
     study = Study(given.model, given.text, given.calibration, settings)
     dense = study.losses("test")
     print(f"dense: perplexity {math.exp(fmean(dense)):.2f} on {sum(map(len, study.parts['test'])):,} tokens")
-    rows = summarize(report(study, tune(study, pruners, folder), folder))
+    tuned = kept(study, tuning_runs(settings, pruners), folder)
+    rows = summarize(kept(study, test_runs(settings, pruners, tuned), folder))
     packages = ["torch", "transformers", "tempbalance"] + ["llmcompressor"] * ("sparsegpt" in pruners)
     results: dict[str, Any] = {
         "command": f"python experiments/prune_lm.py --model {given.model.name} ...",
@@ -238,6 +234,7 @@ def main() -> None:
         "parameters": sum(parameter.numel() for parameter in study.model.parameters()),
         "block_alphas": study.block_alphas(),
         "dense": dense,
+        "tuning": [{**run._asdict(), "perplexity": math.exp(fmean(losses))} for run, losses in tuned.items()],
         "rows": rows,
     }
     write_whole(given.out / "results.json", json.dumps(results, allow_nan=False).encode() + b"\n")
