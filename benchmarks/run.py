@@ -70,9 +70,9 @@ other. Memory is the peak of resident memory of a fresh process, above that of o
 
 Measured on {machine}.
 
-Two more have to be run by hand, and each writes a JSON file beside itself: `balancing.py`, what balancing costs in
-training (the table of refreshes stands in `docs/benchmarks.md`), and `farms.py`, FARMS on a large matrix (its table in
-`docs/methods/farms.md`).
+Three more have to be run by hand, and each writes a JSON file beside itself: `balancing.py`, what balancing costs in
+training, and `scale.py`, time and memory by the number of blocks (their tables stand in `docs/benchmarks.md`), and
+`farms.py`, FARMS on a large matrix (its table in `docs/methods/farms.md`).
 """
 
 

@@ -1,11 +1,8 @@
 import json
 import logging
 import math
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -13,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import oracles
 import tempbalance as tb
+from command_line import interrupted
 from tempbalance.errors import AnalysisError, NonFiniteError, SelectionError, WeightError
 
 
@@ -230,26 +228,12 @@ class TestResume:
         path, out = tmp_path / "model.safetensors", tmp_path / "out.json"
         save_file({f"layers.{i}.weight": torch.randn(900 + i, 900) for i in range(60)}, path)
         command = [sys.executable, "-m", "tempbalance", "analyze", str(path), "--out", str(out), "--quiet"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        # Jobs that a shell runs in the background ignore Ctrl-C, and hand that down to what they start.
-        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        finally:
-            signal.signal(signal.SIGINT, handler)
         partial = out.with_name("out.json.partial")
-        deadline = time.monotonic() + 300
-        while process.poll() is None and not (partial.exists() and len(partial.read_text().splitlines()) > 3):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        assert process.poll() is None, "the command ended before it could be interrupted"
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130
+        status, errors, done = interrupted(command, partial)
+        assert status == 130
         assert "go on" in errors
         assert not out.exists()
-        done = len(partial.read_text().splitlines()) - 1
         assert 0 < done < 60
-        subprocess.run(command, check=True, env=environment)
+        subprocess.run(command, check=True)
         assert len(json.loads(out.read_text())["layers"]) == 60
         assert not partial.exists()

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
+from tempbalance.distributed import Processes
 from tempbalance.errors import AnalysisError, SelectionError, TempBalanceError, WeightError
-from tempbalance.fitting import fit_weights
+from tempbalance.fitting import fit_weights, own_share
 from tempbalance.layers import Select, Weight, find_weights
 from tempbalance.matrices import matrix_shape
 from tempbalance.metrics import is_random, measure, thin
@@ -46,6 +47,7 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
     progress: bool = True,
     strict: bool = False,
     resume: str | os.PathLike[str] | None = None,
+    processes: Processes | None = None,
 ) -> Analysis:
     """Measure the spectrum of every weight matrix.
 
@@ -63,6 +65,8 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
         strict: Whether a weight that cannot be analysed raises. By default it is listed under ``skipped``.
         resume: A file for the rows done so far. If it exists and fits the source and the settings, its rows are not
             computed again. It is left behind when this is interrupted, and removed otherwise.
+        processes: Those that share the weights, as ``tempbalance.distributed.Processes.launched()`` finds them under
+            torchrun. Each calls this alike, reads its own part, and gets all rows; by default this process is alone.
 
     Returns:
         One row per weight matrix, in model order, and what was skipped and why.
@@ -71,7 +75,8 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
         CheckpointError: The source cannot be read.
         SelectionError: A glob matches no weight, or the device does not exist.
         WeightError: The source holds no weight matrix at all.
-        AnalysisError: ``resume`` is asked for a source that is not on disk, or its file cannot be written.
+        AnalysisError: ``resume`` is asked for a source that is not on disk, or its file cannot be written; or another
+            of several processes has failed.
 
     Example:
         >>> import tempbalance as tb, torch
@@ -80,7 +85,8 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
         >>> row.name, row.shape, row.status.value
         ('weight', (128, 256), 'random')
     """
-    estimator = estimator or Hill()
+    estimator, processes = estimator or Hill(), processes or Processes()
+    resume = resume if processes.rank == 0 else None
     selection = Select.parse(select)
     _check_device(device)
     with _opened(source) as (opened, name):
@@ -91,7 +97,7 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
         settings["revision"] = _revision(opened)
         partial = _Partial.open(resume, opened, settings) if resume is not None else None
         try:
-            job = _Job(estimator, windows, device, strict, partial)
+            job = _Job(estimator, windows, device, strict, partial, processes)
             rows = job.run(weights, progress)
         finally:
             if partial is not None:
@@ -162,15 +168,18 @@ class _Job:
     device: torch.device | str | None
     strict: bool
     partial: _Partial | None
+    processes: Processes
 
     def run(self, weights: Sequence[Weight], progress: bool) -> list[LayerStats | Skipped]:
         """A row, or the reason why there is none, for every weight, in the order given."""
-        done = dict(self.partial.rows) if self.partial else {}
+        done = self.processes.first(dict(self.partial.rows) if self.partial else {})
         if done:
             _logger.info("resuming: %d of %d weights are done", len(done), len(weights))
-        with progress_bar("analysing weights", len(weights), progress) as advance:
+        left = [weight for weight in weights if weight.name not in done]
+        own = own_share(left, self.processes.rank, self.processes.size)
+        with progress_bar("analysing weights", len(weights), progress and self.processes.rank == 0) as advance:
             advance(len(done))
-            for rows in self._computed([weight for weight in weights if weight.name not in done]):
+            for rows in self.processes.merge(self._computed(own)):
                 for row in rows:
                     done[row.name] = row
                     if self.partial:

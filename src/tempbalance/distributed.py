@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from tempbalance.errors import BalanceError
+from tempbalance.errors import AnalysisError, BalanceError
 
-__all__ = ["Ranks", "share"]
+__all__ = ["Processes", "Ranks", "share"]
 
 _T = TypeVar("_T")
+_PAUSE = 0.05  # seconds between two looks at the messages
+_PATIENCE = 300.0  # seconds: processes that start together may import at very different speeds
+_launches = itertools.count()  # each is a piece of work with messages of its own
 
 
 class Ranks:
@@ -99,6 +105,138 @@ class Ranks:
         if failures:
             raise error(f"{what} failed: {'; '.join(failures)}") from cause
         return [result for result, _ in outcomes]
+
+
+class Processes:
+    """Processes that share one piece of work and tell each other what is done, as it is done.
+
+    Messages lie in a store; unlike in the collectives of ``Ranks`` nobody waits before its own part is done, and who
+    waits can be interrupted.
+
+    Attributes:
+        rank: Number of this one.
+        size: How many there are.
+    """
+
+    def __init__(self, store: Any = None, rank: int = 0, size: int = 1) -> None:
+        """Take the processes that share a store; without one, this process alone.
+
+        Args:
+            store: A store of torch.distributed, for one piece of work.
+            rank: Number of this process.
+            size: How many there are.
+        """
+        self._store = store
+        self._read = 0
+        self.rank = rank
+        self.size = size
+
+    @classmethod
+    def launched(cls) -> Processes:
+        """Find the processes that torchrun has started.
+
+        Returns:
+            All of them, once they are there; without torchrun this one alone.
+
+        Raises:
+            AnalysisError: Some do not come, as where one process of a training starts a command of its own.
+        """
+        if not dist.is_available() or not dist.is_torchelastic_launched():
+            return cls()
+        store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+        processes = cls(dist.PrefixStore(f"tempbalance {next(_launches)}", store), rank, size)  # type: ignore[attr-defined]
+        deadline = time.monotonic() + _PATIENCE
+        present = processes._count("present", 1)
+        while present < size:
+            if time.monotonic() > deadline:
+                raise AnalysisError(
+                    f"torchrun has started {size} processes, but only {present} of them run this command; to run it "
+                    "in one process alone, unset TORCHELASTIC_RUN_ID"
+                )
+            time.sleep(_PAUSE)
+            present = processes._count("present", 0)
+        return processes
+
+    def first(self, value: _T) -> _T:
+        """What the first process knows.
+
+        Args:
+            value: Anything that can be pickled; only that of rank 0 matters.
+
+        Returns:
+            The value of rank 0, on all.
+
+        Raises:
+            AnalysisError: Another process has failed.
+
+        Example:
+            >>> Processes().first("here")
+            'here'
+        """
+        if self._store is None:
+            return value
+        if self.rank == 0:
+            self._store.set("first", pickle.dumps(value))
+        while not self._store.check(["first"]):
+            self._check()
+            time.sleep(_PAUSE)
+        known: _T = pickle.loads(self._store.get("first"))
+        return known
+
+    def merge(self, own: Iterable[_T]) -> Iterator[_T]:
+        """What this process and all others produce, as it comes.
+
+        Args:
+            own: What this process produces; can be pickled.
+
+        Yields:
+            Everything, on all processes.
+
+        Raises:
+            AnalysisError: Another process has failed.
+
+        Example:
+            >>> list(Processes().merge([1, 2]))
+            [1, 2]
+        """
+        if self._store is None:
+            yield from own
+            return
+        for value in own:
+            self._store.set(f"said {self._count('said', 1)}", pickle.dumps(value))
+            yield from self._heard()
+        self._count("done", 1)
+        while self._count("done", 0) < self.size:
+            yield from self._heard()
+            time.sleep(_PAUSE)
+        yield from self._heard()
+        self._count("left", 1)
+        while self.rank == 0 and self._count("left", 0) < self.size:  # the store may live in the first process
+            self._check()
+            time.sleep(_PAUSE)
+
+    def fail(self) -> bool:
+        """Tell the others that this process ends before its part is done; they raise instead of waiting for it.
+
+        Returns:
+            Whether it is the first to fail; one message is enough.
+        """
+        return self._store is None or self._count("failed", 1) == 1
+
+    def _count(self, what: str, more: int) -> int:
+        count: int = self._store.add(what, more)
+        return count
+
+    def _heard(self) -> Iterator[Any]:
+        """What has been said since the last call, by this process too."""
+        while self._store.check([key := f"said {self._read + 1}"]):
+            self._read += 1
+            yield pickle.loads(self._store.get(key))
+        self._check()
+
+    def _check(self) -> None:
+        if self._count("failed", 0):
+            raise AnalysisError("another process has failed; its message says why")
 
 
 def share(costs: Sequence[float], size: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Fit the tails of many weights: equal shapes in one batch, small weights in threads."""
+"""Fit the tails of many weights: equal shapes in one batch, small weights in threads, a share of them per process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from tempbalance.distributed import share
 from tempbalance.errors import TempBalanceError, WindowError
 from tempbalance.layers import Weight
 from tempbalance.matrices import as_matrices, matrix_shape
@@ -18,7 +19,7 @@ from tempbalance.spectrum import spectra
 from tempbalance.tail import TailEstimator
 from tempbalance.windows import Windows
 
-__all__ = ["Fitted", "fit_weights"]
+__all__ = ["Fitted", "cost", "fit_weights", "own_share"]
 
 Fitted: TypeAlias = tuple[Weight, WindowedFit | TempBalanceError]
 
@@ -69,6 +70,41 @@ def fit_weights(
     else:
         yield from map(job.fit, _batches(small, windows, _BATCH))
     yield from map(job.fit, _batches(large, windows, _BATCH))
+
+
+def cost(weight: Weight) -> float:
+    """Operations for the eigenvalues of a weight, roughly.
+
+    Args:
+        weight: The weight; nothing is read.
+
+    Returns:
+        Their number, up to a factor.
+    """
+    rows, columns = matrix_shape(weight.shape, weight.layout)
+    short = min(rows, columns)
+    return _size(weight) * short * (1 + 4 * short / max(rows, columns))
+
+
+def own_share(weights: Sequence[Weight], rank: int, size: int) -> list[Weight]:
+    """Which weights one of several processes computes, so that all have about the same work.
+
+    Args:
+        weights: All of them, the same on every process.
+        rank: Number of the process.
+        size: How many there are.
+
+    Returns:
+        Its weights, in the order given.
+
+    Example:
+        >>> from tempbalance.layers import find_weights
+        >>> weights, _ = find_weights({"a": torch.ones(30, 30), "b": torch.ones(20, 20), "c": torch.ones(20, 20)})
+        >>> [[weight.name for weight in own_share(weights, rank, 2)] for rank in (0, 1)]
+        [['a'], ['b', 'c']]
+    """
+    owners = share([cost(weight) for weight in weights], size)
+    return [weight for weight, owner in zip(weights, owners, strict=True) if owner == rank]
 
 
 def _size(weight: Weight) -> int:

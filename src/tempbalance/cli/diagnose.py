@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
@@ -24,6 +26,7 @@ from tempbalance.cli.app import (
     make_windows,
     say_saved,
 )
+from tempbalance.distributed import Processes
 from tempbalance.layers import Select
 from tempbalance.report.terminal import print_analysis, print_comparison
 from tempbalance.results import Analysis, compare
@@ -73,10 +76,12 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
 
       tempbalance analyze org/name --select '*.self_attn.*' --device cuda
 
-    An interrupted run with --out goes on where it stopped when the same command is given again.
+      torchrun --nproc-per-node 4 -m tempbalance analyze path/to/model --out report.html
+
+    An interrupted run with --out goes on where it stopped when the same command is given again. Processes that torchrun
+    starts share the weights.
     """
-    windows = make_windows(farms, farms_rows)
-    outputs = check_outputs(out or [])
+    outputs = out or []
     partial = outputs[0].with_name(f"{outputs[0].name}.partial") if outputs else None
     chosen = Select(
         include=tuple(select or ("*",)),
@@ -85,21 +90,37 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         split=split,
         lora=lora.value,
     )
+    processes = Processes.launched()
     try:
+        if processes.rank == 0:
+            check_outputs(outputs)
+        if device == "cuda" and processes.size > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())  # each its own
         analysis = analyze(
             source if revision is None else open_checkpoint(source, revision),
             estimator=ESTIMATORS[estimator],
-            windows=windows,
+            windows=make_windows(farms, farms_rows),
             select=chosen,
             device=device,
             progress=not quiet,
             strict=strict,
             resume=partial,
+            processes=processes,
         )
     except KeyboardInterrupt:
-        hint = f"; {partial} holds the layers done: give the same command again to go on" if partial else ""
-        typer.echo(f"interrupted{hint}", err=True)
+        if processes.fail():
+            hint = f"; {partial} holds the layers done: give the same command again to go on" if partial else ""
+            typer.echo(f"interrupted{hint}", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    except Exception:
+        if processes.fail():
+            raise
+        raise typer.Exit(1) from None  # another process has said what is wrong
+    if processes.rank == 0:
+        _show(analysis, outputs, quiet)
+
+
+def _show(analysis: Analysis, outputs: list[Path], quiet: bool) -> None:
     for path in outputs:
         analysis.save(path)
     if not quiet:

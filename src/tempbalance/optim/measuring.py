@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from tempbalance.distributed import Ranks, share
 from tempbalance.errors import NonFiniteError, RefreshError, TempBalanceError
-from tempbalance.fitting import fit_weights
+from tempbalance.fitting import cost, fit_weights, own_share
 from tempbalance.layers import Weight, find_weights, is_sharded, parameter_names, reshard, shards, sources_of
-from tempbalance.matrices import matrix_shape
 from tempbalance.optim.motion import References
 from tempbalance.optim.recipe import Recipe
 from tempbalance.optim.update import Start
@@ -217,8 +216,7 @@ class Measurer:
         return [(weight.name, fit) for batch in batches for weight, fit in batch]
 
     def _fit_whole(self, weights: Sequence[Weight]) -> list[_Fitted]:
-        owners = share([_cost(weight) for weight in weights], self._ranks.size)
-        return self._fit([weight for weight, rank in zip(weights, owners, strict=True) if rank == self._ranks.rank])
+        return self._fit(own_share(weights, self._ranks.rank, self._ranks.size))
 
     def _fit_sharded(self, weights: Sequence[Weight]) -> list[_Fitted]:
         """Make sharded parameters whole, one after the other and one per process; then each fits its own; and again."""
@@ -226,7 +224,7 @@ class Measurer:
         parameters: dict[str, list[Weight]] = {}
         for weight in weights:
             parameters.setdefault(weight.parameter, []).append(weight)
-        costs = {name: sum(map(_cost, parts)) for name, parts in parameters.items()}
+        costs = {name: sum(map(cost, parts)) for name, parts in parameters.items()}
         owners = dict(zip(costs, share(list(costs.values()), self._ranks.size), strict=True))
         costly_first = sorted(costs, key=lambda name: -costs[name])
         queues = [[name for name in costly_first if owners[name] == rank] for rank in range(self._ranks.size)]
@@ -263,13 +261,6 @@ class Measurer:
         """Whether a weight will never have enough eigenvalues, however it moves."""
         enough = self._recipe.estimator.min_eigenvalues
         return isinstance(fit, WindowedFit) and len(fit.spectrum.eigenvalues) < enough
-
-
-def _cost(weight: Weight) -> float:
-    """Operations for the eigenvalues of a weight, roughly."""
-    rows, columns = matrix_shape(weight.shape, weight.layout)
-    short = min(rows, columns)
-    return torch.Size(weight.shape).numel() * short * (1 + 4 * short / max(rows, columns))
 
 
 def _same(tensor: Tensor, _: object) -> Tensor:

@@ -1,0 +1,153 @@
+"""Time and memory by the number of blocks, for the shapes of LLaMAs of 1, 7 and 70 billion parameters (Linux).
+
+Run with ``python benchmarks/scale.py [--quick] [1B 7B 70B]``; what is measured replaces what ``scale.json`` beside this
+file holds of the same shapes (not with ``--quick``). One block lies on disk, in bfloat16; the other blocks of a model
+are the same file under names of their own, so that a model of any depth is read, shard by shard, from a few gigabytes
+at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from paired import seconds
+from run import machine
+from safetensors.torch import save_file
+
+import tempbalance as tb
+from tempbalance.checkpoints import Checkpoint
+from tempbalance.checkpoints.shards import Shard, open_shard
+from tempbalance.layers import Index
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A model.
+
+    Attributes:
+        hidden: Width of the model.
+        heads: Width of the keys and of the values.
+        inner: Width of the MLP.
+        blocks: How many blocks the whole model has.
+        measured: How many blocks are analysed, one run each.
+    """
+
+    hidden: int
+    heads: int
+    inner: int
+    blocks: int
+    measured: tuple[int, ...]
+
+
+MODELS = {
+    "1B": Shapes(2048, 512, 8192, 16, (1, 2, 4, 8)),  # Llama 3.2 1B
+    "7B": Shapes(4096, 4096, 11008, 32, (1, 2)),  # Llama 2 7B
+    "70B": Shapes(8192, 1024, 28672, 80, (1,)),  # Llama 2 70B
+}
+SMALL = Shapes(256, 64, 1024, 64, (1, 8, 64))
+
+
+class Repeated:
+    """The file of the first block under the names of another block."""
+
+    def __init__(self, shard: Shard, block: int) -> None:
+        """Change the names; nothing is read."""
+        self._shard = shard
+        self._names = {name.replace(".0.", f".{block}.", 1): name for name in shard.tensors}
+        self.tensors = {new: shard.tensors[old] for new, old in self._names.items()}
+
+    def load(self, name: str, index: Index = ()) -> torch.Tensor:
+        """Read a tensor, or the part of it at an index."""
+        return self._shard.load(self._names[name], index)
+
+
+def write_block(path: Path, shapes: Shapes) -> None:
+    """The weight matrices of one block, Gaussian."""
+    width, heads, inner = shapes.hidden, shapes.heads, shapes.inner
+    sides = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (heads, width), "self_attn.v_proj": (heads, width)}
+    sides |= {"self_attn.o_proj": (width, width), "mlp.down_proj": (width, inner)}
+    sides |= {"mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width)}
+    generator = torch.Generator().manual_seed(0)
+    draw = {"generator": generator, "dtype": torch.bfloat16}
+    save_file({f"model.layers.0.{name}.weight": torch.randn(side, **draw) for name, side in sides.items()}, path)
+
+
+def kilobytes(key: str) -> int:
+    """A line of what Linux knows of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def analyse(path: Path, blocks: int) -> dict[str, Any]:
+    """Analyse a model of so many blocks; in a fresh process, whose peak of memory this is."""
+    torch.linalg.eigvalsh(torch.eye(64, dtype=torch.float64))  # the linear-algebra library, loaded
+    shard = open_shard(path)
+    shards = {path.with_name(f"model-{block:05}.safetensors"): Repeated(shard, block) for block in range(blocks)}
+    checkpoint = Checkpoint(path, shards, None, None, ())
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: a child inherits that of its parent
+    before, start = kilobytes("VmRSS"), time.process_time()
+    found: list[tb.Analysis] = []
+    wall = seconds(lambda: found.append(tb.analyze(checkpoint, progress=False, strict=True)))
+    return {
+        "blocks": blocks,
+        "matrices": len(found[0].layers),
+        "seconds": wall,
+        "processor_seconds": time.process_time() - start,
+        "peak_megabytes": (kilobytes("VmHWM") - before) / 1024,
+    }
+
+
+def measure(shapes: Shapes) -> list[dict[str, Any]]:
+    """One row per number of blocks, each from a process of its own."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "block.safetensors"
+        write_block(path, shapes)
+        for blocks in shapes.measured:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                rows.append(pool.apply(analyse, (path, blocks)))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results as a Markdown table."""
+    lines = ["| shapes | blocks | matrices | processor seconds a block | peak memory, MB |", "|---|---|---|---|---|"]
+    for name, found in results.items():
+        for row in found["runs"]:
+            each = row["processor_seconds"] / row["blocks"]
+            of = f"{row['blocks']} of {found['blocks']}"
+            lines.append(f"| {name} | {of} | {row['matrices']} | {each:.1f} | {row['peak_megabytes']:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small matrices, in seconds; writes nothing")
+    parser.add_argument("--shared", action="store_true", help="note that the machine was busy with other work, too")
+    parser.add_argument("models", nargs="*", choices=[[], *MODELS], help="all by default")
+    options = parser.parse_args()
+    models = {"small": SMALL} if options.quick else {name: MODELS[name] for name in options.models or MODELS}
+    target = HERE / "scale.json"
+    results = json.loads(target.read_text()) if target.exists() and not options.quick else {}
+    for name, shapes in models.items():
+        where = machine() | {"shared_with_other_work": options.shared}
+        results[name] = {"blocks": shapes.blocks, "machine": where, "runs": measure(shapes)}
+        if not options.quick:
+            target.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""Processes that share an analysis find what one finds alone, number by number; what fails on one ends all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+import tempbalance as tb
+from command_line import interrupted
+from command_line import run as run_command
+from tempbalance import analysis, distributed
+from tempbalance.checkpoints import Checkpoint
+from tempbalance.distributed import Processes
+from tempbalance.errors import AnalysisError
+
+from .worlds import run
+
+SHAPES = [(96, 96), (200, 60), (60, 200), (24, 16, 3, 3), (150, 150), (3, 7)]
+FAILED = "another process has failed"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Three weights of each shape, one of them with a NaN, in two shards."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        f"layers.{layer}.{part}.weight": torch.randn(shape, generator=generator)
+        for layer in range(3)
+        for part, shape in enumerate(SHAPES)
+    }
+    tensors["layers.1.4.weight"][0, 0] = torch.nan
+    names = list(tensors)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for number, held in enumerate((names[:7], names[7:]), start=1):
+        save_file({name: tensors[name] for name in held}, folder / f"model-{number:05}-of-00002.safetensors")
+    return folder
+
+
+def joined(folder: Path) -> Processes:
+    """The processes of this world, as they share one analysis."""
+    store = dist.FileStore(str(folder.with_name("messages")), dist.get_world_size())
+    return Processes(store, dist.get_rank(), dist.get_world_size())
+
+
+def analysed(folder: Path, **options: Any) -> tuple[str, list[str]]:
+    """All that an analysis says, and what this process has read."""
+    read: list[str] = []
+    load = Checkpoint.load
+
+    def recorded(self: Checkpoint, name: str, index: Any = ()) -> torch.Tensor:
+        read.append(name)
+        return load(self, name, index)
+
+    Checkpoint.load = recorded
+    found = tb.analyze(folder, progress=False, processes=joined(folder), **options)
+    return repr(found), read
+
+
+@pytest.mark.parametrize("windows", [None, tb.FARMS()], ids=["whole", "farms"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_process_gets_what_one_finds_alone(size, windows, checkpoint):
+    alone = repr(tb.analyze(checkpoint, windows=windows))
+    assert "NaN" in alone
+    assert [found for found, _ in run(size, _with, analysed, checkpoint, {"windows": windows})] == [alone] * size
+
+
+def _with(function: Any, folder: Path, options: dict[str, Any]) -> Any:
+    return function(folder, **options)
+
+
+def test_each_process_reads_its_own_share(checkpoint):
+    parts = [set(read) for _, read in run(2, analysed, checkpoint)]
+    assert all(len(part) > 3 for part in parts)
+    assert parts[0].isdisjoint(parts[1])
+    assert len(parts[0] | parts[1]) == 3 * len(SHAPES)
+
+
+def counted(folder: Path) -> tuple[bool, int]:
+    """Whether a process shows its progress, and how many weights it has counted."""
+    shown: list[bool] = []
+    counts: list[int] = []
+
+    @contextlib.contextmanager
+    def bar(_: str, total: int, wanted: bool) -> Iterator[Any]:
+        shown.append(wanted)
+        yield counts.append
+
+    analysis.progress_bar = bar
+    tb.analyze(folder, processes=joined(folder))
+    return shown[0], sum(counts)
+
+
+def test_one_progress_bar_counts_the_weights_of_all(checkpoint):
+    count = 3 * len(SHAPES)
+    assert run(2, counted, checkpoint) == [(True, count), (False, count)]
+
+
+def fails_in_the_middle(folder: Path, partial: Path, bad_rank: int) -> str:
+    """What the error says, where one process fails at its third batch."""
+    processes = joined(folder)
+    if dist.get_rank() == bad_rank:
+        merge = processes.merge
+
+        def failing(own):
+            for number, value in enumerate(own):
+                if number == 2:
+                    raise MemoryError("no room")
+                yield value
+
+        processes.merge = lambda own: merge(failing(own))
+    with pytest.raises((AnalysisError, MemoryError)) as raised:
+        tb.analyze(folder, progress=False, resume=partial, processes=processes)
+    if dist.get_rank() == bad_rank:
+        assert processes.fail()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("bad_rank", [0, 1])
+def test_what_was_done_before_a_failure_is_not_done_again_by_more_or_fewer_processes(bad_rank, checkpoint, tmp_path):
+    partial = tmp_path / "partial"
+    messages = run(2, fails_in_the_middle, checkpoint, partial, bad_rank)
+    assert messages[bad_rank] == "no room"
+    assert FAILED in messages[1 - bad_rank]
+    lines = partial.read_text().splitlines()
+    done = {json.loads(line)["name"] for line in lines[1:]}
+    assert done
+    alone = repr(tb.analyze(checkpoint))
+    (tmp_path / "messages").unlink()
+    others = run(3, _with, analysed, checkpoint, {"resume": partial})
+    assert [found for found, _ in others] == [alone] * 3
+    assert done.isdisjoint(name for _, read in others for name in read)
+    assert not partial.exists()
+    partial.write_text("\n".join(lines))
+    assert repr(tb.analyze(checkpoint, resume=partial)) == alone
+
+
+@contextlib.contextmanager
+def launch() -> Iterator[None]:
+    """What torchrun sets up in each process of a world: a store, which it keeps, and variables that lead there."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    server = dist.TCPStore("localhost", 0, is_master=True) if rank == 0 else None
+    port = [server.port if server else 0]
+    dist.broadcast_object_list(port)
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port[0]), "RANK": str(rank), "WORLD_SIZE": str(size)}
+    yield
+    dist.barrier()
+
+
+def command(arguments: list[str], bad_rank: int | None = None) -> tuple[Any, str, str]:
+    """Exit status, output and errors of a command that torchrun starts."""
+    output, errors = io.StringIO(), io.StringIO()
+    with launch(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = run_command(*(arguments if dist.get_rank() != bad_rank else ["analyze", "nowhere"]))
+    return status, output.getvalue(), errors.getvalue()
+
+
+def test_the_command_prints_and_writes_once(checkpoint, tmp_path):
+    arguments = ["analyze", str(checkpoint), "--out", str(tmp_path / "a.json")]
+    first, second = run(2, command, arguments)
+    assert second == (0, "", "")
+    assert first[0] == 0
+    assert first[1].count("weight matrices") == 1
+    assert first[2] == ""
+    assert repr(tb.Analysis.load(tmp_path / "a.json").layers) == repr(tb.analyze(checkpoint).layers)
+
+
+@pytest.mark.parametrize(
+    ("options", "bad_rank", "message"),
+    [
+        (["--strict"], None, "error: layers.1.4.weight: 1 of 22500 weights are NaN or Inf"),
+        (["--select", "nothing"], None, "error: no weight matches"),
+        (["--device", "cuda:99"], None, "error: device 'cuda:99' cannot be used here"),
+        ([], 1, "error: there is no file or folder nowhere"),
+        (["--out", "nowhere/a.json"], None, "error: cannot write nowhere/a.json"),
+    ],
+)
+def test_an_error_ends_all_with_one_message(options, bad_rank, message, checkpoint):
+    outcomes = run(2, command, ["analyze", str(checkpoint), *options], bad_rank)
+    assert [status for status, _, _ in outcomes] == [1, 1]
+    assert [output for _, output, _ in outcomes] == ["", ""]
+    (said,) = filter(None, (errors for _, _, errors in outcomes))
+    assert said.startswith(message)
+    assert said.count("\n") == 1
+
+
+def starts_alone() -> str:
+    """What it says to one of two processes of a training that shares with the other, which does not."""
+    distributed._PATIENCE = 0.2
+    with launch():
+        if dist.get_rank() == 0:
+            with pytest.raises(AnalysisError) as raised:
+                Processes.launched()
+            return str(raised.value)
+    return ""
+
+
+def test_a_command_that_one_process_of_a_training_starts_does_not_wait_for_ever():
+    message, _ = run(2, starts_alone)
+    assert "torchrun has started 2 processes, but only 1 of them run this command" in message
+    assert "unset TORCHELASTIC_RUN_ID" in message
+
+
+def in_a_script(folder: Path) -> list[str]:
+    model = torch.nn.Sequential(*(torch.nn.Linear(40, 40) for _ in range(5)))
+    with launch():
+        return [repr(tb.analyze(source, processes=Processes.launched())) for source in (folder, model, folder)]
+
+
+def test_a_script_can_share_one_analysis_after_the_other(checkpoint):
+    first, second = run(2, in_a_script, checkpoint)
+    assert first[0] == first[2] == second[0] == second[2] == repr(tb.analyze(checkpoint))
+    assert first[1] == second[1]
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # as other tools set them
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    processes = Processes.launched()
+    assert (processes.rank, processes.size) == (0, 1)
+
+
+def on_one_process_only() -> int:
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(40, 40))
+    return len(tb.analyze(model).layers) if dist.get_rank() == 1 else 0
+
+
+def test_a_model_in_training_is_analysed_by_one_process_without_the_others():
+    assert run(2, on_one_process_only) == [0, 1]
+
+
+@pytest.mark.slow
+def test_torchrun_is_interrupted_and_goes_on_with_another_number_of_processes(tmp_path):
+    path, out = tmp_path / "model.safetensors", tmp_path / "out.json"
+    generator = torch.Generator().manual_seed(0)
+    save_file({f"layers.{i}.weight": torch.randn(900 + i, 900, generator=generator) for i in range(40)}, path)
+    arguments = ["-m", "tempbalance", "analyze", str(path), "--out", str(out), "--quiet"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    partial = out.with_name("out.json.partial")
+    status, errors, done = interrupted([*torchrun, "2", *arguments], partial)
+    assert status != 0
+    assert errors.count("give the same command again to go on") == 1
+    assert not out.exists()
+    assert 0 < done < 40
+    subprocess.run([*torchrun, "3", *arguments], check=True)
+    assert not partial.exists()
+    tb.analyze(path).save(tmp_path / "alone.json")
+    assert out.read_bytes() == (tmp_path / "alone.json").read_bytes()
