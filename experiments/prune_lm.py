@@ -233,6 +233,7 @@ def main() -> None:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "parameters": sum(parameter.numel() for parameter in study.model.parameters()),
         "block_alphas": study.block_alphas(),
+        "outliers": study.outliers(settings.seeds[0]),
         "dense": dense,
         "tuning": [{**run._asdict(), "perplexity": math.exp(fmean(losses))} for run, losses in tuned.items()],
         "rows": rows,

@@ -19,6 +19,7 @@ NAMES = {
     "inverted": "alpha inverted",
     "depth": "depth",
 }
+TICKS = (-20, -10, -5, 0, 5, 10, 20, 50, 100, 200)  # per cent
 PRUNERS = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
 
 
@@ -76,7 +77,7 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     file = io.BytesIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "prune_lm", "font.size": 9}):
         figure = Figure(figsize=(3.4 * len(pruners), 3.6), layout="constrained")
-        for axes, pruner in zip(figure.subplots(1, len(pruners), squeeze=False)[0], pruners, strict=True):
+        for axes, pruner in zip(figure.subplots(1, len(pruners), squeeze=False, sharey=True)[0], pruners, strict=True):
             for place, (arm, name) in enumerate(NAMES.items()):
                 found = [row for row in rows if row["pruner"] == pruner and row["arm"] == arm and "change" in row]
                 if not found:
@@ -90,6 +91,8 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
             axes.axhline(0, color="black", linewidth=0.8)
             axes.set(title=PRUNERS[pruner], xlabel="sparsity, %", xticks=sorted({100 * r["sparsity"] for r in rows}))
             axes.set_yscale("symlog", linthresh=10)
+            axes.set_yticks(TICKS, [f"{tick:+d}" for tick in TICKS])
+            axes.minorticks_off()
         figure.axes[0].set_ylabel("perplexity against uniform, %")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
         figure.savefig(file, format="svg", metadata={"Date": None})
