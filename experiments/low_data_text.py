@@ -26,9 +26,10 @@ from tempbalance.arena import Method
 from tempbalance.errors import MissingExtraError, NotFoundError
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "text" / "sst2"
+PARTS = {"validation": "dev", "test": "test"}
 WARMUP = 0.06
 LONGEST = 128  # tokens, as in the paper
-EVALUATED = 64  # sentences at a time
+EVALUATION_BATCH = 64
 
 transformers.logging.set_verbosity_error()  # not at every run that the head is new
 transformers.logging.disable_progress_bar()
@@ -50,6 +51,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
     epochs: int = 10,
     batch_size: int = 8,
     weight_decay: float = 0.1,
+    evaluated: int | None = None,
     data: str = str(DATA),
 ) -> dict[str, float]:
     """Fine-tune once.
@@ -62,6 +64,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
         epochs: Passes over them; 10 in the paper.
         batch_size: Sentences in a batch; 4 and 8 in the paper at its smallest sizes.
         weight_decay: Of AdamW; 0.1 in the released script.
+        evaluated: Sentences to validate and as many to test on, always the same ones; all of them unless given.
         data: Folder of SST-2.
 
     Returns:
@@ -88,7 +91,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-    return {"validation": accuracy(model, load(data, "dev")), "test": accuracy(model, load(data, "test"))}
+    return {part: accuracy(model, load(data, file, evaluated)) for part, file in PARTS.items()}
 
 
 def minilm() -> Path:
@@ -100,12 +103,14 @@ def minilm() -> Path:
 
 
 @functools.cache
-def load(data: str, part: str) -> Texts:
-    """One file of sentences and labels, as token ids."""
+def load(data: str, part: str, count: int | None = None) -> Texts:
+    """One file of sentences and labels, or some of them, as token ids."""
     path = Path(data) / f"{part}.tsv"
     if not path.is_file():
         raise NotFoundError(f"there is no {path}: get SST-2 (gluebenchmark.com) and name its folder by --set data=DIR")
     rows = [line.rsplit("\t", 1) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    if count is not None:
+        rows = random.Random(0).sample(rows, min(count, len(rows)))
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm())
     ids = tokenizer([text.strip() for text, _ in rows], truncation=True, max_length=LONGEST)["input_ids"]
     return Texts(ids, [int(label) for _, label in rows])
@@ -124,8 +129,8 @@ def accuracy(model: nn.Module, texts: Texts) -> float:
     model.eval()
     by_length = sorted(range(len(texts.labels)), key=lambda i: len(texts.ids[i]))
     right = 0
-    for first in range(0, len(by_length), EVALUATED):
-        batch = by_length[first : first + EVALUATED]
+    for first in range(0, len(by_length), EVALUATION_BATCH):
+        batch = by_length[first : first + EVALUATION_BATCH]
         found: Any = model(**pad([texts.ids[i] for i in batch])).logits.argmax(dim=1)
         right += int((found == torch.tensor([texts.labels[i] for i in batch])).sum())
     return right / len(by_length)

@@ -1,40 +1,25 @@
-"""Fine-tuning on a few images, with and without balancing, seed by seed.
-
-A small network learns the handwritten digits 0 to 4. Then, for every seed, it is fine-tuned three times on a few images
-each of the digits 5 to 9, and tested on all their other images:
-
-- ``plain``: as one would do it without tempbalance;
-- ``balanced``: the same, with one line more;
-- ``one_rate``: the same as ``plain``, but the learning rate of all blocks is multiplied by the mean multiplier of
-  ``balanced``. It is the control: does it matter which block gets more, or only that the rate has changed?
-
-Within a seed all three have the same images, the same initial weights and the same batches.
-"""
+"""Handwritten digits, a small network that knows some of them, and how it is fine-tuned on a few of the others."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
-from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-import tempbalance as tb
 from tempbalance.errors import MissingExtraError
-from tempbalance.report.progress import progress_bar
 
-__all__ = ["ARMS", "DigitsNet", "Outcome", "SeedResult", "Settings", "finetune_digits"]
+__all__ = ["CLASSES", "DigitsNet", "NewDigits", "Settings", "Start", "pretrain_digits"]
 
-ARMS = ("plain", "balanced", "one_rate")
+CLASSES = 5
 _PIXELS, _BRIGHTEST = 64, 16
-_CLASSES = 5
+_Batches: TypeAlias = DataLoader[tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,39 +64,6 @@ class Settings:
             raise ValueError(f"seeds must be at least 2 and examples 1 to 100, got {self.seeds} and {self.examples}")
 
 
-class SeedResult(NamedTuple):
-    """What one seed gave.
-
-    Attributes:
-        seed: The seed.
-        accuracy: Per cent of the test images that are recognised, by arm.
-        mean_multiplier: Mean over blocks and refreshes of the multipliers in ``balanced``; the factor of ``one_rate``.
-    """
-
-    seed: int
-    accuracy: Mapping[str, float]
-    mean_multiplier: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """All that the runs gave.
-
-    Attributes:
-        settings: The settings.
-        test_images: How many images each accuracy is a share of.
-        results: One entry per seed.
-        model: The network of the first seed after balanced fine-tuning.
-        history: What the balancer did to it.
-    """
-
-    settings: Settings
-    test_images: int
-    results: Sequence[SeedResult]
-    model: nn.Module
-    history: Sequence[tb.Refresh]
-
-
 class _Block(nn.Module):
     """What a transformer block does to each token, without the attention."""
 
@@ -146,7 +98,7 @@ class DigitsNet(nn.Module):
         self.stem = nn.Linear(_PIXELS, width)
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, _CLASSES)
+        self.head = nn.Linear(width, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of five classes.
@@ -161,89 +113,112 @@ class DigitsNet(nn.Module):
         return logits
 
 
-def finetune_digits(settings: Settings | None = None, *, progress: bool = True) -> Outcome:
-    """Run the comparison, on one thread: matrices so small gain nothing from more, and sums keep their order.
+class Start(NamedTuple):
+    """A fine-tuning that is about to begin.
 
-    Args:
-        settings: By default ``Settings()``.
-        progress: Whether to show a progress bar (only ever on a terminal).
-
-    Returns:
-        Accuracies of all seeds and arms.
-
-    Raises:
-        MissingExtraError: scikit-learn, which has the images, is not installed.
+    Attributes:
+        model: The pretrained network with a new head.
+        batches: The images to train on.
+        others: The places of all other images, in random order.
     """
-    settings = settings or Settings()
-    images, labels = _digits()
-    old = labels < _CLASSES
-    with _one_thread(), progress_bar("fine-tuning", 1 + len(ARMS) * settings.seeds, progress) as advance:
-        pretrained = _pretrain(images[old], labels[old], settings)
-        advance(1)
-        task = _Task(images[~old], labels[~old] - _CLASSES, pretrained, settings)
-        results = []
-        for seed in range(settings.seeds):
-            plain = task.finetune(seed, "plain")
-            advance(1)
-            balanced = task.finetune(seed, "balanced")
-            advance(1)
-            factor = fmean(unit.multiplier for refresh in balanced.history for unit in refresh.units)
-            one_rate = task.finetune(seed, "one_rate", factor)
-            advance(1)
-            if seed == 0:
-                first = balanced
-            runs = zip(ARMS, (plain, balanced, one_rate), strict=True)
-            results.append(SeedResult(seed, {arm: run.accuracy for arm, run in runs}, factor))
-    test_images = int((~old).sum()) - _CLASSES * settings.examples
-    return Outcome(
-        settings=settings, test_images=test_images, results=results, model=first.model, history=first.history
-    )
-
-
-class _Run(NamedTuple):
-    """A network after fine-tuning."""
 
     model: DigitsNet
-    accuracy: float
-    history: list[tb.Refresh]
+    batches: _Batches
+    others: Tensor
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What all seeds and arms share: the images of the new digits, and a network that knows the old ones."""
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices so small gain nothing from more, and sums keep their order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewDigits:
+    """What all fine-tunings share: the images of the digits 5 to 9, and a network that knows 0 to 4.
+
+    Attributes:
+        images: Pixels between 0 and 1, an image a row.
+        labels: Classes 0 to 4, which stand for the digits 5 to 9.
+        pretrained: The network.
+        settings: How it was trained, and shall be fine-tuned.
+    """
 
     images: Tensor
     labels: Tensor
     pretrained: DigitsNet
     settings: Settings
 
-    def finetune(self, seed: int, arm: str, factor: float = 1.0) -> _Run:
-        """Fine-tune on a few images and test on the others; balancing takes one line."""
-        settings = self.settings
+    def start(self, seed: int) -> Start:
+        """Get everything ready for an optimizer.
+
+        Args:
+            seed: Chooses the images, the new head, and the batches.
+
+        Returns:
+            The network, and the images.
+        """
         model = copy.deepcopy(self.pretrained)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model.head = nn.Linear(settings.width, _CLASSES)
-        train, test = self._split(seed)
-        loader = _loader(train, settings.batch_size, seed)
-        parameters = model.parameters() if arm != "one_rate" else _faster_blocks(model, factor * settings.lr)
-        balancer = None
+            model.head = nn.Linear(self.settings.width, CLASSES)
+        shuffled = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
+        of_class = [shuffled[self.labels[shuffled] == label] for label in range(CLASSES)]
+        few = torch.cat([places[: self.settings.examples] for places in of_class])
+        batches = _batches(self.images[few], self.labels[few], self.settings.batch_size, seed)
+        return Start(model, batches, shuffled[~torch.isin(shuffled, few)])
 
-        optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-        if arm == "balanced":
-            balancer = tb.Balancer(optimizer, model, tb.recipes.model_balancing(), steps_per_epoch=len(loader))  # <- !
-        _train(model, optimizer, loader, settings.epochs, settings.warmup)
+    def finetune(self, start: Start, optimizer: torch.optim.Optimizer) -> None:
+        """A usual training loop, which knows nothing of balancing.
 
-        return _Run(model, _accuracy(model, *test), balancer.history if balancer is not None else [])
+        Args:
+            start: The network and the images.
+            optimizer: Of the network.
+        """
+        _train(start.model, optimizer, start.batches, self.settings.epochs, self.settings.warmup)
 
-    def _split(self, seed: int) -> tuple[TensorDataset, tuple[Tensor, Tensor]]:
-        """The same number of images of each digit to train on, and all others to test on."""
-        generator = torch.Generator().manual_seed(seed)
-        shuffled = torch.randperm(len(self.labels), generator=generator)
-        of_class = [shuffled[self.labels[shuffled] == label] for label in range(_CLASSES)]
-        train = torch.cat([places[: self.settings.examples] for places in of_class])
-        test = torch.cat([places[self.settings.examples :] for places in of_class])
-        return TensorDataset(self.images[train], self.labels[train]), (self.images[test], self.labels[test])
+    @_one_thread()
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module, places: Tensor) -> float:
+        """The share of images that are recognised.
+
+        Args:
+            model: A network.
+            places: Which images.
+
+        Returns:
+            Between 0 and 1.
+        """
+        recognised = model(self.images[places]).argmax(dim=1) == self.labels[places]
+        return int(recognised.sum()) / len(places)
+
+
+def pretrain_digits(settings: Settings) -> NewDigits:
+    """Train a network on the digits 0 to 4.
+
+    Args:
+        settings: How.
+
+    Returns:
+        The network, with the images of the digits 5 to 9.
+
+    Raises:
+        MissingExtraError: scikit-learn, which has the images, is not installed.
+    """
+    images, labels = _digits()
+    old = labels < CLASSES
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = DigitsNet(settings.blocks, settings.width)
+    batches = _batches(images[old], labels[old], settings.pretrain_batch_size, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.pretrain_lr, weight_decay=settings.weight_decay)
+    _train(model, optimizer, batches, settings.pretrain_epochs, settings.warmup)
+    return NewDigits(images=images[~old], labels=labels[~old] - CLASSES, pretrained=model, settings=settings)
 
 
 def _digits() -> tuple[Tensor, Tensor]:
@@ -258,42 +233,20 @@ def _digits() -> tuple[Tensor, Tensor]:
     return torch.tensor(digits.data, dtype=torch.float32) / _BRIGHTEST, torch.tensor(digits.target)
 
 
-def _pretrain(images: Tensor, labels: Tensor, settings: Settings) -> DigitsNet:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = DigitsNet(settings.blocks, settings.width)
-    loader = _loader(TensorDataset(images, labels), settings.pretrain_batch_size, seed=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.pretrain_lr, weight_decay=settings.weight_decay)
-    _train(model, optimizer, loader, settings.pretrain_epochs, settings.warmup)
-    return model
+def _batches(images: Tensor, labels: Tensor, size: int, seed: int) -> _Batches:
+    return DataLoader(TensorDataset(images, labels), size, shuffle=True, generator=torch.Generator().manual_seed(seed))
 
 
-def _train(
-    model: DigitsNet,
-    optimizer: torch.optim.Optimizer,
-    loader: DataLoader[tuple[Tensor, ...]],
-    epochs: int,
-    warmup: float,
-) -> None:
-    """A usual training loop, which knows nothing of balancing."""
-    scheduler = _warmup_and_decay(optimizer, epochs * len(loader), warmup)
+@_one_thread()
+def _train(model: DigitsNet, optimizer: torch.optim.Optimizer, batches: _Batches, epochs: int, warmup: float) -> None:
+    scheduler = _warmup_and_decay(optimizer, epochs * len(batches), warmup)
     for _ in range(epochs):
-        for images, labels in loader:
+        for images, labels in batches:
             loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             scheduler.step()
-
-
-def _loader(data: TensorDataset, batch_size: int, seed: int) -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(data, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
-
-
-def _faster_blocks(model: DigitsNet, lr: float) -> list[dict[str, Any]]:
-    """All parameters, with another rate for the blocks, which are what the balancer balances."""
-    ends = chain(model.stem.parameters(), model.norm.parameters(), model.head.parameters())
-    return [{"params": list(ends)}, {"params": list(model.blocks.parameters()), "lr": lr}]
 
 
 def _warmup_and_decay(
@@ -306,19 +259,3 @@ def _warmup_and_decay(
         return min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@torch.no_grad()
-def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    recognised = model(images).argmax(dim=1) == labels
-    return 100 * int(recognised.sum()) / len(labels)

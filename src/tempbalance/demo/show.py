@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tempbalance.arena import FEWEST, Paired, paired
-from tempbalance.demo.digits import ARMS, Outcome
+from tempbalance.demo.arms import ARMS, Outcome
 
 __all__ = ["print_outcome", "to_json"]
 

@@ -1,0 +1,49 @@
+"""Low-data fine-tuning on images, a task for ``tempbalance arena``: the network and the digits of ``tempbalance demo``.
+
+A small network that knows the handwritten digits 0 to 4 learns 5 to 9 from a few images each; only the rate, the number
+of images and the method differ from the demo. The seed chooses the images, the new head and the batches. Of the images
+that are not trained on, 300 are for validation, the others for the test. For example
+
+    tempbalance arena --task experiments/digits.py --out digits --set examples=8 --seeds 30 \
+        --lr 1e-3 3e-3 1e-2 3e-2 --methods model_balancing model_balancing:control=uniform
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from tempbalance.arena import Method
+from tempbalance.demo import NewDigits, Settings, pretrain_digits
+
+VALIDATION = 300
+
+
+def train(seed: int, method: Method, lr: float = 1e-3, *, examples: int = 8) -> dict[str, float]:
+    """Fine-tune once.
+
+    Args:
+        seed: Of everything random.
+        method: How to balance.
+        lr: Highest learning rate.
+        examples: Images of each new digit.
+
+    Returns:
+        Accuracies on validation and test images.
+    """
+    digits = pretrained(examples)
+    start = digits.start(seed)
+    optimizer = torch.optim.AdamW(start.model.parameters(), lr=lr, weight_decay=digits.settings.weight_decay)
+    method.balance(optimizer, start.model, steps_per_epoch=len(start.batches))
+    digits.finetune(start, optimizer)
+    return {
+        "validation": digits.accuracy(start.model, start.others[:VALIDATION]),
+        "test": digits.accuracy(start.model, start.others[VALIDATION:]),
+    }
+
+
+@functools.cache
+def pretrained(examples: int) -> NewDigits:
+    """The network before fine-tuning, the same for all runs."""
+    return pretrain_digits(Settings(examples=examples))
