@@ -154,3 +154,28 @@ def test_unknown_method(analysis):
 def test_nothing_to_prune():
     with pytest.raises(AllocationError, match="no weight"):
         tb.allocate_sparsity(tb.Analysis(source="x", settings={}, layers=[]), 0.5)
+
+
+class TestWarnings:
+    """A plan that is likely to harm is made, and a warning logged."""
+
+    def plan(self, analysis_of, caplog, alphas, stderr=0.01, **options):
+        names = [f"h.{i}.fc.weight" for i in range(len(alphas))]
+        analysis = analysis_of(names, alphas, [(64, 64)] * len(alphas))
+        rows = [dataclasses.replace(row, stderr=stderr) for row in analysis.layers]
+        with caplog.at_level("WARNING", logger="tempbalance"):
+            tb.allocate_sparsity(dataclasses.replace(analysis, layers=rows), 0.7, **options)
+        return caplog.text
+
+    def test_a_block_that_loses_every_weight_is_named(self, analysis_of, caplog):
+        assert "nothing of h.0:" in self.plan(analysis_of, caplog, [1.91, 1.72, 1.71, 1.72, 1.74, 1.7], epsilon=0.4)
+
+    def test_alphas_that_differ_by_no_more_than_their_errors(self, analysis_of, caplog):
+        assert "no more than their standard errors" in self.plan(analysis_of, caplog, [2.15, 2.2, 2.18], stderr=0.1)
+
+    @pytest.mark.parametrize("options", [{}, {"method": "uniform"}, {"method": "depth"}])
+    def test_otherwise_nothing_is_said(self, analysis_of, caplog, options):
+        assert not self.plan(analysis_of, caplog, [2.0, 3.0, 4.0], **options)
+
+    def test_baselines_do_not_look_at_alpha(self, analysis_of, caplog):
+        assert not self.plan(analysis_of, caplog, [2.15, 2.2, 2.18], stderr=0.1, method="uniform")

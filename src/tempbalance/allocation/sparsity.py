@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import ClassVar, Literal
 
 from tempbalance.allocation.plan import BudgetPlan
@@ -15,6 +16,8 @@ from tempbalance.results import Analysis
 from tempbalance.types import LayerStats
 
 __all__ = ["Allocation", "LayerShare", "allocate_sparsity"]
+
+_logger = logging.getLogger("tempbalance")
 
 _ALMOST = 1e-9  # a value that misses a whole number by this much is meant to be it
 _LEAST_SHARE = 1e-12  # of a unit that is not pruned at all: shares are positive
@@ -93,6 +96,8 @@ def allocate_sparsity(  # noqa: PLR0913  the front door; most are options by key
     ``1 + epsilon`` at the largest, on a straight line between, and all shares are scaled by one factor so that the
     zeros add up to the budget. Where the published formula passes 1 (1.06 for LLaMA-7B at 80 %), the excess is
     redistributed over the other units. Units without an alpha, and all units where alphas are equal, get the share 1.
+    However little alphas differ, the line spreads them to its full width; a warning is logged where they differ by no
+    more than their standard errors, and where a unit loses every weight.
     The others are baselines: ``"uniform"``; ``"erk"``, the Erdos-Renyi kernel, whose density is in proportion to
     ``(rows + columns) / (rows columns)`` (Evci et al. 2020); ``"depth"``, a straight line from ``1 - epsilon`` for the
     first unit to ``1 + epsilon`` for the last (the arithmetic progression of arXiv 2502.14770); and ``"owl"`` (Yin et
@@ -147,6 +152,8 @@ def allocate_sparsity(  # noqa: PLR0913  the front door; most are options by key
         values = _by_outliers(list(members), unit, outliers or {}, sizes, total, epsilon)
     else:
         values = _values(method, units, sizes, total, epsilon)
+    if method == "alpha":
+        _say_what_is_doubtful(list(members), units, values)
     if group is not None:
         values = _of_groups(values, sizes, total, group)
         total = round(sum(value * size for value, size in zip(values, sizes, strict=True)))
@@ -191,6 +198,23 @@ def _values(
     else:
         raise AllocationError(f"method must be 'alpha', 'uniform', 'erk', 'depth' or 'owl', got {method!r}")
     return scale_to_budget([max(share, _LEAST_SHARE) for share in shares], sizes, total)
+
+
+def _say_what_is_doubtful(names: Sequence[str], units: Sequence[Sequence[LayerStats]], values: Sequence[float]) -> None:
+    """Log where a plan by alpha is likely to harm: see docs/results/pruning.md."""
+    emptied = [name for name, value in zip(names, values, strict=True) if value > 1 - _ALMOST]
+    if emptied:
+        _logger.warning("the plan leaves nothing of %s: take a smaller epsilon", ", ".join(emptied))
+    judged = [[layer for layer in unit if math.isfinite(layer.alpha)] for unit in units]
+    alphas = [fmean(layer.alpha for layer in unit) for unit in judged if unit]
+    errors = [math.hypot(*(layer.stderr for layer in unit)) / len(unit) for unit in judged if unit]
+    if len(alphas) > 1 and 0 < pstdev(alphas) < math.sqrt(fmean(error**2 for error in errors)):
+        _logger.warning(
+            "the alphas that the plan is made by differ by no more than their standard errors (%.2g and %.2g): "
+            "compare with method='uniform'",
+            pstdev(alphas),
+            math.sqrt(fmean(error**2 for error in errors)),
+        )
 
 
 def _by_outliers(
