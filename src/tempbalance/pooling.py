@@ -189,6 +189,7 @@ class _State:
 
     @classmethod
     def begin(cls, matrices: Tensor, layout: Layout, windows: Windows) -> _State:
+        """Plan the windows of one weight; none is computed yet."""
         if layout is Layout.TAPS and not isinstance(windows, FARMS) and matrices.shape[1] < matrices.shape[2]:
             matrices = matrices.mT  # the released code turns its taps tall
         plan = _plan((matrices.shape[1], matrices.shape[2]), layout, windows)

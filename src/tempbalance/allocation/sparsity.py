@@ -207,13 +207,16 @@ def _say_what_is_doubtful(names: Sequence[str], units: Sequence[Sequence[LayerSt
         _logger.warning("the plan leaves nothing of %s: take a smaller epsilon", ", ".join(emptied))
     judged = [[layer for layer in unit if math.isfinite(layer.alpha)] for unit in units]
     alphas = [fmean(layer.alpha for layer in unit) for unit in judged if unit]
-    errors = [math.hypot(*(layer.stderr for layer in unit)) / len(unit) for unit in judged if unit]
-    if len(alphas) > 1 and 0 < pstdev(alphas) < math.sqrt(fmean(error**2 for error in errors)):
+    if len(alphas) < 2:  # noqa: PLR2004
+        return
+    squares = [sum(layer.stderr**2 for layer in unit) / len(unit) ** 2 for unit in judged if unit]
+    spread, error = pstdev(alphas), math.sqrt(fmean(squares))
+    if 0 < spread < error:
         _logger.warning(
             "the alphas that the plan is made by differ by no more than their standard errors (%.2g and %.2g): "
             "compare with method='uniform'",
-            pstdev(alphas),
-            math.sqrt(fmean(error**2 for error in errors)),
+            spread,
+            error,
         )
 
 

@@ -109,6 +109,7 @@ def _validation(run: Run) -> float:
 
 def _best(tuning: Mapping[Trial, Sequence[float]], lower_is_better: bool) -> Trial:
     def merit(trial: Trial) -> tuple[int, float]:
+        """The greater the better: first by how many runs came to something, then by their mean."""
         finite = [value for value in tuning[trial] if math.isfinite(value)]
         return len(finite), fmean(-value if lower_is_better else value for value in finite) if finite else 0.0
 

@@ -119,6 +119,7 @@ def _read_update(store: TensorStore, pair: _Pair, scale: float, index: Index) ->
 
 def _merged(base: Candidate, update: Candidate) -> Candidate:
     def read(index: Index) -> Tensor:
+        """The weight with its update, or the part of it at an index."""
         change = update.read(())
         weight = base.read(()).to(torch.float64)
         merged = weight + (change if change.shape == weight.shape else change.mT)  # Conv1D is stored (in, out)

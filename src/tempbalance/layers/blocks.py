@@ -43,6 +43,7 @@ def block_namer(names: Iterable[str], is_container: Callable[[str], bool] | None
         deeper.update(".".join(parts[: i + 1]) for i in _numbered(parts) if i < len(parts) - 2)
 
     def block_of(name: str) -> str | None:
+        """The outermost block that holds a parameter."""
         parts = name.split(".")
         for i in _numbered(parts):
             path = ".".join(parts[: i + 1])

@@ -85,6 +85,7 @@ def module_candidates(
     )
 
     def strip(name: str | None) -> str | None:
+        """A name without what wrappers add to it."""
         return name and name.removeprefix(prefix)
 
     return [replace(c, name=c.name.removeprefix(prefix), block=strip(block_of(c.name))) for c in found]

@@ -35,6 +35,7 @@ def render_page(name: str, *, title: str, data: Any, **texts: str) -> str:
     folder = resources.files("tempbalance.report") / "page"
 
     def read(file: str) -> str:
+        """A file of the page."""
         return (folder / file).read_text(encoding="utf-8")
 
     escaped = {key: html.escape(text) for key, text in texts.items()}
