@@ -171,5 +171,5 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
 
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends them, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as by Ctrl-C: ends them, too
     sys.exit(main())
