@@ -131,3 +131,20 @@ class Study:
     full: tuple[Contest, ...]
     sources: Mapping[str, str] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
+
+
+CONTROLS = ("uniform", "inverted", "shuffled", "untrained")
+
+
+def with_controls(method: str, controls: tuple[str, ...] = CONTROLS) -> tuple[str, ...]:
+    """A method and its negative controls.
+
+    Args:
+        method: A recipe, or one joined with something, last.
+        controls: Which ones.
+
+    Returns:
+        Their names.
+    """
+    separator = "," if ":" in method.rpartition("+")[2] else ":"
+    return (method, *(f"{method}{separator}control={control}" for control in controls))

@@ -6,7 +6,7 @@ import importlib
 
 from evidence.study import Study
 
-NAMES = ("digits",)
+NAMES = ("digits", "text", "pde", "vision", "language")
 
 
 def load_study(name: str) -> Study:
