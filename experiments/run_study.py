@@ -22,9 +22,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from evidence.compare import Compared
 from evidence.hold import Job, count_runs, hold_all
 from evidence.keep import add_results, collect, read_results, restore
-from evidence.study import Contest, Study, StudyError
+from evidence.study import Contest, Metric, Study, StudyError
+from evidence.tables import contest_tables
 from studies import NAMES, load_study
 
 from tempbalance.arena.task import load_task
@@ -115,7 +117,7 @@ def unpack(jobs: Sequence[Job], results: Path) -> None:
             print(f"{name}: {job.done} runs restored")
 
 
-def finish(job: Job, ended: bool, results: Path) -> bool:
+def finish(job: Job, ended: bool, metric: Metric, results: Path) -> bool:
     """Collect a contest, and say what came of it."""
     if not ended:
         last_line = job.log.read_text(encoding="utf-8").strip().rpartition("\n")[2]
@@ -130,8 +132,9 @@ def finish(job: Job, ended: bool, results: Path) -> bool:
     seeds, hours = entry["summary"]["seeds"], sum(run["seconds"] for run in entry["runs"]) / 3600
     print(
         f"{job.contest.name}: {seeds} of {job.contest.seeds} seeds; {len(entry['runs'])} runs, {counts['diverged']} "
-        f"diverged, {counts['failed']} failed; {hours:.2f} hours of training. {entry['summary']['recommendation']}"
+        f"diverged, {counts['failed']} failed; {hours:.2f} hours of training. {entry['summary']['recommendation']}\n"
     )
+    print(f"{contest_tables(Compared(job.contest, entry, metric))}\n", flush=True)
     if counts["failed"]:
         print(f"{job.contest.name}: why runs failed is in {job.log}; delete their files to make them again")
     return True
@@ -157,7 +160,7 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
         file = given.out / study.name / "quick.json" if given.quick else results / f"{study.name}.json"
         (given.out / study.name).mkdir(parents=True, exist_ok=True)
         with closing(hold_all(jobs, given.jobs)) as held:
-            done = [finish(job, ended, file) for job, ended in held]
+            done = [finish(job, ended, study.metric, file) for job, ended in held]
     except TempBalanceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 
+import torch
+
 from evidence.study import Contest
 from tempbalance.arena.contenders import Contender, read_contenders
 from tempbalance.arena.contest import FIRST_TUNING_SEED, run_contest
@@ -68,37 +70,11 @@ class Job:
 
 
 def hold(job: Job) -> None:
-    """Hold a contest, as ``tempbalance arena`` does, and leave a summary in its folder. To be called in a process.
+    """Hold a contest, as ``tempbalance arena`` does, and leave a summary in its folder.
 
     Args:
         job: The contest.
     """
-    import torch
-
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; it is the parent that ends this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with open(job.log, "w", encoding="utf-8") as log, redirect_stderr(log):
-        try:
-            _hold(job)
-        except TempBalanceError as error:
-            log.write(f"{error}\n")
-        except Exception:
-            traceback.print_exc()
-        else:
-            return
-    sys.exit(1)
-
-
-def _end_with_parent() -> None:
-    """An orphan would hold the lock of its folder; what is lost with it is one run."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _hold(job: Job) -> None:
     contest = job.contest
     data = {} if contest.data is None else {"data": str(job.data / contest.data)}
     task = load_task(job.task, {**contest.settings, **data})
@@ -113,6 +89,7 @@ def _hold(job: Job) -> None:
     }
     with open_folder(job.folder, common, extent) as folder:
         seeds = contest.seeds if job.trains else _seeds_done(task, contenders, folder, job)
+        (folder.path / "summary.json").unlink(missing_ok=True)  # of fewer runs
         if seeds:
             results = run_contest(
                 task,
@@ -159,7 +136,7 @@ def hold_all(jobs: Sequence[Job], at_a_time: int) -> Iterator[tuple[Job, bool]]:
             while waiting or running:
                 while waiting and len(running) < at_a_time:
                     job = waiting.pop(0)
-                    process = spawn.Process(target=hold, args=(job,), name=job.contest.name)
+                    process = spawn.Process(target=_work, args=(job,), name=job.contest.name)
                     process.start()
                     running[process] = job
                 wait([process.sentinel for process in running], timeout=POLL)
@@ -172,3 +149,28 @@ def hold_all(jobs: Sequence[Job], at_a_time: int) -> Iterator[tuple[Job, bool]]:
             for process in running:
                 process.terminate()
                 process.join()
+
+
+def _work(job: Job) -> None:
+    """Hold a contest in this process, and end with status 1 if that cannot be done."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; it is the parent that ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with open(job.log, "w", encoding="utf-8") as log, redirect_stderr(log):
+        try:
+            hold(job)
+        except TempBalanceError as error:
+            log.write(f"{error}\n")
+        except Exception:
+            traceback.print_exc()
+        else:
+            return
+    sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """An orphan would hold the lock of its folder; what is lost with it is one run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

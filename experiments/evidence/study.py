@@ -24,6 +24,7 @@ class Metric:
         scale: What a mean and a gain are multiplied by.
         lower_is_better: As with a loss. A gain is positive where the method is better, in any case.
         relative: Whether a gain is shown in per cent of the baseline's mean, instead.
+        digits: After the point.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Metric:
     scale: float = 1.0
     lower_is_better: bool = False
     relative: bool = False
+    digits: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ CONTEST = Contest(
 STUDY = Study(
     name="language",
     task="language.py",
-    metric=Metric(name="cross-entropy", unit="nats a token", lower_is_better=True),
+    metric=Metric(name="cross-entropy", unit="nats a token", lower_is_better=True, digits=4),
     size=("steps", "steps of 1,024 tokens"),
     claims=(
         Claim(
