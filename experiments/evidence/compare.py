@@ -63,15 +63,15 @@ class Compared:
 
     def find(self, name: str) -> str | None:
         """A method, with or without its learning rates; None if it was not compared."""
-        plainly = _without(name, "lr")
-        return next((row["method"] for row in self.rows if _without(row["method"], "lr") == plainly), None)
+        plainly = without(name, "lr")
+        return next((row["method"] for row in self.rows if without(row["method"], "lr") == plainly), None)
 
     def controls(self, method: str) -> dict[str, str]:
         """The controls of a method: the method of each, by what kind it is."""
         found: dict[str, str] = {}
         for row in self.rows:
             kind = control_of(row["method"])
-            if kind and _without(row["method"], "control", "lr") == _without(method, "lr"):
+            if kind and without(row["method"], "control", "lr") == without(method, "lr"):
                 found[kind] = row["method"]
         return found
 
@@ -117,8 +117,8 @@ def control_of(method: str) -> str | None:
     return found[0].removeprefix("control=") if found else None
 
 
-def _without(method: str, *keys: str) -> str:
-    """A name without some of its parameters."""
+def without(method: str, *keys: str) -> str:
+    """The name of a method without some of its parameters."""
     parts = read_parts(method)
     return join(
         (part.name, [_list(key, texts) for key, texts in part.texts.items() if key not in keys]) for part in parts
