@@ -2,7 +2,7 @@
 
 from evidence.study import Claim, Contest, Metric, Published, Study, with_controls
 
-RATES = (3e-3, 1e-2)
+RATES = (1e-3, 3e-3)
 BALANCE = "alphadecay:every=20"
 CONTEST = Contest(
     name="400-steps",
@@ -10,6 +10,15 @@ CONTEST = Contest(
     methods=(*with_controls(BALANCE), "llr:every=20", "tempbalance:every=20"),
     lr=RATES,
     seeds=10,
+    data="lm",
+)
+QUICK = Contest(
+    name="quick",
+    settings={"steps": 60},
+    methods=with_controls("alphadecay:every=10", ("shuffled",)),
+    lr=RATES,
+    seeds=10,
+    tuning_seeds=2,
     data="lm",
 )
 
@@ -32,7 +41,7 @@ STUDY = Study(
             panels={"real text": (CONTEST.name,)},
         ),
     ),
-    quick=(),
+    quick=(QUICK,),
     full=(CONTEST,),
     sources={"lm": "get the texts that train_lm.py names"},
 )
