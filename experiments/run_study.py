@@ -48,7 +48,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", metavar="CONTEST", help="one of them")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the runs (default: runs)")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of all data (see experiments/README.md)")
-    parser.add_argument("--jobs", type=int, default=2, help="contests at a time, a core each (default: 2)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        choices=range(1, 65),
+        metavar="N",
+        default=2,
+        help="contests at a time, a core each (default: 2)",
+    )
     parser.add_argument("--restore", action="store_true", help="go on from the results in the repository")
     parser.add_argument("--collect", action="store_true", help="train nothing, collect what the folders hold")
     return parser.parse_args(argv)
