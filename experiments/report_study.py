@@ -1,0 +1,84 @@
+"""Write the pages of results: ``python experiments/report_study.py digits``.
+
+From ``experiments/results/NAME.json`` this makes the figures, and what stands between the markers of
+``docs/results/NAME.md``, which it begins where there is none; and the table of all claims in ``docs/results/index.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from evidence.pages import figures, fill, index_rows, load_contests, new_page, study_page
+from studies import NAMES, load_study
+
+from tempbalance.errors import TempBalanceError
+from tempbalance.results import write_whole
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGES = HERE.parent / "docs" / "results"
+HEAD = "| claim | in the paper | ours, with least data | verdict | page | command |\n|---|---|---|---|---|---|"
+
+
+def report(name: str, pages: Path = PAGES, results: Path = RESULTS) -> dict[Path, str]:
+    """The files of a study.
+
+    Args:
+        name: The study.
+        pages: The folder of pages.
+        results: The folder of results.
+
+    Returns:
+        What each should hold.
+    """
+    study = load_study(name)
+    contests = load_contests(study, results)
+    page = pages / f"{name}.md"
+    text = page.read_text(encoding="utf-8") if page.exists() else new_page(study)
+    drawn = {pages / file: svg for file, svg in figures(study, contests).items()}
+    return {page: study_page(study, contests, text), **drawn}
+
+
+def index(pages: Path = PAGES, results: Path = RESULTS) -> dict[Path, str]:
+    """The page of all claims.
+
+    Args:
+        pages: The folder of pages.
+        results: The folder of results.
+
+    Returns:
+        What it should hold.
+    """
+    studies = [load_study(name) for name in NAMES]
+    rows = [row for study in studies for row in index_rows(study, load_contests(study, results))]
+    page = pages / "index.md"
+    return {page: fill(page.read_text(encoding="utf-8"), "claims", "\n".join([HEAD, *rows]))}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write.
+
+    Args:
+        argv: The command line.
+
+    Returns:
+        0, or 1 if it cannot be done.
+    """
+    parser = argparse.ArgumentParser(description="Write the pages of results.")
+    parser.add_argument("studies", nargs="+", choices=NAMES)
+    try:
+        for name in parser.parse_args(argv).studies:
+            for path, content in {**report(name), **index()}.items():
+                write_whole(path, content.encode())
+                print(f"saved {path}")
+    except TempBalanceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
