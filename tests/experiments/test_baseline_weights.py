@@ -29,7 +29,7 @@ X = torch.randn(9, 70, generator=torch.Generator().manual_seed(2))
 
 
 def tuned(baselines, names, net, steps=3):
-    """Outputs of the prepared model, a copy of the one after training and its outputs, and the one that is evaluated."""
+    """What the prepared model says and how much of it is trained; a copy after training, what it says, its end."""
     own = baselines.Joined(Method(names, makers=baselines.METHODS).own)
     model = own.prepare(copy.deepcopy(net), baselines.Training(0, 1, steps))
     first = model.eval()(X).detach(), trained_count(model)
