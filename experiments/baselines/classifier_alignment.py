@@ -22,7 +22,7 @@ class ClassifierAlignment(Baseline):
     so that a head which lags behind its features, or leans to the frequent class, is put right. *When:* classes are
     uneven, or came one after the other, and together with the recipe ``slow_learner``.
 
-    SLCA, Zhang et al. 2023 (arXiv 2303.05118), section 4.3: 256 draws a class, 5 epochs of SGD, logits divided by their
+    SLCA, Zhang et al. 2023 (arXiv 2303.05118): 256 draws a class, 5 epochs of SGD, logits divided by their
     norm times a temperature of 0.1. Deviations: one task, so no classes of earlier ones; batches of 32, since with two
     classes those of 256 would leave 10 steps; a fixed rate, not a cosine. A class without an example is left out.
     Where the head already tells the draws apart with certainty, which a temperature of 0.1 soon makes of two classes,

@@ -126,6 +126,15 @@ def test_wise_ft_outside_of_lora_interpolates_the_merged_weights(baselines, net)
     assert torch.equal(found[4].weight, merged[4].weight)
 
 
+def test_wise_ft_by_alpha_judges_the_merged_weights_of_lora(baselines, net):
+    *_, even = tuned(baselines, "wise_ft:coefficient=0.5+lora:rank=4", net)
+    *_, last, _, found = tuned(baselines, "wise_ft:coefficient=0.5,strength=1+lora:rank=4", net)
+    assert not torch.equal(even[0].weight, found[0].weight)
+    merged = last.merge_and_unload()
+    ratio = (found[0].weight - net[0].weight) / (merged[0].weight - net[0].weight)
+    assert 0.5 * 10**-0.5 <= ratio.median().item() <= 0.5 * 10**0.5
+
+
 def test_lora_without_peft_says_how_to_get_it(baselines, net, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tempbalance\[peft\]'"):

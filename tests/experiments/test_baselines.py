@@ -246,6 +246,7 @@ def test_classifier_alignment_manages_with_one_example_of_a_class_and_none_of_an
         ("ps_kd:strength=1.5", r"strength must be in \[0, 1\], got 1.5"),
         ("wise_ft:coefficient=2", r"coefficient must be in \[0, 1\]"),
         ("wise_ft:smoothing=-0.1", r"smoothing must be in \[0, 1\]"),
+        ("wise_ft:strength=-1", "strength must be 0 or more"),
         ("ensemble_decay:members=0", "members must be a whole number from 1 on"),
         ("ensemble_decay:members=1.5", "members must be a whole number from 1 on"),
         ("ensemble_decay:decay=-1", "decay must be 0 or more"),
