@@ -114,7 +114,8 @@ def train(  # noqa: PLR0913  each can be set on the command line
         data: Folder of SST-2, or of another set in this form.
 
     Returns:
-        Accuracies on validation and test data, the mean losses there, and that of the last epoch in training.
+        Accuracies on validation and test data, the mean losses there, and that of the last epoch in training; of plain
+        training and recipes also how balanced the network is at the end.
     """
     texts = load(data, "train")
     chosen = random.Random(seed).sample(range(len(texts.labels)), examples)
@@ -126,7 +127,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
     metrics = {"train_loss": sum(loss for _, loss in members) / own.members}
     for part, file in PARTS.items():
         metrics[part], metrics[f"{part}_loss"] = evaluate([model for model, _ in members], load(data, file, evaluated))
-    return metrics
+    return metrics if method.own else {**metrics, **final_alpha(members[0][0])}
 
 
 def finetune(
