@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from evidence.diagnosis_page import Diagnosis
 from evidence.pages import figures, fill, index_rows, load_contests, new_page, study_page
 from studies import NAMES, load_study
 
@@ -20,6 +21,7 @@ from tempbalance.results import write_whole
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = HERE.parent / "docs" / "results"
+DIAGNOSIS = "diagnosis"
 HEAD = "| claim | in the paper | ours, with least data | verdict | page | command |\n|---|---|---|---|---|---|"
 
 
@@ -34,12 +36,16 @@ def report(name: str, pages: Path = PAGES, results: Path = RESULTS) -> dict[Path
     Returns:
         What each should hold.
     """
-    study = load_study(name)
-    contests = load_contests(study, results)
     page = pages / f"{name}.md"
-    text = page.read_text(encoding="utf-8") if page.exists() else new_page(study)
-    drawn = {pages / file: svg for file, svg in figures(study, contests).items()}
-    return {page: study_page(study, contests, text), **drawn}
+    if name == DIAGNOSIS:
+        diagnosis = Diagnosis(results)
+        text, drawn = diagnosis.page(page.read_text(encoding="utf-8")), diagnosis.figures()
+    else:
+        study = load_study(name)
+        contests = load_contests(study, results)
+        before = page.read_text(encoding="utf-8") if page.exists() else new_page(study)
+        text, drawn = study_page(study, contests, before), figures(study, contests)
+    return {page: text, **{pages / file: svg for file, svg in drawn.items()}}
 
 
 def index(pages: Path = PAGES, results: Path = RESULTS) -> dict[Path, str]:
@@ -55,7 +61,8 @@ def index(pages: Path = PAGES, results: Path = RESULTS) -> dict[Path, str]:
     studies = [load_study(name) for name in NAMES]
     rows = [row for study in studies for row in index_rows(study, load_contests(study, results))]
     page = pages / "index.md"
-    return {page: fill(page.read_text(encoding="utf-8"), "claims", "\n".join([HEAD, *rows]))}
+    content = "\n".join([HEAD, *rows, *Diagnosis(results).index_rows()])
+    return {page: fill(page.read_text(encoding="utf-8"), "claims", content)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 if it cannot be done.
     """
     parser = argparse.ArgumentParser(description="Write the pages of results.")
-    parser.add_argument("studies", nargs="+", choices=NAMES)
+    parser.add_argument("studies", nargs="+", choices=(*NAMES, DIAGNOSIS))
     try:
         for name in parser.parse_args(argv).studies:
-            for path, content in {**report(name), **index()}.items():
+            for path, content in {**report(name), **report(DIAGNOSIS), **index()}.items():
                 write_whole(path, content.encode())
                 print(f"saved {path}")
     except TempBalanceError as error:

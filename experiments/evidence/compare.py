@@ -13,6 +13,8 @@ from evidence.study import Contest, Metric
 from tempbalance.arena import paired
 from tempbalance.arena.names import join, read_parts
 
+Run = Mapping[str, Any]
+
 
 class Gain(NamedTuple):
     """A paired difference, positive where the first is better, in the unit of a table.
@@ -75,14 +77,19 @@ class Compared:
                 found[kind] = row["method"]
         return found
 
+    def runs(self, method: str) -> list[Run]:
+        """The runs of its chosen trial that are compared, seed by seed; none that failed."""
+        chosen = next(row["chosen"] for row in self.rows if row["method"] == method)
+        seeds = self.entry["summary"]["seeds"]
+        runs = [run for run in self.entry["runs"] if _trial(run) == chosen and run["seed"] < seeds]
+        return [run for run in runs if run["status"] != "failed"]
+
     def scores(self, method: str) -> Mapping[int, float]:
         """Test metric by seed, the greater the better; NaN if the run diverged, missing if it failed."""
-        chosen = next(row["chosen"] for row in self.rows if row["method"] == method)
         sign = -1.0 if self.metric.lower_is_better else 1.0
         return {
             run["seed"]: sign * run["metrics"]["test"] if run["status"] == "ok" else math.nan
-            for run in self.entry["runs"]
-            if _trial(run) == chosen and run["seed"] < self.entry["summary"]["seeds"] and run["status"] != "failed"
+            for run in self.runs(method)
         }
 
     @cached_property
@@ -130,5 +137,5 @@ def _list(key: str, texts: list[str]) -> str:
     return f"{key}={values[0]}" if len(values) == 1 else f"{key}=[{','.join(values)}]"
 
 
-def _trial(run: Mapping[str, Any]) -> str:
+def _trial(run: Run) -> str:
     return str(run["method"]) if run["lr"] is None else f"{run['method']} lr={run['lr']:g}"

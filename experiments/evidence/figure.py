@@ -125,7 +125,7 @@ class _Panel:
         ]
         for size in self.sizes:
             parts.append(f'<text x="{self.x(size):.1f}" y="{TOP + HEIGHT + 18}" text-anchor="middle">{size:g}</text>')
-        for tick in _ticks(self.low, self.high):
+        for tick in ticks(self.low, self.high):
             y = self.y(tick)
             parts.append(f'<path d="M{self.left - 4} {y:.1f}h4" stroke="#999"/>')
             parts.append(f'<text x="{self.left - 8}" y="{y + 4:.1f}" text-anchor="end">{_sign(tick)}</text>')
@@ -170,8 +170,16 @@ def _sign(tick: float) -> str:
     return f"{tick:+g}" if tick else "0"
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, at least four if possible."""
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers for an axis, about five.
+
+    Args:
+        low: Where the axis begins.
+        high: Where it ends.
+
+    Returns:
+        Numbers within.
+    """
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough)

@@ -11,7 +11,7 @@ from evidence.compare import Compared
 from evidence.figure import figure
 from evidence.keep import read_results
 from evidence.study import Claim, Study, StudyError
-from evidence.tables import contest_tables, gain_text, published_table
+from evidence.tables import contest_tables, gain_text, line, published_table
 from evidence.verdict import claimed_gain, growth, judge
 
 
@@ -99,7 +99,7 @@ def index_rows(study: Study, contests: Mapping[str, Compared]) -> list[str]:
         ours = _first_gain(study, claim, contests)
         cells = (f"{claim.sentence} {claim.paper}", paper, ours, f"**{verdict.word}**: {verdict.reason}")
         page = f"[{study.name}]({study.name}.md)" if contests else study.name
-        rows.append(f"| {' | '.join(cells)} | {page} | `{command(study)}` |")
+        rows.append(line(*cells, page, f"`{command(study)}`"))
     return rows
 
 

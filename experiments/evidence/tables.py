@@ -26,19 +26,19 @@ def contest_tables(compared: Compared) -> str:
     metric = compared.metric
     troubles = [trouble for trouble in TROUBLES if any(row[trouble] for row in compared.rows)]
     unit = [f"gain, {metric.unit}", "95 % interval", "seeds won", "p"]
-    lines = _head("method", "chosen", metric.name, *unit, *troubles)
+    lines = head("method", "chosen", metric.name, *unit, *troubles)
     for row in compared.rows:
         gain = None if row["gain"] is None else compared.gain(row["method"], compared.rows[0]["method"])
         p_value = "" if gain is None else f"{row['p_value']:.2g}"
         mean = number(_scaled(row["mean"], metric), metric.digits)
         counts = (str(row[trouble]) for trouble in troubles)
-        lines.append(_line(f"`{row['method']}`", chosen(row), mean, *gain_cells(gain, metric), p_value, *counts))
+        lines.append(line(f"`{row['method']}`", chosen(row), mean, *gain_cells(gain, metric), p_value, *counts))
     controlled = [(row["method"], compared.controls(row["method"])) for row in compared.rows]
     against = [(method, kind, control) for method, controls in controlled for kind, control in controls.items()]
     if against:
-        lines += ["", *_head("method", "against control", "difference", "95 % interval", "seeds won")]
+        lines += ["", *head("method", "against control", "difference", "95 % interval", "seeds won")]
         lines += [
-            _line(f"`{method}`", kind, *gain_cells(compared.gain(method, control), metric))
+            line(f"`{method}`", kind, *gain_cells(compared.gain(method, control), metric))
             for method, kind, control in against
         ]
     return "\n".join([_how(compared), "", *lines])
@@ -66,11 +66,11 @@ def published_table(study: Study, claim: Claim, contests: Mapping[str, Compared]
         The table.
     """
     metric = study.metric
-    lines = _head("", study.size[1], claim.baseline, "with the method", f"gain, {metric.unit}", "what it says")
+    lines = head("", study.size[1], claim.baseline, "with the method", f"gain, {metric.unit}", "what it says")
     for row in claim.published:
         gain = (row.method - row.baseline) * (-1 if metric.lower_is_better else 1)
         shown = signed(100 * gain / row.baseline if metric.relative else gain, 2)
-        lines.append(_line(f"{row.where} (paper)", row.size, f"{row.baseline:g}", f"{row.method:g}", shown, ""))
+        lines.append(line(f"{row.where} (paper)", row.size, f"{row.baseline:g}", f"{row.method:g}", shown, ""))
     for panel, names in claim.panels.items():
         for name in names:
             lines.append(_ours(study, claim, panel, name, contests.get(name), verdict.outcomes[name]))
@@ -82,10 +82,10 @@ def _ours(study: Study, claim: Claim, panel: str, name: str, compared: Compared 
     size = f"{contest.settings[study.size[0]]:g}"
     gain = None if compared is None else claimed_gain(claim, compared)
     if compared is None or gain is None:
-        return _line(f"{panel}, ours", size, "", "", "", outcome.value)
+        return line(f"{panel}, ours", size, "", "", "", outcome.value)
     means = {row["method"]: _scaled(row["mean"], study.metric) for row in compared.rows}
     pair = (number(means[compared.find(side)], study.metric.digits) for side in (claim.baseline, claim.method))
-    return _line(f"{panel}, ours", size, *pair, gain_text(gain, study.metric), outcome.value)
+    return line(f"{panel}, ours", size, *pair, gain_text(gain, study.metric), outcome.value)
 
 
 def chosen(row: Mapping[str, Any]) -> str:
@@ -128,9 +128,11 @@ def _scaled(mean: float | None, metric: Metric) -> float:
     return math.nan if mean is None else metric.scale * mean
 
 
-def _head(*names: str) -> list[str]:
-    return [_line(*names), f"|{'---|' * len(names)}"]
+def head(*names: str) -> list[str]:
+    """The head of a table."""
+    return [line(*names), f"|{'---|' * len(names)}"]
 
 
-def _line(*cells: str) -> str:
+def line(*cells: str) -> str:
+    """A row of a table."""
     return f"| {' | '.join(cells)} |"

@@ -57,6 +57,11 @@ def test_pages_and_figures_follow_from_the_results(study):
         assert path.read_text("utf-8") == content, f"run: python experiments/report_study.py {study.name}"
 
 
+def test_the_diagnosis_follows_from_the_results(experiments):
+    for path, content in importlib.import_module("report_study").report("diagnosis").items():
+        assert path.read_text("utf-8") == content, "run: python experiments/report_study.py diagnosis"
+
+
 def test_the_table_of_claims_follows_from_the_results(experiments):
     for path, content in importlib.import_module("report_study").index().items():
         assert path.read_text("utf-8") == content, "run: python experiments/report_study.py digits"
