@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 import transformers
 from baselines import METHODS, Batch, Joined, Training, outputs_of
+from final_alpha import final_alpha
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
