@@ -160,5 +160,5 @@ def verdict_on_predictions(found: Sequence[Prediction]) -> Verdict:
 
 def _verdict(count: int, yes: int, reason: str) -> Verdict:
     if not count:
-        return Verdict("open", "no contest that counts has been run yet", {})
+        return Verdict("open", "no contest has been run that counts", {})
     return Verdict("reproduced" if yes == count else "partly reproduced" if yes else "not reproduced", reason, {})

@@ -100,7 +100,7 @@ def _sum_up(outcomes: Sequence[Outcome]) -> tuple[str, str]:
     by_balance, worse = outcomes.count(Outcome.BALANCE), outcomes.count(Outcome.WORSE)
     gains = by_balance + outcomes.count(Outcome.GAIN)
     if not count:
-        return "open", "no contest that counts has been run yet"
+        return "open", "no contest has been run that counts"
     reason = f"a gain in {gains} of {count} contests, due to balance in {by_balance}"
     if worse:
         reason += f"; worse in {worse}"

@@ -7,6 +7,7 @@ RATES = (1e-3, 3e-3, 1e-2)
 BALANCE = "model_balancing_sciml:normalize=true,every=10"  # to measure after each step costs more than to train
 AS_PUBLISHED = "model_balancing_sciml:every=10"  # raises the mean rate, too
 REAL = f"{BALANCE},kinds=('conv1d','linear')"  # as the released code: without the complex weights of the FNO
+CONTROLS = ("inverted", "shuffled", "untrained")  # with a mean of 1, one uniform rate is plain training
 PANELS = {"FNO, Darcy": ("fno", "darcy"), "FNO, Burgers": ("fno", "burgers"), "UNet, Darcy": ("unet", "darcy")}
 
 
@@ -15,7 +16,11 @@ def contest(network: str, problem: str, examples: int) -> Contest:
     return Contest(
         name=f"{network}-{problem}-{examples}",
         settings={"network": network, "problem": problem, "examples": examples},
-        methods=(*with_controls(BALANCE), AS_PUBLISHED, *([REAL] if network == "fno" else [])),
+        methods=(
+            *with_controls(BALANCE, CONTROLS),
+            *with_controls(AS_PUBLISHED, ("uniform",)),
+            *([REAL] if network == "fno" else []),
+        ),
         lr=RATES,
         seeds=SEEDS[examples],
         data="pde",
