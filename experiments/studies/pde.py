@@ -8,6 +8,7 @@ BALANCE = "model_balancing_sciml:normalize=true,every=10"  # to measure after ea
 AS_PUBLISHED = "model_balancing_sciml:every=10"  # raises the mean rate, too
 REAL = f"{BALANCE},kinds=('conv1d','linear')"  # as the released code: without the complex weights of the FNO
 CONTROLS = ("inverted", "shuffled", "untrained")  # with a mean of 1, one uniform rate is plain training
+METHODS = (*with_controls(BALANCE, CONTROLS), *with_controls(AS_PUBLISHED, ("uniform",)))
 PANELS = {"FNO, Darcy": ("fno", "darcy"), "FNO, Burgers": ("fno", "burgers"), "UNet, Darcy": ("unet", "darcy")}
 
 
