@@ -17,11 +17,7 @@ def contest(network: str, problem: str, examples: int) -> Contest:
     return Contest(
         name=f"{network}-{problem}-{examples}",
         settings={"network": network, "problem": problem, "examples": examples},
-        methods=(
-            *with_controls(BALANCE, CONTROLS),
-            *with_controls(AS_PUBLISHED, ("uniform",)),
-            *([REAL] if network == "fno" else []),
-        ),
+        methods=(*METHODS, REAL) if network == "fno" else METHODS,
         lr=RATES,
         seeds=SEEDS[examples],
         data="pde",
