@@ -45,7 +45,7 @@ def study_page(study: Study, contests: Mapping[str, Compared], text: str) -> str
         The page as it should be.
     """
     claims = "\n\n".join(_claim(study, claim, contests) for claim in study.claims)
-    tables = "\n\n".join(f"### {name}\n\n{contest_tables(compared)}" for name, compared in contests.items())
+    tables = "\n\n".join(f"### Contest {name}\n\n{contest_tables(compared)}" for name, compared in contests.items())
     made = f"{_made(study, contests)}\n\n{tables}" if contests else "Nothing has been run yet."
     return fill(fill(text, "claims", claims), "tables", made)
 
