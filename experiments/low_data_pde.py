@@ -33,10 +33,7 @@ from tempbalance.errors import MissingExtraError, NotFoundError
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "pde"
 SIDE = 16  # points along each axis, of space or time
-TRAINING, VALIDATION = (
-    400,
-    100,
-)  # simulations of the training file; those after them are for the test, with its own file
+TRAINING, VALIDATION = 400, 100  # simulations of the training file; the rest is for the test, with its own file
 CHANNELS = 3  # what is known at a point, and where the point lies
 STAGES = 5  # of the learning rate: published are 500 epochs, halved every 100
 WIDTH, MODES, LAYERS = 20, 8, 4  # of the FNO; 20, 12 and 4 in the released code, on grids of 128 points
