@@ -34,7 +34,7 @@ def test_the_baselines_are_methods_of_it(minilm, data):
     task = load_task(STUDY, {"data": data, "examples": 3, "epochs": 2, "batch_size": 2})
     names = ("plain", "ensemble_decay:members=1,decay=1", "ensemble_decay:members=2,decay=1", "wise_ft+lora+snr+ps_kd")
     plain, one, two, joined = (task.run(Trial(name, 1e-3), 0) for name in names)
-    assert plain.metrics == one.metrics
+    assert one.metrics.items() < plain.metrics.items()  # which has alphas, too
     assert plain.metrics["validation_loss"] != two.metrics["validation_loss"]
     assert joined.error == ""
     assert joined.metrics["validation_loss"] not in (plain.metrics["validation_loss"], two.metrics["validation_loss"])
