@@ -80,8 +80,9 @@ class Compared:
     def runs(self, method: str) -> list[Run]:
         """The runs of its chosen trial that are compared, seed by seed; none that failed."""
         chosen = next(row["chosen"] for row in self.rows if row["method"] == method)
-        seeds = self.entry["summary"]["seeds"]
-        runs = [run for run in self.entry["runs"] if _trial(run) == chosen and run["seed"] < seeds]
+        first = self.contest.first_seed
+        seeds = range(first, first + self.entry["summary"]["seeds"])
+        runs = [run for run in self.entry["runs"] if _trial(run) == chosen and run["seed"] in seeds]
         return [run for run in runs if run["status"] != "failed"]
 
     def scores(self, method: str) -> Mapping[int, float]:

@@ -85,6 +85,7 @@ def hold(job: Job) -> None:
         "methods": [each.name for each in contenders],
         "lr": contest.lr,
         "seeds": contest.seeds,
+        "first_seed": contest.first_seed,
         "tuning_seeds": contest.tuning_seeds,
     }
     with open_folder(job.folder, common, extent) as folder:
@@ -95,7 +96,7 @@ def hold(job: Job) -> None:
                 task,
                 contenders,
                 folder,
-                seeds=seeds,
+                seeds=range(contest.first_seed, contest.first_seed + seeds),
                 tuning_seeds=contest.tuning_seeds,
                 lower_is_better=job.lower_is_better,
             )
@@ -112,10 +113,11 @@ def _seeds_done(task: Task, contenders: Sequence[Contender], folder: Folder, job
     if is_tuned and not all(folder.file(trial, seed).exists() for trial in trials for seed in elsewhere):
         return 0
     chosen = run_contest(
-        task, contenders, folder, seeds=0, tuning_seeds=contest.tuning_seeds, lower_is_better=job.lower_is_better
+        task, contenders, folder, seeds=(), tuning_seeds=contest.tuning_seeds, lower_is_better=job.lower_is_better
     )
-    rounds = (all(folder.file(each.chosen, seed).exists() for each in chosen) for seed in range(contest.seeds))
-    return next((seed for seed, whole in enumerate(rounds) if not whole), contest.seeds)
+    seeds = range(contest.first_seed, contest.first_seed + contest.seeds)
+    rounds = (all(folder.file(each.chosen, seed).exists() for each in chosen) for seed in seeds)
+    return next((done for done, whole in enumerate(rounds) if not whole), contest.seeds)
 
 
 def hold_all(jobs: Sequence[Job], at_a_time: int) -> Iterator[tuple[Job, bool]]:

@@ -45,6 +45,7 @@ class Contest:
         methods: As of ``--methods``.
         lr: Learning rates that each method may choose from.
         seeds: How many times to compare.
+        first_seed: The first of them; beyond those of another contest, to confirm what was seen there.
         tuning_seeds: Seeds to choose on.
         data: What the task gets as ``data``, relative to the folder of all data; None if it needs none.
         files: What it needs in there.
@@ -55,6 +56,7 @@ class Contest:
     methods: tuple[str, ...]
     lr: tuple[float, ...]
     seeds: int
+    first_seed: int = 0
     tuning_seeds: int = 3
     data: str | None = None
     files: tuple[str, ...] = ()

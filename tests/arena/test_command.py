@@ -26,6 +26,13 @@ def summary(out):
     return json.loads((out / "summary.json").read_text())
 
 
+def test_other_seeds_confirm_a_result(arena, tmp_path, capfd):
+    assert run(*arena, "--first-seed", 20, "--seeds", 3) == 0
+    found = sorted(path.name for path in (tmp_path / "out").rglob("*plain*/seed-*.json"))
+    assert found == ["seed-20.json", "seed-21.json", "seed-22.json"]
+    assert "3 paired seeds" in capfd.readouterr().out
+
+
 def test_a_comparison_from_end_to_end(arena, tmp_path, capfd):
     assert run(*arena, f"{METHOD}:control=shuffled", "--seeds", 10, "--set", "gain=0.5") == 0
     text, progress = capfd.readouterr()

@@ -30,7 +30,7 @@ def contest(task_file, folder, *names, lrs=(), seeds=3, tuning_seeds=2, lower_is
         load_task(task_file, parameters),
         read_contenders(names or [METHOD], lrs),
         folder,
-        seeds=seeds,
+        seeds=range(seeds),
         tuning_seeds=tuning_seeds,
         lower_is_better=lower_is_better,
     )

@@ -59,7 +59,7 @@ def run_contest(
     contenders: Sequence[Contender],
     folder: Folder,
     *,
-    seeds: int,
+    seeds: Sequence[int],
     tuning_seeds: int,
     lower_is_better: bool = False,
 ) -> list[Result]:
@@ -72,7 +72,7 @@ def run_contest(
         task: The task.
         contenders: The methods, as many trials each.
         folder: Where the runs are kept.
-        seeds: Seeds 0, 1, ... to compare on.
+        seeds: Seeds to compare on.
         tuning_seeds: Other seeds, to choose a trial on.
         lower_is_better: Whether the smallest metric is the best.
 
@@ -84,13 +84,13 @@ def run_contest(
         task.check(trial)
     is_tuned = any(len(contender.trials) > 1 for contender in contenders)
     elsewhere = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tuning_seeds * is_tuned)
-    with progress_bar("training", len(tuning) * len(elsewhere) + len(contenders) * seeds) as advance:
+    with progress_bar("training", len(tuning) * len(elsewhere) + len(contenders) * len(seeds)) as advance:
         runner = _Runner(task, folder, advance)
         for seed in elsewhere:
             for trial, found in tuning.items():
                 found.append(_validation(runner(trial, seed)))
         chosen = [_best({trial: tuning[trial] for trial in each.trials}, lower_is_better) for each in contenders]
-        rounds = [[runner(trial, seed) for trial in chosen] for seed in range(seeds)]
+        rounds = [[runner(trial, seed) for trial in chosen] for seed in seeds]
     return [
         Result(contender=contender, chosen=chosen[i], runs=[runs[i] for runs in rounds])
         for i, contender in enumerate(contenders)

@@ -53,6 +53,7 @@ def arena(  # noqa: PLR0913, PLR0917  each is an option of the command line
     out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")],
     methods: Annotated[list[str], typer.Option(help="Names of methods; [bold]plain[/] is always among them.")],
     seeds: Annotated[int, typer.Option(min=1, help="How many times to compare.")] = 10,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first; beyond those seen, to confirm a result.")] = 0,
     lr: Annotated[list[float] | None, typer.Option(help="Learning rates that each method may choose from.")] = None,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="Seeds to choose on, where there is a choice.")] = 3,
     settings: Annotated[
@@ -78,7 +79,13 @@ def arena(  # noqa: PLR0913, PLR0917  each is an option of the command line
     if quick:
         seeds = _QUICK
         contenders = [replace(contender, trials=contender.trials[:1]) for contender in contenders]
-    extent = {"methods": [each.name for each in contenders], "lr": lr, "seeds": seeds, "tuning_seeds": tuning_seeds}
+    extent = {
+        "methods": [each.name for each in contenders],
+        "lr": lr,
+        "seeds": seeds,
+        "first_seed": first_seed,
+        "tuning_seeds": tuning_seeds,
+    }
     console = Console()
     with open_folder(out, common_settings(loaded, lower_is_better), extent) as folder:
         table, report = check_outputs([out / "summary.json", out / "report.html"])
@@ -87,7 +94,7 @@ def arena(  # noqa: PLR0913, PLR0917  each is an option of the command line
                 loaded,
                 contenders,
                 folder,
-                seeds=seeds,
+                seeds=range(first_seed, first_seed + seeds),
                 tuning_seeds=tuning_seeds,
                 lower_is_better=lower_is_better,
             )
