@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from baselines.base import Baseline, Batch, Training, generator, linear_layers, outputs_of
 
-EPOCHS, MOMENTUM, DECAY = 5, 0.9, 5e-4
+EPOCHS, BATCH, MOMENTUM, DECAY = 5, 32, 0.9, 5e-4
 JITTER = 1e-2  # standard deviation that is added to that of the features
 
 
@@ -22,9 +22,11 @@ class ClassifierAlignment(Baseline):
     so that a head which lags behind its features, or leans to the frequent class, is put right. *When:* classes are
     uneven, or came one after the other, and together with the recipe ``slow_learner``.
 
-    SLCA, Zhang et al. 2023 (arXiv 2303.05118), section 4.3: 256 draws a class, 5 epochs of SGD, logits divided by their
-    norm times a temperature of 0.1. Deviations: one task, so no classes of earlier ones; a fixed rate, not a cosine.
-    A class without an example is left out.
+    SLCA, Zhang et al. 2023 (arXiv 2303.05118): 256 draws a class, 5 epochs of SGD, logits divided by their
+    norm times a temperature of 0.1. Deviations: one task, so no classes of earlier ones; batches of 32, since with two
+    classes those of 256 would leave 10 steps; a fixed rate, not a cosine. A class without an example is left out.
+    Where the head already tells the draws apart with certainty, which a temperature of 0.1 soon makes of two classes,
+    nothing changes.
 
     Attributes:
         draws: Features of each class per epoch.
@@ -55,7 +57,7 @@ class ClassifierAlignment(Baseline):
         optimizer = torch.optim.SGD(head.parameters(), lr=self.lr, momentum=MOMENTUM, weight_decay=DECAY)
         for _ in range(EPOCHS):
             drawn = torch.cat([self._draw(own) for own in classes])
-            for picked in torch.randperm(len(drawn), generator=self._generator).split(self.draws):
+            for picked in torch.randperm(len(drawn), generator=self._generator).split(BATCH):
                 logits = nn.functional.normalize(head(drawn[picked]), dim=1) / self.temperature
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(logits, targets[picked]).backward()

@@ -19,7 +19,7 @@ class GradientNoise(Baseline):
     The noise helps to leave poor minima and plateaus at first, and vanishes as training goes on. *When:* deep or
     hard-to-train nets, poor initial weights; on a pre-trained net there is less to leave.
 
-    Neelakantan et al. 2015 (arXiv 1511.06807), equation 1. No deviation; but Adam divides by the size of the gradients,
+    Neelakantan et al. 2015 (arXiv 1511.06807). No deviation; but Adam divides by the size of the gradients,
     so that noise which is larger than them is all that is left of a step.
 
     Attributes:

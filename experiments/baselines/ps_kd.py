@@ -19,10 +19,9 @@ class SelfDistillation(Baseline):
     t / T``, so that hard and ambiguous examples get softer labels. *When:* a classifier gets overconfident; it needs
     some epochs, and a forward pass more per step.
 
-    PS-KD, Kim et al. 2021 (arXiv 2006.12000), equations 3 and 5. As the cross-entropy is linear in the targets, the
-    task's loss is kept for the labels. Deviation: the released code keeps what the model said of each example while it
-    trained the last epoch; this asks a copy of it, in evaluation mode, which is the paper's other way and also right
-    for augmented inputs.
+    PS-KD, Kim et al. 2021 (arXiv 2006.12000). As the cross-entropy is linear in the targets, the task's loss is kept
+    for the labels. A copy of the model at the end of the last epoch, in evaluation mode, is asked about the very inputs
+    of each batch; nothing it said before is kept, so that augmented inputs are right, too.
 
     Attributes:
         strength: The share in the last epoch, ``alpha_T``; 0.8 in the paper.

@@ -27,8 +27,9 @@ class WiseFT(Baseline):
     With ``smoothing`` training uses that much label smoothing, against the overconfidence of the fine-tuned model.
 
     WiSE-FT, Wortsman et al. 2022 (arXiv 2109.01903). BANG, Lin et al. 2024 (arXiv 2309.17230) adds the smoothing.
-    Deviations: WiSE-FT has a zero-shot head to interpolate, here it is new; of BANG's means only smoothing, no Mixup.
-    With LoRA write ``wise_ft+lora``: so it interpolates the merged weights, not the factors.
+    Deviations: WiSE-FT has a zero-shot head to interpolate, here it is new; buffers, such as running means, stay as
+    trained; of BANG's means only smoothing, no Mixup. With LoRA write ``wise_ft+lora``: so it interpolates the merged
+    weights, not the factors.
 
     Attributes:
         coefficient: 0 for the weights before, 1 for those after fine-tuning; 0.5 is the paper's choice without tuning.
@@ -44,6 +45,8 @@ class WiseFT(Baseline):
         for name in ("coefficient", "smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not self.strength >= 0:
+            raise ValueError(f"strength must be 0 or more, got {self.strength}")
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Remember the weights."""
@@ -71,6 +74,7 @@ class WiseFT(Baseline):
     def _multipliers(self, model: nn.Module) -> dict[int, float]:
         """The multiplier of each parameter that has one."""
         recipe = replace(tb.recipes.model_balancing(strength=self.strength), unit="layer", every=tb.Every(steps=1))
+        model.requires_grad_(True)  # after LoRA the weights that it was merged into do not, and would be passed over
         groups = tb.param_groups(model, recipe)
         optimizer = torch.optim.SGD(groups)
         units = {unit.name: unit.multiplier for unit in tb.Balancer(optimizer, model, recipe).refresh().units}
