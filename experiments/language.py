@@ -5,7 +5,7 @@ a token after the last step, so lower is better. The seed chooses the initial we
 with ``tokens``, the part of the text. Validation and test are the two halves of the last 5 % of each text. The papers
 train 60 million to 1 billion parameters on C4. For example
 
-    tempbalance arena --task experiments/language.py --out language --lower-is-better --seeds 20 --lr 3e-3 1e-2 \
+    tempbalance arena --task experiments/language.py --out language --lower-is-better --seeds 20 --lr 1e-3 2e-3 4e-3 \
         --methods alphadecay:every=20 alphadecay:every=20,control=uniform
 
 Alphas are measured every 500 of 10,000 to 90,000 steps in AlphaDecay; ``every=20`` is as often, for 400 steps, as in
