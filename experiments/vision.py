@@ -15,6 +15,7 @@ uint8, ``train_labels``, ``test_images`` and ``test_labels``.
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -213,8 +214,8 @@ def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Images) -> float:
-    """The share of images whose class is found."""
+    """The share of images whose class is found; NaN where the network has diverged."""
     model.eval()
-    batches = zip(*(part.split(EVALUATION_BATCH) for part in images), strict=True)
-    right = sum(int((model(some).argmax(dim=1) == labels).sum()) for some, labels in batches)
-    return right / len(images.labels)
+    logits = torch.cat([model(some) for some in images.images.split(EVALUATION_BATCH)])
+    right = logits.argmax(dim=1) == images.labels
+    return float(right.float().mean()) if logits.isfinite().all() else math.nan

@@ -85,6 +85,12 @@ def test_networks_and_images_are_read_as_published(vision, shared):
     assert vision.accuracy(model, test) > 0.88  # 91.73 % of all 10,000, with the normalisation it was trained with
 
 
+def test_a_network_that_has_diverged_has_no_accuracy(vision, data):
+    model = vision.vgg(10)
+    torch.nn.init.constant_(model[-1].weight, float("nan"))
+    assert np.isnan(vision.accuracy(model, vision.load(data, 10, "test", 8)))
+
+
 def test_missing_data_says_which_and_how(vision, experiments, tmp_path):
     run = load_task(experiments / "vision.py", {"data": str(tmp_path), "classes": 100}).run(Trial("plain", 0.1), 0)
     assert run.status == "failed"
