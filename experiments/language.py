@@ -2,10 +2,10 @@
 
 A LLaMA of 0.9 million parameters, AdamW, warm-up and cosine, on the real text of ``train_lm.py``: cross-entropy in nats
 a token after the last step, so lower is better. The seed chooses the initial weights, the sequences of each step and,
-with ``tokens``, the part of the text. Validation and test are the two halves of the last 5 % of each text. The papers
+with ``tokens``, the passages. Validation and test are the two halves of the last 5 % of each text. The papers
 train 60 million to 1 billion parameters on C4. For example
 
-    tempbalance arena --task experiments/language.py --out language --lower-is-better --seeds 20 --lr 3e-3 1e-2 \
+    tempbalance arena --task experiments/language.py --out language --lower-is-better --seeds 20 --lr 1e-3 2e-3 4e-3 \
         --methods alphadecay:every=20 alphadecay:every=20,control=uniform
 
 Alphas are measured every 500 of 10,000 to 90,000 steps in AlphaDecay; ``every=20`` is as often, for 400 steps, as in
@@ -47,6 +47,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data" / "lm"
 SMALL = Settings(batch_size=8, context=128, vocabulary=1024, hidden=128, intermediate=352, blocks=4, heads=4)
 WARMUP = 0.1  # share of the steps, as in AlphaDecay
 EVALUATED = 256  # sequences
+PASSAGE = SMALL.batch_size * SMALL.context  # tokens, as many as in a step
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def train(
         method: How to balance, and with which weight decay.
         lr: Highest learning rate.
         steps: Optimizer steps, of 1,024 tokens each.
-        tokens: Length of the one piece of text to train on, over and over; the whole text unless given.
+        tokens: How much text to train on, over and over, in passages of 1,024 tokens from everywhere; all unless given.
         data: Folder of the texts.
 
     Returns:
@@ -88,9 +89,9 @@ def train(
     decay = next((own.weight_decay for own in method.own), SMALL.weight_decay)
     settings = replace(SMALL, seed=seed, steps=steps, lr=lr, weight_decay=decay)
     streams = load(data)
-    streams = {**streams, "train": piece(streams["train"], tokens, seed)}
+    streams = {**streams, "train": excerpt(streams["train"], tokens, seed)}
     model = build(settings)
-    steps_per_epoch = len(streams["train"]) // (settings.batch_size * settings.context)
+    steps_per_epoch = len(streams["train"]) // PASSAGE
 
     optimizer = optimizer_for(model, settings)
     method.balance(optimizer, model, steps_per_epoch=steps_per_epoch)
@@ -125,12 +126,12 @@ def load(data: str) -> dict[str, Tensor]:
     return {part: torch.from_numpy(encode(tokenizer, content)).long() for part, content in parts.items()}
 
 
-def piece(stream: Tensor, tokens: int | None, seed: int) -> Tensor:
-    """So many tokens from a place that the seed chooses; all of them for None."""
+def excerpt(stream: Tensor, tokens: int | None, seed: int) -> Tensor:
+    """So many tokens, rounded down to whole passages, from passages that the seed draws; all of them for None."""
     if tokens is None:
         return stream
-    least = SMALL.batch_size * SMALL.context
-    if not least <= tokens <= len(stream):
-        raise ArenaError(f"tokens must be {least} to {len(stream)}, the length of the text, got {tokens}")
-    first = int(torch.randint(len(stream) - tokens + 1, (), generator=torch.Generator().manual_seed(seed)))
-    return stream[first : first + tokens]
+    if not PASSAGE <= tokens <= len(stream):
+        raise ArenaError(f"tokens must be {PASSAGE} to {len(stream)}, the length of the text, got {tokens}")
+    passages = stream[: len(stream) // PASSAGE * PASSAGE].view(-1, PASSAGE)
+    drawn = torch.randperm(len(passages), generator=torch.Generator().manual_seed(seed))
+    return passages[drawn[: tokens // PASSAGE]].flatten()

@@ -41,3 +41,14 @@ def test_the_model_is_left_as_it_is(trained):
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     final_alpha(trained)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
+
+
+def test_a_network_that_has_diverged_gives_no_alpha(trained):
+    from final_alpha import final_alpha
+
+    for parameter in trained.parameters():
+        torch.nn.init.constant_(parameter, math.nan)
+    with pytest.warns(tb.errors.NumericsWarning, match="NaN or Inf"):
+        found = final_alpha(trained)
+    assert (found["layers"], found["random"]) == (0, 0)
+    assert math.isnan(found["imbalance"])

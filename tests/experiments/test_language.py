@@ -1,3 +1,4 @@
+import math
 import random
 
 import pytest
@@ -63,16 +64,24 @@ def test_what_is_held_out_is_nowhere_in_training(language, data):
         assert not seen & {tuple(window) for window in streams[part].unfold(0, 12, 1).tolist()}
 
 
-def test_a_seed_chooses_a_piece_of_the_text(language):
+def test_a_seed_chooses_passages_of_the_text(language):
     stream = torch.arange(10_000)
-    piece = language.piece(stream, 2000, seed=0)
-    assert torch.equal(piece, torch.arange(2000) + piece[0])
-    assert torch.equal(piece, language.piece(stream, 2000, seed=0))
-    assert not torch.equal(piece, language.piece(stream, 2000, seed=1))
-    assert language.piece(stream, None, seed=0) is stream
+    found = language.excerpt(stream, 3000, seed=0)
+    starts = found[::1024]
+    assert len(found) == 2048  # whole passages
+    assert (starts % 1024 == 0).all()
+    assert torch.equal(found, (starts[:, None] + torch.arange(1024)).flatten())
+    assert torch.equal(found, language.excerpt(stream, 3000, seed=0))
+    assert not torch.equal(found, language.excerpt(stream, 3000, seed=1))
+    assert language.excerpt(stream, None, seed=0) is stream
 
 
 @pytest.mark.parametrize("tokens", [0, 1023, 10_001])
-def test_a_piece_that_cannot_be_is_refused(language, tokens):
+def test_so_much_text_is_not_there(language, tokens):
     with pytest.raises(ArenaError, match=f"tokens must be 1024 to 10000, .* got {tokens}"):
-        language.piece(torch.arange(10_000), tokens, seed=0)
+        language.excerpt(torch.arange(10_000), tokens, seed=0)
+
+
+@pytest.mark.filterwarnings("ignore::tempbalance.errors.NumericsWarning")
+def test_a_network_that_has_diverged_has_no_finite_loss(language, data):
+    assert not math.isfinite(language.train(0, Method("plain"), 1e30, steps=3, data=data)["test"])
