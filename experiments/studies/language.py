@@ -2,12 +2,21 @@
 
 from evidence.study import Claim, Contest, Metric, Published, Study, with_controls
 
-RATES = (1e-3, 3e-3)
+RATES = (1e-3, 2e-3, 3e-3, 5e-3)
 BALANCE = "alphadecay:every=20"
+DECAY = "decay:weight_decay=[0.03,0.3]"  # tuned, for plain training and AlphaDecay alike
 CONTEST = Contest(
     name="400-steps",
     settings={"steps": 400},
-    methods=(*with_controls(BALANCE), "llr:every=20", "tempbalance:every=20"),
+    methods=(
+        *with_controls(BALANCE),
+        f"{BALANCE},windows=farms",
+        f"{DECAY},lr=[2e-3,3e-3]",
+        f"{DECAY}+{BALANCE},lr=[2e-3,3e-3]",
+        "llr:every=20",
+        "tempbalance:every=20",
+        "tempbalance:every=20,windows=farms",
+    ),
     lr=RATES,
     seeds=10,
     data="lm",
@@ -16,7 +25,7 @@ QUICK = Contest(
     name="quick",
     settings={"steps": 60},
     methods=with_controls("alphadecay:every=10", ("shuffled",)),
-    lr=RATES,
+    lr=(1e-3, 3e-3),
     seeds=10,
     tuning_seeds=2,
     data="lm",

@@ -2,9 +2,12 @@
 
 from evidence.study import Claim, Contest, Metric, Study, with_controls
 
-RATES = (0.003, 0.01, 0.03)
+RATES = {"vgg": (0.001, 0.003, 0.01, 0.03), "resnet20": (0.003, 0.01, 0.03, 0.1)}
 EPOCHS = {500: 60, 1000: 30}  # as many steps
 BALANCE = "tempbalance"
+FARMS = "tempbalance:windows=farms,every=64"  # to save time; the others once an epoch
+SNR = "snr:strength=[0.001,0.01],lr=[0.003,0.01]"
+SNR_BALANCE = "snr:strength=[0.001,0.01]+tempbalance:low=0.6,high=1.4,lr=[0.003,0.01]"
 PANELS = {"ResNet-20, CIFAR-10": ("resnet20", 10), "VGG, CIFAR-10": ("vgg", 10)}
 
 
@@ -13,8 +16,8 @@ def contest(network: str, classes: int, examples: int) -> Contest:
     return Contest(
         name=f"{network}-cifar{classes}-{examples}",
         settings={"network": network, "classes": classes, "examples": examples, "epochs": EPOCHS[examples]},
-        methods=(*with_controls(BALANCE), "tempbalance:windows=farms", "snr", "snr+tempbalance"),
-        lr=RATES,
+        methods=(*with_controls(BALANCE), FARMS, SNR, SNR_BALANCE),
+        lr=RATES[network],
         seeds=20,
         data="images",
         files=(f"cifar{classes}.npz",),
@@ -45,7 +48,7 @@ STUDY = Study(
             paper="TempBalance, NeurIPS 2023",
             published=(),
             method=BALANCE,
-            also=("tempbalance:windows=farms", "snr", "snr+tempbalance"),
+            also=(FARMS, SNR, SNR_BALANCE),
             panels={panel: tuple(each.name for each in contests) for panel, contests in FULL.items()},
         ),
     ),
