@@ -358,7 +358,9 @@ RESUMED = {
     "change": dataclasses.replace(EXACT, assignment=tb.AlphaChange(tb.Damped(tb.Sigmoid()))),
     "depth": dataclasses.replace(EXACT, assignment=tb.Times(tb.LayerwiseDecay(0.5), tb.Linear()), unit="block"),
     "unfreezing": tb.recipes.gradual_unfreezing(),
+    "beside training": dataclasses.replace(EXACT, tolerance=0.3),
 }
+DELAY = {"beside training": 2}
 
 
 class TestResume:
@@ -370,7 +372,7 @@ class TestResume:
         """Train to the end, from the checkpoint in the folder if there is one; save after every step if there is."""
         net = make_net()
         optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-        tb.Balancer(optimizer, net, RESUMED[recipe], steps_per_epoch=3)
+        tb.Balancer(optimizer, net, RESUMED[recipe], steps_per_epoch=3, delay=DELAY.get(recipe, 0))
         scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 30)
         parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler}
         start = 0
