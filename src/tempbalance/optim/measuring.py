@@ -202,7 +202,7 @@ class Measurer:
             raise RefreshError(
                 f"{what} failed: the processes do not train the same weights any more; freeze them on all"
             )
-        return list(weights), [weights[name] for name in self._due(known, squares)]
+        return list(weights), self._due(weights, known, squares)
 
     def _squared_distances(self, weights: Mapping[str, Judged]) -> dict[str, float]:
         """How far weights have moved since they were measured, squared: the part that this process adds to the sum."""
@@ -218,13 +218,19 @@ class Measurer:
             squares[name] = shared[key]
         return squares
 
-    def _due(self, known: Mapping[str, Known], squares: Sequence[Mapping[str, float]]) -> list[str]:
-        """Names of the weights whose alpha can have moved by more than the tolerance."""
-        names = list(squares[0])
+    def _due(
+        self, weights: Mapping[str, Judged], known: Mapping[str, Known], squares: Sequence[Mapping[str, float]]
+    ) -> list[Judged]:
+        """The weights whose alpha can have moved too far, and all that share parameters with them."""
         if not self._tolerance:
-            return names
-        moved = {name: math.sqrt(sum(part[name] for part in squares)) for name in names}
-        return [name for name in names if name not in known or not moved[name] <= known[name].radius]  # NaN is due
+            return list(weights.values())
+        moved = {name: math.sqrt(sum(part[name] for part in squares)) for name in weights}
+        due = {name for name in weights if name not in known or not moved[name] <= known[name].radius}  # NaN is due
+        renewed: set[str] = set()  # copies of parameters: nobody knows any more how far others made of them have moved
+        while more := {source for name in due for source in weights[name].sources} - renewed:
+            renewed |= more
+            due |= {name for name, each in weights.items() if not renewed.isdisjoint(each.sources)}
+        return [each for name, each in weights.items() if name in due]
 
     # What is measured
 
