@@ -24,6 +24,7 @@ ADAPTERS = (
         "layers",
         "checkpoints",
         "distributed",
+        "streaming",
         "fitting",
         "report",
         "results",

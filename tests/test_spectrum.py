@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import oracles
 import tempbalance as tb
+from tempbalance import spectrum as module
 from tempbalance.errors import NonFiniteError, WeightError
 from tempbalance.spectrum import spectra
 from tempbalance.testing import TOLERANCE, matrix_with_spectrum, pareto_quantiles
@@ -23,6 +24,32 @@ def assert_eigenvalues(spectrum, matrices):
     expected = oracles.eigenvalues(matrices)
     largest = expected[-1]
     np.testing.assert_allclose(spectrum.eigenvalues.numpy(), expected, rtol=RTOL, atol=spectrum.error_bound * largest)
+
+
+@given(
+    logs=st.lists(st.floats(-7, 0), min_size=3, max_size=40),
+    zeros=st.integers(0, 3),
+    extra=st.integers(0, 30),
+    seed=st.integers(0, 9),
+)
+@settings(deadline=None, max_examples=50)
+def test_without_float64_the_bound_holds_and_small_eigenvalues_keep_their_digits(logs, zeros, extra, seed):
+    # A device without float64, on this one: the Gram matrix in float32, an SVD in float32 where that says too little.
+    singular = [10**log for log in logs] + [0.0] * zeros
+    side = len(singular)
+    u, v = (torch.linalg.qr(random(rows, side, seed=seed + i))[0] for i, rows in enumerate((side + extra, side)))
+    weight = ((u * torch.tensor(singular, dtype=torch.float64)) @ v.T).float()
+    exact = tb.weight_spectrum(weight).eigenvalues
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_working_dtype", lambda _: torch.float32)
+        found = tb.weight_spectrum(weight)
+    eps, largest = torch.finfo(torch.float32).eps, exact[-1]
+    assert found.error_bound == pytest.approx(math.sqrt(side + extra) * eps)
+    assert (
+        float((found.eigenvalues - exact).abs().max()) <= 5 * found.error_bound * largest
+    )  # about: it is probabilistic
+    known = exact > (1000 * (side + extra) * eps) ** 2 * largest  # half of the digits of a singular value
+    torch.testing.assert_close(found.eigenvalues[known], exact[known], rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (300, 70), (70, 300), (1, 9), (9, 1), (1, 1), (600, 520)])

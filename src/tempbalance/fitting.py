@@ -16,6 +16,7 @@ from tempbalance.layers import Weight
 from tempbalance.matrices import as_matrices, matrix_shape
 from tempbalance.pooling import WindowedFit, pooled_fits, window_key
 from tempbalance.spectrum import spectra
+from tempbalance.streaming import streamed
 from tempbalance.tail import TailEstimator
 from tempbalance.windows import Windows
 
@@ -42,7 +43,7 @@ def fit_weights(
         weights: What to read and fit.
         estimator: How the tails are fitted.
         windows: FARMS windows whose spectra are pooled; None for whole matrices.
-        device: Where to compute; by default where each weight is.
+        device: Where to compute; by default where each weight is. A GPU gets the next weights while it computes.
 
     Yields:
         Batch by batch, in no particular order, each weight with its fit or with the error that it raised. The numbers
@@ -56,6 +57,12 @@ def fit_weights(
         {'a': 'WindowedFit', 'b': 'NonFiniteError'}
     """
     job = _Job(estimator, windows, device)
+    if device is not None and _is_streamed(there := torch.device(device)):
+        for batch, brought in streamed(_batches(weights, windows, _BATCH), there):
+            fits = [fit for _, fit in job.fit(brought)]
+            brought.clear()  # room for the one after the next
+            yield list(zip(batch, fits, strict=True))
+        return
     small = [weight for weight in weights if _size(weight) <= _SMALL]
     large = [weight for weight in weights if _size(weight) > _SMALL]
     threads = torch.get_num_threads()
@@ -105,6 +112,10 @@ def own_share(weights: Sequence[Weight], rank: int, size: int) -> list[Weight]:
     """
     owners = share([cost(weight) for weight in weights], size)
     return [weight for weight, owner in zip(weights, owners, strict=True) if owner == rank]
+
+
+def _is_streamed(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _size(weight: Weight) -> int:

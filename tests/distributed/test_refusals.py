@@ -37,6 +37,16 @@ def test_fsdp1(inner, use_orig_params):
         assert "torch.distributed.fsdp.fully_shard(model), and build the optimizer after it" in message
 
 
+def refused_beside_training() -> str:
+    net = nn.Linear(16, 16)
+    return error_of(BalanceError, tb.Balancer, torch.optim.SGD(net.parameters(), lr=1.0), net, RECIPE, delay=1)
+
+
+def test_measuring_beside_training():
+    for message in run(2, refused_beside_training):
+        assert "2 processes share a refresh, and cannot do so beside training; leave it out" in message
+
+
 def deepspeed(name: str, *bases: type) -> type:
     """A class as DeepSpeed's."""
     return types.new_class(name, bases, exec_body=lambda body: body.update(__module__="deepspeed.runtime.engine"))

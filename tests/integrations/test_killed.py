@@ -36,12 +36,12 @@ def at_step(kill: int) -> Any:
 
 
 def train_with_transformers(
-    folder: Path, save: bool = True, kill: int = 0, resume: bool = False
+    folder: Path, delay: int, save: bool = True, kill: int = 0, resume: bool = False
 ) -> dict[str, torch.Tensor]:
     from . import test_transformers as tests
 
     saving = {"save_strategy": "steps", "save_steps": SAVE} if save else {}
-    trainer = tests.make_trainer(folder, RECIPE, max_steps=12, **saving)
+    trainer = tests.make_trainer(folder, RECIPE, delay=delay, max_steps=12, **saving)
     if kill:
         trainer.create_optimizer()
         trainer.optimizer.register_step_post_hook(at_step(kill))
@@ -50,7 +50,7 @@ def train_with_transformers(
 
 
 def train_with_lightning(
-    folder: Path, save: bool = True, kill: int = 0, resume: bool = False
+    folder: Path, delay: int, save: bool = True, kill: int = 0, resume: bool = False
 ) -> dict[str, torch.Tensor]:
     import lightning.pytorch as pl
 
@@ -61,7 +61,7 @@ def train_with_lightning(
             if kill:
                 trainer.optimizers[0].register_step_post_hook(at_step(kill))
 
-    callbacks: list[Any] = [tests.BalanceCallback(RECIPE), Note()]
+    callbacks: list[Any] = [tests.BalanceCallback(RECIPE, delay=delay), Note()]
     if save:
         callbacks.append(
             pl.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=SAVE, save_last=True)
@@ -72,8 +72,9 @@ def train_with_lightning(
 
 
 @pytest.mark.filterwarnings("ignore")  # both frameworks remark that a run starts in the middle of an epoch
+@pytest.mark.parametrize("delay", [0, 2], ids=["in place", "beside training"])
 @pytest.mark.parametrize("train", [train_with_transformers, train_with_lightning])
-def test_killed_and_resumed_it_ends_in_the_same_bits(train, tmp_path: Path):
+def test_killed_and_resumed_it_ends_in_the_same_bits(train, delay: int, tmp_path: Path):
     program = f"""
         import sys, torch, warnings
         from pathlib import Path
@@ -81,8 +82,8 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(train, tmp_path: Path):
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         torch.set_num_threads({torch.get_num_threads()})
         from integrations.test_killed import {train.__name__}
-        {train.__name__}(Path({str(tmp_path)!r}), kill={KILL})
+        {train.__name__}(Path({str(tmp_path)!r}), {delay}, kill={KILL})
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    assert same(train(tmp_path, resume=True), train(tmp_path / "whole", save=False))
+    assert same(train(tmp_path, delay, resume=True), train(tmp_path / "whole", delay, save=False))

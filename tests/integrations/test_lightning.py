@@ -133,6 +133,11 @@ class TestTraining:
         fit(pl, tmp_path, resumed, ckpt_path=tmp_path / "after.ckpt")
         assert [refresh.step for refresh in resumed.balancer.history] == [6, 8, 10]
 
+    def test_measured_beside_training(self, pl, tmp_path, make_recipe):
+        callback = BalanceCallback(make_recipe(), delay=2)
+        fit(pl, tmp_path, callback, max_epochs=1)
+        assert [(refresh.step, refresh.applied) for refresh in callback.balancer.history] == [(0, 2), (2, 4)]
+
     def test_exact_measures_every_weight_every_time(self, pl, tmp_path, make_recipe):
         measured = []
         for exact in (False, True):

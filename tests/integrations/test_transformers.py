@@ -58,7 +58,7 @@ def make_model() -> nn.Module:
 def make_trainer(folder: Path, recipe: tb.Recipe | None, trainer: type | None = None, **settings: Any) -> Any:
     """A trainer of 6 batches per epoch of 4 examples each."""
     keywords: dict[str, Any] = {} if recipe is None else {"recipe": recipe}
-    keywords |= {key: settings.pop(key) for key in ("exact", "on_refresh", "optimizers") if key in settings}
+    keywords |= {key: settings.pop(key) for key in ("exact", "delay", "on_refresh", "optimizers") if key in settings}
     keywords |= {"model": settings.pop("model", None) or make_model()}
     keywords |= {"train_dataset": settings.pop("train_dataset", None) or Data()}
     quiet = {"save_strategy": "no", "report_to": [], "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}
@@ -126,6 +126,11 @@ class TestTraining:
         assert [refresh.step for refresh in resumed.balancer.history] == [8, 10]
         measured = [refresh.measured for refresh in whole.balancer.history]
         assert [refresh.measured for refresh in resumed.balancer.history] == measured[4:]
+
+    def test_measured_beside_training(self, tmp_path, make_recipe):
+        trainer = make_trainer(tmp_path, make_recipe(), delay=2, max_steps=6)
+        trainer.train()
+        assert [(refresh.step, refresh.applied) for refresh in trainer.balancer.history] == [(0, 2), (2, 4)]
 
     def test_exact_measures_every_weight_every_time(self, tmp_path, make_recipe):
         recipe = make_recipe(tolerance=5.0)  # more than any alpha moves

@@ -320,6 +320,29 @@ class TestTolerance:
         assert 0 < worst <= 0.3
         assert measured[0] > sum(measured[1:]) / 59 > 0
 
+    def test_parts_of_a_parameter_are_measured_together(self, recipe):
+        # Else the copy would move with the first of them, and the way of the others would begin anew.
+        torch.manual_seed(0)
+        net = nn.MultiheadAttention(32, 2)
+        with torch.no_grad():
+            net.in_proj_weight[64:].mul_(torch.linspace(1, 30, 32)[:, None])  # the values: a tail that little moves
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        balancer = tb.Balancer(optimizer, net, self.lazy(recipe))
+        x = torch.randn(5, 2, 32)
+        net(x, x, x)[0].sum().backward()
+        optimizer.step()
+        radii = {
+            name: radius for g in optimizer.param_groups for name, (*_, radius) in g["tempbalance"]["weights"].items()
+        }
+        first, last = sorted(radius for name, radius in radii.items() if name.startswith("in_proj_weight"))[::2]
+        assert 4 * first < last
+        way = torch.randn(96, 32)
+        for _ in range(8):
+            with torch.no_grad():
+                net.in_proj_weight.add_(way / way.norm() * first * 1.5)
+            optimizer.step()
+        assert [refresh.measured for refresh in balancer.history[1:]] == [3] * 8
+
     def test_exact_measures_all_and_keeps_no_copies(self, net, recipe):
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9)
         balancer = tb.Balancer(optimizer, net, self.lazy(recipe), exact=True)
@@ -358,7 +381,9 @@ RESUMED = {
     "change": dataclasses.replace(EXACT, assignment=tb.AlphaChange(tb.Damped(tb.Sigmoid()))),
     "depth": dataclasses.replace(EXACT, assignment=tb.Times(tb.LayerwiseDecay(0.5), tb.Linear()), unit="block"),
     "unfreezing": tb.recipes.gradual_unfreezing(),
+    "beside training": dataclasses.replace(EXACT, tolerance=0.3),
 }
+DELAY = {"beside training": 2}
 
 
 class TestResume:
@@ -370,7 +395,7 @@ class TestResume:
         """Train to the end, from the checkpoint in the folder if there is one; save after every step if there is."""
         net = make_net()
         optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-        tb.Balancer(optimizer, net, RESUMED[recipe], steps_per_epoch=3)
+        tb.Balancer(optimizer, net, RESUMED[recipe], steps_per_epoch=3, delay=DELAY.get(recipe, 0))
         scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 30)
         parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler}
         start = 0

@@ -55,7 +55,11 @@ class BalanceCallback(Callback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, recipe: Recipe, exact: bool = False, on_refresh: Iterable[Callable[[Refresh], object]] = ()
+        self,
+        recipe: Recipe,
+        exact: bool = False,
+        on_refresh: Iterable[Callable[[Refresh], object]] = (),
+        delay: int = 0,
     ) -> None:
         """Say what to do.
 
@@ -65,6 +69,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
                 has no length.
             exact: Whether to measure every weight at every refresh, even where the recipe has a tolerance.
             on_refresh: Called with each ``Refresh`` on rank 0, such as ``tempbalance.integrations.loggers``.
+            delay: Optimizer steps from a refresh, then measured beside training, to its effect; see ``Balancer``.
 
         Raises:
             BalanceError: The recipe is none.
@@ -74,6 +79,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         self.recipe = recipe
         self.balancer: Balancer | None = None
         self._exact = exact
+        self._delay = delay
         self._on_refresh = tuple(on_refresh)
         self._undo: Callable[[], None] | None = None
 
@@ -160,6 +166,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
             self.recipe,
             steps_per_epoch=None if self.recipe.every.epochs is None else _steps_per_epoch(trainer),
             exact=self._exact,
+            delay=self._delay,
             schedulers=schedulers,
             on_refresh=(log, *self._on_refresh),
         )

@@ -40,6 +40,7 @@ class BalanceMixin:
         *args: Any,
         recipe: Recipe,
         exact: bool = False,
+        delay: int = 0,
         on_refresh: Iterable[Callable[[Refresh], object]] = (),
         **kwargs: Any,
     ) -> None:
@@ -50,6 +51,7 @@ class BalanceMixin:
             recipe: What to do; see ``tempbalance.recipes``. One that counts in epochs gets the trainer's number of
                 optimizer steps per epoch, and is refused where the loader has no length.
             exact: Whether to measure every weight at every refresh, even where the recipe has a tolerance.
+            delay: Optimizer steps from a refresh, then measured beside training, to its effect; see ``Balancer``.
             on_refresh: Called with each ``Refresh`` on rank 0, such as ``tempbalance.integrations.loggers``.
             **kwargs: What the trainer takes.
 
@@ -60,6 +62,7 @@ class BalanceMixin:
         self.recipe = recipe
         self.balancer: Balancer | None = None
         self._exact = exact
+        self._delay = delay
         self._on_refresh = tuple(on_refresh)
         self._logged: Refresh | None = None
         self._loader_steps: int | None = _UNKNOWN
@@ -115,6 +118,7 @@ class BalanceMixin:
             self.recipe,
             steps_per_epoch=steps,
             exact=self._exact,
+            delay=self._delay,
             schedulers=[] if trainer.lr_scheduler is None else [trainer.lr_scheduler],
             on_refresh=self._on_refresh,
         )
@@ -175,7 +179,7 @@ def balanced(trainer_class: type) -> type:
         trainer_class: ``Seq2SeqTrainer``, ``SFTTrainer``, or any other subclass of ``transformers.Trainer``.
 
     Returns:
-        A subclass that takes ``recipe=``, ``exact=`` and ``on_refresh=`` too; the same one for the same class.
+        A subclass that takes ``recipe=``, ``exact=``, ``delay=`` and ``on_refresh=`` too; one for each class.
 
     Raises:
         BalanceError: It is not a trainer class.

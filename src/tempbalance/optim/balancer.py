@@ -8,11 +8,10 @@ whatever saves the optimizer saves the balancer.
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,19 +27,22 @@ from tempbalance.optim.applied import Applied
 from tempbalance.optim.checks import (
     Agreement,
     check_alike,
+    check_delay,
     check_model,
     check_optimizer,
     check_recipe,
     extend_schedulers,
     unwrap,
 )
+from tempbalance.optim.groups import Groups, unmeasured
 from tempbalance.optim.history import Refresh, UnitState
-from tempbalance.optim.measuring import Known, Measurer
+from tempbalance.optim.measuring import Judged, Measurement, Measurer
 from tempbalance.optim.motion import References
 from tempbalance.optim.param_groups import KEY, split_groups
+from tempbalance.optim.pending import Pending
 from tempbalance.optim.plan import make_plan
 from tempbalance.optim.recipe import Every, Recipe
-from tempbalance.optim.saved import pack, read, unpack
+from tempbalance.optim.saved import pack, unpack
 from tempbalance.optim.unfreezing import Unfreezing, check_unfreezing
 from tempbalance.optim.update import Start
 from tempbalance.types import Skipped
@@ -78,6 +80,7 @@ class Balancer:
         *,
         steps_per_epoch: int | None = None,
         exact: bool = False,
+        delay: int = 0,
         schedulers: Sequence[Any] = (),
         on_refresh: Iterable[Callable[[Refresh], object]] = (),
         process_group: Any = None,
@@ -93,6 +96,9 @@ class Balancer:
                 epochs need it.
             exact: Whether to measure every weight at every refresh, even where the recipe has a tolerance. Saves the
                 memory of one copy of the judged weights.
+            delay: Optimizer steps from a refresh to its effect. 0 measures at once, while training waits. More measures
+                copies of the weights in a thread beside training (on a GPU on a stream of its own), and takes what is
+                found exactly so many steps later, whenever it was ready. For one process; see the guide.
             schedulers: Schedulers that exist already; better build them after the balancer.
             on_refresh: Called with each ``Refresh`` on rank 0, such as the loggers in ``tempbalance.integrations``.
             process_group: The processes that train this model together; by default all.
@@ -115,6 +121,8 @@ class Balancer:
         self.recipe = recipe
         self.history: list[Refresh] = []
         self._tolerance = 0.0 if exact else recipe.tolerance
+        self._delay = delay
+        self._pending: Pending[Measurement] | None = None
         self._on_refresh = list(on_refresh)
         self._applied = Applied()
         self._idle = False
@@ -126,6 +134,7 @@ class Balancer:
         self._ranks.together(lambda: extend_schedulers(self.optimizer, origins, schedulers), what)
         self.optimizer.param_groups[:] = self._new_groups
         del self._new_groups
+        self._groups = Groups(self.optimizer, self._plan, recipe)
         self._references = References(self.optimizer)
         self._start = Start(self.optimizer)
         self._measurer = Measurer(
@@ -146,6 +155,7 @@ class Balancer:
         self._handles = [
             self.optimizer.register_step_pre_hook(before),
             self.optimizer.register_step_post_hook(after),
+            self.optimizer.register_state_dict_pre_hook(lambda _: self._finish()),
             self.optimizer.register_state_dict_post_hook(pack),
             self.optimizer.register_load_state_dict_pre_hook(unpack),
             self.optimizer.register_load_state_dict_post_hook(self._loaded),
@@ -161,6 +171,7 @@ class Balancer:
             raise BalanceError("this optimizer has a balancer already: call its remove() first")
         check_model(model)
         self._interval = self._steps_in(self.recipe.every, steps_per_epoch)
+        check_delay(self._delay, self._interval - self.recipe.every.early % self._interval, self._ranks.size)
         reshard(model)
         parameters = parameter_names(model)
         ours = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -181,8 +192,7 @@ class Balancer:
         self._freed_every = 1 if unfreeze is None else self._steps_in(unfreeze, steps_per_epoch)
         groups = split_groups(self.optimizer.param_groups, self._plan.units, parameters)
         for group in groups:
-            group[KEY] |= {"alpha": None, "first": None, "weights": {}}
-            group[KEY] |= {"multiplier": 1.0, "from": 1.0, "refreshed": None, "steps": 0}
+            group[KEY] |= unmeasured()
         self.skipped: tuple[Skipped, ...] = self._plan.skipped
         self._new_groups = groups
         first, interval, tolerance = self.recipe.start, self._interval, self._tolerance
@@ -211,8 +221,7 @@ class Balancer:
     @property
     def units(self) -> list[UnitState]:
         """Every unit with its alpha and multiplier as of now, in the order of the model."""
-        states = {group[KEY]["unit"]: group[KEY] for group in self._groups()}
-        return [_unit_state(unit.name, states[unit.name]) for unit in self._plan.units if unit.name in states]
+        return self._groups.units()
 
     @property
     def imbalance(self) -> float:
@@ -222,6 +231,8 @@ class Balancer:
     def refresh(self) -> Refresh:
         """Measure now and set the multipliers, besides the recipe's own times. In distributed training a collective.
 
+        Training waits for it, and what is still being measured beside training is given up.
+
         Returns:
             What was found.
 
@@ -229,16 +240,18 @@ class Balancer:
             RefreshError: It failed on one of several processes; the same message on all. (A process that is alone
                 raises what went wrong.)
         """
-        found = self._refresh(self._steps)
-        self._settle(self._steps)
+        self._pending = None
+        found = self._refresh(delay=0)
+        self._groups.settle()
         return found
 
     def remove(self) -> None:
         """Take the balancer off: its hooks, and what it wrote into groups and state. The groups stay split."""
         self._applied.put_back()
+        self._pending = None
         for handle in self._handles:
             handle.remove()
-        for group in self._groups():
+        for group in self._groups:
             del group[KEY]
         self._references.remove()
         self._start.remove()
@@ -249,19 +262,23 @@ class Balancer:
 
     def _before(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         self._applied.put_back()  # of a step that raised
-        steps = self._steps
+        steps = self._groups.steps
         if steps == 0 and self._tolerance:  # so that every checkpoint holds the same tensors
             self._references.keep(self._measurer.sources())
         self._start.begin()
         self._idle = self._is_idle()
         if self._idle:
             return
-        if self._is_due(steps):
-            self._refresh(steps)
-            if not self.recipe.delay:
-                self._settle(steps)
-        for group in self._groups():
-            multiplier = self._multiplier(group[KEY], steps)
+        if self._pending is not None and steps >= self._pending.step + self._delay:
+            self._finish()
+        self._groups.settle()
+        if self._is_due(steps) and self._delay:
+            self._begin()
+        elif self._is_due(steps):
+            self._refresh(delay=int(self.recipe.delay))
+            self._groups.settle()
+        for group in self._groups:
+            multiplier = self._groups.multiplier(group, steps)
             if multiplier != 1.0:
                 for key in self.recipe.keys:
                     self._applied.multiply(group, key, multiplier)
@@ -274,14 +291,13 @@ class Balancer:
         self._references.store()
         self._start.store()
         if not self._idle:
-            self._settle(self._steps + 1)
-            for group in self._groups():
-                group[KEY]["steps"] += 1
-            self._unfreezing.at(self._steps)
+            self._groups.count_step()
+            self._unfreezing.at(self._groups.steps)
 
     def _loaded(self, _optimizer: Optimizer) -> None:
+        self._pending = None
         self._start.loaded()
-        self._unfreezing.at(self._steps)
+        self._unfreezing.at(self._groups.steps)
 
     def _is_idle(self) -> bool:
         """Whether a step can change nothing; such a step does not count."""
@@ -292,28 +308,9 @@ class Balancer:
         idle = not any(bool(local(p.grad).any()) for g in groups for p in g["params"] if p.grad is not None)
         return all(self._ranks.exchange(idle)) if self._measurer.sharded else idle  # a shard may be empty
 
-    def _groups(self) -> Iterator[dict[str, Any]]:
-        for group in self.optimizer.param_groups:
-            read(group)
-            if KEY in group:
-                yield group
-
-    @property
-    def _steps(self) -> int:
-        return int(next(self._groups())[KEY]["steps"])
-
     def _is_due(self, steps: int) -> bool:
         since = steps - self.recipe.start
         return since == 0 or (since > 0 and (since + self.recipe.every.early) % self._interval == 0)
-
-    def _multiplier(self, state: Mapping[str, Any], steps: int) -> float:
-        """The multiplier of a group at a step, on its way from the old to the new one."""
-        target: float = state["multiplier"]
-        refreshed: int | None = state["refreshed"]
-        if refreshed is None or steps - refreshed + 1 >= self.recipe.ramp:
-            return target
-        old: float = state["from"]
-        return old + (target - old) * (steps - refreshed + 1) / self.recipe.ramp
 
     def _warn_late(self, group: Mapping[str, Any]) -> None:
         if "late" not in self._warned:
@@ -327,48 +324,58 @@ class Balancer:
     # What happens at a refresh
 
     @torch.no_grad()
-    def _refresh(self, steps: int) -> Refresh:
-        began = time.perf_counter()
-        what = f"the refresh of the multipliers at step {steps}"
-        known = {name: Known(*pair) for group in self._groups() for name, pair in group[KEY]["weights"].items()}
-        found = self._measurer.measure(known, what)
+    def _refresh(self, *, delay: int) -> Refresh:
+        """Measure, while training waits, what takes effect so many steps later."""
+        began, steps = time.perf_counter(), self._groups.steps
+        found = self._measurer.measure(self._groups.known(), _name(steps))
+        if self._tolerance and not found.non_finite:
+            self._keep(found.due)
+        return self._take(found, steps, delay, began)
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Measure beside training; until that is done, nothing is known of what is being measured."""
+        began, steps = time.perf_counter(), self._groups.steps
+        begun = self._measurer.begin(self._groups.known(), _name(steps))
+        if self._tolerance:
+            self._keep(begun.due)
+        self._groups.forget({judged.weight.name for judged in begun.due})
+        self._pending = Pending(begun.finish, begun.copies, step=steps)
+        self._waited = time.perf_counter() - began
+
+    def _finish(self) -> None:
+        """Take what was measured beside training, if anything; its multipliers wait for their step."""
+        if self._pending is None:
+            return
+        began, pending = time.perf_counter() - self._waited, self._pending
+        try:
+            found = pending.result()
+        except RefreshError:
+            self._pending = None
+            raise
+        self._pending = None
+        self._take(found, pending.step, self._delay, began)
+
+    def _keep(self, measured: Iterable[Judged]) -> None:
+        self._references.keep(parameter for judged in measured for parameter in judged.sources.values())
+
+    def _take(self, found: Measurement, steps: int, delay: int, began: float) -> Refresh:
+        """Set the next multipliers by what was found at a step, and tell."""
         if found.non_finite:
             self._warn_non_finite(steps, found.non_finite)
         else:
-            self._assign(found.known)
-            if self._tolerance:
-                self._references.keep(p for judged in found.due for p in judged.sources.values())
-        refresh = Refresh(step=steps, units=self.units, measured=len(found.due), seconds=time.perf_counter() - began)
+            self._groups.assign(found.known, steps + delay)
+        seconds = time.perf_counter() - began
+        refresh = Refresh(step=steps, delay=delay, units=self.units, measured=len(found.due), seconds=seconds)
         self.history.append(refresh)
         _logger.debug("step %d: %d weights measured, imbalance %.3f", steps, refresh.measured, refresh.imbalance)
-        self._ranks.together(lambda: self._report(refresh), what, RefreshError)
+        self._ranks.together(lambda: self._report(refresh), _name(steps), RefreshError)
         return refresh
 
     def _report(self, refresh: Refresh) -> None:
         if self._ranks.rank == 0:
             for call in self._on_refresh:
                 call(refresh)
-
-    def _assign(self, found: Mapping[str, Known]) -> None:
-        """Set the next multipliers of all groups."""
-        facts = self._plan.facts(found, {group[KEY]["unit"]: group[KEY]["first"] for group in self._groups()})
-        multipliers = dict(zip(facts, self.recipe.assignment.assign(list(facts.values())), strict=True))
-        weights = {unit.name: [name for name in unit.weights if name in found] for unit in self._plan.units}
-        for group in self._groups():
-            state, unit = group[KEY], group[KEY]["unit"]
-            if unit is not None:
-                state["alpha"], state["first"] = map(_finite, (facts[unit].alpha, facts[unit].first_alpha))
-                state["weights"] = {name: tuple(found[name]) for name in weights[unit]}
-                state["next"] = multipliers[unit]
-
-    def _settle(self, steps: int) -> None:
-        """Let the next multipliers take effect from a step on."""
-        for group in self._groups():
-            state = group[KEY]
-            if "next" in state:
-                state["from"] = self._multiplier(state, steps - 1)
-                state["multiplier"] = state.pop("next")
-                state["refreshed"] = steps
 
     def _warn_non_finite(self, steps: int, message: str) -> None:
         if "non-finite" not in self._warned:
@@ -380,10 +387,5 @@ class Balancer:
             )
 
 
-def _finite(alpha: float) -> float | None:
-    return alpha if math.isfinite(alpha) else None
-
-
-def _unit_state(name: str, state: Mapping[str, Any]) -> UnitState:
-    alpha = math.nan if state["alpha"] is None else state["alpha"]
-    return UnitState(name=name, alpha=alpha, multiplier=state.get("next", state["multiplier"]))
+def _name(steps: int) -> str:
+    return f"the refresh of the multipliers at step {steps}"

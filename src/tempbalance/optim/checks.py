@@ -21,6 +21,7 @@ __all__ = [
     "FSDP1",
     "Agreement",
     "check_alike",
+    "check_delay",
     "check_model",
     "check_optimizer",
     "check_recipe",
@@ -111,6 +112,28 @@ def check_optimizer(optimizer: Optimizer, recipe: Recipe) -> None:
                     f"the {key} of {type(optimizer).__name__} is {group[key]!r}, not a number: give it one "
                     "(Adafactor: relative_step=False and lr=...)"
                 )
+
+
+def check_delay(delay: int, most: int, processes: int) -> None:
+    """Make sure that a measurement beside training ends before the next one begins, on the only process.
+
+    Args:
+        delay: Optimizer steps from a measurement to its effect.
+        most: The fewest steps from one measurement to the next.
+        processes: How many train the model.
+
+    Raises:
+        BalanceError: It does not.
+    """
+    if not 0 <= delay <= most:
+        raise BalanceError(
+            f"delay={delay}: it must be 0 or more, and at most {most}, the steps from one measurement to the next"
+        )
+    if delay and processes > 1:
+        raise BalanceError(
+            f"delay={delay} is for a single process: {processes} processes share a refresh, and cannot do so beside "
+            "training; leave it out"
+        )
 
 
 def _is_divided(optimizer: Optimizer) -> bool:

@@ -33,13 +33,20 @@ class Refresh:
         step: Optimizer steps taken before it.
         units: Every unit as it is after it.
         measured: How many weight matrices were measured anew; the others cannot have moved by more than the tolerance.
-        seconds: How long it took.
+        seconds: How long training waited for it.
+        delay: Optimizer steps from it until its multipliers take effect.
     """
 
     step: int
     units: Sequence[UnitState]
     measured: int
     seconds: float
+    delay: int = 0
+
+    @property
+    def applied(self) -> int:
+        """Optimizer steps taken before the first one with its multipliers."""
+        return self.step + self.delay
 
     @property
     def imbalance(self) -> float:

@@ -10,7 +10,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
@@ -27,7 +27,7 @@ from tempbalance.optim.update import Start
 from tempbalance.pooling import WindowedFit
 from tempbalance.types import Status
 
-__all__ = ["Judged", "Known", "Measurement", "Measurer"]
+__all__ = ["Begun", "Judged", "Known", "Measurement", "Measurer"]
 
 _logger = logging.getLogger("tempbalance")
 _Fitted: TypeAlias = tuple[str, WindowedFit | TempBalanceError]
@@ -71,6 +71,20 @@ class Measurement(NamedTuple):
     known: dict[str, Known]
     due: list[Judged]
     non_finite: str
+
+
+class Begun(NamedTuple):
+    """A measurement for which everything has been read and copied, and nothing computed.
+
+    Attributes:
+        due: The weights that are to be measured anew.
+        copies: What is measured of each, as it was.
+        finish: Computes the rest; it reads the copies and nothing else, so training may go on.
+    """
+
+    due: list[Judged]
+    copies: list[Tensor]
+    finish: Callable[[], Measurement]
 
 
 class Measurer:
@@ -149,6 +163,32 @@ class Measurer:
         """
         if not self._wanted:
             return Measurement({}, [], "")
+        with _full_precision():
+            names, due = self._look(known, what)
+            parts = self._ranks.together(lambda: self._measure([self._read(each) for each in due]), what, RefreshError)
+        return _merged(known, names, due, parts)
+
+    def begin(self, known: Mapping[str, Known], what: str) -> Begun:
+        """Copy the weights that have moved too far, to be measured later; for a process that trains alone.
+
+        Args:
+            known: What was known before, by the names of weights.
+            what: What this is called in messages.
+
+        Returns:
+            What is left to do.
+        """
+        with _full_precision():
+            names, due = self._look(known, what)
+            read = [self._read(each) for each in due]
+            copies = [weight.load().detach().clone() for weight in read]
+        still = [replace(weight, cut=functools.partial(_same, copy)) for weight, copy in zip(read, copies, strict=True)]
+        return Begun(due, copies, lambda: _merged(known, names, due, [self._measure(still)]))
+
+    # What has moved
+
+    def _look(self, known: Mapping[str, Known], what: str) -> tuple[list[str], list[Judged]]:
+        """Names of the weights that are measured, and those of them whose alpha can have moved too far."""
         weights: dict[str, Judged] = {}
 
         def look() -> dict[str, float]:
@@ -157,19 +197,12 @@ class Measurer:
             weights.update(self.weights())
             return self._squared_distances(weights)
 
-        with _full_precision():
-            squares = self._ranks.together(look, what, RefreshError)
-            if any(list(part) != list(weights) for part in squares):
-                raise RefreshError(
-                    f"{what} failed: the processes do not train the same weights any more; freeze them on all"
-                )
-            due = [weights[name] for name in self._due(known, squares)]
-            parts = self._ranks.together(lambda: self._measure([self._read(each) for each in due]), what, RefreshError)
-        now = {**known, **{name: new for found, _ in parts for name, new in found.items()}}
-        non_finite = next((message for _, message in parts if message), "")
-        return Measurement({name: now[name] for name in weights if name in now}, due, non_finite)
-
-    # What has moved
+        squares = self._ranks.together(look, what, RefreshError)
+        if any(list(part) != list(weights) for part in squares):
+            raise RefreshError(
+                f"{what} failed: the processes do not train the same weights any more; freeze them on all"
+            )
+        return list(weights), self._due(weights, known, squares)
 
     def _squared_distances(self, weights: Mapping[str, Judged]) -> dict[str, float]:
         """How far weights have moved since they were measured, squared: the part that this process adds to the sum."""
@@ -185,13 +218,19 @@ class Measurer:
             squares[name] = shared[key]
         return squares
 
-    def _due(self, known: Mapping[str, Known], squares: Sequence[Mapping[str, float]]) -> list[str]:
-        """Names of the weights whose alpha can have moved by more than the tolerance."""
-        names = list(squares[0])
+    def _due(
+        self, weights: Mapping[str, Judged], known: Mapping[str, Known], squares: Sequence[Mapping[str, float]]
+    ) -> list[Judged]:
+        """The weights whose alpha can have moved too far, and all that share parameters with them."""
         if not self._tolerance:
-            return names
-        moved = {name: math.sqrt(sum(part[name] for part in squares)) for name in names}
-        return [name for name in names if name not in known or not moved[name] <= known[name].radius]  # NaN is due
+            return list(weights.values())
+        moved = {name: math.sqrt(sum(part[name] for part in squares)) for name in weights}
+        due = {name for name in weights if name not in known or not moved[name] <= known[name].radius}  # NaN is due
+        renewed: set[str] = set()  # copies of parameters: nobody knows any more how far others made of them have moved
+        while more := {source for name in due for source in weights[name].sources} - renewed:
+            renewed |= more
+            due |= {name for name, each in weights.items() if not renewed.isdisjoint(each.sources)}
+        return [each for name, each in weights.items() if name in due]
 
     # What is measured
 
@@ -261,6 +300,15 @@ class Measurer:
         """Whether a weight will never have enough eigenvalues, however it moves."""
         enough = self._recipe.estimator.min_eigenvalues
         return isinstance(fit, WindowedFit) and len(fit.spectrum.eigenvalues) < enough
+
+
+def _merged(
+    known: Mapping[str, Known], names: Sequence[str], due: list[Judged], parts: Sequence[tuple[dict[str, Known], str]]
+) -> Measurement:
+    """What was known and what each process has found, as far as it is of weights that are still measured."""
+    now = {**known, **{name: new for found, _ in parts for name, new in found.items()}}
+    non_finite = next((message for _, message in parts if message), "")
+    return Measurement({name: now[name] for name in names if name in now}, due, non_finite)
 
 
 def _same(tensor: Tensor, _: object) -> Tensor:

@@ -82,7 +82,7 @@ class Recipe:
         every: How often alphas are measured.
         start: Optimizer step from which on to balance; before it all multipliers are 1.
         ramp: Optimizer steps in which a multiplier moves, in a straight line, to its new value.
-        delay: Whether a measurement takes effect one step late.
+        delay: Whether a measurement takes effect one step late; a delay of the balancer goes before it.
         unfreeze: How often the next block is freed, from the head to the embeddings: until its turn no gradient is
             computed, and the optimizer leaves it alone. None trains everything from the start.
         tolerance: A weight is measured again only once its alpha can have moved by more than this since it was last
