@@ -125,3 +125,70 @@ class TestContenders:
     def test_what_cannot_be_compared(self, names, options, message):
         with pytest.raises(ArenaError, match=message):
             read_contenders(names, **options)
+
+
+class Lora:
+    """A method of a task's own."""
+
+    def __init__(self, rank=8, balance=None):
+        if rank < 1:
+            raise ValueError("rank must be positive")
+        self.rank = rank
+
+
+MAKERS = {"lora": Lora, "snr": lambda strength=0.1: ("snr", strength)}
+
+
+class TestOwnMethods:
+    def test_are_made_with_their_parameters(self):
+        method = Method("snr:strength=1e+2+lora:rank=4", makers=MAKERS)
+        assert (method.own[0], method.own[1].rank) == (("snr", 100.0), 4)
+        assert Method("snr", makers=MAKERS).own == (("snr", 0.1),)
+
+    def test_without_a_recipe_nothing_is_balanced(self):
+        model = torch.nn.Linear(64, 64)
+        method = Method("lora", makers=MAKERS)
+        assert method.balance(torch.optim.SGD(model.parameters(), lr=0.1), model) is None
+        assert method.called
+
+    def test_can_be_joined_with_a_recipe(self):
+        model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+        method = Method("lora:rank=2+llr:high=3,control=uniform", makers=MAKERS)
+        balancer = method.balance(torch.optim.SGD(model.parameters(), lr=0.1), model, steps_per_epoch=3)
+        assert (method.own[0].rank, balancer.recipe.name) == (2, "llr")
+
+    def test_are_none_for_plain_and_recipes(self):
+        assert Method("plain", makers=MAKERS).own == Method("llr", makers=MAKERS).own == ()
+
+    def test_are_tuned_together_with_the_recipe(self):
+        assert trials("lora:rank=[2,4]+llr:high=[3,5]", "plain:lr=[1,2,3,4]", makers=MAKERS)[1] == [
+            "lora:rank=2+llr:high=3",
+            "lora:rank=2+llr:high=5",
+            "lora:rank=4+llr:high=3",
+            "lora:rank=4+llr:high=5",
+        ]
+
+    def test_controls_of_the_recipe_are_found(self):
+        _, method, control = read_contenders(
+            ["lora:rank=2+llr:lr=1", "lora:rank=2+llr:control=uniform,lr=1"], makers=MAKERS
+        )
+        assert (control.is_control, control.of, method.of) == (True, "lora:rank=2+llr", "lora:rank=2+llr")
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("magic", "the methods are plain, .*lora, snr"),
+            ("lora:depth=3", "lora has no parameter depth; it has rank, balance, lr"),
+            ("lora:rank=0", "lora:rank=0: rank must be positive"),
+            ("lora:rank=x", "lora:rank=x: "),
+            ("lora:control=uniform", "lora has no parameter control"),
+            ("lora+lora", "joined with itself"),
+            ("llr+alphadecay", "at most one recipe"),
+            ("plain+lora", "plain with none"),
+            ("lora+", r"there is no method 'lora\+'"),
+            ("lora:lr=1+llr:lr=2", "lr comes twice"),
+        ],
+    )
+    def test_a_wrong_name_says_what_is_right(self, name, message):
+        with pytest.raises(ArenaError, match=message):
+            read_contenders([name], makers=MAKERS)

@@ -35,6 +35,21 @@ class TestLoading:
         with pytest.raises(ArenaError, match=r"must end in .py"):
             load_task(tmp_path / "task.txt")
 
+    @pytest.mark.parametrize(
+        ("methods", "message"),
+        [
+            ("['lora']", r"must give a class or function by name, as in \{'lora': Lora\}"),
+            ("{'lora': 8}", "must give a class or function by name"),
+            ("{'model_balancing': dict}", "'model_balancing' is no name for a method, or another has it"),
+            ("{'plain': dict}", "'plain' is no name"),
+            ("{'lora:8': dict}", "'lora:8' is no name"),
+        ],
+    )
+    def test_broken_methods_of_its_own(self, task_file, methods, message):
+        task_file.write_text(f"{task_file.read_text()}\nMETHODS = {methods}")
+        with pytest.raises(ArenaError, match=message):
+            load_task(task_file)
+
     def test_what_lies_beside_it_can_be_imported(self, tmp_path):
         (tmp_path / "beside_the_task.py").write_text("ANSWER = 42.0")
         body = ["import beside_the_task", "method.called = True", "return beside_the_task.ANSWER"]
@@ -51,6 +66,13 @@ class TestLoading:
 
 
 class TestRunning:
+    def test_methods_of_its_own_are_handed_to_it(self, tmp_path):
+        body = ["method.balance(None, None)", "return sum(method.own)"]
+        methods = "METHODS = {'a': lambda x: x, 'b': lambda: 10.0}\n"
+        (tmp_path / "task.py").write_text(methods + "\n    ".join(["def train(seed, method):", *body]))
+        task = load_task(tmp_path / "task.py")
+        assert task.run(Trial("a:x=2.5+b", None), 0).metrics == {"test": 12.5}
+
     def test_the_seed_is_in_every_generator_and_they_are_put_back(self, task_file):
         torch.manual_seed(7)
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()

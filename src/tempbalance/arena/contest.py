@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from tempbalance.arena.contenders import Contender, Trial
 from tempbalance.arena.folder import Folder
-from tempbalance.arena.methods import Contender, Trial
 from tempbalance.arena.task import Run, Task
 from tempbalance.errors import ArenaError
 from tempbalance.report.progress import progress_bar

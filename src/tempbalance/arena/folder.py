@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tempbalance.arena.methods import Trial
+from tempbalance.arena.contenders import Trial
 from tempbalance.arena.task import Run
 from tempbalance.errors import ArenaError
 from tempbalance.results import dumps, write_whole

@@ -20,12 +20,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tempbalance.arena.methods import Method, Trial
+from tempbalance import recipes
+from tempbalance.arena.contenders import Trial
+from tempbalance.arena.methods import PLAIN, Makers, Method
 from tempbalance.errors import ArenaError
 
 __all__ = ["Run", "Task", "load_task"]
 
-_FUNCTION = "train"
+_FUNCTION, _METHODS = "train", "METHODS"
 _SHOWN = 12  # characters of a hash
 
 
@@ -64,12 +66,14 @@ class Task:
         digest: Hash of its file.
         function: ``train(seed, method, ...)``.
         parameters: What else it is called with, besides ``lr``.
+        makers: Methods of its own.
     """
 
     name: str
     digest: str
     function: Callable[..., object]
     parameters: Mapping[str, Any]
+    makers: Makers = field(default_factory=dict[str, Callable[..., object]])
 
     def check(self, trial: Trial) -> None:
         """Make sure that the function can be called.
@@ -82,7 +86,7 @@ class Task:
         """
         signature = inspect.signature(self.function)
         try:
-            signature.bind(**self._arguments(trial, Method(trial.method), seed=0))
+            signature.bind(**self._arguments(trial, Method(trial.method, makers=self.makers), seed=0))
         except TypeError as error:
             raise ArenaError(
                 f"{_FUNCTION}{signature} of {self.name} cannot be called: {error}. It gets seed and method, lr where a "
@@ -99,7 +103,7 @@ class Task:
         Returns:
             What came of it, whatever that is.
         """
-        method = Method(trial.method, seed)
+        method = Method(trial.method, seed, self.makers)
         began = time.perf_counter()
         metrics: dict[str, float] = {}
         error = ""
@@ -137,7 +141,8 @@ def load_task(path: Path, parameters: Mapping[str, Any] | None = None) -> Task:
         The task.
 
     Raises:
-        ArenaError: There is no such file, it cannot be imported, or has no such function.
+        ArenaError: There is no such file, it cannot be imported, has no such function, or its ``METHODS`` are not
+            functions or classes by new names.
     """
     if not path.is_file():
         raise ArenaError(f"there is no task file {path}")
@@ -156,7 +161,24 @@ def load_task(path: Path, parameters: Mapping[str, Any] | None = None) -> Task:
     if not callable(function):
         raise ArenaError(f"{path} has no function {_FUNCTION}(seed, method, ...)")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:_SHOWN]
-    return Task(name=path.name, digest=digest, function=function, parameters=dict(parameters or {}))
+    return Task(
+        name=path.name,
+        digest=digest,
+        function=function,
+        parameters=dict(parameters or {}),
+        makers=_makers(path, module),
+    )
+
+
+def _makers(path: Path, module: object) -> Makers:
+    """The methods that a file adds."""
+    makers = getattr(module, _METHODS, {})
+    if not isinstance(makers, Mapping) or not all(map(callable, makers.values())):
+        raise ArenaError(f"{_METHODS} of {path} must give a class or function by name, as in {{'lora': Lora}}")
+    for name in makers:
+        if not str(name).isidentifier() or name in (PLAIN, *recipes.__all__):
+            raise ArenaError(f"{_METHODS} of {path}: {name!r} is no name for a method, or another has it")
+    return makers
 
 
 @contextmanager

@@ -15,9 +15,10 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
+from tempbalance.arena.contenders import read_contenders
 from tempbalance.arena.contest import run_contest
 from tempbalance.arena.folder import open_folder
-from tempbalance.arena.methods import PLAIN, read_contenders
+from tempbalance.arena.methods import PLAIN
 from tempbalance.arena.page import render_summary
 from tempbalance.arena.show import print_summary
 from tempbalance.arena.summary import summarize
@@ -75,11 +76,11 @@ def arena(  # noqa: PLR0913, PLR0917  each is an option of the command line
     A run that is done is not made again:
     the same command goes on where it was interrupted.
     """
-    contenders = read_contenders(methods, lr or [], baseline)
+    loaded = load_task(task, _parameters(settings or []))
+    contenders = read_contenders(methods, lr or [], baseline, loaded.makers)
     if quick:
         seeds = _QUICK
         contenders = [replace(contender, trials=contender.trials[:1]) for contender in contenders]
-    loaded = load_task(task, _parameters(settings or []))
     extent = {"methods": [each.name for each in contenders], "lr": lr, "seeds": seeds, "tuning_seeds": tuning_seeds}
     console = Console()
     with open_folder(out, _common(loaded, lower_is_better), extent) as folder:
