@@ -1,8 +1,9 @@
 """One table: tempbalance beside WeightWatcher, the released research codes and the bare linear-algebra calls.
 
-Run with ``make bench``, or ``python benchmarks/run.py [--quick] [--released DIR] [--shared] [MODEL ...]``. What is
-measured replaces what ``results.json`` beside this file holds of the same models on the same device with the same
-number of threads, and ``README.md`` is written anew (neither with ``--quick``). Needs Linux, for the peaks of memory.
+Run with ``make bench``, or ``python benchmarks/run.py [--quick] [--released DIR] [--shared] [MODEL ...]``: on the CPU,
+then on the GPU where there is one. What is measured replaces what ``results.json`` beside this file holds of the same
+model and tool on the same device with as many threads, and ``README.md`` is written anew (neither with ``--quick``).
+Needs Linux, for the peaks of memory.
 
 ``--released`` names a folder with checkouts of github.com/YefanZhou/TempBalance and github.com/HUST-AI-HYZ/FARMS under
 their own names; without it their columns keep what was measured last.
@@ -24,7 +25,6 @@ from typing import Any
 
 import torch
 from measure import Job, in_a_process
-from models import MODELS
 
 HERE = Path(__file__).parent
 PACKAGES = ("tempbalance", "torch", "numpy", "scipy", "weightwatcher", "powerlaw", "transformers")
@@ -75,44 +75,45 @@ def commits(folder: str) -> dict[str, str]:
     return found
 
 
-def measure(job: Job, tools: list[str], rounds: int) -> dict[str, list[dict[str, Any]]]:
+def measure(job: Job, tools: list[str], rounds: int, clock: str) -> dict[str, list[dict[str, Any]]]:
     """All tools in turn, several times, so that a machine that slows down slows all.
 
     Args:
         job: What to measure, by each of the tools.
-        tools: Names of tools.
+        tools: Names of tools, tempbalance first.
         rounds: How often.
+        clock: Which of the measured times count.
 
     Returns:
-        What was measured, by tool and round. The bare calls are made with one thread and with all: the faster counts.
+        What was measured, by tool and round, each with its ratio to tempbalance in the same round. On a CPU the bare
+        calls are made with one thread and with all: the faster count.
     """
     found: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
     for _ in range(rounds):
         for tool in tools:
-            counts = {1, job.threads} if tool == "bare" else {job.threads}
+            counts = {1, job.threads} if tool == "bare" and job.device == "cpu" else {job.threads}
             jobs = [Job(**{**vars(job), "tool": tool, "threads": count}) for count in counts]
             each = [in_a_process(one) | {"threads": one.threads} for one in jobs]
-            found[tool].append(min(each, key=lambda one: median(one["seconds"])))
-            print(f"  {tool}: {found[tool][-1]}", flush=True)
+            best = min(each, key=lambda one: median(one[clock]))
+            found[tool].append(best)
+            best["ratio"] = median(best[clock]) / median(found["tempbalance"][-1][clock])
+            print(f"  {tool}: {best}", flush=True)
     return found
 
 
-def ratio(found: dict[str, list[dict[str, Any]]], tool: str, clock: str) -> float:
-    """Time as a multiple of tempbalance's: the median over rounds."""
-    pairs = zip(found[tool], found["tempbalance"], strict=False)
-    return median(median(theirs[clock]) / median(ours[clock]) for theirs, ours in pairs)
+def cell(found: list[dict[str, Any]]) -> str:
+    """Time and memory of one tool, if it was measured."""
+    if not found:
+        return ""
+    return f"{median(one['ratio'] for one in found):.2f}, {median(one['megabytes'] for one in found):.0f} MB"
 
 
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     lines = ["| where | model or matrix | estimator | " + " | ".join(TOOLS) + " |", "|---|" + "---|" * (len(TOOLS) + 2)]
     for where, run in results.items():
-        clock = "processor_seconds" if run["shared"] else "seconds"
         for name, found in run["rows"].items():
-            cells = []
-            for tool in TOOLS:
-                peak = f"{median(one['megabytes'] for one in found[tool]):.0f} MB" if tool in found else ""
-                cells.append(f"{ratio(found, tool, clock):.2f}, {peak}" if tool in found else "")
+            cells = [cell(found.get(tool, [])) for tool in TOOLS]
             lines.append(f"| {where} | {' | '.join(name.split(', '))} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -171,35 +172,39 @@ def write(results: dict[str, Any]) -> None:
     (HERE / "README.md").write_text(page)
 
 
+def fill(results: dict[str, Any], device: str, options: argparse.Namespace) -> None:
+    """Measure on one device, and put it into the results; they are written after each row."""
+    threads = 1 if options.shared else torch.get_num_threads()
+    where = f"CPU, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else torch.cuda.get_device_name()
+    clock = "processor_seconds" if options.shared else "seconds"
+    run = results["runs"].setdefault(where, {"rows": {}, "released": {}})
+    run["machine"] = machine() | {"threads": threads}
+    run["released"] |= commits(options.released)
+    plan = QUICK if options.quick else {name: PLAN[name] for name in options.models or PLAN}
+    for name, (analyses, rounds, repeats) in plan.items():
+        for analysis in analyses:
+            tools = [tool for tool in ANALYSES[analysis] if options.released or tool not in RELEASED]
+            print(f"{where}: {name}, {analysis}", flush=True)
+            job = Job(name, analysis, "", device, threads, repeats, options.released)
+            row = run["rows"].setdefault(f"{name}, {analysis}", {})
+            row |= measure(job, tools, rounds, clock)
+            if not options.quick:
+                write(results)
+
+
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small models; writes nothing")
     parser.add_argument("--released", default="", help="a folder with the released codes")
-    parser.add_argument(
-        "--shared", action="store_true", help="one thread, processor time: the machine does other work, too"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the models lie")
-    parser.add_argument("models", nargs="*", choices=[[], *MODELS], help="all by default")
+    parser.add_argument("--shared", action="store_true", help="on the CPU only: one thread, and processor times")
+    parser.add_argument("models", nargs="*", choices=[[], *PLAN], help="all by default")
     options = parser.parse_args()
-    plan = QUICK if options.quick else {name: PLAN[name] for name in options.models or PLAN}
-    threads = 1 if options.shared else torch.get_num_threads()
-    where = torch.cuda.get_device_name() if options.device != "cpu" else f"CPU, {threads} thread{'s' * (threads > 1)}"
     target = HERE / "results.json"
     results = {"runs": {}} if options.quick or not target.exists() else json.loads(target.read_text())
     results["import_seconds"] = import_seconds()
-    run = results["runs"].setdefault(where, {"rows": {}})
-    run |= {"shared": options.shared, "machine": machine() | {"threads": threads}}
-    run["released"] = run.get("released", {}) | commits(options.released)
-    for name, (analyses, rounds, repeats) in plan.items():
-        for analysis in analyses:
-            tools = [tool for tool in ANALYSES[analysis] if options.released or tool not in RELEASED]
-            print(f"{where}: {name}, {analysis}", flush=True)
-            job = Job(name, analysis, "", options.device, threads, repeats, options.released)
-            row = run["rows"].setdefault(f"{name}, {analysis}", {})
-            row |= measure(job, tools, rounds)
-            if not options.quick:
-                write(results)
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() and not options.shared else [])]:
+        fill(results, device, options)
     print(table(results["runs"]))
 
 
