@@ -66,6 +66,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "MiniLM": minilm,
     "ResNet-18": resnet18,
     "4096 x 4096": lambda: gaussian((4096, 4096)),
+    "11008 x 4096": lambda: gaussian((11008, 4096)),
     "LLaMA-7B block": lambda: gaussian(*[(4096, 4096)] * 4, (11008, 4096), (11008, 4096), (4096, 11008)),
     "1024 x 1024": lambda: gaussian((1024, 1024)),
 }

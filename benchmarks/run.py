@@ -40,6 +40,7 @@ PLAN: dict[str, tuple[tuple[str, ...], int, int]] = {
     "MiniLM": (("Hill", "KS", "FARMS"), 3, 3),
     "ResNet-18": (("Hill", "KS"), 3, 3),
     "4096 x 4096": (("Hill", "KS", "FARMS"), 1, 1),
+    "11008 x 4096": (("Hill",), 1, 1),
     "LLaMA-7B block": (("Hill", "KS"), 1, 1),
 }
 QUICK: dict[str, tuple[tuple[str, ...], int, int]] = {
