@@ -47,7 +47,7 @@ QUICK: dict[str, tuple[tuple[str, ...], int, int]] = {
     "MiniLM": (("Hill", "KS"), 1, 2),
     "1024 x 1024": (("Hill", "KS", "FARMS"), 1, 2),
 }
-_IMPORT = "import time, torch; start = time.perf_counter(); import tempbalance; print(time.perf_counter() - start)"
+_IMPORT = "import time, torch; start = time.process_time(); import tempbalance; print(time.process_time() - start)"
 
 
 def machine() -> dict[str, Any]:
@@ -120,7 +120,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def import_seconds() -> float:
-    """What ``import tempbalance`` adds to ``import torch``, in fresh processes."""
+    """Processor time that ``import tempbalance`` adds to ``import torch``, in fresh processes."""
     command = [sys.executable, "-c", _IMPORT]
     return median(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5))
 
@@ -132,7 +132,7 @@ README = """# Benchmarks
 measures the table below and rewrites this page and `results.json`, which holds every single measurement. Each cell is
 the time as a multiple of tempbalance's with the same estimator on the same model (above 1, tempbalance is faster) and
 the peak of memory above the model's own. Every measurement is a process of its own; the tools take turns, and a ratio
-is the median over the turns. Ratios travel between machines; seconds do not, and are only in the JSON.
+is the median over the turns (1 to 3). Ratios travel between machines; seconds do not, and are only in the JSON.
 `python benchmarks/run.py --quick` takes a few minutes and writes nothing.
 
 {table}
@@ -153,7 +153,7 @@ Measured on:
 
 {machine}
 
-`import tempbalance` takes {import_ms:.0f} ms after `import torch`.
+`import tempbalance` takes {import_ms:.0f} ms of processor time after `import torch`.
 
 Three more are run by hand, and each writes a JSON file beside itself: `balancing.py`, what balancing costs in training,
 and `scale.py`, time and memory by the number of blocks (their tables stand in `docs/benchmarks.md`), and `farms.py`,
