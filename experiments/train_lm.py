@@ -168,6 +168,17 @@ def optimizer_for(model: LlamaForCausalLM, settings: Settings) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True)
 
 
+def learn(model: LlamaForCausalLM, ids: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> float:
+    """Take one step; return the loss before it."""
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
 def restore(path: Path, settings: Settings, parts: dict[str, Any]) -> tuple[int, list[Any]]:
     """Put model, optimizer and scheduler back; return the steps done and the losses on the way."""
     if not path.exists():
@@ -192,14 +203,8 @@ def train(model: LlamaForCausalLM, streams: dict[str, Tensor], out: Path, settin
         advance(first)
         for step in range(first, settings.steps):
             ids = batch(streams["train"], settings, step)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(input_ids=ids, labels=ids).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-            optimizer.step()
+            losses.append(learn(model, ids, optimizer, settings.clip))
             scheduler.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
             advance(1)
             if (step + 1) % settings.every and step + 1 < settings.steps:
                 continue

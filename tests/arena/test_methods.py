@@ -33,8 +33,9 @@ class TestNames:
         )
 
     def test_options_of_every_recipe(self):
-        recipe = balanced("model_balancing:unit=layer,windows=farms,every=7").recipe
+        recipe = balanced("model_balancing:unit=layer,windows=farms,every=7,kinds=('linear','conv1d')").recipe
         assert (recipe.unit, recipe.windows, recipe.every) == ("layer", tb.FARMS(), tb.Every(steps=7))
+        assert recipe.kinds == ("linear", "conv1d")
 
     def test_what_is_put_around_the_assignment(self):
         recipe = balanced("model_balancing_sciml:spectrum_of=update,damped=true,change=true").recipe
@@ -68,6 +69,7 @@ class TestNames:
             ("llr:high=-1", "bounds must satisfy"),
             ("llr:damped=true", "llr:damped=true: Linear must not be damped"),
             ("llr:unit=neuron", "unit must be one of layer, block"),
+            ("llr:kinds=linear", "kinds must be None or a tuple"),
             ("llr:windows=bay", "windows must be farms or none"),
             ("llr:every=often", "llr:every=often: "),
             ("llr:control=magic", "control must be one of inverted, shuffled, uniform, untrained"),

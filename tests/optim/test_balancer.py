@@ -707,6 +707,11 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"must be one of|negative"):
             dataclasses.replace(recipe, **bad)
 
+    @pytest.mark.parametrize("kinds", ["linear", ("linear", "spectral")])
+    def test_unknown_kinds_of_weights(self, recipe, kinds):
+        with pytest.raises(ValueError, match=r"kinds must be None or a tuple of linear, .*spectral_conv.*; got"):
+            dataclasses.replace(recipe, kinds=kinds)
+
 
 class TestGroups:
     def test_never_an_empty_group_and_names_on_all(self, net, recipe):

@@ -91,8 +91,10 @@ def run_contest(
                 found.append(_validation(runner(trial, seed)))
         chosen = [_best({trial: tuning[trial] for trial in each.trials}, lower_is_better) for each in contenders]
         rounds = [[runner(trial, seed) for trial in chosen] for seed in range(seeds)]
-    columns = zip(*rounds, strict=True)
-    return [Result(contender=c, chosen=t, runs=r) for c, t, r in zip(contenders, chosen, columns, strict=True)]
+    return [
+        Result(contender=contender, chosen=chosen[i], runs=[runs[i] for runs in rounds])
+        for i, contender in enumerate(contenders)
+    ]
 
 
 def _validation(run: Run) -> float:

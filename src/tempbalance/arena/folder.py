@@ -10,15 +10,19 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from tempbalance.arena.contenders import Trial
-from tempbalance.arena.task import Run
+from tempbalance.arena.task import Run, Task
 from tempbalance.errors import ArenaError
 from tempbalance.results import dumps, write_whole
 
-__all__ = ["Folder", "open_folder"]
+__all__ = ["Folder", "common_settings", "open_folder"]
 
 _LOCK, _SETTINGS = ".lock", "settings.json"
 _LONGEST = 80  # characters of a name before its hash
@@ -78,6 +82,24 @@ class Folder:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, (dumps(asdict(run)) + "\n").encode())
         return path
+
+
+def common_settings(task: Task, lower_is_better: bool) -> dict[str, Any]:
+    """What all runs of a folder must have in common.
+
+    Args:
+        task: The task.
+        lower_is_better: Whether the smallest metric is the best.
+
+    Returns:
+        The settings, for ``open_folder``.
+    """
+    return {
+        "task": f"{task.name} ({task.digest})",
+        "parameters": task.parameters,
+        "lower_is_better": lower_is_better,
+        "versions": {"tempbalance": version("tempbalance"), "torch": torch.__version__, "numpy": np.__version__},
+    }
 
 
 @contextmanager

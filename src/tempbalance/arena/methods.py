@@ -20,7 +20,7 @@ from tempbalance.windows import Windows
 __all__ = ["PLAIN", "Makers", "Method", "known", "read_method"]
 
 PLAIN = "plain"
-_OPTIONS = ("unit", "windows", "every", "spectrum_of")  # of a Recipe, so that every recipe has them
+_OPTIONS = ("unit", "windows", "every", "spectrum_of", "kinds")  # of a Recipe, so that every recipe has them
 _AROUND = {"damped": Damped, "change": AlphaChange}  # what can be put around its assignment
 
 Makers: TypeAlias = Mapping[str, Callable[..., object]]  # what a task adds: called with the parameters of the name
@@ -30,9 +30,9 @@ class Method:
     """One way of training, as a task gets it: ``method.balance(optimizer, model)`` is all that it has to call.
 
     A name is ``plain``, which changes nothing; or a recipe of ``tempbalance.recipes`` with its own parameters and
-    ``unit``, ``windows``, ``every`` and ``spectrum_of``, as in ``model_balancing:strength=0.5,unit=layer``, and with
-    ``damped=true`` or ``change=true`` (``Damped`` or ``AlphaChange`` around its assignment); or, with ``control=``,
-    what that recipe has to be better than:
+    ``unit``, ``windows``, ``every``, ``spectrum_of`` and ``kinds``, as in ``model_balancing:strength=0.5,unit=layer``,
+    and with ``damped=true`` or ``change=true`` (``Damped`` or ``AlphaChange`` around its assignment); or, with
+    ``control=``, what that recipe has to be better than:
 
     - ``inverted``: the same multipliers in the opposite order, more to heavy-tailed layers;
     - ``shuffled``: the same multipliers dealt out to the units at random;

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
 from tempbalance.arena.contenders import read_contenders
 from tempbalance.arena.contest import run_contest
-from tempbalance.arena.folder import open_folder
+from tempbalance.arena.folder import common_settings, open_folder
 from tempbalance.arena.methods import PLAIN
 from tempbalance.arena.page import render_summary
 from tempbalance.arena.show import print_summary
 from tempbalance.arena.summary import summarize
-from tempbalance.arena.task import Task, load_task
+from tempbalance.arena.task import load_task
 from tempbalance.cli.app import INTERRUPTED, app, check_outputs, say_saved
 from tempbalance.errors import ArenaError
 from tempbalance.results import dumps, write_whole
@@ -83,7 +80,7 @@ def arena(  # noqa: PLR0913, PLR0917  each is an option of the command line
         contenders = [replace(contender, trials=contender.trials[:1]) for contender in contenders]
     extent = {"methods": [each.name for each in contenders], "lr": lr, "seeds": seeds, "tuning_seeds": tuning_seeds}
     console = Console()
-    with open_folder(out, _common(loaded, lower_is_better), extent) as folder:
+    with open_folder(out, common_settings(loaded, lower_is_better), extent) as folder:
         table, report = check_outputs([out / "summary.json", out / "report.html"])
         try:
             results = run_contest(
@@ -99,7 +96,7 @@ def arena(  # noqa: PLR0913, PLR0917  each is an option of the command line
             raise typer.Exit(INTERRUPTED) from None
         summary = summarize(results, lower_is_better=lower_is_better)
         write_whole(table, (dumps(summary.to_json()) + "\n").encode())
-        page = render_summary(summary, loaded.name, {**_common(loaded, lower_is_better), **extent})
+        page = render_summary(summary, loaded.name, {**common_settings(loaded, lower_is_better), **extent})
         write_whole(report, page.encode())
     print_summary(console, summary)
     say_saved(console, [table, report])
@@ -117,13 +114,3 @@ def _parameters(settings: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[name] = text
     return found
-
-
-def _common(task: Task, lower_is_better: bool) -> Mapping[str, Any]:
-    """What all runs of a folder must have in common."""
-    return {
-        "task": f"{task.name} ({task.digest})",
-        "parameters": task.parameters,
-        "lower_is_better": lower_is_better,
-        "versions": {"tempbalance": version("tempbalance"), "torch": torch.__version__, "numpy": np.__version__},
-    }

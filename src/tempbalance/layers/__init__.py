@@ -22,10 +22,11 @@ from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
 from tempbalance.layers.select import EMBEDDING_OFF, Select
 from tempbalance.layers.sharded import holders, is_sharded, local, renew, reshard, shards
 from tempbalance.layers.units import Unit, find_units, parameter_names, sources_of
-from tempbalance.layers.weights import Candidate, Weight, to_weights
+from tempbalance.layers.weights import KINDS, Candidate, Weight, to_weights
 from tempbalance.types import Skipped
 
 __all__ = [
+    "KINDS",
     "Fused",
     "Index",
     "Select",

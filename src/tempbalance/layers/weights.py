@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Candidate", "Role", "Weight", "to_weights"]
+__all__ = ["KINDS", "Candidate", "Role", "Weight", "to_weights"]
+
+KINDS = (
+    "linear",
+    *(f"{kind}{axes}d" for kind in ("conv", "conv_transpose") for axes in (1, 2, 3)),
+    *("embedding", "attention", "rnn", "experts", "spectral_conv", "lora", "parameter"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +29,7 @@ class Weight:
 
     Attributes:
         name: Qualified parameter name; a part of a fused parameter is ``name:part``.
-        kind: ``linear``, ``conv1d`` to ``conv3d``, ``conv_transpose1d`` to ``conv_transpose3d``, ``embedding``,
-            ``attention``, ``rnn``, ``experts``, ``spectral_conv``, ``lora`` or ``parameter``.
+        kind: One of ``KINDS``.
         block: Name of the transformer block (or other repeated unit) that holds it, or None.
         shape: Shape of this part.
         layout: How the axes are laid out.

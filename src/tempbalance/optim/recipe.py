@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tempbalance.assign import Assignment
-from tempbalance.layers import Select
+from tempbalance.layers import KINDS, Select
 from tempbalance.tail import Hill, TailEstimator
 from tempbalance.windows import Windows
 
@@ -132,6 +132,8 @@ class Recipe:
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if isinstance(self.kinds, str) or not set(self.kinds or ()) <= set(KINDS):
+            raise ValueError(f"kinds must be None or a tuple of {', '.join(KINDS)}; got {self.kinds!r}")
         if min(self.start, self.ramp, self.tolerance) < 0:
             raise ValueError("start, ramp and tolerance cannot be negative")
 

@@ -1,0 +1,24 @@
+"""Ways of training to compare balancing with, for the task files of ``tempbalance arena`` beside this folder."""
+
+from baselines.base import Baseline, Batch, Joined, Training, outputs_of
+from baselines.classifier_alignment import ClassifierAlignment
+from baselines.ensemble_decay import EnsembleDecay
+from baselines.gradient_noise import GradientNoise
+from baselines.lora import Lora
+from baselines.ps_kd import SelfDistillation
+from baselines.snr import SpectralNorm
+from baselines.svfit import SVFit
+from baselines.wise_ft import WiseFT
+
+__all__ = ["METHODS", "Baseline", "Batch", "Joined", "Training", "outputs_of"]
+
+METHODS = {
+    "snr": SpectralNorm,
+    "gradient_noise": GradientNoise,
+    "ps_kd": SelfDistillation,
+    "wise_ft": WiseFT,
+    "ensemble_decay": EnsembleDecay,
+    "classifier_alignment": ClassifierAlignment,
+    "lora": Lora,
+    "svfit": SVFit,
+}

@@ -1,0 +1,33 @@
+"""Strong weight decay and ensembles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from baselines.base import Baseline
+
+
+@dataclass
+class EnsembleDecay(Baseline):
+    """Trains several models with much stronger weight decay, and averages their outputs.
+
+    Strong decay keeps each from overfitting the repeated data, the average takes out what they got by luck. *When:*
+    data are scarce and compute is not: it costs ``members`` times the training, and as much more at inference.
+
+    Kim et al. 2025, "Pre-training under infinite compute" (arXiv 2509.14786), where the best decay is 30 times the
+    usual and logits are averaged. Deviations: fine-tuning, not pre-training; decay is towards 0 as there, though what
+    it takes away here are pre-trained weights. Members differ in the order of the data, in dropout and in the new head.
+
+    Attributes:
+        members: How many models.
+        decay: Factor on the task's weight decay.
+    """
+
+    members: int = 4
+    decay: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.members != int(self.members) or self.members < 1:
+            raise ValueError(f"members must be a whole number from 1 on, got {self.members}")
+        if not self.decay >= 0:
+            raise ValueError(f"decay must be 0 or more, got {self.decay}")

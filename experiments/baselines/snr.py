@@ -1,0 +1,62 @@
+"""Spectral norm regularisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from baselines.base import Baseline, Training, generator, trained
+
+FIRST = 20  # power iterations of a matrix that is met for the first time
+
+
+@dataclass
+class SpectralNorm(Baseline):
+    """Adds ``strength / 2`` times the squared spectral norms of all weights to the loss, so that the net gets smoother.
+
+    Spectral norms come from power iteration, whose vectors are kept from step to step. *When:* the data are few or
+    noisy and the net could fit anything; it is what TempBalance is compared with.
+
+    Yoshida and Miyato 2017 (arXiv 1705.10941), algorithm 1. As there, a convolution is the matrix ``(out, rest)`` and
+    every step makes one iteration. Deviations: the first step makes 20, so that it already knows its direction; the
+    gradient of the penalty, ``strength * spectral_norm * u v^T``, is added to the gradients, which is the same.
+    (TempBalance's code for this baseline makes 5 iterations from a new random vector at every step.) In a decoupled
+    optimizer such as AdamW the penalty goes through the moments, unlike weight decay.
+
+    Attributes:
+        strength: 0.0001 to 0.015 in TempBalance's experiments with SGD.
+    """
+
+    strength: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            raise ValueError(f"strength must be 0 or more, got {self.strength}")
+
+    def prepare(self, model: nn.Module, training: Training) -> nn.Module:
+        """Forget the vectors of the last model."""
+        self._generator = generator(training.seed)
+        self._vectors: dict[str, Tensor] = {}
+        return model
+
+    @torch.no_grad()
+    def before_step(self, model: nn.Module) -> None:
+        """Add the gradient of the penalty."""
+        for name, parameter in trained(model).items():
+            if parameter.ndim < 2 or parameter.grad is None:
+                continue
+            matrix = parameter.flatten(1)
+            known = self._vectors.get(name)
+            u = self._random(matrix) if known is None else known
+            for _ in range(FIRST if known is None else 1):
+                v = nn.functional.normalize(matrix.mH @ u, dim=0)
+                u = nn.functional.normalize(matrix @ v, dim=0)
+            self._vectors[name] = u
+            spectral_norm = torch.linalg.vector_norm(matrix @ v)
+            gradient = torch.outer(self.strength * spectral_norm * u, v.conj())
+            parameter.grad.add_(gradient.view_as(parameter))
+
+    def _random(self, matrix: Tensor) -> Tensor:
+        return torch.randn(len(matrix), dtype=matrix.dtype, generator=self._generator).to(matrix.device)

@@ -1,0 +1,71 @@
+"""SVFit: the singular values are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from baselines.base import Baseline, Batch, Training, linear_layers
+
+
+class SingularValues(nn.Module):
+    """A weight as ``U diag(s) V^T`` plus the rest of it, of which only ``s`` is trained."""
+
+    def __init__(self, weight: Tensor, rank: int | None) -> None:
+        super().__init__()
+        u, s, vh = torch.linalg.svd(weight.detach(), full_matrices=False)
+        self.register_buffer("u", u[:, :rank].contiguous())
+        self.register_buffer("vh", vh[:rank].contiguous())
+        self.register_buffer("rest", weight.detach() - (self.u * s[:rank]) @ self.vh)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The weight."""
+        return self.rest + (self.u * values) @ self.vh
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The singular values."""
+        return torch.einsum("oi,or,ri->r", weight, self.u, self.vh)
+
+
+@dataclass
+class SVFit(Baseline):
+    """Trains the largest singular values of every linear layer, and the head; singular vectors and all else stay.
+
+    Only how much of each direction a layer uses can change, with far fewer trained weights than LoRA. *When:* as LoRA,
+    with still fewer data. It wants a learning rate about a hundred times that of fine-tuning.
+
+    Sun et al. 2024 (arXiv 2409.05926): ``W = W_r + W_e``, where only the top r singular values are trained. PEFT 0.21
+    has nothing of the kind (its KaSA adds a product), so this is a parametrization of PyTorch. Deviation: all linear
+    layers are adapted.
+
+    Attributes:
+        rank: How many singular values; all unless given.
+    """
+
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and (self.rank != int(self.rank) or self.rank < 1):
+            raise ValueError(f"rank must be a whole number from 1 on, or none, got {self.rank}")
+
+    def prepare(self, model: nn.Module, training: Training) -> nn.Module:
+        """Take the weights apart."""
+        layers, head = linear_layers(model)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for layer in layers.values():
+            parametrize.register_parametrization(layer, "weight", SingularValues(layer.weight, self.rank))
+            layer.parametrizations.weight.original.requires_grad_(True)  # type: ignore[union-attr]
+        for parameter in model.get_submodule(head).parameters():
+            parameter.requires_grad_(True)
+        return model
+
+    def finish(self, model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
+        """Put them together."""
+        for layer in linear_layers(model)[0].values():
+            parametrize.remove_parametrizations(layer, "weight")
+        return model

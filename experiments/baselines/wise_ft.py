@@ -1,0 +1,81 @@
+"""Weight-space ensembles of the model before and after fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+import tempbalance as tb
+from baselines.base import Baseline, Batch, Training, linear_layers, trained
+
+
+@dataclass
+class WiseFT(Baseline):
+    """Goes back a part of the way: after training the weights are ``W0 + coefficient * (W - W0)``.
+
+    It keeps more of what pre-training knew, at no cost. *When:* fine-tuned on little or one-sided data, and tested on
+    other data. The last linear layer stays as trained, for before training it was random.
+
+    With ``strength`` each layer has a coefficient of its own, ``min(1, coefficient * multiplier)``, where multipliers
+    are those of Model Balancing (``TB_Sigmoid``) by the alphas of the fine-tuned layers: one that is read as
+    over-trained goes back further, an under-trained one less. That is what balancing does during training, done
+    afterwards; no paper has it. Weights that are not judged (embeddings, norms) keep the one coefficient.
+
+    With ``smoothing`` training uses that much label smoothing, against the overconfidence of the fine-tuned model.
+
+    WiSE-FT, Wortsman et al. 2022 (arXiv 2109.01903). BANG, Lin et al. 2024 (arXiv 2309.17230) adds the smoothing.
+    Deviations: WiSE-FT has a zero-shot head to interpolate, here it is new; buffers, such as running means, stay as
+    trained; of BANG's means only smoothing, no Mixup. With LoRA write ``wise_ft+lora``: so it interpolates the merged
+    weights, not the factors.
+
+    Attributes:
+        coefficient: 0 for the weights before, 1 for those after fine-tuning; 0.5 is the paper's choice without tuning.
+        strength: Of ``TB_Sigmoid``; 0 for one coefficient.
+        smoothing: Share of the target that goes to all classes alike.
+    """
+
+    coefficient: float = 0.5
+    strength: float = 0.0
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("coefficient", "smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not self.strength >= 0:
+            raise ValueError(f"strength must be 0 or more, got {self.strength}")
+
+    def prepare(self, model: nn.Module, training: Training) -> nn.Module:
+        """Remember the weights."""
+        self._before = {name: parameter.detach().clone() for name, parameter in trained(model).items()}
+        return model
+
+    def loss(self, model: nn.Module, batch: Batch, outputs: Tensor, loss: Tensor) -> Tensor:
+        """The loss with smoothed labels."""
+        if not self.smoothing:
+            return loss
+        return (1 - self.smoothing) * loss - self.smoothing * outputs.log_softmax(-1).mean()
+
+    @torch.no_grad()
+    def finish(self, model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
+        """Interpolate."""
+        parameters = dict(model.named_parameters())
+        _, head = linear_layers(model)
+        multipliers = self._multipliers(model) if self.strength else {}
+        for name, before in self._before.items():
+            if not name.startswith(f"{head}."):
+                multiplier = multipliers.get(id(parameters[name]), 1.0)
+                parameters[name].copy_(before.lerp(parameters[name], min(1.0, self.coefficient * multiplier)))
+        return model
+
+    def _multipliers(self, model: nn.Module) -> dict[int, float]:
+        """The multiplier of each parameter that has one."""
+        recipe = replace(tb.recipes.model_balancing(strength=self.strength), unit="layer", every=tb.Every(steps=1))
+        model.requires_grad_(True)  # after LoRA the weights that it was merged into do not, and would be passed over
+        groups = tb.param_groups(model, recipe)
+        optimizer = torch.optim.SGD(groups)
+        units = {unit.name: unit.multiplier for unit in tb.Balancer(optimizer, model, recipe).refresh().units}
+        return {id(p): units.get(group["name"], 1.0) for group in groups for p in group["params"]}

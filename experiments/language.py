@@ -1,0 +1,136 @@
+"""Language modelling from scratch, a task for ``tempbalance arena`` (as in AlphaDecay and LLR, at a size for a CPU).
+
+A LLaMA of 0.9 million parameters, AdamW, warm-up and cosine, on the real text of ``train_lm.py``: cross-entropy in nats
+a token after the last step, so lower is better. The seed chooses the initial weights, the sequences of each step and,
+with ``tokens``, the part of the text. Validation and test are the two halves of the last 5 % of each text. The papers
+train 60 million to 1 billion parameters on C4. For example
+
+    tempbalance arena --task experiments/language.py --out language --lower-is-better --seeds 20 --lr 3e-3 1e-2 \
+        --methods alphadecay:every=20 alphadecay:every=20,control=uniform
+
+Alphas are measured every 500 of 10,000 to 90,000 steps in AlphaDecay; ``every=20`` is as often, for 400 steps, as in
+its shortest run. A method ``decay:weight_decay=0.3`` trains with another weight decay than 0.1, alone or joined with a
+recipe (``decay:weight_decay=0.3+alphadecay:every=20``), so that it can be tuned for both.
+
+``--set data=DIR`` names a folder with the texts that ``train_lm.py`` names.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import transformers
+from final_alpha import final_alpha
+from torch import Tensor
+from train_lm import (
+    HELD_OUT,
+    TRAINING,
+    Settings,
+    batch,
+    build,
+    encode,
+    learn,
+    optimizer_for,
+    perplexity,
+    texts,
+    train_tokenizer,
+)
+
+from tempbalance.arena import Method
+from tempbalance.errors import ArenaError, NotFoundError
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "lm"
+SMALL = Settings(batch_size=8, context=128, vocabulary=1024, hidden=128, intermediate=352, blocks=4, heads=4)
+WARMUP = 0.1  # share of the steps, as in AlphaDecay
+EVALUATED = 256  # sequences
+
+
+@dataclass(frozen=True)
+class Decay:
+    """A base weight decay of its own.
+
+    Attributes:
+        weight_decay: Of AdamW, for all matrices.
+    """
+
+    weight_decay: float
+
+
+METHODS = {"decay": Decay}
+
+
+def train(
+    seed: int,
+    method: Method,
+    lr: float = 3e-3,
+    *,
+    steps: int = 400,
+    tokens: int | None = None,
+    data: str = str(DATA),
+) -> dict[str, float]:
+    """Train once.
+
+    Args:
+        seed: Of everything random.
+        method: How to balance, and with which weight decay.
+        lr: Highest learning rate.
+        steps: Optimizer steps, of 1,024 tokens each.
+        tokens: Length of the one piece of text to train on, over and over; the whole text unless given.
+        data: Folder of the texts.
+
+    Returns:
+        Cross-entropies on validation, test and training text; alphas of the last weights.
+    """
+    decay = next((own.weight_decay for own in method.own), SMALL.weight_decay)
+    settings = replace(SMALL, seed=seed, steps=steps, lr=lr, weight_decay=decay)
+    streams = load(data)
+    streams = {**streams, "train": piece(streams["train"], tokens, seed)}
+    model = build(settings)
+    steps_per_epoch = len(streams["train"]) // (settings.batch_size * settings.context)
+
+    optimizer = optimizer_for(model, settings)
+    method.balance(optimizer, model, steps_per_epoch=steps_per_epoch)
+    scheduler = transformers.get_cosine_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
+    for step in range(steps):
+        learn(model, batch(streams["train"], settings, step), optimizer, settings.clip)
+        scheduler.step()
+    losses = {
+        part: math.log(perplexity(model, stream, settings.context, EVALUATED)) for part, stream in streams.items()
+    }
+    return {**losses, **final_alpha(model)}
+
+
+@functools.cache
+def load(data: str) -> dict[str, Tensor]:
+    """The texts to train on, to validate on and to test on, each as one stream of tokens."""
+    folder = Path(data)
+    for name in (*TRAINING, *HELD_OUT):
+        if not (folder / name).is_file():
+            raise NotFoundError(
+                f"there is no {folder / name}: get the texts that train_lm.py names, and name their folder by "
+                "--set data=DIR"
+            )
+    training, held_out = texts(folder, SMALL.held_out_share)
+    ends = held_out[: len(TRAINING)]
+    parts = {
+        "train": training,
+        "validation": [end[: len(end) // 2] for end in ends],
+        "test": [end[len(end) // 2 :] for end in ends],
+    }
+    tokenizer = train_tokenizer(training, SMALL.vocabulary)
+    return {part: torch.from_numpy(encode(tokenizer, content)).long() for part, content in parts.items()}
+
+
+def piece(stream: Tensor, tokens: int | None, seed: int) -> Tensor:
+    """So many tokens from a place that the seed chooses; all of them for None."""
+    if tokens is None:
+        return stream
+    least = SMALL.batch_size * SMALL.context
+    if not least <= tokens <= len(stream):
+        raise ArenaError(f"tokens must be {least} to {len(stream)}, the length of the text, got {tokens}")
+    first = int(torch.randint(len(stream) - tokens + 1, (), generator=torch.Generator().manual_seed(seed)))
+    return stream[first : first + tokens]

