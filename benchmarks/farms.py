@@ -1,7 +1,6 @@
-"""FARMS on a large matrix: time beside its plain spectrum and beside 225 SVDs, accuracy, and peak memory (Linux).
+"""FARMS on a large matrix: accuracy beside the 225 windows of the released code, and peak memory (Linux).
 
-Run with ``python benchmarks/farms.py [--quick]`` on an otherwise idle machine; writes ``farms.json`` beside this file
-(not with ``--quick``).
+Run with ``python benchmarks/farms.py [--quick]``; writes ``farms.json`` beside this file (not with ``--quick``).
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired import Comparison, pairs, seconds
 from run import machine
 
 import tempbalance as tb
@@ -60,41 +58,21 @@ def memory(side: int, window: int) -> list[dict[str, Any]]:
     return rows
 
 
-def speed(side: int, window: int, count: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Times in pairs, and the alpha of few windows beside that of all 225."""
+def accuracy(side: int, window: int) -> dict[str, Any]:
+    """The alpha of few windows beside that of all 225."""
     matrix = weight(side)
-    submatrix = matrix[:window, :window]
-    farms, plain = pairs(lambda: tb.fit_windows(matrix), lambda: tb.Hill().fit(tb.weight_spectrum(matrix)), count)
-    again, svd = pairs(lambda: tb.fit_windows(matrix), lambda: torch.linalg.svdvals(submatrix), count)
-    released = [_OPS**2 * time for time in svd]
-    times = [
-        Comparison("FARMS(): time over that of the plain spectrum", "at most 1.2", farms, plain),
-        Comparison(
-            f"FARMS(): times faster than {_OPS**2} windows of {window} x {window} by SVD, extrapolated from one",
-            "at least 50",
-            again,
-            released,
-            inverse=True,
-        ),
-    ]
-    rows = [row.row() for row in times]
-    print(rows, flush=True)
     few = tb.fit_windows(matrix)
-    found: list[tb.WindowedFit] = []
-    everything = tb.FARMSAsReleased(window, _OPS)
-    taken = seconds(lambda: found.append(tb.fit_windows(matrix, windows=everything)))
-    many = found[0].fit.alpha
-    accuracy = {
+    many = tb.fit_windows(matrix, windows=tb.FARMSAsReleased(window, _OPS)).fit.alpha
+    found = {
         "windows": few.num_windows,
         "alpha": few.fit.alpha,
         "stderr": few.fit.stderr,
         "coverage": few.coverage,
         "alpha_of_225": many,
         "difference_over_stderr": (few.fit.alpha - many) / few.fit.stderr,
-        "seconds_of_225_here": taken,
     }
-    print(accuracy, flush=True)
-    return rows, accuracy
+    print(found, flush=True)
+    return found
 
 
 def main() -> None:
@@ -102,14 +80,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a matrix of 1024 x 1024; writes nothing")
     quick = parser.parse_args().quick
-    side, window, count = (1024, 500, 2) if quick else (4096, 2000, 3)
-    rows, accuracy = speed(side, window, count)
+    side, window = (1024, 500) if quick else (4096, 2000)
     results = {
         "command": "python benchmarks/farms.py",
         "machine": machine(),
         "side": side,
-        "results": rows,
-        "accuracy": accuracy,
+        "accuracy": accuracy(side, window),
         "memory": memory(side, window),
     }
     if not quick:

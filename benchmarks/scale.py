@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired import seconds
+from measure import Peak
 from run import machine
 from safetensors.torch import save_file
 
@@ -82,28 +82,20 @@ def write_block(path: Path, shapes: Shapes) -> None:
     save_file({f"model.layers.0.{name}.weight": torch.randn(side, **draw) for name, side in sides.items()}, path)
 
 
-def kilobytes(key: str) -> int:
-    """A line of what Linux knows of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key))
-
-
 def analyse(path: Path, blocks: int) -> dict[str, Any]:
     """Analyse a model of so many blocks; in a fresh process, whose peak of memory this is."""
     torch.linalg.eigvalsh(torch.eye(64, dtype=torch.float64))  # the linear-algebra library, loaded
     shard = open_shard(path)
     shards = {path.with_name(f"model-{block:05}.safetensors"): Repeated(shard, block) for block in range(blocks)}
     checkpoint = Checkpoint(path, shards, None, None, ())
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: a child inherits that of its parent
-    before, start = kilobytes("VmRSS"), time.process_time()
-    found: list[tb.Analysis] = []
-    wall = seconds(lambda: found.append(tb.analyze(checkpoint, progress=False, strict=True)))
+    peak, began, used = Peak("cpu"), time.perf_counter(), time.process_time()
+    rows = tb.analyze(checkpoint, progress=False, strict=True).layers
     return {
         "blocks": blocks,
-        "matrices": len(found[0].layers),
-        "seconds": wall,
-        "processor_seconds": time.process_time() - start,
-        "peak_megabytes": (kilobytes("VmHWM") - before) / 1024,
+        "matrices": len(rows),
+        "seconds": time.perf_counter() - began,
+        "processor_seconds": time.process_time() - used,
+        "peak_megabytes": peak.megabytes(),
     }
 
 

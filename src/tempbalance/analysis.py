@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.distributed import Processes
 from tempbalance.errors import AnalysisError, SelectionError, TempBalanceError, WeightError
-from tempbalance.fitting import fit_weights, own_share
+from tempbalance.fitting import enough_side_by_side, fit_weights, own_share
 from tempbalance.layers import Select, Weight, find_weights
 from tempbalance.matrices import matrix_shape
 from tempbalance.metrics import is_random, measure, thin
@@ -177,9 +177,10 @@ class _Job:
             _logger.info("resuming: %d of %d weights are done", len(done), len(weights))
         left = [weight for weight in weights if weight.name not in done]
         own = own_share(left, self.processes.rank, self.processes.size)
+        side_by_side = enough_side_by_side(weights, self.windows)
         with progress_bar("analysing weights", len(weights), progress and self.processes.rank == 0) as advance:
             advance(len(done))
-            for rows in self.processes.merge(self._computed(own)):
+            for rows in self.processes.merge(self._computed(own, side_by_side)):
                 for row in rows:
                     done[row.name] = row
                     if self.partial:
@@ -187,8 +188,10 @@ class _Job:
                 advance(len(rows))
         return [done[weight.name] for weight in weights]
 
-    def _computed(self, weights: Sequence[Weight]) -> Iterator[list[LayerStats | Skipped]]:
-        for batch in fit_weights(weights, estimator=self.estimator, windows=self.windows, device=self.device):
+    def _computed(self, weights: Sequence[Weight], side_by_side: bool) -> Iterator[list[LayerStats | Skipped]]:
+        for batch in fit_weights(
+            weights, estimator=self.estimator, windows=self.windows, device=self.device, side_by_side=side_by_side
+        ):
             yield [self._outcome(weight, found) for weight, found in batch]
 
     def _outcome(self, weight: Weight, found: WindowedFit | TempBalanceError) -> LayerStats | Skipped:
