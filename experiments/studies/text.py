@@ -48,7 +48,7 @@ def sst2(examples: int, methods: tuple[str, ...]) -> Contest:
     )
 
 
-FULL = (sst2(16, (*CORE, *VARIANTS, *NEIGHBOURS)), sst2(64, CORE), sst2(256, CORE))
+FULL = (sst2(16, (*CORE, *NEIGHBOURS)), sst2(64, (*CORE, *VARIANTS, *NEIGHBOURS)), sst2(256, CORE))
 QUICK = tuple(
     Contest(
         name=f"quick-{examples}",

@@ -40,6 +40,7 @@ def test_the_baselines_are_methods_of_it(minilm, data):
     assert joined.metrics["validation_loss"] not in (plain.metrics["validation_loss"], two.metrics["validation_loss"])
 
 
+@pytest.mark.filterwarnings("ignore:.*NaN or Inf")
 def test_a_run_that_became_nan_has_no_accuracy(minilm, data):
     run = load_task(STUDY, {"data": data, "examples": 4, "epochs": 2, "batch_size": 2}).run(Trial("plain", 1e30), 0)
     assert run.status == "diverged"
