@@ -1,7 +1,6 @@
 """The baselines that change which weights are trained, or where they end: WiSE-FT, LoRA, SVFit."""
 
 import copy
-import importlib
 import sys
 
 import pytest
@@ -12,11 +11,6 @@ from torch.nn.functional import cross_entropy
 import tempbalance as tb
 from tempbalance.arena import Method
 from tempbalance.errors import MissingExtraError
-
-
-@pytest.fixture
-def baselines(experiments):
-    return importlib.import_module("baselines")
 
 
 @pytest.fixture

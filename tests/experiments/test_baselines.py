@@ -1,7 +1,6 @@
 """The baselines of the studies: the hooks, and the regularisers, each against an oracle."""
 
 import copy
-import importlib
 from dataclasses import dataclass
 
 import pytest
@@ -12,11 +11,6 @@ from torch.nn.functional import cross_entropy
 from tempbalance.arena import Method
 
 EPOCHS, BATCHES, SIZE = 3, 2, 8
-
-
-@pytest.fixture
-def baselines(experiments):
-    return importlib.import_module("baselines")
 
 
 @pytest.fixture
