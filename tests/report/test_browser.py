@@ -55,6 +55,7 @@ def browser():
 def opened(browser, path, drawn):
     """A page without errors that loads nothing but itself."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(120_000)  # on a machine that does much other work a page of 5 MB takes its time
     page.problems = []
     page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: page.problems.append(str(error)))
