@@ -2,23 +2,15 @@
 
 from evidence.study import Claim, Contest, Metric, Published, Study, with_controls
 
-RATES = (1e-3, 2e-3, 3e-3, 5e-3)
 BALANCE = "alphadecay:every=20"
-DECAY = "decay:weight_decay=[0.03,0.3]"  # tuned, for plain training and AlphaDecay alike
+DECAY = "decay:weight_decay=[0.1,1],lr=[2e-3,3e-3]"  # tuned, for plain training and AlphaDecay alike
 CONTEST = Contest(
-    name="400-steps",
-    settings={"steps": 400},
-    methods=(
-        *with_controls(BALANCE),
-        f"{BALANCE},windows=farms",
-        f"{DECAY},lr=[2e-3,3e-3]",
-        f"{DECAY}+{BALANCE},lr=[2e-3,3e-3]",
-        "llr:every=20",
-        "tempbalance:every=20",
-        "tempbalance:every=20,windows=farms",
-    ),
-    lr=RATES,
-    seeds=10,
+    name="300-steps",
+    settings={"steps": 300},
+    methods=(*with_controls(BALANCE), DECAY, f"{DECAY}+{BALANCE}", "tempbalance:every=20"),
+    lr=(1e-3, 2e-3, 3e-3, 5e-3),
+    seeds=6,
+    tuning_seeds=1,
     data="lm",
 )
 QUICK = Contest(

@@ -5,23 +5,19 @@ from dataclasses import replace
 from evidence.study import Claim, Contest, Metric, Published, Study
 
 RATES = (1e-4, 3e-4, 6e-4, 1e-3)
-SEEDS = {16: 20, 64: 20, 256: 10}  # fewer where a run costs more
 PUBLISHED = "model_balancing"  # raises the mean rate, too
 BALANCE = "model_balancing:normalize=true"  # does not
+UNIFORM = f"{PUBLISHED}:control=uniform"
+INVERTED, SHUFFLED = f"{BALANCE},control=inverted", f"{BALANCE},control=shuffled"
 UPDATE = f"{BALANCE},spectrum_of=update"
-STRENGTHS = "model_balancing:strength=[0.5,1.25],lr=[3e-4,1e-3]"
-CORE = (PUBLISHED, f"{PUBLISHED}:control=uniform", BALANCE, f"{BALANCE},control=inverted", UPDATE)
 VARIANTS = (
-    f"{BALANCE},control=shuffled",
-    STRENGTHS,
     f"{BALANCE},unit=layer",
-    f"{BALANCE},windows=farms",
+    f"{BALANCE},windows=farms,every=20",  # to save time; the others once an epoch
     f"{BALANCE},every=1000000",  # beyond the end: measured once
 )
 ADAPTERS = "lr=[1e-3,3e-3,1e-2,3e-2]"
+LORA = (f"lora:{ADAPTERS}", f"lora:{ADAPTERS}+{BALANCE}")
 NEIGHBOURS = (
-    f"lora:{ADAPTERS}",
-    f"lora:{ADAPTERS}+{BALANCE}",
     "svfit:lr=[3e-3,1e-2,3e-2,1e-1]",
     "layerwise_decay",
     "slow_learner",
@@ -36,28 +32,32 @@ NEIGHBOURS = (
 )
 
 
-def sst2(examples: int, methods: tuple[str, ...]) -> Contest:
-    """One amount of data."""
+def sst2(examples: int, methods: tuple[str, ...], epochs: int, seeds: int, tuning_seeds: int) -> Contest:
+    """One amount of data; the more there is, the more a run costs, and the fewer there are."""
     return Contest(
         name=f"sst2-{examples}",
-        settings={"examples": examples, "evaluated": 300},
+        settings={"examples": examples, "evaluated": 300} | ({} if epochs == 10 else {"epochs": epochs}),
         methods=methods,
         lr=RATES,
-        seeds=SEEDS[examples],
-        tuning_seeds=2,
+        seeds=seeds,
+        tuning_seeds=tuning_seeds,
         data="text/sst2",
         files=("train.tsv", "dev.tsv", "test.tsv"),
     )
 
 
-FULL = (sst2(16, (*CORE, *NEIGHBOURS)), sst2(64, (*CORE, *VARIANTS, *NEIGHBOURS)), sst2(256, CORE))
+FULL = (
+    sst2(16, (PUBLISHED, UNIFORM, BALANCE, INVERTED, UPDATE, *LORA, *NEIGHBOURS), epochs=10, seeds=20, tuning_seeds=2),
+    sst2(64, (PUBLISHED, UNIFORM, BALANCE, INVERTED, SHUFFLED, *VARIANTS, *LORA), epochs=10, seeds=10, tuning_seeds=2),
+    sst2(256, (PUBLISHED, BALANCE), epochs=5, seeds=8, tuning_seeds=1),
+    sst2(2048, (PUBLISHED, BALANCE), epochs=1, seeds=5, tuning_seeds=1),
+)
 QUICK = tuple(
     replace(
-        sst2(examples, (BALANCE, f"{BALANCE},control=shuffled")),
+        sst2(examples, (BALANCE, SHUFFLED), epochs=5, seeds=10, tuning_seeds=2),
         name=f"quick-{examples}",
         settings={"examples": examples, "epochs": 5, "evaluated": 200},
         lr=(3e-4, 1e-3),
-        seeds=10,
     )
     for examples in (16, 64)
 )

@@ -2,29 +2,31 @@
 
 from evidence.study import Claim, Contest, Metric, Study, with_controls
 
-RATES = {"vgg": (0.001, 0.003, 0.01, 0.03), "resnet20": (0.003, 0.01, 0.03, 0.1)}
-EPOCHS = {500: 60, 1000: 30}  # as many steps
 BALANCE = "tempbalance"
 FARMS = "tempbalance:windows=farms,every=64"  # to save time; the others once an epoch
 SNR = "snr:strength=[0.001,0.01],lr=[0.003,0.01]"
 SNR_BALANCE = "snr:strength=[0.001,0.01]+tempbalance:low=0.6,high=1.4,lr=[0.003,0.01]"
-PANELS = {"ResNet-20, CIFAR-10": ("resnet20", 10), "VGG, CIFAR-10": ("vgg", 10)}
-
-
-def contest(network: str, classes: int, examples: int) -> Contest:
-    """One amount of data."""
-    return Contest(
-        name=f"{network}-cifar{classes}-{examples}",
-        settings={"network": network, "classes": classes, "examples": examples, "epochs": EPOCHS[examples]},
-        methods=(*with_controls(BALANCE), FARMS, SNR, SNR_BALANCE),
-        lr=RATES[network],
-        seeds=20,
-        data="images",
-        files=(f"cifar{classes}.npz",),
-    )
-
-
-FULL = {panel: tuple(contest(*of, examples) for examples in EPOCHS) for panel, of in PANELS.items()}
+VGG = Contest(
+    name="vgg-cifar10-500",
+    settings={"network": "vgg", "classes": 10, "examples": 500, "epochs": 30},
+    methods=(*with_controls(BALANCE), FARMS, SNR, SNR_BALANCE),
+    lr=(0.001, 0.003, 0.01, 0.03),
+    seeds=20,
+    tuning_seeds=1,
+    data="images",
+    files=("cifar10.npz",),
+)
+RESNET = Contest(
+    name="resnet20-cifar100-1000",
+    settings={"network": "resnet20", "classes": 100, "examples": 1000, "epochs": 20},
+    methods=(BALANCE, f"{BALANCE}:control=shuffled", FARMS),
+    lr=(0.003, 0.01, 0.03, 0.1),
+    seeds=8,  # fewer where a run costs more
+    tuning_seeds=1,
+    data="images",
+    files=("cifar100.npz",),
+)
+PANELS = {"VGG, CIFAR-10": (VGG.name,), "ResNet-20, CIFAR-100": (RESNET.name,)}
 QUICK = Contest(
     name="quick",
     settings={"examples": 200, "epochs": 20},
@@ -49,10 +51,10 @@ STUDY = Study(
             published=(),
             method=BALANCE,
             also=(FARMS, SNR, SNR_BALANCE),
-            panels={panel: tuple(each.name for each in contests) for panel, contests in FULL.items()},
+            panels=PANELS,
         ),
     ),
     quick=(QUICK,),
-    full=tuple(each for contests in FULL.values() for each in contests),
+    full=(VGG, RESNET),
     sources={"images": "make cifar10.npz and cifar100.npz from cs.toronto.edu/~kriz/cifar.html, as vision.py says"},
 )
