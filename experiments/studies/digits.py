@@ -48,6 +48,7 @@ TWO = Contest(
 EIGHT_FIXED = Contest(
     name="8-rate-0.001", settings={"examples": 8}, methods=(UPDATE, *UPDATE_CONTROLS), lr=(1e-3,), seeds=20
 )
+HIGHER = tuple(replace(EIGHT_FIXED, name=f"8-rate-{rate:g}", lr=(rate,)) for rate in RATES[1:])
 # none of these seeds had a part in finding the variant
 EIGHT_FRESH = replace(EIGHT_FIXED, name="8-rate-0.001-fresh", seeds=60, first_seed=20)
 TWO_FIXED = Contest(
@@ -75,6 +76,6 @@ STUDY = Study(
         ),
     ),
     quick=(TWO, TWO_FIXED),
-    full=(EIGHT, TWO, EIGHT_FIXED, EIGHT_FRESH, TWO_FIXED),
+    full=(EIGHT, TWO, EIGHT_FIXED, EIGHT_FRESH, *HIGHER, TWO_FIXED),
     packages={"sklearn": "pip install 'tempbalance[demo]'"},
 )

@@ -61,6 +61,7 @@ FOUR = (
     *RAISED,
     f"{PUBLISHED},kinds=('conv1d','linear')",
     UNTUNED,
+    f"{BALANCE},spectrum_of=update",
 )
 PANELS = {
     "FNO, Darcy": (

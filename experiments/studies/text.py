@@ -17,6 +17,7 @@ VARIANTS = (
 )
 ADAPTERS = "lr=[1e-3,3e-3,1e-2,3e-2]"
 LORA = (f"lora:{ADAPTERS}", f"lora:{ADAPTERS}+{BALANCE}")
+ADAPTED = (*LORA, f"{LORA[1]},control=shuffled")
 NEIGHBOURS = (
     "svfit:lr=[3e-3,1e-2,3e-2,1e-1]",
     "layerwise_decay",
@@ -47,7 +48,9 @@ def sst2(examples: int, methods: tuple[str, ...], epochs: int, seeds: int, tunin
 
 
 FULL = (
-    sst2(16, (PUBLISHED, UNIFORM, BALANCE, INVERTED, UPDATE, *LORA, *NEIGHBOURS), epochs=10, seeds=20, tuning_seeds=2),
+    sst2(
+        16, (PUBLISHED, UNIFORM, BALANCE, INVERTED, UPDATE, *ADAPTED, *NEIGHBOURS), epochs=10, seeds=20, tuning_seeds=2
+    ),
     sst2(64, (PUBLISHED, UNIFORM, BALANCE, INVERTED, SHUFFLED, *VARIANTS, *LORA), epochs=10, seeds=10, tuning_seeds=2),
     sst2(256, (PUBLISHED, BALANCE), epochs=5, seeds=8, tuning_seeds=1),
     sst2(2048, (PUBLISHED, BALANCE), epochs=1, seeds=5, tuning_seeds=1),
