@@ -133,6 +133,12 @@ def without(method: str, *keys: str) -> str:
     )
 
 
+def brief(method: str) -> str:
+    """The name of a method without what is tuned, as for a figure."""
+    parts = read_parts(method)
+    return without(method, "lr", *(key for part in parts for key, texts in part.texts.items() if len(texts) > 1))
+
+
 def _list(key: str, texts: list[str]) -> str:
     values = [text.removeprefix(f"{key}=") for text in texts]
     return f"{key}={values[0]}" if len(values) == 1 else f"{key}=[{','.join(values)}]"

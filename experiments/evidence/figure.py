@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from evidence.compare import Compared, Gain, control_of
+from evidence.compare import Compared, Gain, brief, control_of
 from evidence.study import Claim, Study
 
 WIDTH, HEIGHT, LEFT, GAP, TOP, BOTTOM = 330, 260, 64, 64, 40, 50  # pixels
@@ -41,13 +41,14 @@ def figure(study: Study, claim: Claim, contests: Mapping[str, Compared]) -> str:
     lines = _lines(claim, [compared for found in panels.values() for compared in found])
     width = LEFT + len(panels) * (WIDTH + GAP)
     legend = TOP + HEIGHT + BOTTOM + 12
+    baseline = escape(brief(claim.baseline))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {legend + LEGEND_ROW * len(lines)}" '
         'font-family="sans-serif" font-size="13">',
-        f"<title>{escape(claim.sentence)} Gain over {escape(claim.baseline)}, by {escape(study.size[1])}</title>",
+        f"<title>{escape(claim.sentence)} Gain over {baseline}, by {escape(study.size[1])}</title>",
         '<rect width="100%" height="100%" fill="white"/>',
         f'<text transform="translate(16 {TOP + HEIGHT / 2}) rotate(-90)" text-anchor="middle">'
-        f"gain over {escape(claim.baseline)}, {escape(study.metric.unit)}</text>",
+        f"gain over {baseline}, {escape(study.metric.unit)}</text>",
     ]
     for place, (title, found) in enumerate(panels.items()):
         parts += _Panel(study, claim, found, lines, LEFT + place * (WIDTH + GAP)).draw(title)
@@ -55,7 +56,7 @@ def figure(study: Study, claim: Claim, contests: Mapping[str, Compared]) -> str:
         y = legend + LEGEND_ROW * row
         parts.append(f'<path d="M{LEFT} {y}h36" {_stroke(line)}/>')
         parts.append(_marker(line, LEFT + 18, y))
-        parts.append(f'<text x="{LEFT + 46}" y="{y + 4}">{escape(line.method)}</text>')
+        parts.append(f'<text x="{LEFT + 46}" y="{y + 4}">{escape(brief(line.method))}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

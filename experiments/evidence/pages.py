@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from evidence.compare import Compared
+from evidence.compare import Compared, brief
 from evidence.figure import figure
 from evidence.keep import read_results
 from evidence.study import Claim, Study, StudyError
@@ -142,13 +142,13 @@ def fill(text: str, name: str, content: str) -> str:
 
 def _claim(study: Study, claim: Claim, contests: Mapping[str, Compared]) -> str:
     """Verdict, figure, the paper's numbers beside ours."""
-    verdict = judge(claim, contests)
+    verdict, baseline = judge(claim, contests), brief(claim.baseline)
     parts = [
         f"**{claim.sentence}** ({claim.paper})",
         f"**{verdict.word.capitalize()}**: {verdict.reason}.",
         *_growths(study, claim, contests),
-        f"![Gain of each method over {claim.baseline}, by {study.size[1]}]({_file(study, claim)})",
-        f"*Gain of each method over `{claim.baseline}` with its 95 % interval; above 0 is better. Hollow: controls.*",
+        f"![Gain of each method over {baseline}, by {study.size[1]}]({_file(study, claim)})",
+        f"*Gain of each method over `{baseline}` with its 95 % interval; above 0 is better. Hollow: controls.*",
         published_table(study, claim, contests, verdict),
     ]
     return "\n\n".join(parts)

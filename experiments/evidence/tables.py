@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from evidence.compare import Compared, Gain
+from evidence.compare import Compared, Gain, brief
 from evidence.study import Claim, Metric, Study
 from evidence.verdict import Outcome, Slope, Verdict, claimed_gain
 from tempbalance.arena.names import read_parts
@@ -66,7 +66,7 @@ def published_table(study: Study, claim: Claim, contests: Mapping[str, Compared]
         The table.
     """
     metric = study.metric
-    lines = head("", study.size[1], claim.baseline, "with the method", f"gain, {metric.unit}", "what it says")
+    lines = head("", study.size[1], brief(claim.baseline), "with the method", f"gain, {metric.unit}", "what it says")
     for row in claim.published:
         gain = (row.method - row.baseline) * (-1 if metric.lower_is_better else 1)
         shown = signed(100 * gain / row.baseline if metric.relative else gain, 2)

@@ -4,20 +4,23 @@ from evidence.study import Claim, Contest, Metric, Published, Study, with_contro
 
 # Decay pays only where text is seen again and again: 20 thousand tokens, ten times. Tuned, for all methods alike.
 DECAY = "decay:weight_decay=[0.3,2],lr=[2e-3,4e-3]"
-BALANCE = f"{DECAY}+alphadecay:every=20"
+ALPHADECAY, TEMPBALANCE = f"{DECAY}+alphadecay:every=20", f"{DECAY}+tempbalance:every=20"
+FARMS = f"{TEMPBALANCE},windows=farms"
 CONTEST = Contest(
     name="20k-tokens",
     settings={"steps": 200, "tokens": 20480},
     methods=(
         DECAY,
-        *with_controls(BALANCE),
-        f"{DECAY}+tempbalance:every=20",
+        *with_controls(ALPHADECAY),
+        *with_controls(TEMPBALANCE),
+        FARMS,
     ),
     lr=(1e-3, 2e-3, 4e-3, 8e-3),
     seeds=10,
     tuning_seeds=1,
     data="lm",
 )
+PANELS = {"real text": (CONTEST.name,)}
 QUICK = Contest(
     name="quick",
     settings={"steps": 60},
@@ -43,10 +46,19 @@ STUDY = Study(
                 Published(where="LLaMA 135M, C4, perplexity", size="2 B tokens", baseline=22.99, method=22.76),
                 Published(where="LLaMA 1B, C4, perplexity", size="8.9 B tokens", baseline=15.36, method=15.13),
             ),
-            method=BALANCE,
+            method=ALPHADECAY,
             baseline=DECAY,
-            also=(f"{DECAY}+tempbalance:every=20",),
-            panels={"real text": (CONTEST.name,)},
+            panels=PANELS,
+        ),
+        Claim(
+            name="rate",
+            sentence="A learning rate per layer, by alpha, lowers the perplexity of a language model.",
+            paper="TempBalance, NeurIPS 2023",
+            published=(),
+            method=TEMPBALANCE,
+            baseline=DECAY,
+            also=(FARMS, f"{TEMPBALANCE},control=untrained"),
+            panels=PANELS,
         ),
     ),
     quick=(QUICK,),
