@@ -208,7 +208,7 @@ def test_memory_of_one_tensor(tmp_path):
         done = subprocess.run([sys.executable, "-c", script, home], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)
         shutil.rmtree(home)
-    assert peaks[1] - peaks[0] < 64, peaks  # MB; 36 tensors more are 576
+    assert peaks[1] - peaks[0] < 144, peaks  # MB; 36 tensors more are 576, and mapped pages come and go by tens
 
 
 def test_the_index_of_shards_adds_up(folder, tmp_path):
