@@ -9,12 +9,7 @@ FARMS = f"{TEMPBALANCE},windows=farms"
 CONTEST = Contest(
     name="20k-tokens",
     settings={"steps": 200, "tokens": 20480},
-    methods=(
-        DECAY,
-        *with_controls(ALPHADECAY),
-        *with_controls(TEMPBALANCE),
-        FARMS,
-    ),
+    methods=(DECAY, *with_controls(ALPHADECAY), *with_controls(TEMPBALANCE), FARMS),
     lr=(1e-3, 2e-3, 4e-3, 8e-3),
     seeds=10,
     tuning_seeds=1,
@@ -57,7 +52,7 @@ STUDY = Study(
             published=(),
             method=TEMPBALANCE,
             baseline=DECAY,
-            also=(FARMS, f"{TEMPBALANCE},control=untrained"),
+            also=(FARMS,),
             panels=PANELS,
         ),
     ),

@@ -33,11 +33,11 @@ NEIGHBOURS = (
 )
 
 
-def sst2(examples: int, methods: tuple[str, ...], epochs: int, seeds: int, tuning_seeds: int) -> Contest:
+def sst2(examples: int, methods: tuple[str, ...], seeds: int, tuning_seeds: int, **settings: int) -> Contest:
     """One amount of data; the more there is, the more a run costs, and the fewer there are."""
     return Contest(
         name=f"sst2-{examples}",
-        settings={"examples": examples, "evaluated": 300} | ({} if epochs == 10 else {"epochs": epochs}),
+        settings={"examples": examples, "evaluated": 300, **settings},
         methods=methods,
         lr=RATES,
         seeds=seeds,
@@ -48,18 +48,15 @@ def sst2(examples: int, methods: tuple[str, ...], epochs: int, seeds: int, tunin
 
 
 FULL = (
-    sst2(
-        16, (PUBLISHED, UNIFORM, BALANCE, INVERTED, UPDATE, *ADAPTED, *NEIGHBOURS), epochs=10, seeds=20, tuning_seeds=2
-    ),
-    sst2(64, (PUBLISHED, UNIFORM, BALANCE, INVERTED, SHUFFLED, *VARIANTS, *LORA), epochs=10, seeds=10, tuning_seeds=2),
-    sst2(256, (PUBLISHED, BALANCE), epochs=5, seeds=8, tuning_seeds=1),
-    sst2(2048, (PUBLISHED, BALANCE), epochs=1, seeds=5, tuning_seeds=1),
+    sst2(16, (PUBLISHED, UNIFORM, BALANCE, INVERTED, UPDATE, *ADAPTED, *NEIGHBOURS), seeds=20, tuning_seeds=2),
+    sst2(64, (PUBLISHED, UNIFORM, BALANCE, INVERTED, SHUFFLED, *VARIANTS, *LORA), seeds=10, tuning_seeds=2),
+    sst2(256, (PUBLISHED, BALANCE), seeds=8, tuning_seeds=1, epochs=5),
+    sst2(2048, (PUBLISHED, BALANCE), seeds=5, tuning_seeds=1, epochs=1),
 )
 QUICK = tuple(
     replace(
-        sst2(examples, (BALANCE, SHUFFLED), epochs=5, seeds=10, tuning_seeds=2),
+        sst2(examples, (BALANCE, SHUFFLED), seeds=10, tuning_seeds=2, epochs=5, evaluated=200),
         name=f"quick-{examples}",
-        settings={"examples": examples, "epochs": 5, "evaluated": 200},
         lr=(3e-4, 1e-3),
     )
     for examples in (16, 64)

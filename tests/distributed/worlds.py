@@ -40,8 +40,8 @@ def run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """What ``function(*args)`` returns in each process of a world, in the order of their ranks.
 
     A process that raises fails the test, with the traceback of every process. One that a signal ends is another matter:
-    once in some thousand worlds gloo's own thread dies in ``malloc`` ("pt_gloo_runloop: segfault", torch 2.13), so that
-    world is run once more.
+    gloo's own thread was seen to die in ``malloc`` ("pt_gloo_runloop: segfault", torch 2.13), so such a world is run
+    once more.
     """
     try:
         return _run(size, function, *args)

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -190,6 +191,8 @@ def test_memory_of_one_tensor(tmp_path):
         "tb.prune_checkpoint(sys.argv[1] + '/m', plan, sys.argv[1] + '/out', progress=False)\n"
         "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
     )
+    # or glibc raises the threshold as it goes, and keeps some of the freed tensors
+    steady = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     peaks = []
     for count in (4, 40):
         home = tmp_path / str(count)
@@ -205,10 +208,11 @@ def test_memory_of_one_tensor(tmp_path):
             for n in names
         )
         tb.Allocation(source="m", sparsity=0.5, method="uniform", unit="layer", layers=shares).save(home / "plan.json")
-        done = subprocess.run([sys.executable, "-c", script, home], capture_output=True, text=True, check=True)
+        command = [sys.executable, "-c", script, home]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=steady)
         peaks.append(int(done.stdout) / 1024)
         shutil.rmtree(home)
-    assert peaks[1] - peaks[0] < 144, peaks  # MB; 36 tensors more are 576, and mapped pages come and go by tens
+    assert peaks[1] - peaks[0] < 64, peaks  # MB; 36 tensors more are 576
 
 
 def test_the_index_of_shards_adds_up(folder, tmp_path):
