@@ -8,7 +8,7 @@ from evidence.study import Claim, Contest, Metric, Published, Study
 PUBLISHED = "model_balancing_sciml:strength=[0.5,1],every=25"  # raises the mean rate, too
 BALANCE = "model_balancing_sciml:strength=[0.5,1],normalize=true,every=25"  # does not
 REAL = f"{BALANCE},kinds=('conv1d','linear')"  # as the released code: without the complex weights of the FNO
-SHUFFLED, INVERTED = f"{BALANCE},control=shuffled", f"{BALANCE},control=inverted"
+SHUFFLED, INVERTED, UNTRAINED = (f"{BALANCE},control={control}" for control in ("shuffled", "inverted", "untrained"))
 LOW, HIGH = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)
 
 
@@ -71,7 +71,7 @@ PANELS = {
         contest("fno-darcy-256", MANY, HIGH, seeds=10, tuning_seeds=1),
     ),
     "FNO, Darcy, fresh seeds": (
-        contest("fno-darcy-4-fresh", (BALANCE, SHUFFLED, INVERTED, *RAISED), LOW, seeds=40, first_seed=20),
+        contest("fno-darcy-4-fresh", (BALANCE, SHUFFLED, INVERTED, UNTRAINED, *RAISED), LOW, seeds=40, first_seed=20),
     ),
     "UNet, Darcy": (contest("unet-darcy-4", (BALANCE, SHUFFLED, *RAISED), (3e-2, 1e-1, 2e-1)),),
     "FNO, Burgers": (contest("fno-burgers-4", FNO, HIGH),),

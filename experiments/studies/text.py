@@ -8,7 +8,7 @@ RATES = (1e-4, 3e-4, 6e-4, 1e-3)
 PUBLISHED = "model_balancing"  # raises the mean rate, too
 BALANCE = "model_balancing:normalize=true"  # does not
 UNIFORM = f"{PUBLISHED}:control=uniform"
-INVERTED, SHUFFLED = f"{BALANCE},control=inverted", f"{BALANCE},control=shuffled"
+INVERTED, SHUFFLED, UNTRAINED = (f"{BALANCE},control={control}" for control in ("inverted", "shuffled", "untrained"))
 UPDATE = f"{BALANCE},spectrum_of=update"
 VARIANTS = (
     f"{BALANCE},unit=layer",
@@ -48,9 +48,11 @@ def sst2(examples: int, methods: tuple[str, ...], seeds: int, tuning_seeds: int,
 
 
 FULL = (
-    sst2(16, (PUBLISHED, UNIFORM, BALANCE, INVERTED, UPDATE, *ADAPTED, *NEIGHBOURS), seeds=20, tuning_seeds=2),
-    sst2(64, (PUBLISHED, UNIFORM, BALANCE, INVERTED, SHUFFLED, *VARIANTS, *LORA), seeds=10, tuning_seeds=2),
-    sst2(256, (PUBLISHED, BALANCE), seeds=8, tuning_seeds=1, epochs=5),
+    sst2(
+        16, (PUBLISHED, UNIFORM, BALANCE, INVERTED, UNTRAINED, UPDATE, *ADAPTED, *NEIGHBOURS), seeds=20, tuning_seeds=2
+    ),
+    sst2(64, (PUBLISHED, UNIFORM, BALANCE, INVERTED, SHUFFLED, UNTRAINED, *VARIANTS, *LORA), seeds=10, tuning_seeds=2),
+    sst2(256, (PUBLISHED, UNIFORM, BALANCE, SHUFFLED), seeds=10, tuning_seeds=1, epochs=5),
     sst2(2048, (PUBLISHED, BALANCE), seeds=5, tuning_seeds=1, epochs=1),
 )
 QUICK = tuple(
