@@ -12,10 +12,17 @@ from evidence.study import Claim, Study
 
 WIDTH, HEIGHT, LEFT, GAP, TOP, BOTTOM = 330, 260, 64, 64, 40, 50  # pixels
 LEGEND_ROW, MARKER, APART = 18, 3.5, 8
+ABREAST = 3  # panels in a row
 BEYOND = 1.5  # times the reach of the methods: what a control may have of the axis
 METHODS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
 CONTROLS = ("#555555", "#888888", "#aaaaaa", "#555555", "#888888")
 DASHES = {"uniform": "6 3", "inverted": "2 3", "shuffled": "8 3 2 3", "untrained": "1 4"}
+OUTLINES = {  # hollow, around a point
+    "uniform": "m-3.2 -3.2h6.4v6.4h-6.4z",
+    "inverted": "m-4 -3h8l-4 7z",
+    "shuffled": "m0 -4.6l4.6 4.6l-4.6 4.6l-4.6 -4.6z",
+    "untrained": f"m-{MARKER} 0a{MARKER} {MARKER} 0 1 0 {2 * MARKER} 0a{MARKER} {MARKER} 0 1 0 -{2 * MARKER} 0z",
+}
 
 
 class Line(NamedTuple):
@@ -23,7 +30,7 @@ class Line(NamedTuple):
 
     method: str
     colour: str
-    dash: str
+    control: str | None
 
 
 def figure(study: Study, claim: Claim, contests: Mapping[str, Compared]) -> str:
@@ -39,19 +46,24 @@ def figure(study: Study, claim: Claim, contests: Mapping[str, Compared]) -> str:
     """
     panels = {title: [contests[name] for name in names if name in contests] for title, names in claim.panels.items()}
     lines = _lines(claim, [compared for found in panels.values() for compared in found])
-    width = LEFT + len(panels) * (WIDTH + GAP)
-    legend = TOP + HEIGHT + BOTTOM + 12
+    width = LEFT + min(len(panels), ABREAST) * (WIDTH + GAP)
+    legend = -(-len(panels) // ABREAST) * (TOP + HEIGHT + BOTTOM) + 12
     baseline = escape(brief(claim.baseline))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {legend + LEGEND_ROW * len(lines)}" '
         'font-family="sans-serif" font-size="13">',
         f"<title>{escape(claim.sentence)} Gain over {baseline}, by {escape(study.size[1])}</title>",
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<text transform="translate(16 {TOP + HEIGHT / 2}) rotate(-90)" text-anchor="middle">'
-        f"gain over {baseline}, {escape(study.metric.unit)}</text>",
     ]
     for place, (title, found) in enumerate(panels.items()):
-        parts += _Panel(study, claim, found, lines, LEFT + place * (WIDTH + GAP)).draw(title)
+        row, column = divmod(place, ABREAST)
+        left, top = LEFT + column * (WIDTH + GAP), TOP + row * (TOP + HEIGHT + BOTTOM)
+        if not column:
+            parts.append(
+                f'<text transform="translate(16 {top + HEIGHT / 2}) rotate(-90)" text-anchor="middle">'
+                f"gain over {baseline}, {escape(study.metric.unit)}</text>"
+            )
+        parts += _Panel(study, claim, found, lines, left, top).draw(title)
     for row, line in enumerate(lines):
         y = legend + LEGEND_ROW * row
         parts.append(f'<path d="M{LEFT} {y}h36" {_stroke(line)}/>')
@@ -68,9 +80,9 @@ def _lines(claim: Claim, contests: Sequence[Compared]) -> list[Line]:
     for name in names:
         if any(compared.find(name) for compared in contests):
             kind = control_of(name)
-            alike = sum((control_of(line.method) is None) == (kind is None) for line in drawn)
+            alike = sum((line.control is None) == (kind is None) for line in drawn)
             colours = METHODS if kind is None else CONTROLS
-            drawn.append(Line(name, colours[alike % len(colours)], DASHES[kind] if kind else ""))
+            drawn.append(Line(name, colours[alike % len(colours)], kind))
     return drawn
 
 
@@ -78,9 +90,9 @@ class _Panel:
     """Where things lie in a panel: the amount of data to the right, on a log scale, the gain upward."""
 
     def __init__(
-        self, study: Study, claim: Claim, contests: Sequence[Compared], lines: Sequence[Line], left: float
+        self, study: Study, claim: Claim, contests: Sequence[Compared], lines: Sequence[Line], left: float, top: float
     ) -> None:
-        self.left, self.lines, self.label = left, lines, escape(study.size[1])
+        self.left, self.top, self.lines, self.label = left, top, lines, escape(study.size[1])
         self.sizes = sorted({float(compared.contest.settings[study.size[0]]) for compared in contests})
         self.gains: dict[str, dict[float, Gain]] = {line.method: {} for line in lines}
         for compared in contests:
@@ -114,25 +126,26 @@ class _Panel:
     def y(self, gain: float) -> float:
         """Where a gain lies; at the edge if beyond."""
         inside = min(max(gain, self.low), self.high)
-        return TOP + HEIGHT * (self.high - inside) / (self.high - self.low)
+        return self.top + HEIGHT * (self.high - inside) / (self.high - self.low)
 
     def draw(self, title: str) -> list[str]:
         """The panel as SVG."""
+        middle, bottom = self.left + WIDTH / 2, self.top + HEIGHT
         parts = [
-            f'<text x="{self.left + WIDTH / 2}" y="24" text-anchor="middle" font-weight="bold">{escape(title)}</text>',
-            f'<rect x="{self.left}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#999"/>',
+            f'<text x="{middle}" y="{self.top - 16}" text-anchor="middle" font-weight="bold">{escape(title)}</text>',
+            f'<rect x="{self.left}" y="{self.top}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#999"/>',
             f'<path d="M{self.left} {self.y(0):.1f}h{WIDTH}" stroke="#333" stroke-dasharray="4 3"/>',
-            f'<text x="{self.left + WIDTH / 2}" y="{TOP + HEIGHT + 40}" text-anchor="middle">{self.label}</text>',
+            f'<text x="{middle}" y="{bottom + 40}" text-anchor="middle">{self.label}</text>',
         ]
         for size in self.sizes:
-            parts.append(f'<text x="{self.x(size):.1f}" y="{TOP + HEIGHT + 18}" text-anchor="middle">{size:g}</text>')
+            parts.append(f'<text x="{self.x(size):.1f}" y="{bottom + 18}" text-anchor="middle">{size:g}</text>')
         for tick in ticks(self.low, self.high):
             y = self.y(tick)
             parts.append(f'<path d="M{self.left - 4} {y:.1f}h4" stroke="#999"/>')
             parts.append(f'<text x="{self.left - 8}" y="{y + 4:.1f}" text-anchor="end">{_sign(tick)}</text>')
         if not self.sizes:
-            middle = f'x="{self.left + WIDTH / 2}" y="{TOP + HEIGHT / 3}"'
-            parts.append(f'<text {middle} text-anchor="middle" fill="#777">not run yet</text>')
+            where = f'x="{middle}" y="{self.top + HEIGHT / 3:.1f}"'
+            parts.append(f'<text {where} text-anchor="middle" fill="#777">not run yet</text>')
         for place, line in enumerate(self.lines):
             parts += self._series(line, APART * (place - (len(self.lines) - 1) / 2))
         return parts
@@ -157,14 +170,16 @@ class _Panel:
 
 
 def _stroke(line: Line) -> str:
-    dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
+    dash = f' stroke-dasharray="{DASHES[line.control]}"' if line.control else ""
     return f'stroke="{line.colour}" stroke-width="1.8"{dash}'
 
 
 def _marker(line: Line, x: float, y: float) -> str:
-    """Filled for a method, hollow for a control."""
-    fill = "white" if line.dash else line.colour
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{MARKER}" fill="{fill}" stroke="{line.colour}" stroke-width="1.5"/>'
+    """Filled for a method; hollow for a control, with a shape for each kind."""
+    if line.control is None:
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{MARKER}" fill="{line.colour}"/>'
+    outline = f"M{x:.1f} {y:.1f}{OUTLINES[line.control]}"
+    return f'<path d="{outline}" fill="white" stroke="{line.colour}" stroke-width="1.5"/>'
 
 
 def _sign(tick: float) -> str:

@@ -73,12 +73,12 @@ PANELS = {
     "FNO, Darcy, fresh seeds": (
         contest("fno-darcy-4-fresh", (BALANCE, SHUFFLED, INVERTED, UNTRAINED, *RAISED), LOW, seeds=40, first_seed=20),
     ),
-    "UNet, Darcy": (contest("unet-darcy-4", (BALANCE, SHUFFLED, *RAISED), (3e-2, 1e-1, 2e-1)),),
-    "FNO, Burgers": (contest("fno-burgers-4", FNO, HIGH),),
     # two seeds to tune on leave much to chance: ten, and fresh seeds to compare on
     "FNO, Darcy, tuned on 10 seeds": (
         contest("fno-darcy-4-tuned", (*MANY, INVERTED, UNTRAINED), LOW, seeds=40, first_seed=60, tuning_seeds=10),
     ),
+    "UNet, Darcy": (contest("unet-darcy-4", (BALANCE, SHUFFLED, *RAISED), (3e-2, 1e-1, 2e-1)),),
+    "FNO, Burgers": (contest("fno-burgers-4", FNO, HIGH),),
     "FNO, Burgers, tuned on 10 seeds": (
         contest("fno-burgers-4-tuned", (*FNO, UNTRAINED), HIGH, seeds=40, first_seed=20, tuning_seeds=10),
     ),
