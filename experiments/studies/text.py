@@ -66,7 +66,15 @@ GROWING = (
 )
 # with 64 sentences all chose the lowest of the rates on offer; none of these seeds had a part in seeing that
 FRESH = replace(sst2(64, CONTROLLED, seeds=20, tuning_seeds=2, lr=LOWER), name="sst2-64-lower-rates", first_seed=20)
-FULL = (*GROWING, FRESH)
+# where no effect appears, is it the strength, the estimator, or the length of training? at the rate that all had chosen
+FIXED = replace(
+    sst2(64, (BALANCE, f"{BALANCE},strength=1.5", f"{BALANCE},estimator=ks"), seeds=10, tuning_seeds=1, lr=(1e-4,)),
+    name="sst2-64-rate-0.0001",
+)
+LONGER = replace(
+    sst2(64, (BALANCE,), seeds=10, tuning_seeds=1, lr=(1e-4,), epochs=20), name="sst2-64-rate-0.0001-longer"
+)
+FULL = (*GROWING, FRESH, FIXED, LONGER)
 QUICK = tuple(
     replace(
         sst2(examples, (BALANCE, SHUFFLED), seeds=10, tuning_seeds=2, epochs=5, evaluated=200),

@@ -37,6 +37,12 @@ class TestNames:
         assert (recipe.unit, recipe.windows, recipe.every) == ("layer", tb.FARMS(), tb.Every(steps=7))
         assert recipe.kinds == ("linear", "conv1d")
 
+    def test_an_estimator_keeps_the_fewest_eigenvalues_of_the_recipe(self):
+        assert balanced("llr:estimator=ks").recipe.estimator == tb.KS(min_eigenvalues=50)
+        assert balanced("model_balancing_sciml:estimator=averaged_hill").recipe.estimator == tb.AveragedHill(
+            min_eigenvalues=tb.recipes.model_balancing_sciml().estimator.min_eigenvalues
+        )
+
     def test_what_is_put_around_the_assignment(self):
         recipe = balanced("model_balancing_sciml:spectrum_of=update,damped=true,change=true").recipe
         assert recipe.spectrum_of == "update"
@@ -58,7 +64,7 @@ class TestNames:
             ("plain:strength=1", "plain has no parameter strength; it has lr"),
             (
                 "llr:strength=1",
-                "llr has no parameter strength; it has low, high, windows, unit, every, .*damped, .*lr",
+                "llr has no parameter strength; it has low, high, windows, unit, estimator, .*damped, .*lr",
             ),
             ("llr:high", "cannot read 'llr:high'"),
             ("llr:high=", "cannot read"),
@@ -70,6 +76,8 @@ class TestNames:
             ("llr:damped=true", "llr:damped=true: Linear must not be damped"),
             ("llr:unit=neuron", "unit must be one of layer, block"),
             ("llr:kinds=linear", "kinds must be None or a tuple"),
+            ("llr:estimator=magic", "estimator must be one of hill, peak, ks, averaged_hill, got magic"),
+            ("llr:estimator={}", "llr:estimator={}: "),
             ("llr:windows=bay", "windows must be farms or none"),
             ("llr:every=often", "llr:every=often: "),
             ("llr:control=magic", "control must be one of inverted, shuffled, uniform, untrained"),

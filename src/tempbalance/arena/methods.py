@@ -15,12 +15,21 @@ from tempbalance.arena.names import Part, read_parts, read_value
 from tempbalance.assign import AlphaChange, Damped
 from tempbalance.errors import ArenaError
 from tempbalance.optim import Balancer, Every, Recipe
+from tempbalance.tail import KS, AveragedHill, Hill, Peak, TailEstimator
 from tempbalance.windows import Windows
 
 __all__ = ["PLAIN", "Makers", "Method", "known", "read_method"]
 
 PLAIN = "plain"
-_OPTIONS = ("unit", "windows", "every", "spectrum_of", "kinds")  # of a Recipe, so that every recipe has them
+_OPTIONS = (
+    "unit",
+    "estimator",
+    "windows",
+    "every",
+    "spectrum_of",
+    "kinds",
+)  # of a Recipe, so that every recipe has them
+_ESTIMATORS: dict[str, type[TailEstimator]] = {"hill": Hill, "peak": Peak, "ks": KS, "averaged_hill": AveragedHill}
 _AROUND = {"damped": Damped, "change": AlphaChange}  # what can be put around its assignment
 
 Makers: TypeAlias = Mapping[str, Callable[..., object]]  # what a task adds: called with the parameters of the name
@@ -30,9 +39,9 @@ class Method:
     """One way of training, as a task gets it: ``method.balance(optimizer, model)`` is all that it has to call.
 
     A name is ``plain``, which changes nothing; or a recipe of ``tempbalance.recipes`` with its own parameters and
-    ``unit``, ``windows``, ``every``, ``spectrum_of`` and ``kinds``, as in ``model_balancing:strength=0.5,unit=layer``,
-    and with ``damped=true`` or ``change=true`` (``Damped`` or ``AlphaChange`` around its assignment); or, with
-    ``control=``, what that recipe has to be better than:
+    ``unit``, ``estimator`` (``hill``, ``peak``, ``ks``, ``averaged_hill``), ``windows``, ``every``, ``spectrum_of`` and
+    ``kinds``, as in ``model_balancing:strength=0.5,unit=layer``, and with ``damped=true`` or ``change=true``
+    (``Damped`` or ``AlphaChange`` around its assignment); or, with ``control=``, what that recipe has to beat:
 
     - ``inverted``: the same multipliers in the opposite order, more to heavy-tailed layers;
     - ``shuffled``: the same multipliers dealt out to the units at random;
@@ -175,6 +184,13 @@ def _made(name: str, maker: Callable[..., object], values: Mapping[str, Any]) ->
         raise ArenaError(f"{name}: {error}") from error
 
 
+def _estimator(word: Any, recipe: Recipe) -> TailEstimator:
+    """The estimator of that name, which fits as few eigenvalues as the recipe's own does."""
+    if word not in _ESTIMATORS:
+        raise ValueError(f"estimator must be one of {', '.join(_ESTIMATORS)}, got {word}")
+    return _ESTIMATORS[word](min_eigenvalues=recipe.estimator.min_eigenvalues)
+
+
 def _recipe(name: str, recipe: str, values: Mapping[str, Any]) -> Recipe:
     maker = getattr(recipes, recipe)
     own = {key: value for key, value in values.items() if key in inspect.signature(maker).parameters}
@@ -183,6 +199,8 @@ def _recipe(name: str, recipe: str, values: Mapping[str, Any]) -> Recipe:
         changes = {key: value for key, value in values.items() if key not in own}
         if "every" in changes:
             changes["every"] = Every(steps=changes["every"])
+        if "estimator" in changes:
+            changes["estimator"] = _estimator(changes["estimator"], made)
         around = [_AROUND[key] for key in _AROUND if changes.pop(key, False)]
         made = replace(made, **changes)
         for wrapper in around:
