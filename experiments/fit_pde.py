@@ -10,11 +10,10 @@ the multipliers at the end. About ten minutes on one core; writes ``fit_pde.json
 from __future__ import annotations
 
 import json
-import random
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from low_data_pde import DATA, TRAINING, Simulations, load, nrmse, train
@@ -23,9 +22,10 @@ from torch import nn
 import tempbalance as tb
 from tempbalance.arena import Method, paired
 
+Problem: TypeAlias = Literal["darcy", "burgers"]
 EXAMPLES, STEPS, LR, SEEDS = 4, 250, 1e-2, range(20, 40)
 BALANCE = "model_balancing_sciml:normalize=true,every=25"
-PROBLEMS: tuple[Literal["darcy", "burgers"], ...] = ("darcy", "burgers")
+PROBLEMS: tuple[Problem, ...] = ("darcy", "burgers")
 METHODS = ("plain", BALANCE, f"{BALANCE},kinds=('conv1d','linear')", f"{BALANCE},control=untrained")
 
 
@@ -40,9 +40,8 @@ class Kept(Method):
         return super().balance(optimizer, model, **options)
 
 
-def run(problem: Literal["darcy", "burgers"], name: str, seed: int) -> dict[str, Any]:
+def run(problem: Problem, name: str, seed: int) -> dict[str, Any]:
     """Train once; errors on what was trained on and on the test data, and the last multipliers by layer."""
-    random.seed(seed)
     torch.manual_seed(seed)
     method = Kept(name, seed)
     test = train(seed, method, LR, problem=problem, examples=EXAMPLES, steps=STEPS)["test"]

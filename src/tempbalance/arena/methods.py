@@ -21,14 +21,8 @@ from tempbalance.windows import Windows
 __all__ = ["PLAIN", "Makers", "Method", "known", "read_method"]
 
 PLAIN = "plain"
-_OPTIONS = (
-    "unit",
-    "estimator",
-    "windows",
-    "every",
-    "spectrum_of",
-    "kinds",
-)  # of a Recipe, so that every recipe has them
+# of a Recipe, so that every recipe has them
+_OPTIONS = ("unit", "estimator", "windows", "every", "spectrum_of", "kinds")
 _ESTIMATORS: dict[str, type[TailEstimator]] = {"hill": Hill, "peak": Peak, "ks": KS, "averaged_hill": AveragedHill}
 _AROUND = {"damped": Damped, "change": AlphaChange}  # what can be put around its assignment
 
