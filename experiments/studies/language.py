@@ -11,7 +11,7 @@ CONTEST = Contest(
     settings={"steps": 200, "tokens": 20480},
     methods=(DECAY, *with_controls(ALPHADECAY), *with_controls(TEMPBALANCE), FARMS),
     lr=(1e-3, 2e-3, 4e-3, 8e-3),
-    seeds=10,
+    seeds=20,
     tuning_seeds=1,
     data="lm",
 )
