@@ -13,7 +13,7 @@ from evidence.study import Claim, Study
 WIDTH, HEIGHT, LEFT, GAP, TOP, BOTTOM = 330, 260, 64, 64, 40, 50  # pixels
 LEGEND_ROW, MARKER, APART = 18, 3.5, 8
 ABREAST = 3  # panels in a row
-BEYOND = 1.5  # times the reach of the methods: what a control may have of the axis
+BEYOND = 3  # times the reach of the methods: what a control may have of the axis
 METHODS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
 CONTROLS = ("#555555", "#888888", "#aaaaaa", "#555555", "#888888")
 DASHES = {"uniform": "6 3", "inverted": "2 3", "shuffled": "8 3 2 3", "untrained": "1 4"}
