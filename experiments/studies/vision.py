@@ -21,7 +21,7 @@ RESNET = Contest(
     settings={"network": "resnet20", "classes": 100, "examples": 1000, "epochs": 20},
     methods=(BALANCE, f"{BALANCE}:control=shuffled", FARMS),
     lr=(0.003, 0.01, 0.03, 0.1),
-    seeds=10,  # fewer where a run costs more
+    seeds=20,
     tuning_seeds=1,
     data="images",
     files=("cifar100.npz",),
