@@ -49,7 +49,8 @@ def _how(compared: Compared) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in compared.contest.settings.items())
     seeds, trials, tuning = entry["summary"]["seeds"], entry["summary"]["trials"], entry["settings"]["tuning_seeds"]
     short = f" of {asked}" if seeds < asked else ""
-    how = f"{trials} trials for each method, chosen on {tuning} other seeds" if compared.is_tuned else "nothing tuned"
+    others = f"{tuning} other seed{'s' if tuning > 1 else ''}"
+    how = f"{trials} trials for each method, chosen on {others}" if compared.is_tuned else "nothing tuned"
     return f"{settings}: {seeds}{short} seeds, {how}."
 
 
