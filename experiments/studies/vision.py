@@ -19,7 +19,7 @@ VGG = Contest(
 RESNET = Contest(
     name="resnet20-cifar100-1000",
     settings={"network": "resnet20", "classes": 100, "examples": 1000, "epochs": 20},
-    methods=(BALANCE, f"{BALANCE}:control=shuffled", FARMS),
+    methods=(*with_controls(BALANCE, ("uniform", "shuffled")), FARMS),
     lr=(0.003, 0.01, 0.03, 0.1),
     seeds=20,
     tuning_seeds=1,
