@@ -33,7 +33,7 @@ def interval(model: nn.Module, delay: int) -> dict[str, float]:
         Seconds that training waited for the refresh, and of the whole interval, one refresh in it.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    recipe = tb.Recipe(name="benchmark", assignment=tb.Sigmoid(), unit="block", every=tb.Every(steps=_INTERVAL))
+    recipe = tb.Recipe(name="benchmark", assignment=tb.assign.Sigmoid(), unit="block", every=tb.Every(steps=_INTERVAL))
     balancer = tb.Balancer(optimizer, model, recipe, delay=delay)
     began = time.perf_counter()
     for step in range(_INTERVAL):

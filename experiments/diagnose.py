@@ -21,7 +21,7 @@ from run_study import DATA, RESULTS
 from studies.diagnosis import NETS, Net
 
 import tempbalance as tb
-from tempbalance.results import write_whole
+from tempbalance._files import write_whole
 
 
 def measure(net: Net, path: Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import functools
 
 import torch
 
-from tempbalance.arena import Method
 from tempbalance.demo import NewDigits, Settings, pretrain_digits
+from tempbalance.study import Method
 
 VALIDATION = 300
 

@@ -1,4 +1,4 @@
-"""Does alpha depend on the shape of a matrix? Whole matrices and FARMS windows, aspect ratios 1 to 16.
+"""Does alpha depend on the shape of a matrix? FullTensorCache matrices and FARMS windows, aspect ratios 1 to 16.
 
 Matrices of ``SIDE`` rows and 1 to 16 times as many columns whose entries follow one distribution:
 
@@ -50,7 +50,7 @@ def measure(kind: str, ratio: int) -> dict[str, Any]:
     rows = []
     for seed in range(SEEDS):
         weight = matrix(kind, ratio, seed)
-        whole, windows = tb.Hill().fit(tb.weight_spectrum(weight)), tb.fit_windows(weight)
+        whole, windows = tb.Hill().fit(tb.weight_spectrum(weight)), tb.tail.pooled.fit_windows(weight)
         rows.append(
             {
                 "whole": whole.alpha,

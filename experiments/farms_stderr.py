@@ -79,7 +79,10 @@ def main() -> None:
             rows = found[kind, side] = []
             for seed in range(count):
                 weight = matrix(kind, side, seed)
-                few, many = tb.fit_windows(weight), tb.fit_windows(weight, windows=tb.FARMS(windows=15))
+                few, many = (
+                    tb.tail.pooled.fit_windows(weight),
+                    tb.tail.pooled.fit_windows(weight, windows=tb.FARMS(windows=15)),
+                )
                 rows.append((few.fit.alpha - many.fit.alpha, few.fit.stderr, few.num_windows))
             single.append(summary(f"{kind} {side}", rows))
     file = HERE / "farms_stderr.json"

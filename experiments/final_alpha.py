@@ -16,7 +16,7 @@ from torch import nn
 
 import tempbalance as tb
 
-RECIPE = tb.Recipe(name="final", assignment=tb.Linear(1.0, 1.0), estimator=tb.Hill(min_eigenvalues=50))
+RECIPE = tb.Recipe(name="final", assignment=tb.assign.Linear(1.0, 1.0), estimator=tb.Hill(min_eigenvalues=50))
 
 
 def final_alpha(model: nn.Module) -> dict[str, float]:
@@ -41,5 +41,5 @@ def final_alpha(model: nn.Module) -> dict[str, float]:
         "imbalance": refresh.imbalance,
         "mean_alpha": fmean(alphas) if alphas else math.nan,
         "layers": len(alphas),
-        "random": status.count(tb.Status.RANDOM),
+        "random": status.count(tb.types.Status.RANDOM),
     }

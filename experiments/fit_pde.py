@@ -20,7 +20,7 @@ from low_data_pde import DATA, TRAINING, Simulations, load, nrmse, train
 from torch import nn
 
 import tempbalance as tb
-from tempbalance.arena import Method, paired
+from tempbalance.study import Method, paired
 
 Problem: TypeAlias = Literal["darcy", "burgers"]
 EXAMPLES, STEPS, LR, SEEDS = 4, 250, 1e-2, range(20, 40)

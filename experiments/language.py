@@ -40,8 +40,8 @@ from train_lm import (
     train_tokenizer,
 )
 
-from tempbalance.arena import Method
-from tempbalance.errors import ArenaError, NotFoundError
+from tempbalance.errors import NotFoundError, StudyError
+from tempbalance.study import Method
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "lm"
 SMALL = Settings(batch_size=8, context=128, vocabulary=1024, hidden=128, intermediate=352, blocks=4, heads=4)
@@ -131,7 +131,7 @@ def excerpt(stream: Tensor, tokens: int | None, seed: int) -> Tensor:
     if tokens is None:
         return stream
     if not PASSAGE <= tokens <= len(stream):
-        raise ArenaError(f"tokens must be {PASSAGE} to {len(stream)}, the length of the text, got {tokens}")
+        raise StudyError(f"tokens must be {PASSAGE} to {len(stream)}, the length of the text, got {tokens}")
     passages = stream[: len(stream) // PASSAGE * PASSAGE].view(-1, PASSAGE)
     drawn = torch.randperm(len(passages), generator=torch.Generator().manual_seed(seed))
     return passages[drawn[: tokens // PASSAGE]].flatten()

@@ -28,8 +28,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tempbalance.arena import Method
 from tempbalance.errors import MissingExtraError, NotFoundError
+from tempbalance.study import Method
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "pde"
 SIDE = 16  # points along each axis, of space or time

@@ -28,8 +28,8 @@ from final_alpha import final_alpha
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from tempbalance.arena import Method
 from tempbalance.errors import MissingExtraError, NotFoundError
+from tempbalance.study import Method
 
 __all__ = ["METHODS", "train"]
 

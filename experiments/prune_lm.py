@@ -3,10 +3,10 @@
     python experiments/prune_lm.py --model DIR --text FILE... [--calibration FILE...] --out DIR [--quick]
 
 ``--model`` is any Hugging Face causal language model (a folder of ``experiments/train_lm.py``, or LLaMA, OPT, Qwen);
-``--text`` what ``tempbalance.load_tokens`` reads (.txt, .json, .jsonl, .npz). Sequences for calibration are drawn from
-``--calibration``, or from the first half of the text. The rest is cut into segments. On every third one, the validation
-text, epsilon is chosen, for every allocation that has one from the same grid, with seed 0; on the others, the test
-text, perplexity is reported, with seeds 1 to 5. The allocations:
+``--text`` what ``tempbalance.compress.load_tokens`` reads (.txt, .json, .jsonl, .npz). Sequences for calibration are
+drawn from ``--calibration``, or from the first half of the text. The rest is cut into segments. On every third one, the
+validation text, epsilon is chosen, for every allocation that has one from the same grid, with seed 0; on the others,
+the test text, perplexity is reported, with seeds 1 to 5. The allocations:
 
 - ``uniform``: all alike; ``erk``: by shape, a layer at a time (Evci et al. 2020);
 - ``owl``: by activation outliers (Yin et al. 2024); the seed decides on the sequences that they are counted on;
@@ -40,8 +40,8 @@ from prune_lm_report import plot, summarize, table
 from torch import Tensor
 
 import tempbalance as tb
-from tempbalance.report.progress import progress_bar
-from tempbalance.results import write_whole
+from tempbalance._files import write_whole
+from tempbalance._progress import progress_bar
 
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
 WITH_EPSILON = ("owl", "alpha", "farms", "inverted", "depth")
@@ -91,7 +91,7 @@ class Study:
 
         def stream(paths: Sequence[Path]) -> Tensor:
             """All tokens of some files."""
-            return torch.cat([tokens for path in paths for tokens in tb.load_tokens(path, folder)])
+            return torch.cat([tokens for path in paths for tokens in tb.compress.load_tokens(path, folder)])
 
         text = stream(texts)
         if calibration:
@@ -108,12 +108,12 @@ class Study:
 
     def sequences(self, seed: int) -> list[Tensor]:
         """The calibration set of a seed."""
-        return tb.draw_calibration([self.calibration], self.settings.samples, self.settings.length, seed)
+        return tb.compress.draw_calibration([self.calibration], self.settings.samples, self.settings.length, seed)
 
     def _outliers(self, seed: int) -> dict[str, float]:
         """OWL's share of outliers in each block of the dense model."""
         self.model.load_state_dict(self.weights)
-        return tb.outlier_ratios(self.model, self.sequences(seed), progress=False)
+        return tb.compress.outlier_ratios(self.model, self.sequences(seed), progress=False)
 
     def allocation(self, run: Run) -> tb.Allocation:
         """The plan of a run."""

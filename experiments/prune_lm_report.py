@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from tempbalance.arena.paired import paired
+from tempbalance.study.paired import paired
 
 NAMES = {
     "uniform": "uniform",

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import tempbalance as tb
-from tempbalance.optim import Recipe
-from tempbalance.pruning import Recovery, load_causal_lm, recover
+from tempbalance.balance import Recipe
+from tempbalance.compress import Recovery, load_causal_lm, recover
 
 LENGTH = 256
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -36,7 +36,7 @@ def pruned(folder: Path, training: Sequence[Tensor], seed: int) -> nn.Module:
     """The model, half of the weights of its layers zero."""
     model = load_causal_lm(folder)
     plan = tb.allocate_sparsity(tb.analyze(model, progress=False), sparsity=0.5, method="uniform")
-    calibration = tb.draw_calibration(training, 64, LENGTH, seed)
+    calibration = tb.compress.draw_calibration(training, 64, LENGTH, seed)
     tb.prune(model, plan, "wanda", calibration=calibration, progress=False)
     return model
 
@@ -44,7 +44,7 @@ def pruned(folder: Path, training: Sequence[Tensor], seed: int) -> nn.Module:
 def main(folder: Path, out: Path) -> None:
     """Tune, run, write."""
     torch.set_num_threads(1)
-    documents = tb.load_tokens(folder / "tinystories_1000_tokens.npz")
+    documents = tb.compress.load_tokens(folder / "tinystories_1000_tokens.npz")
     held_out, tuning, training = documents[:20], documents[20:60], documents[100:500]
     ways: dict[str, Recipe | None] = {"plain": None, "balanced": tb.recipes.model_balancing()}
 

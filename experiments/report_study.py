@@ -15,8 +15,8 @@ from evidence.diagnosis_page import Diagnosis
 from evidence.pages import figures, fill, index_rows, load_contests, new_page, study_page
 from studies import NAMES, load_study
 
+from tempbalance._files import write_whole
 from tempbalance.errors import TempBalanceError
-from tempbalance.results import write_whole
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -29,8 +29,8 @@ from evidence.study import Contest, Metric, Study, StudyError
 from evidence.tables import contest_tables
 from studies import NAMES, load_study
 
-from tempbalance.arena.task import load_task
 from tempbalance.errors import TempBalanceError
+from tempbalance.study.task import load_task
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

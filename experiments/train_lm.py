@@ -40,8 +40,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tempbalance as tb
-from tempbalance.report.progress import progress_bar
-from tempbalance.results import write_whole
+from tempbalance._files import write_whole
+from tempbalance._progress import progress_bar
 
 TRAINING = ("brown.txt", "warandpeace.txt", "tinyshakespeare.txt", "tinystories_1000.json", "wikitext-2/valid.txt")
 HELD_OUT = ("wikitext-2/test.txt",)
@@ -119,7 +119,7 @@ def prepare(data: Path, out: Path, settings: Settings) -> dict[str, Tensor]:
             file = io.BytesIO()
             np.savez_compressed(file, tokens=encode(tokenizer, parts))
             write_whole(path, file.getvalue())
-    return {name: tb.load_tokens(path)[0] for name, path in paths.items()}
+    return {name: tb.compress.load_tokens(path)[0] for name, path in paths.items()}
 
 
 def build(settings: Settings) -> LlamaForCausalLM:

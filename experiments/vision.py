@@ -27,8 +27,8 @@ from baselines.snr import SpectralNorm
 from final_alpha import final_alpha
 from torch import Tensor, nn
 
-from tempbalance.arena import Method
-from tempbalance.errors import ArenaError, NotFoundError
+from tempbalance.errors import NotFoundError, StudyError
+from tempbalance.study import Method
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "images"
 PIXELS = 32
@@ -131,10 +131,10 @@ def train(  # noqa: PLR0913  each can be set on the command line
         Accuracies on validation, test and (without flips and crops) training images; alphas of the last weights.
 
     Raises:
-        ArenaError: There is no such network.
+        StudyError: There is no such network.
     """
     if network not in NETWORKS:
-        raise ArenaError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
+        raise StudyError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
     few, held_out = draw(load(data, classes, "train", size), examples, seed)
     torch.manual_seed(seed)
     model = NETWORKS[network](classes).to(memory_format=torch.channels_last)
@@ -174,7 +174,7 @@ def load(data: str, classes: int, part: str, size: int) -> Images:
             "train_images (n, 32, 32, 3), train_labels, test_images, test_labels, and name its folder by --set data=DIR"
         )
     if size < 1 or PIXELS % size:
-        raise ArenaError(f"size must divide {PIXELS}, got {size}")
+        raise StudyError(f"size must divide {PIXELS}, got {size}")
     with np.load(path) as file:
         pixels, labels = file[f"{part}_images"], file[f"{part}_labels"]
         colours = file["train_images"].reshape(-1, 3) / np.float32(255)
@@ -190,7 +190,7 @@ def draw(all_images: Images, examples: int, seed: int) -> tuple[Images, Images]:
     counts = labels.bincount()
     classes, least = len(counts), int(counts.min())
     if examples % classes or not 0 < examples < classes * least:
-        raise ArenaError(
+        raise StudyError(
             f"examples must be a multiple of {classes}, as many of each class, below {classes * least}, got {examples}"
         )
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))

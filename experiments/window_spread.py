@@ -28,8 +28,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import tempbalance as tb
-from tempbalance.spectrum import window_values
-from tempbalance.tail.base import TailEstimator, Tails
+from tempbalance.spectra.windowed_gram import window_values
+from tempbalance.tail.estimator import TailEstimator, Tails
 
 HERE = Path(__file__).parent
 SIDE = 192

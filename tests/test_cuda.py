@@ -12,7 +12,7 @@ import tempbalance as tb
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-RECIPE = tb.Recipe(name="test", assignment=tb.Linear(0.5, 1.5), every=tb.Every(steps=5), tolerance=0.05)
+RECIPE = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=5), tolerance=0.05)
 
 
 @pytest.mark.parametrize("windows", [None, tb.FARMS()], ids=["whole", "farms"])
@@ -33,7 +33,7 @@ def test_a_checkpoint_gives_what_it_gives_on_the_cpu(tmp_path, windows):
         assert other.alpha == pytest.approx(one.alpha, rel=1e-6, nan_ok=True)
 
 
-def trained(recipe: tb.Recipe, delay: int) -> tuple[dict[str, torch.Tensor], list[tb.Refresh]]:
+def trained(recipe: tb.Recipe, delay: int) -> tuple[dict[str, torch.Tensor], list[tb.balance.Refresh]]:
     torch.manual_seed(1)
     layers = [torch.nn.Linear(64, 64) for _ in range(3)]
     net = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), *layers, torch.nn.Linear(64, 3)).cuda()
@@ -53,7 +53,7 @@ def test_beside_training_the_bits_are_the_same_each_time():
 
 
 def test_beside_training_alphas_are_those_measured_in_place():
-    neutral = dataclasses.replace(RECIPE, assignment=tb.Linear(1.0, 1.0))
+    neutral = dataclasses.replace(RECIPE, assignment=tb.assign.Linear(1.0, 1.0))
     in_place, beside = (trained(neutral, delay)[1] for delay in (0, 3))
     for one, other in zip(in_place, beside, strict=False):
         for a, b in zip(one.units, other.units, strict=True):

@@ -7,7 +7,7 @@ from scipy.integrate import quad
 
 import tempbalance as tb
 from tempbalance.metrics import is_random, measure, mp_cdf, mp_edges, thin
-from tempbalance.spectrum import spectra
+from tempbalance.spectra.eigenvalues import spectra
 from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
 
 

@@ -75,7 +75,7 @@ class WiseFT(Baseline):
         """The multiplier of each parameter that has one."""
         recipe = replace(tb.recipes.model_balancing(strength=self.strength), unit="layer", every=tb.Every(steps=1))
         model.requires_grad_(True)  # after LoRA the weights that it was merged into do not, and would be passed over
-        groups = tb.param_groups(model, recipe)
+        groups = tb.balance.param_groups(model, recipe)
         optimizer = torch.optim.SGD(groups)
         units = {unit.name: unit.multiplier for unit in tb.Balancer(optimizer, model, recipe).refresh().units}
         return {id(p): units.get(group["name"], 1.0) for group in groups for p in group["params"]}

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from evidence.keep import Entry
 from evidence.study import Contest, Metric
-from tempbalance.arena import paired
-from tempbalance.arena.names import join, read_parts
+from tempbalance.study import paired
+from tempbalance.study.method_names import join, read_parts
 
 Run = Mapping[str, Any]
 

@@ -31,7 +31,7 @@ class Correlation(NamedTuple):
 
 
 def ranks(values: ArrayLike) -> NDArray[Any]:
-    """Ranks from 1; equal values share the mean of theirs.
+    """ProcessGroup from 1; equal values share the mean of theirs.
 
     Args:
         values: Numbers.

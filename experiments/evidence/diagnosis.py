@@ -17,7 +17,7 @@ from evidence.compare import Compared, Run
 from evidence.correlation import Correlation, by_seed
 from evidence.study import Study
 from evidence.verdict import Verdict
-from tempbalance.arena import FEWEST, Paired, paired
+from tempbalance.study import FEWEST, Paired, paired
 
 MEASURES: dict[str, Callable[[Run], float | None]] = {
     "task": lambda run: run["metrics"].get("imbalance"),  # at the end, of every method

@@ -17,23 +17,23 @@ from pathlib import Path
 import torch
 
 from evidence.study import Contest
-from tempbalance.arena.contenders import Contender, read_contenders
-from tempbalance.arena.contest import FIRST_TUNING_SEED, run_contest
-from tempbalance.arena.folder import Folder, common_settings, open_folder
-from tempbalance.arena.summary import summarize
-from tempbalance.arena.task import Task, load_task
+from tempbalance._files import dumps, write_whole
+from tempbalance._progress import progress_bar
 from tempbalance.errors import TempBalanceError
-from tempbalance.report.progress import progress_bar
-from tempbalance.results import dumps, write_whole
+from tempbalance.study.candidates import Candidate, read_candidates
+from tempbalance.study.run_folder import Folder, common_settings, open_folder
+from tempbalance.study.runner import FIRST_TUNING_SEED, run_contest
+from tempbalance.study.summary import summarize
+from tempbalance.study.task import Task, load_task
 
 POLL = 1.0  # seconds
 
 
 def count_runs(contest: Contest, task: Task) -> int:
-    """How many runs a contest takes, the tuning included; an ArenaError if it asks for what there is not."""
-    contenders = read_contenders(contest.methods, contest.lr, makers=task.makers)
-    trials = len(contenders[0].trials)
-    return len(contenders) * (contest.seeds + (trials * contest.tuning_seeds if trials > 1 else 0))
+    """How many runs a contest takes, the tuning included; an StudyError if it asks for what there is not."""
+    candidates = read_candidates(contest.methods, contest.lr, makers=task.makers)
+    trials = len(candidates[0].trials)
+    return len(candidates) * (contest.seeds + (trials * contest.tuning_seeds if trials > 1 else 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,23 +78,23 @@ def hold(job: Job) -> None:
     contest = job.contest
     data = {} if contest.data is None else {"data": str(job.data / contest.data)}
     task = load_task(job.task, {**contest.settings, **data})
-    contenders = read_contenders(contest.methods, contest.lr, makers=task.makers)
+    candidates = read_candidates(contest.methods, contest.lr, makers=task.makers)
     # where the data lies is not what distinguishes runs
     common = common_settings(replace(task, parameters=contest.settings), job.lower_is_better)
     extent = {
-        "methods": [each.name for each in contenders],
+        "methods": [each.name for each in candidates],
         "lr": contest.lr,
         "seeds": contest.seeds,
         "first_seed": contest.first_seed,
         "tuning_seeds": contest.tuning_seeds,
     }
     with open_folder(job.folder, common, extent) as folder:
-        seeds = contest.seeds if job.trains else _seeds_done(task, contenders, folder, job)
+        seeds = contest.seeds if job.trains else _seeds_done(task, candidates, folder, job)
         (folder.path / "summary.json").unlink(missing_ok=True)  # of fewer runs
         if seeds:
             results = run_contest(
                 task,
-                contenders,
+                candidates,
                 folder,
                 seeds=range(contest.first_seed, contest.first_seed + seeds),
                 tuning_seeds=contest.tuning_seeds,
@@ -104,16 +104,16 @@ def hold(job: Job) -> None:
             write_whole(folder.path / "summary.json", (dumps(summary.to_json()) + "\n").encode())
 
 
-def _seeds_done(task: Task, contenders: Sequence[Contender], folder: Folder, job: Job) -> int:
+def _seeds_done(task: Task, candidates: Sequence[Candidate], folder: Folder, job: Job) -> int:
     """In how many seeds, one after the other, all methods have been run."""
     contest = job.contest
-    trials = [trial for each in contenders for trial in each.trials]
+    trials = [trial for each in candidates for trial in each.trials]
     elsewhere = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + contest.tuning_seeds)
-    is_tuned = len(trials) > len(contenders)
+    is_tuned = len(trials) > len(candidates)
     if is_tuned and not all(folder.file(trial, seed).exists() for trial in trials for seed in elsewhere):
         return 0
     chosen = run_contest(
-        task, contenders, folder, seeds=(), tuning_seeds=contest.tuning_seeds, lower_is_better=job.lower_is_better
+        task, candidates, folder, seeds=(), tuning_seeds=contest.tuning_seeds, lower_is_better=job.lower_is_better
     )
     seeds = range(contest.first_seed, contest.first_seed + contest.seeds)
     rounds = (all(folder.file(each.chosen, seed).exists() for each in chosen) for seed in seeds)

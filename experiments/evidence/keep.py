@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from evidence.study import StudyError
-from tempbalance.arena.folder import Folder
-from tempbalance.arena.task import Run
-from tempbalance.results import dumps, write_whole
+from tempbalance._files import dumps, write_whole
+from tempbalance.study.run_folder import Folder
+from tempbalance.study.task import Run
 
 _PARTS = ("settings", "summary", "runs")
 Entry = Mapping[str, Any]  # of one contest: these parts

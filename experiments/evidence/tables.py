@@ -9,7 +9,7 @@ from typing import Any
 from evidence.compare import Compared, Gain, brief
 from evidence.study import Claim, Metric, Study
 from evidence.verdict import Outcome, Slope, Verdict, claimed_gain
-from tempbalance.arena.names import read_parts
+from tempbalance.study.method_names import read_parts
 
 TROUBLES = ("diverged", "failed")
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from evidence.compare import Compared, Gain
 from evidence.study import Claim
-from tempbalance.arena import FEWEST, holm
+from tempbalance.study import FEWEST, holm
 
 LEVEL = 0.05
 RESAMPLES = 10_000

@@ -1,49 +1,59 @@
-"""The spectrum of a weight matrix tells how well its layer is trained; tempbalance measures it and acts on it."""
+"""Inspect, train and compress PyTorch models layer by layer, and know whether it helped.
 
-from tempbalance import errors, recipes, testing
-from tempbalance.allocation import Allocation, LayerShare, allocate_bits, allocate_ranks, allocate_sparsity
-from tempbalance.analysis import analyze
-from tempbalance.assign import (
-    AlphaChange,
-    Damped,
-    LayerwiseDecay,
-    Linear,
-    Log2,
-    Rank,
-    RankAsReleased,
-    Sigmoid,
-    SlowLearner,
-    Sqrt,
-    Times,
+The names below are loaded when they are first used, so importing the package costs nothing, and loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tempbalance._files import register_renderer
+
+if TYPE_CHECKING:
+    from tempbalance import errors, study, testing
+    from tempbalance.analysis import Analysis, Comparison, analyze, compare
+    from tempbalance.balance import Balancer, Every, Recipe, assign, recipes
+    from tempbalance.checkpoints import Checkpoint, open_checkpoint
+    from tempbalance.compress import (
+        Allocation,
+        allocate_bits,
+        allocate_ranks,
+        allocate_sparsity,
+        perplexity,
+        prune,
+        prune_checkpoint,
+        recover,
+        save_pruned,
+    )
+    from tempbalance.errors import TempBalanceError
+    from tempbalance.layers import Select
+    from tempbalance.spectra import FARMS, weight_spectrum
+    from tempbalance.tail import KS, AveragedHill, Hill, Peak
+
+    __version__: str
+
+_HOME = {
+    "analysis": ("Analysis", "Comparison", "analyze", "compare"),
+    "balance": ("Balancer", "Every", "Recipe", "assign", "recipes"),
+    "checkpoints": ("Checkpoint", "open_checkpoint"),
+    "compress": (
+        *("Allocation", "allocate_bits", "allocate_ranks", "allocate_sparsity"),
+        *("perplexity", "prune", "prune_checkpoint", "recover", "save_pruned"),
+    ),
+    "errors": ("TempBalanceError",),
+    "layers": ("Select",),
+    "spectra": ("FARMS", "weight_spectrum"),
+    "tail": ("KS", "AveragedHill", "Hill", "Peak"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_ROOMS = (
+    *("types", "errors", "testing", "spectra", "tail", "metrics", "layers", "checkpoints", "analysis", "balance"),
+    *("released", "compress", "study", "report", "integrations"),
 )
-from tempbalance.checkpoints import Checkpoint, open_checkpoint
-from tempbalance.errors import TempBalanceError
-from tempbalance.layers import Select
-from tempbalance.matrices import Layout
-from tempbalance.optim import Balancer, Every, Recipe, Refresh, UnitState, param_groups
-from tempbalance.pooling import WindowedFit, fit_windows
-from tempbalance.pruning import (
-    Perplexity,
-    Recovered,
-    Recovery,
-    draw_calibration,
-    load_tokens,
-    outlier_ratios,
-    perplexity,
-    prune,
-    prune_checkpoint,
-    recover,
-    save_pruned,
-    save_recovered,
-)
-from tempbalance.results import Analysis, Comparison, compare
-from tempbalance.spectrum import weight_spectrum
-from tempbalance.tail import KS, AveragedHill, Hill, HillAsReleased, KSAsReleased, Peak, PeakAsReleased
-from tempbalance.types import LayerStats, Skipped, Spectrum, Status, TailFit
-from tempbalance.windows import FARMS, FARMSAsReleased
 
 __all__ = [
-    # diagnose
+    # inspect
     "Analysis",
     "Checkpoint",
     "Comparison",
@@ -51,68 +61,62 @@ __all__ = [
     "analyze",
     "compare",
     "open_checkpoint",
+    # the core: estimators of the tail, windows, one weight
+    "FARMS",
+    "KS",
+    "AveragedHill",
+    "Hill",
+    "Peak",
+    "weight_spectrum",
     # train
     "Balancer",
     "Every",
     "Recipe",
-    "Refresh",
-    "UnitState",
-    "param_groups",
+    "assign",
     "recipes",
     # compress
     "Allocation",
-    "LayerShare",
-    "Perplexity",
-    "Recovered",
-    "Recovery",
     "allocate_bits",
     "allocate_ranks",
     "allocate_sparsity",
-    "draw_calibration",
-    "load_tokens",
-    "outlier_ratios",
     "perplexity",
     "prune",
     "prune_checkpoint",
     "recover",
     "save_pruned",
-    "save_recovered",
-    # assignments of multipliers
-    "AlphaChange",
-    "Damped",
-    "LayerwiseDecay",
-    "Linear",
-    "Log2",
-    "Rank",
-    "RankAsReleased",
-    "Sigmoid",
-    "SlowLearner",
-    "Sqrt",
-    "Times",
-    # estimators of the tail
-    "KS",
-    "AveragedHill",
-    "Hill",
-    "HillAsReleased",
-    "KSAsReleased",
-    "Peak",
-    "PeakAsReleased",
-    # FARMS windows
-    "FARMS",
-    "FARMSAsReleased",
-    # the core, for one weight at a time
-    "Layout",
-    "fit_windows",
-    "weight_spectrum",
-    # values
-    "LayerStats",
-    "Skipped",
-    "Spectrum",
-    "Status",
-    "TailFit",
-    "WindowedFit",
+    # decide
+    "study",
     # the rest
     "TempBalanceError",
+    "__version__",
     "errors",
     "testing",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name, or one of the packages below, when it is first used (PEP 562)."""
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"tempbalance.{_MODULE_OF[name]}"), name)
+    elif name in _ROOMS:
+        value = importlib.import_module(f"tempbalance.{name}")
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("tempbalance")
+    else:
+        raise AttributeError(f"module 'tempbalance' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, and the packages below."""
+    return sorted({*__all__, *_ROOMS})
+
+
+def _render_html(*given: Any) -> str:
+    return str(importlib.import_module("tempbalance.report").render_analysis(*given))
+
+
+register_renderer(".html", _render_html)  # so that results can be saved as a report without knowing it

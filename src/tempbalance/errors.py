@@ -14,7 +14,7 @@
     ├── BalanceError           an optimizer, model and recipe that cannot be brought together (also a ValueError)
     │   └── RefreshError       a refresh in training that failed, on this or on another rank (also a RuntimeError)
     ├── AllocationError        a budget that cannot be shared out, or a plan that cannot be read (also a ValueError)
-    ├── ArenaError             a comparison of methods that cannot be run, or not in this folder (also a ValueError)
+    ├── StudyError             a comparison of methods that cannot be run, or not in this folder (also a ValueError)
     ├── TokensError            token ids that cannot be read or used, an empty calibration set (also a ValueError)
     ├── AnalysisError          a result that cannot be saved, loaded or compared
     └── MissingExtraError      an optional dependency is needed (also an ImportError)
@@ -25,7 +25,6 @@ from __future__ import annotations
 __all__ = [
     "AllocationError",
     "AnalysisError",
-    "ArenaError",
     "BalanceError",
     "CheckpointError",
     "CorruptFileError",
@@ -35,6 +34,7 @@ __all__ = [
     "NumericsWarning",
     "RefreshError",
     "SelectionError",
+    "StudyError",
     "TempBalanceError",
     "TokensError",
     "UnsafeFileError",
@@ -91,7 +91,7 @@ class AllocationError(TempBalanceError, ValueError):
     """A budget of sparsity, bits or ranks cannot be shared out over a model, or a plan cannot be read."""
 
 
-class ArenaError(TempBalanceError, ValueError):
+class StudyError(TempBalanceError, ValueError):
     """A comparison of methods that cannot be run, or not in this folder; the message says what to do."""
 
 

@@ -62,7 +62,7 @@ def measure(spectrum: Spectrum, fit: TailFit, num_windows: int = 1) -> Metrics:
         The scalars; of an all-zero weight, logarithms and ratios are NaN.
 
     Example:
-        >>> from tempbalance.spectrum import weight_spectrum
+        >>> from tempbalance.spectra.eigenvalues import weight_spectrum
         >>> from tempbalance.tail import Hill
         >>> weight = weight_spectrum(torch.diag(torch.tensor([2.0, 1.0, 1.0])))
         >>> metrics = measure(weight, Hill().fit(weight))
@@ -224,7 +224,7 @@ def is_random(spectrum: Spectrum, metrics: Metrics, independent: int | None = No
         True if nothing speaks against a random matrix.
 
     Example:
-        >>> from tempbalance.spectrum import weight_spectrum
+        >>> from tempbalance.spectra.eigenvalues import weight_spectrum
         >>> from tempbalance.tail import Hill
         >>> weight = weight_spectrum(torch.randn(200, 100, generator=torch.Generator().manual_seed(0)))
         >>> is_random(weight, measure(weight, Hill().fit(weight)))

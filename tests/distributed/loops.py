@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tempbalance as tb
 
-RECIPE = tb.Recipe(name="test", assignment=tb.Linear(0.5, 1.5), every=tb.Every(steps=3))
+RECIPE = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=3))
 LAZY = dataclasses.replace(RECIPE, tolerance=0.5, every=tb.Every(steps=1))
 ENGINES = ("ddp", "fsdp")
 

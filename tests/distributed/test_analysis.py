@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 import tempbalance as tb
 from command_line import interrupted
 from command_line import run as run_command
-from tempbalance import analysis, distributed
+from tempbalance.analysis import analyzer as analysis
+from tempbalance.analysis import distributed
+from tempbalance.analysis.distributed import WorkQueue
 from tempbalance.checkpoints import Checkpoint
-from tempbalance.distributed import Processes
 from tempbalance.errors import AnalysisError
 
 from .worlds import run
@@ -49,10 +50,10 @@ def checkpoint(tmp_path):
     return folder
 
 
-def joined(folder: Path) -> Processes:
+def joined(folder: Path) -> WorkQueue:
     """The processes of this world, as they share one analysis."""
     store = dist.FileStore(str(folder.with_name("messages")), dist.get_world_size())
-    return Processes(store, dist.get_rank(), dist.get_world_size())
+    return WorkQueue(store, dist.get_rank(), dist.get_world_size())
 
 
 def analysed(folder: Path, **options: Any) -> tuple[str, list[str]]:
@@ -203,7 +204,7 @@ def starts_alone() -> str:
     with launch():
         if dist.get_rank() == 0:
             with pytest.raises(AnalysisError) as raised:
-                Processes.launched()
+                WorkQueue.launched()
             return str(raised.value)
     return ""
 
@@ -217,7 +218,7 @@ def test_a_command_that_one_process_of_a_training_starts_does_not_wait_for_ever(
 def in_a_script(folder: Path) -> list[str]:
     model = torch.nn.Sequential(*(torch.nn.Linear(40, 40) for _ in range(5)))
     with launch():
-        return [repr(tb.analyze(source, processes=Processes.launched())) for source in (folder, model, folder)]
+        return [repr(tb.analyze(source, processes=WorkQueue.launched())) for source in (folder, model, folder)]
 
 
 def test_a_script_can_share_one_analysis_after_the_other(checkpoint):
@@ -230,7 +231,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
     monkeypatch.setenv("RANK", "1")  # as other tools set them
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    processes = Processes.launched()
+    processes = WorkQueue.launched()
     assert (processes.rank, processes.size) == (0, 1)
 
 

@@ -177,7 +177,7 @@ def saved_before_training(engine: str) -> None:
     for saves in (False, True):
         model = wrap(make_net(), engine)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
-        refreshes: list[tb.Refresh] = []
+        refreshes: list[tb.balance.Refresh] = []
         balancer = tb.Balancer(optimizer, model, LAZY, on_refresh=[refreshes.append])
         if saves:
             saved = get_optimizer_state_dict(model, optimizer)  # makes a step with zero rates and gradients
@@ -217,7 +217,7 @@ def divided_optimizer() -> None:
 
     def fresh(seed: int):
         net = make_net(seed)
-        groups = tb.param_groups(net, RECIPE)
+        groups = tb.balance.param_groups(net, RECIPE)
         optimizer = ZeroRedundancyOptimizer(groups, torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
         model = wrap(net, "ddp")
         return model, optimizer, tb.Balancer(optimizer, model, RECIPE)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tempbalance as tb
-from tempbalance.optim import measuring as module
+from tempbalance.balance import measuring as module
 
 from .loops import LAZY, RECIPE, alone, equal, make, states_of, train, trained, units_of, weights_of
 from .worlds import run
@@ -76,7 +76,7 @@ def test_on_data_of_their_own_all_decide_alike(engine):
 
 
 def plain_and_neutral(engine: str) -> tuple[Any, Any]:
-    neutral = dataclasses.replace(RECIPE, assignment=tb.Sigmoid(0.0))
+    neutral = dataclasses.replace(RECIPE, assignment=tb.assign.Sigmoid(0.0))
     return trained(engine, None, shared=False), trained(engine, neutral, shared=False)
 
 

@@ -15,8 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import tempbalance as tb
+from tempbalance.balance import measuring as module
 from tempbalance.errors import BalanceError, NumericsWarning, RefreshError
-from tempbalance.optim import measuring as module
 
 from .loops import ENGINES, LAZY, RECIPE, Net, alone, equal, make, make_net, states_of, train, units_of, weights_of
 from .worlds import run
@@ -93,7 +93,7 @@ def test_before_anything_is_measured_too(engine):
 
 
 def logger_fails(engine: str) -> str:
-    def log(_: tb.Refresh) -> None:
+    def log(_: tb.balance.Refresh) -> None:
         raise ConnectionError("the network is down")
 
     model, optimizer = make(engine)
@@ -187,7 +187,7 @@ def two_models() -> dict[str, Any]:
     net.head = nn.Linear(10 + number, 3)
     model = DistributedDataParallel(net, process_group=groups[number])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    seen: list[tb.Refresh] = []
+    seen: list[tb.balance.Refresh] = []
     balancer = tb.Balancer(optimizer, model, RECIPE, process_group=groups[number], on_refresh=[seen.append])
     train(model, optimizer, 3)
     balancer.refresh()

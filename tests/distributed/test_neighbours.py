@@ -13,7 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import tempbalance as tb
-from tempbalance import recipes
+from tempbalance.balance import recipes
 from tempbalance.errors import BalanceError
 
 from .loops import LAZY, RECIPE, equal, make, make_net, train, trained, units_of, weights_of

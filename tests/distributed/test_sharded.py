@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import tempbalance as tb
+from tempbalance.balance import measuring as module
 from tempbalance.layers import find_weights, sharded
-from tempbalance.optim import measuring as module
 
 from .loops import (
     JUDGED,

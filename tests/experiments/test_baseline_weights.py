@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import tempbalance as tb
-from tempbalance.arena import Method
 from tempbalance.errors import MissingExtraError
+from tempbalance.study import Method
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_wise_ft_by_alpha_takes_over_trained_layers_back_further(baselines, trai
     wise = baselines.METHODS["wise_ft"](coefficient=0.5, strength=1.0)
     wise.prepare(before, baselines.Training(0, 1, 1))
     alphas = [tb.Hill().fit(tb.weight_spectrum(layer.weight)).alpha for layer in trained]
-    multipliers = tb.Sigmoid(1.0).assign([tb.assign.UnitFacts(alpha=alpha) for alpha in alphas])
+    multipliers = tb.assign.Sigmoid(1.0).assign([tb.assign.UnitFacts(alpha=alpha) for alpha in alphas])
     after = copy.deepcopy(trained)
     wise.finish(trained, [])
     found = [(layer.weight / old.weight).median().item() for layer, old in zip(trained, after, strict=True)][:3]

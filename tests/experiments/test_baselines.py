@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from tempbalance.arena import Method
+from tempbalance.study import Method
 
 EPOCHS, BATCHES, SIZE = 3, 2, 8
 

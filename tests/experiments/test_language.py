@@ -4,9 +4,9 @@ import random
 import pytest
 import torch
 
-from tempbalance.arena import Method, Trial
-from tempbalance.arena.task import load_task
-from tempbalance.errors import ArenaError
+from tempbalance.errors import StudyError
+from tempbalance.study import Method, Trial
+from tempbalance.study.task import load_task
 
 pytest.importorskip("transformers")
 
@@ -78,7 +78,7 @@ def test_a_seed_chooses_passages_of_the_text(language):
 
 @pytest.mark.parametrize("tokens", [0, 1023, 10_001])
 def test_so_much_text_is_not_there(language, tokens):
-    with pytest.raises(ArenaError, match=f"tokens must be 1024 to 10000, .* got {tokens}"):
+    with pytest.raises(StudyError, match=f"tokens must be 1024 to 10000, .* got {tokens}"):
         language.excerpt(torch.arange(10_000), tokens, seed=0)
 
 

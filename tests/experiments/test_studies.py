@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tempbalance.arena.task import load_task
+from tempbalance.study.task import load_task
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 NAMES = ("digits", "text", "pde", "vision", "language")

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from tempbalance.arena import Trial
-from tempbalance.arena.task import load_task
-from tempbalance.errors import ArenaError, NotFoundError
+from tempbalance.errors import NotFoundError, StudyError
+from tempbalance.study import Trial
+from tempbalance.study.task import load_task
 
 
 @pytest.fixture
@@ -101,12 +101,12 @@ def test_missing_data_says_which_and_how(vision, experiments, tmp_path):
 
 @pytest.mark.parametrize("examples", [0, 15, 120])
 def test_examples_that_cannot_be_drawn_are_refused(vision, data, examples):
-    with pytest.raises(ArenaError, match=f"a multiple of 10, .* below 120, got {examples}"):
+    with pytest.raises(StudyError, match=f"a multiple of 10, .* below 120, got {examples}"):
         vision.draw(vision.load(data, 10, "train", 8), examples, seed=0)
 
 
 def test_a_size_that_does_not_divide_is_refused(vision, data):
-    with pytest.raises(ArenaError, match="size must divide 32, got 20"):
+    with pytest.raises(StudyError, match="size must divide 32, got 20"):
         vision.load(data, 10, "train", 20)
 
 

@@ -16,7 +16,7 @@ import tempbalance as tb
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
-NEUTRAL = tb.Linear(1.0, 1.0)
+NEUTRAL = tb.assign.Linear(1.0, 1.0)
 
 
 def spread(model: nn.Module) -> None:
@@ -55,14 +55,17 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture
 def make_recipe() -> Callable[..., tb.Recipe]:
     """Layers, measured every 2 steps, from half to one and a half."""
-    recipe = tb.Recipe(name="test", assignment=tb.Linear(0.5, 1.5), every=tb.Every(steps=2))
+    recipe = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=2))
     return lambda **changes: replace(recipe, **changes)
 
 
 @pytest.fixture
-def refresh() -> tb.Refresh:
+def refresh() -> tb.balance.Refresh:
     """Two units that are judged and one that is not."""
     units = [("blocks.0", 2.0, 0.5), ("blocks.1", 5.0, 1.5), ("blocks.2", float("nan"), 1.0)]
-    return tb.Refresh(
-        step=7, units=[tb.UnitState(name=n, alpha=a, multiplier=m) for n, a, m in units], measured=3, seconds=0.25
+    return tb.balance.Refresh(
+        step=7,
+        units=[tb.balance.UnitState(name=n, alpha=a, multiplier=m) for n, a, m in units],
+        measured=3,
+        seconds=0.25,
     )

@@ -18,7 +18,7 @@ import tempbalance as tb
 from .conftest import same, states_of
 
 Weights = dict[str, torch.Tensor]
-RECIPE = tb.Recipe(name="test", assignment=tb.Linear(0.5, 1.5), every=tb.Every(steps=2), ramp=2, tolerance=0.2)
+RECIPE = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=2), ramp=2, tolerance=0.2)
 KILL, SAVE = 8, 3  # optimizer steps; the last checkpoint before it is that of step 6
 
 

@@ -239,7 +239,7 @@ class TestLogging:
     def test_every_refresh_reaches_the_loggers(self, pl, tmp_path, make_recipe):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        seen: list[tb.Refresh] = []
+        seen: list[tb.balance.Refresh] = []
         callback = BalanceCallback(make_recipe(), on_refresh=[seen.append])
         logger = pl.loggers.TensorBoardLogger(tmp_path, name=None, version="")
         fit(pl, tmp_path, callback, max_epochs=1, logger=logger)

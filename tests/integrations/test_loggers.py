@@ -182,7 +182,7 @@ class TestMLflow:
         }
 
     def test_writes_more_units_than_one_call_takes_and_any_name(self, mlflow, refresh):
-        units = [tb.UnitState(name=f"layers.{i}.q[{i}]", alpha=2.0 + i, multiplier=1.0) for i in range(500)]
+        units = [tb.balance.UnitState(name=f"layers.{i}.q[{i}]", alpha=2.0 + i, multiplier=1.0) for i in range(500)]
         with mlflow.start_run() as run:
             MLflowLogger(run.info.run_id)(replace(refresh, units=units))
         written = mlflow.MlflowClient().get_run(run.info.run_id).data.metrics

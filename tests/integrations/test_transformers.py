@@ -273,7 +273,7 @@ class TestLogging:
         assert [e.value for e in events.Scalars("train/multiplier_max")] == [1.5, 1.5]
 
     def test_callables_get_every_refresh(self, tmp_path, make_recipe):
-        seen: list[tb.Refresh] = []
+        seen: list[tb.balance.Refresh] = []
         trainer = make_trainer(tmp_path, make_recipe(), max_steps=6, logging_steps=100, on_refresh=[seen.append])
         trainer.train()
         assert seen == trainer.balancer.history

@@ -7,7 +7,7 @@ from torch.nn.utils import parametrizations
 
 from tempbalance.errors import SelectionError
 from tempbalance.layers import Select, find_weights
-from tempbalance.matrices import Layout, as_matrices
+from tempbalance.spectra.matrices import Layout, as_matrices
 
 
 def rows(model, **options):

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import tempbalance as tb
-from tempbalance.arena import paired
-from tempbalance.arena.page import render_summary
-from tempbalance.arena.summary import Row, Summary
-from tempbalance.report.pruning import Pruned, render_pruning
+from tempbalance.report.pruning_page import Pruned, render_pruning
+from tempbalance.report.study_page import render_summary
+from tempbalance.study import paired
+from tempbalance.study.summary import Row, Summary
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
 pytest.importorskip("plotly")
@@ -151,12 +151,12 @@ def test_without_a_history_there_is_no_section_for_it(page):
 def trained_page(browser, tmp_path):
     """A report with the history of two units, one of them with a name that is no name."""
     history = [
-        tb.Refresh(
+        tb.balance.Refresh(
             step=10 * i,
             units=[
-                tb.UnitState(name="<b>h.0", alpha=2.0 + 0.1 * i, multiplier=0.5),
-                tb.UnitState(name="h.1", alpha=3.0 - 0.1 * i, multiplier=1.5),
-                tb.UnitState(name="h.2", alpha=float("nan"), multiplier=1.0),
+                tb.balance.UnitState(name="<b>h.0", alpha=2.0 + 0.1 * i, multiplier=0.5),
+                tb.balance.UnitState(name="h.1", alpha=3.0 - 0.1 * i, multiplier=1.5),
+                tb.balance.UnitState(name="h.2", alpha=float("nan"), multiplier=1.0),
             ],
             measured=2,
             seconds=0.0,

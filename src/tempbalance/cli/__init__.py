@@ -7,7 +7,8 @@ from typing import Any
 
 import typer
 
-from tempbalance.cli import arena, compress, demo, diagnose, recover
+from tempbalance.cli import compress, demo, diagnose, recover
+from tempbalance.cli import study as arena
 from tempbalance.cli.app import app
 from tempbalance.errors import TempBalanceError
 

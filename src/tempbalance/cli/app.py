@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from tempbalance.errors import AnalysisError, MissingExtraError
+from tempbalance.spectra.windows import FARMS
 from tempbalance.tail import KS, AveragedHill, Hill, HillAsReleased, KSAsReleased, Peak, PeakAsReleased, TailEstimator
-from tempbalance.windows import FARMS
 
 __all__ = [
     "ESTIMATORS",

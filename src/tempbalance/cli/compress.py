@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from tempbalance.allocation import Allocation, allocate_sparsity
-from tempbalance.analysis import Source, analyze
+from tempbalance._files import dumps, write_whole
+from tempbalance.analysis.analyzer import Source, analyze
 from tempbalance.checkpoints import open_checkpoint
 from tempbalance.checkpoints.writing import check_replaceable
 from tempbalance.cli.app import (
@@ -31,9 +31,10 @@ from tempbalance.cli.app import (
     make_windows,
     say_saved,
 )
-from tempbalance.errors import AllocationError, TokensError
-from tempbalance.pruning import (
+from tempbalance.compress import (
+    Allocation,
     Perplexity,
+    allocate_sparsity,
     draw_calibration,
     load_causal_lm,
     load_tokens,
@@ -43,10 +44,10 @@ from tempbalance.pruning import (
     prune_checkpoint,
     save_pruned,
 )
-from tempbalance.pruning.folder import PLAN
-from tempbalance.report.pruning import Pruned, in_words, render_pruning
+from tempbalance.compress.pruning.pruned_folder import PLAN
+from tempbalance.errors import AllocationError, TokensError
+from tempbalance.report.pruning_page import Pruned, in_words, render_pruning
 from tempbalance.report.terminal import print_perplexities, print_pruning
-from tempbalance.results import dumps, write_whole
 
 __all__ = ["LengthOption", "QuietOption", "perplexity_command", "prune_command", "transformers_bars"]
 

@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tempbalance.analysis import analyze
+from tempbalance._files import dumps, write_whole
+from tempbalance.analysis.analyzer import analyze
 from tempbalance.cli.app import app, check_outputs, say_saved
 from tempbalance.demo import Settings, finetune_digits, print_outcome, to_json
 from tempbalance.errors import MissingExtraError
 from tempbalance.report.terminal import print_analysis, print_summary
-from tempbalance.results import dumps, write_whole
 from tempbalance.tail import KS, Hill
 
 __all__ = ["demo"]

@@ -11,7 +11,10 @@ import torch
 import typer
 from rich.console import Console
 
-from tempbalance.analysis import analyze
+from tempbalance.analysis.analyzer import analyze
+from tempbalance.analysis.comparison import compare
+from tempbalance.analysis.distributed import WorkQueue
+from tempbalance.analysis.result import Analysis
 from tempbalance.checkpoints import open_checkpoint
 from tempbalance.cli.app import (
     ESTIMATORS,
@@ -26,11 +29,9 @@ from tempbalance.cli.app import (
     make_windows,
     say_saved,
 )
-from tempbalance.distributed import Processes
 from tempbalance.layers import Select
 from tempbalance.report.terminal import print_analysis, print_comparison
-from tempbalance.results import Analysis, compare
-from tempbalance.windows import FARMS
+from tempbalance.spectra.windows import FARMS
 
 __all__ = ["analyze_command", "compare_command"]
 
@@ -90,7 +91,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         split=split,
         lora=lora.value,
     )
-    processes = Processes.launched()
+    processes = WorkQueue.launched()
     try:
         if processes.rank == 0:
             check_outputs(outputs)

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tempbalance.balance.recipes import model_balancing
 from tempbalance.checkpoints.writing import check_replaceable
 from tempbalance.cli.app import DeviceOption, app, say_saved
 from tempbalance.cli.compress import LengthOption, QuietOption, transformers_bars
-from tempbalance.pruning import Recovery, load_causal_lm, load_tokens, perplexity, recover, save_recovered
-from tempbalance.pruning.recovery import RECORD
-from tempbalance.recipes import model_balancing
+from tempbalance.compress import Recovery, load_causal_lm, load_tokens, perplexity, recover, save_recovered
+from tempbalance.compress.recovery.recovery import RECORD
 from tempbalance.report.terminal import print_perplexities
 
 __all__ = ["recover_command"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tempbalance.demo.arms import ARMS, Outcome, SeedResult, finetune_digits
 from tempbalance.demo.digits import DigitsNet, NewDigits, Settings, Start, pretrain_digits
-from tempbalance.demo.show import print_outcome, to_json
+from tempbalance.demo.printing import print_outcome, to_json
 
 __all__ = [
     "ARMS",

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-import tempbalance as tb
+from tempbalance._progress import progress_bar
+from tempbalance.balance import Balancer, Refresh, recipes
 from tempbalance.demo.digits import CLASSES, DigitsNet, NewDigits, Settings, pretrain_digits
-from tempbalance.report.progress import progress_bar
 
 __all__ = ["ARMS", "Outcome", "SeedResult", "finetune_digits"]
 
@@ -61,7 +61,7 @@ class Outcome:
     test_images: int
     results: Sequence[SeedResult]
     model: nn.Module
-    history: Sequence[tb.Refresh]
+    history: Sequence[Refresh]
 
 
 def finetune_digits(settings: Settings | None = None, *, progress: bool = True) -> Outcome:
@@ -105,7 +105,7 @@ class _Run(NamedTuple):
 
     model: DigitsNet
     accuracy: float
-    history: list[tb.Refresh]
+    history: list[Refresh]
 
 
 def _run(digits: NewDigits, seed: int, arm: str, factor: float = 1.0) -> _Run:
@@ -118,7 +118,7 @@ def _run(digits: NewDigits, seed: int, arm: str, factor: float = 1.0) -> _Run:
 
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     if arm == "balanced":
-        balancer = tb.Balancer(optimizer, model, tb.recipes.model_balancing(), steps_per_epoch=steps)  # <- !
+        balancer = Balancer(optimizer, model, recipes.model_balancing(), steps_per_epoch=steps)  # <- !
     digits.finetune(start, optimizer)
 
     accuracy = 100 * digits.accuracy(model, start.others)

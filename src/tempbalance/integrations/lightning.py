@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from tempbalance.balance import Balancer, Recipe, Refresh
+from tempbalance.balance.validation import DEEPSPEED, FSDP1, check_recipe
 from tempbalance.errors import BalanceError, MissingExtraError
 from tempbalance.integrations.loggers import summary
-from tempbalance.optim import Balancer, Recipe, Refresh
-from tempbalance.optim.checks import DEEPSPEED, FSDP1, check_recipe
 
 try:
     from lightning.pytorch import Callback
@@ -47,7 +47,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         ...         return self.layers(batch).square().mean()
         ...     def configure_optimizers(self):
         ...         return torch.optim.AdamW(self.parameters(), lr=1e-3)
-        >>> callback = BalanceCallback(tb.Recipe(name="mine", assignment=tb.Linear(0.5, 1.5)))
+        >>> callback = BalanceCallback(tb.Recipe(name="mine", assignment=tb.assign.Linear(0.5, 1.5)))
         >>> trainer = Trainer(max_steps=1, accelerator="cpu", callbacks=[callback], barebones=True)
         >>> trainer.fit(Net(), torch.utils.data.DataLoader(torch.randn(8, 32)))
         >>> sorted(unit.multiplier for unit in callback.balancer.units)

@@ -16,8 +16,8 @@ from itertools import islice
 from statistics import fmean
 from typing import Any
 
+from tempbalance.balance import Refresh
 from tempbalance.errors import MissingExtraError
-from tempbalance.optim import Refresh
 
 __all__ = ["MLflowLogger", "TensorBoardLogger", "WandbLogger", "scalars", "summary"]
 
@@ -38,7 +38,7 @@ def scalars(refresh: Refresh, *, per_unit: bool = True) -> dict[str, float]:
         were measured, and the seconds it took.
 
     Example:
-        >>> from tempbalance.optim import UnitState
+        >>> from tempbalance.balance import UnitState
         >>> units = [UnitState(name="0", alpha=2.0, multiplier=0.5), UnitState(name="1", alpha=4.0, multiplier=1.5)]
         >>> values = scalars(Refresh(step=0, units=units, measured=2, seconds=0.1))
         >>> values["tempbalance/alpha_mean"], values["tempbalance_multiplier/1"]
@@ -72,7 +72,7 @@ def summary(refresh: Refresh) -> dict[str, float]:
         ``alpha_imbalance`` (left out where no unit is judged), ``multiplier_min`` and ``multiplier_max``.
 
     Example:
-        >>> from tempbalance.optim import UnitState
+        >>> from tempbalance.balance import UnitState
         >>> units = [UnitState(name="0", alpha=2.0, multiplier=0.5), UnitState(name="1", alpha=4.0, multiplier=1.5)]
         >>> summary(Refresh(step=0, units=units, measured=2, seconds=0.1))
         {'alpha_imbalance': 1.0, 'multiplier_min': 0.5, 'multiplier_max': 1.5}

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from tempbalance.balance import Balancer, Recipe, Refresh
+from tempbalance.balance.validation import DEEPSPEED, FSDP1, check_recipe, unwrap
 from tempbalance.errors import BalanceError, MissingExtraError
 from tempbalance.integrations.loggers import summary
-from tempbalance.optim import Balancer, Recipe, Refresh
-from tempbalance.optim.checks import DEEPSPEED, FSDP1, check_recipe, unwrap
 
 try:
     from transformers import Trainer

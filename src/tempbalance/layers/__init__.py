@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from tempbalance.layers.adapters import adapter_candidates
 from tempbalance.layers.architecture import checkpoint_candidates
-from tempbalance.layers.depth import find_rungs
+from tempbalance.layers.depth_groups import find_depth_groups
 from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.modules import module_candidates, wrapper_prefix
 from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
 from tempbalance.layers.select import EMBEDDING_OFF, Select
-from tempbalance.layers.sharded import holders, is_sharded, local, renew, reshard, shards
+from tempbalance.layers.sharded import is_sharded, local, mesh_ranks, refresh_fsdp, reshard, shards
 from tempbalance.layers.units import Unit, find_units, parameter_names, sources_of
 from tempbalance.layers.weights import KINDS, Candidate, Weight, to_weights
 from tempbalance.types import Skipped
@@ -34,14 +34,14 @@ __all__ = [
     "TensorStore",
     "Unit",
     "Weight",
-    "find_rungs",
+    "find_depth_groups",
     "find_units",
     "find_weights",
-    "holders",
     "is_sharded",
     "local",
+    "mesh_ranks",
     "parameter_names",
-    "renew",
+    "refresh_fsdp",
     "reshard",
     "shards",
     "sources_of",

@@ -16,9 +16,9 @@ from tempbalance.layers.fused import Index, Reader
 from tempbalance.layers.lora import adapted_copies, is_lora, is_trained_copy, lora_attribute, lora_candidates
 from tempbalance.layers.reasons import quantised_reason, tensor_reason
 from tempbalance.layers.roles import MATRIX_NDIM, Site, role_of
-from tempbalance.layers.sharded import Whole, whole
+from tempbalance.layers.sharded import FullTensorCache, whole
 from tempbalance.layers.weights import Candidate, Role
-from tempbalance.matrices import Layout
+from tempbalance.spectra.matrices import Layout
 
 __all__ = ["CONTAINERS", "module_candidates", "wrapper_prefix"]
 
@@ -37,7 +37,7 @@ class _Node:
     owner: nn.Module | None
     meta: bool
     lora: str
-    whole: Whole | None
+    whole: FullTensorCache | None
 
     def unreadable(self, tensor: Tensor) -> str | None:
         """Why the numbers of a parameter cannot be read."""
@@ -76,7 +76,9 @@ def module_candidates(
         One candidate per parameter with two axes or more, tied names included, in the order of the model. Names that
         wrappers (``torch.compile``, DDP, PEFT) add to the front are left out.
     """
-    root = _Node(name="", module=model, child="", owner=None, meta=meta, lora=lora, whole=Whole() if sharded else None)
+    root = _Node(
+        name="", module=model, child="", owner=None, meta=meta, lora=lora, whole=FullTensorCache() if sharded else None
+    )
     found = list(_walk(root, ()))
     prefix = wrapper_prefix(model)
     modules = dict(model.named_modules(remove_duplicate=False)) if found else {}
@@ -206,7 +208,7 @@ def _unreadable(name: str, _: Index) -> Tensor:
     raise AssertionError(f"{name} is skipped and never read")
 
 
-def _read_live(parameter: Tensor, make_whole: Whole | None, index: Index) -> Tensor:
+def _read_live(parameter: Tensor, make_whole: FullTensorCache | None, index: Index) -> Tensor:
     weight = make_whole(parameter) if make_whole is not None else parameter
     return weight.detach()[index] if index else weight.detach()
 

@@ -17,7 +17,7 @@ from torch import nn
 from tempbalance.layers.fused import Fused, find_fused, thirds
 from tempbalance.layers.sharded import class_name
 from tempbalance.layers.weights import Role
-from tempbalance.matrices import Layout
+from tempbalance.spectra.matrices import Layout
 
 __all__ = ["GATES", "Site", "conv_role", "experts_role", "is_embedding_name", "loose_role", "role_of"]
 

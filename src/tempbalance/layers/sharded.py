@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Whole", "class_name", "holders", "is_sharded", "local", "renew", "reshard", "shards", "whole"]
+__all__ = [
+    "FullTensorCache",
+    "class_name",
+    "is_sharded",
+    "local",
+    "mesh_ranks",
+    "refresh_fsdp",
+    "reshard",
+    "shards",
+    "whole",
+]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -38,7 +48,7 @@ def shards(tensor: Tensor) -> int:
     )
 
 
-def holders(tensor: Tensor) -> tuple[int, ...]:
+def mesh_ranks(tensor: Tensor) -> tuple[int, ...]:
     """Numbers of the processes that hold a sharded tensor together; none for any other."""
     sharded: Any = tensor
     return tuple(sharded.device_mesh.mesh.flatten().tolist()) if is_sharded(tensor) else ()
@@ -52,7 +62,7 @@ def reshard(model: nn.Module) -> None:
             wrapped.reshard()
 
 
-def renew(model: nn.Module) -> None:
+def refresh_fsdp(model: nn.Module) -> None:
     """Let FSDP2 see which parameters are trained now: it looks at them, and their dtypes, when it makes them whole."""
     for module in model.modules():
         if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
@@ -71,7 +81,7 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-class Whole:
+class FullTensorCache:
     """Makes parameters whole and keeps the last one: the parts of a fused parameter are read one after the other."""
 
     def __init__(self) -> None:

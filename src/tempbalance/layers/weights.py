@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tempbalance.layers.fused import Fused, Index, Reader
-from tempbalance.matrices import Layout
+from tempbalance.spectra.matrices import Layout
 
 if TYPE_CHECKING:
     import torch

@@ -1,3 +1,7 @@
-"""What was found, for people: tables for the terminal, one page for the browser."""
+"""What people see: tables on the terminal, and HTML pages in one file. Nothing below imports this."""
 
-__all__: list[str] = []
+from __future__ import annotations
+
+from tempbalance.report.analysis_page import render_html as render_analysis
+
+__all__ = ["render_analysis"]

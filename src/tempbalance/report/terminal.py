@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tempbalance.report.protocol import ComparisonReport, DeltaRow, Measured, Report
-from tempbalance.report.pruning import Pruned, UnitSparsity, in_words
+from tempbalance.report.pruning_page import Pruned, UnitSparsity, in_words
 from tempbalance.types import LayerStats, Status
 
 __all__ = [

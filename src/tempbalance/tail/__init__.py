@@ -1,7 +1,7 @@
 """Tail estimators, one per file: how the threshold ``xmin`` of the power law is chosen."""
 
 from tempbalance.tail.averaged import AveragedHill
-from tempbalance.tail.base import TailEstimator
+from tempbalance.tail.estimator import TailEstimator
 from tempbalance.tail.hill import Hill, HillAsReleased
 from tempbalance.tail.ks import KS, KSAsReleased
 from tempbalance.tail.peak import Peak, PeakAsReleased

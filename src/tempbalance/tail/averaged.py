@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tempbalance.tail.base import TailEstimator, Tails, ks_distances, log_positive
+from tempbalance.tail.estimator import TailEstimator, Tails, ks_distances, log_positive
 
 __all__ = ["AveragedHill"]
 

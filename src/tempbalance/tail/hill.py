@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tempbalance.tail.base import TailEstimator, Tails, ks_distances, log_positive, mle_exponents
+from tempbalance.tail.estimator import TailEstimator, Tails, ks_distances, log_positive, mle_exponents
 from tempbalance.types import Spectrum
 
 __all__ = ["Hill", "HillAsReleased"]

@@ -1,0 +1,9 @@
+"""Measure every weight matrix of a model or a checkpoint, and compare two measurements."""
+
+from __future__ import annotations
+
+from tempbalance.analysis.analyzer import Source, analyze
+from tempbalance.analysis.comparison import Comparison, LayerDelta, compare
+from tempbalance.analysis.result import Analysis
+
+__all__ = ["Analysis", "Comparison", "LayerDelta", "Source", "analyze", "compare"]

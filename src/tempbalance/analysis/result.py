@@ -1,0 +1,167 @@
+"""What an analysis found: rows, summaries, files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from tempbalance._files import dumps, renderer, write_whole
+from tempbalance.analysis.rows import row_from_json, row_to_json
+from tempbalance.errors import AnalysisError, MissingExtraError
+from tempbalance.metrics import imbalance
+from tempbalance.types import LayerStats, Skipped
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["SCHEMA", "Analysis"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """The spectra of a model in numbers: one row per weight matrix, in model order.
+
+    Attributes:
+        source: Where the weights came from: a path, a hub id, or the class of a live model.
+        settings: Everything that shaped the numbers: estimator, selection, device, versions.
+        layers: One row per analysed weight matrix.
+        skipped: Weights that were not analysed, each with the reason.
+
+    Example:
+        >>> import tempbalance as tb, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
+        >>> analysis = tb.analyze(model)
+        >>> [(layer.name, layer.status.value) for layer in analysis.layers]
+        [('0.weight', 'random'), ('2.weight', 'too_few')]
+    """
+
+    source: str
+    settings: Mapping[str, Any]
+    layers: list[LayerStats]
+    skipped: list[Skipped] = field(default_factory=list[Skipped])
+
+    @property
+    def imbalance(self) -> float:
+        """Standard deviation of alpha over the layers (Model Balancing, section 4.4); NaN if none has an alpha."""
+        return imbalance([layer.alpha for layer in self.layers])
+
+    @property
+    def block_imbalance(self) -> float:
+        """Standard deviation, over the transformer blocks, of a block's mean alpha; NaN if there are no blocks."""
+        blocks: dict[str, list[float]] = {}
+        for layer in self.layers:
+            if layer.block is not None and math.isfinite(layer.alpha):
+                blocks.setdefault(layer.block, []).append(layer.alpha)
+        return imbalance([fmean(alphas) for alphas in blocks.values()])
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per layer, one column per field of ``LayerStats`` but ``esd``; ``status`` as a string.
+
+        Returns:
+            The table; where a layer has no alpha, floats are NaN.
+        """
+        import pandas as pd  # loading it costs more than importing tempbalance may
+
+        names = [f.name for f in fields(LayerStats) if f.name != "esd"]
+        rows = [{name: getattr(layer, name) for name in names} for layer in self.layers]
+        frame = pd.DataFrame(rows, columns=names)
+        frame["status"] = [layer.status.value for layer in self.layers]
+        return frame
+
+    def save(self, path: str | os.PathLike[str], *, history: Sequence[Any] = ()) -> None:
+        """Write a file, whole or not at all; its ending says which kind.
+
+        Args:
+            path: ``.json`` holds everything and can be loaded again; ``.csv`` and ``.parquet`` the table; ``.html`` a
+                report for a browser, in one file.
+            history: ``balancer.history``, to be drawn in the report; for ``.html`` only.
+
+        Raises:
+            AnalysisError: The ending is none of these, or has no place for a history; or the file cannot be written.
+            MissingExtraError: The format needs a package that is not installed.
+        """
+        suffix = Path(path).suffix.lower()
+        writer = _WRITERS.get(suffix)
+        if writer is None:
+            raise AnalysisError(f"cannot save to {path}: the ending must be one of {', '.join(_WRITERS)}")
+        if history and suffix != ".html":
+            raise AnalysisError(f"cannot save a history to {path}: only an .html report has a place for it")
+        write_whole(path, renderer(suffix)(self, history).encode() if history else writer(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Analysis:
+        """Read what ``save("x.json")`` wrote.
+
+        Args:
+            path: A JSON file.
+
+        Returns:
+            The analysis, equal to the one saved.
+
+        Raises:
+            AnalysisError: The file is missing, is no analysis, or was written by a newer version.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise AnalysisError(f"cannot read an analysis from {path}: {error}") from error
+        try:
+            if data["schema"] > SCHEMA:
+                raise AnalysisError(f"{path} was written by a newer tempbalance (schema {data['schema']}): upgrade")
+            return cls(
+                source=data["source"],
+                settings=data["settings"],
+                layers=[row_from_json(row) for row in data["layers"]],
+                skipped=[Skipped(row["name"], row["reason"]) for row in data["skipped"]],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise AnalysisError(f"{path} is not an analysis saved by tempbalance ({error!r})") from error
+
+
+def _json(analysis: Analysis) -> bytes:
+    return _dumps(
+        {
+            "schema": SCHEMA,
+            "source": analysis.source,
+            "settings": dict(analysis.settings),
+            "imbalance": analysis.imbalance,
+            "block_imbalance": analysis.block_imbalance,
+            "layers": [row_to_json(layer) for layer in analysis.layers],
+            "skipped": [row._asdict() for row in analysis.skipped],
+        }
+    )
+
+
+def _dumps(value: Any) -> bytes:
+    return (dumps(value) + "\n").encode()
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    text: str = frame.to_csv(index=False)
+    return text.encode()
+
+
+def _parquet(analysis: Analysis) -> bytes:
+    frame = analysis.to_pandas()
+    frame["shape"] = [list(shape) for shape in frame["shape"]]
+    try:
+        content: bytes = frame.to_parquet(index=False)
+    except ImportError as error:
+        raise MissingExtraError("parquet needs pyarrow: pip install 'tempbalance[parquet]'") from error
+    return content
+
+
+_WRITERS: dict[str, Callable[[Analysis], bytes]] = {
+    ".json": _json,
+    ".csv": lambda analysis: _csv(analysis.to_pandas()),
+    ".parquet": _parquet,
+    ".html": lambda analysis: renderer(".html")(analysis).encode(),
+}

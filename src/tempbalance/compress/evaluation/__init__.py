@@ -1,0 +1,3 @@
+"""Tokens, perplexity and downstream tasks of a language model."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Allocations as the files of other tools."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Set weights to zero by an allocation."""
+
+__all__: list[str] = []

@@ -1,0 +1,200 @@
+"""What the linear layers of a causal language model take in, over calibration tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tempbalance._progress import progress_bar
+from tempbalance.compress.evaluation.tokens import batches
+from tempbalance.errors import AllocationError, NonFiniteError, TokensError
+
+__all__ = ["input_norms", "is_transposed", "norms_by_block", "through_blocks"]
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the weight of a linear layer is stored as ``(inputs, outputs)``: ``Conv1D`` of Transformers (GPT-2)."""
+    return type(module).__name__ == "Conv1D"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, in either way of storing its weight."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, Tensor]:
+    """Norm of every input feature of some linear layers, over all tokens that pass.
+
+    Args:
+        modules: Linear layers by name.
+        run: Lets the tokens pass.
+
+    Returns:
+        For each name a float32 tensor of shape ``(inputs,)``; squares are added in float32.
+
+    Raises:
+        TokensError: No token reached a layer, as can happen to an expert.
+        NonFiniteError: An activation is not finite.
+    """
+    squares: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """A hook that adds up the squares of what a layer takes in."""
+
+        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            """Add the tokens of one call."""
+            found = inputs[0].detach().flatten(0, -2).float().square().sum(dim=0)
+            squares[name] = squares[name] + found if name in squares else found
+
+        return add
+
+    handles = [module.register_forward_pre_hook(watch(name)) for name, module in modules.items()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in modules:
+        if name not in squares:
+            raise TokensError(f"no calibration token reached {name}: give more, or leave it out of the plan")
+        if not bool(squares[name].isfinite().all()):
+            raise NonFiniteError(f"{name}: an activation is not finite on the calibration tokens")
+    return {name: found.sqrt() for name, found in squares.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """The arguments of a block for one batch, but for the hidden states."""
+
+    rest: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+
+def through_blocks(
+    model: nn.Module, wanted: Collection[str], sequences: Sequence[Tensor], progress: bool = True
+) -> Generator[tuple[str, Callable[[], object]]]:
+    """Go through a causal language model block by block: each block sees what the ones before give now.
+
+    Close the generator (``contextlib.closing``) where the loop over it can end early: that puts the model's mode back.
+
+    Args:
+        model: A Hugging Face causal language model.
+        wanted: Names of the blocks of interest.
+        sequences: Token ids, each of shape ``(length,)``.
+        progress: Whether to show a progress bar (only ever on a terminal).
+
+    Yields:
+        The name of a block of interest, and a function that lets all tokens pass through it. What is done to its
+        weights before the next one is asked for changes what later blocks see.
+
+    Raises:
+        TokensError: There is no token.
+        AllocationError: The blocks are not those of one stack.
+    """
+    if not sequences:
+        raise TokensError("the calibration set is empty: give token sequences")
+    stack = _stack(model, wanted)
+    with _evaluating(model), progress_bar("pruning blocks", len(stack), progress) as advance:
+        hidden, calls = _capture(model, list(stack), sequences)
+        for name, block in stack.items():
+            run = functools.partial(_run, block, hidden, calls[name])
+            if name in wanted:
+                yield name, run
+            hidden = run()
+            advance(1)
+
+
+def norms_by_block(
+    model: nn.Module, layers: Mapping[str, Sequence[str]], sequences: Sequence[Tensor], progress: bool = True
+) -> Generator[tuple[str, dict[str, Tensor]]]:
+    """Go through a causal language model as ``through_blocks`` does, and measure what linear layers take in.
+
+    Args:
+        model: A Hugging Face causal language model.
+        layers: Names of the linear layers of each block of interest, by the name of the block.
+        sequences: Token ids, each of shape ``(length,)``.
+        progress: Whether to show a progress bar (only ever on a terminal).
+
+    Yields:
+        The name of a block and the norms of what its linear layers take in.
+
+    Raises:
+        TokensError: There is no token.
+        AllocationError: The blocks are not those of one stack.
+    """
+    with contextlib.closing(through_blocks(model, layers, sequences, progress)) as blocks:
+        for name, run in blocks:
+            yield name, input_norms({layer: model.get_submodule(layer) for layer in layers[name]}, run)
+
+
+def _stack(model: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:
+    """All blocks of the stack that the named ones belong to, in order, up to the last one that is named."""
+    parents = {name.rpartition(".")[0] for name in layers}
+    if len(parents) != 1:
+        raise AllocationError(f"calibration goes through one stack of blocks, but the plan names {len(parents)}")
+    (parent,) = parents
+    blocks = {f"{parent}.{child}": block for child, block in model.get_submodule(parent).named_children()}
+    last = max(list(blocks).index(name) for name in layers)
+    return dict(list(blocks.items())[: last + 1])
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Generator[None]:
+    modes = [(module, module.training) for module in model.modules()]  # parts of a model may be in another
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _capture(
+    model: nn.Module, blocks: Sequence[str], sequences: Sequence[Tensor]
+) -> tuple[list[Tensor], dict[str, list[_Call]]]:
+    """What the first block takes in, and with what else every block is called, for each batch."""
+    # Blocks may differ in what else they get (local and global attention); it depends on the length alone.
+    hidden: list[Tensor] = []
+    calls: dict[str, list[_Call]] = {name: [] for name in blocks}
+    known: dict[tuple[int, ...], int] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        """A hook that keeps the arguments of a block."""
+
+        def keep(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+            """Keep those of one call."""
+            if not args:
+                raise AllocationError(
+                    f"{name} does not take hidden states first: not a language model of the usual kind"
+                )
+            if name == blocks[0]:
+                hidden.append(args[0])
+            shape = tuple(args[0].shape)
+            number = known.setdefault(shape, len(hidden) - 1)
+            same = calls[name][number] if number < len(calls[name]) else _Call(args[1:], options)
+            calls[name].append(same)
+
+        return keep
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True) for name in blocks]
+    device = next(model.parameters()).device
+    try:
+        for batch in batches([sequence.long() for sequence in sequences]):
+            model(input_ids=batch.to(device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return hidden, calls
+
+
+def _run(block: nn.Module, hidden: Sequence[Tensor], calls: Sequence[_Call]) -> list[Tensor]:
+    """The hidden states after a block, for every batch."""
+    results = [block(states, *call.rest, **call.options) for states, call in zip(hidden, calls, strict=True)]
+    return [result[0] if isinstance(result, tuple) else result for result in results]

@@ -1,0 +1,54 @@
+"""OWL's measure of a layer: how many of its weights, scored by Wanda, are outliers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tempbalance.compress.pruning.calibration import is_transposed, norms_by_block
+from tempbalance.compress.pruning.masks import wanda_scores
+from tempbalance.layers import Select, find_weights
+
+__all__ = ["outlier_ratios"]
+
+
+def outlier_ratios(
+    model: nn.Module, calibration: Sequence[Tensor], threshold: float = 5.0, *, progress: bool = True
+) -> dict[str, float]:
+    """Share of outliers among the weights of each block (OWL: Yin et al., ICML 2024, section 3.2).
+
+    A weight is an outlier when its Wanda score exceeds ``threshold`` times the mean score of its block. Blocks with
+    many outliers are to be pruned less: ``allocate_sparsity(..., method="owl", outliers=...)``.
+
+    Args:
+        model: A Hugging Face causal language model; it is only read.
+        calibration: Token ids, each of shape ``(length,)``.
+        threshold: The paper's M: 5 for LLaMA-7B and 13B, 7 and more for others.
+        progress: Whether to show a progress bar (only ever on a terminal).
+
+    Returns:
+        A number in [0, 1] for each block, by name.
+
+    Raises:
+        TokensError: The calibration set is empty.
+        AllocationError: The model has no single stack of blocks.
+    """
+    weights, _ = find_weights(model, Select(split=False))
+    layers: dict[str, list[str]] = {}
+    for weight in weights:
+        if weight.block is not None:
+            layers.setdefault(weight.block, []).append(weight.parameter.rpartition(".")[0])
+    result = {}
+    with contextlib.closing(norms_by_block(model, layers, calibration, progress)) as blocks:
+        for block, norms in blocks:
+            pooled = torch.cat([_scores(model.get_submodule(name), norm) for name, norm in norms.items()])
+            result[block] = float((pooled > threshold * pooled.mean()).double().mean())
+    return result
+
+
+def _scores(module: nn.Module, norms: Tensor) -> Tensor:
+    weight = module.get_parameter("weight")
+    return wanda_scores(weight.T if is_transposed(module) else weight, norms).flatten()

@@ -1,0 +1,3 @@
+"""Fine-tune a pruned language model and keep its zeros."""
+
+__all__: list[str] = []

@@ -1,0 +1,131 @@
+"""The outcome of the demo for people, whichever way it falls, and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import version
+from statistics import fmean
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tempbalance.demo.arms import ARMS, Outcome
+from tempbalance.study import FEWEST, Paired, paired
+
+__all__ = ["print_outcome", "to_json"]
+
+_PAIRS = (("balanced", "plain"), ("balanced", "one_rate"), ("one_rate", "plain"))
+_NAMES = {"plain": "plain", "balanced": "balanced", "one_rate": "one rate"}
+
+
+def print_outcome(console: Console, outcome: Outcome) -> None:
+    """Print every seed, the means, the paired differences, and what they show.
+
+    Args:
+        console: Where to print.
+        outcome: The outcome.
+    """
+    settings = outcome.settings
+    steps = settings.epochs * -(-5 * settings.examples // settings.batch_size)
+    mean_multiplier = fmean(result.mean_multiplier for result in outcome.results)
+    lines = [
+        f"A network that knows the digits 0 to 4 learns 5 to 9, from {settings.examples} images each.",
+        "plain     a usual training loop with AdamW",
+        "balanced  the same, and one line:",
+        "          tb.Balancer(optimizer, model, tb.recipes.model_balancing(), ...)",
+        f"one rate  plain, but the rate of all blocks is multiplied by {mean_multiplier:.2f},",
+        "          the mean multiplier of balanced (each seed its own)",
+        f"{settings.blocks} blocks of width {settings.width}; AdamW: rate {settings.lr:g}, weight decay "
+        f"{settings.weight_decay:g}, {settings.warmup:.0%} warm-up,",
+        f"linear decay, {steps} steps of {settings.batch_size} images; nothing was tuned, for any of the three",
+    ]
+    console.print("\n".join(lines), highlight=False)
+    console.print(_seeds_table(outcome))
+    console.print(_differences_table(outcome))
+    for sentence in _conclusions(outcome):
+        console.print(sentence, highlight=False)
+
+
+def to_json(outcome: Outcome) -> dict[str, Any]:
+    """The raw results: enough to make the tables again.
+
+    Args:
+        outcome: The outcome.
+
+    Returns:
+        Plain lists, strings and numbers.
+    """
+    return {
+        "settings": asdict(outcome.settings),
+        "versions": {"tempbalance": version("tempbalance"), "torch": torch.__version__},
+        "data": "sklearn.datasets.load_digits",
+        "test_images": outcome.test_images,
+        "seeds": [result._asdict() for result in outcome.results],
+        "differences": [
+            {"first": first, "second": second, **found._asdict()} for (first, second), found in _differences(outcome)
+        ],
+        "history_of_first_seed": [asdict(refresh) for refresh in outcome.history],
+    }
+
+
+def _differences(outcome: Outcome) -> list[tuple[tuple[str, str], Paired]]:
+    columns = {arm: [result.accuracy[arm] for result in outcome.results] for arm in ARMS}
+    return [((first, second), paired(columns[first], columns[second])) for first, second in _PAIRS]
+
+
+def _seeds_table(outcome: Outcome) -> Table:
+    title = f"Accuracy in % of {outcome.test_images} other images"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
+    for heading in ("seed", *(_NAMES[arm] for arm in ARMS), "balanced - plain", "balanced - one rate"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows = [(str(result.seed), result.accuracy) for result in outcome.results]
+    rows.append(("mean", {arm: fmean(result.accuracy[arm] for result in outcome.results) for arm in ARMS}))
+    for name, accuracy in rows:
+        table.add_row(
+            name,
+            *(f"{accuracy[arm]:.1f}" for arm in ARMS),
+            f"{accuracy['balanced'] - accuracy['plain']:+.2f}",
+            f"{accuracy['balanced'] - accuracy['one_rate']:+.2f}",
+            style="bold" if name == "mean" else None,
+        )
+    return table
+
+
+def _differences_table(outcome: Outcome) -> Table:
+    title = "Paired differences in percentage points"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for heading in ("mean", "95 % interval", "won", "tied", "lost"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for (first, second), found in _differences(outcome):
+        table.add_row(
+            f"{_NAMES[first]} - {_NAMES[second]}",
+            f"{found.mean:+.2f}",
+            f"{found.low:+.2f} to {found.high:+.2f}",
+            f"{found.won} of {found.seeds} ({found.share_won:.0%})",
+            str(found.tied),
+            str(found.lost),
+        )
+    return table
+
+
+def _conclusions(outcome: Outcome) -> list[str]:
+    if len(outcome.results) < FEWEST:
+        return [f"{len(outcome.results)} seeds are too few for a conclusion: take {FEWEST} or more."]
+    found = dict(_differences(outcome))
+    return [
+        f"Balancing {_verdict(found['balanced', 'plain'])} plain fine-tuning.",
+        f"Balancing {_verdict(found['balanced', 'one_rate'])} one rate for all blocks.",
+        "One small network, one easy data set, one pre-training for all seeds:",
+        "this shows how to compare, not what balancing does for your model.",
+    ]
+
+
+def _verdict(difference: Paired) -> str:
+    if difference.low > 0:
+        return "did better than"
+    if difference.high < 0:
+        return "did worse than"
+    return "was, as far as these seeds show, neither better nor worse than"

@@ -1,0 +1,49 @@
+"""A comparison for the terminal."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from rich.console import Console
+from rich.table import Table
+
+from tempbalance.study.summary import Row, Summary
+
+__all__ = ["print_summary"]
+
+
+def print_summary(console: Console, summary: Summary) -> None:
+    """Print one row per method, the recommendation, and how to read the numbers.
+
+    Args:
+        console: Where to print.
+        summary: The comparison.
+    """
+    direction = "lower" if summary.lower_is_better else "higher"
+    title = f"{summary.seeds} paired seeds; {direction} is better; a positive gain over {summary.baseline} is good"
+    troubles = [name for name in ("diverged", "failed") if any(getattr(row, name) for row in summary.rows)]
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("method", overflow="fold")
+    for heading in ("mean", "gain", "95 % interval", "won", "p", *troubles):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in summary.rows:
+        name = re.sub(r"([:, ])", r"\1\n  ", row.chosen)
+        counts = (str(getattr(row, trouble)) for trouble in troubles)
+        table.add_row(name, _number(row.mean), *_gain(row), *counts)
+    console.print(table, highlight=False)
+    console.print(summary.recommendation, style="bold", highlight=False, markup=False)
+    for note in summary.notes:
+        console.print(note, highlight=False, markup=False)
+
+
+def _gain(row: Row) -> tuple[str, ...]:
+    if row.gain is None:
+        return ("", "", "", "")
+    interval = f"{_number(row.gain.low, '+.2g')} to {_number(row.gain.high, '+.2g')}"
+    won = f"{row.gain.won} of {row.gain.seeds}"
+    return (_number(row.gain.mean, "+.3g"), interval, won, f"{row.p_value:.2g}")
+
+
+def _number(value: float, form: str = ".4g") -> str:
+    return f"{value:{form}}" if math.isfinite(value) else "–"

@@ -1,0 +1,23 @@
+"""From a weight to its eigenvalues: matrices, Gram matrices, FARMS windows. Tensors in, tensors out."""
+
+from __future__ import annotations
+
+from tempbalance.spectra.eigenvalues import spectra, weight_spectrum
+from tempbalance.spectra.matrices import Layout, as_matrices, matrix_shape
+from tempbalance.spectra.windowed_gram import WindowValues, window_values
+from tempbalance.spectra.windows import FARMS, FARMSAsReleased, Plan, Windows, coverage
+
+__all__ = [
+    "FARMS",
+    "FARMSAsReleased",
+    "Layout",
+    "Plan",
+    "WindowValues",
+    "Windows",
+    "as_matrices",
+    "coverage",
+    "matrix_shape",
+    "spectra",
+    "weight_spectrum",
+    "window_values",
+]

@@ -1,0 +1,103 @@
+"""The eigenvalues of whole weights, from their Gram matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tempbalance.errors import WeightError
+from tempbalance.spectra.gram import (
+    BATCH_NDIM,
+    GramSource,
+    gram_matrices,
+    power_of_two_scale,
+    readable,
+    solve_gram,
+    unscaled,
+    working_dtype,
+)
+from tempbalance.spectra.matrices import Layout, as_matrices
+from tempbalance.types import Spectrum
+
+__all__ = ["spectra", "weight_spectrum"]
+
+
+def weight_spectrum(
+    weight: Tensor, layout: Layout = Layout.MATRIX, *, device: torch.device | str | None = None
+) -> Spectrum:
+    """The empirical spectral density of one weight: all eigenvalues of ``W^T W``.
+
+    Computed in float64, in float32 on devices that have no float64; half and 8-bit floats are cast up, complex ones
+    to complex128. Eigenvalues below ``max(rows, columns) * eps * lambda_max`` are numerically zero and become exactly
+    0. The input is neither changed nor copied as a whole: beside it, memory is one Gram matrix, LAPACK's copy of it,
+    and 512 rows.
+
+    Args:
+        weight: Floating-point or complex tensor whose axes fit ``layout``.
+        layout: How the axes of ``weight`` form matrices.
+        device: Where to compute; by default where the weight is.
+
+    Returns:
+        The pooled spectrum; ``eigenvalues`` lie on the CPU, float64, ascending.
+
+    Raises:
+        NonFiniteError: The weight holds NaN or Inf.
+        WeightError: Its shape or dtype is not a weight's (see ``as_matrices``).
+
+    Example:
+        >>> import torch
+        >>> weight_spectrum(torch.diag(torch.tensor([3.0, 1.0, 2.0]))).eigenvalues
+        tensor([1., 4., 9.], dtype=torch.float64)
+    """
+    return spectra([as_matrices(weight, layout)], device=device)[0]
+
+
+def spectra(batches: Sequence[Tensor], *, device: torch.device | str | None = None) -> list[Spectrum]:
+    """The spectra of several weights whose matrices all have one shape, in one batch.
+
+    Args:
+        batches: One tensor of shape ``(B_i, rows, columns)`` per weight, ``rows`` and ``columns`` the same in all.
+        device: Where to compute; by default where each weight is.
+
+    Returns:
+        One pooled spectrum per weight; the numbers do not depend on which weights share a batch on a CPU.
+
+    Raises:
+        NonFiniteError: A weight holds NaN or Inf.
+        WeightError: The tensors are not three-dimensional or differ in the shape of their matrices.
+
+    Example:
+        >>> import torch
+        >>> [s.num_matrices for s in spectra([torch.ones(9, 4, 4), torch.ones(1, 4, 4)])]
+        [9, 1]
+    """
+    shapes = {tuple(batch.shape[1:]) if batch.ndim == BATCH_NDIM else None for batch in batches}
+    if len(shapes) != 1 or None in shapes:
+        raise WeightError(f"expected tensors (B, rows, columns) of one shape, got {[tuple(b.shape) for b in batches]}")
+    rows, columns = batches[0].shape[1:]
+    dtype = working_dtype(batches[0] if device is None else torch.empty(0, device=device))
+    pieces = [readable(matrices if device is None else matrices.to(device)) for matrices in batches]
+    scales = [power_of_two_scale(matrices, dtype) for matrices in pieces]
+    values = _eigenvalues(pieces, scales, dtype)
+    bound = math.sqrt(max(rows, columns)) * torch.finfo(dtype).eps
+    results, start = [], 0
+    for matrices, scale in zip(pieces, scales, strict=True):
+        own = values[start : start + len(matrices)]
+        start += len(matrices)
+        pooled = unscaled(own.flatten().sort().values, scale)
+        results.append(
+            Spectrum(eigenvalues=pooled, shape=(rows, columns), num_matrices=len(matrices), error_bound=bound)
+        )
+    return results
+
+
+def _eigenvalues(pieces: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Eigenvalues ``(sum B_i, min(rows, columns))`` on the CPU, float64, of each piece times its scale."""
+    grams = [gram_matrices(matrices, scale, dtype) for matrices, scale in zip(pieces, scales, strict=True)]
+    gram = grams[0] if len(grams) == 1 else torch.cat(grams)
+    del grams
+    sources = [GramSource(matrix, scale) for matrices, scale in zip(pieces, scales, strict=True) for matrix in matrices]
+    return solve_gram(gram, sources, dtype)

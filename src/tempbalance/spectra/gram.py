@@ -1,0 +1,171 @@
+"""Gram matrices of the smaller side and their eigenvalues, with an SVD where they are not accurate enough.
+
+An eigenvalue of the Gram matrix ``W^T W`` is a squared singular value, so its absolute error is about
+``sqrt(max(rows, columns)) * eps * lambda_max``, however small it is itself (probabilistic rounding-error bound,
+Higham and Mary 2019). Large eigenvalues, which the tail is made of, come out to nearly full precision; the bound is
+checked against the smallest one, and where it says that less than three digits are left, singular values are
+computed instead, whose squares are accurate down to ``eps**2 * lambda_max``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tempbalance.errors import NonFiniteError, WeightError
+
+__all__ = [
+    "BATCH_NDIM",
+    "BLOCK",
+    "GramSource",
+    "aligned",
+    "cast_chunks",
+    "gram_dtype",
+    "gram_into",
+    "gram_matrices",
+    "power_of_two_scale",
+    "readable",
+    "scratch_rows",
+    "solve_gram",
+    "unscaled",
+    "working_dtype",
+]
+
+_ROWS, _CHUNK = 512, 1 << 18  # rows, or numbers if more, cast at a time: they stay in the cache until multiplied
+BLOCK, _SMALL_BLOCK = 192, 96  # columns of a Gram block: smaller ones waste less above the diagonal but run slower
+_ALIGNMENT = 16  # numbers: at least 64 bytes
+_SMALL = 768  # Gram matrices of fewer columns use the small blocks
+_RELATIVE_ERROR = 1e-3  # of the smallest eigenvalue; beyond it the Gram matrix gives way to an SVD
+BATCH_NDIM = 3
+_SAFE_EXPONENT = 256  # entries within 2**-256 .. 2**256 can be squared and summed in float64
+
+
+def working_dtype(weight: Tensor) -> torch.dtype:
+    """float64, or float32 on a device that has no float64."""
+    return torch.float32 if weight.device.type == "mps" else torch.float64
+
+
+def readable(matrices: Tensor) -> Tensor:
+    """8-bit floats know no arithmetic; bfloat16 holds each of them exactly. No history is recorded."""
+    values = matrices.detach()
+    return values.to(torch.bfloat16) if values.is_floating_point() and values.itemsize == 1 else values
+
+
+def power_of_two_scale(matrices: Tensor, dtype: torch.dtype) -> float:
+    """1, or the power of two that brings the largest entry near 1 where squares would overflow or vanish."""
+    parts = torch.view_as_real(matrices.resolve_conj()) if matrices.is_complex() else matrices
+    extremes = torch.stack([torch.stack(torch.aminmax(matrix)) for matrix in parts])  # NaN passes through
+    largest = float(extremes.abs().max())
+    if not math.isfinite(largest):
+        bad = int(sum(int((~torch.isfinite(matrix)).sum()) for matrix in matrices))
+        raise NonFiniteError(f"{bad} of {matrices.numel()} weights are NaN or Inf")
+    exponent = math.frexp(largest)[1]
+    safe = _SAFE_EXPONENT if dtype is torch.float64 else _SAFE_EXPONENT // 8
+    return 1.0 if largest == 0 or abs(exponent) < safe else 2.0**-exponent
+
+
+def unscaled(scaled: Tensor, scale: float) -> Tensor:
+    """Undo the scale of the weights; the largest value is last or, in a batch, last in each row."""
+    values: Tensor = scaled / scale / scale
+    vanished = float(values[..., -1].max()) == 0.0 < float(scaled[..., -1].max())
+    if vanished or bool(torch.isinf(values[..., -1]).any()):
+        size = "small" if scale > 1 else "large"
+        raise WeightError(f"the weights are too {size}: their squares lie outside the range of float64")
+    return values
+
+
+class GramSource(NamedTuple):
+    """A matrix whose Gram matrix is at hand, for the case that it is not accurate enough.
+
+    ``growth`` is by how much its rounding errors exceed those of a Gram matrix computed in one go.
+    """
+
+    matrix: Tensor
+    scale: float
+    growth: float = 1.0
+
+
+def solve_gram(gram: Tensor, sources: Sequence[GramSource], dtype: torch.dtype) -> Tensor:
+    """Eigenvalues of Gram matrices ``(B, n, n)``, or of the matrices they are of where those are not accurate."""
+    parts = [gram] if gram.device.type != "cpu" else list(torch.split(gram, 1))
+    values = torch.cat([_eigvalsh(part) for part in parts])
+    side = max(sources[0].matrix.shape)
+    eps = torch.finfo(dtype).eps
+    growth = torch.tensor([source.growth for source in sources], dtype=torch.float64)
+    values[values <= side * eps * growth.unsqueeze(1) * values[:, -1:]] = 0.0
+    smallest = torch.where(values > 0, values, math.inf).amin(dim=1)
+    doubtful = ~(math.sqrt(side) * eps * growth * values[:, -1] <= _RELATIVE_ERROR * smallest)
+    if dtype is torch.float32:  # a value that is zero to float32 need not be: its square root may have half the digits
+        doubtful |= (values == 0).any(dim=1) & (values[:, -1] > 0)
+    zero = max(side * torch.finfo(torch.float64).eps, (side * eps) ** 2)
+    for index in doubtful.nonzero().flatten().tolist():
+        values[index] = _by_svd(sources[index].matrix, sources[index].scale, dtype, zero)
+    return values
+
+
+def _eigvalsh(gram: Tensor) -> Tensor:
+    # LAPACK takes one at a time in any case; in a copy of the whole batch each would be aligned in a way of its own.
+    values: Tensor
+    try:
+        values = torch.linalg.eigvalsh(gram, UPLO="L").to("cpu", torch.float64)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # no convergence: as inaccurate as can be
+        values = torch.full(gram.shape[:2], math.nan, dtype=torch.float64)
+    return values
+
+
+def aligned(count: int, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for ``(count, n, n)``, each matrix aligned as if it were alone: the last bits of a product depend on it."""
+    stride = -(-n * n // _ALIGNMENT) * _ALIGNMENT
+    room = torch.empty(count, stride, dtype=dtype, device=device)
+    return room.as_strided((count, n, n), (stride, n, 1))
+
+
+def gram_dtype(matrices: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a Gram matrix: the working dtype, complex for complex matrices."""
+    if not matrices.is_complex():
+        return dtype
+    return torch.complex128 if dtype is torch.float64 else torch.complex64
+
+
+def gram_matrices(matrices: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Lower triangles of the Gram matrices of the smaller side, ``(B, n, n)``; what lies above is undefined."""
+    side = min(matrices.shape[1:])
+    gram = aligned(len(matrices), side, gram_dtype(matrices, dtype), matrices.device)
+    for matrix, target in zip(matrices, gram, strict=True):
+        gram_into(target, matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT, scale)
+    return gram
+
+
+def gram_into(target: Tensor, tall: Tensor, scale: float) -> None:
+    """Write the lower triangle of the Gram matrix of a tall matrix into a target ``(n, n)``."""
+    # Only blocks on and below the diagonal are multiplied: half the work of a full product.
+    n = tall.shape[1]
+    block = _SMALL_BLOCK if n < _SMALL else BLOCK
+    for index, chunk in enumerate(cast_chunks(tall, scale, scratch_rows(tall, target.dtype))):
+        for left in range(0, n, block):
+            right = min(left + block, n)
+            target[left:right, :right].addmm_(chunk[:, left:right].mH, chunk[:, :right], beta=min(index, 1))
+
+
+def scratch_rows(tall: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for a chunk of rows."""
+    return torch.empty_like(tall[: max(_ROWS, _CHUNK // tall.shape[1])], dtype=dtype)
+
+
+def cast_chunks(tall: Tensor, scale: float, scratch: Tensor) -> Iterator[Tensor]:
+    """The rows of a matrix times the scale, cast to the type of the scratch, where they lie until the next chunk."""
+    for top in range(0, len(tall), len(scratch)):
+        rows = tall[top : top + len(scratch)]
+        chunk = scratch[: len(rows)].copy_(rows)
+        yield chunk.mul_(scale) if scale != 1.0 else chunk
+
+
+def _by_svd(matrix: Tensor, scale: float, dtype: torch.dtype, zero: float) -> Tensor:
+    work = gram_dtype(matrix, dtype)
+    values: Tensor = torch.linalg.svdvals(matrix.to(work) * scale).to("cpu", torch.float64).square().flip(0)
+    values[values <= zero * values[-1]] = 0.0
+    return values

@@ -1,0 +1,134 @@
+import json
+import math
+import os
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+import tempbalance as tb
+from tempbalance.errors import AnalysisError, MissingExtraError
+
+
+@pytest.fixture
+def analysis(trained):
+    with torch.no_grad():
+        trained[1].weight[0, 0] = math.nan
+    return tb.analyze(trained)
+
+
+class TestFiles:
+    def test_json_can_be_loaded_again(self, analysis, tmp_path):
+        analysis.save(tmp_path / "a.json")
+        assert repr(tb.Analysis.load(tmp_path / "a.json")) == repr(analysis)
+
+    def test_json_is_one_object_without_nan(self, analysis, tmp_path):
+        analysis.save(tmp_path / "a.json")
+        data = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+        assert {"source", "settings", "imbalance", "block_imbalance", "layers", "skipped"} <= set(data)
+        assert data["layers"][2]["alpha"] is None
+        assert data["skipped"] == [{"name": "1.weight", "reason": "1 of 6400 weights are NaN or Inf"}]
+
+    def test_csv(self, analysis, tmp_path):
+        analysis.save(tmp_path / "a.csv")
+        frame = pd.read_csv(tmp_path / "a.csv")
+        assert frame["name"].tolist() == ["0.weight", "2.weight", "3.weight"]
+        assert frame["alpha"][0] == analysis.layers[0].alpha
+
+    def test_parquet(self, analysis, tmp_path):
+        pytest.importorskip("pyarrow")
+        analysis.save(tmp_path / "a.parquet")
+        frame = pd.read_parquet(tmp_path / "a.parquet")
+        assert frame["status"].tolist() == ["ok", "ok", "random"]
+
+    def test_html(self, analysis, tmp_path):
+        analysis.save(tmp_path / "a.html")
+        assert "<html" in (tmp_path / "a.html").read_text()[:500]
+
+    def test_pandas_has_a_column_for_every_field(self, analysis):
+        frame = analysis.to_pandas()
+        assert set(frame.columns) == set(tb.types.LayerStats.__dataclass_fields__) - {"esd"}
+        assert len(frame) == 3
+
+    def test_other_endings_are_refused(self, analysis, tmp_path):
+        with pytest.raises(AnalysisError, match=r"\.json, \.csv, \.parquet, \.html"):
+            analysis.save(tmp_path / "a.xlsx")
+
+    def test_only_html_has_a_place_for_a_history(self, analysis, tmp_path):
+        history = [tb.balance.Refresh(step=0, units=[], measured=0, seconds=0.0)]
+        with pytest.raises(AnalysisError, match=r"only an \.html report"):
+            analysis.save(tmp_path / "a.json", history=history)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_missing_folder(self, analysis, tmp_path):
+        with pytest.raises(AnalysisError, match="cannot write"):
+            analysis.save(tmp_path / "nowhere" / "a.json")
+
+    def test_missing_parquet_engine(self, analysis, tmp_path, monkeypatch):
+        for module in ("pyarrow", "fastparquet"):
+            monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(MissingExtraError, match=r"tempbalance\[parquet\]"):
+            analysis.save(tmp_path / "a.parquet")
+
+    def test_a_failed_write_leaves_the_old_file(self, analysis, tmp_path, monkeypatch):
+        path = tmp_path / "a.json"
+        path.write_text("old")
+
+        def no_space(*_args):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "replace", no_space)
+        with pytest.raises(AnalysisError, match="No space left"):
+            analysis.save(path)
+        assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+        assert path.read_text() == "old"
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 99, "layers": []}'])
+    def test_what_is_no_analysis_is_refused(self, text, tmp_path):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(AnalysisError, match=r"a\.json"):
+            tb.Analysis.load(tmp_path / "a.json")
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(AnalysisError, match="No such file"):
+            tb.Analysis.load(tmp_path / "a.json")
+
+
+class TestCompare:
+    def test_deltas_in_units_of_their_standard_error(self, trained):
+        before = tb.analyze(trained)
+        with torch.no_grad():
+            trained[0].weight += 0.3 * torch.randn(80, 80, generator=torch.Generator().manual_seed(1))
+        after = tb.analyze(trained)
+        rows = {row.name: row for row in tb.compare(before, after).layers}
+        changed = rows["0.weight"]
+        assert changed.delta == after.layers[0].alpha - before.layers[0].alpha != 0
+        assert changed.stderr == math.hypot(before.layers[0].stderr, after.layers[0].stderr)
+        assert changed.z == changed.delta / changed.stderr
+        assert (rows["1.weight"].delta, rows["1.weight"].z) == (0.0, 0.0)
+        assert math.isnan(rows["3.weight"].delta)
+
+    def test_layers_of_one_side_are_listed(self, trained):
+        whole, part = tb.analyze(trained), tb.analyze(trained, select="[0-1].weight")
+        comparison = tb.compare(whole, part)
+        assert comparison.only_before == ["2.weight", "3.weight"]
+        assert comparison.only_after == []
+
+    def test_files(self, trained, tmp_path):
+        analysis = tb.analyze(trained)
+        comparison = tb.compare(analysis, analysis)
+        comparison.save(tmp_path / "c.csv")
+        comparison.save(tmp_path / "c.json")
+        assert pd.read_csv(tmp_path / "c.csv")["delta"][:3].tolist() == [0.0, 0.0, 0.0]
+        assert len(json.loads((tmp_path / "c.json").read_text())["layers"]) == 4
+        with pytest.raises(AnalysisError, match=r"\.json or \.csv"):
+            comparison.save(tmp_path / "c.html")
+
+    def test_different_estimators_are_refused(self, trained):
+        with pytest.raises(AnalysisError, match="different estimators"):
+            tb.compare(tb.analyze(trained), tb.analyze(trained, estimator=tb.KS()))
+
+    def test_nothing_in_common_is_refused(self, trained):
+        with pytest.raises(AnalysisError, match="no layer is in both"):
+            tb.compare(tb.analyze(trained, select="0.*"), tb.analyze(trained, select="1.*"))

@@ -1,0 +1,180 @@
+"""Recipes: the as-released twins give the multipliers of the authors' code, on seeded models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import tempbalance as tb
+from golden_models import bert_model, chain_model, fno2d_model, llama_model, vision_model
+from tempbalance.balance import recipes
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "assignments.json").read_text())
+MAPS = {
+    "tb_linear_map": tb.assign.Linear(0.5, 1.5),
+    "tb_sqrt": tb.assign.Sqrt(),
+    "tb_log2": tb.assign.Log2(),
+    "tb_step": tb.released.RankAsReleased(0.5, 1.5),
+}
+MODELS = {"vision": vision_model, "vision32": lambda: vision_model(32)}
+PUBLISHED = [
+    *(
+        (f"tempbalance {model} {name}", MODELS[model], recipes.tempbalance_as_released(assignment=assignment))
+        for model in MODELS
+        for name, assignment in MAPS.items()
+    ),
+    *(
+        (
+            f"modelbalancing bert block sigmoid {below} {above}",
+            bert_model,
+            recipes.model_balancing_as_released(strength=(float(below), float(above))),
+        )
+        for below, above in [("1", "1"), ("2", "1"), ("0.25", "0.25")]
+    ),
+    (
+        "modelbalancing fno2d of scale 1 sigmoid 1",
+        lambda: fno2d_model(scale=1.0),
+        recipes.model_balancing_sciml_as_released(),
+    ),
+    ("alphadecay llama linear float64", llama_model, recipes.alphadecay_as_released()),
+    ("llr llama linear float64", llama_model, recipes.llr_as_released()),
+]
+
+
+def balanced(model: torch.nn.Module, recipe: tb.Recipe) -> tuple[torch.optim.Optimizer, tb.Balancer]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    balancer = tb.Balancer(optimizer, model, recipe, steps_per_epoch=10)
+    balancer.refresh()
+    return optimizer, balancer
+
+
+def by_parameter(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    return {
+        name: group["tempbalance"]["multiplier"]
+        for group in optimizer.param_groups
+        for name in group["tempbalance"]["names"]
+    }
+
+
+@pytest.mark.parametrize(("case", "build", "recipe"), PUBLISHED, ids=[case for case, *_ in PUBLISHED])
+def test_every_parameter_gets_the_multiplier_of_the_released_code(case, build, recipe):
+    optimizer, _ = balanced(build(), recipe)
+    assert by_parameter(optimizer) == pytest.approx(GOLDEN["cases"][case]["parameters"], rel=1e-5)
+
+
+@pytest.mark.parametrize("case", [f"modelbalancing bert block sigmoid {s}" for s in ("1 1", "2 1", "0.25 0.25")])
+def test_blocks_have_the_mean_alpha_of_the_released_code(case):
+    _, balancer = balanced(bert_model(), recipes.model_balancing_as_released())
+    expected = {f"bert.encoder.layer.{i}": b["alpha_mean"] for i, b in GOLDEN["cases"][case]["blocks"].items()}
+    assert {unit.name: unit.alpha for unit in balancer.units} == pytest.approx(expected, rel=1e-6)
+
+
+TWINS = {
+    "tempbalance tb_linear_map": recipes.tempbalance_as_released(),
+    "alphadecay linear": recipes.alphadecay_as_released(),
+    "llr linear": recipes.llr_as_released(),
+    "modelbalancing block sigmoid 1 1": recipes.model_balancing_as_released(strength=1.0),
+}
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_equal_alphas_are_neutral_where_the_released_code_takes_the_maximum(twin):
+    optimizer, _ = balanced(chain_model("equal"), TWINS[twin])
+    assert set(by_parameter(optimizer).values()) == {1.0}
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_layer_of_zeros_keeps_the_base_rate_and_leaves_the_others_alone(twin):
+    optimizer, balancer = balanced(chain_model("zeros"), TWINS[twin])
+    multipliers = by_parameter(optimizer)
+    assert multipliers["layers.2.fc.weight"] == multipliers["layers.2.fc.bias"] == 1.0
+    others = [unit.multiplier for unit in balancer.units if not unit.name.startswith("layers.2")]
+    assert all(torch.isfinite(torch.tensor(others)))
+    assert len(set(others)) > 1
+
+
+ALL = [getattr(recipes, name) for name in recipes.__all__]
+
+
+@pytest.mark.parametrize("make", ALL, ids=recipes.__all__)
+class TestEveryRecipe:
+    def test_says_where_it_comes_from_and_where_it_departs(self, make):
+        recipe = make()
+        assert recipe.name == make.__name__
+        assert recipe.source
+        assert recipe.deviations
+
+    def test_balances_a_transformer(self, make):
+        _, balancer = balanced(llama_model(), make())
+        multipliers = [unit.multiplier for unit in balancer.units]
+        assert len(set(multipliers)) > 1
+
+    def test_can_be_told_apart_and_used_as_a_key(self, make):
+        assert make() == make()
+        assert len({make(), make()}) == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [recipes.tempbalance, recipes.model_balancing, recipes.model_balancing_sciml, recipes.alphadecay, recipes.llr],
+)
+def test_every_recipe_takes_farms_windows(make):
+    """Windows change the alphas of layers of different shapes, and so the multipliers."""
+    plain = balanced(llama_model(), make())[1]
+    farms = balanced(llama_model(), make(windows=tb.FARMS()))[1]
+    assert [unit.name for unit in plain.units] == [unit.name for unit in farms.units]
+    assert [unit.multiplier for unit in plain.units] != [unit.multiplier for unit in farms.units]
+
+
+class TestOurs:
+    def test_vision_norms_follow_in_shortcuts_too(self):
+        optimizer, balancer = balanced(vision_model(32), recipes.tempbalance())
+        multipliers = by_parameter(optimizer)
+        for unit in balancer.units:
+            norm = unit.name.replace("conv", "bn") if "conv" in unit.name else unit.name.replace("t.0", "t.1")
+            assert multipliers[f"{norm}.weight"] == multipliers[f"{unit.name}.weight"] == unit.multiplier
+        assert multipliers["layer3.0.shortcut.1.weight"] != 1.0
+
+    def test_vision_first_and_last_layer_keep_the_base_rate_by_name(self):
+        optimizer, balancer = balanced(vision_model(), recipes.tempbalance())
+        multipliers = by_parameter(optimizer)
+        assert {multipliers[name] for name in ("conv1.weight", "bn1.weight", "linear.weight", "linear.bias")} == {1.0}
+        reasons = dict(balancer.skipped)
+        assert "first layer" in reasons["conv1.weight"]
+        assert "last layer" in reasons["linear.weight"]
+
+    def test_fine_tuning_leaves_embeddings_pooler_and_head_alone(self):
+        optimizer, balancer = balanced(bert_model(), recipes.model_balancing())
+        at_base = {name for name, multiplier in by_parameter(optimizer).items() if multiplier == 1.0}
+        outside = {name for name in by_parameter(optimizer) if ".encoder.layer." not in name}
+        assert at_base == outside
+        assert [unit.name for unit in balancer.units] == [f"bert.encoder.layer.{i}" for i in range(4)]
+
+    def test_sciml_judges_complex_weights_and_its_twin_does_not(self):
+        ours = balanced(fno2d_model(), recipes.model_balancing_sciml())[1]
+        theirs = balanced(fno2d_model(), recipes.model_balancing_sciml_as_released())[1]
+        assert {f"conv{i}" for i in range(4)} <= {unit.name for unit in ours.units}
+        assert not {f"conv{i}" for i in range(4)} & {unit.name for unit in theirs.units}
+
+    def test_weight_decay_is_what_alphadecay_changes(self):
+        model = llama_model()
+        optimizer, _ = balanced(model, recipes.alphadecay())
+        seen = []
+        optimizer.register_step_pre_hook(
+            lambda o, *_: seen.extend((g["lr"], g["weight_decay"]) for g in o.param_groups)
+        )
+        model(torch.arange(8)[None]).logits.sum().backward()
+        optimizer.step()
+        assert {lr for lr, _ in seen} == {0.1}
+        assert len({decay for _, decay in seen}) > 10
+
+    def test_llr_gives_embeddings_and_head_the_largest_multiplier(self):
+        optimizer, _ = balanced(llama_model(), recipes.llr())
+        multipliers = by_parameter(optimizer)
+        assert multipliers["model.embed_tokens.weight"] == multipliers["lm_head.weight"] == 5.0
+        assert multipliers["model.norm.weight"] == 1.0
+
+    def test_normalised_fine_tuning_keeps_the_mean_rate(self):
+        _, balancer = balanced(bert_model(), recipes.model_balancing(normalize=True))
+        assert sum(unit.multiplier for unit in balancer.units) / 4 == pytest.approx(1.0)

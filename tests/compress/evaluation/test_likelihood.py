@@ -1,0 +1,94 @@
+"""Perplexity: that of a naive loop, with and without overlap, and honest about what it cannot do."""
+
+import math
+
+import pytest
+import torch
+
+import tempbalance as tb
+from tempbalance.errors import TokensError
+
+transformers = pytest.importorskip("transformers")
+
+
+def naive(model, documents, length, stride):
+    """The loop of Transformers' guide to perplexity: labels of -100 for what an earlier window has predicted."""
+    total, count = 0.0, 0
+    for document in documents:
+        end = 0
+        for start in range(0, len(document), stride):
+            window = document[start : start + length]
+            fresh = start + len(window) - end
+            labels = window.clone()
+            labels[: len(window) - fresh] = -100
+            predicted = int((labels[1:] != -100).sum())
+            if predicted:
+                with torch.no_grad():
+                    loss = model(input_ids=window[None], labels=labels[None]).loss.double()
+                total, count = total + float(loss) * predicted, count + predicted
+            end = start + len(window)
+            if end >= len(document):
+                break
+    return math.exp(total / count), count
+
+
+@pytest.mark.parametrize(("length", "stride"), [(16, None), (16, 5), (24, 1), (64, None), (16, 16)])
+def test_the_same_as_a_naive_loop(length, stride, make_llama, tokens):
+    model = make_llama().eval()
+    found = tb.perplexity(model, tokens, stride, length=length)
+    value, count = naive(model, tokens, length, stride or length)
+    assert found.value == pytest.approx(value, rel=1e-6)
+    assert found.tokens == count
+
+
+def test_a_real_model(stories):
+    folder, documents = stories
+    model = tb.compress.load_causal_lm(folder)
+    found = tb.perplexity(model, documents[:20])
+    assert found.value == pytest.approx(naive(model, documents[:20], 256, 256)[0], rel=1e-6)
+    assert found.value == pytest.approx(3.8135, abs=1e-3)
+    assert 0.05 < found.stderr < 0.3
+
+
+def test_the_standard_error_covers_the_spread_over_texts(stories):
+    """Twenty disjoint halves of the text: their values spread as much as the standard error says."""
+    folder, documents = stories
+    model = tb.compress.load_causal_lm(folder)
+    parts = [tb.perplexity(model, documents[start : start + 10], length=128) for start in range(0, 200, 10)]
+    spread = torch.tensor([part.value for part in parts]).std()
+    said = torch.tensor([part.stderr for part in parts]).square().mean().sqrt()
+    assert 0.5 < float(spread / said) < 1.7
+
+
+def test_the_mode_is_put_back(make_llama, tokens):
+    model = make_llama().train()
+    tb.perplexity(model, tokens)
+    assert model.training
+
+
+def test_one_window_has_no_standard_error(make_llama):
+    assert math.isnan(tb.perplexity(make_llama(), torch.arange(9)).stderr)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "message"),
+    [
+        (torch.tensor([64]).repeat(5), {}, "not in the vocabulary of 64"),
+        (torch.tensor([-1, 3]), {}, "not in the vocabulary"),
+        (torch.tensor([3]), {}, "nothing to predict"),
+        ([], {}, "nothing to predict"),
+        (torch.arange(9), {"length": 1}, "two tokens or more"),
+        (torch.arange(9), {"length": 4, "stride": 5}, "stride from 1"),
+        (torch.arange(9), {"length": 4, "stride": 0}, "stride from 1"),
+    ],
+)
+def test_refusals(tokens, options, message, make_llama):
+    with pytest.raises(TokensError, match=message):
+        tb.perplexity(make_llama(), tokens, **options)
+
+
+def test_a_model_that_says_nan_gives_nan(make_llama, tokens):
+    model = make_llama()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    assert math.isnan(tb.perplexity(model, tokens).value)

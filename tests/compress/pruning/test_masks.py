@@ -1,0 +1,51 @@
+"""Masks: exactly as many zeros as asked, and the right ones."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from tempbalance.compress.pruning.masks import magnitude_scores, mask_by_row, mask_smallest, wanda_scores
+
+FEW_VALUES = st.sampled_from([0.0, 0.5, 1.0, 2.0])  # many ties
+SCORES = arrays.arrays("float32", st.tuples(st.integers(1, 8), st.integers(1, 12)), elements=FEW_VALUES)
+
+
+@given(values=SCORES, part=st.floats(0, 1))
+def test_the_smallest_of_all_go(values, part):
+    scores = torch.from_numpy(values)
+    zeros = round(part * scores.numel())
+    mask = mask_smallest(scores, zeros)
+    assert int(mask.sum()) == zeros
+    if 0 < zeros < scores.numel():
+        assert scores[mask].max() <= scores[~mask].min()
+
+
+@given(values=SCORES, part=st.floats(0, 1))
+def test_the_smallest_of_each_row_go_and_rows_differ_by_one_at_most(values, part):
+    scores = torch.from_numpy(values)
+    zeros = round(part * scores.numel())
+    mask = mask_by_row(scores, zeros)
+    counts = mask.sum(dim=1)
+    assert int(counts.sum()) == zeros
+    assert int(counts.max() - counts.min()) <= 1
+    for row, gone in zip(scores, mask, strict=True):
+        if gone.any() and not gone.all():
+            assert row[gone].max() <= row[~gone].min()
+
+
+def test_of_equal_scores_the_first_go():
+    assert mask_smallest(torch.ones(6), 2).tolist() == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])
+def test_magnitudes_of_every_dtype(dtype):
+    weight = torch.tensor([[3.0, -4.0]]).to(dtype)
+    scores = magnitude_scores(weight)
+    assert scores.tolist() == [[3.0, 4.0]]
+    assert scores.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_wanda_is_magnitude_times_norm():
+    assert wanda_scores(torch.tensor([[1.0, -2.0]]), torch.tensor([3.0, 0.5])).tolist() == [[3.0, 1.0]]

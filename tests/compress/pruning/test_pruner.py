@@ -1,0 +1,267 @@
+"""Pruning live models: to one weight, the right weights, and nothing else touched."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import tempbalance as tb
+from tempbalance.compress import LayerShare
+from tempbalance.errors import AllocationError, NonFiniteError, TokensError
+
+transformers = pytest.importorskip("transformers")
+
+
+def counts(model, plan):
+    parameters = dict(model.named_parameters())
+    return {layer.name: int((parameters[layer.name] == 0).sum()) for layer in plan.layers}
+
+
+def planned(model, sparsity=0.5, **options):
+    return tb.allocate_sparsity(tb.analyze(model), sparsity, **options)
+
+
+def share(name, shape, zeros):
+    numel = torch.Size(shape).numel()
+    return LayerShare(name=name, unit=name, shape=shape, numel=numel, alpha=None, stderr=None, zeros=zeros)
+
+
+def by_hand(*shares, **options):
+    total = sum(s.numel for s in shares)
+    part = sum(s.zeros for s in shares) / total
+    return tb.Allocation(source="m", sparsity=part, method="by hand", unit="layer", layers=shares, **options)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_every_matrix_gets_its_zeros_to_one_weight(method, make_llama, tokens):
+    model = make_llama()
+    plan = planned(model, 0.6123, method="depth", unit="layer")
+    achieved = tb.prune(model, plan, method, calibration=tokens)
+    assert counts(model, plan) == {layer.name: layer.zeros for layer in plan.layers}
+    assert achieved == dict(plan)
+    assert len({layer.zeros / layer.numel for layer in plan.layers}) > 2
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_what_stays_is_unchanged_and_so_is_what_is_not_in_the_plan(method, make_llama, tokens):
+    model = make_llama().train()
+    before = copy.deepcopy(model.state_dict())
+    plan = planned(model)
+    tb.prune(model, plan, method, calibration=tokens)
+    for name, tensor in model.state_dict().items():
+        kept = tensor != 0
+        assert torch.equal(tensor[kept], before[name][kept]), name
+        assert name in plan or torch.equal(tensor, before[name]), name
+    assert model.training
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_magnitude_takes_the_smallest(trained):
+    weight = trained[0].weight.detach().clone()
+    tb.prune(trained, by_hand(share("0.weight", (80, 80), 1000)))
+    gone = trained[0].weight == 0
+    assert weight[gone].abs().max() <= weight[~gone].abs().min()
+
+
+def naive_wanda(model, plan, tokens):
+    """Sun et al. 2024: block after block, float64, rows one by one, from hooks on the whole pruned model."""
+    for number in range(len(model.model.layers)):
+        block = f"model.layers.{number}."
+        for layer in (layer for layer in plan.layers if layer.name.startswith(block)):
+            module = model.get_submodule(layer.name.removesuffix(".weight"))
+            seen = []
+            hook = module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+            with torch.no_grad():
+                for sequence in tokens:
+                    model(input_ids=sequence[None])
+            hook.remove()
+            inputs = torch.cat([x.flatten(0, 1) for x in seen]).double()
+            layer_scores = module.weight.detach().double().abs() * inputs.norm(dim=0)
+            yield layer.name, layer_scores
+        # only when the whole block is scored does it change
+        yield block, None
+
+
+def test_wanda_is_the_papers_block_by_block(make_llama, tokens):
+    """Against a naive float64 pass over the whole model for every layer."""
+    model, oracle = make_llama(), make_llama()
+    plan = planned(model, 0.5, method="uniform")
+    tb.prune(model, plan, "wanda", calibration=tokens)
+    waiting = {}
+    for name, scores in naive_wanda(oracle, plan, tokens):
+        if scores is not None:
+            waiting[name] = scores
+            continue
+        for layer, found in waiting.items():
+            weight = oracle.get_parameter(layer)
+            half = weight.shape[1] // 2
+            order = found.argsort(dim=1)
+            with torch.no_grad():
+                weight.scatter_(1, order[:, :half], 0.0)
+        waiting = {}
+    for name in plan:
+        differing = ((model.get_parameter(name) == 0) != (oracle.get_parameter(name) == 0)).sum()
+        assert int(differing) <= 2, name  # a tie in float32 may fall otherwise
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.OPTConfig(
+            vocab_size=64, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=64, word_embed_proj_dim=32,
+        ),
+        transformers.Qwen2Config(
+            vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, use_sliding_window=True, max_window_layers=1, sliding_window=8,
+        ),
+        transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+        transformers.GPTNeoXConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        ),
+        transformers.Gemma3TextConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, sliding_window=8, sliding_window_pattern=2,
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_language_models_of_many_kinds(config, method, tokens):
+    """Fused weights (GPT-2, transposed; GPT-NeoX, by head), local and global attention, another stack of names."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    plan = planned(model, 0.5, epsilon=0.2)
+    achieved = tb.prune(model, plan, method, calibration=tokens)
+    assert achieved == dict(plan)
+    total = sum(int((p == 0).sum()) for name, p in model.named_parameters() if p.ndim == 2)
+    assert total >= sum(layer.zeros for layer in plan.layers)
+
+
+def test_wanda_compares_the_weights_of_one_output_in_conv1d_too(tokens):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_positions=64)
+    model = transformers.GPT2LMHeadModel(config)
+    plan = planned(model, 0.5, method="uniform")
+    tb.prune(model, plan, "wanda", calibration=tokens)
+    weight = model.transformer.h[0].mlp.c_fc.weight  # (inputs, outputs)
+    assert (weight == 0).sum(dim=0).tolist() == [16] * 128
+
+
+def test_stacked_experts_go_by_magnitude():
+    config = transformers.MixtralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.MixtralForCausalLM(config)
+    plan = planned(model, 0.5)
+    assert any(":" in name for name in plan)
+    assert tb.prune(model, plan) == dict(plan)
+    with pytest.raises(AllocationError, match="by magnitude"):
+        tb.prune(model, plan, "wanda", calibration=[torch.arange(9)])
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_n_of_m(method, make_llama, tokens):
+    model = make_llama()
+    plan = planned(model, 0.5, method="depth", epsilon=0.5, group=8)
+    tb.prune(model, plan, method, calibration=tokens)
+    kept = set()
+    for layer in plan.layers:
+        groups = (model.get_parameter(layer.name) == 0).view(-1, 8).sum(dim=1).unique()
+        assert groups.tolist() == [8 * layer.zeros // layer.numel]
+        kept.add(int(groups))
+    assert len(kept) == 2  # mixed
+    assert sum(layer.zeros for layer in plan.layers) / sum(layer.numel for layer in plan.layers) == 0.5
+
+
+def test_wrappers_do_not_hide_a_model(make_llama):
+    model = make_llama()
+    plan = planned(model)
+    assert tb.prune(nn.DataParallel(model), plan) == dict(plan)
+
+
+def test_sparsegpt_is_reached_by_name(make_llama, tokens):
+    pytest.importorskip("llmcompressor", reason="needs llm-compressor")
+    model = make_llama()
+    plan = planned(model, 0.6, method="depth")
+    assert tb.prune(model, plan, "sparsegpt", calibration=tokens) == dict(plan)
+
+
+class TestRefusals:
+    def test_a_plan_for_another_model(self, trained):
+        with pytest.raises(AllocationError, match=r"another model.*no 9\.weight"):
+            tb.prune(trained, by_hand(share("9.weight", (80, 80), 1)))
+        with pytest.raises(AllocationError, match=r"another model.*\(80, 80\) here and \(80, 81\)"):
+            tb.prune(trained, by_hand(share("0.weight", (80, 81), 1)))
+
+    def test_an_unknown_method(self, trained):
+        with pytest.raises(AllocationError, match="magnitude, wanda, sparsegpt"):
+            tb.prune(trained, by_hand(share("0.weight", (80, 80), 1)), "random")
+
+    @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+    @pytest.mark.parametrize("nothing", [None, []])
+    def test_no_calibration(self, method, nothing, make_llama):
+        model = make_llama()
+        with pytest.raises(TokensError, match="calibrates on tokens"):
+            tb.prune(model, planned(model), method, calibration=nothing)
+
+    def test_nan_names_the_weight_and_changes_nothing_else(self, trained):
+        with torch.no_grad():
+            trained[1].weight[0, 0] = torch.nan
+        with pytest.raises(NonFiniteError, match=r"1\.weight"):
+            tb.prune(trained, by_hand(share("1.weight", (80, 80), 10)))
+
+    def test_wanda_outside_of_blocks(self, trained):
+        with pytest.raises(AllocationError, match=r"not 0\.weight: prune it by magnitude"):
+            tb.prune(trained, by_hand(share("0.weight", (80, 80), 10)), "wanda", calibration=[torch.arange(4)])
+
+    def test_an_adapted_weight(self, make_llama):
+        peft = pytest.importorskip("peft")
+        adapted = peft.get_peft_model(make_llama(), peft.LoraConfig(target_modules=["q_proj"], r=2))
+        with pytest.raises(AllocationError, match="merge"):
+            tb.prune(adapted, planned(adapted))
+
+    def test_activations_that_are_not_finite(self, make_llama, tokens):
+        model = make_llama()
+        plan = planned(model)
+        with torch.no_grad():
+            model.model.embed_tokens.weight.fill_(torch.inf)
+        with pytest.raises(NonFiniteError, match="activation"):
+            tb.prune(model, plan, "wanda", calibration=tokens)
+
+    def test_groups_that_do_not_fit(self, make_llama):
+        with pytest.raises(AllocationError, match="groups of 7"):
+            planned(make_llama(), 0.5, group=7)
+
+
+class TestOutliers:
+    def test_blocks_with_more_outliers_are_pruned_less(self, make_llama, tokens):
+        model = make_llama()
+        with torch.no_grad():
+            model.model.layers[1].mlp.up_proj.weight[:4] *= 50
+        found = tb.compress.outlier_ratios(model, tokens)
+        assert found["model.layers.1"] > found["model.layers.0"]
+        plan = planned(model, 0.5, epsilon=0.08, method="owl", outliers=found)
+        dense, sparse = plan["model.layers.1.mlp.up_proj.weight"], plan["model.layers.0.mlp.up_proj.weight"]
+        assert sparse - dense == pytest.approx(0.16, abs=1e-3)
+
+    def test_the_share_is_that_of_a_naive_count(self, make_llama, tokens):
+        model = make_llama()
+        plan = planned(model, 0.5)
+        expected = {}
+        waiting = []
+        for name, scores in naive_wanda(model, plan, tokens):
+            if scores is not None:
+                waiting.append(scores.flatten())
+                continue
+            pooled = torch.cat(waiting)
+            expected[name.rstrip(".")] = float((pooled > 3 * pooled.mean()).double().mean())
+            waiting = []
+        assert tb.compress.outlier_ratios(model, tokens, 3.0) == pytest.approx(expected, abs=1e-4)
+
+    def test_owl_without_outliers(self, make_llama):
+        with pytest.raises(AllocationError, match="outlier_ratios"):
+            planned(make_llama(), 0.5, method="owl")

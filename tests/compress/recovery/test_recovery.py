@@ -1,0 +1,270 @@
+"""Recovery by LoRA: zeros stay zeros, nothing is lost at the merge, and the model is as it was if anything fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tempbalance as tb
+from tempbalance.cli import main
+from tempbalance.compress import Recovery, load_causal_lm, recover, save_recovered
+from tempbalance.compress.recovery.sparse_lora import sparse_lora
+from tempbalance.errors import AllocationError, CheckpointError, MissingExtraError, NonFiniteError, TokensError
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+FAST = Recovery(lr=1e-2, length=16, batch=4, epochs=2)
+UP = "model.layers.0.mlp.up_proj"
+
+
+@pytest.fixture
+def pruned(make_llama: Any) -> Any:
+    """Every layer of the blocks at its own sparsity."""
+    return prune_blocks(make_llama().eval())
+
+
+def prune_blocks(model: Any) -> Any:
+    """Every second linear layer of the blocks at 50 %, the others at 70 %."""
+    weights = [p for name, p in model.named_parameters() if p.ndim > 1 and (".layers." in name or ".h." in name)]
+    with torch.no_grad():
+        for i, weight in enumerate(weights):
+            weight[weight.abs() < weight.abs().flatten().quantile(0.7 if i % 2 else 0.5)] = 0
+    return model
+
+
+def make_gpt2() -> Any:
+    """Two blocks of Conv1D, with queries, keys and values in one matrix, and dropout."""
+    torch.manual_seed(0)
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, bos_token_id=1, eos_token_id=2)
+    )
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def zeros(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter == 0 for name, parameter in model.named_parameters() if parameter.ndim > 1}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def structure(model: nn.Module) -> Any:
+    """All that a run could leave behind, but for the weights."""
+    modules = {name: (type(module), sorted(vars(module)), module.training) for name, module in model.named_modules()}
+    return modules, {name: (id(p), p.requires_grad, p.grad) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("recipe", [None, tb.recipes.model_balancing()], ids=["plain", "balanced"])
+def test_the_loss_falls_and_every_zero_stays(pruned: Any, tokens: list[Tensor], recipe: Any):
+    before, mask = values(pruned), zeros(pruned)
+    text = [torch.arange(16).repeat(4) for _ in range(8)]
+    done = recover(pruned, text, FAST, recipe=recipe)
+    assert len(done.losses) == 2 * 8
+    assert done.losses[-1] < done.losses[0] - 0.1
+    assert same(zeros(pruned), mask)
+    changed = {name for name, now in values(pruned).items() if not torch.equal(now, before[name])}
+    assert changed == set(done.sparsity) == {name for name in before if "layers" in name and "proj" in name}
+    assert sorted({round(share, 2) for share in done.sparsity.values()}) == [0.5, 0.7]
+
+
+@pytest.mark.parametrize("make", ["llama", "gpt2", "bfloat16"])
+def test_merging_loses_nothing(make: str, make_llama: Any):
+    model = prune_blocks(make_gpt2() if make == "gpt2" else make_llama()).eval()
+    model = model.bfloat16() if make == "bfloat16" else model
+    layers = [
+        name for name, module in model.named_modules() if hasattr(module, "weight") and (module.weight == 0).any()
+    ]
+    mask, ids = zeros(model), torch.arange(24).view(2, 12)
+    with sparse_lora(model, layers, rank=4) as factors, torch.no_grad():
+        for factor in factors:
+            factor.normal_(std=0.2, generator=torch.Generator().manual_seed(factor.numel()))
+        adapted = model(input_ids=ids).logits
+        alphas = [row.alpha for row in tb.analyze(model, progress=False).layers]
+    assert len(factors) == 2 * len(layers) > 0
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, adapted)
+    assert [row.alpha for row in tb.analyze(model, progress=False).layers] == pytest.approx(alphas, nan_ok=True)
+    now = zeros(model)
+    assert all(bool(now[name][were].all()) for name, were in mask.items())
+    assert same(now, mask) or make == "bfloat16"  # in so few digits W and its update may cancel
+
+
+def test_gpt2_recovers_with_its_fused_layers(tokens: list[Tensor]):
+    model = prune_blocks(make_gpt2())
+    mask = zeros(model)
+    done = recover(model, tokens, FAST)
+    assert "transformer.h.1.attn.c_attn.weight" in done.sparsity
+    assert same(zeros(model), mask)
+
+
+def test_a_block_is_balanced_by_the_alphas_of_its_pruned_weights(make_llama: Any, tokens: list[Tensor]):
+    model = prune_blocks(make_llama(hidden_size=64))
+    weights = [p.detach() for p in model.model.layers[0].parameters() if p.ndim > 1]
+    alphas = [tb.Hill().fit(torch.linalg.svdvals(weight).flip(0).square()).alpha for weight in weights]
+    recipe = tb.Recipe(name="all", assignment=tb.assign.Sigmoid(), unit="block")
+    first = recover(model, tokens, FAST, recipe=recipe).history[0]
+    assert [unit.name for unit in first.units] == ["model.layers.0", "model.layers.1"]
+    assert first.units[0].alpha == pytest.approx(sum(alphas) / len(alphas), rel=1e-4)
+    assert len({unit.multiplier for unit in first.units}) == 2
+
+
+def test_what_was_not_pruned_is_not_trained(make_llama: Any, tokens: list[Tensor]):
+    model = make_llama()
+    with torch.no_grad():
+        model.get_submodule(UP).weight[:, ::2] = 0
+        model.lm_head.weight[0] = 0
+    before = values(model)
+    assert list(recover(model, tokens, FAST).sparsity) == [f"{UP}.weight"]
+    changed = [name for name, now in values(model).items() if not torch.equal(now, before[name])]
+    assert changed == [f"{UP}.weight"]
+
+
+def test_the_seed_alone_decides(pruned: Any, make_llama: Any, tokens: list[Tensor]):
+    def result(seed: int, model: Any) -> dict[str, Tensor]:
+        recover(model, tokens, Recovery(lr=1e-2, length=16, batch=4, seed=seed))
+        return values(model)
+
+    others = [prune_blocks(make_llama().eval()) for _ in range(2)]
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first = result(1, pruned)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(8)
+    assert same(result(1, others[0]), first)
+    assert not same(result(2, others[1]), first)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_but_weights_is_changed(pruned: Any, tokens: list[Tensor], training: bool):
+    pruned.train(training)
+    pruned.lm_head.weight.requires_grad_(False)
+    before = structure(pruned)
+    recover(pruned, tokens, FAST)
+    recover(pruned, tokens, FAST)  # PEFT would warn of what an earlier run has left
+    assert structure(pruned) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_the_model_is_as_before_if_training_is_broken_off(
+    pruned: Any, tokens: list[Tensor], error: type[BaseException]
+):
+    before, weights, calls = structure(pruned), values(pruned), []
+
+    def fail(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+
+    handle = pruned.lm_head.register_forward_hook(fail)
+    with pytest.raises(error):
+        recover(pruned, tokens, FAST)
+    handle.remove()
+    assert structure(pruned) == before
+    assert same(values(pruned), weights)
+
+
+def test_a_loss_that_is_not_finite_raises_and_the_model_is_as_before(pruned: Any, tokens: list[Tensor]):
+    weights = values(pruned)
+    with pytest.raises(NonFiniteError, match="take a lower learning rate"):
+        recover(pruned, tokens, Recovery(lr=1e30, length=16))
+    assert same(values(pruned), weights)
+
+
+def test_a_dense_model_is_refused(make_llama: Any, tokens: list[Tensor]):
+    with pytest.raises(AllocationError, match="prune it first"):
+        recover(make_llama(), tokens, FAST)
+
+
+def test_a_model_with_adapters_is_refused(pruned: Any, tokens: list[Tensor]):
+    import peft
+
+    adapted = peft.get_peft_model(pruned, peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(AllocationError, match="merge them first"):
+        recover(adapted, tokens, FAST)
+
+
+@pytest.mark.parametrize("given", [[], [torch.tensor([], dtype=torch.int64)], [torch.arange(15)]])
+def test_too_few_tokens_are_refused(pruned: Any, given: list[Tensor]):
+    with pytest.raises(TokensError, match="are not one sequence of 16"):
+        recover(pruned, given, FAST)
+
+
+def test_tokens_of_another_model_are_refused(pruned: Any):
+    with pytest.raises(TokensError, match="not in the vocabulary of 64"):
+        recover(pruned, [torch.arange(100)], FAST)
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"epochs": 0}, {"length": 1}])
+def test_impossible_settings_are_refused(wrong: dict[str, Any]):
+    with pytest.raises(ValueError, match="must be positive"):
+        Recovery(**wrong)
+
+
+def test_without_peft_the_extra_is_named(pruned: Any, tokens: list[Tensor], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    before = structure(pruned)
+    with pytest.raises(MissingExtraError, match=r"tempbalance\[peft\]"):
+        recover(pruned, tokens, FAST)
+    assert structure(pruned) == before
+
+
+def test_a_recovered_model_is_saved_with_its_record(pruned: Any, tokens: list[Tensor], tmp_path: Path):
+    source, out = tmp_path / "pruned", tmp_path / "recovered"
+    pruned.save_pretrained(source)
+    (source / "tokenizer.json").write_text("{}")
+    done = recover(pruned, tokens, FAST, recipe=tb.recipes.model_balancing())
+    for _ in range(2):  # the second takes the place of the first
+        save_recovered(pruned, done, out, source)
+    assert same(values(load_causal_lm(out)), values(pruned))
+    assert (out / "tokenizer.json").read_text() == "{}"
+    record = json.loads((out / "recovery.json").read_text())
+    assert record["settings"] == {"rank": 8, "lr": 1e-2, "epochs": 2, "batch": 4, "length": 16, "seed": 0}
+    assert record["recipe"] == "model_balancing"
+    assert record["sparsity"] == done.sparsity
+    assert record["losses"] == done.losses
+    with pytest.raises(CheckpointError, match=r"no earlier output \(it has no recovery.json\)"):
+        save_recovered(pruned, done, source)
+
+
+def test_a_real_model_recovers_on_the_command_line(
+    stories: tuple[Path, list[Tensor]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder, documents = stories
+    out, again = tmp_path / "pruned", tmp_path / "recovered"
+    tokens, held_out = tmp_path / "tokens.npy", tmp_path / "held_out.npy"
+    np.save(held_out, documents[0].numpy())
+    np.save(tokens, torch.cat(documents[100:140]).numpy())
+    plan = tb.allocate_sparsity(tb.analyze(folder, progress=False), sparsity=0.5)
+    tb.prune_checkpoint(folder, plan, out, progress=False)
+    options = ["--lr", "3e-3", "--batch", "8", "--length", "256", "--evaluate", str(held_out)]
+    with pytest.raises(SystemExit) as stopped:
+        main("recover", str(out), "--tokens", str(tokens), "--out", str(again), *options)
+    assert stopped.value.code == 0
+    mask = zeros(load_causal_lm(out))
+    model = load_causal_lm(again)
+    assert same(zeros(model), mask)
+    assert float(tb.perplexity(model, documents[:1])) < float(tb.perplexity(load_causal_lm(out), documents[:1]))
+    assert (again / "allocation.json").read_bytes() == (out / "allocation.json").read_bytes()
+    printed = capsys.readouterr().out
+    assert "every zero kept" in printed
+    assert "before" in printed
+
+
+def test_a_folder_that_is_something_else_is_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "keep.txt").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        main("recover", "nowhere", "--tokens", "nothing.npy", "--out", str(tmp_path))
+    assert stopped.value.code == 1
+    assert "name another" in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""Sharing out a budget: exact, within bounds, in proportion."""
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tempbalance.compress.budget import apportion, raise_levels, scale_to_budget
+
+UNITS = st.lists(st.tuples(st.floats(0.05, 20.0), st.integers(1, 10**9)), min_size=1, max_size=60)
+
+
+@given(units=UNITS, part=st.floats(0.0, 1.0))
+def test_the_budget_is_used_up_within_the_bounds_and_in_proportion(units, part):
+    shares, sizes = zip(*units, strict=True)
+    budget = part * sum(sizes)
+    values = scale_to_budget(shares, sizes, budget)
+    assert all(0 <= value <= 1 for value in values)
+    assert math.fsum(v * n for v, n in zip(values, sizes, strict=True)) == pytest.approx(budget, rel=1e-9, abs=1e-6)
+    free = [value / share for share, value in zip(shares, values, strict=True) if value < 1]
+    assert max(free, default=1) == pytest.approx(min(free, default=1), rel=1e-9)
+    for share, value in zip(shares, values, strict=True):
+        if value == 1 and free:
+            assert share * max(free) >= 1 - 1e-9  # cut off only where the factor would pass the bound
+
+
+@given(units=UNITS, part=st.floats(0.0, 1.0))
+def test_whole_numbers_add_up_to_one_weight(units, part):
+    shares, sizes = zip(*units, strict=True)
+    total = round(part * sum(sizes))
+    values = scale_to_budget(shares, sizes, total)
+    counts = apportion(values, sizes, total)
+    assert sum(counts) == total
+    assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
+    assert all(abs(c - Fraction(v) * n) < 1 + 1e-6 * n for c, v, n in zip(counts, values, sizes, strict=True))
+
+
+@given(low=st.floats(0.1, 0.5), high=st.floats(0.6, 3.0), units=UNITS, part=st.floats(0.0, 1.0))
+def test_other_bounds(low, high, units, part):
+    shares, sizes = zip(*units, strict=True)
+    budget = (low + part * (high - low)) * sum(sizes)
+    values = scale_to_budget(shares, sizes, budget, low=low, high=high)
+    assert all(low <= value <= high for value in values)
+    assert math.fsum(v * n for v, n in zip(values, sizes, strict=True)) == pytest.approx(budget, rel=1e-9)
+
+
+@given(size=st.integers(1, 10**6), value=st.floats(0.0, 1.0), count=st.integers(1, 40))
+def test_equal_shares_are_uniform(size, value, count):
+    values = scale_to_budget([2.0] * count, [size] * count, value * size * count)
+    assert values == pytest.approx([value] * count, abs=1e-9)
+
+
+@pytest.mark.parametrize("budget", [-1.0, 31.0, math.nan])
+def test_out_of_reach(budget):
+    with pytest.raises(ValueError, match="cannot be met"):
+        scale_to_budget([1.0, 2.0], [10, 20], budget)
+
+
+@pytest.mark.parametrize(
+    ("shares", "sizes"), [([0.0, 1.0], [1, 1]), ([math.nan], [1]), ([math.inf], [1]), ([1.0], [-1]), ([1.0], [1, 2])]
+)
+def test_impossible_shares_and_sizes(shares, sizes):
+    with pytest.raises(ValueError, match="every unit needs"):
+        scale_to_budget(shares, sizes, 0.5)
+
+
+def test_a_total_that_does_not_belong_to_the_values():
+    with pytest.raises(ValueError, match="too far"):
+        apportion([0.5, 0.5], [10, 10], 14)
+
+
+def test_nothing_to_share_out():
+    assert scale_to_budget([], [], 0.0) == []
+    assert apportion([], [], 0) == []
+
+
+@given(
+    units=st.lists(st.tuples(st.floats(0.0, 9.0), st.integers(0, 50)), min_size=1, max_size=20),
+    levels=st.lists(st.integers(0, 12), min_size=1, max_size=5, unique=True).map(sorted),
+    part=st.floats(0.0, 1.5),
+)
+def test_levels_use_a_budget_up_until_no_step_fits(units, levels, part):
+    weights, sizes = zip(*units, strict=True)
+    budget = (levels[0] + part * (levels[-1] - levels[0])) * sum(sizes)
+    values = raise_levels(levels, sizes, budget, lambda i, now, _: weights[i] / (1 + now))
+    left = budget - sum(v * n for v, n in zip(values, sizes, strict=True))
+    assert left >= 0
+    for value, size in zip(values, sizes, strict=True):
+        assert all((higher - value) * size > left for higher in levels[levels.index(value) + 1 :])
+
+
+def test_the_worthiest_step_comes_first():
+    assert raise_levels([1, 2, 3], [10, 10, 10], 50, lambda i, now, _: [3.0, 2.0, 5.0][i] / now) == [2, 1, 2]
+
+
+@pytest.mark.parametrize("budget", [19, math.nan])
+def test_a_budget_below_the_lowest_level(budget):
+    with pytest.raises(ValueError, match="at least 2"):
+        raise_levels([2, 3], [4, 6], budget, lambda *_: 1.0)

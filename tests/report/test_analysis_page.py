@@ -1,0 +1,162 @@
+import dataclasses
+import json
+import math
+import re
+import sys
+
+import pytest
+import torch
+
+import tempbalance as tb
+from tempbalance.errors import MissingExtraError
+from tempbalance.report.analysis_page import headline, render_html
+
+pytest.importorskip("plotly")
+
+
+def embedded(page):
+    """The data of a page."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
+
+@pytest.fixture
+def analysis(trained):
+    with torch.no_grad():
+        trained[1].weight[0, 0] = math.nan
+    return tb.analyze(trained)
+
+
+def test_every_layer_is_in_the_page(analysis):
+    data = embedded(render_html(analysis))
+    assert [row["name"] for row in data["layers"]] == ["0.weight", "2.weight", "3.weight"]
+    assert data["layers"][0]["alpha"] == pytest.approx(analysis.layers[0].alpha, rel=1e-4)
+    assert data["skipped"] == [{"reason": "1 of 6400 weights are NaN or Inf", "names": ["1.weight"]}]
+
+
+def test_a_layer_without_alpha_has_null_and_says_why(analysis):
+    row = embedded(render_html(analysis))["layers"][2]
+    assert row["alpha"] is None
+    assert "untrained" in row["message"]
+
+
+def test_nothing_is_loaded_from_anywhere(analysis):
+    page = render_html(analysis)
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert not re.search(r"(src|href)\s*=|@import|url\(", markup)
+    assert "default-src 'none'" in markup
+
+
+def test_names_cannot_break_out(trained):
+    hostile = '</script><img src=x onerror=alert(1)><!--&"'
+    analysis = tb.analyze({f"{hostile}.weight": trained[0].weight.detach()})
+    page = render_html(dataclasses.replace(analysis, source=hostile))
+    assert "<img" not in page.partition('<script type="application/json"')[0]
+    assert "<img" not in re.search(r'id="data">(.*?)</script>', page, re.S)[1]
+    assert embedded(page)["layers"][0]["name"] == f"{hostile}.weight"
+
+
+def test_a_7b_model_stays_under_8_mb(analysis):
+    row = dataclasses.replace(
+        analysis.layers[0], esd=tb.types.ESD(tuple(1.2345678 * i for i in range(1, 257)), tuple(range(256, 0, -1)))
+    )
+    rows = [dataclasses.replace(row, name=f"model.layers.{i // 7}.part{i % 7}.weight") for i in range(700)]
+    assert len(render_html(dataclasses.replace(analysis, layers=rows)).encode()) < 8e6
+
+
+def test_empty_and_zero_layers(analysis):
+    assert embedded(render_html(dataclasses.replace(analysis, layers=[])))["layers"] == []
+    zero = tb.analyze({"a.weight": torch.zeros(20, 20)})
+    assert embedded(render_html(zero))["layers"][0]["random"] == [[], []]
+
+
+def test_headline_counts_what_was_found(analysis):
+    text = headline(analysis.layers)
+    assert text.startswith("2 of 3 weight matrices have a tail that was fitted")
+    assert "1 looks untrained, like a random matrix: 3.weight." in text
+
+
+def test_headline_without_any_fit():
+    zero = tb.analyze({"a.weight": torch.zeros(20, 20)})
+    assert headline(zero.layers) == (
+        "None of the 1 weight matrices has a tail that could be fitted. 1 could not be judged; the table says why."
+    )
+
+
+def refreshes(count, *units):
+    """A history in which alpha falls by 0.01 a step; a unit is a name and its first alpha."""
+    return [
+        tb.balance.Refresh(
+            step=step,
+            units=[
+                tb.balance.UnitState(name=name, alpha=alpha - 0.01 * step, multiplier=1 + alpha / 10)
+                for name, alpha in units
+            ],
+            measured=len(units),
+            seconds=0.0,
+        )
+        for step in range(count)
+    ]
+
+
+class TestHistory:
+    def test_every_unit_is_a_line_of_alphas_and_one_of_multipliers(self, analysis):
+        data = embedded(render_html(analysis, refreshes(3, ("h.0", 2.0), ("h.1", 4.0))))["history"]
+        assert data["steps"] == [0, 1, 2]
+        assert data["refreshes"] == 3
+        assert data["imbalance"] == [1.0, 1.0]
+        assert data["units"] == [
+            {"name": "h.0", "alphas": [2.0, 1.99, 1.98], "multipliers": [1.2, 1.2, 1.2]},
+            {"name": "h.1", "alphas": [4.0, 3.99, 3.98], "multipliers": [1.4, 1.4, 1.4]},
+        ]
+
+    def test_no_history_no_section(self, analysis):
+        assert embedded(render_html(analysis))["history"] is None
+        assert embedded(render_html(analysis, []))["history"] is None
+
+    def test_one_refresh(self, analysis):
+        assert embedded(render_html(analysis, refreshes(1, ("h.0", 2.0))))["history"]["steps"] == [0]
+
+    def test_a_unit_without_alpha_has_null(self, analysis):
+        data = embedded(render_html(analysis, refreshes(2, ("h.0", math.nan), ("h.1", 2.0))))["history"]
+        assert data["units"][0]["alphas"] == [None, None]
+
+    def test_a_unit_that_comes_late_has_null_before(self, analysis):
+        history = [*refreshes(1, ("h.0", 2.0)), *refreshes(2, ("h.0", 2.0), ("h.1", 3.0))[1:]]
+        assert embedded(render_html(analysis, history))["history"]["units"][1]["alphas"] == [None, 2.99]
+
+    def test_of_a_long_one_the_first_the_last_and_some_between_are_drawn(self, analysis):
+        data = embedded(render_html(analysis, refreshes(10_001, ("h.0", 200.0))))["history"]
+        assert data["refreshes"] == 10_001
+        assert (data["steps"][0], data["steps"][-1]) == (0, 10_000)
+        assert len(data["steps"]) == len(data["units"][0]["alphas"]) == len(set(data["steps"])) < 1000
+
+    def test_that_of_a_7b_model_takes_less_than_2_mb(self, analysis):
+        units = [(f"model.layers.{i // 7}.part{i % 7}", 200.12345) for i in range(224)]
+        with_history = render_html(analysis, refreshes(1000, *units))
+        assert len(with_history.encode()) - len(render_html(analysis).encode()) < 2e6
+
+    def test_names_cannot_break_out(self, analysis):
+        hostile = "</script><img src=x onerror=alert(1)>"
+        page = render_html(analysis, refreshes(2, (hostile, 3.0)))
+        assert "<img" not in re.search(r'id="data">(.*?)</script>', page, re.S)[1]
+        assert embedded(page)["history"]["units"][0]["name"] == hostile
+
+    def test_a_balancer_gives_what_the_report_takes(self, tmp_path):
+        model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        recipe = tb.Recipe(name="mine", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=2))
+        balancer = tb.Balancer(optimizer, model, recipe)
+        for _ in range(5):
+            model(torch.ones(1, 64)).sum().backward()
+            optimizer.step()
+        tb.analyze(model).save(tmp_path / "report.html", history=balancer.history)
+        data = embedded((tmp_path / "report.html").read_text("utf-8"))["history"]
+        assert data["steps"] == [0, 2, 4]
+        assert [unit["name"] for unit in data["units"]] == ["0", "1", "2"]
+        assert sorted(unit["multipliers"][0] for unit in data["units"])[::2] == [0.5, 1.5]
+
+
+def test_missing_plotly_says_what_to_install(analysis, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(MissingExtraError, match=r"tempbalance\[report\]"):
+        render_html(analysis)

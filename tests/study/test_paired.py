@@ -1,0 +1,108 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tempbalance.study import holm, paired
+
+
+@pytest.fixture
+def arms():
+    random = np.random.default_rng(1)
+    first = random.normal(80, 3, size=20)
+    return first, first - random.normal(0.5, 1.0, size=20)
+
+
+def test_the_interval_is_that_of_scipy(arms):
+    first, second = arms
+    found = paired(first, second)
+    expected = scipy.stats.bootstrap(
+        (first - second,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    assert found.mean == pytest.approx(np.mean(first - second))
+    assert (found.low, found.high) == pytest.approx(expected, abs=0.03)
+
+
+def test_the_other_way_round_signs_change(arms):
+    there, back = paired(*arms), paired(*reversed(arms))
+    assert (back.mean, back.low, back.high) == pytest.approx((-there.mean, -there.high, -there.low))
+    assert (back.won, back.lost) == (there.lost, there.won)
+
+
+def test_a_constant_difference_has_no_spread():
+    found = paired([1.0, 2.0, 5.0], [0.0, 1.0, 4.0])
+    assert (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert (found.share_won, found.seeds) == (1.0, 3)
+
+
+def test_ties_are_neither_won_nor_lost():
+    found = paired([1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 4.0, 4.0])
+    assert (found.won, found.tied, found.lost) == (1, 2, 1)
+    assert found.share_won == 0.25
+
+
+@pytest.mark.parametrize("arms", [([], []), ([1.0], [1.0, 2.0])])
+def test_arms_must_fit_together(arms):
+    with pytest.raises(ValueError, match="as many numbers in both arms"):
+        paired(*arms)
+
+
+class TestSignedRank:
+    def test_it_is_that_of_scipy(self, arms):
+        first, second = arms
+        expected = scipy.stats.wilcoxon(first - second, method="exact").pvalue
+        assert paired(first, second).p_value == pytest.approx(expected, rel=1e-9)
+
+    def test_ties_share_ranks(self):
+        differences = np.array([1.0, 1.0, -1.0, 2.0, 3.0, 0.0])
+        # ranks 2, 2, -2, 4, 5: of the 32 choices of signs, 4 have a sum of negative ranks of 2 or less
+        assert paired(differences, np.zeros(6)).p_value == pytest.approx(2 * 4 / 32)
+
+    def test_rounding_does_not_make_ranks(self):
+        first = [0.3, 0.2, 0.8, 0.7]
+        assert paired(first, [0.2, 0.1, 0.7, 0.8]).p_value == paired([1, 1, 1, 0], [0, 0, 0, 1]).p_value
+
+    def test_without_any_difference_nothing_is_shown(self):
+        assert paired([1.0, 2.0], [1.0, 2.0]).p_value == 1.0
+
+
+class TestDiverged:
+    NAN = float("nan")
+
+    def test_it_loses_and_has_no_difference(self):
+        found = paired([self.NAN, 2.0, 3.0], [0.0, 1.0, 2.0])
+        assert (found.won, found.tied, found.lost) == (2, 0, 1)
+        assert (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
+
+    def test_infinity_is_no_better(self):
+        assert paired([float("inf"), 2.0], [0.0, 1.0]) == paired([self.NAN, 2.0], [0.0, 1.0])
+
+    def test_two_of_them_tie(self):
+        found = paired([self.NAN, 2.0], [self.NAN, 1.0])
+        assert (found.won, found.tied, found.lost) == (1, 1, 0)
+
+    def test_the_test_counts_it_as_the_largest_loss(self):
+        as_nan = paired([self.NAN, *[1.0] * 9], [0.0] * 10)
+        as_number = paired([-100.0, *[1.0] * 9], [0.0] * 10)
+        assert as_nan.p_value == as_number.p_value
+
+    def test_if_all_do_there_is_no_mean(self):
+        found = paired([self.NAN] * 3, [1.0] * 3)
+        assert math.isnan(found.mean)
+        assert math.isnan(found.low)
+        assert found.lost == 3
+
+
+class TestHolm:
+    @given(st.lists(st.floats(0, 1), max_size=8))
+    def test_never_smaller_never_above_one_and_in_the_same_order(self, p_values):
+        corrected = holm(p_values)
+        assert all(p <= c <= 1 for p, c in zip(p_values, corrected, strict=True))
+        order = sorted(range(len(p_values)), key=p_values.__getitem__)
+        assert [corrected[i] for i in order] == sorted(corrected)
+
+    def test_one_is_not_corrected(self):
+        assert holm([0.04]) == [0.04]
