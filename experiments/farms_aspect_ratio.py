@@ -7,7 +7,7 @@ Matrices of ``SIDE`` rows and 1 to 16 times as many columns whose entries follow
 - ``pareto``: independent columns whose covariance has Pareto eigenvalues (alpha = 2.5), as after training.
 
 Run with ``python experiments/farms_aspect_ratio.py``; writes ``farms_aspect_ratio.json`` beside this file, and the plot
-of ``docs/methods/farms.md`` (needs no package beyond tempbalance).
+of ``docs/concepts/farms.md`` (needs no package beyond tempbalance).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 import tempbalance as tb
 
 HERE = Path(__file__).parent
-PLOT = HERE.parent / "docs" / "methods" / "farms_aspect_ratio.svg"
+PLOT = HERE.parent / "docs" / "concepts" / "farms_aspect_ratio.svg"
 SIDE = 256
 RATIOS = (1, 2, 3, 4, 6, 8, 11, 16)
 SEEDS = 10
