@@ -157,8 +157,8 @@ Measured on:
 
 Five more are run by hand, and each writes a JSON file beside itself: `balancing.py`, what balancing costs in
 training, `delay.py`, what it costs with a delay, `solvers.py`, the ways to the eigenvalues, `scale.py`, time and
-memory by the number of blocks (the tables of these stand in `docs/reference/benchmarks.md`), and `farms.py`, how accurate FARMS
-is on a large matrix, and its memory (`docs/concepts/farms.md`).
+memory by the number of blocks (the tables are in `docs/reference/benchmarks.md`), and `farms.py`, the accuracy of
+FARMS on a large matrix, and its memory (see `docs/concepts/farms.md`).
 """
 
 
