@@ -1,4 +1,4 @@
-"""``python -m tempbalance`` is the command line."""
+"""Run the command line as ``python -m tempbalance``."""
 
 from tempbalance.cli import main
 

@@ -1,8 +1,9 @@
 import importlib.util
 import json
 import os
-import subprocess
+import runpy
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 
 import tempbalance as tb
 from command_line import check_error, run
+from tempbalance.cli import main
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def model(trained, tmp_path):
 
 
 @pytest.mark.parametrize("command", [(), ("analyze",), ("compare",), ("demo",)])
-def test_help_has_examples(command, capsys):
+def test_help_of_every_command_has_examples(command, capsys):
     assert run(*command, "--help") == 0
     text = capsys.readouterr().out
     assert "Example" in text or not command
@@ -50,24 +52,24 @@ def test_every_estimator_can_be_chosen(name, model, tmp_path):
     assert chosen.partition("(")[0].lower() == name.replace("-", "")
 
 
-def test_select_and_exclude(model, tmp_path):
+def test_select_and_exclude_choose_weights_by_glob(model, tmp_path):
     assert run("analyze", model, "--select", "[0-2].*", "--exclude", "1.*", "-o", tmp_path / "a.json", "-q") == 0
     assert [row.name for row in tb.Analysis.load(tmp_path / "a.json").layers] == ["0.weight", "2.weight"]
 
 
-def test_quiet_prints_nothing(model, capfd):
+def test_analyze_quiet_prints_nothing(model, capfd):
     assert run("analyze", model, "--quiet") == 0
     assert capfd.readouterr() == ("", "")
 
 
-def test_compare_takes_analyses_and_models(model, tmp_path, capsys):
+def test_compare_takes_saved_analyses_and_models(model, tmp_path, capsys):
     run("analyze", model, "--out", tmp_path / "a.json", "--quiet")
     assert run("compare", tmp_path / "a.json", model, "--out", tmp_path / "c.csv") == 0
     assert "0 of 3 changed" in capsys.readouterr().out
     assert (tmp_path / "c.csv").exists()
 
 
-def test_demo(minilm, tmp_path, capfd):
+def test_demo_writes_two_reports_and_prints_no_progress_when_piped(minilm, tmp_path, capfd):
     pytest.importorskip("sklearn")
     out = tmp_path / "demo"
     assert run("demo", "--out", out, "--seeds", 2, "--examples", 4) == 0
@@ -84,7 +86,7 @@ def test_demo(minilm, tmp_path, capfd):
     assert progress == ""  # silent when piped
 
 
-def test_demo_without_scikit_learn_is_noticed_before_the_work(minilm, tmp_path, capsys, monkeypatch):
+def test_demo_without_scikit_learn_fails_before_it_writes(minilm, tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "sklearn" else find(name))
     assert run("demo", "--out", tmp_path / "demo") == 1
@@ -93,48 +95,67 @@ def test_demo_without_scikit_learn_is_noticed_before_the_work(minilm, tmp_path, 
 
 
 class TestErrorsAreOneLine:
-    def test_missing_path(self, capsys, tmp_path):
+    def test_analyze_of_a_missing_path(self, capsys, tmp_path):
         check_error(capsys, "analyze", tmp_path / "nowhere.safetensors", match="nowhere.safetensors")
 
-    def test_unknown_pattern(self, capsys, model):
+    def test_select_that_matches_no_weight(self, capsys, model):
         check_error(capsys, "analyze", model, "--select", "*.nothing", match="no weight matches")
 
-    def test_unknown_ending(self, capsys, model, tmp_path):
+    def test_out_with_an_unknown_suffix(self, capsys, model, tmp_path):
         check_error(capsys, "analyze", model, "--out", tmp_path / "x.xlsx", match=".json, .csv")
 
-    def test_unwritable_folder_is_noticed_before_the_work(self, capsys, model, tmp_path, monkeypatch):
-        monkeypatch.setattr("tempbalance.cli.diagnose.analyze", lambda *_args, **_kwargs: pytest.fail("worked in vain"))
-        check_error(capsys, "analyze", model, "--out", tmp_path / "nowhere" / "x.json", match="cannot write")
+    def test_an_unwritable_folder_is_reported_before_the_source_is_opened(self, capsys, tmp_path):
+        check_error(capsys, "analyze", "missing.pt", "--out", tmp_path / "nowhere" / "x.json", match="cannot write")
 
-    def test_missing_extra_is_noticed_before_the_work(self, capsys, model, tmp_path, monkeypatch):
-        monkeypatch.setattr("tempbalance.cli.diagnose.analyze", lambda *_args, **_kwargs: pytest.fail("worked in vain"))
+    def test_a_missing_extra_is_reported_before_the_source_is_opened(self, capsys, tmp_path, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-        check_error(capsys, "analyze", model, "--out", tmp_path / "x.html", match="tempbalance[report]")
+        check_error(capsys, "analyze", "missing.pt", "--out", tmp_path / "x.html", match="tempbalance[report]")
 
-    def test_not_an_analysis(self, capsys, tmp_path):
+    def test_compare_of_a_json_file_that_is_no_analysis(self, capsys, tmp_path):
         (tmp_path / "a.json").write_text("{}")
         check_error(capsys, "compare", tmp_path / "a.json", tmp_path / "a.json", match="not an analysis")
 
 
-def test_unknown_option_and_estimator(model):
-    assert run("analyze", model, "--nonsense") == 2
-    assert run("analyze", model, "--estimator", "magic") == 2
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_read_only_folder(model, tmp_path):
+def test_out_in_a_read_only_folder(model, tmp_path):
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
     assert run("analyze", model, "--out", folder / "x.json") == 1
 
 
-def test_python_m_tempbalance(model):
-    command = [sys.executable, "-m", "tempbalance", "analyze", str(model)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "looks untrained" in done.stdout
+def test_python_m_tempbalance_runs_the_command_line(model, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tempbalance", "analyze", str(model)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("tempbalance", run_name="__main__")
+    assert stopped.value.code == 0
+    assert "looks untrained" in capsys.readouterr().out
 
 
-def test_nan_layer_is_shown_as_skipped(trained, tmp_path, capsys):
+def test_version_is_printed(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"tempbalance {version('tempbalance')}\n"
+
+
+def test_an_unexpected_error_prints_one_line_and_how_to_see_the_traceback(model, capsys, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("tempbalance.analysis.analyze", fail)
+    check_error(
+        capsys, "analyze", model, match="error: unexpected RuntimeError: out of memory\nSet TEMPBALANCE_TRACEBACK"
+    )
+    monkeypatch.setenv("TEMPBALANCE_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        main("analyze", str(model))
+
+
+def test_commands_and_options_that_do_not_exist_are_usage_errors(model, capsys):
+    for arguments in [("frobnicate",), ("analyze", model, "--nonsense"), ("analyze", model, "--estimator", "magic")]:
+        assert run(*arguments) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_layer_with_nan_is_printed_as_skipped(trained, tmp_path, capsys):
     with torch.no_grad():
         trained[1].weight[0, 0] = float("nan")
     save_file(trained.state_dict(), tmp_path / "m.safetensors")

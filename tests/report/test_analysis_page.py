@@ -9,7 +9,7 @@ import torch
 
 import tempbalance as tb
 from tempbalance.errors import MissingExtraError
-from tempbalance.report.analysis_page import headline, render_html
+from tempbalance.report.analysis_page import render_analysis, summary_sentences
 
 pytest.importorskip("plotly")
 
@@ -27,20 +27,20 @@ def analysis(trained):
 
 
 def test_every_layer_is_in_the_page(analysis):
-    data = embedded(render_html(analysis))
+    data = embedded(render_analysis(analysis))
     assert [row["name"] for row in data["layers"]] == ["0.weight", "2.weight", "3.weight"]
     assert data["layers"][0]["alpha"] == pytest.approx(analysis.layers[0].alpha, rel=1e-4)
     assert data["skipped"] == [{"reason": "1 of 6400 weights are NaN or Inf", "names": ["1.weight"]}]
 
 
 def test_a_layer_without_alpha_has_null_and_says_why(analysis):
-    row = embedded(render_html(analysis))["layers"][2]
+    row = embedded(render_analysis(analysis))["layers"][2]
     assert row["alpha"] is None
     assert "untrained" in row["message"]
 
 
 def test_nothing_is_loaded_from_anywhere(analysis):
-    page = render_html(analysis)
+    page = render_analysis(analysis)
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
     assert not re.search(r"(src|href)\s*=|@import|url\(", markup)
     assert "default-src 'none'" in markup
@@ -49,7 +49,7 @@ def test_nothing_is_loaded_from_anywhere(analysis):
 def test_names_cannot_break_out(trained):
     hostile = '</script><img src=x onerror=alert(1)><!--&"'
     analysis = tb.analyze({f"{hostile}.weight": trained[0].weight.detach()})
-    page = render_html(dataclasses.replace(analysis, source=hostile))
+    page = render_analysis(dataclasses.replace(analysis, source=hostile))
     assert "<img" not in page.partition('<script type="application/json"')[0]
     assert "<img" not in re.search(r'id="data">(.*?)</script>', page, re.S)[1]
     assert embedded(page)["layers"][0]["name"] == f"{hostile}.weight"
@@ -60,25 +60,26 @@ def test_a_7b_model_stays_under_8_mb(analysis):
         analysis.layers[0], esd=tb.types.ESD(tuple(1.2345678 * i for i in range(1, 257)), tuple(range(256, 0, -1)))
     )
     rows = [dataclasses.replace(row, name=f"model.layers.{i // 7}.part{i % 7}.weight") for i in range(700)]
-    assert len(render_html(dataclasses.replace(analysis, layers=rows)).encode()) < 8e6
+    assert len(render_analysis(dataclasses.replace(analysis, layers=rows)).encode()) < 8e6
 
 
 def test_empty_and_zero_layers(analysis):
-    assert embedded(render_html(dataclasses.replace(analysis, layers=[])))["layers"] == []
+    assert embedded(render_analysis(dataclasses.replace(analysis, layers=[])))["layers"] == []
     zero = tb.analyze({"a.weight": torch.zeros(20, 20)})
-    assert embedded(render_html(zero))["layers"][0]["random"] == [[], []]
+    assert embedded(render_analysis(zero))["layers"][0]["random"] == [[], []]
 
 
 def test_headline_counts_what_was_found(analysis):
-    text = headline(analysis.layers)
-    assert text.startswith("2 of 3 weight matrices have a tail that was fitted")
+    text = summary_sentences(analysis.layers)
+    assert text.startswith("2 of 3 weight matrices have a fitted tail: median alpha ")
     assert "1 looks untrained, like a random matrix: 3.weight." in text
 
 
 def test_headline_without_any_fit():
     zero = tb.analyze({"a.weight": torch.zeros(20, 20)})
-    assert headline(zero.layers) == (
-        "None of the 1 weight matrices has a tail that could be fitted. 1 could not be judged; the table says why."
+    assert summary_sentences(zero.layers) == (
+        "None of the 1 weight matrices has a tail that could be fitted. "
+        "1 without an alpha for other reasons: see the table."
     )
 
 
@@ -100,7 +101,7 @@ def refreshes(count, *units):
 
 class TestHistory:
     def test_every_unit_is_a_line_of_alphas_and_one_of_multipliers(self, analysis):
-        data = embedded(render_html(analysis, refreshes(3, ("h.0", 2.0), ("h.1", 4.0))))["history"]
+        data = embedded(render_analysis(analysis, refreshes(3, ("h.0", 2.0), ("h.1", 4.0))))["history"]
         assert data["steps"] == [0, 1, 2]
         assert data["refreshes"] == 3
         assert data["imbalance"] == [1.0, 1.0]
@@ -110,34 +111,34 @@ class TestHistory:
         ]
 
     def test_no_history_no_section(self, analysis):
-        assert embedded(render_html(analysis))["history"] is None
-        assert embedded(render_html(analysis, []))["history"] is None
+        assert embedded(render_analysis(analysis))["history"] is None
+        assert embedded(render_analysis(analysis, []))["history"] is None
 
     def test_one_refresh(self, analysis):
-        assert embedded(render_html(analysis, refreshes(1, ("h.0", 2.0))))["history"]["steps"] == [0]
+        assert embedded(render_analysis(analysis, refreshes(1, ("h.0", 2.0))))["history"]["steps"] == [0]
 
     def test_a_unit_without_alpha_has_null(self, analysis):
-        data = embedded(render_html(analysis, refreshes(2, ("h.0", math.nan), ("h.1", 2.0))))["history"]
+        data = embedded(render_analysis(analysis, refreshes(2, ("h.0", math.nan), ("h.1", 2.0))))["history"]
         assert data["units"][0]["alphas"] == [None, None]
 
     def test_a_unit_that_comes_late_has_null_before(self, analysis):
         history = [*refreshes(1, ("h.0", 2.0)), *refreshes(2, ("h.0", 2.0), ("h.1", 3.0))[1:]]
-        assert embedded(render_html(analysis, history))["history"]["units"][1]["alphas"] == [None, 2.99]
+        assert embedded(render_analysis(analysis, history))["history"]["units"][1]["alphas"] == [None, 2.99]
 
     def test_of_a_long_one_the_first_the_last_and_some_between_are_drawn(self, analysis):
-        data = embedded(render_html(analysis, refreshes(10_001, ("h.0", 200.0))))["history"]
+        data = embedded(render_analysis(analysis, refreshes(10_001, ("h.0", 200.0))))["history"]
         assert data["refreshes"] == 10_001
         assert (data["steps"][0], data["steps"][-1]) == (0, 10_000)
         assert len(data["steps"]) == len(data["units"][0]["alphas"]) == len(set(data["steps"])) < 1000
 
     def test_that_of_a_7b_model_takes_less_than_2_mb(self, analysis):
         units = [(f"model.layers.{i // 7}.part{i % 7}", 200.12345) for i in range(224)]
-        with_history = render_html(analysis, refreshes(1000, *units))
-        assert len(with_history.encode()) - len(render_html(analysis).encode()) < 2e6
+        with_history = render_analysis(analysis, refreshes(1000, *units))
+        assert len(with_history.encode()) - len(render_analysis(analysis).encode()) < 2e6
 
     def test_names_cannot_break_out(self, analysis):
         hostile = "</script><img src=x onerror=alert(1)>"
-        page = render_html(analysis, refreshes(2, (hostile, 3.0)))
+        page = render_analysis(analysis, refreshes(2, (hostile, 3.0)))
         assert "<img" not in re.search(r'id="data">(.*?)</script>', page, re.S)[1]
         assert embedded(page)["history"]["units"][0]["name"] == hostile
 
@@ -159,4 +160,4 @@ class TestHistory:
 def test_missing_plotly_says_what_to_install(analysis, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(MissingExtraError, match=r"tempbalance\[report\]"):
-        render_html(analysis)
+        render_analysis(analysis)

@@ -11,7 +11,7 @@ from rich.console import Console
 import tempbalance as tb
 from tempbalance.errors import MissingExtraError
 from tempbalance.report.pruning_page import Pruned, headline, in_words, render_pruning
-from tempbalance.report.terminal import print_pruning
+from tempbalance.report.pruning_terminal import print_pruning
 
 
 def share(block, part, zeros, alpha):
@@ -62,7 +62,7 @@ def embedded(page):
 class TestTerminal:
     def test_every_block_has_a_line(self):
         lines = printed(pruned_model()).splitlines()
-        assert lines[1] == "6 weight matrices pruned by wanda; budget shared out by alpha, epsilon 0.3"
+        assert lines[1] == "6 weight matrices pruned by wanda; allocation by alpha, epsilon 0.3"
         assert [line.split()[:5] for line in lines[3:6]] == [
             ["h.0", "2.00", "0.21", "30.0%", "30.0%"],
             ["h.1", "3.00", "0.21", "31.0%", "31.0%"],

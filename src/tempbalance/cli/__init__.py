@@ -1,7 +1,11 @@
-"""The command line: parses, calls, prints. A new command is a function in a module of this package."""
+"""The command line. Each module defines commands: a command parses its options, calls a public function and prints.
+
+Command modules import torch and the rest of the package inside their functions only, so that ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -14,12 +18,14 @@ from tempbalance.errors import TempBalanceError
 
 __all__ = ["app", "arena", "compress", "demo", "diagnose", "main", "recover"]
 
+_TRACEBACK = "TEMPBALANCE_TRACEBACK"
+
 
 def main(*args: Any) -> None:
-    """Run the command line; errors that tempbalance raises on purpose end in one line and exit status 1.
+    """Run the command line. Errors print one line and exit with status 1.
 
     Args:
-        *args: Arguments, by default those of the process.
+        *args: Arguments; those of the process by default.
 
     Raises:
         SystemExit: Always, with the exit status.
@@ -28,4 +34,9 @@ def main(*args: Any) -> None:
         app(args=list(args) or None)
     except TempBalanceError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    except Exception as error:  # a bug, or a failure that the library does not wrap
+        if os.environ.get(_TRACEBACK):
+            raise
+        typer.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
+        typer.echo(f"Set {_TRACEBACK}=1 to see the traceback, and please report it.", err=True)
+    sys.exit(1)

@@ -1,108 +1,125 @@
-"""What the commands share: the application, options, and what is checked before the work."""
+"""The application, and the options and helpers that its commands share."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from enum import Enum
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from tempbalance.errors import AnalysisError, MissingExtraError
-from tempbalance.spectra.windows import FARMS
-from tempbalance.tail import KS, AveragedHill, Hill, HillAsReleased, KSAsReleased, Peak, PeakAsReleased, TailEstimator
+
+if TYPE_CHECKING:
+    from tempbalance.spectra import FARMS
+    from tempbalance.tail import TailEstimator
 
 __all__ = [
-    "ESTIMATORS",
     "INTERRUPTED",
     "DeviceOption",
-    "Estimator",
     "EstimatorOption",
     "FarmsOption",
     "FarmsRowsOption",
+    "QuietOption",
+    "RevisionOption",
     "app",
     "check_outputs",
+    "make_estimator",
     "make_windows",
     "say_saved",
 ]
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="How well is each layer of a model trained? Ask the spectrum of its weights.",
-)
+INTERRUPTED = 130  # exit status after Ctrl-C
 
-
-INTERRUPTED = 130  # exit status
-
-
-class Estimator(str, Enum):
-    """Names of the estimators on the command line."""
-
-    hill = "hill"
-    peak = "peak"
-    ks = "ks"
-    averaged_hill = "averaged-hill"
-    hill_as_released = "hill-as-released"
-    peak_as_released = "peak-as-released"
-    ks_as_released = "ks-as-released"
-
-
-ESTIMATORS: dict[Estimator, TailEstimator] = {
-    Estimator.hill: Hill(),
-    Estimator.peak: Peak(),
-    Estimator.ks: KS(),
-    Estimator.averaged_hill: AveragedHill(),
-    Estimator.hill_as_released: HillAsReleased(),
-    Estimator.peak_as_released: PeakAsReleased(),
-    Estimator.ks_as_released: KSAsReleased(),
-}
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 EstimatorOption = Annotated[
-    Estimator, typer.Option("--estimator", "-e", help="How the tail of the spectrum is fitted.", show_default=True)
+    str,
+    typer.Option(
+        "--estimator",
+        "-e",
+        help="Tail estimator: hill, peak, ks, averaged-hill, hill-as-released, peak-as-released, ks-as-released, "
+        "or package.module:Class.",
+        show_default=True,
+    ),
 ]
 FarmsOption = Annotated[
-    bool,
-    typer.Option("--farms", help="Pool windows of one aspect ratio, so that layers of any shape can be compared."),
+    bool, typer.Option("--farms", help="Pool FARMS windows of one aspect ratio: comparable across layer shapes.")
 ]
 FarmsRowsOption = Annotated[
     int | None,
-    typer.Option("--farms-rows", help="Short side of a window, by default half of a matrix's; implies --farms."),
+    typer.Option("--farms-rows", help="Short side of a FARMS window; default: half of the matrix's. Implies --farms."),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="Where to compute, for example [bold]cuda[/].")]
+DeviceOption = Annotated[str | None, typer.Option(help="Torch device, for example [bold]cuda[/].")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tempbalance {version('tempbalance')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _application(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Inspect, train and compress PyTorch models layer by layer."""
+
+
+def make_estimator(name: str) -> TailEstimator:
+    """Return the estimator that ``--estimator`` names; an unknown name is a usage error."""
+    try:
+        return _find_estimator(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--estimator") from error
+
+
+def _find_estimator(name: str) -> TailEstimator:  # until tail.find_estimator lands
+    from tempbalance import released, tail
+
+    names = ("Hill", "Peak", "KS", "AveragedHill")
+    found = {re.sub("(?<=[a-z])(?=[A-Z])", "-", each).lower(): getattr(tail, each) for each in names}
+    found |= {f"{each.lower()}-as-released": getattr(released, f"{each}AsReleased") for each in names[:3]}
+    if name not in found:
+        raise ValueError(f"estimator must be one of {', '.join(found)}, got {name}")
+    estimator: TailEstimator = found[name]()
+    return estimator
 
 
 def make_windows(farms: bool, rows: int | None) -> FARMS | None:
-    """The windows that two options ask for."""
+    """Return the windows that ``--farms`` and ``--farms-rows`` select."""
+    from tempbalance.spectra import FARMS
+
     return FARMS(rows=rows) if farms or rows is not None else None
 
 
-_NEEDS: dict[str, tuple[str, Literal["report", "parquet"]]] = {
-    ".html": ("plotly", "report"),
-    ".parquet": ("pyarrow", "parquet"),
-}
+_NEEDED_PACKAGES = {".html": ("plotly", "report"), ".parquet": ("pyarrow", "parquet")}
 
 
 def check_outputs(paths: list[Path], allowed: tuple[str, ...] = (".json", ".csv", ".parquet", ".html")) -> list[Path]:
-    """Refuse before the work what could not be written after it."""
+    """Raise before the work starts if one of the output files cannot be written."""
     for path in paths:
         suffix = path.suffix.lower()
         if suffix not in allowed:
-            raise AnalysisError(f"cannot save to {path}: the ending must be one of {', '.join(allowed)}")
+            raise AnalysisError(f"cannot save to {path}: the suffix must be one of {', '.join(allowed)}")
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
-            raise AnalysisError(f"cannot write {path}: {path.parent} is not a folder that can be written to")
-        module, extra = _NEEDS.get(suffix, (None, None))
-        if module is not None and importlib.util.find_spec(module) is None:
-            raise MissingExtraError(f"{suffix} needs {module}: pip install 'tempbalance[{extra}]'")
+            raise AnalysisError(f"cannot write {path}: {path.parent} is not a writable folder")
+        package, extra = _NEEDED_PACKAGES.get(suffix, (None, None))
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise MissingExtraError(f"{suffix} needs {package}: pip install 'tempbalance[{extra}]'")
     return paths
 
 
 def say_saved(console: Console, paths: list[Path]) -> None:
-    """Name the files that were written."""
+    """Print the paths of the files that were written."""
     for path in paths:
         console.print(f"saved {path}", highlight=False, markup=False, soft_wrap=True)

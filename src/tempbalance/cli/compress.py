@@ -20,14 +20,14 @@ from tempbalance.analysis.analyzer import Source, analyze
 from tempbalance.checkpoints import open_checkpoint
 from tempbalance.checkpoints.writing import check_replaceable
 from tempbalance.cli.app import (
-    ESTIMATORS,
     DeviceOption,
-    Estimator,
     EstimatorOption,
     FarmsOption,
     FarmsRowsOption,
+    QuietOption,
     app,
     check_outputs,
+    make_estimator,
     make_windows,
     say_saved,
 )
@@ -47,7 +47,7 @@ from tempbalance.compress import (
 from tempbalance.compress.pruning.pruned_folder import PLAN
 from tempbalance.errors import AllocationError, TokensError
 from tempbalance.report.pruning_page import Pruned, in_words, render_pruning
-from tempbalance.report.terminal import print_perplexities, print_pruning
+from tempbalance.report.pruning_terminal import print_perplexities, print_pruning
 
 __all__ = ["LengthOption", "QuietOption", "perplexity_command", "prune_command", "transformers_bars"]
 
@@ -79,7 +79,6 @@ class Unit(str, Enum):
 
 _OWL_EPSILON, _EPSILON = 0.08, 0.3
 _LENGTH = 2048
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")]
 LengthOption = Annotated[
     int | None, typer.Option(min=2, help="Tokens in a window; by default what the model was made for, up to 2048.")
 ]
@@ -102,7 +101,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     unit: Annotated[Unit, typer.Option(help="What shares one sparsity.")] = Unit.block,
     group: Annotated[int | None, typer.Option(help="M of N:M sparsity, with N by block.")] = None,
     plan: Annotated[Path | None, typer.Option(help="An allocation.json to prune by, instead of all that.")] = None,
-    estimator: EstimatorOption = Estimator.hill,
+    estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,
     farms_rows: FarmsRowsOption = None,
     calibration: Annotated[
@@ -158,7 +157,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         if given is not None:
             return given
         windows = make_windows(farms, farms_rows)
-        found = analyze(model, estimator=ESTIMATORS[estimator], windows=windows, device=device, progress=progress)
+        found = analyze(model, estimator=make_estimator(estimator), windows=windows, device=device, progress=progress)
         return allocate_sparsity(
             replace(found, source=source),
             sparsity or 0.0,

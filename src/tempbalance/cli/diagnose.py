@@ -5,39 +5,36 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.console import Console
 
-from tempbalance.analysis.analyzer import analyze
-from tempbalance.analysis.comparison import compare
-from tempbalance.analysis.distributed import WorkQueue
-from tempbalance.analysis.result import Analysis
-from tempbalance.checkpoints import open_checkpoint
 from tempbalance.cli.app import (
-    ESTIMATORS,
     INTERRUPTED,
     DeviceOption,
-    Estimator,
     EstimatorOption,
     FarmsOption,
     FarmsRowsOption,
+    QuietOption,
+    RevisionOption,
     app,
     check_outputs,
+    make_estimator,
     make_windows,
     say_saved,
 )
-from tempbalance.layers import Select
-from tempbalance.report.terminal import print_analysis, print_comparison
-from tempbalance.spectra.windows import FARMS
+
+if TYPE_CHECKING:
+    from tempbalance.analysis import Analysis
+    from tempbalance.spectra import FARMS
+    from tempbalance.tail import TailEstimator
 
 __all__ = ["analyze_command", "compare_command"]
 
 
 class Lora(str, Enum):
-    """What a LoRA layer stands for."""
+    """The weight that is analysed for a LoRA layer."""
 
     merged = "merged"
     update = "update"
@@ -45,29 +42,31 @@ class Lora(str, Enum):
 
 @app.command("analyze")
 def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
-    source: Annotated[str, typer.Argument(help="A checkpoint file, a folder, or a Hugging Face hub id.")],
-    estimator: EstimatorOption = Estimator.hill,
+    source: Annotated[str, typer.Argument(help="Checkpoint file, folder, or Hugging Face hub id.")],
+    estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,
     farms_rows: FarmsRowsOption = None,
     select: Annotated[
-        list[str] | None, typer.Option(help="Only weights whose name matches this glob. May be repeated.")
+        list[str] | None, typer.Option(help="Analyse only weights whose name matches this glob. Repeatable.")
     ] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Not these. May be repeated.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Leave out weights that match this glob. Repeatable.")
+    ] = None,
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Analyse embeddings too.")] = False,
     split: Annotated[bool, typer.Option(help="Split fused weights (QKV, gate and up, LSTM gates).")] = True,
     lora: Annotated[
-        Lora, typer.Option(help="Adapted weights with their update merged, or the update alone.")
+        Lora, typer.Option(help="For LoRA layers: the weight with its update merged, or the update alone.")
     ] = Lora.merged,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    revision: RevisionOption = None,
     device: DeviceOption = None,
     out: Annotated[
         list[Path] | None,
-        typer.Option("--out", "-o", help="Save to FILE.json, .csv, .parquet or .html. May be repeated."),
+        typer.Option("--out", "-o", help="Save to FILE.json, .csv, .parquet or .html. Repeatable."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first weight that cannot be analysed.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Analyse every weight matrix of SOURCE and show the layers that stand out.
+    """Analyse every weight matrix of SOURCE, print a summary and the findings.
 
     [bold]Examples[/]
 
@@ -79,29 +78,35 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
 
       torchrun --nproc-per-node 4 -m tempbalance analyze path/to/model --out report.html
 
-    An interrupted run with --out goes on where it stopped when the same command is given again. Processes that torchrun
-    starts share the weights.
+    With --out, an interrupted run can be resumed: run the same command again. Under torchrun each process analyses a
+    part of the weights.
     """
+    import torch
+
+    from tempbalance.analysis import analyze
+    from tempbalance.analysis.distributed import WorkQueue
+    from tempbalance.checkpoints import open_checkpoint
+    from tempbalance.layers import Select
+
     outputs = out or []
     partial = outputs[0].with_name(f"{outputs[0].name}.partial") if outputs else None
-    chosen = Select(
-        include=tuple(select or ("*",)),
-        exclude=tuple(exclude or ()),
-        embeddings=embeddings,
-        split=split,
-        lora=lora.value,
-    )
     processes = WorkQueue.launched()
     try:
         if processes.rank == 0:
             check_outputs(outputs)
         if device == "cuda" and processes.size > 1 and torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())  # each its own
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         analysis = analyze(
             source if revision is None else open_checkpoint(source, revision),
-            estimator=ESTIMATORS[estimator],
+            estimator=make_estimator(estimator),
             windows=make_windows(farms, farms_rows),
-            select=chosen,
+            select=Select(
+                include=tuple(select or ("*",)),
+                exclude=tuple(exclude or ()),
+                embeddings=embeddings,
+                split=split,
+                lora=lora.value,
+            ),
             device=device,
             progress=not quiet,
             strict=strict,
@@ -110,18 +115,20 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         )
     except KeyboardInterrupt:
         if processes.fail():
-            hint = f"; {partial} holds the layers done: give the same command again to go on" if partial else ""
+            hint = f"; finished layers are in {partial}: run the same command again to resume" if partial else ""
             typer.echo(f"interrupted{hint}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception:
         if processes.fail():
             raise
-        raise typer.Exit(1) from None  # another process has said what is wrong
+        raise typer.Exit(1) from None  # another process prints the error
     if processes.rank == 0:
-        _show(analysis, outputs, quiet)
+        _save_and_print(analysis, outputs, quiet)
 
 
-def _show(analysis: Analysis, outputs: list[Path], quiet: bool) -> None:
+def _save_and_print(analysis: Analysis, outputs: list[Path], quiet: bool) -> None:
+    from tempbalance.report.analysis_terminal import print_analysis
+
     for path in outputs:
         analysis.save(path)
     if not quiet:
@@ -132,15 +139,17 @@ def _show(analysis: Analysis, outputs: list[Path], quiet: bool) -> None:
 
 @app.command("compare")
 def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
-    before: Annotated[str, typer.Argument(help="A saved analysis (.json), or anything that can be analysed.")],
-    after: Annotated[str, typer.Argument(help="The same, after.")],
-    estimator: EstimatorOption = Estimator.hill,
+    before: Annotated[str, typer.Argument(help="Saved analysis (.json), checkpoint file, folder, or hub id.")],
+    after: Annotated[str, typer.Argument(help="The model to compare with it, in the same forms.")],
+    estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,
     farms_rows: FarmsRowsOption = None,
     device: DeviceOption = None,
-    out: Annotated[list[Path] | None, typer.Option("--out", "-o", help="Save to FILE.json or FILE.csv.")] = None,
+    out: Annotated[
+        list[Path] | None, typer.Option("--out", "-o", help="Save to FILE.json or .csv. Repeatable.")
+    ] = None,
 ) -> None:
-    """Show how each layer's alpha changed, as before and after fine-tuning.
+    """Compare alpha layer by layer, for example before and after fine-tuning.
 
     [bold]Examples[/]
 
@@ -148,10 +157,12 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
 
       tempbalance compare path/to/base path/to/finetuned --out changes.csv
     """
+    from tempbalance.analysis import compare
+    from tempbalance.report.comparison_terminal import print_comparison
+
     outputs = check_outputs(out or [], allowed=(".json", ".csv"))
-    windows = make_windows(farms, farms_rows)
-    first, second = (_analysis(source, estimator, windows, device) for source in (before, after))
-    comparison = compare(first, second)
+    fitted_by, windows = make_estimator(estimator), make_windows(farms, farms_rows)
+    comparison = compare(*(_load_or_analyze(source, fitted_by, windows, device) for source in (before, after)))
     for path in outputs:
         comparison.save(path)
     console = Console()
@@ -159,7 +170,9 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     say_saved(console, outputs)
 
 
-def _analysis(source: str, estimator: Estimator, windows: FARMS | None, device: str | None) -> Analysis:
+def _load_or_analyze(source: str, estimator: TailEstimator, windows: FARMS | None, device: str | None) -> Analysis:
+    from tempbalance.analysis import Analysis, analyze
+
     if source.lower().endswith(".json"):
         return Analysis.load(source)
-    return analyze(source, estimator=ESTIMATORS[estimator], windows=windows, device=device)
+    return analyze(source, estimator=estimator, windows=windows, device=device)

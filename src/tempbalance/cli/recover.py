@@ -14,7 +14,7 @@ from tempbalance.cli.app import DeviceOption, app, say_saved
 from tempbalance.cli.compress import LengthOption, QuietOption, transformers_bars
 from tempbalance.compress import Recovery, load_causal_lm, load_tokens, perplexity, recover, save_recovered
 from tempbalance.compress.recovery.recovery import RECORD
-from tempbalance.report.terminal import print_perplexities
+from tempbalance.report.pruning_terminal import print_perplexities
 
 __all__ = ["recover_command"]
 

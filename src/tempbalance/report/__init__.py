@@ -1,7 +1,7 @@
-"""What people see: tables on the terminal, and HTML pages in one file. Nothing below imports this."""
+"""Tables on the terminal, and HTML pages in one file. No other package but ``cli`` imports this one."""
 
 from __future__ import annotations
 
-from tempbalance.report.analysis_page import render_html as render_analysis
+from tempbalance.report.analysis_page import render_analysis
 
 __all__ = ["render_analysis"]

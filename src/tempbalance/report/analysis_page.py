@@ -1,4 +1,4 @@
-"""The analysis as one HTML page, for someone who has never heard of alpha."""
+"""The HTML report of an analysis, for readers who are new to alpha."""
 
 from __future__ import annotations
 
@@ -9,100 +9,95 @@ from typing import Any
 
 import torch
 
+from tempbalance.analysis import Analysis
+from tempbalance.balance import Refresh
 from tempbalance.metrics import mp_cdf, mp_edges
 from tempbalance.report.page import render_page
-from tempbalance.report.protocol import RefreshRow, Report
 from tempbalance.types import LayerStats, Status
 
-__all__ = ["render_html"]
+__all__ = ["render_analysis", "summary_sentences"]
 
 _DIGITS = 5
 _CURVE_POINTS = 48
-_HISTORY_POINTS = 400  # a page is no wider than that
+_HISTORY_POINTS = 400  # more points than pixels would not be seen
+_NAMES = 3
 
 
-def render_html(report: Report, history: Sequence[RefreshRow] = ()) -> str:
-    """Render an analysis as one page.
+def render_analysis(analysis: Analysis, history: Sequence[Refresh] = ()) -> str:
+    """Render an analysis as one HTML page.
 
     Args:
-        report: The analysis.
-        history: What a balancer has done in training, drawn over the steps; of a long one evenly spaced refreshes.
+        analysis: The analysis.
+        history: ``balancer.history``: alphas and multipliers are drawn over the steps. A long history is thinned to 400
+            evenly spaced refreshes.
 
     Returns:
-        HTML with its style, its script, plotly.js and the data inside; nothing is loaded from anywhere.
+        HTML with its style, script, plotly.js and data; the page loads no other file.
 
     Raises:
         MissingExtraError: plotly is not installed.
     """
     return render_page(
         "analysis",
-        title=f"Spectra of {report.source}",
-        data=_data(report) | {"history": _history(history)},
-        source=report.source,
-        headline=headline(report.layers),
+        title=f"Spectra of {analysis.source}",
+        data=_data(analysis) | {"history": _history(history)},
+        source=analysis.source,
+        headline=summary_sentences(analysis.layers),
     )
 
 
-def headline(layers: Sequence[LayerStats]) -> str:
-    """The finding in words.
+def summary_sentences(layers: Sequence[LayerStats]) -> str:
+    """Summarise an analysis in one to three sentences of plain text.
 
     Args:
         layers: All rows.
 
     Returns:
-        One to three sentences, plain text.
+        The number of fitted layers, the spread of alpha, the untrained layers, and the layers without an alpha.
 
     Example:
-        >>> headline([])
+        >>> summary_sentences([])
         'No weight matrix was analysed.'
     """
     if not layers:
         return "No weight matrix was analysed."
-    fitted = [layer for layer in layers if layer.status is Status.OK]
+    alphas = [layer.alpha for layer in layers if layer.status is Status.OK]
     sentences = []
-    if fitted:
-        alphas = [layer.alpha for layer in fitted]
+    if alphas:
         sentences.append(
-            f"{len(fitted)} of {len(layers)} weight matrices have a tail that was fitted; their alpha is "
-            f"{median(alphas):.2f} in the middle and goes from {min(alphas):.2f} to {max(alphas):.2f}."
+            f"{len(alphas)} of {len(layers)} weight matrices have a fitted tail: median alpha {median(alphas):.2f}, "
+            f"range {min(alphas):.2f} to {max(alphas):.2f}."
         )
     else:
         sentences.append(f"None of the {len(layers)} weight matrices has a tail that could be fitted.")
     random = [layer.name for layer in layers if layer.status is Status.RANDOM]
     if random:
-        shown = ", ".join(random[:3]) + (" and others" if len(random) > 3 else "")  # noqa: PLR2004
+        shown = ", ".join(random[:_NAMES]) + (" and others" if len(random) > _NAMES else "")
         verb = "looks" if len(random) == 1 else "look"
         sentences.append(f"{len(random)} {verb} untrained, like a random matrix: {shown}.")
-    rest = len(layers) - len(fitted) - len(random)
+    rest = len(layers) - len(alphas) - len(random)
     if rest:
-        sentences.append(f"{rest} could not be judged; the table says why.")
+        sentences.append(f"{rest} without an alpha for other reasons: see the table.")
     return " ".join(sentences)
 
 
-def layer_type(layer: LayerStats) -> str:
-    """What a layer is within its block: its name without the block's, as in ``attention.self.query``.
-
-    Args:
-        layer: The row.
-
-    Returns:
-        The type; for a layer outside all blocks its kind.
-    """
+def _type_in_block(layer: LayerStats) -> str:
+    """Return the name of a layer within its block, such as ``attention.self.query``, or its kind outside blocks."""
     if layer.block is None:
         return f"outside blocks ({layer.kind})"
     return layer.name.removeprefix(f"{layer.block}.").removesuffix(".weight")
 
 
-def _data(report: Report) -> dict[str, Any]:
+def _data(analysis: Analysis) -> dict[str, Any]:
     groups: dict[str, list[str]] = {}
-    for name, reason in report.skipped:
+    for name, reason in analysis.skipped:
         groups.setdefault(reason, []).append(name)
     return {
-        "source": report.source,
-        "settings": {key: str(value) for key, value in report.settings.items()},
-        "imbalance": _number(report.imbalance),
-        "blockImbalance": _number(report.block_imbalance),
-        "layers": [_row(layer) for layer in report.layers],
+        "source": analysis.source,
+        "settings": {key: str(value) for key, value in analysis.settings.items()},
+        "imbalance": _number(analysis.imbalance),
+        "blockImbalance": _number(analysis.block_imbalance),
+        "layers": [_row(layer) for layer in analysis.layers],
         "skipped": [{"reason": reason, "names": names} for reason, names in groups.items()],
     }
 
@@ -110,7 +105,7 @@ def _data(report: Report) -> dict[str, Any]:
 def _row(layer: LayerStats) -> dict[str, Any]:
     return {
         "name": layer.name,
-        "type": layer_type(layer),
+        "type": _type_in_block(layer),
         "kind": layer.kind,
         "block": layer.block,
         "shape": "x".join(map(str, layer.shape)),
@@ -137,9 +132,9 @@ def _row(layer: LayerStats) -> dict[str, Any]:
 
 
 def _random_matrix(layer: LayerStats) -> list[list[float | None]]:
-    """Survival function of the Marchenko-Pastur law of a matrix of the same shape and variance, on a few points."""
+    """Return points of the survival function of a random matrix of the same shape and variance (Marchenko-Pastur)."""
     rows, columns = layer.shape[:2]
-    if not layer.lambda_max > 0 or layer.num_windows > 1 or layer.coverage < 1:  # windows have another shape
+    if not layer.lambda_max > 0 or layer.num_windows > 1 or layer.coverage < 1:  # a window has another shape
         return [[], []]
     variance = 10 ** (2 * layer.log10_frobenius_norm) / (layer.num_matrices * rows * columns)
     low, high = mp_edges((rows, columns), variance)
@@ -148,8 +143,8 @@ def _random_matrix(layer: LayerStats) -> list[list[float | None]]:
     return [[_number(value) for value in curve] for curve in (x[y > 0].tolist(), y[y > 0].tolist())]
 
 
-def _history(history: Sequence[RefreshRow]) -> dict[str, Any] | None:
-    """Alphas and multipliers by unit, so that each is a line."""
+def _history(history: Sequence[Refresh]) -> dict[str, Any] | None:
+    """Return the alphas and multipliers of each unit over the steps."""
     if not history:
         return None
     last = len(history) - 1

@@ -1,4 +1,4 @@
-"""One HTML page, in one file, that needs no network: what all our pages have in common."""
+"""The shell of all HTML reports: one file that needs no network."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ __all__ = ["render_page"]
 
 
 def render_page(name: str, *, title: str, data: Any, **texts: str) -> str:
-    """Put a page together from the files in ``report/assets``.
+    """Build a page from the files in ``report/assets``.
 
     Args:
-        name: ``NAME.html`` is its body, ``NAME.js`` draws it.
+        name: Name of the assets: body ``NAME.html`` and script ``NAME.js``.
         title: Title of the page.
-        data: What the script draws: plain values, without NaN and Inf.
-        **texts: Texts for the places in the body that are marked with ``$``.
+        data: Data for the script: plain values without NaN and Inf.
+        **texts: Texts that replace the ``$`` placeholders of the body; they are escaped.
 
     Returns:
-        HTML with its style, its script, plotly.js and the data inside; nothing is loaded from anywhere.
+        HTML with its style, script, plotly.js and data; the page loads no other file.
 
     Raises:
         MissingExtraError: plotly is not installed.
     """
     try:
-        from plotly.offline import get_plotlyjs  # only when a report is asked for
+        from plotly.offline import get_plotlyjs  # heavy: loaded when a report is rendered
     except ImportError as error:
         raise MissingExtraError("the HTML report needs plotly: pip install 'tempbalance[report]'") from error
     folder = resources.files("tempbalance.report") / "assets"
 
     def read(file: str) -> str:
-        """A file of the page."""
+        """Return the text of an asset."""
         return (folder / file).read_text(encoding="utf-8")
 
     escaped = {key: html.escape(text) for key, text in texts.items()}
@@ -50,6 +50,6 @@ def render_page(name: str, *, title: str, data: Any, **texts: str) -> str:
 
 
 def _script_json(value: Any) -> str:
-    """JSON that can stand inside a script element: no string in it can end the element or open a comment."""
+    """Return JSON that is safe inside a script element: no string can end the element or open a comment."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tempbalance.compress import Allocation, LayerShare, Perplexity
 from tempbalance.report.page import render_page
-from tempbalance.report.protocol import Measured, PlanReport, ShareRow
 
 __all__ = ["Pruned", "UnitSparsity", "headline", "in_words", "render_pruning"]
 
@@ -46,11 +46,11 @@ class Pruned:
         perplexity: Of the model before and after; None where it was not measured.
     """
 
-    plan: PlanReport
+    plan: Allocation
     method: str
     achieved: Mapping[str, float]
     calibration: Mapping[str, int] | None = None
-    perplexity: tuple[Measured, Measured] | None = None
+    perplexity: tuple[Perplexity, Perplexity] | None = None
 
     @property
     def weights(self) -> int:
@@ -65,12 +65,12 @@ class Pruned:
     @property
     def units(self) -> list[UnitSparsity]:
         """What every unit became, in model order."""
-        members: dict[str, list[ShareRow]] = {}
+        members: dict[str, list[LayerShare]] = {}
         for layer in self.plan.layers:
             members.setdefault(layer.unit, []).append(layer)
         return [self._unit(name, layers) for name, layers in members.items()]
 
-    def _unit(self, name: str, layers: Sequence[ShareRow]) -> UnitSparsity:
+    def _unit(self, name: str, layers: Sequence[LayerShare]) -> UnitSparsity:
         size = sum(layer.numel for layer in layers)
         alphas = [layer.alpha for layer in layers if layer.alpha is not None]
         errors = [layer.stderr for layer in layers if layer.stderr is not None]
@@ -116,12 +116,12 @@ class Pruned:
         }
 
 
-def _measured(found: Measured) -> dict[str, float | None]:
+def _measured(found: Perplexity) -> dict[str, float | None]:
     numbers = {"value": found.value, "stderr": found.stderr}
     return {key: value if math.isfinite(value) else None for key, value in numbers.items()} | {"tokens": found.tokens}
 
 
-def in_words(found: Measured) -> str:
+def in_words(found: Perplexity) -> str:
     """A perplexity with its standard error.
 
     Args:

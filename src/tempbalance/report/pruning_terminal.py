@@ -1,0 +1,86 @@
+"""Print a pruned model: the sparsity of its units, and its perplexity before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tempbalance.compress import Perplexity
+from tempbalance.report.pruning_page import Pruned, UnitSparsity, in_words
+from tempbalance.report.terminal_tables import BARS, count, number, plain_table
+
+__all__ = ["print_perplexities", "print_pruning"]
+
+_ALL = 40  # up to this many units are all printed
+_EXTREMES = 4
+_DEVIATION = 0.005  # of the weights of a unit
+_BAR = 20  # characters
+
+
+def print_pruning(console: Console, pruned: Pruned) -> None:
+    """Print the allocated and the achieved sparsity of each unit, and the perplexity if it was measured.
+
+    Args:
+        console: Where to print.
+        pruned: The pruned model.
+    """
+    plan, units = pruned.plan, pruned.units
+    console.print(Text(plan.source, style="bold"), soft_wrap=True)
+    console.print(
+        f"{count(len(plan.layers), 'weight matrix', 'weight matrices')} pruned by {pruned.method}; "
+        f"allocation by {plan.method}" + (f", in groups of {plan.group}" if plan.group else ""),
+        highlight=False,
+    )
+    shown = _units_shown(units)
+    console.print(_units_table(shown))
+    if len(shown) < len(units):
+        hidden = count(len(units) - len(shown), "other", "others")
+        console.print(f"{hidden} not shown; --report saves all", style="dim")
+    console.print(
+        f"{pruned.zeros:,} of {pruned.weights:,} weights are zero: {pruned.zeros / pruned.weights:.1%}", highlight=False
+    )
+    if pruned.perplexity is not None:
+        print_perplexities(console, *pruned.perplexity)
+
+
+def print_perplexities(console: Console, before: Perplexity, after: Perplexity) -> None:
+    """Print the perplexity of a model before and after it was changed.
+
+    Args:
+        console: Where to print.
+        before: Perplexity before.
+        after: Perplexity after.
+    """
+    text = f"perplexity {in_words(before)} before, {in_words(after)} after"
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _units_shown(units: Sequence[UnitSparsity]) -> list[UnitSparsity]:
+    """Return all units of a small model; else the least and most sparse, and those that missed the allocation."""
+    if len(units) <= _ALL:
+        return list(units)
+    ranked = sorted(units, key=lambda unit: unit.achieved)
+    chosen = {unit.name for unit in (*ranked[:_EXTREMES], *ranked[-_EXTREMES:])}
+    return [unit for unit in units if unit.name in chosen or _deviates(unit)]
+
+
+def _deviates(unit: UnitSparsity) -> bool:
+    return abs(unit.achieved - unit.planned) > _DEVIATION
+
+
+def _units_table(units: Sequence[UnitSparsity]) -> Table:
+    table = plain_table("unit", "alpha", "stderr", "planned", "achieved")
+    table.add_column("", no_wrap=True)
+    for unit in units:
+        table.add_row(
+            Text(unit.name.removesuffix(".weight")),
+            number(unit.alpha),
+            number(unit.stderr),
+            f"{unit.planned:.1%}",
+            Text(f"{unit.achieved:.1%}", style="yellow" if _deviates(unit) else ""),
+            BARS[-1] * round(_BAR * unit.achieved),
+        )
+    return table

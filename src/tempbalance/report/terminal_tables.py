@@ -1,0 +1,59 @@
+"""Helpers of the tables that are printed to the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["BARS", "count", "number", "plain_table", "print_names", "sparkline"]
+
+BARS = "▁▂▃▄▅▆▇█"
+_NAMES_SHOWN = 3
+
+
+def plain_table(name: str, *columns: str, title: str | None = None) -> Table:
+    """Return an empty table without lines: a column of names, then right-aligned columns."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
+    table.add_column(name, overflow="fold")
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """Format a number; a hyphen if it is missing or not finite."""
+    return format(value, form) if value is not None and math.isfinite(value) else "-"
+
+
+def count(items: int, one: str, many: str) -> str:
+    """Return a number with its noun, as in ``"1 layer"`` or ``"2 layers"``."""
+    return f"{items} {one if items == 1 else many}"
+
+
+def print_names(console: Console, label: str, names: Sequence[str]) -> None:
+    """Print a label, the number of names and the first of them; nothing without names."""
+    if names:
+        shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+        console.print(Text(f"{label} ({len(names)}): {shown}", style="dim"))
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return a bar chart of one line.
+
+    Args:
+        values: Finite numbers.
+
+    Returns:
+        One block character per number.
+
+    Example:
+        >>> sparkline([1.0, 2.0, 3.0])
+        '▁▄█'
+    """
+    low, high = min(values), max(values)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[int((value - low) * scale)] for value in values)

@@ -1,0 +1,64 @@
+import io
+import math
+
+import pytest
+import torch
+from rich.console import Console
+
+import tempbalance as tb
+from tempbalance.report.analysis_terminal import layer_findings, print_analysis
+
+
+def printed(analysis, width=80):
+    stream = io.StringIO()
+    print_analysis(Console(file=stream, width=width), analysis)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """Eight blocks of five layers, the last of them untrained."""
+    tensors = {}
+    for block in range(8):
+        for part in range(5):
+            alpha = 1.8 + 0.1 * block + 0.01 * part
+            weight = tb.testing.matrix_with_spectrum(tb.testing.pareto_quantiles(60, alpha), (60, 60), seed=block)
+            tensors[f"layers.{block}.part{part}.weight"] = weight
+    tensors["layers.7.part4.weight"] = torch.randn(60, 60, generator=torch.Generator().manual_seed(0))
+    return tb.analyze(tensors)
+
+
+def test_every_layer_of_a_small_model_is_printed(trained):
+    text = printed(tb.analyze(trained))
+    assert all(f"{i} " in text for i in range(4))
+    assert "looks untrained" in text
+
+
+def test_only_layers_with_a_finding_of_a_large_model_are_printed(deep):
+    rows = layer_findings(deep.layers)
+    assert len(rows) == 9
+    assert {reason for _, reason in rows} == {"heavy tail", "light tail", "looks untrained"}
+    text = printed(deep)
+    assert "Findings (9 layers)" in text
+    assert "31 other layers not shown" in text
+
+
+def test_printed_lines_fit_a_terminal_of_80_columns(deep):
+    assert max(map(len, printed(deep).splitlines())) <= 80
+
+
+def test_the_summary_counts_layers_and_gives_the_imbalance(deep):
+    text = printed(deep)
+    assert "40 weight matrices, 39 with an alpha, estimator Hill" in text
+    assert f"imbalance over layers {deep.imbalance:.2f}" in text
+
+
+def test_skipped_weights_are_grouped_by_reason():
+    tensors = {f"layers.{i}.weight": torch.full((30, 30), math.nan) for i in range(5)}
+    text = printed(tb.analyze(tensors | {"a.weight": torch.randn(60, 60)}), width=120)
+    assert "skipped, 900 of 900 weights are NaN or Inf (5): layers.0.weight, layers.1.weight, layers.2.weight" in text
+
+
+def test_layer_names_are_not_read_as_markup():
+    analysis = tb.analyze({"[red]x[/red].weight": torch.randn(60, 60)})
+    assert "[red]x[/red]" in printed(analysis)

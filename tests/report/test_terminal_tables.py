@@ -1,0 +1,5 @@
+from tempbalance.report.terminal_tables import sparkline
+
+
+def test_a_sparkline_of_equal_values_is_flat():
+    assert sparkline([2.0, 2.0]) == "▁▁"
