@@ -1,4 +1,4 @@
-"""A progress bar on the terminal; silent when piped."""
+"""A progress bar on standard error; silent when piped."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ __all__ = ["Advance", "progress_bar"]
 
 
 class Advance(Protocol):
-    """Takes how many more pieces are done, and what is being done if that is to be said anew."""
+    """A function that moves a progress bar."""
 
     def __call__(self, count: int, description: str | None = None) -> None:
-        """Move on."""
+        """Add finished items; replace the description if one is given."""
 
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, wanted: bool = True) -> Generator[Advance]:
-    """Show how far long work has come, on standard error, and only where that is a terminal.
+    """Show a progress bar on standard error if that is a terminal.
 
     Args:
-        description: What is being done.
-        total: How many pieces there are.
-        wanted: Whether to show anything at all.
+        description: Text in front of the bar.
+        total: Number of items.
+        wanted: False shows nothing.
 
     Yields:
-        A function that takes how many more pieces are done, and a new description if there is one.
+        A function that takes the number of items finished since its last call, and a new description if it changes.
 
     Example:
         >>> with progress_bar("counting", total=3) as advance:
@@ -35,7 +35,7 @@ def progress_bar(description: str, total: int, wanted: bool = True) -> Generator
     if not wanted:
         yield lambda count, description=None: None
         return
-    from rich.console import Console  # only when something is shown
+    from rich.console import Console  # loaded when a bar is shown
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)

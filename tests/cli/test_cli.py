@@ -72,7 +72,7 @@ def test_compare_takes_saved_analyses_and_models(model, tmp_path, capsys):
 def test_demo_writes_two_reports_and_prints_no_progress_when_piped(minilm, tmp_path, capfd):
     pytest.importorskip("sklearn")
     out = tmp_path / "demo"
-    assert run("demo", "--out", out, "--seeds", 2, "--examples", 4) == 0
+    assert run("demo", "--out", out, "--seeds", 2, "--examples", 1) == 0
     assert {path.name for path in out.iterdir()} == {
         *("report.html", "report_ks.html", "analysis.json"),
         *("balancing.html", "balancing.json"),

@@ -1,4 +1,4 @@
-"""Which files of a folder are the checkpoint, and whether they are all there."""
+"""Find the weight files of a folder and check that none is missing."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tempbalance.checkpoints.shards import SUPPORTED, TORCH_SUFFIXES
+from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_SUFFIXES
 from tempbalance.errors import CheckpointError, CorruptFileError
 
 __all__ = ["read_json", "weight_files"]
 
-# Best first: what one of these finds is the checkpoint, the rest of the folder is left alone.
+# In order of preference: the first match is the checkpoint, other files are ignored.
 _INDEXES = ("model.safetensors.index.json", "*.safetensors.index.json")
 _TORCH_INDEXES = ("pytorch_model.bin.index.json", "*.bin.index.json")
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-# Files that lie beside the weights: optimizer state and the like, and copies in the maker's own naming.
-_BESIDE = re.compile(
+# Files that are not weights: optimizer state and the like, and copies in the original naming of the model.
+_NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*|consolidated.*|adapter_model)\..*"
 )
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
@@ -34,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
         The object.
 
     Raises:
-        CorruptFileError: It is not readable, or not an object; the message names the file.
+        CorruptFileError: It is not readable, or not an object.
     """
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
@@ -46,16 +46,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """Choose the files that hold the weights: safetensors before pickles, an index before a single file.
+    """Choose the weight files: safetensors before pickles, an index before a single file.
 
     Args:
         folder: A folder.
 
     Returns:
-        The files, and what the index promises (tensor name to file name; empty without an index).
+        The files, and the index (tensor name to file name; empty without one).
 
     Raises:
-        CheckpointError: No weights in the folder, or it cannot be listed.
+        CheckpointError: The folder has no weights, or cannot be listed.
         CorruptFileError: A shard is missing.
     """
     try:
@@ -71,22 +71,21 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
         for pattern in indexes:
             for index in sorted(folder.glob(pattern)):
                 return _indexed(index, adapters)
-        found = [f for f in files if f.suffix.lower() in suffixes and not _BESIDE.fullmatch(f.name)]
+        found = [f for f in files if f.suffix.lower() in suffixes and not _NOT_WEIGHTS.fullmatch(f.name)]
         found = [f for f in found if f.name == single] or found
         if found:
             _check_numbering(found)
             return [*found, *adapters], {}
     if adapters:
         return adapters, {}
-    raise CheckpointError(_nothing(folder, entries))
+    raise CheckpointError(_no_weights(folder, entries))
 
 
 def _indexed(index: Path, adapters: list[Path]) -> tuple[list[Path], dict[str, str]]:
-    """The shards that an index names."""
-    promised = read_json(index).get("weight_map")
-    if not isinstance(promised, dict) or not all(isinstance(v, str) for v in promised.values()):
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise CorruptFileError(f"{index}: no weight_map from tensor names to files; download or copy it again")
-    names = sorted(set(promised.values()))
+    names = sorted(set(weight_map.values()))
     outside = [name for name in names if Path(name).name != name]
     if outside:
         raise CorruptFileError(f"{index}: names a file outside its folder: {outside[0]!r}")
@@ -96,11 +95,11 @@ def _indexed(index: Path, adapters: list[Path]) -> tuple[list[Path], dict[str, s
             f"{index}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:5])}; "
             "download or copy them into the same folder"
         )
-    return [*(index.parent / name for name in names), *adapters], promised
+    return [*(index.parent / name for name in names), *adapters], weight_map
 
 
 def _check_numbering(files: Iterable[Path]) -> None:
-    """Without an index, the names still say how many shards there should be."""
+    """Check the shards of a folder without an index by the numbers in their names."""
     for file in files:
         match = _NUMBERED.fullmatch(file.name)
         if match is None:
@@ -112,15 +111,14 @@ def _check_numbering(files: Iterable[Path]) -> None:
                 raise CorruptFileError(f"{file.parent}: the shard {name} is missing; download or copy it")
 
 
-def _nothing(folder: Path, entries: list[Path]) -> str:
-    """The message for a folder without weights: what is in it, where else to look."""
+def _no_weights(folder: Path, entries: list[Path]) -> str:
     suffixes = (".safetensors", *TORCH_SUFFIXES)
     nested = [e.name for e in entries if e.is_dir() and any(f.suffix in suffixes for f in _listed(e))]
     if nested:
-        hint = f"there are weights in its folders {', '.join(nested[:5])}: open one of them"
+        hint = f"but its folders {', '.join(nested[:5])} have weights: open one of them"
     else:
         present = ", ".join(e.name for e in entries[:8])
-        hint = f"it holds {present}" if present else "it is empty"
+        hint = f"it contains {present}" if present else "it is empty"
     return f"{folder}: no weights found, {hint}; {SUPPORTED}"
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face hub ids: the files of a repository, downloaded once into the usual cache."""
+"""Hugging Face hub ids: download a repository into the hub's cache."""
 
 from __future__ import annotations
 
@@ -11,23 +11,16 @@ __all__ = ["is_hub_id", "snapshot"]
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _METADATA = ["*.json"]
-_BESIDE = ["*/*", "consolidated*", "optimizer*", "training_args*", "*.index.json.lock"]
+_NOT_WEIGHTS = ["*/*", "consolidated*", "optimizer*", "training_args*", "*.index.json.lock"]
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a string that is no path could be a hub id: ``organisation/name``.
-
-    Args:
-        source: What the user wrote.
-
-    Returns:
-        False as well where the first part is an existing folder: then it is a path with a typo.
-    """
+    """Return whether a string has the form ``organisation/name`` and its first part is not an existing folder."""
     return bool(_ID.fullmatch(source)) and not Path(source).parent.exists()
 
 
 def snapshot(repo_id: str, revision: str | None = None) -> Path:
-    """Download a model repository, or find it in the cache: safetensors, and pickles only where there are none.
+    """Download a model repository, or find it in the cache. Pickles are downloaded only if it has no safetensors.
 
     Args:
         repo_id: ``organisation/name``.
@@ -38,7 +31,7 @@ def snapshot(repo_id: str, revision: str | None = None) -> Path:
 
     Raises:
         MissingExtraError: ``huggingface_hub`` is not installed.
-        NotFoundError: The hub has no such repository or revision, access is denied, or it cannot be reached.
+        NotFoundError: The hub has no such repository or revision, denies access, or cannot be reached.
     """
     try:
         from huggingface_hub import snapshot_download
@@ -51,10 +44,10 @@ def snapshot(repo_id: str, revision: str | None = None) -> Path:
     for weights in ("*.safetensors", "*.bin"):
         patterns = [*_METADATA, weights]
         try:
-            path = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=_BESIDE)
-        except Exception as error:  # the hub raises a wide family, of requests', its own and built-in errors
+            path = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_WEIGHTS)
+        except Exception as error:  # the hub raises its own, requests' and built-in errors
             raise NotFoundError(
-                f"there is no path {repo_id!r} here, and the Hugging Face hub does not give it either: "
+                f"there is no path {repo_id!r} here, and the Hugging Face hub cannot provide it: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
         folder = Path(path)

@@ -115,7 +115,7 @@ class TestWholeOrNotAtAll:
             path.write_bytes(b"half")
 
         monkeypatch.setattr("tempbalance.compress.pruning.pruned_folder.write_safetensors", full)
-        with pytest.raises(CheckpointError, match="No space left on device; what was there is unchanged"):
+        with pytest.raises(CheckpointError, match="No space left on device; the old content is unchanged"):
             tb.prune_checkpoint(folder, plan_for(folder, 0.9), tmp_path / "out")
         after = all_tensors(tmp_path / "out")
         assert before.keys() == after.keys()

@@ -1,0 +1,132 @@
+"""An open checkpoint."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from tempbalance.checkpoints.shards import Shard
+from tempbalance.errors import CheckpointError, NotFoundError
+from tempbalance.layers import Index, TensorInfo
+
+__all__ = ["Checkpoint", "FileInfo"]
+
+
+class FileInfo(NamedTuple):
+    """Identity of a file of a checkpoint.
+
+    Attributes:
+        path: Path of the file.
+        size: Size in bytes.
+        mtime: Time of its last change, in seconds.
+    """
+
+    path: Path
+    size: int
+    mtime: float
+
+
+class Checkpoint:
+    """Named tensors on disk. Names, shapes and dtypes are in memory; a tensor is read by ``load``.
+
+    Args:
+        path: The file or folder.
+        shards: The open files.
+        config: The parsed ``config.json``, or None.
+        adapter_config: The parsed ``adapter_config.json``, or None.
+        files: All files of the checkpoint.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shards: Mapping[Path, Shard],
+        config: Mapping[str, Any] | None,
+        adapter_config: Mapping[str, Any] | None,
+        files: tuple[FileInfo, ...],
+    ) -> None:
+        """Merge the shards.
+
+        Raises:
+            CheckpointError: Two files contain a tensor of the same name.
+        """
+        self.path = path
+        self.config = config
+        self.adapter_config = adapter_config
+        self.files = files
+        self._homes: dict[str, tuple[Path, Shard]] = {}
+        self._tensors: dict[str, TensorInfo] = {}
+        for file, shard in shards.items():
+            for name, info in shard.tensors.items():
+                if name in self._homes:
+                    raise CheckpointError(
+                        f"{path}: {self._homes[name][0].name} and {file.name} both contain {name}: the folder has two "
+                        "checkpoints; open one of the files instead"
+                    )
+                self._homes[name] = (file, shard)
+                self._tensors[name] = info
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Shapes and dtypes by name, in stored order."""
+        return self._tensors
+
+    @property
+    def shards(self) -> dict[Path, dict[str, TensorInfo]]:
+        """Shapes and dtypes by file and name."""
+        result: dict[Path, dict[str, TensorInfo]] = {}
+        for name, (file, _) in self._homes.items():
+            result.setdefault(file, {})[name] = self._tensors[name]
+        return result
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of a model in the hub's cache; None for other checkpoints."""
+        return self.path.name if self.path.parent.name == "snapshots" else None
+
+    def load(self, name: str, index: Index = ()) -> Tensor:
+        """Read a tensor or a part of it.
+
+        Args:
+            name: Name of the tensor.
+            index: The part to read; ``()`` reads all.
+
+        Returns:
+            The tensor on the CPU, in the stored dtype. Where the format allows it is mapped from the file, and its
+            memory is free once the tensor is deleted.
+
+        Raises:
+            NotFoundError: The checkpoint has no tensor of that name.
+            CheckpointError: The checkpoint is closed.
+        """
+        if name not in self._tensors:
+            close = difflib.get_close_matches(name, self._tensors, n=3)
+            raise NotFoundError(
+                f"{self.path}: no tensor {name!r}" + (f"; did you mean {', '.join(close)}?" if close else "")
+            )
+        if name not in self._homes:
+            raise CheckpointError(f"{self.path}: the checkpoint is closed; open it again")
+        return self._homes[name][1].load(name, index)
+
+    def close(self) -> None:
+        """Close the files; names, shapes and dtypes remain available."""
+        self._homes.clear()
+
+    def __enter__(self) -> Checkpoint:
+        """Enter a ``with`` block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close at the end of a ``with`` block."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Path and number of tensors."""
+        return f"Checkpoint({str(self.path)!r}, {len(self._tensors)} tensors)"
