@@ -28,12 +28,12 @@ side, dtype, windows = int(sys.argv[1]), getattr(torch, sys.argv[2]), eval(sys.a
 weight = torch.empty(side, side, dtype=dtype)
 for row in weight:
     row.normal_(generator=torch.Generator().manual_seed(0))
-tb.tail.pooled.fit_windows(weight[:64, :64].clone(), windows=windows)
+tb.weight_fit.fit_weight(weight[:64, :64].clone(), windows=windows)
 def kilobytes(key):
     return next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
 Path("/proc/self/clear_refs").write_text("5")
 before = int(kilobytes("VmRSS"))
-tb.tail.pooled.fit_windows(weight, windows=windows)
+tb.weight_fit.fit_weight(weight, windows=windows)
 print((int(kilobytes("VmHWM")) - before) * 1024 / (weight.numel() * weight.itemsize))
 """
 
@@ -61,8 +61,8 @@ def memory(side: int, window: int) -> list[dict[str, Any]]:
 def accuracy(side: int, window: int) -> dict[str, Any]:
     """The alpha of few windows beside that of all 225."""
     matrix = weight(side)
-    few = tb.tail.pooled.fit_windows(matrix)
-    many = tb.tail.pooled.fit_windows(matrix, windows=tb.released.FARMSAsReleased(window, _OPS)).fit.alpha
+    few = tb.weight_fit.fit_weight(matrix, windows=tb.FARMS())
+    many = tb.weight_fit.fit_weight(matrix, windows=tb.released.FARMSAsReleased(window, _OPS)).fit.alpha
     found = {
         "windows": few.num_windows,
         "alpha": few.fit.alpha,

@@ -50,7 +50,7 @@ def measure(kind: str, ratio: int) -> dict[str, Any]:
     rows = []
     for seed in range(SEEDS):
         weight = matrix(kind, ratio, seed)
-        whole, windows = tb.Hill().fit(tb.weight_spectrum(weight)), tb.tail.pooled.fit_windows(weight)
+        whole, windows = tb.Hill().fit(tb.weight_spectrum(weight)), tb.weight_fit.fit_weight(weight, windows=tb.FARMS())
         rows.append(
             {
                 "whole": whole.alpha,

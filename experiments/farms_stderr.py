@@ -80,8 +80,8 @@ def main() -> None:
             for seed in range(count):
                 weight = matrix(kind, side, seed)
                 few, many = (
-                    tb.tail.pooled.fit_windows(weight),
-                    tb.tail.pooled.fit_windows(weight, windows=tb.FARMS(windows=15)),
+                    tb.weight_fit.fit_weight(weight, windows=tb.FARMS()),
+                    tb.weight_fit.fit_weight(weight, windows=tb.FARMS(windows=15)),
                 )
                 rows.append((few.fit.alpha - many.fit.alpha, few.fit.stderr, few.num_windows))
             single.append(summary(f"{kind} {side}", rows))

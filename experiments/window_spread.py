@@ -42,7 +42,8 @@ class BootstrapPeak(TailEstimator):
 
     resamples: int = 25
 
-    def _fit(self, eigenvalues: Tensor) -> Tails:
+    def fit_tails(self, eigenvalues: Tensor) -> Tails:
+        """Fit resamples of each spectrum."""
         generator = torch.Generator().manual_seed(0)
         picks = torch.randint(eigenvalues.shape[1], (self.resamples, eigenvalues.shape[1]), generator=generator)
         alphas = [[fit.alpha for fit in tb.Peak().fit_batch(values[picks])] for values in eigenvalues]

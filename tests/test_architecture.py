@@ -16,7 +16,7 @@ import tempbalance
 PACKAGE = Path(tempbalance.__file__).parent
 
 # A module imports only what stands above it. "" is the package itself (its public names), for the command line only.
-CORE = ("errors", "types", "spectra", "tail", "metrics")
+CORE = ("errors", "types", "spectra", "tail", "metrics", "weight_fit")
 ADAPTERS = (
     *("_files", "_progress", "layers", "checkpoints", "analysis", "balance", "released", "compress"),
     *("testing", "study", "report", "integrations", "demo", "cli", "__main__", ""),

@@ -48,8 +48,8 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _ROOMS = (
-    *("types", "errors", "testing", "spectra", "tail", "metrics", "layers", "checkpoints", "analysis", "balance"),
-    *("released", "compress", "study", "report", "integrations"),
+    *("types", "errors", "testing", "spectra", "tail", "metrics", "weight_fit", "layers", "checkpoints", "analysis"),
+    *("balance", "released", "compress", "study", "report", "integrations"),
 )
 
 __all__ = [

@@ -6,19 +6,19 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import pstdev
+from statistics import fmean, pstdev
 
 import torch
 from torch import Tensor
 
 from tempbalance.types import ESD, Spectrum, TailFit
 
-__all__ = ["Metrics", "imbalance", "is_random", "measure", "mp_cdf", "mp_edges", "thin"]
+__all__ = ["Metrics", "imbalance", "is_random", "mean_alpha", "measure", "mp_cdf", "mp_edges", "thin"]
 
 _LN10 = math.log(10)
 _TAIL_POINTS = 64
 _BULK_POINTS = 192
-_FEWEST_JUDGED = 50  # as many as TempBalance asks for before it fits at all
+_FEWEST_EIGENVALUES = 50  # for a verdict; TempBalance requires as many for a fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +105,27 @@ def imbalance(alphas: Iterable[float]) -> float:
     """
     finite = [alpha for alpha in alphas if math.isfinite(alpha)]
     return pstdev(finite) if finite else math.nan
+
+
+def mean_alpha(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Compute the mean alpha of a unit from the alphas of its layers.
+
+    Args:
+        pairs: ``(alpha, stderr)`` of each layer; those with alpha NaN are left out.
+
+    Returns:
+        The mean of alpha and its standard error ``sqrt(sum stderr^2) / n``. Both are NaN if no alpha is left, the error
+        also where one is unknown (NaN).
+
+    Example:
+        >>> mean_alpha([(2.0, 0.3), (4.0, 0.4), (math.nan, math.nan)])
+        (3.0, 0.25)
+    """
+    known = [(alpha, stderr) for alpha, stderr in pairs if math.isfinite(alpha)]
+    if not known:
+        return math.nan, math.nan
+    alphas, errors = zip(*known, strict=True)
+    return fmean(alphas), math.hypot(*errors) / len(errors)
 
 
 def _log10(x: float) -> float:
@@ -212,7 +233,7 @@ def is_random(spectrum: Spectrum, metrics: Metrics, independent: int | None = No
     ``0.3 / n``) was exceeded by none of 4,400 Gaussian and uniform weights with n = 10 to 256 and aspect ratios 1 to
     16. The largest eigenvalue is compared with the Tracy-Widom law at a chance of about 1 in 1000 (Johnstone 2001).
     It is a test of evidence: a small matrix that is trained a little may pass it, so spectra of fewer than 50
-    eigenvalues are never called random.
+    eigenvalues are never called random. Neither are matrices of one entry, whose law is that of their entries.
 
     Args:
         spectrum: The spectrum.
@@ -231,7 +252,7 @@ def is_random(spectrum: Spectrum, metrics: Metrics, independent: int | None = No
         True
     """
     n, count = min(spectrum.shape), spectrum.num_matrices
-    if len(spectrum.eigenvalues) < _FEWEST_JUDGED or not metrics.lambda_max > 0:
+    if max(spectrum.shape) == 1 or len(spectrum.eigenvalues) < _FEWEST_EIGENVALUES or not metrics.lambda_max > 0:
         return False
     threshold = (1.5 + 0.45 * math.log(n)) / math.sqrt(independent or count) + (0.3 if count > 1 else 0.0)
     if metrics.mp_ks_distance > threshold / n:

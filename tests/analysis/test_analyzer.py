@@ -194,10 +194,10 @@ class TestResume:
         def interrupt(*args, **kwargs):
             if next(calls) == 5:
                 raise KeyboardInterrupt
-            return spectra(*args, **kwargs)
+            return fit_weights(*args, **kwargs)
 
-        spectra = sys.modules["tempbalance.spectra.eigenvalues"].spectra
-        monkeypatch.setattr("tempbalance.analysis.batching.spectra", interrupt)
+        fit_weights = sys.modules["tempbalance.weight_fit"].fit_weights
+        monkeypatch.setattr("tempbalance.analysis.batching.fit_weights", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tb.analyze(checkpoint, resume=partial)
         done = len(partial.read_text().splitlines()) - 1

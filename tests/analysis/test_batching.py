@@ -37,17 +37,17 @@ def threads() -> Iterator[None]:
 
 
 class Watch:
-    """Stands in for ``spectra``, and sees which thread computes what, and how many at a time."""
+    """Stands in for ``fit_weights``, and sees which thread computes what, and how many at a time."""
 
     def __init__(self, monkeypatch, work=lambda batches: None) -> None:
-        self.spectra = sys.modules["tempbalance.spectra.eigenvalues"].spectra
+        self.fit_weights = sys.modules["tempbalance.weight_fit"].fit_weights
         self.work = work
         self.seen: list[tuple[tuple[int, ...], bool]] = []  # shape of a matrix, and whether in a thread of its own
         self.active = self.most = 0
         self.lock = threading.Lock()
-        monkeypatch.setattr("tempbalance.analysis.batching.spectra", self)
+        monkeypatch.setattr("tempbalance.analysis.batching.fit_weights", self)
 
-    def __call__(self, batches, **options):
+    def __call__(self, batches, layouts, **options):
         with self.lock:
             self.seen.append((tuple(batches[0].shape[1:]), threading.current_thread() is not threading.main_thread()))
             self.active += 1
@@ -55,7 +55,7 @@ class Watch:
         time.sleep(0.01)
         try:
             self.work(batches)
-            return self.spectra(batches, **options)
+            return self.fit_weights(batches, layouts, **options)
         finally:
             with self.lock:
                 self.active -= 1

@@ -29,14 +29,14 @@ class Slow(tb.Hill):
 
     seconds: float = 0.05
 
-    def _fit(self, eigenvalues: torch.Tensor) -> Any:
+    def fit_tails(self, eigenvalues: torch.Tensor) -> Any:
         time.sleep(self.seconds)
-        return super()._fit(eigenvalues)
+        return super().fit_tails(eigenvalues)
 
 
 @dataclasses.dataclass(frozen=True)
 class Broken(tb.Hill):
-    def _fit(self, eigenvalues: torch.Tensor) -> Any:
+    def fit_tails(self, eigenvalues: torch.Tensor) -> Any:
         raise RuntimeError("no luck")
 
 
@@ -145,9 +145,9 @@ class TestWhen:
         threads: dict[str, int] = {}
 
         class Counting(tb.Hill):
-            def _fit(self, eigenvalues: torch.Tensor) -> Any:
+            def fit_tails(self, eigenvalues: torch.Tensor) -> Any:
                 threads[threading.current_thread().name] = torch.get_num_threads()
-                return super()._fit(eigenvalues)
+                return super().fit_tails(eigenvalues)
 
         before = torch.get_num_threads()
         torch.set_num_threads(2)

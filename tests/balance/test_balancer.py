@@ -523,7 +523,7 @@ class TestSafe:
 
     def test_an_error_of_the_estimator_reaches_the_user(self, net, recipe):
         class Broken(tb.Hill):
-            def _fit(self, eigenvalues):
+            def fit_tails(self, eigenvalues):
                 raise RuntimeError("no luck")
 
         optimizer = torch.optim.SGD(net.parameters(), lr=1.0)

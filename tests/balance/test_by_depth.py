@@ -127,7 +127,7 @@ class TestDepth:
 
 class TestNoSpectra:
     def test_nothing_is_measured(self, net, monkeypatch):
-        monkeypatch.setattr(tb.balance.measuring, "fit_weights", None)  # to call it would raise
+        monkeypatch.setattr(tb.balance.measuring, "fit_model_weights", None)  # to call it would raise
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
         balancer = tb.Balancer(optimizer, net, dataclasses.replace(recipes.layerwise_decay(), every=tb.Every(steps=1)))
         train(net, optimizer, steps=2)

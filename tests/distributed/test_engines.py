@@ -17,13 +17,13 @@ from .worlds import run
 
 def spy(names: list[str]) -> None:
     """Note the names of the weights that this process measures from now on."""
-    fit_weights = module.fit_weights
+    fit_weights = module.fit_model_weights
 
     def noting(weights, **options):
         names.extend(weight.name for weight in weights)
         return fit_weights(weights, **options)
 
-    module.fit_weights = noting
+    module.fit_model_weights = noting
 
 
 def measured_by_each(engine: str) -> dict[str, Any]:

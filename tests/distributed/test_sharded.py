@@ -57,7 +57,7 @@ def most_whole_weights() -> tuple[int, int]:
         return called
 
     sharded.whole = counting(sharded.whole, "made")
-    module.fit_weights = counting(module.fit_weights, "fitted")
+    module.fit_model_weights = counting(module.fit_model_weights, "fitted")
     balancer.refresh()
     assert len(counts["made"]) == 7
     assert tensors_of(ROWS * COLUMNS) == 0

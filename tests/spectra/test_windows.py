@@ -15,8 +15,8 @@ from tempbalance.errors import AnalysisError, NonFiniteError, WeightError, Windo
 from tempbalance.spectra import gram
 from tempbalance.spectra import windowed_gram as spectrum
 from tempbalance.spectra.windows import coverage
-from tempbalance.tail.pooled import pooled_fits
 from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
+from tempbalance.weight_fit import fit_weight, fit_weights
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "farms.json").read_text())["cases"]
 
@@ -44,9 +44,9 @@ class TestPositions:
         farms = tb.FARMS(ratio, rows=side, windows=windows)
         if max(rows, columns) < ratio:
             with pytest.raises(WindowError, match="fits into"):
-                farms.plan((rows, columns))
+                farms.grid((rows, columns))
             return
-        (height, width), starts, first = farms.plan((rows, columns))
+        (height, width), starts, first = farms.grid((rows, columns))
         short, long = sorted((height, width))
         assert long == int(ratio * short)
         assert (height >= width) == (rows >= columns) or height == width
@@ -68,13 +68,13 @@ class TestPositions:
         assert tb.FARMS(aspect_ratio=16).size((384, 384)) == (384, 24)
 
     def test_even_positions_reach_both_edges(self):
-        assert tb.FARMS(rows=10, windows=(3, 2)).plan((50, 31)).starts == tuple(
+        assert tb.FARMS(rows=10, windows=(3, 2)).grid((50, 31)).starts == tuple(
             (row, column) for row in (0, 20, 40) for column in (0, 21)
         )
-        assert tb.FARMS(rows=10, windows=1).plan((51, 30)).starts == ((20, 10),)
+        assert tb.FARMS(rows=10, windows=1).grid((51, 30)).starts == ((20, 10),)
 
     def test_more_windows_keep_those_there_are(self):
-        plan = tb.FARMS().plan((384, 384))
+        plan = tb.FARMS().grid((384, 384))
         assert plan.starts[:4] == ((0, 0), (0, 192), (192, 0), (192, 192))
         assert (plan.first, len(plan.starts)) == (5, 64)
 
@@ -154,8 +154,8 @@ class TestEigenvalues:
         weight = random(*shape).to(dtype)
         weight = weight * (1 + 0.5j) if dtype.is_complex else weight
         farms = tb.FARMS(ratio, windows=windows)
-        found = tb.tail.pooled.fit_windows(weight, windows=farms)
-        plan = farms.plan(shape)
+        found = fit_weight(weight, windows=farms)
+        plan = farms.grid(shape)
         numbers = weight.to(torch.complex128 if dtype.is_complex else torch.float64)[None].numpy()
         expected = oracles.eigenvalues(cut(numbers, plan.size, plan.starts[: found.num_windows]))
         np.testing.assert_allclose(
@@ -195,7 +195,7 @@ class TestEigenvalues:
     @pytest.mark.parametrize("ratio", [1.0, 1.5])
     def test_a_sliding_gram_matrix_gives_what_single_ones_give(self, shape, ratio, monkeypatch):
         weight = random(3, *shape)
-        plan = tb.FARMS(ratio, windows=9).plan(shape)
+        plan = tb.FARMS(ratio, windows=9).grid(shape)
         values = []
         for pays in (True, False):
             monkeypatch.setattr(spectrum, "_sliding_pays", lambda *_, pays=pays: pays)
@@ -206,14 +206,14 @@ class TestEigenvalues:
         pays = {
             windows: spectrum._sliding_pays(plan.size, plan.starts[: plan.first])
             for windows in (2, 15, "auto")
-            for plan in [tb.FARMS(windows=windows).plan((384, 384))]
+            for plan in [tb.FARMS(windows=windows).grid((384, 384))]
         }
         assert pays == {2: False, 15: True, "auto": False}
 
     def test_huge_rows_that_have_left_a_sliding_gram_matrix_leave_no_error(self):
         weight = random(60, 60)
         weight[0] *= 1e9
-        plan = tb.FARMS(rows=40, windows=15).plan((60, 60))
+        plan = tb.FARMS(rows=40, windows=15).grid((60, 60))
         assert spectrum._sliding_pays(plan.size, plan.starts)
         found = spectrum.window_values([weight[None]], [plan.size], [plan.starts])[0].eigenvalues[:, 0]
         for values, start in zip(found, plan.starts, strict=True):
@@ -225,52 +225,50 @@ class TestEigenvalues:
 
     def test_kernel_taps_experts_and_complex_modes_are_pooled(self):
         taps = random(40, 30, 3, 3)
-        found = tb.tail.pooled.fit_windows(taps, tb.spectra.Layout.TAPS, windows=tb.FARMS(windows=2))
+        found = fit_weight(taps, tb.spectra.Layout.TAPS, windows=tb.FARMS(windows=2))
         assert found.spectrum.num_matrices == 9 * 4
         matrices = taps.flatten(2).permute(2, 0, 1).numpy()
         expected = oracles.eigenvalues(cut(matrices, (15, 15), [(0, 0), (0, 15), (25, 0), (25, 15)]))
         np.testing.assert_allclose(found.spectrum.eigenvalues.numpy(), expected, rtol=1e-9, atol=1e-12 * expected[-1])
-        stacked = tb.tail.pooled.fit_windows(
-            taps.flatten(2).permute(2, 0, 1), tb.spectra.Layout.STACK, windows=tb.FARMS(windows=2)
-        )
+        stacked = fit_weight(taps.flatten(2).permute(2, 0, 1), tb.spectra.Layout.STACK, windows=tb.FARMS(windows=2))
         assert torch.equal(stacked.spectrum.eigenvalues, found.spectrum.eigenvalues)
 
     def test_weights_share_a_batch_and_get_the_bits_they_get_alone(self):
         weights = [random(1, 60, 60), random(1, 200, 60, seed=1), random(2, 60, 90, seed=2)]
         layouts = [tb.spectra.Layout.MATRIX, tb.spectra.Layout.MATRIX, tb.spectra.Layout.STACK]
         options = {"windows": tb.FARMS(), "estimator": tb.Hill()}
-        together = pooled_fits(weights, layouts, **options)
+        together = fit_weights(weights, layouts, **options)
         for weight, layout, found in zip(weights, layouts, together, strict=True):
-            alone = pooled_fits([weight], [layout], **options)[0]
+            alone = fit_weights([weight], [layout], **options)[0]
             assert torch.equal(found.spectrum.eigenvalues, alone.spectrum.eigenvalues)
             assert found.fit == alone.fit
 
     def test_memory_limits_do_not_change_the_result(self, monkeypatch):
         weight = random(80, 70)
-        expected = tb.tail.pooled.fit_windows(weight, windows=tb.FARMS(windows=8))
+        expected = fit_weight(weight, windows=tb.FARMS(windows=8))
         monkeypatch.setattr(spectrum, "_GROUP", 1)
         monkeypatch.setattr(spectrum, "_SLIDING_BYTES", 8 * 45**2)  # some of the columns at a time
         monkeypatch.setattr(spectrum, "_SLIDING", 0)
         monkeypatch.setattr(gram, "_ROWS", 7)
         monkeypatch.setattr(gram, "_CHUNK", 0)
-        found = tb.tail.pooled.fit_windows(weight, windows=tb.FARMS(windows=8))
+        found = fit_weight(weight, windows=tb.FARMS(windows=8))
         torch.testing.assert_close(found.spectrum.eigenvalues, expected.spectrum.eigenvalues, rtol=1e-9, atol=1e-10)
 
     def test_the_weight_is_not_changed(self):
         weight = random(50, 40)
         before = weight.clone()
-        tb.tail.pooled.fit_windows(weight, windows=tb.FARMS(windows=9))
+        fit_weight(weight, windows=tb.FARMS(windows=9))
         assert torch.equal(weight, before)
 
     @pytest.mark.parametrize("scale", [1e-150, 1e150])
     def test_alpha_does_not_depend_on_scale(self, scale):
         weight = random(60, 60)
-        expected = tb.tail.pooled.fit_windows(weight).fit.alpha
-        assert tb.tail.pooled.fit_windows(weight * scale).fit.alpha == pytest.approx(expected, rel=1e-9)
+        expected = fit_weight(weight, windows=tb.FARMS()).fit.alpha
+        assert fit_weight(weight * scale, windows=tb.FARMS()).fit.alpha == pytest.approx(expected, rel=1e-9)
 
     def test_ill_conditioned_windows_fall_back_to_an_svd(self):
         weight = matrix_with_spectrum(torch.logspace(-13, 0, 40, dtype=torch.float64), (40, 40))
-        found = tb.tail.pooled.fit_windows(weight, windows=tb.FARMS(rows=40)).spectrum.eigenvalues
+        found = fit_weight(weight, windows=tb.FARMS(rows=40)).spectrum.eigenvalues
         assert found[0].item() == pytest.approx(1e-13, rel=1e-2)
 
 
@@ -282,9 +280,7 @@ class TestAsReleased:
         weight = torch.randn(case["shape"], **draw) / (0.3 + torch.rand(case["shape"], **draw))
         windows = tb.released.FARMSAsReleased(case["rows"], case["ops_per_dim"], case["aspect_ratio"])
         for name, estimator in {"hill": tb.released.HillAsReleased(), "peak": tb.released.PeakAsReleased()}.items():
-            found = tb.tail.pooled.fit_windows(
-                weight, tb.spectra.Layout(case["layout"]), windows=windows, estimator=estimator
-            )
+            found = fit_weight(weight, tb.spectra.Layout(case["layout"]), windows=windows, estimator=estimator)
             expected = np.array(case["eigenvalues"])
             np.testing.assert_allclose(
                 found.spectrum.eigenvalues.numpy(), expected, rtol=1e-9, atol=1e-12 * expected[-1]
@@ -294,15 +290,15 @@ class TestAsReleased:
 
     def test_raises_where_the_released_code_cuts_a_sliver(self):
         with pytest.raises(WindowError, match="does not keep its aspect ratio"):
-            tb.tail.pooled.fit_windows(random(100, 100), windows=tb.released.FARMSAsReleased(64, 3, 2.0))
+            fit_weight(random(100, 100), windows=tb.released.FARMSAsReleased(64, 3, 2.0))
 
     def test_the_far_edge_may_stay_uncovered(self):
-        found = tb.tail.pooled.fit_windows(random(105, 105), windows=tb.released.FARMSAsReleased(20, 10))
+        found = fit_weight(random(105, 105), windows=tb.released.FARMSAsReleased(20, 10))
         assert (found.num_windows, found.coverage < 1) == (100, True)
 
     def test_a_place_of_a_convolution_without_a_fit_leaves_none(self):
         taps = torch.cat([random(30, 30, 2, 2), torch.zeros(30, 30, 2, 2)])
-        found = tb.tail.pooled.fit_windows(taps, tb.spectra.Layout.TAPS, windows=tb.released.FARMSAsReleased(30, 2))
+        found = fit_weight(taps, tb.spectra.Layout.TAPS, windows=tb.released.FARMSAsReleased(30, 2))
         assert found.fit.status is tb.types.Status.ZERO
 
 
@@ -310,8 +306,8 @@ class TestError:
     def test_is_that_of_a_jackknife(self):
         weight = random(60, 90)
         farms = tb.FARMS(windows=(2, 3))
-        found = tb.tail.pooled.fit_windows(weight, windows=farms)
-        plan = farms.plan((60, 90))
+        found = fit_weight(weight, windows=farms)
+        plan = farms.grid((60, 90))
         windows = [oracles.eigenvalues(cut(weight[None].numpy(), plan.size, [start])) for start in plan.starts]
         alphas = [oracles.hill(np.concatenate(windows[:j] + windows[j + 1 :])) for j in range(6)]
         jackknife = math.sqrt(5 / 6 * np.sum((np.array(alphas) - np.mean(alphas)) ** 2))
@@ -319,28 +315,28 @@ class TestError:
 
     def test_windows_are_added_until_it_is_small_enough(self):
         weight = random(96, 96)
-        loose, tight = (tb.tail.pooled.fit_windows(weight, windows=tb.FARMS(tolerance=t)) for t in (1.0, 0.015))
+        loose, tight = (fit_weight(weight, windows=tb.FARMS(tolerance=t)) for t in (1.0, 0.015))
         assert loose.num_windows == 5 < tight.num_windows <= 64
         assert tight.fit.stderr <= 0.015 or tight.num_windows == 64
 
     def test_there_are_never_more_than_all_positions(self):
-        found = tb.tail.pooled.fit_windows(random(40, 41), windows=tb.FARMS(rows=40, tolerance=1e-9))
+        found = fit_weight(random(40, 41), windows=tb.FARMS(rows=40, tolerance=1e-9))
         assert found.num_windows == 2
 
     def test_a_single_window_has_the_error_of_the_estimator(self):
         weight = random(40, 40)
-        fit = tb.tail.pooled.fit_windows(weight, windows=tb.FARMS(rows=40)).fit
+        fit = fit_weight(weight, windows=tb.FARMS(rows=40)).fit
         assert fit == tb.Hill().fit(tb.weight_spectrum(weight))
 
     @pytest.mark.parametrize("weight", [torch.zeros(40, 40), torch.eye(40), torch.ones(3, 3), torch.ones(1, 50)])
     def test_what_cannot_be_fitted_says_so_after_the_first_windows(self, weight):
-        found = tb.tail.pooled.fit_windows(weight)
+        found = fit_weight(weight, windows=tb.FARMS())
         assert found.fit.status is not tb.types.Status.OK
         assert math.isnan(found.fit.stderr)
 
     def test_is_never_less_than_that_of_a_random_matrix(self):
         weight = random(20, 20).tile(2, 2)  # four windows that are all the same
-        fit = tb.tail.pooled.fit_windows(weight, windows=tb.FARMS(windows=2)).fit
+        fit = fit_weight(weight, windows=tb.FARMS(windows=2)).fit
         assert fit.stderr == pytest.approx(3.5 * (fit.alpha - 1) / 20 / 2)
 
     @pytest.mark.parametrize("estimator", [tb.Hill(), tb.AveragedHill()], ids=["hill", "averaged"])
@@ -349,14 +345,14 @@ class TestError:
         within = []
         for seed in range(12):
             weight = random(64, 64, seed=seed) * random(64, seed=seed + 100).exp().sqrt()
-            fit = tb.tail.pooled.fit_windows(weight, estimator=estimator).fit
-            many = tb.tail.pooled.fit_windows(weight, estimator=estimator, windows=tb.FARMS(windows=15)).fit
+            fit = fit_weight(weight, estimator=estimator, windows=tb.FARMS()).fit
+            many = fit_weight(weight, estimator=estimator, windows=tb.FARMS(windows=15)).fit
             within.append(abs(fit.alpha - many.alpha) <= 2 * fit.stderr)
         assert sum(within) >= 0.95 * len(within)
 
     @pytest.mark.parametrize("estimator", [tb.Peak(), tb.KS()], ids=["peak", "ks"])
     def test_is_finite_and_no_less_than_that_of_a_random_matrix_where_the_tail_jumps(self, estimator):
-        found = tb.tail.pooled.fit_windows(random(64, 64), estimator=estimator)
+        found = fit_weight(random(64, 64), estimator=estimator, windows=tb.FARMS())
         least = 3.5 * (found.fit.alpha - 1) / 32 / math.sqrt(found.num_windows)
         assert least <= found.fit.stderr < math.inf
 
@@ -367,8 +363,8 @@ class TestError:
         assert len(weights) == 37
         outside = 0
         for weight in weights.values():
-            fit = tb.tail.pooled.fit_windows(weight).fit
-            many = tb.tail.pooled.fit_windows(weight, windows=tb.released.FARMSAsReleased(192, 15)).fit
+            fit = fit_weight(weight, windows=tb.FARMS()).fit
+            many = fit_weight(weight, windows=tb.released.FARMSAsReleased(192, 15)).fit
             outside += abs(fit.alpha - many.alpha) > 2 * fit.stderr
         assert outside <= 1
 
@@ -380,7 +376,7 @@ def test_alpha_does_not_depend_on_the_aspect_ratio():
         torch.manual_seed(ratio)
         weight = torch.distributions.StudentT(4.0).sample((96, 96 * ratio))
         whole.append(tb.Hill().fit(tb.weight_spectrum(weight)).alpha)
-        windows.append(tb.tail.pooled.fit_windows(weight).fit)
+        windows.append(fit_weight(weight, windows=tb.FARMS()).fit)
     assert whole[2] - whole[0] > 1
     for fit in windows[1:]:
         assert abs(fit.alpha - windows[0].alpha) < 3 * math.hypot(fit.stderr, windows[0].stderr)
@@ -392,11 +388,11 @@ class TestBadWeights:
         weight = random(30, 30)
         weight[29, 0] = bad
         with pytest.raises(NonFiniteError, match="1 of 900"):
-            tb.tail.pooled.fit_windows(weight, windows=tb.FARMS(windows=1, rows=4))  # wherever the windows lie
+            fit_weight(weight, windows=tb.FARMS(windows=1, rows=4))  # wherever the windows lie
 
     def test_no_window_fits(self):
         with pytest.raises(WindowError, match="aspect ratio 4 fits into 2 x 3"):
-            tb.tail.pooled.fit_windows(random(2, 3), windows=tb.FARMS(aspect_ratio=4))
+            fit_weight(random(2, 3), windows=tb.FARMS(aspect_ratio=4))
 
     def test_not_a_stack_of_matrices(self):
         with pytest.raises(WeightError, match="expected tensors"):
@@ -404,7 +400,7 @@ class TestBadWeights:
 
     def test_integers(self):
         with pytest.raises(WeightError, match="floating-point"):
-            tb.tail.pooled.fit_windows(torch.ones(9, 9, dtype=torch.int64))
+            fit_weight(torch.ones(9, 9, dtype=torch.int64), windows=tb.FARMS())
 
 
 class TestAnalyze:
@@ -414,7 +410,7 @@ class TestAnalyze:
         assert (row.num_matrices, row.coverage) == (1, 1.0)
         assert row.num_eigenvalues == 40 * row.num_windows
         assert analysis.settings["windows"] == repr(tb.FARMS())
-        assert row.alpha == tb.tail.pooled.fit_windows(trained[0].weight.detach()).fit.alpha
+        assert row.alpha == fit_weight(trained[0].weight.detach(), windows=tb.FARMS()).fit.alpha
         path = tmp_path / "a.json"
         analysis.save(path)
         assert repr(tb.Analysis.load(path).layers) == repr(analysis.layers)
@@ -514,7 +510,7 @@ class TestCommandLine:
 
 def test_pareto_spectra_keep_the_order_of_their_alphas():
     fits = [
-        tb.tail.pooled.fit_windows(matrix_with_spectrum(pareto_quantiles(128, alpha), (128, 256))).fit.alpha
+        fit_weight(matrix_with_spectrum(pareto_quantiles(128, alpha), (128, 256)), windows=tb.FARMS()).fit.alpha
         for alpha in (2.0, 3.0, 5.0)
     ]
     assert fits == sorted(fits)

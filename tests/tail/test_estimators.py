@@ -139,7 +139,7 @@ def test_batch_equals_one_by_one(estimator):
 def test_ks_chunks_do_not_change_the_result(monkeypatch):
     values = pareto_sample(700, 2.2)
     expected = tb.KS().fit(values)
-    monkeypatch.setattr("tempbalance.tail.estimator._CHUNK", 1000)
+    monkeypatch.setattr("tempbalance.tail.ks._CHUNK", 1000)
     assert tb.KS().fit(values) == expected
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -17,20 +18,19 @@ from torch import Tensor, nn
 
 from tempbalance._files import dumps
 from tempbalance._progress import progress_bar
-from tempbalance.analysis.batching import enough_side_by_side, fit_weights, own_share
+from tempbalance.analysis.batching import enough_side_by_side, fit_model_weights, own_share
 from tempbalance.analysis.distributed import WorkQueue
 from tempbalance.analysis.result import Analysis
 from tempbalance.analysis.rows import row_from_json, row_to_json
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import AnalysisError, SelectionError, TempBalanceError, WeightError
 from tempbalance.layers import Select, Weight, find_weights
-from tempbalance.metrics import is_random, measure, thin
-from tempbalance.spectra.matrices import matrix_shape
+from tempbalance.metrics import thin
 from tempbalance.spectra.windows import Windows
-from tempbalance.tail import Hill, TailEstimator
+from tempbalance.tail import TailEstimator, find_estimator
 from tempbalance.tail.estimator import failed
-from tempbalance.tail.pooled import WeightFit
 from tempbalance.types import LayerStats, Skipped, Status
+from tempbalance.weight_fit import WeightFit
 
 __all__ = ["Source", "analyze"]
 
@@ -42,7 +42,7 @@ _logger = logging.getLogger("tempbalance")
 def analyze(  # noqa: PLR0913  the front door; all but the source are options by keyword
     source: Source,
     *,
-    estimator: TailEstimator | None = None,
+    estimator: TailEstimator | str = "hill",
     windows: Windows | None = None,
     select: Select | Sequence[str] | str | None = None,
     device: torch.device | str | None = None,
@@ -58,7 +58,7 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
     Args:
         source: A live model, a state dict, a checkpoint (``.safetensors``, ``.bin``, ``.pt``), a folder of them with
             or without an index and a ``config.json``, or a Hugging Face hub id.
-        estimator: How the tail is fitted; by default ``Hill()``.
+        estimator: How the tail is fitted: an estimator, or its name (``"ks"``; see ``tail.find_estimator``).
         windows: ``FARMS()`` pools the spectra of windows of one aspect ratio, so that alphas of layers of different
             shapes can be compared; each row is then that of the windows. By default each matrix is measured whole.
         select: Which weights, as a ``Select``, or as one or several globs on the qualified parameter name.
@@ -75,7 +75,7 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
 
     Raises:
         CheckpointError: The source cannot be read.
-        SelectionError: A glob matches no weight, or the device does not exist.
+        SelectionError: A glob matches no weight, or there is no such estimator or device.
         WeightError: The source holds no weight matrix at all.
         AnalysisError: ``resume`` is asked for a source that is not on disk, or its file cannot be written; or another
             of several processes has failed.
@@ -87,7 +87,7 @@ def analyze(  # noqa: PLR0913  the front door; all but the source are options by
         >>> row.name, row.shape, row.status.value
         ('weight', (128, 256), 'random')
     """
-    estimator, processes = estimator or Hill(), processes or WorkQueue()
+    estimator, processes = find_estimator(estimator), processes or WorkQueue()
     resume = resume if processes.rank == 0 else None
     selection = Select.parse(select)
     _check_device(device)
@@ -191,7 +191,7 @@ class _Job:
         return [done[weight.name] for weight in weights]
 
     def _computed(self, weights: Sequence[Weight], side_by_side: bool) -> Iterator[list[LayerStats | Skipped]]:
-        for batch in fit_weights(
+        for batch in fit_model_weights(
             weights, estimator=self.estimator, windows=self.windows, device=self.device, side_by_side=side_by_side
         ):
             yield [self._outcome(weight, found) for weight, found in batch]
@@ -205,22 +205,17 @@ class _Job:
 
 
 def _row(weight: Weight, found: WeightFit) -> LayerStats:
-    spectrum, fit, windows, coverage = found
-    metrics = measure(spectrum, fit, windows)
-    matrices = spectrum.num_matrices // windows
-    (rows, columns), (height, width) = matrix_shape(weight.shape, weight.layout), spectrum.shape
-    apart = min(windows, max(1, rows * columns // (height * width)))  # no more windows without a common entry
-    if fit.status in {Status.OK, Status.NO_TAIL} and is_random(spectrum, metrics, matrices * apart):
-        fit = failed(Status.RANDOM)
-        metrics = measure(spectrum, fit, windows)
+    spectrum, fit, metrics = found.spectrum, found.fit, found.metrics
+    if found.random:  # an exponent would only describe the shape of the matrix
+        fit, metrics = failed(Status.RANDOM), replace(metrics, alpha_hat=math.nan, log10_alpha_norm=math.nan)
     return LayerStats(
         name=weight.name,
         kind=weight.kind,
         block=weight.block,
         shape=weight.shape,
-        num_matrices=matrices,
-        num_windows=windows,
-        coverage=coverage,
+        num_matrices=spectrum.num_matrices // found.num_windows,
+        num_windows=found.num_windows,
+        coverage=found.coverage,
         num_eigenvalues=len(spectrum.eigenvalues),
         error_bound=spectrum.error_bound,
         esd=thin(spectrum.eigenvalues),

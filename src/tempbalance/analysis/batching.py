@@ -21,13 +21,12 @@ from tempbalance.analysis.distributed import share
 from tempbalance.analysis.streaming import streamed
 from tempbalance.errors import TempBalanceError, WindowError
 from tempbalance.layers import Weight
-from tempbalance.spectra.eigenvalues import spectra
 from tempbalance.spectra.matrices import as_matrices, matrix_shape
 from tempbalance.spectra.windows import Windows
 from tempbalance.tail import TailEstimator
-from tempbalance.tail.pooled import WeightFit, pooled_fits, window_key
+from tempbalance.weight_fit import WeightFit, batch_key, fit_weights
 
-__all__ = ["Fitted", "cost", "enough_side_by_side", "fit_weights", "own_share"]
+__all__ = ["Fitted", "cost", "enough_side_by_side", "fit_model_weights", "own_share"]
 
 Fitted: TypeAlias = tuple[Weight, WeightFit | TempBalanceError]
 
@@ -40,7 +39,7 @@ _WINDOWS_BYTES = 10  # for each number of a float32 weight: what its windows nee
 _FULL = 2  # times the work of the most expensive weight, for each thread: so that they end at about the same time
 
 
-def fit_weights(
+def fit_model_weights(
     weights: Sequence[Weight],
     *,
     estimator: TailEstimator,
@@ -70,7 +69,7 @@ def fit_weights(
         >>> from tempbalance.layers import find_weights
         >>> from tempbalance.tail import Hill
         >>> weights, _ = find_weights({"a": torch.eye(20), "b": torch.full((20, 20), torch.nan)})
-        >>> {w.name: type(fit).__name__ for batch in fit_weights(weights, estimator=Hill()) for w, fit in batch}
+        >>> {w.name: type(fit).__name__ for batch in fit_model_weights(weights, estimator=Hill()) for w, fit in batch}
         {'a': 'WeightFit', 'b': 'NonFiniteError'}
     """
     job = _Job(estimator, windows, device)
@@ -193,10 +192,8 @@ def _batches(weights: Sequence[Weight], windows: Windows | None, most: int) -> I
 
 
 def _key(weight: Weight, windows: Windows | None) -> object:
-    if windows is None:
-        return weight.shape, weight.layout
     try:
-        return window_key(matrix_shape(weight.shape, weight.layout), weight.layout, windows)
+        return batch_key(weight.shape, weight.layout, windows)
     except WindowError:  # is raised again, and listed, when the turn of this weight comes
         return weight.name
 
@@ -223,12 +220,8 @@ class _Job:
         return list(zip(batch, found, strict=True))
 
     def _measure(self, tensors: list[Tensor], batch: list[Weight]) -> list[WeightFit]:
-        if self.windows is not None:
-            layouts = [weight.layout for weight in batch]
-            return pooled_fits(tensors, layouts, windows=self.windows, estimator=self.estimator, device=self.device)
-        found = spectra(tensors, device=self.device)
-        fits = self.estimator.fit_batch(torch.stack([spectrum.eigenvalues for spectrum in found]))
-        return [WeightFit(spectrum, fit, 1, 1.0) for spectrum, fit in zip(found, fits, strict=True)]
+        layouts = [weight.layout for weight in batch]
+        return fit_weights(tensors, layouts, estimator=self.estimator, windows=self.windows, device=self.device)
 
 
 def _takes_turns(tensor: Tensor) -> bool:

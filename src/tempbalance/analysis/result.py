@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from tempbalance._files import dumps, renderer, write_whole
 from tempbalance.analysis.rows import row_from_json, row_to_json
 from tempbalance.errors import AnalysisError, MissingExtraError
-from tempbalance.metrics import imbalance
+from tempbalance.metrics import imbalance, mean_alpha
 from tempbalance.types import LayerStats, Skipped
 
 if TYPE_CHECKING:
@@ -56,11 +54,11 @@ class Analysis:
     @property
     def block_imbalance(self) -> float:
         """Standard deviation, over the transformer blocks, of a block's mean alpha; NaN if there are no blocks."""
-        blocks: dict[str, list[float]] = {}
+        blocks: dict[str, list[tuple[float, float]]] = {}
         for layer in self.layers:
-            if layer.block is not None and math.isfinite(layer.alpha):
-                blocks.setdefault(layer.block, []).append(layer.alpha)
-        return imbalance([fmean(alphas) for alphas in blocks.values()])
+            if layer.block is not None:
+                blocks.setdefault(layer.block, []).append((layer.alpha, layer.stderr))
+        return imbalance([mean_alpha(layers)[0] for layers in blocks.values()])
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per layer, one column per field of ``LayerStats`` but ``esd``; ``status`` as a string.

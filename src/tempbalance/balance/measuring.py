@@ -17,15 +17,15 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tempbalance.analysis.batching import cost, fit_weights, own_share
+from tempbalance.analysis.batching import cost, fit_model_weights, own_share
 from tempbalance.analysis.distributed import ProcessGroup, share
 from tempbalance.balance.initial_weights import InitialWeights
 from tempbalance.balance.recipe import Recipe
 from tempbalance.balance.snapshot import Snapshot
 from tempbalance.errors import NonFiniteError, RefreshError, TempBalanceError
 from tempbalance.layers import Weight, find_weights, is_sharded, parameter_names, reshard, shards, sources_of
-from tempbalance.tail.pooled import WeightFit
 from tempbalance.types import Status
+from tempbalance.weight_fit import WeightFit
 
 __all__ = ["CachedFit", "Measurement", "Measurer", "PreparedMeasurement", "TrackedWeight"]
 
@@ -256,7 +256,7 @@ class Measurer:
         return found, non_finite
 
     def _fit(self, weights: Sequence[Weight]) -> list[_Fitted]:
-        batches = fit_weights(weights, estimator=self._recipe.estimator, windows=self._recipe.windows)
+        batches = fit_model_weights(weights, estimator=self._recipe.estimator, windows=self._recipe.windows)
         return [(weight.name, fit) for batch in batches for weight, fit in batch]
 
     def _fit_whole(self, weights: Sequence[Weight]) -> list[_Fitted]:

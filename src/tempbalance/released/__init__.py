@@ -10,10 +10,8 @@ from tempbalance.balance.recipes.model_balancing2024 import (
     model_balancing_sciml_as_released,
 )
 from tempbalance.balance.recipes.tempbalance2023 import tempbalance_as_released
-from tempbalance.spectra.windows import FARMSAsReleased
-from tempbalance.tail.hill import HillAsReleased
-from tempbalance.tail.ks import KSAsReleased
-from tempbalance.tail.peak import PeakAsReleased
+from tempbalance.spectra.farms_as_released import FARMSAsReleased
+from tempbalance.tail.as_released import HillAsReleased, KSAsReleased, PeakAsReleased
 
 __all__ = [
     "FARMSAsReleased",

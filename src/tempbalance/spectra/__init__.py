@@ -1,17 +1,16 @@
-"""From a weight to its eigenvalues: matrices, Gram matrices, FARMS windows. Tensors in, tensors out."""
+"""Weight -> eigenvalues: matrices, Gram matrices, FARMS windows."""
 
 from __future__ import annotations
 
 from tempbalance.spectra.eigenvalues import spectra, weight_spectrum
 from tempbalance.spectra.matrices import Layout, as_matrices, matrix_shape
 from tempbalance.spectra.windowed_gram import WindowValues, window_values
-from tempbalance.spectra.windows import FARMS, FARMSAsReleased, Plan, Windows, coverage
+from tempbalance.spectra.windows import FARMS, WindowGrid, Windows, coverage
 
 __all__ = [
     "FARMS",
-    "FARMSAsReleased",
     "Layout",
-    "Plan",
+    "WindowGrid",
     "WindowValues",
     "Windows",
     "as_matrices",

@@ -1,9 +1,20 @@
-"""Tail estimators, one per file: how the threshold ``xmin`` of the power law is chosen."""
+"""Eigenvalues -> alpha: tail estimators, one per file. They differ in how the threshold ``xmin`` is chosen."""
 
 from tempbalance.tail.averaged import AveragedHill
-from tempbalance.tail.estimator import TailEstimator
-from tempbalance.tail.hill import Hill, HillAsReleased
-from tempbalance.tail.ks import KS, KSAsReleased
-from tempbalance.tail.peak import Peak, PeakAsReleased
+from tempbalance.tail.estimator import TailEstimator, Tails
+from tempbalance.tail.hill import Hill
+from tempbalance.tail.ks import KS
+from tempbalance.tail.peak import Peak
+from tempbalance.tail.registry import estimator_names, find_estimator, register_estimator
 
-__all__ = ["KS", "AveragedHill", "Hill", "HillAsReleased", "KSAsReleased", "Peak", "PeakAsReleased", "TailEstimator"]
+__all__ = [
+    "KS",
+    "AveragedHill",
+    "Hill",
+    "Peak",
+    "TailEstimator",
+    "Tails",
+    "estimator_names",
+    "find_estimator",
+    "register_estimator",
+]

@@ -49,7 +49,8 @@ class AveragedHill(TailEstimator):
         if not (0 <= self.low <= self.high < 1 and self.high > 0):
             raise ValueError(f"shares must be 0 <= low <= high < 1 with high > 0, got {self.low} and {self.high}")
 
-    def _fit(self, eigenvalues: Tensor) -> Tails:
+    def fit_tails(self, eigenvalues: Tensor) -> Tails:
+        """Average Hill's estimate over the tails, as a weighted sum of the spacings of the logarithms."""
         n = eigenvalues.shape[1]
         positive = (eigenvalues > 0).sum(dim=1)
         most = (self.high * positive).floor().long().clamp(min=1)

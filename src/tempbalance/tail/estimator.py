@@ -1,7 +1,7 @@
-"""What all tail estimators share: the interface, the maximum-likelihood exponent, and the KS distance.
+"""The base class of tail estimators, the maximum-likelihood exponent, and the KS distance.
 
-Throughout, ``eigenvalues`` has shape ``(B, n)``, float64, ascending, with numerically zero ones exactly 0 and first.
-``i`` indexes the smallest eigenvalue of a tail, which then holds ``n - i`` of them.
+In this package ``eigenvalues`` has shape ``(B, n)``, float64, ascending, with numerically zero ones exactly 0 and
+first. ``i`` is the index of the smallest eigenvalue of a tail, which then has ``n - i`` eigenvalues.
 """
 
 from __future__ import annotations
@@ -17,18 +17,23 @@ from torch import Tensor
 from tempbalance.errors import NonFiniteError, WeightError
 from tempbalance.types import Spectrum, Status, TailFit
 
-__all__ = ["TailEstimator", "Tails", "failed", "ks_distances", "ks_search", "log_positive", "mle_exponents"]
+__all__ = ["TailEstimator", "Tails", "failed", "ks_distances", "log_positive", "mle_exponents"]
 
-_CHUNK = 1 << 18  # entries of the KS matrix at a time: 2 MB, so that the passes over it stay in the cache
 _MIN_LOG_RANGE = 1e-4  # a tail that spans less, in log(lambda), has no shape: alpha would exceed 10^4
 _FEWEST = 2
 _BATCH_NDIM = 2
 
 
 class Tails(NamedTuple):
-    """A fitted tail per spectrum, each of shape ``(B,)``; ``alpha`` is NaN where there is none.
+    """One fitted tail per spectrum.
 
-    Without ``stderr``, it is that of the maximum-likelihood exponent, ``(alpha - 1) / sqrt(num_tail)``.
+    Attributes:
+        alpha: Exponent, shape ``(B,)``, float64; NaN where there is no fit.
+        xmin: Threshold, shape ``(B,)``.
+        num_tail: Number of eigenvalues in the tail, shape ``(B,)``, integer.
+        ks_distance: KS distance between tail and law, shape ``(B,)``.
+        stderr: Standard error of alpha, shape ``(B,)``; None for that of the maximum-likelihood exponent,
+            ``(alpha - 1) / sqrt(num_tail)``.
     """
 
     alpha: Tensor
@@ -40,11 +45,26 @@ class Tails(NamedTuple):
 
 @dataclass(frozen=True)
 class TailEstimator(ABC):
-    """Fits a power law ``p(x) ~ x^-alpha`` to the tail of a spectrum; subclasses differ in how they choose ``xmin``.
+    """Base class: fits a power law ``p(x) ~ x^-alpha`` to the tail of a spectrum.
+
+    A subclass is a frozen dataclass that implements ``fit_tails``, that is, how ``xmin`` and alpha are chosen. It can
+    also override ``radius``.
 
     Attributes:
-        min_eigenvalues: Fewer non-zero eigenvalues than this are not fitted (10, as in WeightWatcher; TempBalance's
-            released code asks for 50, counting zeros).
+        min_eigenvalues: Spectra with fewer non-zero eigenvalues are not fitted (10, as in WeightWatcher; 50, zeros
+            included, in TempBalance's released code).
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class LargestTen(TailEstimator):
+        ...     def fit_tails(self, eigenvalues):
+        ...         first = torch.full((len(eigenvalues),), eigenvalues.shape[1] - 10)
+        ...         logs = log_positive(eigenvalues)
+        ...         alpha, xmin = mle_exponents(eigenvalues)[:, -10], eigenvalues[:, -10]
+        ...         distance = ks_distances(logs, logs[:, -10], alpha, first)
+        ...         return Tails(alpha, xmin, torch.full_like(first, 10), distance)
+        >>> LargestTen().fit(torch.arange(1.0, 200.0) ** -2).num_tail
+        10
     """
 
     _: KW_ONLY
@@ -66,11 +86,11 @@ class TailEstimator(ABC):
             eigenvalues: A spectrum, or its eigenvalues: shape ``(n,)``, real, not negative, in any order.
 
         Returns:
-            The fit; ``status`` says why where there is none.
+            The fit; without one, ``status`` is the reason.
 
         Raises:
-            WeightError: ``eigenvalues`` is not a one-dimensional real tensor, or holds negative numbers.
-            NonFiniteError: It holds NaN or Inf.
+            WeightError: ``eigenvalues`` is not a one-dimensional real tensor, or contains negative numbers.
+            NonFiniteError: It contains NaN or Inf.
         """
         values = eigenvalues.eigenvalues if isinstance(eigenvalues, Spectrum) else eigenvalues
         if values.ndim != 1:
@@ -87,8 +107,8 @@ class TailEstimator(ABC):
             One fit per row.
 
         Raises:
-            WeightError: ``eigenvalues`` is not a two-dimensional real tensor, or holds negative numbers.
-            NonFiniteError: It holds NaN or Inf.
+            WeightError: ``eigenvalues`` is not a two-dimensional real tensor, or contains negative numbers.
+            NonFiniteError: It contains NaN or Inf.
         """
         if eigenvalues.ndim != _BATCH_NDIM or not eigenvalues.is_floating_point():
             raise WeightError(
@@ -96,7 +116,7 @@ class TailEstimator(ABC):
             )
         values = eigenvalues.detach().to(torch.float64).sort(dim=1).values
         if not torch.isfinite(values).all():
-            raise NonFiniteError("the eigenvalues hold NaN or Inf")
+            raise NonFiniteError("the eigenvalues contain NaN or Inf")
         if (values < 0).any():
             raise WeightError("the eigenvalues of W^T W are never negative; singular values must be squared first")
         enough = (values > 0).sum(dim=1) >= self.min_eigenvalues
@@ -105,35 +125,43 @@ class TailEstimator(ABC):
         ]
         if enough.any():
             usable = values[enough]
-            found = _as_fits(self._fit(usable), usable)
+            found = _as_fits(self.fit_tails(usable), usable)
             for index, fit in zip(enough.nonzero().flatten().tolist(), found, strict=True):
                 fits[index] = fit
         return fits
 
     def radius(self, eigenvalues: Spectrum | Tensor, tolerance: float) -> float:
-        """How far a weight may move before its alpha can have moved by more than a tolerance.
+        """Return a bound: a weight that changes by less keeps its alpha within the tolerance.
 
         Args:
             eigenvalues: A spectrum, or its eigenvalues: shape ``(n,)``.
-            tolerance: Of alpha.
+            tolerance: Largest change of alpha.
 
         Returns:
-            A Frobenius norm (of the change of all matrices whose spectra are pooled); 0 where no bound is known, as
-            for every estimator whose threshold can jump.
+            A Frobenius norm (of the change of all pooled matrices); 0 where no bound is known, as for every estimator
+            whose threshold can jump.
         """
         del eigenvalues, tolerance
         return 0.0
 
     @abstractmethod
-    def _fit(self, eigenvalues: Tensor) -> Tails:
-        """Fit ``(B, n)`` ascending eigenvalues of which at least ``min_eigenvalues`` a row are positive."""
+    def fit_tails(self, eigenvalues: Tensor) -> Tails:
+        """Fit several spectra: the hook that a subclass implements. Callers use ``fit`` or ``fit_batch``.
+
+        Args:
+            eigenvalues: Shape ``(B, n)``, float64, finite, ascending; zeros come first. Each row has at least
+                ``min_eigenvalues`` positive ones.
+
+        Returns:
+            One tail per row, with ``alpha`` NaN where there is no tail (``Status.NO_TAIL``).
+        """
 
 
 def failed(status: Status) -> TailFit:
-    """A fit that says why there is none.
+    """Return the result for a spectrum without a fit.
 
     Args:
-        status: Why; not ``Status.OK``.
+        status: The reason; not ``Status.OK``.
 
     Returns:
         NaN in every float, and an empty tail.
@@ -161,12 +189,12 @@ def _as_fit(alpha: float, stderr: float, xmin: float, num_tail: int, ks_distance
 
 
 def log_positive(eigenvalues: Tensor) -> Tensor:
-    """Natural logarithms, with 0 in the place of log(0); those places are never the start of a tail."""
+    """Return natural logarithms, with 0 in place of log(0); a tail never starts there."""
     return torch.where(eigenvalues > 0, eigenvalues, 1.0).log()
 
 
 def mle_exponents(eigenvalues: Tensor) -> Tensor:
-    """The maximum-likelihood exponent of the tail that starts at each eigenvalue.
+    """Return the maximum-likelihood exponent of the tail that starts at each eigenvalue.
 
     ``alpha_i = 1 + (n - i) / sum_{j >= i} ln(x_j / x_i)`` (Clauset, Shalizi and Newman 2009, eq. 3.1).
 
@@ -186,7 +214,7 @@ def mle_exponents(eigenvalues: Tensor) -> Tensor:
 
 
 def ks_distances(logs: Tensor, log_xmin: Tensor, alpha: Tensor, first: Tensor) -> Tensor:
-    """KS distance between a tail and the power law fitted to it.
+    """Return the KS distance between a tail and the power law fitted to it.
 
     ``max_j |P(X < x_j) - #{i: x_i < x_j} / num_tail|`` over the tail, the empirical distribution being taken from the
     left as in the code of Clauset et al. and in WeightWatcher.
@@ -206,56 +234,3 @@ def ks_distances(logs: Tensor, log_xmin: Tensor, alpha: Tensor, first: Tensor) -
     law = ((1 - alpha).unsqueeze(1) * (logs - log_xmin.unsqueeze(1))).exp()
     gaps = (survival - law).abs().masked_fill(position < first.unsqueeze(1), 0.0)
     return gaps.amax(dim=1)
-
-
-def ks_search(eigenvalues: Tensor, candidates: Tensor, *, bounded: bool = False, ties: bool = False) -> Tails:
-    """The threshold among the candidates whose tail has the least KS distance, the first one if several do.
-
-    All candidates of all spectra are tried at once, in chunks of bounded memory; the work is ``B n^2 / 2``
-    exponentials, a small part of what the eigenvalues cost.
-
-    Args:
-        eigenvalues: Shape ``(B, n)``.
-        candidates: Which eigenvalues may be the threshold; bool, shape ``(B, n)``. Zeros and the largest one never are,
-            of equal ones only the first unless ``ties``.
-        bounded: Whether the distance is to the law cut off at the largest eigenvalue.
-        ties: Whether a tail may start within a run of equal eigenvalues, leaving some of them out.
-
-    Returns:
-        The fitted tails; NaN where no candidate gives a finite alpha > 1.
-    """
-    logs = log_positive(eigenvalues)
-    batch, n = logs.shape
-    alphas = mle_exponents(eigenvalues)
-    repeated = torch.zeros_like(candidates)
-    if not ties:
-        repeated[:, 1:] = eigenvalues[:, 1:] == eigenvalues[:, :-1]
-    allowed = candidates & (eigenvalues > 0) & (eigenvalues < eigenvalues[:, -1:]) & ~repeated & alphas.isfinite()
-    distances = torch.full_like(logs, math.inf)
-    start = int(allowed.any(dim=0).to(torch.uint8).argmax())
-    while start < n:
-        stop = min(n, start + max(1, _CHUNK // (batch * (n - start))))
-        distances[:, start:stop] = _ks_rows(logs, alphas, slice(start, stop), bounded)
-        start = stop
-    best = distances.masked_fill(~allowed, math.inf).argmin(dim=1, keepdim=True)
-    found = allowed.any(dim=1)
-    alpha = alphas.gather(1, best).squeeze(1).masked_fill(~found, math.nan)
-    return Tails(
-        alpha=alpha,
-        xmin=eigenvalues.gather(1, best).squeeze(1),
-        num_tail=n - best.squeeze(1),
-        ks_distance=distances.gather(1, best).squeeze(1),
-    )
-
-
-def _ks_rows(logs: Tensor, alphas: Tensor, rows: slice, bounded: bool) -> Tensor:
-    """KS distances of the tails that start at the given indices, shape ``(B, rows)``."""
-    start, n = rows.start, logs.shape[1]
-    gaps = logs[:, None, start:] - logs[:, rows, None]
-    gaps.mul_((1 - alphas[:, rows, None]).clamp(min=-1e300)).exp_()  # the law's survival function
-    if bounded:
-        least = gaps[:, :, -1:].clone()
-        gaps.sub_(least).div_(1 - least)
-    sizes = torch.arange(n - start, 0, -1, dtype=logs.dtype, device=logs.device)
-    gaps.sub_(sizes / sizes[: rows.stop - start, None]).abs_()
-    return gaps.triu_().amax(dim=2)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tempbalance.tail.estimator import TailEstimator, Tails, ks_distances, log_positive, mle_exponents
+from tempbalance.tail.estimator import TailEstimator, Tails, ks_distances, log_positive
 from tempbalance.types import Spectrum
 
-__all__ = ["Hill", "HillAsReleased"]
+__all__ = ["Hill"]
 
 _BISECTIONS = 24
 
@@ -97,7 +97,8 @@ class Hill(TailEstimator):
             low, high = (middle, high) if moved(middle) <= tolerance else (low, middle)
         return low
 
-    def _fit(self, eigenvalues: Tensor) -> Tails:
+    def fit_tails(self, eigenvalues: Tensor) -> Tails:
+        """Fit the largest ``floor(share * n)`` eigenvalues, with the next smaller one as the threshold."""
         n = eigenvalues.shape[1]
         positive = (eigenvalues > 0).sum(dim=1)
         k = (self.share * positive).floor().long().clamp(min=1)
@@ -129,57 +130,3 @@ class _Crowd:
         discriminant = self._sums.square() - self._count * (self._squares - d * d)
         x = (self._sums + discriminant.clamp(min=0).sqrt()) / self._count
         return float(x[int((x <= self._next).to(torch.uint8).argmax())])
-
-
-@dataclass(frozen=True)
-class HillAsReleased(TailEstimator):
-    """The ``median`` fit of the code released with TempBalance, Model Balancing, FARMS, AlphaPruning and AlphaDecay.
-
-    The tail starts at index ``floor(n / xmin_position)`` of the ascending spectrum, zeros included, and its smallest
-    eigenvalue serves as the threshold too. So one of the terms is zero: ``n`` terms are counted and ``n - 1`` say
-    something, which biases alpha upwards, notably in small spectra (5.05 instead of 3.13 for the eigenvalues 1..8).
-    For replays of published numbers; otherwise use ``Hill``. There is no fit where the tail holds a zero, which the
-    released code turns into an infinite logarithm.
-
-    Attributes:
-        xmin_position: 2 keeps the top half (the default of all the released code), 1.5 the top third (the GLUE script
-            of Model Balancing).
-        zero: Eigenvalues up to this count as zero and are left out first; 1e-5 in Model Balancing's PDE code, which is
-            the ``filter_zeros`` that the other released code leaves off.
-
-    Example:
-        >>> import torch
-        >>> round(HillAsReleased(min_eigenvalues=8).fit(torch.arange(1.0, 9.0)).alpha, 4)
-        5.0453
-    """
-
-    xmin_position: float = 2.0
-    zero: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the parameters.
-
-        Raises:
-            ValueError: ``xmin_position`` is not greater than 1, or ``zero`` is negative.
-        """
-        super().__post_init__()
-        if not self.xmin_position > 1:
-            raise ValueError(f"xmin_position must be greater than 1, got {self.xmin_position}")
-        if self.zero is not None and self.zero < 0:
-            raise ValueError(f"zero must not be negative, got {self.zero}")
-
-    def _fit(self, eigenvalues: Tensor) -> Tails:
-        n = eigenvalues.shape[1]
-        kept = (eigenvalues > (-1.0 if self.zero is None else self.zero)).sum(dim=1)
-        first = n - kept + (kept / self.xmin_position).long()
-        start = first.clamp(max=n - 1).unsqueeze(1)
-        logs = log_positive(eigenvalues)
-        xmin = eigenvalues.gather(1, start).squeeze(1)
-        alpha = mle_exponents(eigenvalues).gather(1, start).squeeze(1)
-        alpha = alpha.masked_fill((xmin == 0) | (kept < self.min_eigenvalues), math.nan)
-        return Tails(
-            alpha=alpha,
-            xmin=xmin,
-            num_tail=n - first,
-            ks_distance=ks_distances(logs, logs.gather(1, start).squeeze(1), alpha, first),
-        )

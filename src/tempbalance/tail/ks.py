@@ -2,23 +2,81 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tempbalance.tail.estimator import TailEstimator, Tails, ks_search
+from tempbalance.tail.estimator import TailEstimator, Tails, log_positive, mle_exponents
 
-__all__ = ["KS", "KSAsReleased"]
+__all__ = ["KS", "KSSearch", "first_of_equal"]
+
+_CHUNK = 1 << 18  # entries of the KS matrix at a time: 2 MB, so that the passes over it stay in the cache
 
 
 @dataclass(frozen=True)
-class KS(TailEstimator):
+class KSSearch(TailEstimator):
+    """Base class: the candidate for ``xmin`` whose tail has the least KS distance, the first one if several do.
+
+    All candidates of all spectra are tried at once, in chunks of bounded memory; the work is ``B n^2 / 2``
+    exponentials, a small part of the cost of the eigenvalues.
+    """
+
+    @abstractmethod
+    def candidates(self, eigenvalues: Tensor) -> Tensor:
+        """Return which eigenvalues ``(B, n)`` may be the threshold, as bools; zeros and the largest never are."""
+
+    def survival(self, logs: Tensor) -> Tensor:
+        """Return the survival function of the law, given its logarithm ``(B, thresholds, n)``, in place."""
+        return logs.exp_()
+
+    def fit_tails(self, eigenvalues: Tensor) -> Tails:
+        """Fit the tail of least KS distance; alpha is NaN where no candidate gives a finite alpha > 1."""
+        logs = log_positive(eigenvalues)
+        batch, n = logs.shape
+        alphas = mle_exponents(eigenvalues)
+        inner = (eigenvalues > 0) & (eigenvalues < eigenvalues[:, -1:])
+        allowed = self.candidates(eigenvalues) & inner & alphas.isfinite()
+        distances = torch.full_like(logs, math.inf)
+        start = int(allowed.any(dim=0).to(torch.uint8).argmax())
+        while start < n:
+            stop = min(n, start + max(1, _CHUNK // (batch * (n - start))))
+            distances[:, start:stop] = self._distances(logs, alphas, slice(start, stop))
+            start = stop
+        best = distances.masked_fill(~allowed, math.inf).argmin(dim=1, keepdim=True)
+        return Tails(
+            alpha=alphas.gather(1, best).squeeze(1).masked_fill(~allowed.any(dim=1), math.nan),
+            xmin=eigenvalues.gather(1, best).squeeze(1),
+            num_tail=n - best.squeeze(1),
+            ks_distance=distances.gather(1, best).squeeze(1),
+        )
+
+    def _distances(self, logs: Tensor, alphas: Tensor, rows: slice) -> Tensor:
+        """KS distances of the tails that start at the given indices, shape ``(B, rows)``."""
+        start, n = rows.start, logs.shape[1]
+        gaps = logs[:, None, start:] - logs[:, rows, None]
+        gaps = self.survival(gaps.mul_((1 - alphas[:, rows, None]).clamp(min=-1e300)))
+        sizes = torch.arange(n - start, 0, -1, dtype=logs.dtype, device=logs.device)
+        gaps.sub_(sizes / sizes[: rows.stop - start, None]).abs_()
+        return gaps.triu_().amax(dim=2)
+
+
+def first_of_equal(eigenvalues: Tensor) -> Tensor:
+    """Return which eigenvalues ``(B, n)`` are the first of a run of equal ones: a tail includes all of a run."""
+    first = torch.ones_like(eigenvalues, dtype=torch.bool)
+    first[:, 1:] = eigenvalues[:, 1:] != eigenvalues[:, :-1]
+    return first
+
+
+@dataclass(frozen=True)
+class KS(KSSearch):
     """The threshold whose tail fits a power law best, by KS distance; WeightWatcher's default.
 
     Every non-zero eigenvalue but the largest is tried as ``xmin``; alpha is the maximum-likelihood exponent of the
     eigenvalues from ``xmin`` up (Clauset, Shalizi and Newman 2009, eq. 3.1 and section 3.3, for continuous data).
-    Equal to WeightWatcher's fit for spectra that its small-sample rule leaves alone.
+    Equal to WeightWatcher's fit for spectra to which its small-sample rule does not apply.
 
     Example:
         >>> import torch
@@ -27,24 +85,6 @@ class KS(TailEstimator):
         1.5
     """
 
-    def _fit(self, eigenvalues: Tensor) -> Tails:
-        return ks_search(eigenvalues, torch.ones_like(eigenvalues, dtype=torch.bool))
-
-
-@dataclass(frozen=True)
-class KSAsReleased(TailEstimator):
-    """The fit behind the numbers that WeightWatcher published until 2020: ``powerlaw.Fit(..., xmax=lambda_max)``.
-
-    As ``KS``, but the distance is taken to the law cut off at the largest eigenvalue, while alpha stays the exponent of
-    the law that is not: so ``powerlaw`` 1.x computes with ``xmax`` (its likelihood leaves the cut-off out). For replays
-    of published numbers; otherwise use ``KS``.
-
-    Example:
-        >>> import torch
-        >>> fit = KSAsReleased().fit(torch.arange(1.0, 200.0) ** -2)
-        >>> round(fit.alpha, 1)
-        1.5
-    """
-
-    def _fit(self, eigenvalues: Tensor) -> Tails:
-        return ks_search(eigenvalues, torch.ones_like(eigenvalues, dtype=torch.bool), bounded=True)
+    def candidates(self, eigenvalues: Tensor) -> Tensor:
+        """Try every distinct eigenvalue."""
+        return first_of_equal(eigenvalues)

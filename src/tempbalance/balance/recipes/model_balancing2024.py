@@ -10,7 +10,8 @@ from tempbalance.balance.assign import Sigmoid
 from tempbalance.balance.recipe import Every, Recipe
 from tempbalance.layers import Select
 from tempbalance.spectra.windows import FARMS
-from tempbalance.tail import Hill, HillAsReleased
+from tempbalance.tail import Hill
+from tempbalance.tail.as_released import HillAsReleased
 
 __all__ = [
     "model_balancing",

@@ -9,8 +9,10 @@ from __future__ import annotations
 from tempbalance.balance.assign import Assignment, Linear
 from tempbalance.balance.recipe import Every, Recipe
 from tempbalance.layers import Select
-from tempbalance.spectra.windows import FARMS, FARMSAsReleased
-from tempbalance.tail import Hill, HillAsReleased
+from tempbalance.spectra.farms_as_released import FARMSAsReleased
+from tempbalance.spectra.windows import FARMS
+from tempbalance.tail import Hill
+from tempbalance.tail.as_released import HillAsReleased
 
 __all__ = ["tempbalance", "tempbalance_as_released"]
 

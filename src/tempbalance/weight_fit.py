@@ -1,0 +1,231 @@
+"""From a weight to its spectrum, tail fit, metrics and verdict: the one pipeline of the library.
+
+Whole matrices and FARMS windows take the same path, one weight or a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tempbalance.metrics import Metrics, is_random, measure
+from tempbalance.spectra.eigenvalues import spectra
+from tempbalance.spectra.matrices import Layout, as_matrices, matrix_shape
+from tempbalance.spectra.windowed_gram import WindowValues, window_values
+from tempbalance.spectra.windows import WindowGrid, Windows, coverage
+from tempbalance.tail import TailEstimator, find_estimator
+from tempbalance.tail.estimator import failed
+from tempbalance.types import Spectrum, Status, TailFit
+
+__all__ = ["WeightFit", "batch_key", "fit_weight", "fit_weights"]
+
+_GROWTH = 4  # windows are added in steps of at least a quarter, and at most doubled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WeightFit:
+    """The spectrum of one weight, its tail, and whether it is that of a random matrix.
+
+    Attributes:
+        spectrum: Pooled over the matrices of the weight and their windows; with windows, its shape is that of a window.
+        fit: The tail, as the estimator gave it; with windows, its standard error is that of the choice of windows.
+        num_windows: Windows cut from each matrix; 1 without windows.
+        coverage: Fraction of the weight's entries inside at least one window; 1 without windows.
+        metrics: Scalars of the spectrum and of the fit.
+        random: Whether the spectrum cannot be told from that of a random matrix (see ``metrics.is_random``).
+    """
+
+    spectrum: Spectrum
+    fit: TailFit
+    num_windows: int
+    coverage: float
+    metrics: Metrics
+    random: bool
+
+    @property
+    def status(self) -> Status:
+        """``Status.RANDOM`` where the weight looks untrained, else the status of the fit."""
+        return Status.RANDOM if self.random else self.fit.status
+
+
+def fit_weight(
+    weight: Tensor,
+    layout: Layout = Layout.MATRIX,
+    *,
+    estimator: TailEstimator | str = "hill",
+    windows: Windows | None = None,
+    device: torch.device | str | None = None,
+) -> WeightFit:
+    """Compute the spectrum of one weight and fit its tail.
+
+    Args:
+        weight: Floating-point or complex tensor whose axes fit ``layout``.
+        layout: How the axes of ``weight`` form matrices; the spectra of all of them are pooled.
+        estimator: How the tail is fitted: an estimator or its name (see ``tail.find_estimator``).
+        windows: ``FARMS()`` pools the spectra of windows of one aspect ratio; by default each matrix is taken whole.
+        device: Where to compute; by default where the weight is.
+
+    Returns:
+        The spectrum, its tail and its metrics.
+
+    Raises:
+        NonFiniteError: The weight contains NaN or Inf.
+        WeightError: Its shape or dtype is not a weight's.
+        WindowError: No window of this aspect ratio fits into its matrices.
+
+    Example:
+        >>> from tempbalance.spectra import FARMS
+        >>> from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
+        >>> weight = matrix_with_spectrum(pareto_quantiles(64, 3.0), (64, 128))
+        >>> found = fit_weight(weight)
+        >>> round(found.fit.alpha, 1), found.random
+        (3.0, False)
+        >>> found = fit_weight(weight, windows=FARMS())
+        >>> found.spectrum.shape, found.num_windows >= 5, found.coverage
+        ((32, 32), True, 1.0)
+    """
+    matrices = as_matrices(weight, layout)
+    return fit_weights([matrices], [layout], estimator=find_estimator(estimator), windows=windows, device=device)[0]
+
+
+def fit_weights(
+    matrices: Sequence[Tensor],
+    layouts: Sequence[Layout],
+    *,
+    estimator: TailEstimator,
+    windows: Windows | None = None,
+    device: torch.device | str | None = None,
+) -> list[WeightFit]:
+    """Compute the spectra of several weights and fit their tails, in batched calls.
+
+    Args:
+        matrices: One tensor of shape ``(B_i, rows_i, columns_i)`` per weight; all have the same ``batch_key``.
+        layouts: Of the weights.
+        estimator: How the tails are fitted.
+        windows: Which windows are pooled; by default each matrix is taken whole.
+        device: Where to compute; by default where each weight is.
+
+    Returns:
+        One fit per weight. On a CPU the numbers do not depend on which weights share a batch.
+
+    Raises:
+        NonFiniteError: A weight contains NaN or Inf.
+        WeightError: The tensors are not three-dimensional, or whole matrices differ in shape.
+        WindowError: No window fits.
+
+    Example:
+        >>> from tempbalance.spectra import FARMS
+        >>> from tempbalance.tail import Hill
+        >>> weights, layouts = [torch.ones(1, 8, 8), torch.ones(3, 8, 16)], [Layout.MATRIX, Layout.STACK]
+        >>> found = fit_weights(weights, layouts, estimator=Hill(), windows=FARMS(windows=2))
+        >>> [fit.spectrum.num_matrices for fit in found]
+        [4, 12]
+    """
+    if windows is None:
+        found = spectra(matrices, device=device)
+        fits = estimator.fit_batch(torch.stack([spectrum.eigenvalues for spectrum in found]))
+        return [_weight_fit(spectrum, fit) for spectrum, fit in zip(found, fits, strict=True)]
+    states = [_Windowed(windows, batch, layout) for batch, layout in zip(matrices, layouts, strict=True)]
+    pending = states
+    while pending:
+        values = window_values(
+            [state.matrices for state in pending],
+            [state.grid.size for state in pending],
+            [state.grid.starts[state.used : state.wanted] for state in pending],
+            device=device,
+        )
+        for state, new in zip(pending, values, strict=True):
+            state.add(new, estimator)
+        pending = [state for state in pending if state.wanted > state.used]
+    return [state.result() for state in states]
+
+
+def batch_key(shape: tuple[int, ...], layout: Layout, windows: Windows | None) -> object:
+    """Return a key that is equal for weights that can share a call of ``fit_weights``.
+
+    Args:
+        shape: Of the weight.
+        layout: Of the weight.
+        windows: Which windows are pooled; None for whole matrices.
+
+    Returns:
+        Shape and layout, or the sides of the window.
+
+    Raises:
+        WindowError: No window fits.
+
+    Example:
+        >>> from tempbalance.spectra import FARMS
+        >>> batch_key((384, 1536), Layout.MATRIX, FARMS()) == batch_key((384, 384), Layout.MATRIX, FARMS())
+        True
+    """
+    if windows is None:
+        return shape, layout
+    return sorted(windows.grid(matrix_shape(shape, layout), layout).size)
+
+
+def _weight_fit(
+    spectrum: Spectrum, fit: TailFit, num_windows: int = 1, covered: float = 1.0, disjoint: int = 1
+) -> WeightFit:
+    """Add metrics and verdict; ``disjoint`` is the number of windows of a matrix that share no entry."""
+    metrics = measure(spectrum, fit, num_windows)
+    independent = spectrum.num_matrices // num_windows * disjoint
+    random = fit.status in {Status.OK, Status.NO_TAIL} and is_random(spectrum, metrics, independent)
+    return WeightFit(
+        spectrum=spectrum, fit=fit, num_windows=num_windows, coverage=covered, metrics=metrics, random=random
+    )
+
+
+@dataclass
+class _Windowed:
+    """A weight while windows are added: ``used`` windows are computed, ``wanted`` are needed."""
+
+    windows: Windows
+    matrices: Tensor
+    layout: Layout
+    grid: WindowGrid = field(init=False)
+    wanted: int = field(init=False)
+    used: int = 0
+    error_bound: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.matrices = self.windows.orient(self.matrices, self.layout)
+        self.grid = self.windows.grid((self.matrices.shape[1], self.matrices.shape[2]), self.layout)
+        self.wanted = self.grid.first
+        self.values = torch.empty(0, len(self.matrices), min(self.grid.size), dtype=torch.float64)
+
+    def add(self, new: WindowValues, estimator: TailEstimator) -> None:
+        """Fit with new windows, and decide whether more are needed."""
+        self.values = torch.cat([self.values, new.eigenvalues])
+        self.used = len(self.values)
+        self.error_bound = max(self.error_bound, new.error_bound)
+        self.fitted, self.fit = self.windows.fit(self.values, self.layout, estimator.fit_batch)
+        if self.fit.status is not Status.ZERO and self._num_distinct() < estimator.min_eigenvalues:
+            self.fit = failed(Status.TOO_FEW)
+        if self.fit.status is not Status.OK or self.fit.stderr <= self.windows.tolerance:
+            return
+        ratio = (self.fit.stderr / self.windows.tolerance) ** 2 if math.isfinite(self.fit.stderr) else 2.0
+        least = self.used + max(1, self.used // _GROWTH)
+        self.wanted = min(len(self.grid.starts), max(least, math.ceil(self.used * min(ratio, 2.0))))
+
+    def result(self) -> WeightFit:
+        """Return the outcome, once no more windows are needed."""
+        rows, columns = self.matrices.shape[1:]
+        height, width = self.grid.size
+        spectrum = Spectrum(
+            eigenvalues=self.fitted.flatten().sort().values,
+            shape=self.grid.size,
+            num_matrices=self.values.shape[0] * self.values.shape[1],
+            error_bound=self.error_bound,
+        )
+        covered = coverage((rows, columns), self.grid.size, self.grid.starts[: self.used])
+        disjoint = min(self.used, max(1, rows * columns // (height * width)))
+        return _weight_fit(spectrum, self.fit, self.used, covered, disjoint)
+
+    def _num_distinct(self) -> int:
+        count, rows, columns = self.matrices.shape
+        return count * self.windows.num_distinct((rows, columns), self.grid)
