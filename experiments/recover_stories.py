@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import tempbalance as tb
 from tempbalance.balance import Recipe
-from tempbalance.compress import Recovery, load_causal_lm, recover
+from tempbalance.compress import RecoverySettings, load_causal_lm, recover
 
 LENGTH = 256
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -51,7 +51,7 @@ def main(folder: Path, out: Path) -> None:
     def recovered(way: str, lr: float, seed: int) -> nn.Module:
         """The pruned model after one epoch."""
         model = pruned(folder, training, seed)
-        settings = Recovery(lr=lr, batch=8, length=LENGTH, seed=seed)
+        settings = RecoverySettings(lr=lr, batch=8, length=LENGTH, seed=seed)
         recover(model, training, settings, recipe=ways[way], progress=False)
         return model
 

@@ -65,7 +65,7 @@ def test_quiet_prints_nothing(model, tmp_path, capfd):
 
 def test_a_plan_is_pruned_by_again(model, tmp_path):
     assert run("prune", model, "-s", 0.3, "-o", tmp_path / "a", "-q") == 0
-    assert run("prune", model, "--plan", tmp_path / "a" / "allocation.json", "-o", tmp_path / "b", "-q") == 0
+    assert run("prune", model, "--from-allocation", tmp_path / "a" / "allocation.json", "-o", tmp_path / "b", "-q") == 0
     first, second = (load_file(tmp_path / folder / "model.safetensors") for folder in "ab")
     assert all(torch.equal(first[name], second[name]) for name in first)
 

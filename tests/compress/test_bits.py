@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 import tempbalance as tb
-from tempbalance.compress import BitAllocation, RankAllocation, allocate_bits, export_bits
+from tempbalance.compress import Allocation, allocate_bits, export_llmcompressor
 from tempbalance.errors import AllocationError
 
 ALPHAS = st.floats(1.1, 20.0) | st.sampled_from([math.nan, math.inf])
 LAYERS = st.lists(st.tuples(ALPHAS, st.integers(1, 40), st.floats(1e-6, 10.0)), min_size=1, max_size=12)
 
 
-def spent(plan: BitAllocation) -> int:
+def spent(plan: Allocation) -> int:
     return sum(layer.numel * layer.bits for layer in plan.layers)
 
 
@@ -117,7 +117,7 @@ def test_a_module_without_alpha_counts_as_one_of_median_alpha(analysis_of):
     assert list(neutral.values()) == list(
         allocate_bits(analysis_of(names, [2.0, 4.0, 6.0], shapes), 3, gamma=9).values()
     )
-    assert neutral.layers[1].alpha is None
+    assert math.isnan(neutral.layers[1].alpha)
     assert set(allocate_bits(analysis_of(names, [math.nan] * 3, shapes), 3).values()) == {3}
 
 
@@ -147,7 +147,7 @@ def test_the_mean_square_of_windows_is_that_of_the_weight():
     "bad", [{"bits": 1.9}, {"bits": 8.1}, {"bits": math.nan}, {"bits": 3, "widths": ()}, {"bits": 0, "widths": (0, 4)}]
 )
 def test_budgets_out_of_range(analysis_of, bad):
-    with pytest.raises(AllocationError, match="the widths"):
+    with pytest.raises(AllocationError, match="of the widths"):
         allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(8, 8)]), **bad)
 
 
@@ -163,36 +163,30 @@ def test_nothing_to_quantize():
 
 
 def test_an_analysis_of_an_older_version(analysis_of):
-    with pytest.raises(AllocationError, match=r"h\.0\.a.*anew"):
+    with pytest.raises(AllocationError, match=r"h\.0\.a.*analyse the model again"):
         allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(8, 8)], [math.nan]), 3)
 
 
 @pytest.fixture
-def plan(analysis_of) -> BitAllocation:
+def plan(analysis_of) -> Allocation:
     names = [f"h.{i}.a.weight" for i in range(3)]
     return allocate_bits(analysis_of(names, [2.0, math.nan, 6.0], [(64, 64)] * 3), 3, gamma=9)
 
 
 def test_a_plan_survives_its_file(plan, tmp_path):
     plan.save(tmp_path / "bits.json")
-    assert BitAllocation.load(tmp_path / "bits.json") == plan
+    assert Allocation.load(tmp_path / "bits.json") == plan
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": 99}', '{"schema": 1, "layers": [{}]}'])
 def test_files_that_are_no_plans(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(AllocationError, match=r"x\.json"):
-        BitAllocation.load(tmp_path / "x.json")
-
-
-def test_a_plan_of_another_kind(plan, tmp_path):
-    plan.save(tmp_path / "bits.json")
-    with pytest.raises(AllocationError, match=r"bits\.json"):
-        RankAllocation.load(tmp_path / "bits.json")
+        Allocation.load(tmp_path / "x.json")
 
 
 def test_a_recipe_names_every_module_once(plan, tmp_path):
-    export_bits(plan, tmp_path / "recipe.yaml", modifier="QuantizationModifier", group_size=32)
+    export_llmcompressor(plan, tmp_path / "recipe.yaml", modifier="QuantizationModifier", group_size=32)
     (stage,) = json.loads((tmp_path / "recipe.yaml").read_text()).values()
     groups = stage["quantization_modifiers"]["QuantizationModifier"]["config_groups"].values()
     assert {name: group["weights"]["num_bits"] for group in groups for name in group["targets"]} == dict(plan)
@@ -202,17 +196,17 @@ def test_a_recipe_names_every_module_once(plan, tmp_path):
 
 def test_columns_that_groups_do_not_divide(plan, tmp_path):
     with pytest.raises(AllocationError, match=r"h\.0\.a has 64 columns.*group_size=128"):
-        export_bits(plan, tmp_path / "recipe.yaml")
+        export_llmcompressor(plan, tmp_path / "recipe.yaml")
 
 
 def test_one_bit_cannot_be_exported(analysis_of, tmp_path):
     plan = allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(8, 8)]), 1, widths=(1, 2))
     with pytest.raises(AllocationError, match="2 to 8 bits"):
-        export_bits(plan, tmp_path / "recipe.yaml")
+        export_llmcompressor(plan, tmp_path / "recipe.yaml")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["h.0.experts.w1:3", "h.0.experts.gate_up_proj:3"])
 def test_experts_that_llm_compressor_does_not_take_apart(analysis_of, tmp_path, name):
     with pytest.raises(AllocationError, match=name):
-        export_bits(allocate_bits(analysis_of([name], [2.0], [(8, 8)]), 3), tmp_path / "recipe.yaml")
+        export_llmcompressor(allocate_bits(analysis_of([name], [2.0], [(8, 8)]), 3), tmp_path / "recipe.yaml")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tempbalance as tb
-from tempbalance.compress import RankAllocation, allocate_ranks, lora_config
+from tempbalance.compress import Allocation, allocate_ranks, lora_config
 from tempbalance.errors import AllocationError, MissingExtraError
 
 ALPHAS = st.floats(1.1, 20.0) | st.sampled_from([math.nan, math.inf])
@@ -19,7 +19,7 @@ LAYERS = st.lists(st.tuples(ALPHAS, st.integers(1, 300), st.integers(1, 300)), m
 NAMES = [f"h.{i // 2}.{'ab'[i % 2]}.weight" for i in range(20)]
 
 
-def parameters(plan: RankAllocation) -> int:
+def parameters(plan: Allocation) -> int:
     return sum(layer.parameters for layer in plan.layers)
 
 
@@ -109,7 +109,7 @@ def test_nothing_to_adapt():
 def test_a_plan_survives_its_file(analysis_of, tmp_path):
     plan = allocate_ranks(analysis_of(NAMES[:2], [2.0, math.nan], [(64, 64)] * 2), 8)
     plan.save(tmp_path / "ranks.json")
-    assert RankAllocation.load(tmp_path / "ranks.json") == plan
+    assert Allocation.load(tmp_path / "ranks.json") == plan
 
 
 def with_alphas(analysis: tb.Analysis) -> tb.Analysis:

@@ -168,7 +168,9 @@ class TestWarnings:
         return caplog.text
 
     def test_a_block_that_loses_every_weight_is_named(self, analysis_of, caplog):
-        assert "nothing of h.0:" in self.plan(analysis_of, caplog, [1.91, 1.72, 1.71, 1.72, 1.74, 1.7], epsilon=0.4)
+        assert "all weights of h.0 to zero" in self.plan(
+            analysis_of, caplog, [1.91, 1.72, 1.71, 1.72, 1.74, 1.7], epsilon=0.4
+        )
 
     def test_alphas_that_differ_by_no_more_than_their_errors(self, analysis_of, caplog):
         assert "no more than their standard errors" in self.plan(analysis_of, caplog, [2.15, 2.2, 2.18], stderr=0.1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tempbalance as tb
-from tempbalance.report.pruning_page import Pruned, render_pruning
+from tempbalance.report.pruning_page import render_pruning
 from tempbalance.report.study_page import render_summary
 from tempbalance.study import paired
 from tempbalance.study.summary import Row, Summary
@@ -198,7 +198,10 @@ def pruning_page(browser, tmp_path):
         )
     plan = tb.allocate_sparsity(tb.analyze(tensors), sparsity=0.5)
     path = tmp_path / "report.html"
-    path.write_text(render_pruning(Pruned(plan=plan, method="magnitude", achieved=dict(plan))), encoding="utf-8")
+    path.write_text(
+        render_pruning(tb.compress.PruningResult(allocation=plan, method="magnitude", achieved=dict(plan))),
+        encoding="utf-8",
+    )
     yield from opened(browser, path, "#alpha .main-svg")
 
 

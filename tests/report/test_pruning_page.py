@@ -10,19 +10,18 @@ from rich.console import Console
 
 import tempbalance as tb
 from tempbalance.errors import MissingExtraError
-from tempbalance.report.pruning_page import Pruned, headline, in_words, render_pruning
+from tempbalance.report.pruning_page import headline, render_pruning
 from tempbalance.report.pruning_terminal import print_pruning
 
 
 def share(block, part, zeros, alpha):
     """A weight of 100 entries."""
-    return tb.compress.LayerShare(
+    return tb.compress.LayerAllocation(
         name=f"h.{block}.{part}.weight",
         unit=f"h.{block}",
         shape=(10, 10),
-        numel=100,
         alpha=alpha,
-        stderr=None if alpha is None else 0.3,
+        stderr=0.3,
         zeros=zeros,
     )
 
@@ -30,16 +29,16 @@ def share(block, part, zeros, alpha):
 def pruned_model(blocks=3, **changes):
     """Blocks of two weights, pruned as planned, the first least; the last weight has no alpha."""
     layers = [share(i, part, 30 + i, 2.0 + i) for i in range(blocks) for part in ("up", "down")]
-    layers[-1] = dataclasses.replace(layers[-1], alpha=None, stderr=None)
+    layers[-1] = dataclasses.replace(layers[-1], alpha=math.nan, stderr=math.nan)
     plan = tb.Allocation(
         source="some/model",
-        sparsity=0.31,
+        budget=0.31,
         method="alpha, epsilon 0.3",
         unit="block",
         layers=tuple(layers),
         settings={"estimator": "Hill()"},
     )
-    return Pruned(plan=plan, method="wanda", achieved=dict(plan), **changes)
+    return tb.compress.PruningResult(allocation=plan, method="wanda", achieved=dict(plan), **changes)
 
 
 MEASURED = (
@@ -78,9 +77,10 @@ class TestTerminal:
     def test_a_block_without_alpha(self):
         pruned = pruned_model()
         plan = dataclasses.replace(
-            pruned.plan, layers=[dataclasses.replace(s, alpha=None, stderr=None) for s in pruned.plan.layers]
+            pruned.allocation,
+            layers=[dataclasses.replace(s, alpha=math.nan, stderr=math.nan) for s in pruned.allocation.layers],
         )
-        assert "h.0 - - 30.0%" in " ".join(printed(dataclasses.replace(pruned, plan=plan)).split())
+        assert "h.0 - - 30.0%" in " ".join(printed(dataclasses.replace(pruned, allocation=plan)).split())
 
     def test_a_bar_is_as_long_as_the_block_is_sparse(self):
         pruned = dataclasses.replace(pruned_model(blocks=1), achieved={"h.0.up.weight": 1.0, "h.0.down.weight": 0.5})
@@ -88,7 +88,7 @@ class TestTerminal:
 
     def test_groups_are_named(self):
         pruned = pruned_model()
-        pruned = dataclasses.replace(pruned, plan=dataclasses.replace(pruned.plan, group=8))
+        pruned = dataclasses.replace(pruned, allocation=dataclasses.replace(pruned.allocation, group=8))
         assert "in groups of 8" in " ".join(printed(pruned).split())
 
     def test_of_many_blocks_those_that_stand_out_are_shown(self):
@@ -127,8 +127,8 @@ class TestPage:
     def test_how_it_was_made_is_in_the_page(self):
         settings = embedded(render_pruning(pruned_model(calibration={"samples": 4, "seed": 7})))["settings"]
         assert settings == {
-            "weights that went": "wanda",
-            "shares of the budget": "alpha, epsilon 0.3",
+            "pruning criterion": "wanda",
+            "allocation": "alpha, epsilon 0.3",
             "calibration, samples": "4",
             "calibration, seed": "7",
             "estimator": "Hill()",
@@ -144,9 +144,11 @@ class TestPage:
         hostile = '</script><img src=x onerror=alert(1)><!--&"'
         pruned = pruned_model()
         plan = dataclasses.replace(
-            pruned.plan, source=hostile, layers=[dataclasses.replace(pruned.plan.layers[0], name=hostile, unit=hostile)]
+            pruned.allocation,
+            source=hostile,
+            layers=[dataclasses.replace(pruned.allocation.layers[0], name=hostile, unit=hostile)],
         )
-        page = render_pruning(dataclasses.replace(pruned, plan=plan, achieved={hostile: 0.3}))
+        page = render_pruning(dataclasses.replace(pruned, allocation=plan, achieved={hostile: 0.3}))
         assert "<img" not in page.partition('<script type="application/json"')[0]
         assert "<img" not in re.search(r'id="data">(.*?)</script>', page, re.S)[1]
         assert embedded(page)["layers"][0]["name"] == hostile
@@ -159,14 +161,14 @@ class TestPage:
 
 def test_headline_says_what_was_done_and_what_it_cost():
     assert headline(pruned_model(perplexity=MEASURED)) == (
-        "186 of 600 weights are zero: 31.0%, where 31.0% were asked for. It goes from 30.0% in h.0 to 32.0% in h.2. "
-        "Perplexity was 7.676 (standard error 0.18) before and is 9.1 (standard error unknown) after."
+        "186 of 600 weights are zero: 31.0%, target 31.0%. It ranges from 30.0% in h.0 to 32.0% in h.2. "
+        "Perplexity was 7.676 (standard error 0.18) before and is 9.1 (standard error unknown) after pruning."
     )
 
 
 def test_headline_of_one_block():
-    assert headline(pruned_model(blocks=1)) == "60 of 200 weights are zero: 30.0%, where 31.0% were asked for."
+    assert headline(pruned_model(blocks=1)) == "60 of 200 weights are zero: 30.0%, target 31.0%."
 
 
 def test_an_infinite_perplexity_is_said():
-    assert in_words(tb.compress.Perplexity(value=math.inf, stderr=math.nan, tokens=1, windows=1)).startswith("inf ")
+    assert str(tb.compress.Perplexity(value=math.inf, stderr=math.nan, tokens=1, windows=1)).startswith("inf ")

@@ -1,41 +1,57 @@
-"""One budget (of zeros, bits, LoRA parameters), allocated over layers by what their spectra say; pruning by it."""
+"""Compression: allocate a budget of zeros, bits or LoRA ranks over layers, prune, recover, evaluate, export."""
 
 from __future__ import annotations
 
-from tempbalance.compress.bits import BitAllocation, BitShare, allocate_bits, export_bits
-from tempbalance.compress.evaluation.causal_lm import load_causal_lm
-from tempbalance.compress.evaluation.likelihood import Perplexity, perplexity
-from tempbalance.compress.evaluation.tokens import draw_calibration, load_tokens
-from tempbalance.compress.pruning.outliers import outlier_ratios
-from tempbalance.compress.pruning.pruned_folder import prune_checkpoint, save_pruned
-from tempbalance.compress.pruning.pruner import prune
-from tempbalance.compress.ranks import RankAllocation, RankShare, allocate_ranks, lora_config
-from tempbalance.compress.recovery.recovery import Recovered, Recovery, recover, save_recovered
-from tempbalance.compress.sparsity import Allocation, LayerShare, allocate_sparsity
+from tempbalance.compress.allocation import Allocation, LayerAllocation
+from tempbalance.compress.bits import allocate_bits
+from tempbalance.compress.evaluation import (
+    Calibration,
+    Perplexity,
+    draw_calibration,
+    evaluate,
+    load_causal_lm,
+    load_tokens,
+    perplexity,
+    perplexity_folder,
+)
+from tempbalance.compress.export import export_llmcompressor, export_npy, export_torch, lora_config
+from tempbalance.compress.prune_workflow import SparsitySettings, prune_folder
+from tempbalance.compress.pruning import outlier_ratios, prune, prune_checkpoint, save_pruned
+from tempbalance.compress.pruning_result import PruningResult, UnitSparsity
+from tempbalance.compress.ranks import allocate_ranks
+from tempbalance.compress.recover_workflow import recover_folder
+from tempbalance.compress.recovery import RecoveryResult, RecoverySettings, recover, save_recovered
+from tempbalance.compress.sparsity import allocate_sparsity
 
 __all__ = [
     "Allocation",
-    "BitAllocation",
-    "BitShare",
-    "LayerShare",
+    "Calibration",
+    "LayerAllocation",
     "Perplexity",
-    "RankAllocation",
-    "RankShare",
-    "Recovered",
-    "Recovery",
+    "PruningResult",
+    "RecoveryResult",
+    "RecoverySettings",
+    "SparsitySettings",
+    "UnitSparsity",
     "allocate_bits",
     "allocate_ranks",
     "allocate_sparsity",
     "draw_calibration",
-    "export_bits",
+    "evaluate",
+    "export_llmcompressor",
+    "export_npy",
+    "export_torch",
     "load_causal_lm",
     "load_tokens",
     "lora_config",
     "outlier_ratios",
     "perplexity",
+    "perplexity_folder",
     "prune",
     "prune_checkpoint",
+    "prune_folder",
     "recover",
+    "recover_folder",
     "save_pruned",
     "save_recovered",
 ]

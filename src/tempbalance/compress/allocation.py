@@ -1,99 +1,192 @@
-"""A plan: one value for every layer, in model order, and its file."""
+"""One class for every allocation of a budget over layers (sparsity, bits or LoRA ranks), and its JSON file."""
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, get_args
 
 from tempbalance._files import write_whole
 from tempbalance.errors import AllocationError
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+__all__ = ["Allocation", "LayerAllocation", "Quantity"]
 
-__all__ = ["BudgetPlan"]
+Quantity = Literal["sparsity", "bits", "rank"]
 
 SCHEMA = 1
-_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerAllocation:
+    """The part of a budget that one layer gets: a weight for sparsity, a module for bits and ranks.
+
+    Attributes:
+        name: Name of the weight (``h.0.fc.weight``) or module (``h.0.fc``).
+        unit: Name of the layer or block whose value it shares.
+        shape: Shape of the weight.
+        alpha: Its exponent, the mean over its parts if it is fused; NaN if there is none.
+        stderr: Standard error of alpha; NaN if there is none.
+        zeros: Number of entries to set to zero; 0 in an allocation of bits or ranks.
+        bits: Bits per weight; 0 in an allocation of sparsity or ranks.
+        rank: Rank of the LoRA update; 0 in an allocation of sparsity or bits.
+    """
+
+    name: str
+    unit: str
+    shape: tuple[int, ...]
+    alpha: float = math.nan
+    stderr: float = math.nan
+    zeros: int = 0
+    bits: int = 0
+    rank: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all fields are equal; NaN equals NaN."""
+        if not isinstance(other, LayerAllocation):
+            return NotImplemented
+        pairs = ((getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
+        return all(a == b or (a != a and b != b) for a, b in pairs)  # noqa: PLR0124
+
+    def __hash__(self) -> int:
+        """Hash the name and shape."""
+        return hash((self.name, self.shape))
+
+    @property
+    def numel(self) -> int:
+        """Number of entries of the weight."""
+        return math.prod(self.shape)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros, in [0, 1]."""
+        return self.zeros / self.numel
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the LoRA update, ``rank (rows + columns)``."""
+        return self.rank * sum(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetPlan(Mapping[str, _Number]):
-    """A mapping from the names of layers to what each gets of a budget; subclasses say what that is.
+class Allocation(Mapping[str, float]):
+    """A sparsity, bit width or LoRA rank for every layer: a mapping from the name of a layer to its value.
 
     Attributes:
         source: The model that was analysed.
-        method: How the budget was shared out, and with which parameters.
-        unit: Whether layers or blocks share a value.
-        layers: What each layer gets, in model order.
-        revision: Commit of a model from the hub, where it is known.
-        settings: Of the analysis: estimator, windows, versions.
+        quantity: What is allocated: ``"sparsity"``, ``"bits"`` or ``"rank"``.
+        budget: The global target: sparsity, mean bits per weight, or the uniform rank whose parameters are the budget.
+        method: Name of the allocation method, with its parameters.
+        unit: Whether each layer has a value of its own or all layers of a block share one.
+        layers: One row per layer, in model order.
+        group: M of N:M sparsity: each group of M consecutive inputs has the same number of zeros; None if unstructured.
+        revision: Commit of a model from the hub, if known.
+        settings: Settings of the analysis: estimator, windows, versions.
+
+    Example:
+        >>> layer = LayerAllocation(name="a", unit="a", shape=(4, 5), alpha=2.0, stderr=0.1, zeros=7)
+        >>> allocation = Allocation(source="model", budget=0.35, method="uniform", unit="layer", layers=(layer,))
+        >>> allocation["a"], len(allocation)
+        (0.35, 1)
     """
 
-    _share: ClassVar[type[Any]]  # dataclass of the elements of ``layers``, with a name and a shape
-    _quantity: ClassVar[str]  # which of its attributes is the value
-
     source: str
+    quantity: Quantity = "sparsity"
+    budget: float
     method: str
     unit: Literal["layer", "block"]
-    layers: tuple[Any, ...]
+    layers: tuple[LayerAllocation, ...]
+    group: int | None = None
     revision: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @functools.cached_property
-    def _values(self) -> dict[str, _Number]:
-        return {layer.name: getattr(layer, self._quantity) for layer in self.layers}
+    def _values(self) -> dict[str, float]:
+        return {layer.name: getattr(layer, self.quantity) for layer in self.layers}
 
-    def __getitem__(self, name: str) -> _Number:
-        """The value of a layer."""
+    def __getitem__(self, name: str) -> float:
+        """Return the value of a layer."""
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Names of the layers, in model order."""
+        """Iterate over the names of the layers, in model order."""
         return iter(self._values)
 
     def __len__(self) -> int:
-        """How many layers there are."""
+        """Return the number of layers."""
         return len(self._values)
 
+    def check_quantity(self, quantity: Quantity) -> None:
+        """Check that this allocation is of a given quantity.
+
+        Args:
+            quantity: The quantity needed.
+
+        Raises:
+            AllocationError: It is of another one.
+        """
+        if self.quantity != quantity:
+            raise AllocationError(f"expected an allocation of {quantity}, got one of {self.quantity}")
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON, whole or not at all.
+        """Write the allocation as JSON, atomically.
 
         Args:
             path: The file.
 
         Raises:
-            AnalysisError: It cannot be written.
+            AnalysisError: The file cannot be written.
         """
-        head = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"layers", "settings"}}
-        layers = [{**asdict(layer), self._quantity: self[layer.name]} for layer in self.layers]
-        data = {"schema": SCHEMA, **head, "settings": dict(self.settings), "layers": layers}
+        data = {
+            "schema": SCHEMA,
+            **{name: getattr(self, name) for name in ("source", "method", "unit", "revision")},
+            self.quantity: self.budget,
+            **({"group": self.group} if self.quantity == "sparsity" else {}),
+            "settings": dict(self.settings),
+            "layers": [_to_json(layer, self.quantity) for layer in self.layers],
+        }
         write_whole(path, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what ``save`` wrote.
+    def load(cls, path: str | os.PathLike[str]) -> Allocation:
+        """Read an allocation from the file that ``save`` wrote.
 
         Args:
             path: The file.
 
         Returns:
-            The plan, equal to the one saved.
+            An allocation equal to the saved one.
 
         Raises:
-            AllocationError: The file is missing, is no plan of this kind, or was written by a newer version.
+            AllocationError: The file is missing, is not an allocation, or was written by a newer version.
         """
-        names = {f.name for f in fields(cls._share)}
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             if data.pop("schema") > SCHEMA:
                 raise AllocationError(f"{path} was written by a newer tempbalance: upgrade")
-            rows = ({name: value for name, value in row.items() if name in names} for row in data.pop("layers"))
-            return cls(layers=tuple(cls._share(**{**row, "shape": tuple(row["shape"])}) for row in rows), **data)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AllocationError(f"cannot read a plan from {path}: {error}") from error
+            quantity: Quantity = next((each for each in get_args(Quantity) if each in data), "sparsity")
+            layers = tuple(_from_json(row, quantity) for row in data.pop("layers"))
+            return cls(quantity=quantity, budget=data.pop(quantity), layers=layers, **data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AllocationError(f"cannot read an allocation from {path}: {error}") from error
+
+
+def _to_json(layer: LayerAllocation, quantity: Quantity) -> dict[str, Any]:
+    numbers = {"alpha": layer.alpha, "stderr": layer.stderr}
+    amounts = ("zeros", "sparsity") if quantity == "sparsity" else (quantity,)
+    return {
+        **{name: getattr(layer, name) for name in ("name", "unit", "shape", "numel")},
+        **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        **{name: getattr(layer, name) for name in amounts},
+    }
+
+
+def _from_json(row: Mapping[str, Any], quantity: Quantity) -> LayerAllocation:
+    amount = "zeros" if quantity == "sparsity" else quantity
+    alphas = {name: row[name] for name in ("alpha", "stderr") if row.get(name) is not None}
+    names = {name: row[name] for name in ("name", "unit", amount)}
+    return LayerAllocation(**names, **alphas, shape=tuple(row["shape"]))

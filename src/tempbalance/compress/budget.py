@@ -1,7 +1,7 @@
-"""Shares of one budget: values within bounds, in given proportions, that add up to it exactly.
+"""Divide one budget exactly: values within bounds, in given proportions, whose sum is the budget.
 
-For sparsity the value of a layer is its share of zeros, its size the number of its weights, and the budget the number
-of all zeros. The same sums share out bits or ranks.
+For sparsity, the value of a unit is its fraction of zeros, its size is its number of weights, and the budget is the
+number of zeros in all. Bits and ranks use the same functions.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ __all__ = ["apportion", "raise_levels", "scale_to_budget", "shift_to_budget"]
 def scale_to_budget(
     shares: Sequence[float], sizes: Sequence[int], budget: float, *, low: float = 0.0, high: float = 1.0
 ) -> list[float]:
-    """Scale shares by one factor, within bounds, so that they use a budget up.
+    """Scale shares by one factor, within bounds, so that they add up to a budget.
 
-    ``value_i = min(max(eta share_i, low), high)`` with ``eta`` such that ``sum_i size_i value_i = budget``. Where no
-    bound is met this is AlphaPruning's rule (Lu et al. 2024); what a bound cuts off is redistributed over the others,
-    which keep their proportions. ``eta`` is unique unless every value is at a bound.
+    ``value_i = min(max(eta share_i, low), high)`` with ``eta`` such that ``sum_i size_i value_i = budget``. If no bound
+    is reached, this is AlphaPruning's rule (Lu et al. 2024). What a bound cuts off is redistributed over the other
+    units, which keep their proportions. ``eta`` is unique unless every value is at a bound.
 
     Args:
-        shares: Positive and finite, one per unit.
-        sizes: What a value of 1 costs each unit; not negative.
-        budget: What is to be used up.
-        low: Least value.
-        high: Greatest value.
+        shares: One per unit; positive and finite.
+        sizes: Cost of a value of 1 for each unit; not negative.
+        budget: Cost of all values together.
+        low: Smallest value.
+        high: Largest value.
 
     Returns:
         One value per unit, within the bounds.
 
     Raises:
-        ValueError: The budget is out of reach within the bounds, or a share or size is impossible.
+        ValueError: The budget cannot be met within the bounds, or a share or size is invalid.
 
     Example:
         >>> scale_to_budget([1.0, 2.0, 3.0], [10, 10, 10], budget=24.0)
@@ -50,23 +50,23 @@ def scale_to_budget(
 def shift_to_budget(
     values: Sequence[float], sizes: Sequence[int], budget: float, *, low: float = 0.0, high: float = 1.0
 ) -> list[float]:
-    """Shift values by one amount, within bounds, so that they use a budget up.
+    """Shift values by one amount, within bounds, so that they add up to a budget.
 
-    ``value_i = min(max(value_i + eta, low), high)`` with ``eta`` such that ``sum_i size_i value_i = budget``: as
-    ``scale_to_budget``, where differences mean something and proportions do not.
+    ``value_i = min(max(value_i + eta, low), high)`` with ``eta`` such that ``sum_i size_i value_i = budget``. Like
+    ``scale_to_budget``, but differences are kept and not proportions.
 
     Args:
-        values: Finite, one per unit.
-        sizes: What a value of 1 costs each unit; not negative.
-        budget: What is to be used up.
-        low: Least value.
-        high: Greatest value.
+        values: One per unit; finite.
+        sizes: Cost of a value of 1 for each unit; not negative.
+        budget: Cost of all values together.
+        low: Smallest value.
+        high: Largest value.
 
     Returns:
         One value per unit, within the bounds.
 
     Raises:
-        ValueError: The budget is out of reach within the bounds, or a value or size is impossible.
+        ValueError: The budget cannot be met within the bounds, or a value or size is invalid.
 
     Example:
         >>> shift_to_budget([0.0, 0.25, 1.0], [10, 10, 10], budget=15.0)
@@ -81,21 +81,21 @@ def shift_to_budget(
 def _fill(
     values_at: Callable[[float], list[float]], corners: Sequence[float], sizes: Sequence[int], budget: float
 ) -> list[float]:
-    """Values that grow with ``eta``, on straight lines between corners, where they use the budget up."""
+    """Find the ``eta`` that meets the budget, where ``values_at`` is linear between corners and not decreasing."""
     if len(corners) != 2 * len(sizes) or min(sizes, default=0) < 0:
         raise ValueError("every unit needs a size that is not negative")
     if not corners:
         return []
 
     def used(eta: float) -> float:
-        """What is used of the budget."""
+        """Cost of the values at ``eta``."""
         return math.fsum(size * value for size, value in zip(sizes, values_at(eta), strict=True))
 
     ordered = sorted(set(corners))
     least, most = used(ordered[0]), used(ordered[-1])
     slack = 1e-12 * max(abs(least), abs(most))
     if not least - slack <= budget <= most + slack:
-        raise ValueError(f"a budget of {budget} cannot be met: values within the bounds use from {least} to {most}")
+        raise ValueError(f"a budget of {budget} cannot be met: values within the bounds cost {least} to {most}")
     place = min(bisect.bisect_left(ordered, budget, key=used), len(ordered) - 1)
     if place == 0 or used(ordered[place]) <= budget:
         return values_at(ordered[place])
@@ -105,15 +105,15 @@ def _fill(
 
 
 def apportion(values: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
-    """FullTensorCache numbers near ``size_i value_i`` that add up to a total: the largest remainders are rounded up.
+    """Round ``size_i value_i`` to integers that add up to a total: the largest remainders are rounded up.
 
     Args:
         values: One per unit, in [0, 1].
-        sizes: Of the units.
-        total: What the result adds up to; within one per unit of ``sum_i size_i value_i``.
+        sizes: Sizes of the units.
+        total: Sum of the result; within one per unit of ``sum_i size_i value_i``.
 
     Returns:
-        One whole number per unit, from 0 to its size, less than 1 away from ``size_i value_i``.
+        One integer per unit, from 0 to its size, less than 1 away from ``size_i value_i``.
 
     Raises:
         ValueError: The total is too far from the values.
@@ -128,7 +128,7 @@ def apportion(values: Sequence[float], sizes: Sequence[int], total: int) -> list
     order = sorted(range(len(result)), key=lambda i: (result[i] - exact[i], i))
     candidates = [i for i in order if result[i] < sizes[i]]
     if not 0 <= missing <= len(candidates):
-        raise ValueError(f"{total} is too far from {float(sum(exact))}, what the values add up to")
+        raise ValueError(f"{total} is too far from {float(sum(exact))}, the sum of the values")
     for i in candidates[:missing]:
         result[i] += 1
     return result
@@ -137,18 +137,18 @@ def apportion(values: Sequence[float], sizes: Sequence[int], total: int) -> list
 def raise_levels(
     levels: Sequence[int], sizes: Sequence[int], budget: float, worth: Callable[[int, int, int], float]
 ) -> list[int]:
-    """Give every unit one of a few values: all begin at the lowest, and the worthiest step that fits is taken first.
+    """Give every unit one of a few levels: start at the lowest, and take the step of highest worth that fits.
 
-    What is left of the budget in the end is too little for any further step. Where the worth of a unit's steps falls as
-    it rises (diminishing returns), the sum of ``worth * cost`` over the steps taken is the greatest that the budget
-    allows, or falls short of it by less than the one step that first did not fit: up to that step it is the optimum of
-    the linear relaxation (Sinha and Zoltners 1979). If all steps cost the same, it is the greatest.
+    No further step fits into the rest of the budget. If the worth of a unit's steps decreases as the unit rises
+    (diminishing returns), the sum of ``worth * cost`` over the steps taken is at most one step (the first one that did
+    not fit) below the maximum: up to that step it is the optimum of the linear relaxation (Sinha and Zoltners 1979). If
+    all steps cost the same, it is the maximum.
 
     Args:
-        levels: The values, ascending.
-        sizes: What a value of 1 costs each unit; not negative.
-        budget: What the values may cost in all: ``sum_i size_i value_i`` does not exceed it.
-        worth: Of a step per unit of budget, from the unit's number, its value and its next value.
+        levels: The levels, ascending.
+        sizes: Cost of a level of 1 for each unit; not negative.
+        budget: Upper bound of ``sum_i size_i value_i``.
+        worth: Worth of a step per unit of budget, from the unit's index, its level and its next level.
 
     Returns:
         One of the levels per unit.
@@ -167,7 +167,7 @@ def raise_levels(
     queue: list[tuple[float, int]] = []
 
     def offer(unit: int) -> None:
-        """Put a unit's next step up, if there is one."""
+        """Queue the next step of a unit, if it has one."""
         now, *after = levels[places[unit] : places[unit] + 2]
         if after:
             heapq.heappush(queue, (-worth(unit, now, after[0]), unit))
@@ -177,7 +177,7 @@ def raise_levels(
     while queue:
         _, unit = heapq.heappop(queue)
         cost = sizes[unit] * (levels[places[unit] + 1] - levels[places[unit]])
-        if cost <= left:  # else never: what is left only shrinks
+        if cost <= left:  # else never: the rest only shrinks
             left -= cost
             places[unit] += 1
             offer(unit)

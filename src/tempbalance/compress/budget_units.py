@@ -1,106 +1,166 @@
-"""Rows of an analysis as modules, the things that are quantized or adapted whole, and modules as units of a plan."""
+"""Layers of an analysis, grouped into the units that get one value each."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Literal
 
 from tempbalance.analysis.result import Analysis
+from tempbalance.compress.allocation import Allocation, LayerAllocation, Quantity
 from tempbalance.errors import AllocationError
 from tempbalance.types import LayerStats
 
-__all__ = ["MOST_POWER", "Module", "Unit", "find_units"]
+__all__ = ["MAX_POWER", "BudgetUnit", "find_units", "make_allocation", "relative_alphas"]
 
-MOST_POWER = 50  # of a relative alpha; more decides nothing, and its numbers become too large
+MAX_POWER = 50  # of a relative alpha; larger ones change no decision and overflow
 _MATRIX_NDIM = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Module:
-    """A linear layer, or one matrix of a stack of experts.
+class BudgetUnit:
+    """A layer, or all layers of a block.
 
     Attributes:
-        name: Of the module (``h.0.attn.c_attn``); of an expert the name in the analysis (``experts.down_proj:3``).
-        shape: ``(rows, columns)`` of its whole weight.
-        alpha: Mean over its parts, where it is fused; None where there is none.
-        rows: Its rows in the analysis.
+        name: Name of the layer or block.
+        layers: Its layers, in model order, without a value yet.
+        rows: Its rows of the analysis, in model order.
+        alpha: Mean alpha over the rows; NaN if none has one.
+        stderr: Standard error of that mean; NaN if it is unknown.
     """
 
     name: str
-    shape: tuple[int, ...]
-    alpha: float | None
+    layers: tuple[LayerAllocation, ...]
     rows: tuple[LayerStats, ...]
+    alpha: float
+    stderr: float
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return sum(layer.numel for layer in self.layers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """What gets one value: a module, or all modules of a block.
-
-    Attributes:
-        name: Of the module or block.
-        modules: Its modules, in model order.
-        relative_alpha: Mean alpha of its weights over the median of all units; 1 where it has none.
-    """
-
-    name: str
-    modules: tuple[Module, ...]
-    relative_alpha: float
-
-
-def find_units(analysis: Analysis, kinds: Collection[str], unit: Literal["layer", "block"]) -> list[Unit]:
-    """The modules inside blocks, grouped; in a model without blocks all modules.
+def find_units(
+    analysis: Analysis, unit: Literal["layer", "block"], kinds: Collection[str] | None = None
+) -> tuple[list[LayerAllocation], list[BudgetUnit]]:
+    """Group the weights inside blocks into units; in a model without blocks, group all weights.
 
     Args:
-        analysis: What ``analyze`` has found.
-        kinds: Which kinds of weights count.
-        unit: Whether each module is a unit or each block.
+        analysis: The result of ``analyze``.
+        unit: Whether each layer or each block is a unit.
+        kinds: Kinds of weights that count; the parts of a fused weight are then joined to one module. By default all
+            weights count, and each row of the analysis is a layer.
 
     Returns:
-        The units, in model order.
+        The layers in model order, without a value yet, and the units in model order.
 
     Raises:
         AllocationError: There is no such weight.
     """
-    rows = [row for row in analysis.layers if row.kind in kinds and len(row.shape) == _MATRIX_NDIM]
+    rows = analysis.layers
+    if kinds is not None:
+        rows = [row for row in rows if row.kind in kinds and len(row.shape) == _MATRIX_NDIM]
     rows = [row for row in rows if row.block is not None] or rows
     if not rows:
-        raise AllocationError(f"the analysis of {analysis.source} has no weight of kind {' or '.join(sorted(kinds))}")
-    groups: dict[str, dict[str, list[LayerStats]]] = {}
+        which = f" of kind {' or '.join(sorted(kinds))}" if kinds else ""
+        raise AllocationError(f"the analysis of {analysis.source} has no weight{which} to allocate a budget to")
+    parts: dict[str, list[LayerStats]] = {}
     for row in rows:
-        module = _module_name(row)
-        group = row.block if unit == "block" and row.block is not None else module
-        groups.setdefault(group, {}).setdefault(module, []).append(row)
-    alphas = [_mean_alpha([row for parts in group.values() for row in parts]) for group in groups.values()]
-    middle = median([alpha for alpha in alphas if alpha is not None] or [1.0])
-    return [
-        Unit(
-            name=name,
-            modules=tuple(
-                Module(name=module, shape=_whole_shape(parts), alpha=_mean_alpha(parts), rows=tuple(parts))
-                for module, parts in group.items()
-            ),
-            relative_alpha=1.0 if alpha is None else alpha / middle,
-        )
-        for (name, group), alpha in zip(groups.items(), alphas, strict=True)
-    ]
+        parts.setdefault(row.name if kinds is None else _module_name(row), []).append(row)
+    members: dict[str, list[str]] = {}
+    for name, (first, *_) in parts.items():
+        members.setdefault(first.block if unit == "block" and first.block is not None else name, []).append(name)
+    owners = {name: owner for owner, names in members.items() for name in names}
+    layers = {name: _layer(name, owners[name], found) for name, found in parts.items()}
+    units = []
+    for owner, names in members.items():
+        inside = [row for name in names for row in parts[name]]
+        alpha, stderr = _mean_alpha(inside)
+        found = tuple(layers[name] for name in names)
+        units.append(BudgetUnit(name=owner, layers=found, rows=tuple(inside), alpha=alpha, stderr=stderr))
+    return list(layers.values()), units
+
+
+def relative_alphas(units: Sequence[BudgetUnit]) -> list[float]:
+    """Divide the alpha of each unit by the median of all.
+
+    Args:
+        units: The units.
+
+    Returns:
+        One positive number per unit; 1 for a unit without an alpha.
+    """
+    middle = median([unit.alpha for unit in units if math.isfinite(unit.alpha)] or [1.0])
+    return [unit.alpha / middle if math.isfinite(unit.alpha) else 1.0 for unit in units]
+
+
+def make_allocation(  # noqa: PLR0913  most are attributes of the result
+    analysis: Analysis,
+    layers: Sequence[LayerAllocation],
+    amounts: Sequence[int],
+    *,
+    quantity: Quantity,
+    budget: float,
+    method: str,
+    unit: Literal["layer", "block"],
+    group: int | None = None,
+) -> Allocation:
+    """Put the amounts into the layers.
+
+    Args:
+        analysis: The analysis that the allocation is based on.
+        layers: The layers, in model order.
+        amounts: Zeros, bits or rank of each layer.
+        quantity: What is allocated.
+        budget: The global target.
+        method: Name of the method, with its parameters.
+        unit: Whether each layer or each block is a unit.
+        group: M of N:M sparsity.
+
+    Returns:
+        The allocation.
+    """
+    field = "zeros" if quantity == "sparsity" else quantity
+    return Allocation(
+        source=analysis.source,
+        quantity=quantity,
+        budget=budget,
+        method=method,
+        unit=unit,
+        layers=tuple(
+            replace(layer, **{field: amount})  # type: ignore[arg-type]
+            for layer, amount in zip(layers, amounts, strict=True)
+        ),
+        group=group,
+        revision=analysis.settings.get("revision"),
+        settings=dict(analysis.settings),
+    )
 
 
 def _module_name(row: LayerStats) -> str:
     return row.name if row.kind == "experts" else row.name.partition(":")[0].removesuffix(".weight")
 
 
-def _mean_alpha(rows: Sequence[LayerStats]) -> float | None:
-    alphas = [row.alpha for row in rows if math.isfinite(row.alpha)]
-    return fmean(alphas) if alphas else None
+def _layer(name: str, unit: str, parts: Sequence[LayerStats]) -> LayerAllocation:
+    alpha, stderr = _mean_alpha(parts)
+    return LayerAllocation(name=name, unit=unit, shape=_joined_shape(parts), alpha=alpha, stderr=stderr)
 
 
-def _whole_shape(parts: Sequence[LayerStats]) -> tuple[int, ...]:
-    """Of the weight that the parts were cut from."""
-    # Along the first axis, as in nn.Linear, unless the parts say otherwise; those of GPT-2's Conv1D are square.
+def _joined_shape(parts: Sequence[LayerStats]) -> tuple[int, ...]:
+    if len(parts) == 1:
+        return parts[0].shape
+    # Along the first axis, as in nn.Linear, unless the shapes rule that out; the parts of GPT-2's Conv1D are square.
     axis = 0 if len({part.shape[1] for part in parts}) == 1 else 1
     shape = list(parts[0].shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
     return tuple(shape)
+
+
+def _mean_alpha(rows: Sequence[LayerStats]) -> tuple[float, float]:
+    found = [(row.alpha, row.stderr) for row in rows if math.isfinite(row.alpha)]
+    if not found:
+        return math.nan, math.nan
+    return fmean(alpha for alpha, _ in found), math.hypot(*(stderr for _, stderr in found)) / len(found)

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tempbalance.compress import Perplexity
-from tempbalance.report.pruning_page import Pruned, UnitSparsity, in_words
+from tempbalance.compress import Perplexity, PruningResult, UnitSparsity
 from tempbalance.report.terminal_tables import BARS, count, number, plain_table
 
 __all__ = ["print_perplexities", "print_pruning"]
@@ -20,18 +19,18 @@ _DEVIATION = 0.005  # of the weights of a unit
 _BAR = 20  # characters
 
 
-def print_pruning(console: Console, pruned: Pruned) -> None:
+def print_pruning(console: Console, result: PruningResult) -> None:
     """Print the allocated and the achieved sparsity of each unit, and the perplexity if it was measured.
 
     Args:
         console: Where to print.
-        pruned: The pruned model.
+        result: The pruned model.
     """
-    plan, units = pruned.plan, pruned.units
-    console.print(Text(plan.source, style="bold"), soft_wrap=True)
+    allocation, units = result.allocation, result.units
+    console.print(Text(allocation.source, style="bold"), soft_wrap=True)
     console.print(
-        f"{count(len(plan.layers), 'weight matrix', 'weight matrices')} pruned by {pruned.method}; "
-        f"allocation by {plan.method}" + (f", in groups of {plan.group}" if plan.group else ""),
+        f"{count(len(allocation.layers), 'weight matrix', 'weight matrices')} pruned by {result.method}; "
+        f"allocation by {allocation.method}" + (f", in groups of {allocation.group}" if allocation.group else ""),
         highlight=False,
     )
     shown = _units_shown(units)
@@ -40,10 +39,10 @@ def print_pruning(console: Console, pruned: Pruned) -> None:
         hidden = count(len(units) - len(shown), "other", "others")
         console.print(f"{hidden} not shown; --report saves all", style="dim")
     console.print(
-        f"{pruned.zeros:,} of {pruned.weights:,} weights are zero: {pruned.zeros / pruned.weights:.1%}", highlight=False
+        f"{result.zeros:,} of {result.weights:,} weights are zero: {result.zeros / result.weights:.1%}", highlight=False
     )
-    if pruned.perplexity is not None:
-        print_perplexities(console, *pruned.perplexity)
+    if result.perplexity is not None:
+        print_perplexities(console, *result.perplexity)
 
 
 def print_perplexities(console: Console, before: Perplexity, after: Perplexity) -> None:
@@ -54,7 +53,7 @@ def print_perplexities(console: Console, before: Perplexity, after: Perplexity) 
         before: Perplexity before.
         after: Perplexity after.
     """
-    text = f"perplexity {in_words(before)} before, {in_words(after)} after"
+    text = f"perplexity {before} before, {after} after"
     console.print(text, highlight=False, soft_wrap=True)
 
 

@@ -77,7 +77,7 @@ def test_one_window_has_no_standard_error(make_llama):
         (torch.tensor([-1, 3]), {}, "not in the vocabulary"),
         (torch.tensor([3]), {}, "nothing to predict"),
         ([], {}, "nothing to predict"),
-        (torch.arange(9), {"length": 1}, "two tokens or more"),
+        (torch.arange(9), {"length": 1}, "at least 2"),
         (torch.arange(9), {"length": 4, "stride": 5}, "stride from 1"),
         (torch.arange(9), {"length": 4, "stride": 0}, "stride from 1"),
     ],

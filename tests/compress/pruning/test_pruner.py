@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tempbalance as tb
-from tempbalance.compress import LayerShare
+from tempbalance.compress import LayerAllocation
 from tempbalance.errors import AllocationError, NonFiniteError, TokensError
 
 transformers = pytest.importorskip("transformers")
@@ -23,14 +23,13 @@ def planned(model, sparsity=0.5, **options):
 
 
 def share(name, shape, zeros):
-    numel = torch.Size(shape).numel()
-    return LayerShare(name=name, unit=name, shape=shape, numel=numel, alpha=None, stderr=None, zeros=zeros)
+    return LayerAllocation(name=name, unit=name, shape=shape, zeros=zeros)
 
 
 def by_hand(*shares, **options):
     total = sum(s.numel for s in shares)
     part = sum(s.zeros for s in shares) / total
-    return tb.Allocation(source="m", sparsity=part, method="by hand", unit="layer", layers=shares, **options)
+    return tb.Allocation(source="m", budget=part, method="by hand", unit="layer", layers=shares, **options)
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
@@ -205,7 +204,7 @@ class TestRefusals:
     @pytest.mark.parametrize("nothing", [None, []])
     def test_no_calibration(self, method, nothing, make_llama):
         model = make_llama()
-        with pytest.raises(TokensError, match="calibrates on tokens"):
+        with pytest.raises(TokensError, match="needs calibration tokens"):
             tb.prune(model, planned(model), method, calibration=nothing)
 
     def test_nan_names_the_weight_and_changes_nothing_else(self, trained):

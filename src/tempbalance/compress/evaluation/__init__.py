@@ -1,3 +1,19 @@
-"""Tokens, perplexity and downstream tasks of a language model."""
+"""Evaluation of a causal language model: token files, perplexity, and tasks of lm-evaluation-harness."""
 
-__all__: list[str] = []
+from __future__ import annotations
+
+from tempbalance.compress.evaluation.causal_lm import load_causal_lm, perplexity_folder
+from tempbalance.compress.evaluation.harness import evaluate
+from tempbalance.compress.evaluation.likelihood import Perplexity, perplexity
+from tempbalance.compress.evaluation.tokens import Calibration, draw_calibration, load_tokens
+
+__all__ = [
+    "Calibration",
+    "Perplexity",
+    "draw_calibration",
+    "evaluate",
+    "load_causal_lm",
+    "load_tokens",
+    "perplexity",
+    "perplexity_folder",
+]

@@ -1,16 +1,22 @@
-"""A causal language model from a folder or the hub."""
+"""Load a causal language model from a folder or the hub, or compute its perplexity."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
+import sys
+from collections.abc import Generator
 from typing import Any
 
 import torch
 from torch import nn
 
+from tempbalance.compress.evaluation.likelihood import Perplexity, perplexity
+from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.errors import CheckpointError, MissingExtraError
 
-__all__ = ["load_causal_lm"]
+__all__ = ["load_causal_lm", "perplexity_folder", "transformers_bars"]
 
 
 def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | None = None) -> nn.Module:
@@ -18,14 +24,14 @@ def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | 
 
     Args:
         source: Folder or hub id.
-        device: Where to; by default the CPU.
+        device: Device of the model; by default the CPU.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
         MissingExtraError: Transformers is not installed.
-        CheckpointError: It is not a model that Transformers can load.
+        CheckpointError: Transformers cannot load it as a causal language model.
     """
     try:
         from transformers import AutoModelForCausalLM
@@ -35,8 +41,65 @@ def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | 
         ) from error
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
-    except Exception as error:  # a wide family, of Transformers', the hub's and built-in errors
+    except Exception as error:  # Transformers, the hub and the reader raise many types
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{source}: not a causal language model that Transformers can load ({reason})") from error
     loaded: nn.Module = model.to(device).eval()
     return loaded
+
+
+def perplexity_folder(
+    source: str | os.PathLike[str],
+    tokens: Documents,
+    stride: int | None = None,
+    *,
+    length: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Perplexity:
+    """Load a causal language model and compute its perplexity on a text.
+
+    Args:
+        source: Folder or hub id of the model.
+        tokens: File of tokens or text (see ``load_tokens``), or token ids.
+        stride: Tokens from one window to the next; by default windows do not overlap.
+        length: Tokens in a window; by default the model's context length, at most 2,048.
+        device: Device of the model; by default the CPU.
+        progress: Whether to show progress bars (on a terminal only).
+
+    Returns:
+        The perplexity, with its standard error.
+
+    Raises:
+        TokensError: The file cannot be read, or no window has two tokens.
+        CheckpointError: The source is not a causal language model.
+        MissingExtraError: Transformers is not installed.
+    """
+    documents = read_documents(tokens, source)
+    with transformers_bars(progress):
+        model = load_causal_lm(source, device)
+    return perplexity(model, documents, stride, length=length, progress=progress)
+
+
+@contextlib.contextmanager
+def transformers_bars(progress: bool) -> Generator[None]:
+    """Hide the progress bars of Transformers unless ours are shown; it shows them without a terminal, too.
+
+    Args:
+        progress: Whether progress bars are wanted.
+
+    Yields:
+        Nothing.
+    """
+    if (progress and sys.stderr.isatty()) or importlib.util.find_spec("transformers") is None:
+        yield
+        return
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Downstream tasks for a pruned model, by lm-evaluation-harness."""
+"""Run tasks of lm-evaluation-harness on a live model."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Run tasks of lm-evaluation-harness on a Hugging Face causal language model.
 
-    Named tasks load their data from the hub. A task of your own, on local files, is a mapping as in the harness's YAML
-    (its ``docs/new_task_guide.md``): ``{"task": "mine", "dataset_path": "json", "dataset_kwargs": {"data_files": ...},
-    "output_type": "multiple_choice", ...}``.
+    Named tasks load their data from the hub. Define a task on local files by a mapping with the keys of the harness's
+    YAML (its ``docs/new_task_guide.md``): ``{"task": "mine", "dataset_path": "json", "dataset_kwargs":
+    {"data_files": ...}, "output_type": "multiple_choice", ...}``.
 
     Args:
-        model: A live model, where it is to run; its mode is put back.
-        tokenizer: Its Hugging Face tokenizer, or the folder of one.
+        model: A live model, on the device to run on; its training mode is restored.
+        tokenizer: Its Hugging Face tokenizer, or the folder of the tokenizer.
         tasks: Names, such as ``"hellaswag"``, or mappings.
-        limit: How many documents of each task; None for all. For trying out: the standard error grows accordingly.
-        batch_size: Documents at once.
+        limit: Number of documents of each task, for a quick test; None for all.
+        batch_size: Documents per batch.
 
     Returns:
-        For each task, its metrics as the harness names them, such as ``{"acc,none": 0.5, "acc_stderr,none": 0.02}``.
+        The metrics of each task, with the harness's names, such as ``{"acc,none": 0.5, "acc_stderr,none": 0.02}``.
 
     Raises:
         MissingExtraError: lm-evaluation-harness is not installed.
@@ -48,15 +48,15 @@ def evaluate(
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise MissingExtraError("tasks need lm-evaluation-harness: pip install 'tempbalance[eval]'") from error
-    with _put_back(model):
+    with _restored(model):
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         found = lm_eval.simple_evaluate(model=wrapped, tasks=[*tasks], limit=limit, log_samples=False)
     return {task: dict(metrics) for task, metrics in found["results"].items()}
 
 
 @contextlib.contextmanager
-def _put_back(model: nn.Module) -> Generator[None]:
-    """Put the mode of every module and the state of every generator back: the harness sets both."""
+def _restored(model: nn.Module) -> Generator[None]:
+    """Restore the mode of every module and the state of every random generator; the harness sets both."""
     modes = [(module, module.training) for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()
     try:

@@ -22,13 +22,13 @@ _DEFAULT_LENGTH = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Perplexity:
-    """How surprised a model is by a token, on average.
+    """Perplexity with its standard error.
 
     Attributes:
-        value: ``exp`` of the mean negative log-likelihood of a token; infinite where it overflows.
-        stderr: Standard error of ``value`` over windows of text (delta method); NaN with one window.
-        tokens: How many tokens were predicted.
-        windows: How many windows of text they came from.
+        value: ``exp`` of the mean negative log-likelihood of a token; infinite if that overflows.
+        stderr: Standard error of ``value`` over windows of text (delta method); NaN for one window.
+        tokens: Number of predicted tokens.
+        windows: Number of windows of text.
     """
 
     value: float
@@ -37,8 +37,13 @@ class Perplexity:
     windows: int
 
     def __float__(self) -> float:
-        """The value."""
+        """Return the value."""
         return self.value
+
+    def __str__(self) -> str:
+        """Return the value with its standard error, such as ``"7.676 (standard error 0.18)"``."""
+        stderr = f"{self.stderr:.2g}" if math.isfinite(self.stderr) else "unknown"
+        return f"{self.value:.4g} (standard error {stderr})"
 
 
 def perplexity(
@@ -49,24 +54,24 @@ def perplexity(
     length: int | None = None,
     progress: bool = True,
 ) -> Perplexity:
-    """Perplexity of a Hugging Face causal language model on given tokens.
+    """Compute the perplexity of a Hugging Face causal language model.
 
-    Each document is cut into windows of ``length`` tokens, ``stride`` apart. The first token of a document is given,
-    every other one is predicted once, in the first window that holds it; without a stride the windows do not overlap
-    and the first token of each is given, which is how GPTQ, Wanda and AlphaPruning report WikiText-2.
+    Each document is cut into windows of ``length`` tokens, ``stride`` apart. Every token but the first of a document is
+    predicted once, in the first window that contains it. By default windows do not overlap, and the first token of each
+    window is not predicted: GPTQ, Wanda and AlphaPruning report WikiText-2 in this way.
 
     Args:
-        model: Takes ``input_ids`` of shape ``(batch, length)`` and returns ``logits``. Its mode is put back.
-        tokens: Token ids: one document of shape ``(length,)``, or several.
-        stride: Tokens from one window to the next, at most ``length``; a small one gives each token more context.
-        length: Tokens in a window; by default what the model was made for, at most 2,048.
-        progress: Whether to show a progress bar (only ever on a terminal).
+        model: Takes ``input_ids`` of shape ``(batch, length)`` and returns ``logits``. Its training mode is restored.
+        tokens: Token ids: one document of shape ``(length,)``, or a sequence of documents.
+        stride: Tokens from one window to the next, at most ``length``; a smaller stride gives each token more context.
+        length: Tokens in a window; by default the model's context length, at most 2,048.
+        progress: Whether to show a progress bar (on a terminal only).
 
     Returns:
         The perplexity. Likelihoods are computed in float32 and added in float64.
 
     Raises:
-        TokensError: No document has two tokens, an id is outside of the vocabulary, or a length is impossible.
+        TokensError: No document has two tokens, an id is outside the vocabulary, or a length is out of range.
 
     Example:
         >>> class Uniform(nn.Module):
@@ -80,10 +85,10 @@ def perplexity(
         length = default_length(model)
     stride = length if stride is None else stride
     if length < 2 or not 1 <= stride <= length:  # noqa: PLR2004
-        raise TokensError(f"windows need two tokens or more and a stride from 1 to their length: {length}, {stride}")
+        raise TokensError(f"length must be at least 2 and stride from 1 to length, got {length} and {stride}")
     windows = [window for document in documents for window in _windows(document, length, stride)]
     if not windows:
-        raise TokensError("no document has two tokens: there is nothing to predict")
+        raise TokensError("no document has two tokens, so there is nothing to predict")
     check_vocabulary(model, [window for window, _ in windows])
     sums, counts = _measure(model, windows, progress)
     mean = float(sums.sum() / counts.sum())
@@ -99,29 +104,30 @@ def perplexity(
 
 
 def default_length(model: nn.Module) -> int:
-    """Tokens that a language model was made for, at most 2,048."""
+    """Return the context length of a language model, at most 2,048."""
     config: Any = getattr(model, "config", None)
     return min(_DEFAULT_LENGTH, getattr(config, "max_position_embeddings", None) or _DEFAULT_LENGTH)
 
 
 def check_vocabulary(model: nn.Module, sequences: Sequence[Tensor]) -> None:
-    """Make sure that a language model knows all tokens.
+    """Check that all tokens are in the vocabulary of a language model.
 
     Args:
         model: A Hugging Face causal language model.
-        sequences: Token ids, each of shape ``(length,)``, with one token at least.
+        sequences: Token ids, each of shape ``(length,)``, with at least one token.
 
     Raises:
-        TokensError: An id is outside of its vocabulary.
+        TokensError: An id is outside the vocabulary.
     """
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", math.inf)
     lowest, highest = min(int(each.min()) for each in sequences), max(int(each.max()) for each in sequences)
     if highest >= vocabulary or lowest < 0:
-        raise TokensError(f"token {highest} is not in the vocabulary of {vocabulary}: another model's tokens?")
+        wrong = highest if highest >= vocabulary else lowest
+        raise TokensError(f"token {wrong} is not in the vocabulary of {vocabulary}: use the tokenizer of this model")
 
 
 def token_losses(model: nn.Module, batch: Tensor) -> Tensor:
-    """Negative log-likelihood of every token but the first, in float32.
+    """Compute the negative log-likelihood of every token but the first, in float32.
 
     Args:
         model: Takes ``input_ids`` of shape ``(batch, length)`` and returns ``logits``.
@@ -138,7 +144,7 @@ def token_losses(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 def _windows(document: Tensor, length: int, stride: int) -> Iterator[tuple[Tensor, int]]:
-    """Windows of a document, each with how many of its last tokens are to be predicted."""
+    """Yield the windows of a document, each with the number of its last tokens to predict."""
     done = 0
     for start in range(0, len(document), stride):
         window = document[start : start + length]
@@ -149,7 +155,7 @@ def _windows(document: Tensor, length: int, stride: int) -> Iterator[tuple[Tenso
 
 
 def _measure(model: nn.Module, windows: Sequence[tuple[Tensor, int]], progress: bool) -> tuple[Tensor, Tensor]:
-    """Sum of negative log-likelihoods, and number of tokens, of each window."""
+    """Return the sum of negative log-likelihoods and the number of tokens of each window."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     training = model.training
     counts = torch.tensor([count for _, count in windows], dtype=torch.float64)

@@ -1,9 +1,11 @@
-"""Token ids: read from files, drawn for calibration, put together in batches."""
+"""Read token ids from files, draw calibration sequences, and stack sequences to batches."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -14,24 +16,26 @@ from torch import Tensor
 
 from tempbalance.errors import MissingExtraError, TokensError
 
-__all__ = ["batches", "draw_calibration", "load_tokens"]
+__all__ = ["Calibration", "Documents", "batches", "draw_calibration", "load_tokens", "read_documents"]
+
+Documents = str | os.PathLike[str] | Sequence[Tensor]
 
 
-def load_tokens(path: str | Path, tokenizer: str | Path | None = None) -> list[Tensor]:
+def load_tokens(path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
     """Read documents as token ids.
 
     Args:
-        path: ``.npz`` with ``tokens`` and, for several documents, ``offsets`` of ``n + 1`` places; ``.npy`` with one
-            document; or text that a tokenizer has to read: ``.txt`` (one document), ``.json`` (a list of strings, or
-            of objects with ``text``) or ``.jsonl`` (one such object a line).
-        tokenizer: Folder or hub id of a Hugging Face model; text needs it.
+        path: ``.npz`` with ``tokens`` and, for ``n`` documents, ``offsets`` of length ``n + 1``; ``.npy`` with one
+            document; or text for a tokenizer: ``.txt`` (one document), ``.json`` (a list of strings, or of objects with
+            ``text``) or ``.jsonl`` (one such object per line).
+        tokenizer: Folder or hub id of a Hugging Face model; required for text.
 
     Returns:
         One int64 tensor of shape ``(length,)`` per document.
 
     Raises:
-        TokensError: The file is missing, empty or of another kind, or text has no tokenizer.
-        MissingExtraError: Text needs Transformers, which is not installed.
+        TokensError: The file is missing, empty or of another type, or there is no tokenizer for a text.
+        MissingExtraError: The file is text, and Transformers is not installed.
 
     Example:
         >>> import tempfile
@@ -50,12 +54,12 @@ def load_tokens(path: str | Path, tokenizer: str | Path | None = None) -> list[T
         elif suffix in {".txt", ".json", ".jsonl"}:
             documents = _tokenized(_texts(path, suffix), path, tokenizer)
         else:
-            raise TokensError(f"{path}: tokens are read from .npz, .npy, .txt, .json or .jsonl")
+            raise TokensError(f"{path}: the suffix must be .npz, .npy, .txt, .json or .jsonl")
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise TokensError(f"cannot read tokens from {path}: {error}") from error
     result = [torch.from_numpy(np.asarray(document).astype(np.int64)) for document in documents]
     if any(document.ndim != 1 for document in result) or not any(len(document) for document in result):
-        raise TokensError(f"{path}: expected documents of token ids, each with one axis, and at least one token")
+        raise TokensError(f"{path}: expected one-dimensional documents of token ids with at least one token")
     return [document for document in result if len(document)]
 
 
@@ -73,33 +77,81 @@ def _texts(path: Path, suffix: str) -> list[str]:
     return [row if isinstance(row, str) else str(row["text"]) for row in rows]
 
 
-def _tokenized(texts: Sequence[str], path: Path, tokenizer: str | Path | None) -> list[Any]:
+def _tokenized(texts: Sequence[str], path: Path, tokenizer: str | os.PathLike[str] | None) -> list[Any]:
     if tokenizer is None:
-        raise TokensError(f"{path} holds text: say which model's tokenizer is to read it, or give token ids as .npz")
+        raise TokensError(f"{path} is text: pass the folder or hub id of a tokenizer, or token ids as .npz")
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise MissingExtraError("reading text needs Transformers: pip install 'tempbalance[transformers]'") from error
     try:
         encode = AutoTokenizer.from_pretrained(tokenizer)
-    except Exception as error:  # a wide family, of the tokenizers', the hub's and built-in errors
-        raise TokensError(f"{tokenizer}: no tokenizer to read {path} with; give token ids as .npz ({error})") from error
+    except Exception as error:  # tokenizers and the hub raise many types
+        raise TokensError(
+            f"cannot load a tokenizer from {tokenizer} for {path}: pass token ids as .npz ({error})"
+        ) from error
     return [encode(text, verbose=False)["input_ids"] for text in texts]
+
+
+def read_documents(tokens: Documents, tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
+    """Return documents of token ids, from a file or as they are.
+
+    Args:
+        tokens: File of tokens or text (see ``load_tokens``), or token ids.
+        tokenizer: Folder or hub id of a Hugging Face model; required for text.
+
+    Returns:
+        One tensor of shape ``(length,)`` per document.
+    """
+    return load_tokens(tokens, tokenizer) if isinstance(tokens, (str, os.PathLike)) else list(tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Calibration text, and how sequences are drawn from it.
+
+    Attributes:
+        tokens: File of tokens or text (see ``load_tokens``), or token ids, each document of shape ``(length,)``.
+        samples: Number of sequences.
+        length: Tokens in a sequence.
+        seed: Seed for the draw.
+    """
+
+    tokens: Documents
+    samples: int = 128
+    length: int = 2048
+    seed: int = 0
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """The numbers, without the text."""
+        return {"samples": self.samples, "length": self.length, "seed": self.seed}
+
+    def draw(self, tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
+        """Draw the sequences.
+
+        Args:
+            tokenizer: Folder or hub id of a Hugging Face model; required for text.
+
+        Returns:
+            The result of ``draw_calibration``.
+        """
+        return draw_calibration(read_documents(self.tokens, tokenizer), self.samples, self.length, self.seed)
 
 
 def draw_calibration(
     documents: Sequence[Tensor], samples: int = 128, length: int = 2048, seed: int = 0
 ) -> list[Tensor]:
-    """Draw token sequences at random, as Wanda and SparseGPT calibrate (128 sequences of 2,048 tokens, from C4).
+    """Draw random token sequences, as Wanda and SparseGPT calibrate (128 sequences of 2,048 tokens, from C4).
 
     Args:
         documents: Token ids, each of shape ``(length,)``.
-        samples: How many sequences.
-        length: Of a sequence. If no document is that long, they are joined into one first.
-        seed: Of the draw.
+        samples: Number of sequences.
+        length: Tokens in a sequence. If all documents are shorter, they are joined first.
+        seed: Seed for the draw.
 
     Returns:
-        ``samples`` int64 tensors of shape ``(length,)``; shorter where there are not so many tokens at all.
+        ``samples`` int64 tensors of shape ``(length,)``; shorter if there are fewer tokens in all.
 
     Raises:
         TokensError: There is no token, or a number is not positive.
@@ -109,7 +161,7 @@ def draw_calibration(
         [16, 16]
     """
     if samples < 1 or length < 1 or not sum(map(len, documents)):
-        raise TokensError(f"cannot draw {samples} sequences of {length} from {len(documents)} documents")
+        raise TokensError(f"cannot draw {samples} sequences of {length} tokens from {len(documents)} documents")
     long = [document for document in documents if len(document) >= length] or [torch.cat(list(documents))]
     generator = torch.Generator().manual_seed(seed)
     result = []
@@ -121,11 +173,11 @@ def draw_calibration(
 
 
 def batches(sequences: Sequence[Tensor], size: int = 8) -> Iterator[Tensor]:
-    """Stack neighbours of equal length.
+    """Stack consecutive sequences of equal length.
 
     Args:
         sequences: Token ids, each of shape ``(length,)``.
-        size: At most so many at once.
+        size: Largest batch.
 
     Yields:
         Tensors of shape ``(batch, length)``.

@@ -1,4 +1,4 @@
-"""What the linear layers of a causal language model take in, over calibration tokens."""
+"""Inputs of the linear layers of a causal language model over calibration tokens, block by block."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ __all__ = ["input_norms", "is_transposed", "norms_by_block", "through_blocks"]
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the weight of a linear layer is stored as ``(inputs, outputs)``: ``Conv1D`` of Transformers (GPT-2)."""
+    """Return whether a linear layer stores its weight as ``(inputs, outputs)``: ``Conv1D`` of Transformers (GPT-2)."""
     return type(module).__name__ == "Conv1D"
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer, in either way of storing its weight."""
+    """Return whether a module is a linear layer, ``nn.Linear`` or ``Conv1D``."""
     return isinstance(module, nn.Linear) or is_transposed(module)
 
 
 def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, Tensor]:
-    """Norm of every input feature of some linear layers, over all tokens that pass.
+    """Compute the norm of every input feature of linear layers over all calibration tokens.
 
     Args:
         modules: Linear layers by name.
-        run: Lets the tokens pass.
+        run: Passes the tokens through the layers.
 
     Returns:
         For each name a float32 tensor of shape ``(inputs,)``; squares are added in float32.
@@ -45,7 +45,7 @@ def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> 
     squares: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        """A hook that adds up the squares of what a layer takes in."""
+        """Return a hook that adds up the squared inputs of a layer."""
 
         def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             """Add the tokens of one call."""
@@ -62,7 +62,7 @@ def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> 
             handle.remove()
     for name in modules:
         if name not in squares:
-            raise TokensError(f"no calibration token reached {name}: give more, or leave it out of the plan")
+            raise TokensError(f"no calibration token reached {name}: give more, or leave it out of the allocation")
         if not bool(squares[name].isfinite().all()):
             raise NonFiniteError(f"{name}: an activation is not finite on the calibration tokens")
     return {name: found.sqrt() for name, found in squares.items()}
@@ -70,7 +70,7 @@ def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The arguments of a block for one batch, but for the hidden states."""
+    """Arguments of a block for one batch, except the hidden states."""
 
     rest: tuple[Any, ...]
     options: Mapping[str, Any]
@@ -79,26 +79,26 @@ class _Call:
 def through_blocks(
     model: nn.Module, wanted: Collection[str], sequences: Sequence[Tensor], progress: bool = True
 ) -> Generator[tuple[str, Callable[[], object]]]:
-    """Go through a causal language model block by block: each block sees what the ones before give now.
+    """Run a causal language model block by block, so that each block sees the outputs of the pruned blocks before it.
 
-    Close the generator (``contextlib.closing``) where the loop over it can end early: that puts the model's mode back.
+    Use ``contextlib.closing`` if the loop can end early; closing the generator restores the model's training mode.
 
     Args:
         model: A Hugging Face causal language model.
         wanted: Names of the blocks of interest.
         sequences: Token ids, each of shape ``(length,)``.
-        progress: Whether to show a progress bar (only ever on a terminal).
+        progress: Whether to show a progress bar (on a terminal only).
 
     Yields:
-        The name of a block of interest, and a function that lets all tokens pass through it. What is done to its
-        weights before the next one is asked for changes what later blocks see.
+        The name of a block of interest, and a function that passes all tokens through it. Changes to its weights before
+        the next step of the loop change the inputs of later blocks.
 
     Raises:
         TokensError: There is no token.
-        AllocationError: The blocks are not those of one stack.
+        AllocationError: The blocks are not children of one module.
     """
     if not sequences:
-        raise TokensError("the calibration set is empty: give token sequences")
+        raise TokensError("the calibration set is empty: pass token sequences")
     stack = _stack(model, wanted)
     with _evaluating(model), progress_bar("pruning blocks", len(stack), progress) as advance:
         hidden, calls = _capture(model, list(stack), sequences)
@@ -113,20 +113,16 @@ def through_blocks(
 def norms_by_block(
     model: nn.Module, layers: Mapping[str, Sequence[str]], sequences: Sequence[Tensor], progress: bool = True
 ) -> Generator[tuple[str, dict[str, Tensor]]]:
-    """Go through a causal language model as ``through_blocks`` does, and measure what linear layers take in.
+    """Run a causal language model like ``through_blocks``, and compute the input norms of linear layers.
 
     Args:
         model: A Hugging Face causal language model.
-        layers: Names of the linear layers of each block of interest, by the name of the block.
+        layers: Names of the linear layers of each block of interest, by block name.
         sequences: Token ids, each of shape ``(length,)``.
-        progress: Whether to show a progress bar (only ever on a terminal).
+        progress: Whether to show a progress bar (on a terminal only).
 
     Yields:
-        The name of a block and the norms of what its linear layers take in.
-
-    Raises:
-        TokensError: There is no token.
-        AllocationError: The blocks are not those of one stack.
+        The name of a block and the input norms of its linear layers.
     """
     with contextlib.closing(through_blocks(model, layers, sequences, progress)) as blocks:
         for name, run in blocks:
@@ -134,10 +130,10 @@ def norms_by_block(
 
 
 def _stack(model: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:
-    """All blocks of the stack that the named ones belong to, in order, up to the last one that is named."""
+    """Return the blocks of the stack that contains the named ones, in order, up to the last named one."""
     parents = {name.rpartition(".")[0] for name in layers}
     if len(parents) != 1:
-        raise AllocationError(f"calibration goes through one stack of blocks, but the plan names {len(parents)}")
+        raise AllocationError(f"calibration runs through one stack of blocks, but there are {len(parents)}")
     (parent,) = parents
     blocks = {f"{parent}.{child}": block for child, block in model.get_submodule(parent).named_children()}
     last = max(list(blocks).index(name) for name in layers)
@@ -146,7 +142,7 @@ def _stack(model: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Generator[None]:
-    modes = [(module, module.training) for module in model.modules()]  # parts of a model may be in another
+    modes = [(module, module.training) for module in model.modules()]  # modules may differ in mode
     model.eval()
     try:
         with torch.no_grad():
@@ -159,21 +155,19 @@ def _evaluating(model: nn.Module) -> Generator[None]:
 def _capture(
     model: nn.Module, blocks: Sequence[str], sequences: Sequence[Tensor]
 ) -> tuple[list[Tensor], dict[str, list[_Call]]]:
-    """What the first block takes in, and with what else every block is called, for each batch."""
-    # Blocks may differ in what else they get (local and global attention); it depends on the length alone.
+    """Return the inputs of the first block and the other arguments of every block, for each batch."""
+    # Other arguments differ between blocks (local and global attention), but for one block depend on the length only.
     hidden: list[Tensor] = []
     calls: dict[str, list[_Call]] = {name: [] for name in blocks}
     known: dict[tuple[int, ...], int] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        """A hook that keeps the arguments of a block."""
+        """Return a hook that stores the arguments of a block."""
 
         def keep(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-            """Keep those of one call."""
+            """Store the arguments of one call."""
             if not args:
-                raise AllocationError(
-                    f"{name} does not take hidden states first: not a language model of the usual kind"
-                )
+                raise AllocationError(f"{name} does not take hidden states as its first argument: cannot calibrate it")
             if name == blocks[0]:
                 hidden.append(args[0])
             shape = tuple(args[0].shape)
@@ -195,6 +189,6 @@ def _capture(
 
 
 def _run(block: nn.Module, hidden: Sequence[Tensor], calls: Sequence[_Call]) -> list[Tensor]:
-    """The hidden states after a block, for every batch."""
+    """Return the hidden states after a block, for every batch."""
     results = [block(states, *call.rest, **call.options) for states, call in zip(hidden, calls, strict=True)]
     return [result[0] if isinstance(result, tuple) else result for result in results]

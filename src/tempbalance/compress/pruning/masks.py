@@ -1,4 +1,4 @@
-"""Which weights go: scores, and masks with an exact number of zeros. Pure functions of tensors."""
+"""Pruning scores, and masks with an exact number of zeros."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["magnitude_scores", "mask_by_row", "mask_smallest", "wanda_scores"]
 
 
 def magnitude_scores(weight: Tensor) -> Tensor:
-    """Score weights by their magnitude: the smallest go first.
+    """Score weights by their magnitude; the smallest are pruned first.
 
     Args:
-        weight: Of any shape and dtype; complex too.
+        weight: Any shape and dtype, also complex.
 
     Returns:
         ``|w|``, of the same shape, float32 or wider.
@@ -26,7 +26,7 @@ def magnitude_scores(weight: Tensor) -> Tensor:
 
 
 def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
-    """Score weights by magnitude times the norm of the input that they meet (Wanda: Sun et al., ICLR 2024, eq. 1).
+    """Score weights by magnitude times the norm of their input (Wanda: Sun et al., ICLR 2024, eq. 1).
 
     Args:
         weight: Shape ``(outputs, inputs)``.
@@ -43,14 +43,14 @@ def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
 
 
 def mask_smallest(scores: Tensor, zeros: int) -> Tensor:
-    """Mark the smallest scores of a whole tensor; of equal ones, the first.
+    """Mark the smallest scores of a tensor; among equal scores, the first.
 
     Args:
-        scores: Of any shape, without NaN.
-        zeros: How many.
+        scores: Any shape, without NaN.
+        zeros: Number of scores to mark.
 
     Returns:
-        A boolean tensor of the same shape with exactly ``zeros`` entries that are true.
+        A boolean tensor of the same shape with exactly ``zeros`` true entries.
 
     Example:
         >>> mask_smallest(torch.tensor([[3.0, 1.0], [1.0, 1.0]]), zeros=2)
@@ -68,14 +68,15 @@ def mask_smallest(scores: Tensor, zeros: int) -> Tensor:
 
 
 def mask_by_row(scores: Tensor, zeros: int) -> Tensor:
-    """Mark the smallest scores of each row, equally many in each: Wanda compares weights of one output only.
+    """Mark the smallest scores of each row, the same number in each: Wanda compares weights of one output only.
 
     Args:
         scores: Shape ``(rows, columns)``, without NaN.
-        zeros: How many in all. Where rows do not divide it, one more goes in the rows whose next score is smallest.
+        zeros: Number of scores to mark in all. If the rows do not divide it, the rows whose next score is smallest get
+            one more.
 
     Returns:
-        A boolean tensor of the same shape with exactly ``zeros`` entries that are true.
+        A boolean tensor of the same shape with exactly ``zeros`` true entries.
 
     Example:
         >>> mask_by_row(torch.tensor([[3.0, 1.0], [9.0, 8.0]]), zeros=3)

@@ -1,4 +1,4 @@
-"""OWL's measure of a layer: how many of its weights, scored by Wanda, are outliers."""
+"""Outlier ratios of the blocks, for OWL: the fraction of weights with a large Wanda score."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["outlier_ratios"]
 def outlier_ratios(
     model: nn.Module, calibration: Sequence[Tensor], threshold: float = 5.0, *, progress: bool = True
 ) -> dict[str, float]:
-    """Share of outliers among the weights of each block (OWL: Yin et al., ICML 2024, section 3.2).
+    """Compute the fraction of outliers among the weights of each block (OWL: Yin et al., ICML 2024, section 3.2).
 
-    A weight is an outlier when its Wanda score exceeds ``threshold`` times the mean score of its block. Blocks with
-    many outliers are to be pruned less: ``allocate_sparsity(..., method="owl", outliers=...)``.
+    A weight is an outlier if its Wanda score exceeds ``threshold`` times the mean score of its block.
+    ``allocate_sparsity(..., method="owl", outliers=...)`` prunes blocks with many outliers less.
 
     Args:
-        model: A Hugging Face causal language model; it is only read.
+        model: A Hugging Face causal language model; it is not changed.
         calibration: Token ids, each of shape ``(length,)``.
         threshold: The paper's M: 5 for LLaMA-7B and 13B, 7 and more for others.
-        progress: Whether to show a progress bar (only ever on a terminal).
+        progress: Whether to show a progress bar (on a terminal only).
 
     Returns:
         A number in [0, 1] for each block, by name.

@@ -1,4 +1,4 @@
-"""Prune a live model by a plan."""
+"""Prune a live model by an allocation."""
 
 from __future__ import annotations
 
@@ -9,59 +9,58 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from tempbalance._progress import progress_bar
+from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.pruning.calibration import is_linear, is_transposed, norms_by_block
 from tempbalance.compress.pruning.masks import magnitude_scores, wanda_scores
 from tempbalance.compress.pruning.targets import Target, find_targets, write_zeros
-from tempbalance.compress.sparsity import Allocation
 from tempbalance.errors import AllocationError, TokensError
 from tempbalance.layers import wrapper_prefix
 
-__all__ = ["Method", "prune"]
+__all__ = ["Criterion", "check_criterion", "prune"]
 
-Method = Literal["magnitude", "wanda", "sparsegpt"]
+Criterion = Literal["magnitude", "wanda", "sparsegpt"]
 
 
 def prune(
     model: nn.Module,
     allocation: Allocation,
-    method: Method = "magnitude",
+    method: Criterion = "magnitude",
     *,
     calibration: Sequence[Tensor] | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Set weights of a live model to zero, in place, as many in each as the plan says.
+    """Set weights of a live model to zero, in place, as many per layer as allocated.
 
-    ``"magnitude"`` takes the smallest weights of each matrix. ``"wanda"`` (Sun et al., ICLR 2024) takes, in each row,
-    those with the smallest product of magnitude and norm of the input; it goes block by block, so that each block is
-    calibrated on what the pruned ones before it give. ``"sparsegpt"`` (Frantar and Alistarh, ICML 2023) also adapts
-    the weights that stay; llm-compressor does it. The first two meet the plan to one weight.
+    ``"magnitude"`` prunes the smallest weights of each matrix. ``"wanda"`` (Sun et al., ICLR 2024) prunes, in each row,
+    the weights with the smallest product of magnitude and input norm; blocks are pruned in order, and each is
+    calibrated on the outputs of the pruned blocks before it. ``"sparsegpt"`` (Frantar and Alistarh, ICML 2023), run by
+    llm-compressor, also updates the remaining weights. The number of zeros is exact to one weight.
 
     Args:
         model: Any module for ``"magnitude"``, a Hugging Face causal language model for the others.
-        allocation: The plan, from an analysis of this model.
-        method: Which weights go.
-        calibration: Token ids, each of shape ``(length,)``, for Wanda and SparseGPT; ``draw_calibration`` draws them.
-        progress: Whether to show a progress bar (only ever on a terminal).
+        allocation: An allocation of sparsity, from an analysis of this model.
+        method: Pruning criterion.
+        calibration: Token ids, each of shape ``(length,)``, for Wanda and SparseGPT; see ``draw_calibration``.
+        progress: Whether to show a progress bar (on a terminal only).
 
     Returns:
-        The share of zeros that each weight of the plan now has, by name.
+        The fraction of zeros of each weight of the allocation, by name.
 
     Raises:
-        AllocationError: The plan is for another model, or the method cannot prune one of its weights.
+        AllocationError: The allocation is for another model, or the criterion cannot prune one of its weights.
         TokensError: Wanda or SparseGPT has no calibration tokens.
-        MissingExtraError: SparseGPT needs llm-compressor, which is not installed.
+        MissingExtraError: llm-compressor is not installed, and SparseGPT needs it.
 
     Example:
         >>> import tempbalance as tb, torch
         >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
-        >>> plan = tb.allocate_sparsity(tb.analyze(model), sparsity=0.5)
-        >>> prune(model, plan)
+        >>> allocation = tb.allocate_sparsity(tb.analyze(model), sparsity=0.5)
+        >>> prune(model, allocation)
         {'0.weight': 0.5, '1.weight': 0.5, '2.weight': 0.5}
     """
-    if method not in get_args(Method):
-        raise AllocationError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    check_criterion(method)
     if method != "magnitude" and not calibration:
-        raise TokensError(f"{method} calibrates on tokens: give some, calibration=[...]")
+        raise TokensError(f"{method} needs calibration tokens: pass calibration=[...]")
     root = model.get_submodule(wrapper_prefix(model).rstrip("."))
     parameters = dict(root.named_parameters())
     targets = find_targets(root, allocation, parameters)
@@ -71,11 +70,24 @@ def prune(
         _by_wanda(root, targets, parameters, allocation.group, calibration or (), progress)
     else:
         if allocation.group is not None:
-            raise AllocationError("N:M sparsity is for magnitude and Wanda here: prune with one of them")
+            raise AllocationError("SparseGPT does not support N:M sparsity here: use magnitude or Wanda")
         from tempbalance.compress.pruning.sparsegpt import sparsegpt
 
         sparsegpt(root, allocation, calibration or (), progress)
     return {t.name: float((t.weight.within(parameters[t.weight.parameter]) == 0).double().mean()) for t in targets}
+
+
+def check_criterion(method: str) -> None:
+    """Check the name of a pruning criterion.
+
+    Args:
+        method: The name.
+
+    Raises:
+        AllocationError: There is no such criterion.
+    """
+    if method not in get_args(Criterion):
+        raise AllocationError(f"method must be one of {', '.join(get_args(Criterion))}, got {method!r}")
 
 
 def _by_magnitude(
@@ -103,7 +115,7 @@ def _by_wanda(
     for target in targets:
         layer, _, attribute = target.weight.parameter.rpartition(".")
         if target.weight.block is None or attribute != "weight" or not is_linear(root.get_submodule(layer)):
-            raise AllocationError(f"Wanda prunes linear layers of blocks, not {target.name}: prune it by magnitude")
+            raise AllocationError(f"Wanda prunes linear layers inside blocks, not {target.name}: prune it by magnitude")
         names = layers.setdefault(target.weight.block, [])
         if layer not in names:
             names.append(layer)
@@ -117,5 +129,5 @@ def _by_wanda(
 
 
 def _turn(matrix: Tensor, transposed: bool) -> Tensor:
-    """As (outputs, inputs), or back."""
+    """Return a matrix as (outputs, inputs), or back."""
     return matrix.T if transposed else matrix

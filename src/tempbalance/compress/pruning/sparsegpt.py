@@ -1,4 +1,4 @@
-"""SparseGPT, by llm-compressor: weights go, and those that stay are adapted."""
+"""SparseGPT, run by llm-compressor: prune weights, and update the remaining ones."""
 
 from __future__ import annotations
 
@@ -15,37 +15,36 @@ from tempbalance.compress.pruning.masks import mask_smallest, wanda_scores
 from tempbalance.errors import AllocationError, MissingExtraError
 from tempbalance.layers import Select, find_weights
 
-__all__ = ["asked_of_modifier", "sparsegpt"]
+__all__ = ["sparsegpt", "sparsity_for_modifier"]
 
-_COLUMNS = 128  # that are pruned at once, before the columns to their right are adapted: SparseGPT, section 3.4
+_COLUMNS = 128  # pruned together, before the columns to the right are updated: SparseGPT, section 3.4
 _LOG_OFF = "LLM_COMPRESSOR_LOG_DISABLED"
 
 
 def sparsegpt(
     model: nn.Module, sparsities: Mapping[str, float], tokens: Sequence[Tensor], progress: bool = True
 ) -> None:
-    """Prune linear layers of a causal language model in place, and adapt the weights that stay.
+    """Prune linear layers of a causal language model in place, and update the remaining weights.
 
-    SparseGPT (Frantar and Alistarh, ICML 2023) goes over the columns of a matrix in blocks of 128. Each loses the
-    weights that matter least to the output, by the inputs that the calibration tokens give; the columns to its right
-    make up for what is lost (dampening 0.01). Each transformer block is calibrated on what the pruned ones before it
-    give. llm-compressor does the pruning, with one ``SparseGPTModifier`` for each matrix: a list of sparsities it would
-    apply in model order, whatever the names.
+    SparseGPT (Frantar and Alistarh, ICML 2023) prunes a matrix in blocks of 128 columns. In each block the weights that
+    change the outputs on the calibration tokens least are set to zero, and the columns to the right are updated to
+    compensate (dampening 0.01). Each transformer block is calibrated on the outputs of the pruned blocks before it.
+    llm-compressor prunes, with one ``SparseGPTModifier`` per matrix, because a list of sparsities goes by model order.
 
-    Each matrix gets ``round(sparsity * entries)`` zeros, exactly; more only where it had more before. llm-compressor
-    zeroes up to one weight too many in each block of columns, and all weights of an input that no token uses. Here
-    it is asked for that many less, the last few go by their Wanda score, and what is too many is put back.
+    Each matrix gets exactly ``round(sparsity * entries)`` zeros, or more if it had more before. llm-compressor sets up
+    to one weight too many to zero in each block of columns, and all weights of an input that no token uses. So it gets
+    a slightly lower sparsity here; then the missing zeros are chosen by Wanda score, and surplus zeros are undone.
 
     Args:
-        model: A Hugging Face causal language model; its mode, configuration and hooks are left as they were.
-        sparsities: Share of zeros, in [0, 1], by the name of the weight; weights that are not named stay as they are.
-        tokens: The calibration set: token ids, each of shape ``(length,)``, int64. The paper has 128 times 2048.
-        progress: Whether to show a progress bar (only ever on a terminal).
+        model: A Hugging Face causal language model; its mode, configuration and hooks are restored.
+        sparsities: Fraction of zeros, in [0, 1], by weight name; other weights do not change.
+        tokens: Calibration tokens: token ids, each of shape ``(length,)``, int64. The paper uses 128 times 2048.
+        progress: Whether to show a progress bar (on a terminal only).
 
     Raises:
-        AllocationError: A weight is not a whole linear layer of a block, or a sparsity is out of range. Parts of fused
-            weights, experts in a stack and ``Conv1D`` (GPT-2) are not; prune those by magnitude or Wanda.
-        TokensError: There is no token, or none has reached a layer, as can happen to an expert.
+        AllocationError: A weight is not a whole linear layer inside a block, or a sparsity is out of range. Prune parts
+            of fused weights, experts in a stack and ``Conv1D`` (GPT-2) by magnitude or Wanda.
+        TokensError: There is no token, or none reached a layer, as can happen to an expert.
         NonFiniteError: An activation is not finite.
         MissingExtraError: llm-compressor is not installed.
 
@@ -68,45 +67,45 @@ def sparsegpt(
 
 
 def _zeros_by_block(model: nn.Module, sparsities: Mapping[str, float]) -> dict[str, dict[str, int]]:
-    """How many zeros each linear layer is to have, by the name of its block and its own."""
+    """Return the number of zeros of each linear layer, by the name of its block and its own."""
     weights, _ = find_weights(model, Select(split=False))
     blocks = {weight.name: weight.block for weight in weights}
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     zeros: dict[str, dict[str, int]] = {}
     for name, sparsity in sparsities.items():
         if not 0 <= sparsity <= 1:
-            raise AllocationError(f"{name}: a sparsity is in [0, 1], got {sparsity}")
+            raise AllocationError(f"{name}: sparsity must be in [0, 1], got {sparsity}")
         block = blocks.get(name)
         if block is None or name not in linear:
             raise AllocationError(
-                f"SparseGPT prunes whole nn.Linear layers of blocks, and {name!r} is none here (a part of a fused "
-                "weight, an expert in a stack and a Conv1D are not): prune it by magnitude or Wanda"
+                f"SparseGPT prunes whole nn.Linear layers inside blocks, not {name!r} (a part of a fused weight, an "
+                "expert in a stack, a Conv1D, or not in this model): prune it by magnitude or Wanda"
             )
         zeros.setdefault(block, {})[name.removesuffix(".weight")] = round(sparsity * model.get_parameter(name).numel())
     return zeros
 
 
-def asked_of_modifier(zeros: int, shape: Sequence[int]) -> float:
-    """What to ask llm-compressor's ``SparseGPTModifier`` for, so that it makes no more zeros than wanted.
+def sparsity_for_modifier(zeros: int, shape: Sequence[int]) -> float:
+    """Return the sparsity at which llm-compressor's ``SparseGPTModifier`` makes at most a given number of zeros.
 
-    It makes up to one too many in each block of columns, and fails at a sparsity of 1.
+    The modifier makes up to one zero too many in each block of columns, and fails at a sparsity of 1.
 
     Args:
-        zeros: How many are wanted.
-        shape: Of the matrix, (outputs, inputs).
+        zeros: Number of zeros.
+        shape: Shape of the matrix, (outputs, inputs).
 
     Returns:
-        A sparsity below 1; below 0 if even that of 0 gives too many.
+        A sparsity below 1; negative if even a sparsity of 0 makes too many zeros.
 
     Example:
-        >>> asked_of_modifier(50, (10, 10))
+        >>> sparsity_for_modifier(50, (10, 10))
         0.49
     """
     return (zeros - math.ceil(shape[1] / _COLUMNS)) / math.prod(shape)
 
 
 def _prune_block(model: nn.Module, zeros: Mapping[str, int], run: Callable[[], object]) -> None:
-    """Prune linear layers that ``run`` lets the tokens pass through."""
+    """Prune the linear layers of one block; ``run`` passes the tokens through it."""
     from llmcompressor.core import CompressionSession, EventType
     from llmcompressor.modifiers.pruning import SparseGPTModifier
 
@@ -115,8 +114,8 @@ def _prune_block(model: nn.Module, zeros: Mapping[str, int], run: Callable[[], o
     before = {layer: weight.detach().clone() for layer, weight in weights.items()}
     modifiers = []
     for layer, weight in weights.items():
-        sparsity = asked_of_modifier(zeros[layer], weight.shape)
-        if sparsity >= 0:  # else rounding up is more than all
+        sparsity = sparsity_for_modifier(zeros[layer], weight.shape)
+        if sparsity >= 0:
             modifiers.append(SparseGPTModifier(sparsity=sparsity, targets=[layer], block_size=_COLUMNS))
     session = CompressionSession()
     session.initialize(model=model, recipe=modifiers, sequential_targets=[])
@@ -132,7 +131,7 @@ def _prune_block(model: nn.Module, zeros: Mapping[str, int], run: Callable[[], o
 
 
 def _settle(weight: Tensor, before: Tensor, norms: Tensor, zeros: int) -> None:
-    """Make the number of zeros exact: zeroed weights count first, but those of unused inputs after all other zeros."""
+    """Make the number of zeros exact: keep zeros first, those of unused inputs last, then prune by Wanda score."""
     norms = norms.to(weight.device)
     mask = mask_smallest(torch.where(weight == 0, -norms, wanda_scores(weight, norms)), zeros)
     weight.copy_(torch.where(weight == 0, before, weight).masked_fill(mask, 0))
@@ -140,8 +139,8 @@ def _settle(weight: Tensor, before: Tensor, norms: Tensor, zeros: int) -> None:
 
 @contextlib.contextmanager
 def _llmcompressor() -> Generator[None]:
-    # Imported as it is, it takes loguru's handlers away from the program and prints to standard output; what stays on
-    # is its warning that a matrix could not be inverted.
+    # Its import removes loguru's handlers and prints to standard output. Its warning that a matrix could not be
+    # inverted stays enabled.
     chosen = os.environ.get(_LOG_OFF)
     os.environ[_LOG_OFF] = "true"
     try:
@@ -155,7 +154,7 @@ def _llmcompressor() -> Generator[None]:
     logger = llmcompressor.logger
     try:
         logger.level("METRIC")
-    except ValueError:  # it looks its own level up before it sees that it is off
+    except ValueError:  # it looks up its own level before it checks whether logging is disabled
         logger.level("METRIC", no=38)
     logger.disable("llmcompressor")
     logger.enable("llmcompressor.modifiers.pruning.sparsegpt.sgpt_sparsify")

@@ -1,3 +1,7 @@
-"""Fine-tune a pruned language model and keep its zeros."""
+"""Fine-tune a pruned causal language model by LoRA that keeps every zero."""
 
-__all__: list[str] = []
+from __future__ import annotations
+
+from tempbalance.compress.recovery.lora_recovery import RecoveryResult, RecoverySettings, recover, save_recovered
+
+__all__ = ["RecoveryResult", "RecoverySettings", "recover", "save_recovered"]

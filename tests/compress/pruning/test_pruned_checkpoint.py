@@ -98,7 +98,7 @@ class TestWholeOrNotAtAll:
             tb.prune_checkpoint(folder, plan_for(folder, sparsity), tmp_path / "out")
         (tmp_path / "out" / "stale").touch()
         tb.prune_checkpoint(folder, plan_for(folder, 0.75), tmp_path / "out")
-        assert tb.Allocation.load(tmp_path / "out" / "allocation.json").sparsity == 0.75
+        assert tb.Allocation.load(tmp_path / "out" / "allocation.json").budget == 0.75
         assert not (tmp_path / "out" / "stale").exists()
         assert {path.name for path in tmp_path.iterdir()} == {"model", "out"}
 
@@ -114,7 +114,7 @@ class TestWholeOrNotAtAll:
                 raise OSError(errno.ENOSPC, "No space left on device")
             path.write_bytes(b"half")
 
-        monkeypatch.setattr("tempbalance.compress.pruning.pruned_folder.write_safetensors", full)
+        monkeypatch.setattr("tempbalance.compress.pruning.pruned_checkpoint.write_safetensors", full)
         with pytest.raises(CheckpointError, match="No space left on device; the old content is unchanged"):
             tb.prune_checkpoint(folder, plan_for(folder, 0.9), tmp_path / "out")
         after = all_tensors(tmp_path / "out")
@@ -125,7 +125,7 @@ class TestWholeOrNotAtAll:
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
     def test_a_device_that_is_full(self, folder, tmp_path, monkeypatch):
         """The real error of a real write."""
-        import tempbalance.compress.pruning.pruned_folder as module
+        import tempbalance.compress.pruning.pruned_checkpoint as module
 
         write = module.write_safetensors
         monkeypatch.setattr(module, "write_safetensors", lambda _, *rest: write(Path("/dev/full"), *rest))
@@ -203,13 +203,8 @@ def test_memory_of_one_tensor(tmp_path):
             half = {f"h.{i}.fc.weight": tensor.clone() for i in range(shard, count, 2)}
             save_file(half, home / "m" / f"model-{shard + 1:05}-of-00002.safetensors")
         names = [f"h.{i}.fc.weight" for i in range(count)]
-        shares = tuple(
-            tb.compress.LayerShare(
-                name=n, unit=n, shape=(2048, 2048), numel=2**22, alpha=None, stderr=None, zeros=2**21
-            )
-            for n in names
-        )
-        tb.Allocation(source="m", sparsity=0.5, method="uniform", unit="layer", layers=shares).save(home / "plan.json")
+        shares = tuple(tb.compress.LayerAllocation(name=n, unit=n, shape=(2048, 2048), zeros=2**21) for n in names)
+        tb.Allocation(source="m", budget=0.5, method="uniform", unit="layer", layers=shares).save(home / "plan.json")
         command = [sys.executable, "-c", script, home]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=steady)
         peaks.append(int(done.stdout) / 1024)

@@ -15,18 +15,16 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import tempbalance as tb
-from tempbalance.compress import Allocation, LayerShare
-from tempbalance.compress.export.exporters import export_llmcompressor, export_npy, export_torch
+from tempbalance.compress import Allocation, LayerAllocation, export_llmcompressor, export_npy, export_torch
 from tempbalance.errors import AllocationError, AnalysisError
 
 
 def plan_of(zeros: dict[str, int], shapes: dict[str, tuple[int, ...]], group: int | None = None) -> Allocation:
     layers = [
-        LayerShare(name=n, unit=n, shape=shapes[n], numel=int(np.prod(shapes[n])), alpha=3.0, stderr=0.1, zeros=z)
-        for n, z in zeros.items()
+        LayerAllocation(name=n, unit=n, shape=shapes[n], alpha=3.0, stderr=0.1, zeros=z) for n, z in zeros.items()
     ]
     total = sum(layer.zeros for layer in layers) / sum(layer.numel for layer in layers)
-    return Allocation(source="m", sparsity=total, method="alpha", unit="layer", layers=tuple(layers), group=group)
+    return Allocation(source="m", budget=total, method="alpha", unit="layer", layers=tuple(layers), group=group)
 
 
 def plan_for(model: nn.Module, share: Any = lambda place, numel: numel * (place + 1) // 20) -> Allocation:
@@ -78,7 +76,7 @@ def test_llm_compressor_makes_of_a_wanda_recipe_what_the_plan_says(
     saved_llama: Any, tokens: list[Tensor], tmp_path: Path
 ):
     plan = plan_for(saved_llama)
-    export_llmcompressor(plan, tmp_path / "recipe.yaml", method="wanda")
+    export_llmcompressor(plan, tmp_path / "recipe.yaml", modifier="WandaPruningModifier")
     run_recipe(saved_llama, tmp_path / "recipe.yaml", tokens)
     rows = {layer.name: layer.shape for layer in plan.layers}
     assert zeros_of(saved_llama, plan) == {n: rows[n][0] * int(rows[n][1] * plan[n]) for n in plan}
@@ -86,7 +84,7 @@ def test_llm_compressor_makes_of_a_wanda_recipe_what_the_plan_says(
 
 def test_llm_compressor_makes_n_of_m_of_a_plan_with_groups(saved_llama: Any, tokens: list[Tensor], tmp_path: Path):
     plan = replace(plan_for(saved_llama, lambda place, numel: numel * (place % 5) // 8), group=8)
-    export_llmcompressor(plan, tmp_path / "recipe.yaml", method="wanda")
+    export_llmcompressor(plan, tmp_path / "recipe.yaml", modifier="WandaPruningModifier")
     run_recipe(saved_llama, tmp_path / "recipe.yaml", tokens)
     for place, name in enumerate(plan):
         each = (saved_llama.get_parameter(name).reshape(-1, 8) == 0).sum(dim=1)
@@ -106,7 +104,7 @@ def test_a_recipe_is_read_back_with_its_names_and_sparsities(
     zeros = {name: data.draw(st.integers(1, 10**7)) for name in weights}
     plan = plan_of(zeros, dict.fromkeys(weights, (2500, 4000)))
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    export_llmcompressor(plan, path, method="wanda")
+    export_llmcompressor(plan, path, modifier="WandaPruningModifier")
     modifiers = recipe.Recipe.create_instance(str(path)).modifiers
     assert {f"{m.targets[0]}.weight": m.sparsity for m in modifiers} == dict(plan)
     assert all(len(m.targets) == 1 for m in modifiers)
@@ -130,7 +128,7 @@ def test_a_part_of_a_parameter_is_refused_by_name(name: str, export: Any, tmp_pa
 
 def test_an_unknown_method_is_refused(tmp_path: Path):
     with pytest.raises(AllocationError, match="magnitude"):
-        export_llmcompressor(plan_of({"a.weight": 8}, {"a.weight": (4, 4)}), tmp_path / "out", method="magnitude")  # type: ignore[arg-type]
+        export_llmcompressor(plan_of({"a.weight": 8}, {"a.weight": (4, 4)}), tmp_path / "out", modifier="magnitude")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("export", [export_llmcompressor, export_npy])

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 import tempbalance as tb
 from tempbalance.cli import main
-from tempbalance.compress import Recovery, load_causal_lm, recover, save_recovered
+from tempbalance.compress import RecoverySettings, load_causal_lm, recover, save_recovered
 from tempbalance.compress.recovery.sparse_lora import sparse_lora
 from tempbalance.errors import AllocationError, CheckpointError, MissingExtraError, NonFiniteError, TokensError
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-FAST = Recovery(lr=1e-2, length=16, batch=4, epochs=2)
+FAST = RecoverySettings(lr=1e-2, length=16, batch=4, epochs=2)
 UP = "model.layers.0.mlp.up_proj"
 
 
@@ -133,7 +133,7 @@ def test_what_was_not_pruned_is_not_trained(make_llama: Any, tokens: list[Tensor
 
 def test_the_seed_alone_decides(pruned: Any, make_llama: Any, tokens: list[Tensor]):
     def result(seed: int, model: Any) -> dict[str, Tensor]:
-        recover(model, tokens, Recovery(lr=1e-2, length=16, batch=4, seed=seed))
+        recover(model, tokens, RecoverySettings(lr=1e-2, length=16, batch=4, seed=seed))
         return values(model)
 
     others = [prune_blocks(make_llama().eval()) for _ in range(2)]
@@ -177,8 +177,8 @@ def test_the_model_is_as_before_if_training_is_broken_off(
 
 def test_a_loss_that_is_not_finite_raises_and_the_model_is_as_before(pruned: Any, tokens: list[Tensor]):
     weights = values(pruned)
-    with pytest.raises(NonFiniteError, match="take a lower learning rate"):
-        recover(pruned, tokens, Recovery(lr=1e30, length=16))
+    with pytest.raises(NonFiniteError, match="use a lower learning rate"):
+        recover(pruned, tokens, RecoverySettings(lr=1e30, length=16))
     assert same(values(pruned), weights)
 
 
@@ -197,7 +197,7 @@ def test_a_model_with_adapters_is_refused(pruned: Any, tokens: list[Tensor]):
 
 @pytest.mark.parametrize("given", [[], [torch.tensor([], dtype=torch.int64)], [torch.arange(15)]])
 def test_too_few_tokens_are_refused(pruned: Any, given: list[Tensor]):
-    with pytest.raises(TokensError, match="are not one sequence of 16"):
+    with pytest.raises(TokensError, match="fewer than one sequence of 16"):
         recover(pruned, given, FAST)
 
 
@@ -209,7 +209,7 @@ def test_tokens_of_another_model_are_refused(pruned: Any):
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"epochs": 0}, {"length": 1}])
 def test_impossible_settings_are_refused(wrong: dict[str, Any]):
     with pytest.raises(ValueError, match="must be positive"):
-        Recovery(**wrong)
+        RecoverySettings(**wrong)
 
 
 def test_without_peft_the_extra_is_named(pruned: Any, tokens: list[Tensor], monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tempbalance as tb
-from tempbalance.compress import BitAllocation, allocate_bits, export_bits
+from tempbalance.compress import Allocation, allocate_bits, export_llmcompressor
 
 pytest.importorskip("llmcompressor", reason="needs llm-compressor")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
@@ -29,7 +29,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     os.environ.update(before)
 
 
-def plan_for(model: torch.nn.Module) -> BitAllocation:
+def plan_for(model: torch.nn.Module) -> Allocation:
     """The untrained model has no alphas: its rows get some, all different."""
     analysis = tb.analyze(model, progress=False)
     rows = [dataclasses.replace(row, alpha=2 + 0.1 * (i % 23)) for i, row in enumerate(analysis.layers)]
@@ -52,7 +52,7 @@ def test_every_module_gets_its_width_and_the_folder_loads():
     model = transformers.LlamaForCausalLM.from_pretrained("dense")
     plan = plan_for(model)
     assert set(plan.values()) == {2, 3, 4, 8}
-    export_bits(plan, "recipe.yaml", modifier="QuantizationModifier", group_size=32)
+    export_llmcompressor(plan, "recipe.yaml", modifier="QuantizationModifier", group_size=32)
     oneshot(model=model, recipe="recipe.yaml", output_dir="quantized")
     assert widths(model) == dict(plan)
     loaded = transformers.LlamaForCausalLM.from_pretrained("quantized")
@@ -68,7 +68,7 @@ def test_gptq_takes_the_same_groups():
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **HEADS, num_hidden_layers=2))
     plan = plan_for(model)
-    export_bits(plan, "recipe.yaml", group_size=32)
+    export_llmcompressor(plan, "recipe.yaml", group_size=32)
     (modifier,) = Recipe.create_instance("recipe.yaml").modifiers
     assert isinstance(modifier, GPTQModifier)
     groups = modifier.resolved_config.config_groups.values()
@@ -86,7 +86,7 @@ def test_experts_get_the_widths_of_their_own_projections():
     plan = plan_for(model)
     stack = "model.layers.1.mlp.experts"
     assert len(set(plan.values())) > 1
-    export_bits(plan, "recipe.yaml", modifier="QuantizationModifier", group_size=32)
+    export_llmcompressor(plan, "recipe.yaml", modifier="QuantizationModifier", group_size=32)
     linearize_moe(model)
     oneshot(model=model, recipe="recipe.yaml")
     found = widths(model)

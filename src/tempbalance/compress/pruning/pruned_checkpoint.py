@@ -1,4 +1,4 @@
-"""Pruned models on disk: a folder of dense safetensors with zeros that ``from_pretrained`` loads, and the plan."""
+"""Write pruned models: a folder of dense safetensors that ``from_pretrained`` loads, with ``allocation.json``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from tempbalance._progress import progress_bar
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.checkpoints.writing import copy_beside, whole_folder, write_safetensors
+from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.pruning.masks import magnitude_scores
 from tempbalance.compress.pruning.targets import Target, find_targets, write_zeros
-from tempbalance.compress.sparsity import Allocation
 from tempbalance.errors import AllocationError
 
-__all__ = ["PLAN", "prune_checkpoint", "save_folder", "save_pruned"]
+__all__ = ["ALLOCATION_FILE", "prune_checkpoint", "save_folder", "save_pruned"]
 
-PLAN = "allocation.json"
+ALLOCATION_FILE = "allocation.json"
 
 
 def prune_checkpoint(
@@ -35,38 +35,41 @@ def prune_checkpoint(
     """Prune a checkpoint by magnitude, file by file, with one tensor in memory at a time.
 
     Args:
-        source: A checkpoint: a folder (sharded or not), a file, a hub id.
-        allocation: The plan, from an analysis of this checkpoint.
-        out: Folder to write, whole or not at all; an earlier output there is replaced. It gets safetensors, what lies
-            beside the weights (configuration, tokenizer), and the plan as ``allocation.json``.
-        progress: Whether to show a progress bar (only ever on a terminal).
+        source: A checkpoint: a folder (sharded or not), a file, or a hub id.
+        allocation: An allocation of sparsity, from an analysis of this checkpoint.
+        out: Folder to write, atomically; an earlier output there is replaced. It contains safetensors, the config and
+            tokenizer files, and ``allocation.json``.
+        progress: Whether to show a progress bar (on a terminal only).
 
     Returns:
-        The share of zeros that each weight of the plan now has, by name.
+        The fraction of zeros of each weight of the allocation, by name.
 
     Raises:
-        AllocationError: The plan is for another model, or has N:M sparsity, for which the model has to be loaded.
-        CheckpointError: The source cannot be read, or the folder cannot be written; what was there stays.
+        AllocationError: The allocation is for another model, or has N:M sparsity, which needs a loaded model.
+        CheckpointError: The source cannot be read, or the folder cannot be written; an earlier output is then kept.
 
     Example:
         >>> import tempfile, torch
         >>> import tempbalance as tb
         >>> folder = Path(tempfile.mkdtemp())
         >>> torch.save({"a": torch.arange(1.0, 65.0).view(8, 8), "b": torch.ones(8)}, folder / "model.pt")
-        >>> plan = tb.allocate_sparsity(tb.analyze(folder / "model.pt"), sparsity=0.25)
-        >>> prune_checkpoint(folder / "model.pt", plan, folder / "pruned")
+        >>> allocation = tb.allocate_sparsity(tb.analyze(folder / "model.pt"), sparsity=0.25)
+        >>> prune_checkpoint(folder / "model.pt", allocation, folder / "pruned")
         {'a': 0.25}
         >>> sorted(path.name for path in (folder / "pruned").iterdir())
         ['allocation.json', 'model.safetensors']
     """
     if allocation.group is not None:
-        raise AllocationError("N:M sparsity needs to know which axis is the input: load the model and prune that")
+        raise AllocationError("N:M sparsity needs the input axis, which a file lacks: load the model and use prune()")
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     targets: dict[str, list[Target]] = {}
     for target in find_targets(checkpoint, allocation, checkpoint.tensors):
         targets.setdefault(target.weight.parameter, []).append(target)
     pruning = _Pruning(checkpoint, targets)
-    with whole_folder(Path(out), PLAN) as folder, progress_bar("writing", len(checkpoint.tensors), progress) as advance:
+    with (
+        whole_folder(Path(out), ALLOCATION_FILE) as folder,
+        progress_bar("writing", len(checkpoint.tensors), progress) as advance,
+    ):
         files: dict[str, str] = {}
         for file, tensors in checkpoint.shards.items():
             name = _safetensors_name(file)
@@ -79,12 +82,12 @@ def prune_checkpoint(
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         if checkpoint.path.is_dir():
             copy_beside(checkpoint.path, folder)
-        allocation.save(folder / PLAN)
+        allocation.save(folder / ALLOCATION_FILE)
     return {name: pruning.achieved[name] for name in allocation}
 
 
 class _Pruning:
-    """Gives the tensors of a checkpoint as they are to be written, and keeps count."""
+    """Loads the tensors of a checkpoint, pruned, and records the sparsity of each weight."""
 
     def __init__(self, checkpoint: Checkpoint, targets: Mapping[str, list[Target]]) -> None:
         self._checkpoint = checkpoint
@@ -92,11 +95,11 @@ class _Pruning:
         self.achieved: dict[str, float] = {}
 
     def load(self, name: str) -> Tensor:
-        """A tensor, pruned if the plan says so."""
+        """Load a tensor, pruned if it is in the allocation."""
         tensor = self._checkpoint.load(name)
         if name not in self._targets:
             return tensor
-        tensor = tensor.clone()  # what was read is mapped from the file
+        tensor = tensor.clone()  # the loaded tensor is mapped from the file
         for target in self._targets[name]:
             mask = target.choose(magnitude_scores(target.weight.within(tensor)))
             write_zeros(tensor, target.weight, mask)
@@ -105,7 +108,6 @@ class _Pruning:
 
 
 def _safetensors_name(file: Path) -> str:
-    """What a file of weights is called as safetensors."""
     return re.sub(r"^pytorch_model(?=\b)", "model", file.stem) + ".safetensors"
 
 
@@ -115,19 +117,19 @@ def save_pruned(
     out: str | os.PathLike[str],
     source: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Save a pruned Hugging Face model with its plan, whole or not at all.
+    """Save a pruned Hugging Face model with ``allocation.json``, atomically.
 
     Args:
         model: A model with ``save_pretrained``.
-        allocation: The plan that it was pruned by.
+        allocation: The allocation that it was pruned by.
         out: Folder to write; an earlier output there is replaced.
-        source: Folder that the model came from: its tokenizer is copied.
+        source: Folder of the original model, to copy the tokenizer from.
 
     Raises:
         AllocationError: The model has no ``save_pretrained``.
-        CheckpointError: The folder cannot be written; what was there stays.
+        CheckpointError: The folder cannot be written; an earlier output is then kept.
     """
-    save_folder(model, out, source, (PLAN, allocation.save))
+    save_folder(model, out, source, (ALLOCATION_FILE, allocation.save))
 
 
 def save_folder(
@@ -136,22 +138,22 @@ def save_folder(
     source: str | os.PathLike[str] | None,
     record: tuple[str, Callable[[Path], None]],
 ) -> None:
-    """Save a Hugging Face model with a record of how it came about, whole or not at all.
+    """Save a Hugging Face model with a record file, atomically.
 
     Args:
         model: A model with ``save_pretrained``.
-        out: Folder to write; an earlier output there, known by its record, is replaced.
-        source: Folder that the model came from: what lies beside its weights is copied.
-        record: Name of the file with the record, and what writes it.
+        out: Folder to write; a folder that contains the record file is replaced.
+        source: Folder of the original model, to copy config and tokenizer files from.
+        record: Name of the record file, and a function that writes it.
 
     Raises:
         AllocationError: The model has no ``save_pretrained``.
-        CheckpointError: The folder cannot be written; what was there stays.
+        CheckpointError: The folder cannot be written; an earlier output is then kept.
     """
     name, write = record
     save: Any = getattr(model, "save_pretrained", None)
     if save is None:
-        raise AllocationError(f"{type(model).__name__} has no save_pretrained: save its state dict and {name}")
+        raise AllocationError(f"{type(model).__name__} has no save_pretrained: save its state dict and {name} yourself")
     with whole_folder(Path(out), name) as folder:
         save(folder)
         if source is not None and Path(source).is_dir():

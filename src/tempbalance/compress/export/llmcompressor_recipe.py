@@ -1,0 +1,131 @@
+"""Sparsities or bits as a recipe for llm-compressor."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from tempbalance._files import write_whole
+from tempbalance.compress.allocation import Allocation
+from tempbalance.compress.export.whole_weights import check_whole_weights
+from tempbalance.compress.pruning.sparsegpt import sparsity_for_modifier
+from tempbalance.errors import AllocationError
+
+__all__ = ["Modifier", "export_llmcompressor"]
+
+Modifier = Literal["SparseGPTModifier", "WandaPruningModifier", "GPTQModifier", "QuantizationModifier"]
+
+_MODIFIERS: dict[str, tuple[Modifier, ...]] = {  # the default first
+    "sparsity": ("SparseGPTModifier", "WandaPruningModifier"),
+    "bits": ("GPTQModifier", "QuantizationModifier"),
+}
+_MIN_BITS, _MAX_BITS = 2, 8  # of the integers that compressed-tensors packs
+_EXPERT = re.compile(r"(?P<stack>.+)\.(?P<name>\w+):(?P<index>\d+)(:(?P<part>gate|up))?")
+
+
+def export_llmcompressor(
+    allocation: Allocation,
+    path: str | os.PathLike[str],
+    modifier: Modifier | None = None,
+    *,
+    group_size: int = 128,
+) -> None:
+    """Write a recipe for llm-compressor, which prunes or quantizes each module as allocated.
+
+    Sparsity: one modifier per weight, because a list of sparsities would be applied in model order, not by name. Run it
+    with ``oneshot(model, recipe=path, dataset=..., pipeline="sequential")``; the default pipeline would calibrate once
+    per modifier. ``WandaPruningModifier`` rounds the zeros of each row down. ``SparseGPTModifier`` rounds up in each
+    block of 128 columns, so the recipe sets a slightly lower sparsity, and the result is at most one zero per 128
+    columns below the allocation. Weights without zeros are left out. The recipe holds no exact counts, alphas and
+    settings. llm-compressor skips the ``Conv1D`` layers of GPT-2 without a message.
+
+    Bits: one group of modules per width; only weights are quantized, to symmetric integers with one scale per group of
+    columns. Stacked experts get the names that they have after ``load_quantizable_moe``.
+
+    Args:
+        allocation: An allocation of sparsity, or of bits with widths from 2 to 8.
+        path: The file, usually ``recipe.yaml``.
+        modifier: For sparsity ``"SparseGPTModifier"`` (default) or ``"WandaPruningModifier"``; for bits
+            ``"GPTQModifier"`` (default; needs calibration data) or ``"QuantizationModifier"`` (rounds to nearest).
+        group_size: For bits: number of columns that share a scale; it must divide the columns of every module.
+
+    Raises:
+        AllocationError: The modifier does not apply to this quantity, or llm-compressor cannot compress a module so.
+        AnalysisError: The file cannot be written.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from tempbalance.compress import LayerAllocation
+        >>> layer = LayerAllocation(name="h.0.fc.weight", unit="h.0", shape=(4, 5), zeros=7)
+        >>> allocation = Allocation(source="model", budget=0.35, method="uniform", unit="block", layers=(layer,))
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "recipe.yaml"
+        >>> export_llmcompressor(allocation, path, "WandaPruningModifier")
+        >>> print(path.read_text(), end="")
+        pruning_stage:
+          layer0_modifiers:
+            WandaPruningModifier:
+              sparsity: 0.35
+              targets: ["h.0.fc"]
+    """
+    modifiers = _MODIFIERS.get(allocation.quantity)
+    if modifiers is None:
+        raise AllocationError(f"llm-compressor has no use for an allocation of {allocation.quantity}")
+    chosen = modifiers[0] if modifier is None else modifier
+    if chosen not in modifiers:
+        raise AllocationError(
+            f"modifier must be one of {', '.join(modifiers)} for an allocation of {allocation.quantity}, got {chosen!r}"
+        )
+    if allocation.quantity == "sparsity":
+        check_whole_weights(allocation, "a recipe for llm-compressor")
+        text = "\n".join(["pruning_stage:", *_pruning_lines(allocation, chosen)])
+    else:
+        text = json.dumps(_quantization(allocation, chosen, group_size), indent=1)  # JSON is YAML
+    write_whole(path, f"{text}\n".encode())
+
+
+def _pruning_lines(allocation: Allocation, modifier: Modifier) -> Iterator[str]:
+    for place, layer in enumerate(allocation.layers):
+        exact = modifier == "WandaPruningModifier"
+        sparsity = layer.sparsity if exact else sparsity_for_modifier(layer.zeros, layer.shape)
+        if layer.zeros == 0 or sparsity < 0:
+            continue
+        yield f"  layer{place}_modifiers:"
+        yield f"    {modifier}:"
+        yield f"      sparsity: {sparsity}"
+        if allocation.group is not None:
+            yield f'      mask_structure: "{layer.zeros * allocation.group // layer.numel}:{allocation.group}"'
+        yield f"      targets: {json.dumps([layer.name.removesuffix('.weight')], ensure_ascii=False)}"
+
+
+def _quantization(allocation: Allocation, modifier: Modifier, group_size: int) -> dict[str, object]:
+    widths = sorted({layer.bits for layer in allocation.layers})
+    if widths[0] < _MIN_BITS or widths[-1] > _MAX_BITS:
+        raise AllocationError(f"llm-compressor stores integers of {_MIN_BITS} to {_MAX_BITS} bits, got widths {widths}")
+    for layer in allocation.layers:
+        if layer.shape[1] % group_size:
+            raise AllocationError(
+                f"{layer.name} has {layer.shape[1]} columns, not a multiple of group_size={group_size}"
+            )
+    scheme = {"type": "int", "symmetric": True, "strategy": "group", "group_size": group_size}
+    groups = {
+        f"weights_{width}_bits": {
+            "targets": [_module_name(layer.name) for layer in allocation.layers if layer.bits == width],
+            "weights": {"num_bits": width, **scheme},
+        }
+        for width in widths
+    }
+    return {"quantization_stage": {"quantization_modifiers": {modifier: {"config_groups": groups}}}}
+
+
+def _module_name(name: str) -> str:
+    """Name of a module in the model that llm-compressor sees."""
+    if ":" not in name:
+        return name
+    match = _EXPERT.fullmatch(name)
+    projection = match and (f"{match['part']}_proj" if match["part"] else match["name"])
+    if match is None or projection not in {"gate_proj", "up_proj", "down_proj"}:
+        raise AllocationError(f"{name} does not become a module of its own in llm-compressor: analyse without it")
+    return f"{match['stack']}.{match['index']}.{projection}"

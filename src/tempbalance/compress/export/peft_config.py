@@ -1,0 +1,56 @@
+"""LoRA ranks as a configuration of PEFT."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from tempbalance.compress.allocation import Allocation
+from tempbalance.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+__all__ = ["lora_config"]
+
+
+def lora_config(allocation: Allocation, *, scaling: float = 1, **options: Any) -> LoraConfig:
+    """Return an allocation of ranks as a configuration of PEFT, for ``peft.get_peft_model(model, config)``.
+
+    Each module is addressed by a pattern that matches its full name only: ``layers.1`` does not match ``layers.10``.
+
+    Args:
+        allocation: An allocation of ranks.
+        scaling: The factor ``lora_alpha / r`` on the update, the same for every module whatever its rank.
+        **options: Other options of ``peft.LoraConfig``, such as ``lora_dropout``, except ``use_rslora``, which makes
+            the factor depend on the rank.
+
+    Returns:
+        The configuration, with ``target_modules``, ``rank_pattern`` and ``alpha_pattern``.
+
+    Raises:
+        AllocationError: It allocates sparsity or bits.
+        MissingExtraError: PEFT is not installed.
+
+    Example:
+        >>> from tempbalance.compress import LayerAllocation
+        >>> layer = LayerAllocation(name="h.1.fc", unit="h.1", shape=(64, 64), rank=5)
+        >>> head = {"source": "model", "quantity": "rank", "budget": 8, "method": "by hand", "unit": "block"}
+        >>> config = lora_config(Allocation(**head, layers=(layer,)), scaling=2, lora_dropout=0.1)
+        >>> config.lora_alpha, list(config.rank_pattern.values()), list(config.alpha_pattern.values())
+        (16, [5], [10])
+    """
+    allocation.check_quantity("rank")
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise MissingExtraError("LoRA needs PEFT: pip install 'tempbalance[peft]'") from error
+    ranks = {f"^{re.escape(layer.name)}": layer.rank for layer in allocation.layers}
+    return LoraConfig(
+        r=int(allocation.budget),
+        lora_alpha=scaling * allocation.budget,
+        target_modules="|".join(re.escape(name) for name in allocation),
+        rank_pattern=ranks,
+        alpha_pattern={pattern: scaling * rank for pattern, rank in ranks.items()},
+        **options,
+    )

@@ -1,0 +1,172 @@
+"""The workflow of ``tempbalance prune``: analyse, allocate, prune, save and evaluate a model on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tempbalance.analysis.analyzer import Source, analyze
+from tempbalance.checkpoints import open_checkpoint
+from tempbalance.checkpoints.writing import check_replaceable
+from tempbalance.compress.allocation import Allocation
+from tempbalance.compress.evaluation.causal_lm import load_causal_lm, perplexity_folder, transformers_bars
+from tempbalance.compress.evaluation.likelihood import Perplexity
+from tempbalance.compress.evaluation.tokens import Calibration, Documents, read_documents
+from tempbalance.compress.pruning.outliers import outlier_ratios
+from tempbalance.compress.pruning.pruned_checkpoint import ALLOCATION_FILE, prune_checkpoint, save_pruned
+from tempbalance.compress.pruning.pruner import Criterion, check_criterion, prune
+from tempbalance.compress.pruning_result import PruningResult
+from tempbalance.compress.sparsity import allocate_sparsity
+from tempbalance.compress.sparsity_methods import SparsityMethod
+from tempbalance.errors import TokensError
+from tempbalance.spectra import FARMS
+from tempbalance.tail import Hill, TailEstimator
+
+__all__ = ["SparsitySettings", "prune_folder"]
+
+_EPSILON, _OWL_EPSILON = 0.3, 0.08
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparsitySettings:
+    """How ``prune_folder`` allocates sparsity over the layers of a model.
+
+    Attributes:
+        sparsity: Fraction of zeros among all weights that are pruned, in [0, 1).
+        method: Allocation method, see ``allocate_sparsity``.
+        epsilon: Allowed spread around the mean sparsity; by default 0.3, for ``"owl"`` 0.08.
+        unit: Whether the weights of a block share a sparsity or each weight has its own.
+        group: M of N:M sparsity; None for unstructured sparsity.
+        estimator: Tail estimator of the analysis.
+        windows: FARMS windows of the analysis; None for whole matrices.
+    """
+
+    sparsity: float
+    method: SparsityMethod = "alpha"
+    epsilon: float | None = None
+    unit: Literal["layer", "block"] = "block"
+    group: int | None = None
+    estimator: TailEstimator = field(default_factory=Hill)
+    windows: FARMS | None = None
+
+
+def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    allocation: float | SparsitySettings | Allocation,
+    method: Criterion = "magnitude",
+    *,
+    calibration: Calibration | None = None,
+    evaluate: Documents | None = None,
+    length: int | None = None,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> PruningResult:
+    """Prune a model on disk and save it as a folder.
+
+    Magnitude pruning streams any checkpoint tensor by tensor. Wanda, SparseGPT, OWL and N:M sparsity load a Hugging
+    Face causal language model. The folder contains dense safetensors with zeros, the config and tokenizer files, and
+    ``allocation.json``.
+
+    Args:
+        source: A checkpoint: a folder (sharded or not), a file, or a hub id.
+        out: Folder to write, atomically; an earlier output there is replaced. It may be ``source`` if that is one.
+        allocation: The global sparsity, settings for its allocation, or an allocation (``Allocation.load``).
+        method: Pruning criterion.
+        calibration: Calibration text, for Wanda, SparseGPT and OWL.
+        evaluate: Text to measure the perplexity on, before and after: a file (see ``load_tokens``) or token ids.
+        length: Tokens in a window of ``evaluate``; by default the model's context length, at most 2,048.
+        revision: Branch, tag or commit of a hub id.
+        device: Device to compute on; by default the CPU.
+        progress: Whether to show progress bars (on a terminal only).
+
+    Returns:
+        The allocation, the sparsity achieved, and the perplexities.
+
+    Raises:
+        AllocationError: There is nothing to prune, a parameter is out of range, or the allocation is for another model.
+        CheckpointError: The source cannot be read, or ``out`` is not an earlier output or cannot be written.
+        TokensError: Calibration is missing, or a text cannot be read.
+        MissingExtraError: A package is not installed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> torch.save({"a": torch.arange(1.0, 65.0).view(8, 8)}, folder / "model.pt")
+        >>> result = prune_folder(folder / "model.pt", folder / "pruned", 0.25)
+        >>> result.zeros, result.weights
+        (16, 64)
+    """
+    settings = SparsitySettings(sparsity=allocation) if isinstance(allocation, (int, float)) else allocation
+    check_criterion(method)
+    owl = isinstance(settings, SparsitySettings) and settings.method == "owl"
+    calibrated = owl or method != "magnitude"
+    if calibrated and calibration is None:
+        raise TokensError(
+            "wanda, sparsegpt and owl need calibration text: pass calibration=Calibration(tokens=...), or "
+            "--calibration FILE on the command line"
+        )
+    check_replaceable(Path(out), ALLOCATION_FILE)
+    with open_checkpoint(source, revision) as checkpoint:
+        folder = checkpoint.path
+    sequences = calibration.draw(folder) if calibrated and calibration is not None else None
+    held_out = None if evaluate is None else read_documents(evaluate, folder)
+
+    def measure(model: str | os.PathLike[str]) -> Perplexity | None:
+        """Return the perplexity of a folder, if there is a text to measure it on."""
+        if held_out is None:
+            return None
+        return perplexity_folder(model, held_out, length=length, device=device, progress=progress)
+
+    before = measure(folder)
+    if calibrated or settings.group is not None:
+        with transformers_bars(progress):
+            model = load_causal_lm(folder, device)
+            outliers = outlier_ratios(model, sequences or (), progress=progress) if owl else None
+            used = _allocate(model, settings, os.fspath(source), device, progress, outliers=outliers)
+            achieved = prune(model, used, method, calibration=sequences, progress=progress)
+            save_pruned(model, used, out, folder)
+            del model
+    else:
+        used = _allocate(folder, settings, os.fspath(source), device, progress)
+        achieved = prune_checkpoint(folder, used, out, progress=progress)
+    after = measure(out)
+    return PruningResult(
+        allocation=used,
+        method=method,
+        achieved=achieved,
+        calibration=calibration.settings if calibrated and calibration is not None else None,
+        perplexity=(before, after) if before is not None and after is not None else None,
+    )
+
+
+def _allocate(
+    model: Source,
+    settings: SparsitySettings | Allocation,
+    name: str,
+    device: torch.device | str | None,
+    progress: bool,
+    *,
+    outliers: Mapping[str, float] | None = None,
+) -> Allocation:
+    if isinstance(settings, Allocation):
+        return settings
+    epsilon = settings.epsilon
+    if epsilon is None:
+        epsilon = _OWL_EPSILON if settings.method == "owl" else _EPSILON
+    analysis = analyze(model, estimator=settings.estimator, windows=settings.windows, device=device, progress=progress)
+    return allocate_sparsity(
+        replace(analysis, source=name),
+        settings.sparsity,
+        epsilon,
+        unit=settings.unit,
+        method=settings.method,
+        outliers=outliers,
+        group=settings.group,
+    )

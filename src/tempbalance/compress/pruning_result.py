@@ -1,0 +1,127 @@
+"""The result of pruning a model: sparsity of every layer and unit, and perplexity before and after."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from tempbalance._files import dumps
+from tempbalance.compress.allocation import Allocation, LayerAllocation
+from tempbalance.compress.evaluation.likelihood import Perplexity
+
+__all__ = ["PruningResult", "UnitSparsity"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitSparsity:
+    """Planned and achieved sparsity of a layer or block.
+
+    Attributes:
+        name: Name of the unit.
+        alpha: Mean alpha over its weights; NaN if none has one.
+        stderr: Standard error of that mean, for independent weights; NaN if one is unknown.
+        planned: Fraction of zeros in the allocation.
+        achieved: Fraction of zeros in the pruned model.
+    """
+
+    name: str
+    alpha: float
+    stderr: float
+    planned: float
+    achieved: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruningResult:
+    """A pruned model: its allocation, the sparsity achieved, and the change of perplexity.
+
+    Attributes:
+        allocation: The allocation of sparsity.
+        method: Pruning criterion: ``"magnitude"``, ``"wanda"`` or ``"sparsegpt"``.
+        achieved: Fraction of zeros of every weight of the allocation, by name.
+        calibration: Number and length of the calibration sequences, and their seed; None without calibration.
+        perplexity: Perplexity before and after; None if it was not measured.
+    """
+
+    allocation: Allocation
+    method: str
+    achieved: Mapping[str, float]
+    calibration: Mapping[str, int] | None = None
+    perplexity: tuple[Perplexity, Perplexity] | None = None
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of all layers of the allocation."""
+        return sum(layer.numel for layer in self.allocation.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Number of these weights that are zero."""
+        return sum(round(self.achieved[layer.name] * layer.numel) for layer in self.allocation.layers)
+
+    @property
+    def units(self) -> list[UnitSparsity]:
+        """Planned and achieved sparsity of every unit, in model order."""
+        members: dict[str, list[LayerAllocation]] = {}
+        for layer in self.allocation.layers:
+            members.setdefault(layer.unit, []).append(layer)
+        return [self._unit(name, layers) for name, layers in members.items()]
+
+    def _unit(self, name: str, layers: Sequence[LayerAllocation]) -> UnitSparsity:
+        numel = sum(layer.numel for layer in layers)
+        alpha, stderr = _mean_alpha(layers)
+        return UnitSparsity(
+            name=name,
+            alpha=alpha,
+            stderr=stderr,
+            planned=sum(layer.zeros for layer in layers) / numel,
+            achieved=sum(self.achieved[layer.name] * layer.numel for layer in layers) / numel,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all numbers as plain JSON values.
+
+        Returns:
+            Mappings, lists, strings and numbers; None for numbers that are not finite or not known.
+        """
+        perplexity = None
+        if self.perplexity is not None:
+            perplexity = {
+                key: {"value": found.value, "stderr": found.stderr, "tokens": found.tokens}
+                for key, found in zip(("before", "after"), self.perplexity, strict=True)
+            }
+        data = {
+            "schema": SCHEMA,
+            "source": self.allocation.source,
+            "method": self.method,
+            "calibration": self.calibration,
+            "allocation": self.allocation.method,
+            "group": self.allocation.group,
+            "sparsity": self.allocation.budget,
+            "achieved": self.zeros / self.weights,
+            "perplexity": perplexity,
+            "units": [asdict(unit) for unit in self.units],
+            "layers": [
+                {
+                    **{key: getattr(layer, key) for key in ("name", "unit", "shape", "alpha", "stderr")},
+                    "planned": layer.sparsity,
+                    "achieved": self.achieved[layer.name],
+                }
+                for layer in self.allocation.layers
+            ],
+        }
+        plain: dict[str, Any] = json.loads(dumps(data))
+        return plain
+
+
+def _mean_alpha(layers: Sequence[LayerAllocation]) -> tuple[float, float]:
+    found = [(layer.alpha, layer.stderr) for layer in layers if math.isfinite(layer.alpha)]
+    if not found:
+        return math.nan, math.nan
+    return fmean(alpha for alpha, _ in found), math.hypot(*(stderr for _, stderr in found)) / len(found)

@@ -1,0 +1,119 @@
+"""How sparse each unit becomes: one function per allocation method, from a budget to one sparsity per unit."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+from typing import Literal
+
+from tempbalance.balance.assign import Linear
+from tempbalance.compress.budget import scale_to_budget, shift_to_budget
+from tempbalance.compress.budget_units import BudgetUnit
+from tempbalance.errors import AllocationError
+
+__all__ = ["METHODS", "SparsityBudget", "SparsityMethod"]
+
+SparsityMethod = Literal["alpha", "uniform", "erk", "depth", "owl"]
+
+_logger = logging.getLogger("tempbalance")
+
+_ALMOST_ONE = 1 - 1e-9
+_MIN_SHARE = 1e-12  # of a unit that is not pruned at all: shares must be positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparsityBudget:
+    """The number of zeros to allocate, and the information to allocate it by.
+
+    Attributes:
+        units: The layers or blocks.
+        unit: Whether they are layers or blocks.
+        zeros: Zeros of all units together.
+        epsilon: Allowed spread around the mean sparsity.
+        outliers: Outlier ratio of each block, for OWL.
+    """
+
+    units: Sequence[BudgetUnit]
+    unit: Literal["layer", "block"]
+    zeros: int
+    epsilon: float
+    outliers: Mapping[str, float]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of weights of each unit."""
+        return [unit.numel for unit in self.units]
+
+
+def _uniform(budget: SparsityBudget) -> list[float]:
+    return [budget.zeros / sum(budget.sizes)] * len(budget.units)
+
+
+def _erk(budget: SparsityBudget) -> list[float]:
+    """Set densities in proportion to ``sum(shape) / numel`` (Erdos-Renyi kernel)."""
+    densities = [sum(sum(layer.shape) for layer in unit.layers) / unit.numel for unit in budget.units]
+    return [1 - density for density in scale_to_budget(densities, budget.sizes, sum(budget.sizes) - budget.zeros)]
+
+
+def _depth(budget: SparsityBudget) -> list[float]:
+    """Set sparsities on a straight line from the first unit to the last."""
+    low, width, last = 1 - budget.epsilon, 2 * budget.epsilon, max(1, len(budget.units) - 1)
+    return _scaled(budget, [low + width * place / last for place in range(len(budget.units))])
+
+
+def _alpha(budget: SparsityBudget) -> list[float]:
+    """Set sparsities on a straight line from the smallest alpha to the largest (AlphaPruning)."""
+    line = Linear(1 - budget.epsilon, 1 + budget.epsilon)
+    values = _scaled(budget, line([unit.alpha for unit in budget.units]))
+    _warn_if_doubtful(budget.units, values)
+    return values
+
+
+def _owl(budget: SparsityBudget) -> list[float]:
+    """Set densities that differ as the outlier ratios of the blocks do."""
+    names = [unit.name for unit in budget.units]
+    missing = [name for name in names if name not in budget.outliers]
+    if budget.unit != "block" or missing:
+        raise AllocationError(
+            "method 'owl' needs the outlier ratio of every block: pass outliers=outlier_ratios(model, calibration) and "
+            "unit='block'" + (f"; {missing[0]} has none" if budget.outliers and missing else "")
+        )
+    ratios = [budget.outliers[name] for name in names]
+    width = 2 * budget.epsilon / (max(ratios) - min(ratios)) if max(ratios) > min(ratios) else 0.0
+    kept = sum(budget.sizes) - budget.zeros
+    return [1 - density for density in shift_to_budget([width * ratio for ratio in ratios], budget.sizes, kept)]
+
+
+METHODS: dict[str, Callable[[SparsityBudget], list[float]]] = {
+    "alpha": _alpha,
+    "uniform": _uniform,
+    "erk": _erk,
+    "depth": _depth,
+    "owl": _owl,
+}
+
+
+def _scaled(budget: SparsityBudget, shares: Sequence[float]) -> list[float]:
+    return scale_to_budget([max(share, _MIN_SHARE) for share in shares], budget.sizes, budget.zeros)
+
+
+def _warn_if_doubtful(units: Sequence[BudgetUnit], values: Sequence[float]) -> None:
+    """Log a warning if an allocation by alpha is likely to harm: see docs/results/pruning.md."""
+    emptied = [unit.name for unit, value in zip(units, values, strict=True) if value > _ALMOST_ONE]
+    if emptied:
+        _logger.warning("the allocation sets all weights of %s to zero: use a smaller epsilon", ", ".join(emptied))
+    tracked = [unit for unit in units if math.isfinite(unit.alpha)]
+    if len(tracked) < 2:  # noqa: PLR2004
+        return
+    spread = pstdev(unit.alpha for unit in tracked)
+    error = math.sqrt(fmean(unit.stderr**2 for unit in tracked))
+    if 0 < spread < error:
+        _logger.warning(
+            "the alphas differ by no more than their standard errors (standard deviation %.2g, mean standard error "
+            "%.2g), so the allocation follows noise: compare with method='uniform'",
+            spread,
+            error,
+        )
