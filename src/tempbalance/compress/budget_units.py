@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, median
+from statistics import median
 from typing import Literal
 
 from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation, LayerAllocation, Quantity
 from tempbalance.errors import AllocationError
+from tempbalance.metrics import mean_alpha
 from tempbalance.types import LayerStats
 
 __all__ = ["MAX_POWER", "BudgetUnit", "find_units", "make_allocation", "relative_alphas"]
@@ -78,7 +79,7 @@ def find_units(
     units = []
     for owner, names in members.items():
         inside = [row for name in names for row in parts[name]]
-        alpha, stderr = _mean_alpha(inside)
+        alpha, stderr = mean_alpha((row.alpha, row.stderr) for row in inside)
         found = tuple(layers[name] for name in names)
         units.append(BudgetUnit(name=owner, layers=found, rows=tuple(inside), alpha=alpha, stderr=stderr))
     return list(layers.values()), units
@@ -145,7 +146,7 @@ def _module_name(row: LayerStats) -> str:
 
 
 def _layer(name: str, unit: str, parts: Sequence[LayerStats]) -> LayerAllocation:
-    alpha, stderr = _mean_alpha(parts)
+    alpha, stderr = mean_alpha((part.alpha, part.stderr) for part in parts)
     return LayerAllocation(name=name, unit=unit, shape=_joined_shape(parts), alpha=alpha, stderr=stderr)
 
 
@@ -157,10 +158,3 @@ def _joined_shape(parts: Sequence[LayerStats]) -> tuple[int, ...]:
     shape = list(parts[0].shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
     return tuple(shape)
-
-
-def _mean_alpha(rows: Sequence[LayerStats]) -> tuple[float, float]:
-    found = [(row.alpha, row.stderr) for row in rows if math.isfinite(row.alpha)]
-    if not found:
-        return math.nan, math.nan
-    return fmean(alpha for alpha, _ in found), math.hypot(*(stderr for _, stderr in found)) / len(found)

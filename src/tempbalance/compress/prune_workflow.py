@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from tempbalance._files import check_replaceable
 from tempbalance.analysis.analyzer import Source, analyze
 from tempbalance.checkpoints import open_checkpoint
-from tempbalance.checkpoints.writing import check_replaceable
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, perplexity_folder, transformers_bars
 from tempbalance.compress.evaluation.likelihood import Perplexity
@@ -24,8 +24,8 @@ from tempbalance.compress.pruning_result import PruningResult
 from tempbalance.compress.sparsity import allocate_sparsity
 from tempbalance.compress.sparsity_methods import SparsityMethod
 from tempbalance.errors import TokensError
-from tempbalance.spectra import FARMS
-from tempbalance.tail import Hill, TailEstimator
+from tempbalance.spectra import Windows
+from tempbalance.tail import TailEstimator
 
 __all__ = ["SparsitySettings", "prune_folder"]
 
@@ -42,7 +42,7 @@ class SparsitySettings:
         epsilon: Allowed spread around the mean sparsity; by default 0.3, for ``"owl"`` 0.08.
         unit: Whether the weights of a block share a sparsity or each weight has its own.
         group: M of N:M sparsity; None for unstructured sparsity.
-        estimator: Tail estimator of the analysis.
+        estimator: Tail estimator of the analysis, or its name.
         windows: FARMS windows of the analysis; None for whole matrices.
     """
 
@@ -51,8 +51,8 @@ class SparsitySettings:
     epsilon: float | None = None
     unit: Literal["layer", "block"] = "block"
     group: int | None = None
-    estimator: TailEstimator = field(default_factory=Hill)
-    windows: FARMS | None = None
+    estimator: TailEstimator | str = "hill"
+    windows: Windows | None = None
 
 
 def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword

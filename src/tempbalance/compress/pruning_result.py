@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
 from typing import Any
 
 from tempbalance._files import dumps
 from tempbalance.compress.allocation import Allocation, LayerAllocation
 from tempbalance.compress.evaluation.likelihood import Perplexity
+from tempbalance.metrics import mean_alpha
 
 __all__ = ["PruningResult", "UnitSparsity"]
 
@@ -75,7 +74,7 @@ class PruningResult:
 
     def _unit(self, name: str, layers: Sequence[LayerAllocation]) -> UnitSparsity:
         numel = sum(layer.numel for layer in layers)
-        alpha, stderr = _mean_alpha(layers)
+        alpha, stderr = mean_alpha((layer.alpha, layer.stderr) for layer in layers)
         return UnitSparsity(
             name=name,
             alpha=alpha,
@@ -118,10 +117,3 @@ class PruningResult:
         }
         plain: dict[str, Any] = json.loads(dumps(data))
         return plain
-
-
-def _mean_alpha(layers: Sequence[LayerAllocation]) -> tuple[float, float]:
-    found = [(layer.alpha, layer.stderr) for layer in layers if math.isfinite(layer.alpha)]
-    if not found:
-        return math.nan, math.nan
-    return fmean(alpha for alpha, _ in found), math.hypot(*(stderr for _, stderr in found)) / len(found)

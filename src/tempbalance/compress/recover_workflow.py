@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from tempbalance._files import check_replaceable
 from tempbalance.balance import Recipe
-from tempbalance.checkpoints.writing import check_replaceable
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, transformers_bars
 from tempbalance.compress.evaluation.likelihood import perplexity
 from tempbalance.compress.evaluation.tokens import Documents, read_documents

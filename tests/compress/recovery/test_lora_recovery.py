@@ -234,7 +234,7 @@ def test_a_recovered_model_is_saved_with_its_record(pruned: Any, tokens: list[Te
     assert record["recipe"] == "model_balancing"
     assert record["sparsity"] == done.sparsity
     assert record["losses"] == done.losses
-    with pytest.raises(CheckpointError, match=r"no earlier output \(it has no recovery.json\)"):
+    with pytest.raises(CheckpointError, match=r"not an earlier output \(it has no recovery.json\)"):
         save_recovered(pruned, done, source)
 
 
@@ -267,4 +267,4 @@ def test_a_folder_that_is_something_else_is_refused_before_the_work(tmp_path: Pa
     with pytest.raises(SystemExit) as stopped:
         main("recover", "nowhere", "--tokens", "nothing.npy", "--out", str(tmp_path))
     assert stopped.value.code == 1
-    assert "name another" in capsys.readouterr().err
+    assert "choose another folder" in capsys.readouterr().err

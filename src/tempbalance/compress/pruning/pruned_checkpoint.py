@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tempbalance._files import whole_folder
 from tempbalance._progress import progress_bar
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
-from tempbalance.checkpoints.writing import copy_beside, whole_folder, write_safetensors
+from tempbalance.checkpoints.writing import copy_beside, write_safetensors
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.pruning.masks import magnitude_scores
 from tempbalance.compress.pruning.targets import Target, find_targets, write_zeros
