@@ -1,6 +1,6 @@
 """Inspect, train and compress PyTorch models layer by layer, and know whether it helped.
 
-The names below are loaded when they are first used, so importing the package costs nothing, and loads no torch.
+Public names are loaded when they are first used (PEP 562): importing the package is quick and does not load torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_HOME = {
+_NAMES = {
     "analysis": ("Analysis", "Comparison", "analyze", "compare"),
     "balance": ("Balancer", "Every", "Recipe", "assign", "recipes"),
     "checkpoints": ("Checkpoint", "open_checkpoint"),
@@ -46,8 +46,8 @@ _HOME = {
     "spectra": ("FARMS", "weight_spectrum"),
     "tail": ("KS", "AveragedHill", "Hill", "Peak"),
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_ROOMS = (
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+_SUBMODULES = (
     *("types", "errors", "testing", "spectra", "tail", "metrics", "weight_fit", "layers", "checkpoints", "analysis"),
     *("balance", "released", "compress", "study", "report", "integrations"),
 )
@@ -95,10 +95,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name, or one of the packages below, when it is first used (PEP 562)."""
+    """Load a public name or a subpackage when it is first used (PEP 562)."""
     if name in _MODULE_OF:
         value = getattr(importlib.import_module(f"tempbalance.{_MODULE_OF[name]}"), name)
-    elif name in _ROOMS:
+    elif name in _SUBMODULES:
         value = importlib.import_module(f"tempbalance.{name}")
     elif name == "__version__":
         from importlib.metadata import version
@@ -111,12 +111,12 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, and the packages below."""
-    return sorted({*__all__, *_ROOMS})
+    """Return the public names and the subpackages."""
+    return sorted({*__all__, *_SUBMODULES})
 
 
-def _render_html(*given: Any) -> str:
-    return str(importlib.import_module("tempbalance.report").render_analysis(*given))
+def _render_html(*arguments: Any) -> str:
+    return str(importlib.import_module("tempbalance.report").render_analysis(*arguments))
 
 
-register_renderer(".html", _render_html)  # so that results can be saved as a report without knowing it
+register_renderer(".html", _render_html)

@@ -1,4 +1,4 @@
-"""The report as a reader meets it: in a browser, without a network."""
+"""The HTML reports in a browser without a network. Loading a page takes seconds, so tests share one."""
 
 import math
 import shutil
@@ -53,9 +53,9 @@ def browser():
 
 
 def opened(browser, path, drawn):
-    """A page without errors that loads nothing but itself."""
+    """A page that loads no other file and reports no error."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(120_000)  # on a machine that does much other work a page of 5 MB takes its time
+    page.set_default_timeout(120_000)  # a busy machine takes long to load a page of 5 MB
     page.problems = []
     page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: page.problems.append(str(error)))
@@ -67,9 +67,19 @@ def opened(browser, path, drawn):
     page.close()
 
 
-@pytest.fixture
-def page(browser, report):
+@pytest.fixture(scope="module")
+def shared_page(browser, report):
     yield from opened(browser, report, "#depth .main-svg")
+
+
+@pytest.fixture
+def page(shared_page):
+    """The report of the model above, all layers listed, without errors so far."""
+    shared_page.fill("#filter", "")
+    shared_page.select_option("#status", "")
+    shared_page.evaluate("scrollTo(0, 0)")
+    yield shared_page
+    assert shared_page.problems == []
 
 
 def names(page):
@@ -80,12 +90,12 @@ def column(page, index, table="#layers"):
     return page.locator(f"{table} tbody tr td:nth-child({index})").all_text_contents()
 
 
-def test_all_layers_are_listed_in_model_order(page):
+def test_table_lists_all_layers_in_model_order(page):
     assert names(page)[:2] == ["layers.0.attention.weight", "layers.0.mlp.weight"]
     assert len(names(page)) == 13
 
 
-def test_click_on_a_row_shows_its_spectrum(page):
+def test_click_on_a_row_shows_the_spectrum_of_its_layer(page):
     page.click("#layers tbody tr:nth-child(4)")
     assert "layers.1.mlp.weight" in page.inner_text("#chosen")
     assert page.locator("#layers tbody tr[aria-selected=true]").count() == 1
@@ -95,13 +105,13 @@ def test_click_on_a_row_shows_its_spectrum(page):
     assert "Marchenko-Pastur" in legend
 
 
-def test_keyboard_chooses_a_row(page):
+def test_enter_on_a_focused_row_selects_its_layer(page):
     page.focus("#layers tbody tr:nth-child(2)")
     page.keyboard.press("Enter")
     assert "layers.0.mlp.weight" in page.inner_text("#chosen")
 
 
-def test_click_on_a_point_shows_its_spectrum(page):
+def test_click_on_a_point_shows_the_spectrum_of_its_layer(page):
     before = page.inner_text("#chosen")
     point = page.locator("#depth .trace .point").last
     box = point.bounding_box()
@@ -110,25 +120,28 @@ def test_click_on_a_point_shows_its_spectrum(page):
     page.wait_for_function("before => document.getElementById('chosen').innerText !== before", arg=before)
 
 
-def test_untrained_layer_says_so_instead_of_nan(page):
+def test_an_untrained_layer_is_labelled_instead_of_showing_nan(page):
     page.click("#layers tbody tr:has-text('head.weight')")
     assert "untrained" in page.inner_text("#chosen")
     assert "NaN" not in page.inner_text("body").replace("NaN or Inf", "")
 
 
-def test_sort_by_alpha_both_ways(page):
+def test_clicks_on_a_heading_sort_up_then_down_then_restore_model_order(page):
     alpha = [heading.strip() for heading in page.locator("#layers th").all_text_contents()].index("alpha") + 1
     page.click("#layers th:has-text('alpha') button")
     rising = column(page, alpha)
-    assert rising[-1] == "–"  # what has no alpha comes last
+    assert rising[-1] == "–"  # layers without an alpha are last
     assert rising[:-1] == sorted(rising[:-1], key=float)
     assert page.get_attribute(f"#layers th:nth-child({alpha})", "aria-sort") == "ascending"
     page.click("#layers th:has-text('alpha') button")
     assert column(page, alpha)[:-1] == rising[-2::-1]
     assert column(page, alpha)[-1] == "–"
+    page.click("#layers th:has-text('alpha') button")
+    assert names(page)[:2] == ["layers.0.attention.weight", "layers.0.mlp.weight"]
+    assert page.get_attribute(f"#layers th:nth-child({alpha})", "aria-sort") == "none"
 
 
-def test_filter_by_name_and_status(page):
+def test_filters_by_name_and_status_narrow_the_table(page):
     page.fill("#filter", "MLP")
     assert len(names(page)) == 6
     page.fill("#filter", "")
@@ -137,19 +150,19 @@ def test_filter_by_name_and_status(page):
     assert page.inner_text("#count") == "1 of 13"
 
 
-def test_skipped_weights_are_listed_with_the_reason(page):
+def test_skipped_weights_are_listed_with_their_reason(page):
     text = page.inner_text("#skipped")
     assert "bad.weight" in text
     assert "NaN or Inf" in text
 
 
-def test_without_a_history_there_is_no_section_for_it(page):
+def test_the_history_section_is_hidden_without_a_history(page):
     assert not page.locator("#history-section").is_visible()
 
 
-@pytest.fixture
-def trained_page(browser, tmp_path):
-    """A report with the history of two units, one of them with a name that is no name."""
+@pytest.fixture(scope="module")
+def history_page(browser, tmp_path_factory):
+    """A report with the history of three units, one of them with HTML in its name."""
     history = [
         tb.balance.Refresh(
             step=10 * i,
@@ -163,27 +176,27 @@ def trained_page(browser, tmp_path):
         )
         for i in range(4)
     ]
-    path = tmp_path / "report.html"
+    path = tmp_path_factory.mktemp("history") / "report.html"
     tb.analyze({"a.weight": torch.zeros(20, 20)}).save(path, history=history)
     yield from opened(browser, path, "#history .main-svg")
 
 
-def test_history_is_two_plots_with_a_line_per_unit(trained_page):
-    assert trained_page.locator("#history .subplot.xy .trace .js-line").count() == 2  # h.2 has no alpha
-    assert trained_page.locator("#history .subplot.xy2 .trace .js-line").count() == 3
-    assert trained_page.locator("#history .legendtext").all_text_contents() == ["<b>h.0", "h.1", "h.2"]
-    facts = trained_page.inner_text("#history-facts")
-    assert "3 units, 4 refreshes from step 0 to 30; imbalance 0.500 at first, 0.200 at last." in facts
+def test_the_history_is_drawn_as_two_plots_with_a_line_per_unit(history_page):
+    assert history_page.locator("#history .subplot.xy .trace .js-line").count() == 2  # h.2 has no alpha
+    assert history_page.locator("#history .subplot.xy2 .trace .js-line").count() == 3
+    assert history_page.locator("#history .legendtext").all_text_contents() == ["<b>h.0", "h.1", "h.2"]
+    facts = history_page.inner_text("#history-facts")
+    assert "3 units, 4 refreshes from step 0 to 30; imbalance 0.500 at the first, 0.200 at the last." in facts
     assert "Without an alpha: h.2." in facts
 
 
-def test_pointing_at_a_line_gives_its_name(trained_page):
-    line = trained_page.locator("#history .subplot.xy .trace .js-line").last
+def test_hovering_over_a_line_of_the_history_shows_its_unit(history_page):
+    line = history_page.locator("#history .subplot.xy .trace .js-line").last
     line.scroll_into_view_if_needed()
     box = line.bounding_box()
-    trained_page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 3)
-    trained_page.wait_for_selector("#history .hoverlayer .hovertext")
-    text = trained_page.text_content("#history .hoverlayer .hovertext")
+    history_page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 3)
+    history_page.wait_for_selector("#history .hoverlayer .hovertext")
+    text = history_page.text_content("#history .hoverlayer .hovertext")
     assert "h.1" in text
     assert "step 10: alpha 2.900" in text
 
@@ -205,7 +218,7 @@ def pruning_page(browser, tmp_path):
     yield from opened(browser, path, "#alpha .main-svg")
 
 
-def test_pruning_is_drawn_against_depth_and_listed(pruning_page):
+def test_a_pruned_model_is_drawn_against_depth_and_listed(pruning_page):
     assert pruning_page.locator("#sparsity .trace .point").count() == 3
     assert pruning_page.locator("#sparsity .trace .js-line").count() == 1
     assert pruning_page.locator("#alpha .trace .point").count() == 2
@@ -215,17 +228,24 @@ def test_pruning_is_drawn_against_depth_and_listed(pruning_page):
     assert not pruning_page.locator("#perplexity-section").is_visible()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
-def test_screenshot(browser, report, width, scheme):
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page.goto(report.as_uri())
+def check_drawn_within_the_window(page):
     page.wait_for_selector("#spectrum .main-svg")
     assert len(page.screenshot()) > 20_000
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_report_fits_a_window_of_1280_pixels(page):
+    check_drawn_within_the_window(page)
+
+
+def test_the_report_fits_a_window_of_400_pixels_in_dark_mode(browser, report):
+    page = browser.new_page(viewport={"width": 400, "height": 900}, color_scheme="dark")
+    page.goto(report.as_uri())
+    check_drawn_within_the_window(page)
     page.close()
 
 
-def arena_row(method, gains, diverged=0, failed=0):
+def study_row(method, gains, diverged=0, failed=0):
     gain = paired([*gains.values()], [0.0] * len(gains)) if gains else None
     return Row(
         method=method,
@@ -239,18 +259,18 @@ def arena_row(method, gains, diverged=0, failed=0):
     )
 
 
-def test_the_page_of_a_comparison(browser, tmp_path):
+def test_the_page_of_a_study_shows_every_method_and_reports_no_error(browser, tmp_path):
     summary = Summary(
         seeds=12,
         trials=2,
         lower_is_better=False,
         baseline="plain",
         rows=[
-            arena_row("plain", {}),
-            arena_row("<b>won", {seed: 0.1 + 0.01 * (seed % 3) for seed in range(12)}),
-            arena_row("lost", {seed: math.nan if seed == 0 else -0.1 for seed in range(12)}, diverged=1),
-            arena_row("failed", {}, failed=12),
-            arena_row("diverged", dict.fromkeys(range(12), math.nan), diverged=12),
+            study_row("plain", {}),
+            study_row("<b>won", {seed: 0.1 + 0.01 * (seed % 3) for seed in range(12)}),
+            study_row("lost", {seed: math.nan if seed == 0 else -0.1 for seed in range(12)}, diverged=1),
+            study_row("failed", {}, failed=12),
+            study_row("diverged", dict.fromkeys(range(12), math.nan), diverged=12),
         ],
         recommendation="Use <b>won.",
         notes=["Note this."],

@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tempbalance._files import check_replaceable, whole_folder
 from tempbalance.checkpoints.safetensors_file import DTYPES
 from tempbalance.checkpoints.torch_file import TORCH_SUFFIXES
 from tempbalance.errors import CheckpointError
 from tempbalance.layers import TensorInfo
 
-__all__ = ["check_replaceable", "copy_beside", "whole_folder", "write_safetensors"]
+__all__ = ["copy_beside", "write_safetensors"]
 
 _CODES = {getattr(torch, name): code for code, name in DTYPES.items() if hasattr(torch, name)}
 _ALIGNMENT = 8

@@ -31,7 +31,7 @@ def main(*args: Any) -> None:
         SystemExit: Always, with the exit status.
     """
     try:
-        app(args=list(args) or None)
+        app(args=list(args) or None, prog_name="tempbalance")
     except TempBalanceError as error:
         typer.echo(f"error: {error}", err=True)
     except Exception as error:  # a bug, or a failure that the library does not wrap

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,22 +76,13 @@ def _application(
 
 def make_estimator(name: str) -> TailEstimator:
     """Return the estimator that ``--estimator`` names; an unknown name is a usage error."""
+    import tempbalance.released  # noqa: F401  registers its estimators
+    from tempbalance.tail import find_estimator
+
     try:
-        return _find_estimator(name)
+        return find_estimator(name)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--estimator") from error
-
-
-def _find_estimator(name: str) -> TailEstimator:  # until tail.find_estimator lands
-    from tempbalance import released, tail
-
-    names = ("Hill", "Peak", "KS", "AveragedHill")
-    found = {re.sub("(?<=[a-z])(?=[A-Z])", "-", each).lower(): getattr(tail, each) for each in names}
-    found |= {f"{each.lower()}-as-released": getattr(released, f"{each}AsReleased") for each in names[:3]}
-    if name not in found:
-        raise ValueError(f"estimator must be one of {', '.join(found)}, got {name}")
-    estimator: TailEstimator = found[name]()
-    return estimator
 
 
 def make_windows(farms: bool, rows: int | None) -> FARMS | None:

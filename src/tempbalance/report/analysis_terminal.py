@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from statistics import fmean, median
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tempbalance.analysis import Analysis
+from tempbalance.metrics import mean_alpha
 from tempbalance.report.terminal_tables import count, number, plain_table, print_names, sparkline
 from tempbalance.types import LayerStats, Status
 
@@ -116,12 +117,12 @@ def print_overview(console: Console, analysis: Analysis) -> None:
     )
     shapes = "; compare equal shapes" if analysis.settings.get("windows") is None else ""
     console.print(f"smaller alpha: heavier tail, in theory better trained{shapes}", style="dim")
-    blocks: dict[str, list[float]] = {}
+    blocks: dict[str, list[tuple[float, float]]] = {}
     for layer in fitted:
         if layer.block is not None:
-            blocks.setdefault(layer.block, []).append(layer.alpha)
+            blocks.setdefault(layer.block, []).append((layer.alpha, layer.stderr))
     if len(blocks) > 1:
-        means = [fmean(values) for values in blocks.values()]
+        means = [mean_alpha(pairs)[0] for pairs in blocks.values()]
         bars = f"{sparkline(means)}  {means[0]:.2f} (first) to {means[-1]:.2f} (last)"
         console.print(f"mean alpha per block: {bars}", highlight=False)
 

@@ -48,7 +48,7 @@
         x: layer.eigenvalues,
         y: layer.ranks.map((rank) => rank / total),
         marker: { size: 5, color: color("--ink") },
-        hovertemplate: "eigenvalue %{x:.4g}<br>share as large or larger %{y:.3g}<extra></extra>",
+        hovertemplate: "eigenvalue %{x:.4g}<br>fraction as large or larger %{y:.3g}<extra></extra>",
       },
     ];
     const shapes = [];
@@ -70,7 +70,7 @@
         line: { color: color("--accent"), width: 3 },
       });
       shapes.push({ type: "line", xref: "x", yref: "paper", x0: layer.xmin, x1: layer.xmin, y0: 0, y1: 1, line: { color: color("--accent"), dash: "dot", width: 1.5 } });
-      traces.push({ type: "scatter", mode: "lines", name: "xmin, where the tail begins", x: [null], y: [null], line: { color: color("--accent"), dash: "dot" } });
+      traces.push({ type: "scatter", mode: "lines", name: "xmin, start of the tail", x: [null], y: [null], line: { color: color("--accent"), dash: "dot" } });
     }
     Plotly.react(
       byId("spectrum"),
@@ -78,7 +78,7 @@
       layout({
         shapes,
         xaxis: { type: "log", title: { text: "eigenvalue" }, exponentformat: "power", ...range(layer) },
-        yaxis: { type: "log", title: { text: "share of eigenvalues as large or larger" }, exponentformat: "power" },
+        yaxis: { type: "log", title: { text: "fraction of eigenvalues as large or larger" }, exponentformat: "power" },
         legend: narrow() ? { orientation: "h", y: -0.25 } : { orientation: "h", y: 1.2 },
         margin: { l: 70, r: 20, t: narrow() ? 10 : 70, b: 60 },
       }),
@@ -86,14 +86,14 @@
     );
   }
 
-  // The smallest eigenvalues of a square matrix lie many decades below the rest: they can be reached by panning.
+  // The smallest eigenvalues of a square matrix are many decades below the rest: pan to see them.
   function range(layer) {
     if (layer.eigenvalues.length === 0) return {};
     const low = Math.max(layer.eigenvalues[0] / 1.3, layer.lambdaMax * 1e-5);
     return { range: [Math.log10(low), Math.log10(layer.lambdaMax * 1.5)] };
   }
 
-  // One line per unit in either plot; a click on its name in the legend hides both. From blue at the input to red.
+  // One line per unit in each plot; a click on a name in the legend hides both. Blue = input, red = output.
   function drawHistory() {
     const { steps, units } = report.history;
     const dark = matchMedia("(prefers-color-scheme: dark)").matches;
@@ -122,7 +122,7 @@
     );
   }
 
-  // ---- choosing a layer
+  // ---- selection
 
   function choose(index) {
     chosen = index;
@@ -133,10 +133,10 @@
     byId("detail").textContent =
       `${layer.kind} ${layer.shape}` +
       (layer.numMatrices > 1 ? `, ${layer.numMatrices} matrices pooled` : "") +
-      `; ${layer.numEigenvalues} eigenvalues, ${layer.numZero} of them zero, largest ${exact(layer.lambdaMax)}` +
-      `; bulk edge ${exact(layer.mpEdge)}, ${layer.numSpikes} beyond it` +
+      `; ${layer.numEigenvalues} eigenvalues, ${layer.numZero} are zero, largest ${exact(layer.lambdaMax)}` +
+      `; MP edge ${exact(layer.mpEdge)}, ${layer.numSpikes} spikes above it` +
       `; stable rank ${exact(layer.stableRank)}, entropy ${exact(layer.entropy)}` +
-      `; distance from a random matrix ${exact(layer.mpKs)}.`;
+      `; KS distance from a random matrix ${exact(layer.mpKs)}.`;
     for (const row of document.querySelectorAll("#layers tbody tr")) {
       row.setAttribute("aria-selected", String(Number(row.dataset.index) === index));
     }
@@ -154,7 +154,8 @@
       const button = element("button", column.label);
       button.type = "button";
       button.addEventListener("click", () => {
-        sorting = { key: column.key, down: sorting.key === column.key && !sorting.down };
+        const again = sorting.key === column.key; // ascending, descending, then model order
+        sorting = again && sorting.down ? { key: null, down: false } : { key: column.key, down: again };
         body();
       });
       cell.append(button);
@@ -164,7 +165,7 @@
 
   function compare(a, b) {
     const [x, y] = [layers[a][sorting.key], layers[b][sorting.key]];
-    if (x === null || y === null) return (x === null) - (y === null); // what has no value comes last, either way
+    if (x === null || y === null) return (x === null) - (y === null); // missing values are last in both directions
     const order = typeof x === "string" ? x.localeCompare(y, undefined, { numeric: true }) : x - y;
     return sorting.down ? -order : order;
   }
@@ -209,15 +210,15 @@
     return row;
   }
 
-  // ---- the rest of the page
+  // ---- texts
 
   function facts() {
     const pieces = [`${layers.length} weight matrices`, `estimator ${report.settings.estimator}`];
     if (report.imbalance !== null) pieces.push(`imbalance over layers ${report.imbalance.toFixed(2)}`);
     if (report.blockImbalance !== null) pieces.push(`over blocks ${report.blockImbalance.toFixed(2)}`);
     const without = layers.filter((layer) => layer.alpha === null).length;
-    const missing = without > 0 ? ` Not drawn: ${without} without an alpha, see the table.` : "";
-    byId("facts").textContent = `${pieces.join(", ")}. Bars are standard errors.${missing} Click a point, or a row of the table.`;
+    const missing = without > 0 ? ` Not drawn: ${without} without an alpha (see the table).` : "";
+    byId("facts").textContent = `${pieces.join(", ")}. Bars are standard errors.${missing} Click a point or a row of the table to select a layer.`;
   }
 
   function statuses() {
@@ -242,13 +243,13 @@
       return;
     }
     const { refreshes, steps, imbalance, units } = report.history;
-    const unjudged = units.filter((unit) => unit.alphas.every((alpha) => alpha === null)).map((unit) => unit.name);
+    const withoutAlpha = units.filter((unit) => unit.alphas.every((alpha) => alpha === null)).map((unit) => unit.name);
     byId("history-facts").textContent =
       `${units.length} ${units.length === 1 ? "unit" : "units"}, ${refreshes} ${refreshes === 1 ? "refresh" : "refreshes"} from step ${steps[0]} to ${steps[steps.length - 1]}` +
-      (refreshes > steps.length ? `, ${steps.length} of them drawn` : "") +
-      `; imbalance ${number(imbalance[0], 3)} at first, ${number(imbalance[1], 3)} at last.` +
-      (unjudged.length > 0 ? ` Without an alpha: ${unjudged.join(", ")}.` : "") +
-      " Blue lies at the input, red at the output; point at a line for its name.";
+      (refreshes > steps.length ? `, ${steps.length} drawn` : "") +
+      `; imbalance ${number(imbalance[0], 3)} at the first, ${number(imbalance[1], 3)} at the last.` +
+      (withoutAlpha.length > 0 ? ` Without an alpha: ${withoutAlpha.join(", ")}.` : "") +
+      " Blue = input, red = output; hover for names.";
     drawHistory();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawHistory);
   }

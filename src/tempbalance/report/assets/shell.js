@@ -1,6 +1,6 @@
 "use strict";
 
-// What every page needs: its data, elements, and plots in the colours of the page.
+// Shared by all pages: the data, elements, and plots in the colours of the page.
 
 const report = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
@@ -35,22 +35,22 @@ function layout(extra) {
 const plain = (name) => name.replace(/</g, "&lt;");
 const shorten = (name) => plain(name.length <= 22 ? name : `…${name.slice(-21)}`);
 
-// Layers against depth, side by side by type. A place is a block, or a layer outside all blocks, in model order.
+// Layers against depth, one trace per type. A place is a block or a layer outside all blocks, in model order.
 function drawAgainstDepth(id, rows, drawn, title, trace, more = []) {
   const places = [...new Set(rows.map((row) => row.place))];
   const types = [...new Set(drawn.map((row) => row.type))];
   const spread = Math.min(0.6, 0.08 * types.length);
   const traces = types.map((type, index) => {
-    const alike = drawn.filter((row) => row.type === type);
+    const sameType = drawn.filter((row) => row.type === type);
     const shift = types.length > 1 ? (index / (types.length - 1) - 0.5) * spread : 0;
     return {
       type: "scatter",
       mode: "markers",
       name: type,
-      x: alike.map((row) => places.indexOf(row.place) + shift),
+      x: sameType.map((row) => places.indexOf(row.place) + shift),
       marker: { size: 8, symbol: index % 30 },
-      text: alike.map((row) => `${plain(row.name)}<br>${row.shape}`),
-      ...trace(alike),
+      text: sameType.map((row) => `${plain(row.name)}<br>${row.shape}`),
+      ...trace(sameType),
     };
   });
   const step = Math.ceil(places.length / 16);
