@@ -43,6 +43,11 @@ def python_only(text: str) -> str:
     return "\n".join(kept)
 
 
+def files_of(text: str) -> dict[str, str]:
+    """Modules that a page shows, by name: fenced ``py`` blocks that begin with the comment ``# name.py``."""
+    return dict(re.findall(r"^```py\n# (\w+)\.py\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+
+
 def failures_of(text: str, name: str) -> str:
     """What goes wrong when the examples of a page are run as one session; empty if nothing does."""
     example = doctest.DocTestParser().get_doctest(python_only(text), {}, name, name, 0)
@@ -53,9 +58,13 @@ def failures_of(text: str, name: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = page.read_text("utf-8")
+    for name, source in files_of(text).items():
+        (tmp_path / f"{name}.py").write_text(source, "utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     with torch.random.fork_rng():
-        assert failures_of(page.read_text("utf-8"), page.name) == ""
+        assert failures_of(text, page.name) == ""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -143,3 +152,17 @@ def test_the_page_on_the_command_line_has_every_option_and_no_other():
     documented = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "reference" / "cli.md").read_text("utf-8")))
     assert documented - set().union(*options) == {"--help"}
     assert [names for names in options if not names & documented] == []
+
+
+def test_the_layout_table_of_the_readme_names_existing_files():
+    rows = re.findall(r"^\| .* \| (`.*`) \|$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    paths = [path for row in rows for path in re.findall(r"`(\w+(?:/\w+)*(?:\.py|/))`", row)]
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / "src" / "tempbalance" / path).exists()] == []
+
+
+def test_code_refers_to_existing_pages():
+    reference = re.compile(r"\bdocs/(?:tutorials|how-to|concepts|reference|results)/[a-z/-]+\.md")
+    files = [path for folder in ("src", "experiments", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
+    pages = {(path, page) for path in files for page in reference.findall(path.read_text("utf-8"))}
+    assert [(path, page) for path, page in pages if not (ROOT / page).exists()] == []
