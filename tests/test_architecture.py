@@ -1,9 +1,10 @@
-"""Who may import whom, what an import may do, and what is public. Each check is itself shown to fail once."""
+"""Rules of the package: the import order, sizes, file names, side effects of imports, public names.
+
+Each rule is a function that returns violations, and is tested to find one.
+"""
 
 import ast
-import importlib
 import json
-import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ import pytest
 import tempbalance
 
 PACKAGE = Path(tempbalance.__file__).parent
+TESTS = Path(__file__).parent
 
-# A module imports only what stands above it. "" is the package itself (its public names), for the command line only.
+# A module imports only modules that are before it in this order. "" is the package itself (its public names).
 CORE = ("errors", "types", "spectra", "tail", "metrics", "weight_fit")
 ADAPTERS = (
     *("_files", "_progress", "layers", "checkpoints", "analysis", "balance", "released", "compress"),
@@ -23,13 +25,19 @@ ADAPTERS = (
 )
 ORDER = CORE + ADAPTERS
 
-# Beside the standard library, the core knows tensors only: no module, optimizer, file, terminal or logger.
+# The core imports torch, numpy and the standard library, without modules, optimizers, files or loggers.
 CORE_MAY_IMPORT = ("torch", "numpy", "tempbalance")
 CORE_MAY_NOT_IMPORT = ("torch.nn", "torch.optim", "torch.utils", "logging", "pathlib", "io", "subprocess")
 
+MAX_FILE_LINES, MAX_BODY_LINES = 400, 60
+# Tests of the whole package, of several packages at once, or of scripts outside of it.
+TEST_FOLDERS = ("distributed", "experiments", "golden")
+TEST_FILES = ("test_architecture.py", "test_cuda.py", "test_documentation.py", "test_language.py")
+HEAVY = {"torch", "numpy", "pandas", "transformers", "plotly", "sklearn", "safetensors"}
+
 
 def imported(path: Path, module: str) -> Iterator[str]:
-    """Qualified names of all that a file imports, inside functions and under TYPE_CHECKING, too."""
+    """Qualified names of all imports of a file: in functions, under TYPE_CHECKING and by import_module, too."""
     parts = ["tempbalance", *filter(None, module.split("."))]
     if path.name == "__init__.py":
         parts.append("__init__")
@@ -40,6 +48,10 @@ def imported(path: Path, module: str) -> Iterator[str]:
             above = parts[: len(parts) - node.level] if node.level else []
             base = ".".join([*above, *filter(None, [node.module])])
             yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            name = node.args[0]
+            first = name.values[0] if isinstance(name, ast.JoinedStr) else name  # an f-string counts by its beginning
+            yield from [str(first.value)] if isinstance(first, ast.Constant) else []
 
 
 def modules(root: Path) -> Iterator[tuple[str, Path]]:
@@ -49,32 +61,28 @@ def modules(root: Path) -> Iterator[tuple[str, Path]]:
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
-def unit(name: str) -> str:
-    """The entry of the order a module belongs to: the first part of its name below the package."""
-    return name.partition(".")[0]
-
-
-def order_violations(root: Path, order: tuple[str, ...]) -> list[str]:
+def order_violations(root: Path) -> list[str]:
     found = []
     for name, path in modules(root):
-        own = unit(name)
-        if own not in order:
+        own = name.partition(".")[0]
+        if own not in ORDER:
             found.append(f"{name}: not in the order")
             continue
         for target in imported(path, name):
             package, _, rest = target.partition(".")
             if package != "tempbalance":
                 continue
-            other = unit(rest) if unit(rest) in order else ""  # else a name of the package, not a module
-            if own not in (other, "") and order.index(other) > order.index(own):
-                found.append(f"{name} imports {target}, which stands below it")
+            other = rest.partition(".")[0]
+            other = other if other in ORDER else ""  # else a name of the package, not a module
+            if own not in (other, "") and ORDER.index(other) > ORDER.index(own):
+                found.append(f"{name} imports {target}, which is after it in the order")
     return found
 
 
 def core_violations(root: Path) -> list[str]:
     found = []
     for name, path in modules(root):
-        if unit(name) not in CORE:
+        if name.partition(".")[0] not in CORE:
             continue
         for target in imported(path, name):
             top = target.partition(".")[0]
@@ -84,12 +92,88 @@ def core_violations(root: Path) -> list[str]:
     return found
 
 
-def test_a_module_imports_only_what_stands_above_it():
-    assert order_violations(PACKAGE, ORDER) == []
+def size_violations(root: Path) -> list[str]:
+    """Files and function bodies that are too long; a docstring does not count as body."""
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        text = path.read_text("utf-8")
+        if len(text.splitlines()) > MAX_FILE_LINES:
+            found.append(f"{path.name} is too long")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                if body and body[-1].end_lineno - body[0].lineno >= MAX_BODY_LINES:
+                    found.append(f"{path.name}: {node.name} is too long")
+    return found
 
 
-def test_the_core_knows_tensors_and_nothing_else():
+def repeated_names(root: Path) -> list[str]:
+    """File names that occur more than once; ``__init__.py`` may."""
+    names = [path.name for path in root.rglob("*.py") if path.name != "__init__.py"]
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def unmirrored_tests(tests: Path, package: Path) -> list[str]:
+    """Test files that are neither in a folder of the package, nor named after a module of it, nor listed above."""
+    found = []
+    for path in sorted(tests.rglob("test_*.py")):
+        folder = path.parent.relative_to(tests)
+        if folder.parts:
+            known = folder.parts[0] in TEST_FOLDERS or (package / folder).is_dir()
+        else:
+            known = path.name in TEST_FILES or (package / path.name.removeprefix("test_")).is_file()
+        if not known:
+            found.append(str(path.relative_to(tests)))
+    return found
+
+
+def all_list_violations(root: Path) -> list[str]:
+    """Modules without ``__all__``, and names in ``__all__`` that the module does not define or import."""
+    found = []
+    for name, path in modules(root):
+        if any(part.startswith("_") for part in name.split(".")):
+            continue
+        defined: dict[str, ast.AST] = {}
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                defined |= {(alias.asname or alias.name).partition(".")[0]: node for alias in node.names}
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                defined[node.name] = node
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                parts = (each for target in targets for each in ast.walk(target))
+                defined |= {each.id: node for each in parts if isinstance(each, ast.Name)}
+        if name and "__all__" not in defined:
+            found.append(f"{name} has no __all__")
+        elif name:
+            listed = ast.literal_eval(defined["__all__"].value)
+            found += [f"{name} has no {each}" for each in listed if each not in defined]
+    return found
+
+
+def write(path: Path, text: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_modules_import_only_what_is_before_them_in_the_order():
+    assert order_violations(PACKAGE) == []
+
+
+def test_the_core_imports_only_torch_numpy_and_the_standard_library():
     assert core_violations(PACKAGE) == []
+
+
+def test_no_file_has_over_400_lines_and_no_function_body_over_60():
+    assert size_violations(PACKAGE) == []
+
+
+def test_each_file_name_occurs_once_in_the_package():
+    assert repeated_names(PACKAGE) == []
+
+
+def test_the_test_folders_mirror_the_package():
+    assert unmirrored_tests(TESTS, PACKAGE) == []
 
 
 @pytest.mark.parametrize(
@@ -98,22 +182,24 @@ def test_the_core_knows_tensors_and_nothing_else():
         ("types", "from tempbalance.spectra import spectra"),
         ("types", "import tempbalance.cli"),
         ("types", "def f():\n    from tempbalance import analysis"),
+        ("types", "def f():\n    import importlib\n    importlib.import_module('tempbalance.analysis')"),
+        ("types", "from importlib import import_module\ndef f(name):\n    import_module(f'tempbalance.{name}')"),
         ("types", "from . import layers"),
         ("types", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .analysis import Analysis"),
+        ("metrics", "from tempbalance._files import dumps"),
         ("tail/hill", "from ..metrics import layer_metrics"),
         ("tail/__init__", "from ..metrics import layer_metrics"),
         ("analysis/result", "from tempbalance.report import render_analysis"),
+        ("balance/balancer", "from tempbalance.released import RankAsReleased"),
         ("layers/units", "def f():\n    from tempbalance.analysis import analyze"),
         ("analysis", "import tempbalance as tb"),
         ("analysis", "from tempbalance import Hill"),
         ("novelty", "import torch"),
     ],
 )
-def test_the_order_check_can_fail(tmp_path: Path, module: str, line: str):
-    path = tmp_path / f"{module}.py"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(line)
-    assert len(order_violations(tmp_path, ORDER)) == 1
+def test_the_order_check_finds_an_upward_import(tmp_path: Path, module: str, line: str):
+    write(tmp_path / f"{module}.py", line)
+    assert len(order_violations(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -122,25 +208,67 @@ def test_the_order_check_can_fail(tmp_path: Path, module: str, line: str):
         ("__init__", "from tempbalance.cli import main"),
         ("tail/ks", "from tempbalance.tail.hill import Hill\nfrom ..types import Spectrum\nfrom .hill import Hill"),
         ("tail/__init__", "from .hill import Hill"),
+        ("layers/units", "from tempbalance._files import dumps\nfrom tempbalance._progress import progress_bar"),
+        ("compress/sparsity", "from tempbalance.released import RankAsReleased"),
         ("report/page", "def f():\n    from tempbalance.analysis import Analysis"),
+        ("report/page", "import importlib\nimportlib.import_module('tempbalance.analysis')"),
         ("__init__", "import tempbalance.cli"),
     ],
 )
-def test_the_order_check_can_pass(tmp_path: Path, module: str, line: str):
-    path = tmp_path / f"{module}.py"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(line)
-    assert order_violations(tmp_path, ORDER) == []
+def test_the_order_check_accepts_a_downward_import(tmp_path: Path, module: str, line: str):
+    write(tmp_path / f"{module}.py", line)
+    assert order_violations(tmp_path) == []
 
 
 @pytest.mark.parametrize("line", ["from torch import nn", "import torch.nn as nn", "import logging", "import pandas"])
-def test_the_check_of_the_core_can_fail(tmp_path: Path, line: str):
-    (tmp_path / "metrics.py").write_text(line)
-    (tmp_path / "layers.py").write_text(line)  # not of the core
+def test_the_check_of_the_core_finds_a_forbidden_import(tmp_path: Path, line: str):
+    write(tmp_path / "metrics.py", line)
+    write(tmp_path / "layers.py", line)  # not in the core
     assert len(core_violations(tmp_path)) == 1
 
 
-# Runs in a fresh interpreter: imports argv[1] and writes to argv[2] what that changed.
+def test_the_size_check_finds_long_files_and_long_functions(tmp_path: Path):
+    write(tmp_path / "limits.py", "def f():\n" + '    """Text.\n\n    Text.\n    """\n' + "    pass\n" * MAX_BODY_LINES)
+    assert size_violations(tmp_path) == []
+    write(tmp_path / "long_body.py", "def f():\n" + "    pass\n" * (MAX_BODY_LINES + 1))
+    write(tmp_path / "long_file.py", "pass\n" * (MAX_FILE_LINES + 1))
+    assert size_violations(tmp_path) == ["long_body.py: f is too long", "long_file.py is too long"]
+
+
+def test_the_check_of_file_names_finds_a_repeated_one(tmp_path: Path):
+    for name in ("a/__init__.py", "a/base.py", "b/__init__.py", "b/base.py", "b/other.py"):
+        write(tmp_path / name)
+    assert repeated_names(tmp_path) == ["base.py"]
+
+
+def test_the_check_of_the_tests_finds_files_without_source(tmp_path: Path):
+    package, tests = tmp_path / "package", tmp_path / "tests"
+    write(package / "tail" / "hill.py")
+    write(package / "metrics.py")
+    for name in ("tail/test_hill.py", "golden/test_golden.py", "test_metrics.py", "test_cuda.py"):
+        write(tests / name)
+    assert unmirrored_tests(tests, package) == []
+    write(tests / "arena" / "test_runs.py")
+    write(tests / "test_arena.py")
+    assert unmirrored_tests(tests, package) == ["arena/test_runs.py", "test_arena.py"]
+
+
+def heavy_modules_loaded_by(code: str) -> set[str]:
+    """Packages of HEAVY that are loaded after a piece of code ran in a fresh interpreter."""
+    report = f"import sys\nprint(*sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_importing_the_package_loads_neither_torch_nor_another_heavy_package():
+    assert heavy_modules_loaded_by("import tempbalance, tempbalance.errors") == set()
+
+
+def test_the_check_of_heavy_packages_finds_one():
+    assert heavy_modules_loaded_by("import numpy") == {"numpy"}
+
+
+# Imports the modules in argv[1] in a fresh interpreter and writes the state that this changed to argv[2].
 PROBE = """
 import json, locale, logging, multiprocessing.reduction, os, random, signal, sys, warnings
 import numpy, torch
@@ -166,28 +294,33 @@ def state():
     }
 
 before, loaded = state(), {name.partition(".")[0] for name in sys.modules}
-__import__(sys.argv[1])
+for module in sys.argv[1].split(","):
+    __import__(module)
 after = state()
-new = {name.partition(".")[0] for name in sys.modules} - loaded - set(sys.stdlib_module_names) - {sys.argv[1]}
+new = {name.partition(".")[0] for name in sys.modules} - loaded - set(sys.stdlib_module_names)
 changed = [key for key in before if before[key] != after[key]]
 with open(sys.argv[2], "w") as file:
     json.dump({"changed": changed, "loaded": sorted(new)}, file)
 """
 
 
-def effects_of_importing(module: str, tmp_path: Path) -> dict[str, object]:
-    """What an import prints, changes, and loads beyond torch, numpy and the standard library."""
+LIBRARY = (*CORE, "layers", "checkpoints", "analysis", "balance", "released", "compress", "testing", "study")
+
+
+def effects_of_importing(names: list[str], tmp_path: Path) -> dict[str, object]:
+    """What importing modules prints, changes, and loads beyond torch, numpy and the standard library."""
     report = tmp_path / "report.json"
-    command = [sys.executable, "-c", PROBE, module, str(report)]
+    command = [sys.executable, "-c", PROBE, ",".join(names), str(report)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     return {"printed": done.stdout + done.stderr, **json.loads(report.read_text())}
 
 
-def test_importing_prints_nothing_changes_nothing_and_loads_torch_and_numpy_only(tmp_path: Path):
-    assert effects_of_importing("tempbalance", tmp_path) == {"printed": "", "changed": [], "loaded": []}
+def test_importing_the_library_prints_nothing_changes_no_global_state_and_loads_only_torch_and_numpy(tmp_path: Path):
+    effects = effects_of_importing([f"tempbalance.{name}" for name in LIBRARY], tmp_path)
+    assert effects == {"printed": "", "changed": [], "loaded": ["tempbalance"]}
 
 
-def test_the_check_of_imports_can_fail(tmp_path: Path):
+def test_the_check_of_imports_finds_each_side_effect(tmp_path: Path):
     lines = [
         "import locale, logging, os, random, sys, warnings, multiprocessing.reduction, numpy, torch, pluggy",
         "print('hello')",
@@ -196,15 +329,15 @@ def test_the_check_of_imports_can_fail(tmp_path: Path):
         "torch.set_default_dtype(torch.float64)",
         "numpy.seterr(all='raise')",
         "random.seed(7)",
-        "os.environ['SINNER'] = '1'",
+        "os.environ['SIDE_EFFECT'] = '1'",
         "sys.excepthook = print",
         "sys.path.append('elsewhere')",
         "multiprocessing.reduction.ForkingPickler = None",
     ]
-    (tmp_path / "sinner.py").write_text("\n".join(lines))
-    effects = effects_of_importing("sinner", tmp_path)
+    (tmp_path / "side_effects.py").write_text("\n".join(lines))
+    effects = effects_of_importing(["side_effects"], tmp_path)
     assert effects["printed"] == "hello\n"
-    assert effects["loaded"] == ["pluggy"]
+    assert effects["loaded"] == ["pluggy", "side_effects"]
     assert set(effects["changed"]) == {
         *("warning filters", "logging", "torch settings", "numpy settings", "random states", "environment", "hooks"),
         *("search path", "pickling"),
@@ -216,15 +349,21 @@ def test_every_public_name_can_be_imported():
     assert set(tempbalance.__all__) <= set(dir(tempbalance))
 
 
-def test_a_name_that_is_not_public_is_pythons_own_error():
+def test_an_unknown_name_of_the_package_raises_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'tempbalance' has no attribute 'arena'"):
         _ = tempbalance.arena
 
 
-def test_every_module_says_what_it_offers():
-    for info in pkgutil.walk_packages([str(PACKAGE)], "tempbalance."):
-        if any(part.startswith("_") for part in info.name.split(".")):
-            continue
-        module = importlib.import_module(info.name)
-        missing = [name for name in getattr(module, "__all__", ["__all__"]) if not hasattr(module, name)]
-        assert missing == [], f"{info.name} lists names that it does not have, or has no __all__"
+def test_every_public_module_has_an_all_list_without_unknown_names():
+    assert all_list_violations(PACKAGE) == []
+
+
+def test_the_check_of_all_lists_finds_a_missing_list_and_an_unknown_name(tmp_path: Path):
+    write(
+        tmp_path / "good.py",
+        "import a.b\nfrom c import d as e\nf: int = 1\n__all__ = ['E', 'a', 'e', 'f']\nclass E: ...",
+    )
+    write(tmp_path / "_private.py")
+    write(tmp_path / "missing.py")
+    write(tmp_path / "unknown.py", "__all__ = ['f']")
+    assert all_list_violations(tmp_path) == ["missing has no __all__", "unknown has no f"]
