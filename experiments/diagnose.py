@@ -1,7 +1,7 @@
 """Measure the pretrained networks of ``studies/diagnosis.py``: ``python experiments/diagnose.py``.
 
 It writes ``experiments/results/diagnosis.json``; ``report_study.py diagnosis`` makes the page from it and from the
-results of the other studies. A network that is missing is skipped, with a word on where to get it.
+results of the other studies. A missing network is skipped.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tempbalance._files import write_whole
 
 
 def measure(net: Net, path: Path) -> dict[str, Any]:
-    """One network.
+    """Measure one network.
 
     Args:
         net: The network.
         path: Its weights.
 
     Returns:
-        Its mean alpha and imbalance, over so many layers, with what is known of it.
+        Number of layers with an alpha, mean alpha and imbalance, with its known error.
     """
     analysis = tb.analyze(path)
     alphas = [layer.alpha for layer in analysis.layers if math.isfinite(layer.alpha)]
@@ -42,27 +42,28 @@ def measure(net: Net, path: Path) -> dict[str, Any]:
 
 
 def find(net: Net, data: Path) -> Path | None:
-    """Its weights; None if they are not there."""
+    """The path of its weights; None if they are missing."""
     package = importlib.util.find_spec(net.file) if net.file.isidentifier() else None
     path = data / net.file if package is None or package.origin is None else Path(package.origin).parent / "model"
     return path if path.exists() else None
 
 
-def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
-    """Measure what is there.
+def main(argv: Sequence[str] | None = None, *, results: Path = RESULTS, nets: Sequence[Net] = NETS) -> int:
+    """Measure the networks.
 
     Args:
         argv: The command line.
         results: The folder of results.
+        nets: The networks.
 
     Returns:
-        0 if all networks were there, else 1.
+        0 if no network is missing, else 1.
     """
     parser = argparse.ArgumentParser(description="Measure the alphas of pretrained networks.")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of all data (see experiments/README.md)")
     data = parser.parse_args(argv).data
     rows = []
-    for net in NETS:
+    for net in nets:
         path = find(net, data)
         if path is None:
             print(f"{net.name}: skipped, there is no {data / net.file}: {net.source}", file=sys.stderr)
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
     content = {"versions": {name: version(name) for name in ("tempbalance", "torch", "numpy")}, "nets": rows}
     write_whole(file, (json.dumps(content, indent=1) + "\n").encode())
     print(f"saved {file}")
-    return 0 if len(rows) == len(NETS) else 1
+    return 0 if len(rows) == len(nets) else 1
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Low-data fine-tuning on images, a task for ``tempbalance arena``: the network and the digits of ``tempbalance demo``.
+"""Low-data fine-tuning on images, a task for ``tempbalance study``: the network and the digits of ``tempbalance demo``.
 
 A small network that knows the handwritten digits 0 to 4 learns 5 to 9 from a few images each; only the rate, the number
 of images and the method differ from the demo. The seed chooses the images, the new head and the batches. Of the images
 that are not trained on, 300 are for validation, the others for the test. For example
 
-    tempbalance arena --task experiments/digits.py --out digits --set examples=8 --seeds 30 \
+    tempbalance study --task experiments/digits.py --out digits --set examples=8 --seeds 30 \
         --lr 1e-3 3e-3 1e-2 3e-2 --methods model_balancing model_balancing:control=uniform
 """
 

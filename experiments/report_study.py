@@ -1,7 +1,7 @@
 """Write the pages of results: ``python experiments/report_study.py digits``.
 
-From ``experiments/results/NAME.json`` this makes the figures, and what stands between the markers of
-``docs/results/NAME.md``, which it begins where there is none; and the table of all claims in ``docs/results/index.md``.
+From ``experiments/results/NAME.json`` this makes the figures, the text between the markers of ``docs/results/NAME.md``
+(a new page where there is none), and the table of all claims in ``docs/results/index.md``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evidence.diagnosis_page import Diagnosis
-from evidence.pages import figures, fill, index_rows, load_contests, new_page, study_page
-from studies import NAMES, load_study
+from diagnosis_page import load_diagnosis
+from pages import experiment_page, figures, fill, index_rows, new_page
+from results_file import load_results
+from studies import NAMES, load_experiment
 
 from tempbalance._files import write_whole
 from tempbalance.errors import TempBalanceError
@@ -22,63 +23,63 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = HERE.parent / "docs" / "results"
 DIAGNOSIS = "diagnosis"
-HEAD = "| claim | in the paper | ours, with least data | verdict | page | command |\n|---|---|---|---|---|---|"
+HEAD = "| claim | paper | ours, least data | verdict | page | command |\n|---|---|---|---|---|---|"
 
 
 def report(name: str, pages: Path = PAGES, results: Path = RESULTS) -> dict[Path, str]:
-    """The files of a study.
+    """Make the page and the figures of an experiment.
 
     Args:
-        name: The study.
+        name: The experiment.
         pages: The folder of pages.
         results: The folder of results.
 
     Returns:
-        What each should hold.
+        Contents by file.
     """
     page = pages / f"{name}.md"
     if name == DIAGNOSIS:
-        diagnosis = Diagnosis(results)
+        diagnosis = load_diagnosis(results)
         text, drawn = diagnosis.page(page.read_text(encoding="utf-8")), diagnosis.figures()
     else:
-        study = load_study(name)
-        contests = load_contests(study, results)
-        before = page.read_text(encoding="utf-8") if page.exists() else new_page(study)
-        text, drawn = study_page(study, contests, before), figures(study, contests)
+        experiment = load_experiment(name)
+        found = load_results(experiment, results)
+        before = page.read_text(encoding="utf-8") if page.exists() else new_page(experiment)
+        text, drawn = experiment_page(experiment, found, before), figures(experiment, found)
     return {page: text, **{pages / file: svg for file, svg in drawn.items()}}
 
 
 def index(pages: Path = PAGES, results: Path = RESULTS) -> dict[Path, str]:
-    """The page of all claims.
+    """Make the page of all claims.
 
     Args:
         pages: The folder of pages.
         results: The folder of results.
 
     Returns:
-        What it should hold.
+        Its content, by file.
     """
-    studies = [load_study(name) for name in NAMES]
-    rows = [row for study in studies for row in index_rows(study, load_contests(study, results))]
+    experiments = [load_experiment(name) for name in NAMES]
+    rows = [row for each in experiments for row in index_rows(each, load_results(each, results))]
     page = pages / "index.md"
-    content = "\n".join([HEAD, *rows, *Diagnosis(results).index_rows()])
+    content = "\n".join([HEAD, *rows, *load_diagnosis(results).index_rows()])
     return {page: fill(page.read_text(encoding="utf-8"), "claims", content)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write.
+    """Write the pages.
 
     Args:
         argv: The command line.
 
     Returns:
-        0, or 1 if it cannot be done.
+        0, or 1 after an error.
     """
     parser = argparse.ArgumentParser(description="Write the pages of results.")
-    parser.add_argument("studies", nargs="+", choices=(*NAMES, DIAGNOSIS))
+    parser.add_argument("experiments", nargs="+", choices=(*NAMES, DIAGNOSIS))
     try:
-        for name in parser.parse_args(argv).studies:
-            for path, content in {**report(name), **report(DIAGNOSIS), **index()}.items():
+        for name in dict.fromkeys((*parser.parse_args(argv).experiments, DIAGNOSIS)):
+            for path, content in {**report(name), **index()}.items():
                 write_whole(path, content.encode())
                 print(f"saved {path}")
     except TempBalanceError as error:

@@ -1,13 +1,13 @@
-"""Hold the contests of a study, and keep every run: ``python experiments/run_study.py digits --quick``.
+"""Run the studies of an experiment: ``python experiments/run_study.py digits --quick``.
 
-``--full`` holds all contests of the study and collects them in ``experiments/results/NAME.json``, from which
-``report_study.py`` makes the page; ``--quick`` holds less, in about ten minutes on two cores, and collects in
-``OUT/NAME/quick.json``. Each contest has a folder ``OUT/NAME/CONTEST`` with one file a run, so the same command goes on
-where it was stopped, in whatever way. A contest whose data is missing is skipped, and the others go on.
+``--full`` runs all studies and collects them in ``experiments/results/NAME.json``, from which ``report_study.py``
+makes the page; ``--quick`` runs fewer, in about ten minutes on two cores, and collects them in ``OUT/NAME/quick.json``.
+Every study has a folder ``OUT/NAME/STUDY`` with one file per trial, so the same command resumes after any interruption.
+A study whose data is missing is skipped.
 
-``--restore`` first unpacks ``experiments/results/NAME.json`` where there is no folder yet, so that seeds can be added
-to what was done elsewhere; a contest is refused if its task file or the versions have changed since. ``--collect``
-trains nothing, and collects what the folders hold: of a contest not at its end, the seeds that every method has run.
+``--restore`` first unpacks ``experiments/results/NAME.json`` where there is no folder yet, so that seeds can be added;
+a study is refused if its task file or the versions have changed since. ``--collect`` trains nothing, and collects the
+seeds that all methods have finished.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-from evidence.compare import Compared
-from evidence.hold import Job, count_runs, hold_all
-from evidence.keep import add_results, collect, read_results, restore
-from evidence.study import Contest, Metric, Study, StudyError
-from evidence.tables import contest_tables
-from studies import NAMES, load_study
+from claims import Experiment, Metric, Study
+from gains import Results
+from results_file import add_results, read_results
+from studies import NAMES, load_experiment
+from tables import study_tables
 
-from tempbalance.errors import TempBalanceError
-from tempbalance.study.task import load_task
+import tempbalance as tb
+from tempbalance.errors import StudyError, TempBalanceError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -38,148 +38,138 @@ DATA = HERE.parents[1] / "shared" / "data"
 INTERRUPTED = 130  # exit status
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Hold the contests of a study.")
-    parser.add_argument("study", choices=NAMES)
+def arguments(argv: Sequence[str] | None, names: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Run the studies of an experiment.")
+    parser.add_argument("experiment", choices=names)
     extent = parser.add_mutually_exclusive_group(required=True)
     extent.add_argument("--quick", action="store_true", help="about ten minutes on two cores")
-    extent.add_argument("--full", action="store_true", help="all contests")
-    parser.add_argument("--only", metavar="CONTEST", help="one of them")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the runs (default: runs)")
+    extent.add_argument("--full", action="store_true", help="all studies")
+    parser.add_argument("--only", metavar="STUDY", help="one of them")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the trials (default: runs)")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of all data (see experiments/README.md)")
     parser.add_argument(
-        "--jobs",
-        type=int,
-        choices=range(1, 65),
-        metavar="N",
-        default=2,
-        help="contests at a time, a core each (default: 2)",
+        "--jobs", type=int, choices=range(1, 65), metavar="N", default=2, help="studies at a time (default: 2)"
     )
-    parser.add_argument("--restore", action="store_true", help="go on from the results in the repository")
-    parser.add_argument("--collect", action="store_true", help="train nothing, collect what the folders hold")
+    parser.add_argument("--restore", action="store_true", help="resume from the results in the repository")
+    parser.add_argument("--collect", action="store_true", help="train nothing, collect finished trials")
     return parser.parse_args(argv)
 
 
-def choose(study: Study, given: argparse.Namespace) -> list[Contest]:
-    """The contests that were asked for."""
-    contests = study.quick if given.quick else study.full
-    if given.only is None:
-        return [*contests]
-    chosen = [contest for contest in contests if contest.name == given.only]
+def choose(experiment: Experiment, given: argparse.Namespace) -> list[Study]:
+    """The studies to run, without those whose data is missing."""
+    studies = experiment.quick if given.quick else experiment.full
+    chosen = [study for study in studies if given.only in (None, study.name)]
     if not chosen:
-        raise StudyError(
-            f"{study.name} has no contest {given.only}; it has {', '.join(each.name for each in contests)}"
-        )
+        names = ", ".join(study.name for study in studies)
+        raise StudyError(f"{experiment.name} has no study {given.only}; it has {names}")
     return chosen
 
 
-def missing(study: Study, contest: Contest, data: Path) -> str:
-    """What a contest lacks, and where to get it; empty if nothing."""
-    for package, how in study.packages.items():
+def missing(experiment: Experiment, study: Study, data: Path) -> str:
+    """What a study lacks, and where to get it; empty if nothing."""
+    for package, how in experiment.packages.items():
         if importlib.util.find_spec(package) is None:
             return f"it needs the package {package}: {how}"
-    if contest.data is None:
+    if study.data is None:
         return ""
-    for path in (data / contest.data / file for file in ("", *contest.files)):
+    for path in (data / study.data / file for file in ("", *study.files)):
         if not path.exists():
-            return f"there is no {path}: {study.sources[contest.data]}; --data names the folder of all data"
+            return f"there is no {path}: {experiment.sources[study.data]}; --data names the folder of all data"
     return ""
 
 
-def plan(study: Study, contests: Sequence[Contest], given: argparse.Namespace) -> list[Job]:
-    """What can be held, after saying what cannot."""
-    ready: list[Contest] = []
-    for contest in contests:
-        reason = missing(study, contest, given.data)
-        if reason:
-            print(f"{contest.name}: skipped, {reason}", file=sys.stderr)
-        else:
-            ready.append(contest)
-    if not ready:
-        return []
-    path = HERE / study.task
-    task = load_task(path)
-    return [
-        Job(
-            contest=contest,
-            task=path,
-            lower_is_better=study.metric.lower_is_better,
-            data=given.data,
-            folder=given.out / study.name / contest.name,
-            trains=not given.collect,
-            runs=count_runs(contest, task),
-        )
-        for contest in ready
-    ]
+def options(experiment: Experiment, study: Study, given: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of ``tempbalance.study.run``."""
+    return {
+        "task": HERE / experiment.task,
+        "methods": study.methods,
+        "seeds": study.seeds,
+        "first_seed": study.first_seed,
+        "lr": study.lr,
+        "tuning_seeds": study.tuning_seeds,
+        "lower_is_better": experiment.metric.lower_is_better,
+        "parameters": study.parameters,
+        "paths": {} if study.data is None else {"data": str(given.data / study.data)},
+        "train": not given.collect,
+    }
 
 
-def unpack(jobs: Sequence[Job], results: Path) -> None:
-    """Make the folders that are not there from the results."""
-    entries = read_results(results)
-    for job in jobs:
-        name = job.contest.name
-        if name in entries and not job.folder.exists():
-            restore(entries[name], job.folder)
-            print(f"{name}: {job.done} runs restored")
-
-
-def finish(job: Job, ended: bool, metric: Metric, results: Path) -> bool:
-    """Collect a contest, and say what came of it."""
-    if not ended:
-        last_line = job.log.read_text(encoding="utf-8").strip().rpartition("\n")[2]
-        print(f"{job.contest.name}: stopped, {last_line} ({job.log})", file=sys.stderr)
+def finish(out: Path, study: Study, metric: Metric, error: str, results: Path) -> bool:
+    """Collect a study that has ended, and print its tables; return whether it has results."""
+    if error:
+        print(f"{study.name}: stopped, {error} ({out}.log)", file=sys.stderr)
         return False
-    if not (job.folder / "summary.json").exists():
-        print(f"{job.contest.name}: no seed is done yet", file=sys.stderr)
-        return False
-    entry = collect(job.folder)
-    add_results(results, job.contest.name, entry)
+    entry = tb.study.collect_folder(out)
+    add_results(results, study.name, entry)
     counts = Counter(run["status"] for run in entry["runs"])
     seeds, hours = entry["summary"]["seeds"], sum(run["seconds"] for run in entry["runs"]) / 3600
     print(
-        f"{job.contest.name}: {seeds} of {job.contest.seeds} seeds; {len(entry['runs'])} runs, {counts['diverged']} "
-        f"diverged, {counts['failed']} failed; {hours:.2f} hours of training. {entry['summary']['recommendation']}\n"
+        f"{study.name}: {seeds} of {study.seeds} seeds; {len(entry['runs'])} trials, {counts['diverged']} diverged, "
+        f"{counts['failed']} failed; {hours:.2f} hours of training. {entry['summary']['recommendation']}\n"
     )
-    print(f"{contest_tables(Compared(job.contest, entry, metric))}\n", flush=True)
+    print(f"{study_tables(Results(study, entry, metric))}\n", flush=True)
     if counts["failed"]:
-        print(f"{job.contest.name}: why runs failed is in {job.log}; delete their files to make them again")
+        print(f"{study.name}: the errors of failed trials are in {out}.log; delete their files to retry")
     return True
 
 
-def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
-    """Hold, collect, say.
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    experiment: Experiment | None = None,
+    results: Path = RESULTS,
+    run_many: Callable[..., Generator[tuple[Path, str], None, None]] = tb.study.run_many,
+) -> int:
+    """Run, collect, print.
 
     Args:
         argv: The command line.
+        experiment: The experiment, by default the one that the command line names.
         results: The folder of results.
+        run_many: Runs the studies.
 
     Returns:
-        0 if all that was asked for is done, else 1; 130 if it was interrupted.
+        0 if all studies have been run, else 1; 130 if interrupted.
     """
-    given = arguments(argv)
+    given = arguments(argv, NAMES if experiment is None else (experiment.name,))
     try:
-        study = load_study(given.study)
-        contests = choose(study, given)
-        jobs = plan(study, contests, given)
+        experiment = experiment or load_experiment(given.experiment)
+        chosen = choose(experiment, given)
+        folder = given.out / experiment.name
+        studies: dict[Path, Study] = {}
+        for study in chosen:
+            reason = missing(experiment, study, given.data)
+            if reason:
+                print(f"{study.name}: skipped, {reason}", file=sys.stderr)
+            else:
+                studies[folder / study.name] = study
         if given.restore:
-            unpack(jobs, results / f"{study.name}.json")
-        file = given.out / study.name / "quick.json" if given.quick else results / f"{study.name}.json"
-        (given.out / study.name).mkdir(parents=True, exist_ok=True)
-        with closing(hold_all(jobs, given.jobs)) as held:
-            done = [finish(job, ended, study.metric, file) for job, ended in held]
+            restore(studies, read_results(results / f"{experiment.name}.json"))
+        file = folder / "quick.json" if given.quick else results / f"{experiment.name}.json"
+        given_options = {out: options(experiment, study, given) for out, study in studies.items()}
+        with closing(run_many(given_options, processes=given.jobs)) as running:  # closing stops the processes
+            done = [finish(out, studies[out], experiment.metric, error, file) for out, error in running]
     except TempBalanceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted; the runs are kept in {given.out}: the same command goes on", file=sys.stderr)
+        print(f"interrupted; finished trials are in {given.out}: run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
     if any(done):
         print(f"saved {file}")
-    return 0 if len(done) == len(contests) and all(done) else 1
+    return 0 if len(done) == len(chosen) and all(done) else 1
+
+
+def restore(studies: Mapping[Path, Study], entries: Mapping[str, Any]) -> None:
+    """Unpack committed results where there is no folder yet."""
+    for out, study in studies.items():
+        if study.name in entries and not out.exists():
+            tb.study.restore_folder(entries[study.name], out)
+            print(f"{study.name}: {len(entries[study.name]['runs'])} trials restored")
 
 
 if __name__ == "__main__":
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as by Ctrl-C: ends them, too
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes to come
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the processes, as for Ctrl-C
     sys.exit(main())

@@ -1,11 +1,11 @@
-"""Vision from scratch on a part of CIFAR, a task for ``tempbalance arena`` (as in TempBalance, at a size for a CPU).
+"""Vision from scratch on a part of CIFAR, a task for ``tempbalance study`` (as in TempBalance, at a size for a CPU).
 
 ResNet-20 or a small VGG, SGD with momentum 0.9 and weight decay 5e-4, a cosine over the epochs, flips and crops,
 accuracy after the last epoch. The seed chooses the images, the initial weights, the order, flips and crops. Training
 and validation images are drawn from the training file, as many of each class; tested is on the whole test file. The
 paper trains on 50,000 images of 32 x 32 pixels for 200 epochs in batches of 128. For example
 
-    tempbalance arena --task experiments/vision.py --out vision/cifar10 --set examples=1000 --seeds 20 \
+    tempbalance study --task experiments/vision.py --out vision/cifar10 --set examples=1000 --seeds 20 \
         --lr 0.003 0.01 0.03 0.1 --methods tempbalance tempbalance:control=shuffled
 
 ``--set data=DIR`` names a folder with ``cifar10.npz`` and ``cifar100.npz``: arrays ``train_images`` (n, 32, 32, 3) of
@@ -140,7 +140,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
     model = NETWORKS[network](classes).to(memory_format=torch.channels_last)
     rng = torch.Generator().manual_seed(seed)
     steps_per_epoch = -(-examples // batch_size)
-    own = Joined(method.own)
+    own = Joined(method.custom)
     model = own.prepare(model, Training(seed, epochs, steps_per_epoch))
 
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import study_task
 from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -40,3 +42,12 @@ def trained() -> torch.nn.Sequential:
             layer.weight.copy_(weight.float())
         torch.nn.init.normal_(model[3].weight, generator=torch.Generator().manual_seed(0))
     return model
+
+
+@pytest.fixture
+def task_file(tmp_path, monkeypatch):
+    """A file with the training function of ``study_task.py``."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # loading a task adds its folder
+    path = tmp_path / "toy.py"
+    path.write_text(study_task.TASK)
+    return path

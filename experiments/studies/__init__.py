@@ -1,15 +1,15 @@
-"""The studies, a module each: claims of papers, and the contests that test them."""
+"""The experiments, a module each: claims of papers, and the studies that test them."""
 
 from __future__ import annotations
 
 import importlib
 
-from evidence.study import Study
+from claims import Experiment
 
 NAMES = ("digits", "text", "pde", "vision", "language")
 
 
-def load_study(name: str) -> Study:
-    """A study by its name."""
-    study: Study = importlib.import_module(f"studies.{name}").STUDY
-    return study
+def load_experiment(name: str) -> Experiment:
+    """Load an experiment by its name."""
+    experiment: Experiment = importlib.import_module(f"studies.{name}").EXPERIMENT
+    return experiment

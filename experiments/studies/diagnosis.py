@@ -1,18 +1,18 @@
-"""What alpha tells: does balancing make it more even, and does it predict the test error? The nets it is asked of."""
+"""Does balancing lower the imbalance, and does the imbalance predict the test error? The pretrained networks."""
 
 from typing import NamedTuple
 
-MEASURED_IN = ("digits", "text", "pde", "vision", "language")  # studies whose runs are looked at, too
+MEASURED_IN = ("digits", "text", "pde", "vision", "language")  # experiments whose trials are analysed as well
 
 
 class Net(NamedTuple):
     """A pretrained network.
 
     Attributes:
-        name: As in a table.
-        file: In the folder of all data; or a package, where its weights lie in ``model``.
-        error: Its test error in per cent; None where it has none to compare.
-        known_from: Where that number is from.
+        name: Its name in the table.
+        file: File in the folder of all data; or a package with weights in ``model``.
+        error: Test error in per cent; None if there is none to compare.
+        known_from: Source of that number.
         source: Where to get it.
     """
 

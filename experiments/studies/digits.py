@@ -2,21 +2,21 @@
 
 from dataclasses import replace
 
-from evidence.study import Claim, Contest, Metric, Published, Study
+from claims import Claim, Experiment, Metric, Published, Study
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 BLOCK = "model_balancing"
 UPDATE = "model_balancing:spectrum_of=update"
 UPDATE_CONTROLS = tuple(f"{UPDATE},control={control}" for control in ("uniform", "inverted", "shuffled"))
 
-EIGHT = Contest(
+EIGHT = Study(
     name="8",
-    settings={"examples": 8},
+    parameters={"examples": 8},
     methods=(
         BLOCK,
         *(f"{BLOCK}:control={control}" for control in ("uniform", "inverted", "shuffled", "untrained")),
         f"{BLOCK}:unit=layer",
-        f"{BLOCK}:windows=farms,every=20",  # to save time; the others as often as their recipes ask for
+        f"{BLOCK}:windows=farms,every=20",  # less often, to save time; the others as in their recipes
         f"{BLOCK}:damped=true",
         f"{BLOCK}:change=true",
         UPDATE,
@@ -30,9 +30,9 @@ EIGHT = Contest(
     seeds=20,
     tuning_seeds=5,
 )
-TWO = Contest(
+TWO = Study(
     name="2",
-    settings={"examples": 2},
+    parameters={"examples": 2},
     methods=(
         BLOCK,
         f"{BLOCK}:control=uniform",
@@ -45,17 +45,17 @@ TWO = Contest(
     seeds=20,
     tuning_seeds=5,
 )
-EIGHT_FIXED = Contest(
-    name="8-rate-0.001", settings={"examples": 8}, methods=(UPDATE, *UPDATE_CONTROLS), lr=(1e-3,), seeds=20
+EIGHT_FIXED = Study(
+    name="8-rate-0.001", parameters={"examples": 8}, methods=(UPDATE, *UPDATE_CONTROLS), lr=(1e-3,), seeds=20
 )
 HIGHER = tuple(replace(EIGHT_FIXED, name=f"8-rate-{rate:g}", lr=(rate,)) for rate in RATES[1:])
-# none of these seeds had a part in finding the variant
+# fresh seeds, not used to find the variant
 EIGHT_FRESH = replace(EIGHT_FIXED, name="8-rate-0.001-fresh", seeds=60, first_seed=20)
-TWO_FIXED = Contest(
-    name="2-rate-0.003", settings={"examples": 2}, methods=(UPDATE, *UPDATE_CONTROLS), lr=(3e-3,), seeds=20
+TWO_FIXED = Study(
+    name="2-rate-0.003", parameters={"examples": 2}, methods=(UPDATE, *UPDATE_CONTROLS), lr=(3e-3,), seeds=20
 )
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     name="digits",
     task="digits.py",
     metric=Metric(name="accuracy", unit="points", scale=100),

@@ -1,24 +1,24 @@
 """A small language model from scratch, as in AlphaDecay, at a size for a CPU."""
 
-from evidence.study import Claim, Contest, Metric, Published, Study, with_controls
+from claims import Claim, Experiment, Metric, Published, Study, with_controls
 
-# Decay pays only where text is seen again and again: 20 thousand tokens, ten times. Tuned, for all methods alike.
+# Decay helps only if text is repeated: 20 thousand tokens, ten times. It is tuned for all methods.
 DECAY = "decay:weight_decay=[0.3,2],lr=[2e-3,4e-3]"
 ALPHADECAY, TEMPBALANCE = f"{DECAY}+alphadecay:every=20", f"{DECAY}+tempbalance:every=20"
 FARMS = f"{TEMPBALANCE},windows=farms"
-CONTEST = Contest(
+STUDY = Study(
     name="20k-tokens",
-    settings={"steps": 200, "tokens": 20480},
+    parameters={"steps": 200, "tokens": 20480},
     methods=(DECAY, *with_controls(ALPHADECAY), *with_controls(TEMPBALANCE), FARMS),
     lr=(1e-3, 2e-3, 4e-3, 8e-3),
     seeds=20,
     tuning_seeds=1,
     data="lm",
 )
-PANELS = {"real text": (CONTEST.name,)}
-QUICK = Contest(
+PANELS = {"real text": (STUDY.name,)}
+QUICK = Study(
     name="quick",
-    settings={"steps": 60},
+    parameters={"steps": 60},
     methods=with_controls("alphadecay:every=10", ("shuffled",)),
     lr=(1e-3, 3e-3),
     seeds=10,
@@ -26,7 +26,7 @@ QUICK = Contest(
     data="lm",
 )
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     name="language",
     task="language.py",
     metric=Metric(name="cross-entropy", unit="nats a token", lower_is_better=True, digits=4),
@@ -57,6 +57,6 @@ STUDY = Study(
         ),
     ),
     quick=(QUICK,),
-    full=(CONTEST,),
+    full=(STUDY,),
     sources={"lm": "get the texts that train_lm.py names"},
 )

@@ -2,39 +2,39 @@
 
 from dataclasses import replace
 
-from evidence.study import Claim, Contest, Metric, Published, Study
+from claims import Claim, Experiment, Metric, Published, Study
 
-# every 25 steps is less often than published: with 4 examples an epoch is a step, and measuring costs as much
-PUBLISHED = "model_balancing_sciml:strength=[0.5,1],every=25"  # raises the mean rate, too
-BALANCE = "model_balancing_sciml:strength=[0.5,1],normalize=true,every=25"  # does not
-REAL = f"{BALANCE},kinds=('conv1d','linear')"  # as the released code: without the complex weights of the FNO
+# every 25 steps, less often than published: with 4 examples an epoch is one step, and a measurement costs as much
+PUBLISHED = "model_balancing_sciml:strength=[0.5,1],every=25"  # raises the mean rate
+BALANCE = "model_balancing_sciml:strength=[0.5,1],normalize=true,every=25"  # keeps the mean rate
+REAL = f"{BALANCE},kinds=('conv1d','linear')"  # as the released code, without the complex weights of the FNO
 SHUFFLED, INVERTED, UNTRAINED = (f"{BALANCE},control={control}" for control in ("shuffled", "inverted", "untrained"))
 LOW, HIGH = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)
 
 
 def six(lr: tuple[float, ...]) -> str:
-    """Six learning rates, for what has no strength to choose, from the three of what has two."""
+    """Six learning rates, for methods without a strength to tune; the others have three rates and two strengths."""
     low, middle, high = lr
     return f"lr=[{','.join(f'{rate:.3g}' for rate in (low / 3, low, (low * middle) ** 0.5, middle, high, 2 * high))}]"
 
 
-UNTUNED = f"model_balancing_sciml:normalize=true,every=25,{six(LOW)}"  # strength 1, and more rates instead
+UNTUNED = f"model_balancing_sciml:normalize=true,every=25,{six(LOW)}"  # strength 1, more rates
 RAISED = (PUBLISHED, f"{PUBLISHED},control=uniform")
 
 
-def contest(
+def study(
     name: str,
     methods: tuple[str, ...],
     lr: tuple[float, ...],
     seeds: int = 20,
     first_seed: int = 0,
     tuning_seeds: int = 2,
-) -> Contest:
-    """The network, the problem and the amount of data as the name says."""
+) -> Study:
+    """A study with the network, the problem and the amount of data in its name."""
     network, problem, examples, *_ = name.split("-")
-    return Contest(
+    return Study(
         name=name,
-        settings={
+        parameters={
             "network": network,
             "problem": problem,
             "examples": int(examples),
@@ -65,35 +65,35 @@ FOUR = (
 )
 PANELS = {
     "FNO, Darcy": (
-        contest("fno-darcy-4", FOUR, LOW),
-        contest("fno-darcy-16", FNO, HIGH),
-        contest("fno-darcy-64", MANY, HIGH, seeds=10, tuning_seeds=1),  # fewer where a run costs more
-        contest("fno-darcy-256", MANY, HIGH, seeds=10, tuning_seeds=1),
+        study("fno-darcy-4", FOUR, LOW),
+        study("fno-darcy-16", FNO, HIGH),
+        study("fno-darcy-64", MANY, HIGH, seeds=10, tuning_seeds=1),  # fewer, since a trial costs more
+        study("fno-darcy-256", MANY, HIGH, seeds=10, tuning_seeds=1),
     ),
     "FNO, Darcy, fresh seeds": (
-        contest("fno-darcy-4-fresh", (BALANCE, SHUFFLED, INVERTED, UNTRAINED, *RAISED), LOW, seeds=40, first_seed=20),
+        study("fno-darcy-4-fresh", (BALANCE, SHUFFLED, INVERTED, UNTRAINED, *RAISED), LOW, seeds=40, first_seed=20),
     ),
-    # two seeds to tune on leave much to chance: ten, and fresh seeds to compare on
+    # tuned on ten seeds in place of two, compared on fresh seeds
     "FNO, Darcy, tuned on 10 seeds": (
-        contest("fno-darcy-4-tuned", (*MANY, INVERTED, UNTRAINED), LOW, seeds=40, first_seed=60, tuning_seeds=10),
+        study("fno-darcy-4-tuned", (*MANY, INVERTED, UNTRAINED), LOW, seeds=40, first_seed=60, tuning_seeds=10),
     ),
-    "UNet, Darcy": (contest("unet-darcy-4", (BALANCE, SHUFFLED, *RAISED), (3e-2, 1e-1, 2e-1)),),
-    "FNO, Burgers": (contest("fno-burgers-4", FNO, HIGH),),
+    "UNet, Darcy": (study("unet-darcy-4", (BALANCE, SHUFFLED, *RAISED), (3e-2, 1e-1, 2e-1)),),
+    "FNO, Burgers": (study("fno-burgers-4", FNO, HIGH),),
     "FNO, Burgers, tuned on 10 seeds": (
-        contest("fno-burgers-4-tuned", (*FNO, UNTRAINED), HIGH, seeds=40, first_seed=20, tuning_seeds=10),
+        study("fno-burgers-4-tuned", (*FNO, UNTRAINED), HIGH, seeds=40, first_seed=20, tuning_seeds=10),
     ),
 }
-FULL = tuple(each for contests in PANELS.values() for each in contests)
+FULL = tuple(each for studies in PANELS.values() for each in studies)
 QUICK = replace(
     FULL[0],
     name="quick",
-    settings={"examples": 4, "steps": 200},
+    parameters={"examples": 4, "steps": 200},
     methods=tuple(f"model_balancing_sciml:normalize=true,every=25{control}" for control in ("", ",control=shuffled")),
     lr=(3e-3, 1e-2),
     seeds=10,
 )
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     name="pde",
     task="low_data_pde.py",
     metric=Metric(name="nRMSE, %", unit="% of plain's nRMSE", scale=100, lower_is_better=True, relative=True),
@@ -115,7 +115,7 @@ STUDY = Study(
             ),
             method=BALANCE,
             also=(REAL,),
-            panels={panel: tuple(each.name for each in contests) for panel, contests in PANELS.items()},
+            panels={panel: tuple(each.name for each in studies) for panel, studies in PANELS.items()},
         ),
     ),
     quick=(QUICK,),

@@ -1,26 +1,26 @@
-"""Fine-tuning MiniLM on a few sentences: Model Balancing's own ground, at a size for a CPU."""
+"""Fine-tuning MiniLM on a few sentences, as in Model Balancing, at a size for a CPU."""
 
 from dataclasses import replace
 
-from evidence.study import Claim, Contest, Metric, Published, Study, with_controls
+from claims import Claim, Experiment, Metric, Published, Study, with_controls
 
 RATES = (1e-4, 3e-4, 6e-4, 1e-3)
 LOWER = (1e-5, 3e-5, 1e-4, 3e-4)
-PUBLISHED = "model_balancing"  # raises the mean rate, too
-BALANCE = "model_balancing:normalize=true"  # does not
+PUBLISHED = "model_balancing"  # raises the mean rate
+BALANCE = "model_balancing:normalize=true"  # keeps the mean rate
 UNIFORM = f"{PUBLISHED}:control=uniform"
 INVERTED, SHUFFLED, UNTRAINED = (f"{BALANCE},control={control}" for control in ("inverted", "shuffled", "untrained"))
 UPDATE = f"{BALANCE},spectrum_of=update"
 KS = f"{BALANCE},estimator=ks"
 VARIANTS = (
     f"{BALANCE},unit=layer",
-    f"{BALANCE},windows=farms,every=20",  # to save time; the others once an epoch
-    f"{BALANCE},every=1000000",  # beyond the end: measured once
+    f"{BALANCE},windows=farms,every=20",  # less often, to save time; the others once an epoch
+    f"{BALANCE},every=1000000",  # beyond the last step: measured once
 )
 ADAPTERS = "lr=[1e-3,3e-3,1e-2,3e-2]"
 LORA = (f"lora:{ADAPTERS}", f"lora:{ADAPTERS}+{BALANCE}")
 ADAPTED = (*LORA, f"{LORA[1]},control=shuffled")
-NEIGHBOURS = (
+OTHERS = (
     "svfit:lr=[3e-3,1e-2,3e-2,1e-1]",
     "layerwise_decay",
     "slow_learner",
@@ -42,11 +42,11 @@ def sst2(
     tuning_seeds: int,
     lr: tuple[float, ...] = RATES,
     **settings: int,
-) -> Contest:
-    """One amount of data; the more there is, the more a run costs, and the fewer there are."""
-    return Contest(
+) -> Study:
+    """A study with one amount of data; with more data a trial costs more, so there are fewer."""
+    return Study(
         name=f"sst2-{examples}",
-        settings={"examples": examples, "evaluated": 300, **settings},
+        parameters={"examples": examples, "evaluated": 300, **settings},
         methods=methods,
         lr=lr,
         seeds=seeds,
@@ -58,16 +58,14 @@ def sst2(
 
 CONTROLLED = (PUBLISHED, UNIFORM, BALANCE, SHUFFLED)
 GROWING = (
-    sst2(
-        16, (PUBLISHED, UNIFORM, BALANCE, INVERTED, UNTRAINED, UPDATE, *ADAPTED, *NEIGHBOURS), seeds=20, tuning_seeds=2
-    ),
+    sst2(16, (PUBLISHED, UNIFORM, BALANCE, INVERTED, UNTRAINED, UPDATE, *ADAPTED, *OTHERS), seeds=20, tuning_seeds=2),
     sst2(64, (PUBLISHED, UNIFORM, BALANCE, INVERTED, SHUFFLED, UNTRAINED, *VARIANTS, *LORA), seeds=10, tuning_seeds=2),
     sst2(256, CONTROLLED, seeds=10, tuning_seeds=1, lr=LOWER, epochs=5),
     sst2(2048, (PUBLISHED, BALANCE), seeds=5, tuning_seeds=1, lr=LOWER, epochs=1),
 )
-# with 64 sentences all chose the lowest of the rates on offer; none of these seeds had a part in seeing that
+# with 64 sentences all methods chose the lowest rate: lower rates, on fresh seeds
 FRESH = replace(sst2(64, CONTROLLED, seeds=20, tuning_seeds=2, lr=LOWER), name="sst2-64-lower-rates", first_seed=20)
-# where no effect appears, is it the strength, the estimator, or the length of training? at the rate that all had chosen
+# is there no effect because of the strength, the estimator or the length of training? at the rate that all chose
 FIXED = replace(
     sst2(64, (BALANCE, f"{BALANCE},strength=1.5", KS), seeds=10, tuning_seeds=1, lr=(1e-4,)),
     name="sst2-64-rate-0.0001",
@@ -75,13 +73,13 @@ FIXED = replace(
 LONGER = replace(
     sst2(64, (BALANCE,), seeds=10, tuning_seeds=1, lr=(1e-4,), epochs=20), name="sst2-64-rate-0.0001-longer"
 )
-# the tail fitted by Kolmogorov-Smirnov distance had the only hint of a gain: on fresh seeds, tuned, with its controls
+# estimator=ks had the only hint of a gain: on fresh seeds, tuned, with controls
 TAIL = replace(
     sst2(64, with_controls(KS, ("shuffled", "untrained")), seeds=20, tuning_seeds=2, lr=LOWER),
     name="sst2-64-ks",
     first_seed=40,
 )
-# with 256 sentences one seed to tune on gave plain another rate than the others, which alone was worth 2 points
+# with 256 sentences the single tuning seed gave plain another rate than the others, worth 2 points: four tuning seeds
 TUNED = replace(
     sst2(256, CONTROLLED, seeds=20, tuning_seeds=4, lr=LOWER, epochs=5),
     name="sst2-256-four-tuning-seeds",
@@ -96,9 +94,9 @@ QUICK = tuple(
     )
     for examples in (16, 64)
 )
-PANELS = {"SST-2": tuple(contest.name for contest in GROWING), "SST-2, fresh seeds": (FRESH.name, TUNED.name)}
+PANELS = {"SST-2": tuple(study.name for study in GROWING), "SST-2, fresh seeds": (FRESH.name, TUNED.name)}
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     name="text",
     task="low_data_text.py",
     metric=Metric(name="accuracy", unit="points", scale=100),

@@ -1,14 +1,14 @@
 """Vision from scratch on a part of CIFAR, as in TempBalance and FARMS, at a size for a CPU."""
 
-from evidence.study import Claim, Contest, Metric, Study, with_controls
+from claims import Claim, Experiment, Metric, Study, with_controls
 
 BALANCE = "tempbalance"
-FARMS = "tempbalance:windows=farms,every=64"  # to save time; the others once an epoch
+FARMS = "tempbalance:windows=farms,every=64"  # less often, to save time; the others once an epoch
 SNR = "snr:strength=[0.001,0.01],lr=[0.003,0.01]"
 SNR_BALANCE = "snr:strength=[0.001,0.01]+tempbalance:low=0.6,high=1.4,lr=[0.003,0.01]"
-VGG = Contest(
+VGG = Study(
     name="vgg-cifar10-500",
-    settings={"network": "vgg", "classes": 10, "examples": 500, "epochs": 30},
+    parameters={"network": "vgg", "classes": 10, "examples": 500, "epochs": 30},
     methods=(*with_controls(BALANCE), FARMS, SNR, SNR_BALANCE),
     lr=(0.001, 0.003, 0.01, 0.03),
     seeds=20,
@@ -16,9 +16,9 @@ VGG = Contest(
     data="images",
     files=("cifar10.npz",),
 )
-RESNET = Contest(
+RESNET = Study(
     name="resnet20-cifar100-1000",
-    settings={"network": "resnet20", "classes": 100, "examples": 1000, "epochs": 20},
+    parameters={"network": "resnet20", "classes": 100, "examples": 1000, "epochs": 20},
     methods=(*with_controls(BALANCE, ("uniform", "shuffled")), FARMS),
     lr=(0.003, 0.01, 0.03, 0.1),
     seeds=20,
@@ -27,9 +27,9 @@ RESNET = Contest(
     files=("cifar100.npz",),
 )
 PANELS = {"VGG, CIFAR-10": (VGG.name,), "ResNet-20, CIFAR-100": (RESNET.name,)}
-QUICK = Contest(
+QUICK = Study(
     name="quick",
-    settings={"examples": 200, "epochs": 20},
+    parameters={"examples": 200, "epochs": 20},
     methods=with_controls(BALANCE, ("shuffled",)),
     lr=(0.01, 0.03),
     seeds=10,
@@ -38,7 +38,7 @@ QUICK = Contest(
     files=("cifar10.npz",),
 )
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     name="vision",
     task="vision.py",
     metric=Metric(name="accuracy", unit="points", scale=100),

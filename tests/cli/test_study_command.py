@@ -1,4 +1,4 @@
-"""``tempbalance arena`` as a user meets it."""
+"""``tempbalance study`` as a user meets it."""
 
 import json
 import re
@@ -17,24 +17,24 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def arena(task_file, tmp_path):
+def command(task_file, tmp_path):
     """The beginning of the command on the toy task."""
-    return ("arena", "--task", task_file, "--out", tmp_path / "out", "--methods", METHOD)
+    return ("study", "--task", task_file, "--out", tmp_path / "out", "--methods", METHOD)
 
 
 def summary(out):
     return json.loads((out / "summary.json").read_text())
 
 
-def test_other_seeds_confirm_a_result(arena, tmp_path, capfd):
-    assert run(*arena, "--first-seed", 20, "--seeds", 3) == 0
+def test_first_seed_chooses_the_seeds(command, tmp_path, capfd):
+    assert run(*command, "--first-seed", 20, "--seeds", 3) == 0
     found = sorted(path.name for path in (tmp_path / "out").rglob("*plain*/seed-*.json"))
     assert found == ["seed-20.json", "seed-21.json", "seed-22.json"]
     assert "3 paired seeds" in capfd.readouterr().out
 
 
-def test_a_comparison_from_end_to_end(arena, tmp_path, capfd):
-    assert run(*arena, f"{METHOD}:control=shuffled", "--seeds", 10, "--set", "gain=0.5") == 0
+def test_a_study_from_end_to_end(command, tmp_path, capfd):
+    assert run(*command, f"{METHOD}:control=shuffled", "--seeds", 10, "--set", "gain=0.5") == 0
     text, progress = capfd.readouterr()
     assert f"Use {METHOD}: on this task it is better than plain by 0.50" in " ".join(text.split())
     assert progress == ""  # silent when piped
@@ -47,76 +47,78 @@ def test_a_comparison_from_end_to_end(arena, tmp_path, capfd):
     assert settings["settings"]["versions"].keys() == {"tempbalance", "torch", "numpy"}
 
 
-def test_an_option_may_have_many_values_or_come_many_times(arena, tmp_path):
-    assert run(*arena, "--lr", 0.1, 0.3, "--seeds", 2, "--tuning-seeds", 1, "--methods", "llr") == 0
+def test_an_option_takes_many_values_and_may_be_repeated(command, tmp_path):
+    assert run(*command, "--lr", 0.1, 0.3, "--seeds", 2, "--tuning-seeds", 1, "--methods", "llr") == 0
     assert [row["method"] for row in summary(tmp_path / "out")["rows"]] == ["plain", METHOD, "llr"]
     assert summary(tmp_path / "out")["trials"] == 2
 
 
-def test_values_that_are_set_are_numbers_or_text(arena, tmp_path):
-    assert run(*arena, "--seeds", 1, "--set", "raises=[0]", f"log={tmp_path}/log") == 0
+def test_set_takes_numbers_and_text(command, tmp_path):
+    assert run(*command, "--seeds", 1, "--set", "raises=[0]", f"log={tmp_path}/log") == 0
     assert (tmp_path / "log").read_text().splitlines() == ["plain 0", f"{METHOD} 0"]
     assert [row["failed"] for row in summary(tmp_path / "out")["rows"]] == [1, 1]
 
 
-def test_quick_only_shows_that_it_runs(arena, tmp_path, capsys):
-    assert run(*arena, "--lr", 0.1, 0.3, "--quick") == 0
+def test_quick_runs_two_seeds_without_tuning(command, tmp_path, capsys):
+    assert run(*command, "--lr", 0.1, 0.3, "--quick") == 0
     assert "2 seeds are too few" in capsys.readouterr().out
     assert len(list((tmp_path / "out").rglob("seed-*.json"))) == 4
-    assert run(*arena, "--lr", 0.1, "--seeds", 2) == 0
+    assert run(*command, "--lr", 0.1, "--seeds", 2) == 0
     assert len(list((tmp_path / "out").rglob("seed-*.json"))) == 4
 
 
 class TestRefused:
-    def test_unknown_method(self, arena, capsys, tmp_path):
-        check_error(capsys, *arena, "magic", match="no method 'magic'; the methods are plain, alphadecay")
+    def test_an_unknown_method_is_refused(self, command, capsys, tmp_path):
+        check_error(capsys, *command, "magic", match="no method 'magic'; the methods are plain, alphadecay")
         assert not (tmp_path / "out").exists()
 
-    def test_unknown_argument(self, arena, capsys):
-        check_error(capsys, *arena, "--set", "speed=9", match="unexpected keyword argument 'speed'")
+    def test_an_unknown_argument_is_refused(self, command, capsys):
+        check_error(capsys, *command, "--set", "speed=9", match="unexpected keyword argument 'speed'")
 
     @pytest.mark.parametrize("setting", ["speed", "=9", "seed=1", "lr=1"])
-    def test_no_setting(self, arena, capsys, setting):
-        check_error(capsys, *arena, "--set", setting, match="--set takes NAME=VALUE")
+    def test_a_malformed_setting_is_refused(self, command, capsys, setting):
+        check_error(capsys, *command, "--set", setting, match="--set requires NAME=VALUE")
 
-    def test_another_task_in_the_same_folder(self, arena, capsys, task_file):
-        assert run(*arena, "--quick") == 0
+    def test_a_changed_task_in_the_same_folder_is_refused(self, command, capsys, task_file):
+        assert run(*command, "--quick") == 0
         capsys.readouterr()
         task_file.write_text(task_file.read_text() + "\n# another\n")
-        check_error(capsys, *arena, "--quick", match="holds runs with other settings")
+        check_error(capsys, *command, "--quick", match="contains trials with other settings")
 
-    def test_another_direction_in_the_same_folder(self, arena, capsys):
-        assert run(*arena, "--quick") == 0
+    def test_another_direction_in_the_same_folder_is_refused(self, command, capsys):
+        assert run(*command, "--quick") == 0
         capsys.readouterr()
-        check_error(capsys, *arena, "--quick", "--lower-is-better", match="lower_is_better was False and is True")
+        check_error(capsys, *command, "--quick", "--lower-is-better", match="lower_is_better was False and is True")
 
-    def test_without_plotly(self, arena, capsys, monkeypatch):
+    def test_without_plotly_the_command_names_the_extra(self, command, capsys, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-        check_error(capsys, *arena, match="tempbalance[report]")
+        check_error(capsys, *command, match="tempbalance[report]")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
-def test_a_killed_comparison_loses_only_the_run_it_was_in(tmp_path):
+def test_an_interrupted_or_killed_study_loses_only_the_current_trial(tmp_path):
     task = tmp_path / "slow.py"
     body = ["method.called = True", "time.sleep(60 * (seed == 1))", "return 1"]
     task.write_text("\n    ".join(["import time\ndef train(seed, method):", *body]))
-    command = [sys.executable, "-m", "tempbalance", "arena", "--task", task, "--methods", METHOD, "--seeds", "3"]
-    for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        out = tmp_path / number.name
-        process = started([*map(str, command), "--out", str(out)])
+    begin = [sys.executable, "-m", "tempbalance", "study", "--task", task, "--methods", METHOD, "--seeds", "3"]
+    signals = {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
+    outs = {number: tmp_path / number.name for number in signals}
+    processes = {number: started([*map(str, begin), "--out", str(out)]) for number, out in outs.items()}
+    for number, status in signals.items():
+        process, out = processes[number], outs[number]
         while not (done := len(list(out.rglob("seed-*.json")))) == 2 and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(number)
         _, err = process.communicate()
         assert (done, process.returncode) == (2, status)
-        assert number is signal.SIGKILL or "give the same command again to go on" in err
+        assert number is signal.SIGKILL or "run the same command again to resume" in err
         assert all(json.loads(path.read_text())["status"] == "ok" for path in out.rglob("seed-*.json"))
 
 
-def test_the_task_of_the_readme(arena, task_file, tmp_path):
+def test_the_task_of_the_readme_runs(command, task_file, tmp_path):
     pytest.importorskip("sklearn")
     block = re.search(r"^```py\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
     task_file.write_text(block[1])
-    assert run(*arena, "--quick") == 0
+    assert run(*command, "--quick") == 0
     assert [row["failed"] for row in summary(tmp_path / "out")["rows"]] == [0, 0]
     assert all(0.5 < row["mean"] < 1 for row in summary(tmp_path / "out")["rows"])

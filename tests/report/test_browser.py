@@ -8,7 +8,7 @@ import torch
 
 import tempbalance as tb
 from tempbalance.report.pruning_page import render_pruning
-from tempbalance.report.study_page import render_summary
+from tempbalance.report.study_page import render_study
 from tempbalance.study import paired
 from tempbalance.study.summary import Row, Summary
 
@@ -262,7 +262,7 @@ def study_row(method, gains, diverged=0, failed=0):
 def test_the_page_of_a_study_shows_every_method_and_reports_no_error(browser, tmp_path):
     summary = Summary(
         seeds=12,
-        trials=2,
+        configurations=2,
         lower_is_better=False,
         baseline="plain",
         rows=[
@@ -274,9 +274,10 @@ def test_the_page_of_a_study_shows_every_method_and_reports_no_error(browser, tm
         ],
         recommendation="Use <b>won.",
         notes=["Note this."],
+        settings={"task": "my_task.py (0123456789ab)", "seeds": 12},
     )
     path = tmp_path / "report.html"
-    path.write_text(render_summary(summary, "my_task.py", {"seeds": 12}), encoding="utf-8")
+    path.write_text(render_study(summary), encoding="utf-8")
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     problems = []
     page.on("pageerror", lambda error: problems.append(str(error)))

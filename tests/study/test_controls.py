@@ -16,43 +16,43 @@ ALPHAS = st.lists(st.floats(1.1, 9) | st.just(math.nan), min_size=2, max_size=9)
 INNER = st.sampled_from([Linear(0.5, 1.5), Sigmoid(1.0), Sigmoid((2.0, 1.0), normalize=True)])
 
 
-def assigned(assignment, alphas):
+def assign(assignment, alphas):
     return assignment.assign([UnitFacts(alpha=alpha) for alpha in alphas])
 
 
-def test_rates_by_depth_are_rearranged_too():
+def test_controls_rearrange_multipliers_by_depth():
     units = [UnitFacts(depth=depth) for depth in (2, 1, 0)]
     assert Inverted(LayerwiseDecay(0.5)).assign(units) == [1.0, 0.5, 0.25]
     assert Uniform(LayerwiseDecay(0.5)).assign(units) == [pytest.approx(1.75 / 3)] * 3
 
 
 @given(ALPHAS, INNER, st.integers(0, 9))
-def test_every_control_keeps_the_mean_and_what_cannot_be_judged(alphas, inner, seed):
-    original = assigned(inner, alphas)
+def test_every_control_keeps_the_mean_and_units_without_alpha(alphas, inner, seed):
+    original = assign(inner, alphas)
     for control in (Inverted(inner), Shuffled(inner, seed), Uniform(inner)):
-        found = assigned(control, alphas)
+        found = assign(control, alphas)
         assert fmean(found) == pytest.approx(fmean(original))
         assert all(m == 1 for m, alpha in zip(found, alphas, strict=True) if math.isnan(alpha))
 
 
 @given(ALPHAS, INNER, st.integers(0, 9))
-def test_inverted_and_shuffled_have_the_same_multipliers(alphas, inner, seed):
+def test_inverted_and_shuffled_permute_the_multipliers(alphas, inner, seed):
     for control in (Inverted(inner), Shuffled(inner, seed)):
-        assert sorted(assigned(control, alphas)) == sorted(assigned(inner, alphas))
+        assert sorted(assign(control, alphas)) == sorted(assign(inner, alphas))
 
 
 @given(st.lists(st.integers(2, 9), min_size=2, max_size=8, unique=True))
-def test_inverted_falls_where_the_assignment_rises(alphas):
-    found = assigned(Inverted(Linear(0.5, 1.5)), alphas)
+def test_inverted_decreases_where_the_assignment_increases(alphas):
+    found = assign(Inverted(Linear(0.5, 1.5)), alphas)
     order = sorted(range(len(alphas)), key=alphas.__getitem__)
     assert [found[i] for i in order] == sorted(found, reverse=True)
 
 
-def test_shuffled_differs_between_seeds_and_not_between_refreshes():
+def test_shuffled_depends_on_the_seed_and_not_on_the_refresh():
     alphas = [2.0, 2.5, 3.0, 4.0, 5.0, 6.0]
-    orders = {tuple(assigned(Shuffled(Linear(), seed), alphas)) for seed in range(10)}
+    orders = {tuple(assign(Shuffled(Linear(), seed), alphas)) for seed in range(10)}
     assert len(orders) == 10
-    assert assigned(Shuffled(Linear(), 3), alphas) == assigned(Shuffled(Linear(), 3), alphas)
+    assert assign(Shuffled(Linear(), 3), alphas) == assign(Shuffled(Linear(), 3), alphas)
 
 
 def model_and_optimizer(alphas=(2.2, 3.0, 4.0)):
@@ -74,14 +74,14 @@ def multipliers(name, seed=0, steps=1, alphas=(2.2, 3.0, 4.0)):
 
 
 class TestOnAnOptimizer:
-    def test_the_controls_of_a_recipe(self):
+    def test_inverted_uniform_and_shuffled_of_a_recipe(self):
         plain = multipliers("model_balancing_sciml:strength=0.5")
         assert plain == sorted(plain)
         assert multipliers("model_balancing_sciml:strength=0.5,control=inverted") == plain[::-1]
         assert multipliers("model_balancing_sciml:strength=0.5,control=uniform") == [fmean(plain)] * 3
         assert sorted(multipliers("model_balancing_sciml:strength=0.5,control=shuffled")) == plain
 
-    def test_untrained_knows_nothing_of_the_weights(self):
+    def test_untrained_depends_on_the_seed_and_not_on_the_weights(self):
         found = multipliers("model_balancing_sciml:control=untrained", steps=3)
         assert found != [1, 1, 1]
         assert multipliers("model_balancing_sciml:control=untrained", alphas=(5.0, 3.0, 2.0)) == found
@@ -89,7 +89,7 @@ class TestOnAnOptimizer:
 
 
 class TestRandomWeights:
-    def test_weights_are_put_back_exactly_even_after_an_error(self):
+    def test_random_weights_are_restored_exactly_even_after_an_error(self):
         model, _ = model_and_optimizer()
         before = {name: value.clone() for name, value in model.state_dict().items()}
         with pytest.raises(RuntimeError, match="boom"), random_weights(model, seed=0):
@@ -98,7 +98,7 @@ class TestRandomWeights:
             raise RuntimeError("boom")
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
-    def test_global_random_numbers_stay_as_they_are(self):
+    def test_random_weights_leave_the_global_generators_alone(self):
         model, _ = model_and_optimizer()
         before = torch.get_rng_state(), random.getstate()
         with random_weights(model, seed=0):
@@ -106,7 +106,7 @@ class TestRandomWeights:
         assert torch.equal(torch.get_rng_state(), before[0])
         assert random.getstate() == before[1]
 
-    def test_complex_half_and_integer_weights(self):
+    def test_random_weights_replace_complex_and_half_but_not_integer_weights(self):
         model = torch.nn.ParameterList(
             [torch.zeros(4, 4, dtype=torch.complex64), torch.zeros(4, 4, dtype=torch.bfloat16)]
         )

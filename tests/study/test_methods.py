@@ -3,7 +3,7 @@ import torch
 
 import tempbalance as tb
 from tempbalance.errors import StudyError
-from tempbalance.study import Method, Trial, read_candidates
+from tempbalance.study import Method, read_candidates
 
 
 def balanced(name, steps_per_epoch=10):
@@ -11,12 +11,12 @@ def balanced(name, steps_per_epoch=10):
     return Method(name).balance(torch.optim.AdamW(model.parameters()), model, steps_per_epoch=steps_per_epoch)
 
 
-def trials(*names, **options):
-    return [[str(trial) for trial in candidate.trials] for candidate in read_candidates(names, **options)]
+def configurations(*names, **options):
+    return [[str(each) for each in candidate.configurations] for candidate in read_candidates(names, **options)]
 
 
 class TestNames:
-    def test_plain_does_nothing(self):
+    def test_plain_attaches_no_balancer(self):
         method = Method("plain")
         model = torch.nn.Linear(64, 64)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -25,25 +25,25 @@ class TestNames:
 
     @pytest.mark.parametrize("name", tb.recipes.__all__)
     def test_every_recipe_is_a_method(self, name):
-        assert trials(name) == [["plain"], [name]]
+        assert configurations(name) == [["plain"], [name]]
 
-    def test_parameters_of_the_recipe(self):
+    def test_a_name_sets_parameters_of_the_recipe(self):
         assert balanced("model_balancing_sciml:strength=(2,0.5),normalize=true").recipe.assignment == tb.assign.Sigmoid(
             (2, 0.5), normalize=True
         )
 
-    def test_options_of_every_recipe(self):
+    def test_a_name_sets_options_that_every_recipe_has(self):
         recipe = balanced("model_balancing:unit=layer,windows=farms,every=7,kinds=('linear','conv1d')").recipe
         assert (recipe.unit, recipe.windows, recipe.every) == ("layer", tb.FARMS(), tb.Every(steps=7))
         assert recipe.kinds == ("linear", "conv1d")
 
-    def test_an_estimator_keeps_the_fewest_eigenvalues_of_the_recipe(self):
+    def test_an_estimator_keeps_the_recipes_minimum_of_eigenvalues(self):
         assert balanced("llr:estimator=ks").recipe.estimator == tb.KS(min_eigenvalues=50)
         assert balanced("model_balancing_sciml:estimator=averaged_hill").recipe.estimator == tb.AveragedHill(
             min_eigenvalues=tb.recipes.model_balancing_sciml().estimator.min_eigenvalues
         )
 
-    def test_what_is_put_around_the_assignment(self):
+    def test_damped_and_change_wrap_the_assignment(self):
         recipe = balanced("model_balancing_sciml:spectrum_of=update,damped=true,change=true").recipe
         assert recipe.spectrum_of == "update"
         assert recipe.assignment == tb.assign.AlphaChange(
@@ -51,7 +51,7 @@ class TestNames:
         )
         assert balanced("model_balancing_sciml:damped=false").recipe == tb.recipes.model_balancing_sciml()
 
-    def test_options_of_the_balancer_are_passed_on(self):
+    def test_options_of_balance_are_passed_to_the_balancer(self):
         seen = []
         model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -87,60 +87,17 @@ class TestNames:
             ("llr:high=[]", "high is an empty list"),
         ],
     )
-    def test_a_wrong_name_says_what_is_right(self, name, message):
+    def test_the_error_for_a_wrong_name_lists_what_is_allowed(self, name, message):
         with pytest.raises(StudyError, match=message):
             read_candidates([name])
 
-    def test_a_method_by_itself_has_no_choice(self):
-        with pytest.raises(StudyError, match="a method has one high"):
+    def test_a_method_refuses_a_list(self):
+        with pytest.raises(StudyError, match="high must be one value"):
             Method("llr:high=[3,5]")
 
 
-class TestContenders:
-    def test_plain_is_added_as_the_baseline(self):
-        assert trials("llr", "tempbalance") == [["plain"], ["llr"], ["tempbalance"]]
-        assert trials("llr", "plain") == [["plain"], ["llr"]]
-
-    def test_another_baseline_comes_first(self):
-        assert trials("llr", baseline="llr") == [["llr"], ["plain"]]
-        names = ["llr:control=uniform", "plain:lr=[1]", "llr:high=3"]
-        assert trials(*names, baseline="llr:high=3", lrs=[1])[0] == ["llr:high=3 lr=1"]
-
-    def test_every_choice_is_a_trial(self):
-        assert trials("llr:high=[3,5],low=1", "plain:lr=[0.1,0.2]") == [
-            ["plain lr=0.1", "plain lr=0.2"],
-            ["llr:high=3,low=1", "llr:high=5,low=1"],
-        ]
-        assert trials("llr", lrs=[0.1, 0.2])[1] == ["llr lr=0.1", "llr lr=0.2"]
-
-    def test_spaces_do_not_matter(self):
-        assert read_candidates(["model_balancing: strength = (2, 1)"])[1].trials == (
-            Trial("model_balancing:strength=(2,1)", None),
-        )
-
-    def test_the_controls_of_a_method_are_of_its_family(self):
-        _, method, control, other = read_candidates(["llr:high=3", "llr:high=3,control=uniform", "llr:control=uniform"])
-        assert (method.of, control.of) == ("llr:high=3", "llr:high=3")
-        assert other.of != method.of
-        assert [each.is_control for each in (method, control)] == [False, True]
-
-    @pytest.mark.parametrize(
-        ("names", "options", "message"),
-        [
-            (["llr:high=[3,5]"], {}, "same number of trials.*plain 1, .* 2"),
-            (["plain"], {}, "nothing to compare plain with; the methods are"),
-            (["llr", "llr"], {}, "a method comes twice"),
-            (["plain", "llr"], {"baseline": "alphadecay"}, "the baseline alphadecay is none of the methods"),
-            (["llr:lr=fast"], {}, "lr must be a number"),
-        ],
-    )
-    def test_what_cannot_be_compared(self, names, options, message):
-        with pytest.raises(StudyError, match=message):
-            read_candidates(names, **options)
-
-
 class Lora:
-    """A method of a task's own."""
+    """A custom method."""
 
     def __init__(self, rank=8, balance=None):
         if rank < 1:
@@ -148,43 +105,43 @@ class Lora:
         self.rank = rank
 
 
-MAKERS = {"lora": Lora, "snr": lambda strength=0.1: ("snr", strength)}
+CUSTOM = {"lora": Lora, "snr": lambda strength=0.1: ("snr", strength)}
 
 
-class TestOwnMethods:
-    def test_are_made_with_their_parameters(self):
-        method = Method("snr:strength=1e+2+lora:rank=4", makers=MAKERS)
-        assert (method.own[0], method.own[1].rank) == (("snr", 100.0), 4)
-        assert Method("snr", makers=MAKERS).own == (("snr", 0.1),)
+class TestCustomMethods:
+    def test_custom_methods_are_built_with_their_parameters(self):
+        method = Method("snr:strength=1e+2+lora:rank=4", custom=CUSTOM)
+        assert (method.custom[0], method.custom[1].rank) == (("snr", 100.0), 4)
+        assert Method("snr", custom=CUSTOM).custom == (("snr", 0.1),)
 
-    def test_without_a_recipe_nothing_is_balanced(self):
+    def test_a_custom_method_without_a_recipe_attaches_no_balancer(self):
         model = torch.nn.Linear(64, 64)
-        method = Method("lora", makers=MAKERS)
+        method = Method("lora", custom=CUSTOM)
         assert method.balance(torch.optim.SGD(model.parameters(), lr=0.1), model) is None
         assert method.called
 
-    def test_can_be_joined_with_a_recipe(self):
+    def test_a_custom_method_can_be_joined_with_a_recipe(self):
         model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
-        method = Method("lora:rank=2+llr:high=3,control=uniform", makers=MAKERS)
+        method = Method("lora:rank=2+llr:high=3,control=uniform", custom=CUSTOM)
         balancer = method.balance(torch.optim.SGD(model.parameters(), lr=0.1), model, steps_per_epoch=3)
-        assert (method.own[0].rank, balancer.recipe.name) == (2, "llr")
+        assert (method.custom[0].rank, balancer.recipe.name) == (2, "llr")
 
-    def test_are_none_for_plain_and_recipes(self):
-        assert Method("plain", makers=MAKERS).own == Method("llr", makers=MAKERS).own == ()
+    def test_plain_and_recipes_have_no_custom_objects(self):
+        assert Method("plain", custom=CUSTOM).custom == Method("llr", custom=CUSTOM).custom == ()
 
-    def test_are_tuned_together_with_the_recipe(self):
-        assert trials("lora:rank=[2,4]+llr:high=[3,5]", "plain:lr=[1,2,3,4]", makers=MAKERS)[1] == [
+    def test_choices_of_a_custom_method_and_a_recipe_are_combined(self):
+        assert configurations("lora:rank=[2,4]+llr:high=[3,5]", "plain:lr=[1,2,3,4]", custom=CUSTOM)[1] == [
             "lora:rank=2+llr:high=3",
             "lora:rank=2+llr:high=5",
             "lora:rank=4+llr:high=3",
             "lora:rank=4+llr:high=5",
         ]
 
-    def test_controls_of_the_recipe_are_found(self):
+    def test_a_joined_method_and_its_control_have_the_same_base(self):
         _, method, control = read_candidates(
-            ["lora:rank=2+llr:lr=1", "lora:rank=2+llr:control=uniform,lr=1"], makers=MAKERS
+            ["lora:rank=2+llr:lr=1", "lora:rank=2+llr:control=uniform,lr=1"], custom=CUSTOM
         )
-        assert (control.is_control, control.of, method.of) == (True, "lora:rank=2+llr", "lora:rank=2+llr")
+        assert (control.is_control, control.base, method.base) == (True, "lora:rank=2+llr", "lora:rank=2+llr")
 
     @pytest.mark.parametrize(
         ("name", "message"),
@@ -196,11 +153,11 @@ class TestOwnMethods:
             ("lora:control=uniform", "lora has no parameter control"),
             ("lora+lora", "joined with itself"),
             ("llr+alphadecay", "at most one recipe"),
-            ("plain+lora", "plain with none"),
+            ("plain+lora", "and plain cannot"),
             ("lora+", r"there is no method 'lora\+'"),
-            ("lora:lr=1+llr:lr=2", "lr comes twice"),
+            ("lora:lr=1+llr:lr=2", "lr occurs twice"),
         ],
     )
-    def test_a_wrong_name_says_what_is_right(self, name, message):
+    def test_the_error_for_a_wrong_custom_name_lists_what_is_allowed(self, name, message):
         with pytest.raises(StudyError, match=message):
-            read_candidates([name], makers=MAKERS)
+            read_candidates([name], custom=CUSTOM)

@@ -16,7 +16,7 @@ def arms():
     return first, first - random.normal(0.5, 1.0, size=20)
 
 
-def test_the_interval_is_that_of_scipy(arms):
+def test_the_interval_agrees_with_scipy(arms):
     first, second = arms
     found = paired(first, second)
     expected = scipy.stats.bootstrap(
@@ -26,70 +26,70 @@ def test_the_interval_is_that_of_scipy(arms):
     assert (found.low, found.high) == pytest.approx(expected, abs=0.03)
 
 
-def test_the_other_way_round_signs_change(arms):
+def test_swapping_the_methods_changes_the_signs(arms):
     there, back = paired(*arms), paired(*reversed(arms))
     assert (back.mean, back.low, back.high) == pytest.approx((-there.mean, -there.high, -there.low))
     assert (back.won, back.lost) == (there.lost, there.won)
 
 
-def test_a_constant_difference_has_no_spread():
+def test_a_constant_difference_has_an_interval_of_width_0():
     found = paired([1.0, 2.0, 5.0], [0.0, 1.0, 4.0])
     assert (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
     assert (found.share_won, found.seeds) == (1.0, 3)
 
 
-def test_ties_are_neither_won_nor_lost():
+def test_ties_count_neither_as_won_nor_as_lost():
     found = paired([1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 4.0, 4.0])
     assert (found.won, found.tied, found.lost) == (1, 2, 1)
     assert found.share_won == 0.25
 
 
 @pytest.mark.parametrize("arms", [([], []), ([1.0], [1.0, 2.0])])
-def test_arms_must_fit_together(arms):
-    with pytest.raises(ValueError, match="as many numbers in both arms"):
+def test_lists_of_different_lengths_and_empty_lists_are_refused(arms):
+    with pytest.raises(ValueError, match="the same number of seeds"):
         paired(*arms)
 
 
 class TestSignedRank:
-    def test_it_is_that_of_scipy(self, arms):
+    def test_the_signed_rank_p_value_agrees_with_scipy(self, arms):
         first, second = arms
         expected = scipy.stats.wilcoxon(first - second, method="exact").pvalue
         assert paired(first, second).p_value == pytest.approx(expected, rel=1e-9)
 
-    def test_ties_share_ranks(self):
+    def test_equal_differences_share_the_mean_of_their_ranks(self):
         differences = np.array([1.0, 1.0, -1.0, 2.0, 3.0, 0.0])
         # ranks 2, 2, -2, 4, 5: of the 32 choices of signs, 4 have a sum of negative ranks of 2 or less
         assert paired(differences, np.zeros(6)).p_value == pytest.approx(2 * 4 / 32)
 
-    def test_rounding_does_not_make_ranks(self):
+    def test_rounding_errors_do_not_change_ranks(self):
         first = [0.3, 0.2, 0.8, 0.7]
         assert paired(first, [0.2, 0.1, 0.7, 0.8]).p_value == paired([1, 1, 1, 0], [0, 0, 0, 1]).p_value
 
-    def test_without_any_difference_nothing_is_shown(self):
+    def test_without_any_difference_p_is_1(self):
         assert paired([1.0, 2.0], [1.0, 2.0]).p_value == 1.0
 
 
 class TestDiverged:
     NAN = float("nan")
 
-    def test_it_loses_and_has_no_difference(self):
+    def test_a_diverged_trial_loses_and_has_no_difference(self):
         found = paired([self.NAN, 2.0, 3.0], [0.0, 1.0, 2.0])
         assert (found.won, found.tied, found.lost) == (2, 0, 1)
         assert (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
 
-    def test_infinity_is_no_better(self):
+    def test_infinity_counts_as_diverged(self):
         assert paired([float("inf"), 2.0], [0.0, 1.0]) == paired([self.NAN, 2.0], [0.0, 1.0])
 
-    def test_two_of_them_tie(self):
+    def test_two_diverged_trials_tie(self):
         found = paired([self.NAN, 2.0], [self.NAN, 1.0])
         assert (found.won, found.tied, found.lost) == (1, 1, 0)
 
-    def test_the_test_counts_it_as_the_largest_loss(self):
+    def test_p_counts_a_diverged_trial_as_the_largest_loss(self):
         as_nan = paired([self.NAN, *[1.0] * 9], [0.0] * 10)
         as_number = paired([-100.0, *[1.0] * 9], [0.0] * 10)
         assert as_nan.p_value == as_number.p_value
 
-    def test_if_all_do_there_is_no_mean(self):
+    def test_if_all_trials_diverge_there_is_no_mean(self):
         found = paired([self.NAN] * 3, [1.0] * 3)
         assert math.isnan(found.mean)
         assert math.isnan(found.low)
@@ -98,11 +98,11 @@ class TestDiverged:
 
 class TestHolm:
     @given(st.lists(st.floats(0, 1), max_size=8))
-    def test_never_smaller_never_above_one_and_in_the_same_order(self, p_values):
+    def test_holm_never_lowers_a_p_value_exceeds_1_or_changes_the_order(self, p_values):
         corrected = holm(p_values)
         assert all(p <= c <= 1 for p, c in zip(p_values, corrected, strict=True))
         order = sorted(range(len(p_values)), key=p_values.__getitem__)
         assert [corrected[i] for i in order] == sorted(corrected)
 
-    def test_one_is_not_corrected(self):
+    def test_holm_does_not_change_a_single_p_value(self):
         assert holm([0.04]) == [0.04]

@@ -1,168 +1,167 @@
 import json
 
 import pytest
+import torch
 
+import tempbalance as tb
 from tempbalance.errors import StudyError
-from tempbalance.study import read_candidates
-from tempbalance.study.run_folder import Folder, open_folder
-from tempbalance.study.runner import FIRST_TUNING_SEED, run_contest
-from tempbalance.study.task import Task, load_task
+from tempbalance.study import Configuration, collect_folder
+from tempbalance.study.runner import FIRST_TUNING_SEED
+from tempbalance.study.study_folder import StudyFolder
 
 METHOD = "model_balancing_sciml"
 
 
 @pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "out").mkdir()
-    return Folder(tmp_path / "out")
-
-
-@pytest.fixture
 def log(tmp_path):
-    """What the task was called with, a line a call."""
+    """One line per call of the task."""
     path = tmp_path / "log"
     path.touch()
     return path
 
 
-def contest(task_file, folder, *names, lrs=(), seeds=3, tuning_seeds=2, lower_is_better=False, **parameters):
-    return run_contest(
-        load_task(task_file, parameters),
-        read_candidates(names or [METHOD], lrs),
-        folder,
-        seeds=range(seeds),
-        tuning_seeds=tuning_seeds,
-        lower_is_better=lower_is_better,
-    )
+@pytest.fixture
+def run(task_file, tmp_path, log):
+    """Runs a study of the toy task in ``out``; returns its summary."""
+
+    def run(*methods, seeds=3, tuning_seeds=2, paths=None, **options):
+        given = {"seeds": seeds, "tuning_seeds": tuning_seeds, "paths": {"log": str(log), **(paths or {})}}
+        return tb.study.run(task_file, methods or [METHOD], tmp_path / "out", **given, **options)
+
+    return run
 
 
-class TestRuns:
-    def test_seed_by_seed_every_method(self, task_file, folder, log):
-        results = contest(task_file, folder, log=str(log))
+@pytest.fixture
+def trial(tmp_path):
+    """The file of a trial in ``out``."""
+    return lambda method, seed, lr=None: StudyFolder(tmp_path / "out").file(Configuration(method, lr), seed)
+
+
+def model_and_optimizer():
+    model = torch.nn.Sequential(*(torch.nn.Linear(60, 60) for _ in range(3)))
+    return torch.optim.SGD(model.parameters(), lr=0.1), model
+
+
+def statuses(tmp_path, method):
+    return [run["status"] for run in collect_folder(tmp_path / "out")["runs"] if run["method"] == method]
+
+
+class TestTrials:
+    def test_all_methods_are_trained_seed_by_seed(self, run, log, tmp_path):
+        summary = run()
         assert log.read_text().split("\n")[:4] == ["plain 0", f"{METHOD} 0", "plain 1", f"{METHOD} 1"]
-        assert [[run.seed for run in result.runs] for result in results] == [[0, 1, 2]] * 2
-        assert [run.method for run in results[1].runs] == [METHOD] * 3
+        assert [row.method for row in summary.rows] == ["plain", METHOD]
+        assert [*summary.rows[1].gains] == [0, 1, 2]
+        assert json.loads((tmp_path / "out" / "summary.json").read_text())["seeds"] == 3
 
-    def test_what_is_done_is_not_done_again(self, task_file, folder, log):
-        first = contest(task_file, folder, log=str(log))
-        assert contest(task_file, folder, log=str(log)) == first
+    def test_finished_trials_are_reused(self, run, log):
+        assert repr(run()) == repr(run())
         assert len(log.read_text().splitlines()) == 6
 
-    def test_more_seeds_and_methods_add_to_it(self, task_file, folder, log):
-        contest(task_file, folder, log=str(log))
-        contest(task_file, folder, METHOD, "llr", seeds=4, log=str(log))
+    def test_more_seeds_and_methods_add_to_a_study(self, run, log):
+        run()
+        run(METHOD, "llr", seeds=4)
         assert len(log.read_text().splitlines()) == 3 * 4
 
-    def test_an_interrupted_contest_goes_on(self, task_file, folder, log, monkeypatch):
-        run, made = Task.run, []
+    def test_first_seed_starts_at_other_seeds(self, run, log):
+        run(first_seed=20)
+        assert log.read_text().splitlines()[::2] == ["plain 20", "plain 21", "plain 22"]
 
-        def interrupted(task, trial, seed):
-            if len(made) == 3:
-                raise KeyboardInterrupt
-            made.append((trial.method, seed))
-            return run(task, trial, seed)
-
-        monkeypatch.setattr(Task, "run", interrupted)
+    def test_an_interrupted_study_resumes(self, run, log, tmp_path):
         with pytest.raises(KeyboardInterrupt):
-            contest(task_file, folder, log=str(log))
-        monkeypatch.setattr(Task, "run", run)
-        assert len(list(folder.path.rglob("seed-*.json"))) == 3
-        assert [len(result.runs) for result in contest(task_file, folder, log=str(log))] == [3, 3]
+            run(paths={"interrupted_at": 1})
+        assert len(list((tmp_path / "out").rglob("seed-*.json"))) == 3
+        assert run().seeds == 3
         assert len(log.read_text().splitlines()) == 6
 
-    def test_a_seed_that_raises_does_not_stop_the_others(self, task_file, folder, caplog):
-        results = contest(task_file, folder, raises=[1])
-        assert [[run.status for run in result.runs] for result in results] == [["ok", "failed", "ok"]] * 2
-        assert "failed: plain, seed 1: RuntimeError: seed 1 is cursed" in caplog.text
+    def test_a_seed_that_raises_does_not_stop_the_others(self, run, tmp_path, caplog):
+        run(parameters={"raises": [1]})
+        assert statuses(tmp_path, "plain") == statuses(tmp_path, METHOD) == ["ok", "failed", "ok"]
+        assert "failed: plain, seed 1: RuntimeError: seed 1 fails" in caplog.text
 
-    def test_a_failed_run_stays_failed_until_its_file_is_deleted(self, task_file, folder, log):
-        contest(task_file, folder, raises=[1], log=str(log))
-        results = contest(task_file, folder, log=str(log))
-        assert results[0].runs[1].status == "failed"
-        folder.file(results[0].chosen, 1).unlink()
-        assert contest(task_file, folder, log=str(log))[0].runs[1].status == "ok"
+    def test_a_failed_trial_is_run_again_only_if_its_file_is_deleted(self, run, trial, log, tmp_path):
+        run(paths={"raises": [1]})
+        run()
+        assert statuses(tmp_path, "plain")[1] == "failed"
+        trial("plain", 1).unlink()
+        run()
+        assert statuses(tmp_path, "plain")[1] == "ok"
         assert len(log.read_text().splitlines()) == 7
 
-    def test_a_diverged_run_is_kept(self, task_file, folder):
-        contest(task_file, folder, diverges=[2])
-        assert [run.status for run in contest(task_file, folder)[1].runs] == ["ok", "ok", "diverged"]
+    def test_a_diverged_trial_is_kept(self, run, tmp_path):
+        run(parameters={"diverges": [2]})
+        assert run(parameters={"diverges": [2]}).rows[1].diverged == 1
+        assert statuses(tmp_path, METHOD) == ["ok", "ok", "diverged"]
 
-    def test_a_damaged_file_names_itself(self, task_file, folder):
-        results = contest(task_file, folder)
-        path = folder.file(results[0].chosen, 0)
+    def test_the_error_for_a_damaged_file_names_it(self, run, trial):
+        run()
+        path = trial("plain", 0)
         path.write_text(path.read_text()[:40])
         with pytest.raises(StudyError, match=r"cannot read .*seed-0.json: .*; delete it"):
-            contest(task_file, folder)
+            run()
 
-    def test_names_that_look_alike_as_files_are_kept_apart(self, folder):
-        a, b = (read_candidates([name])[1].trials[0] for name in ("llr:high=3,low=1", "llr:high=3,low=1.0"))
-        assert folder.file(a, 0) != folder.file(b, 0)
+    def test_paths_are_not_recorded_as_settings(self, run, tmp_path):
+        assert run(parameters={"gain": 0.5}).settings["parameters"] == {"gain": 0.5}
+        assert json.loads((tmp_path / "out" / "settings.json").read_text())["settings"]["parameters"] == {"gain": 0.5}
+
+    def test_quick_runs_two_seeds_without_tuning(self, run, log):
+        run(lr=[0.1, 0.3], quick=True)
+        assert [line.split()[1] for line in log.read_text().splitlines()] == ["0", "0", "1", "1"]
+
+    @pytest.mark.parametrize("options", [{"seeds": 0}, {"tuning_seeds": 0}])
+    def test_numbers_of_seeds_below_1_are_refused(self, run, options):
+        with pytest.raises(StudyError, match="must be at least 1"):
+            run(**options)
+
+    def test_a_function_can_be_the_task(self, tmp_path):
+        def train(seed, method):
+            method.balance(*model_and_optimizer(), steps_per_epoch=1)
+            return seed
+
+        summary = tb.study.run(train, [METHOD], tmp_path / "out", seeds=2)
+        assert [row.mean for row in summary.rows] == [0.5, 0.5]
+        assert summary.settings["task"].startswith("train (")
 
 
 class TestTuning:
-    def test_the_best_on_validation_is_run_on_other_seeds(self, task_file, folder, log):
-        results = contest(task_file, folder, lrs=[0.1, 0.3, 5.0], log=str(log))
-        assert [result.chosen.lr for result in results] == [0.3, 0.3]
-        calls = log.read_text().splitlines()
-        assert [call.split()[1] for call in calls[:12]] == [str(FIRST_TUNING_SEED)] * 6 + [
-            str(FIRST_TUNING_SEED + 1)
-        ] * 6
-        assert len(calls) == 12 + 6
+    def test_the_best_rate_on_validation_is_compared_on_other_seeds(self, run, log, task_file):
+        summary = run(lr=[0.1, 0.3, 5.0])
+        assert [row.chosen for row in summary.rows] == ["plain lr=0.3", f"{METHOD} lr=0.3"]
+        seeds = [call.split()[1] for call in log.read_text().splitlines()]
+        assert seeds[:12] == [str(FIRST_TUNING_SEED)] * 6 + [str(FIRST_TUNING_SEED + 1)] * 6
+        assert len(seeds) == 12 + 6 == tb.study.count_trials(task_file, [METHOD], seeds=3, lr=[1, 2, 3], tuning_seeds=2)
 
-    def test_where_lower_is_better_the_lowest_is(self, task_file, folder):
-        results = contest(task_file, folder, lrs=[0.1, 0.3, 5.0], lower_is_better=True)
-        assert [result.chosen.lr for result in results] == [5.0, 5.0]
+    def test_with_lower_is_better_the_lowest_metric_is_chosen(self, run):
+        summary = run(lr=[0.1, 0.3, 5.0], lower_is_better=True)
+        assert [row.chosen for row in summary.rows] == ["plain lr=5", f"{METHOD} lr=5"]
 
-    def test_a_trial_that_diverges_comes_last(self, task_file, folder):
-        diverges = [FIRST_TUNING_SEED]  # the rate of 5, and every balanced run
-        results = contest(task_file, folder, lrs=[0.1, 0.3, 5.0], lower_is_better=True, diverges=diverges)
-        assert [result.chosen.lr for result in results] == [0.1, 5.0]
+    def test_a_configuration_that_diverges_is_chosen_last(self, run):
+        diverges = {"diverges": [FIRST_TUNING_SEED]}  # the rate of 5, and every balanced trial
+        summary = run(lr=[0.1, 0.3, 5.0], lower_is_better=True, parameters=diverges)
+        assert [row.chosen for row in summary.rows] == ["plain lr=0.1", f"{METHOD} lr=5"]
 
-    def test_with_one_trial_each_nothing_is_tuned(self, task_file, folder, log):
-        contest(task_file, folder, lrs=[0.1], log=str(log))
+    def test_one_configuration_is_not_tuned(self, run, log):
+        run(lr=[0.1])
         assert len(log.read_text().splitlines()) == 6
 
-    def test_to_choose_by_the_test_metric_is_refused_at_the_first_run(self, task_file, folder, log):
-        with pytest.raises(StudyError, match="to choose among trials the task must return"):
-            contest(task_file, folder, lrs=[0.1, 0.2], returns=1.0, log=str(log))
+    def test_tuning_by_the_test_metric_is_refused_after_one_trial(self, run, log):
+        with pytest.raises(StudyError, match="to tune, the task must return"):
+            run(lr=[0.1, 0.2], parameters={"returns": 1.0})
         assert len(log.read_text().splitlines()) == 1
 
 
-class TestFolder:
-    def test_other_settings_are_refused(self, tmp_path):
-        with open_folder(tmp_path / "a", {"task": "x", "parameters": {"n": 1}}, {"seeds": 2}):
-            pass
-        with open_folder(tmp_path / "a", {"task": "x", "parameters": {"n": 1}}, {"seeds": 5}):
-            pass
-        with (
-            pytest.raises(StudyError, match=r"parameters was \{'n': 1\} and is \{'n': 2\}. Choose another folder"),
-            open_folder(tmp_path / "a", {"task": "x", "parameters": {"n": 2}}, {}),
-        ):
-            pass
-        assert json.loads((tmp_path / "a" / "settings.json").read_text())["seeds"] == 5
+class TestWithoutTraining:
+    def test_only_the_seeds_that_all_methods_have_finished_are_compared(self, run, trial, log):
+        run(seeds=4)
+        trial(METHOD, 2).unlink()
+        before = log.read_text()
+        assert run(seeds=4, train=False).seeds == 2
+        assert log.read_text() == before
 
-    def test_a_second_process_is_refused(self, tmp_path):
-        with (
-            open_folder(tmp_path, {}, {}),
-            pytest.raises(StudyError, match="another process works in"),
-            open_folder(tmp_path, {}, {}),
-        ):
-            pass
-        with open_folder(tmp_path, {}, {}):
-            pass
-
-    def test_a_folder_with_other_files_is_refused(self, tmp_path):
-        (tmp_path / "thesis.tex").touch()
-        with pytest.raises(StudyError, match="holds files that are no comparison"), open_folder(tmp_path, {}, {}):
-            pass
-        assert not (tmp_path / "settings.json").exists()
-
-    def test_no_folder_can_be_made(self, tmp_path):
-        (tmp_path / "file").touch()
-        with pytest.raises(StudyError, match="cannot make the folder"), open_folder(tmp_path / "file" / "x", {}, {}):
-            pass
-
-    def test_damaged_settings(self, tmp_path):
-        (tmp_path / "settings.json").write_text("{")
-        with pytest.raises(StudyError, match=r"cannot read .*settings.json"), open_folder(tmp_path, {}, {}):
-            pass
+    def test_a_study_without_a_finished_seed_is_refused(self, run, trial):
+        with pytest.raises(StudyError, match="no seed is finished yet"):
+            run(train=False)
+        run(lr=[0.1, 0.3])
+        trial("plain", FIRST_TUNING_SEED + 1, 0.1).unlink()
+        with pytest.raises(StudyError, match="no seed is finished yet, the tuning is incomplete"):
+            run(lr=[0.1, 0.3], train=False)

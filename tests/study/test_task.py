@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from tempbalance.errors import StudyError
-from tempbalance.study import Trial
-from tempbalance.study.task import load_task
+from tempbalance.study import Configuration, load_task
 
-PLAIN, BALANCED = Trial("plain", None), Trial("model_balancing_sciml", None)
+PLAIN, BALANCED = Configuration("plain", None), Configuration("model_balancing_sciml", None)
 
 
 class TestLoading:
@@ -22,13 +21,13 @@ class TestLoading:
             ("x = 1", r"has no function train\(seed, method, ...\)"),
         ],
     )
-    def test_a_broken_file(self, tmp_path, text, message):
+    def test_a_file_without_a_train_function_is_refused(self, tmp_path, text, message):
         path = tmp_path / "task.py"
         path.write_text(text)
         with pytest.raises(StudyError, match=message):
             load_task(path)
 
-    def test_no_file(self, tmp_path):
+    def test_a_missing_file_or_one_that_is_not_python_is_refused(self, tmp_path):
         with pytest.raises(StudyError, match=r"there is no task file .*nowhere.py"):
             load_task(tmp_path / "nowhere.py")
         (tmp_path / "task.txt").write_text("x = 1")
@@ -40,24 +39,34 @@ class TestLoading:
         [
             ("['lora']", r"must give a class or function by name, as in \{'lora': Lora\}"),
             ("{'lora': 8}", "must give a class or function by name"),
-            ("{'model_balancing': dict}", "'model_balancing' is no name for a method, or another has it"),
-            ("{'plain': dict}", "'plain' is no name"),
-            ("{'lora:8': dict}", "'lora:8' is no name"),
+            ("{'model_balancing': dict}", "'model_balancing' is taken, or is not a valid name"),
+            ("{'plain': dict}", "'plain' is taken"),
+            ("{'lora:8': dict}", "'lora:8' is taken, or is not a valid name"),
         ],
     )
-    def test_broken_methods_of_its_own(self, task_file, methods, message):
+    def test_custom_methods_that_are_wrong_are_refused(self, task_file, methods, message):
         task_file.write_text(f"{task_file.read_text()}\nMETHODS = {methods}")
         with pytest.raises(StudyError, match=message):
             load_task(task_file)
 
-    def test_what_lies_beside_it_can_be_imported(self, tmp_path):
+    def test_a_task_can_import_modules_of_its_folder(self, tmp_path):
         (tmp_path / "beside_the_task.py").write_text("ANSWER = 42.0")
         body = ["import beside_the_task", "method.called = True", "return beside_the_task.ANSWER"]
         (tmp_path / "task.py").write_text("\n    ".join(["def train(seed, method):", *body]))
         assert load_task(tmp_path / "task.py").run(PLAIN, 0).metrics == {"test": 42.0}
 
-    def test_arguments_are_checked_before_the_work(self, task_file):
-        load_task(task_file, {"gain": 1.0}).check(Trial("plain", 0.1))
+    def test_a_function_can_be_a_task(self):
+        def train(seed, method, scale=1.0):
+            method.balance(None, None)
+            return scale * seed
+
+        task = load_task(train, {"scale": 2.0})
+        assert (task.name, task.custom_methods) == ("train", {})
+        assert task.run(PLAIN, 3).metrics == {"test": 6.0}
+        assert task.digest == load_task(train).digest != load_task(lambda seed, method: 0.0).digest
+
+    def test_arguments_are_checked_before_training(self, task_file):
+        load_task(task_file, {"gain": 1.0}).check(Configuration("plain", 0.1))
         with pytest.raises(StudyError, match="unexpected keyword argument 'gian'"):
             load_task(task_file, {"gian": 1.0}).check(PLAIN)
         task_file.write_text("def train(seed, method, lr): ...")
@@ -66,14 +75,14 @@ class TestLoading:
 
 
 class TestRunning:
-    def test_methods_of_its_own_are_handed_to_it(self, tmp_path):
-        body = ["method.balance(None, None)", "return sum(method.own)"]
+    def test_custom_methods_are_passed_to_the_task(self, tmp_path):
+        body = ["method.balance(None, None)", "return sum(method.custom)"]
         methods = "METHODS = {'a': lambda x: x, 'b': lambda: 10.0}\n"
         (tmp_path / "task.py").write_text(methods + "\n    ".join(["def train(seed, method):", *body]))
         task = load_task(tmp_path / "task.py")
-        assert task.run(Trial("a:x=2.5+b", None), 0).metrics == {"test": 12.5}
+        assert task.run(Configuration("a:x=2.5+b", None), 0).metrics == {"test": 12.5}
 
-    def test_the_seed_is_in_every_generator_and_they_are_put_back(self, task_file):
+    def test_every_generator_is_seeded_and_restored(self, task_file):
         torch.manual_seed(7)
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
         task = load_task(task_file)
@@ -83,60 +92,60 @@ class TestRunning:
         assert torch.equal(before[0], after[0])
         assert before[1:] == after[1:]
 
-    def test_what_the_balancer_did_is_kept(self, task_file):
+    def test_the_trial_records_what_the_balancer_did(self, task_file):
         task = load_task(task_file)
         run = task.run(BALANCED, 0)
         assert (run.status, run.balance["refreshes"]) == ("ok", 1)
         assert run.balance["mean_multiplier"] > 1
         assert task.run(PLAIN, 0).balance == {}
 
-    def test_without_strength_a_method_is_plain_bit_for_bit(self, task_file):
+    def test_a_recipe_with_strength_0_equals_plain_bit_for_bit(self, task_file):
         weights = "    return model[0].weight.double().sum()\n    score ="
         task_file.write_text(task_file.read_text().replace("    score =", weights))
         task = load_task(task_file)
         plain, off, on = (
-            task.run(Trial(name, 0.3), 5).metrics
+            task.run(Configuration(name, 0.3), 5).metrics
             for name in ("plain", "model_balancing_sciml:strength=0", "model_balancing_sciml")
         )
         assert off == plain != on
 
-    def test_a_run_that_raises_is_recorded(self, task_file):
+    def test_a_trial_that_raises_is_recorded_as_failed(self, task_file):
         run = load_task(task_file, {"raises": [2]}).run(PLAIN, 2)
         assert (run.status, run.metrics) == ("failed", {})
-        assert "RuntimeError: seed 2 is cursed" in run.error
+        assert "RuntimeError: seed 2 fails" in run.error
         assert "toy.py" in run.error
 
-    def test_a_task_that_exits_does_not_end_the_arena(self, task_file):
+    def test_a_task_that_exits_fails_and_does_not_end_the_study(self, task_file):
         task_file.write_text("import sys\ndef train(seed, method):\n    sys.exit(1)")
         assert load_task(task_file).run(PLAIN, 0).status == "failed"
 
-    def test_an_interrupt_is_not_swallowed(self, task_file):
+    def test_a_keyboard_interrupt_is_raised(self, task_file):
         task_file.write_text("def train(seed, method):\n    raise KeyboardInterrupt")
         with pytest.raises(KeyboardInterrupt):
             load_task(task_file).run(PLAIN, 0)
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    def test_a_metric_that_is_not_finite_has_diverged(self, task_file, value):
+    def test_a_metric_that_is_not_finite_means_diverged(self, task_file, value):
         run = load_task(task_file, {"returns": {"test": value, "loss": 1}}).run(PLAIN, 0)
         assert run.status == "diverged"
         assert math.isnan(run.metrics["test"])
         assert run.metrics["loss"] == 1
 
-    def test_another_number_may_be_what_it_wants(self, task_file):
+    def test_a_metric_besides_test_and_validation_may_be_infinite(self, task_file):
         run = load_task(task_file, {"returns": {"test": 1, "perplexity": math.inf}}).run(PLAIN, 0)
         assert run.status == "ok"
 
     @pytest.mark.parametrize("value", ["good", {"accuracy": 1.0}, {"test": "good"}, [1, 2], torch.ones(2)])
-    def test_a_task_that_returns_no_number(self, task_file, value):
+    def test_a_task_that_returns_no_number_fails(self, task_file, value):
         run = load_task(task_file, {"returns": value}).run(PLAIN, 0)
         assert run.status == "failed"
         assert "train must return a number" in run.error
 
-    def test_a_number_may_be_a_tensor(self, task_file):
+    def test_a_task_may_return_a_tensor(self, task_file):
         tensor = torch.tensor(0.5, requires_grad=True)
         assert load_task(task_file, {"returns": tensor}).run(PLAIN, 0).metrics == {"test": 0.5}
 
-    def test_a_task_that_forgets_its_one_line(self, task_file):
+    def test_a_task_that_does_not_call_balance_fails(self, task_file):
         run = load_task(task_file, {"forgets": True}).run(BALANCED, 0)
         assert run.status == "failed"
         assert "did not call method.balance" in run.error

@@ -11,12 +11,11 @@ from typing import Any
 
 import typer
 
-from tempbalance.cli import compress, demo, diagnose, recover
-from tempbalance.cli import study as arena
+from tempbalance.cli import compress, demo, diagnose, recover, study
 from tempbalance.cli.app import app
 from tempbalance.errors import TempBalanceError
 
-__all__ = ["app", "arena", "compress", "demo", "diagnose", "main", "recover"]
+__all__ = ["app", "compress", "demo", "diagnose", "main", "recover", "study"]
 
 _TRACEBACK = "TEMPBALANCE_TRACEBACK"
 

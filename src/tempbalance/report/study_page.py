@@ -1,33 +1,30 @@
-"""A comparison as one HTML page."""
+"""A study as one HTML page."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from tempbalance._files import dumps
 from tempbalance.report.page import render_page
 from tempbalance.study.summary import Summary
 
-__all__ = ["render_summary"]
+__all__ = ["render_study"]
 
 
-def render_summary(summary: Summary, task: str, settings: Mapping[str, Any]) -> str:
-    """Render a comparison as one page.
+def render_study(summary: Summary) -> str:
+    """Render a study as one page.
 
     Args:
-        summary: The comparison.
-        task: What was compared on.
-        settings: How it was made, for the end of the page.
+        summary: The summary of the study.
 
     Returns:
-        HTML; nothing is loaded from anywhere.
+        HTML that loads nothing from elsewhere.
     """
-    data = summary.to_json() | {"settings": {key: str(value) for key, value in settings.items()}}
+    task = str(summary.settings.get("task", "")).rpartition(" (")[0]
+    data = summary.to_json() | {"settings": {key: str(value) for key, value in summary.settings.items()}}
     return render_page(
         "study",
-        title=f"Arena: {task}",
+        title=f"Study: {task}",
         data=json.loads(dumps(data)),  # null for NaN
         task=task,
         recommendation=summary.recommendation,

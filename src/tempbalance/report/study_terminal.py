@@ -1,4 +1,4 @@
-"""A comparison for the terminal."""
+"""A study on the terminal."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from rich.table import Table
 
 from tempbalance.study.summary import Row, Summary
 
-__all__ = ["print_summary"]
+__all__ = ["print_study"]
 
 
-def print_summary(console: Console, summary: Summary) -> None:
-    """Print one row per method, the recommendation, and how to read the numbers.
+def print_study(console: Console, summary: Summary) -> None:
+    """Print one row per method, the recommendation, and notes on the numbers.
 
     Args:
-        console: Where to print.
-        summary: The comparison.
+        console: The console.
+        summary: The summary of the study.
     """
     direction = "lower" if summary.lower_is_better else "higher"
     title = f"{summary.seeds} paired seeds; {direction} is better; a positive gain over {summary.baseline} is good"
-    troubles = [name for name in ("diverged", "failed") if any(getattr(row, name) for row in summary.rows)]
+    counted = [name for name in ("diverged", "failed") if any(getattr(row, name) for row in summary.rows)]
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     table.add_column("method", overflow="fold")
-    for heading in ("mean", "gain", "95 % interval", "won", "p", *troubles):
+    for heading in ("mean", "gain", "95 % interval", "won", "p", *counted):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in summary.rows:
         name = re.sub(r"([:, ])", r"\1\n  ", row.chosen)
-        counts = (str(getattr(row, trouble)) for trouble in troubles)
-        table.add_row(name, _number(row.mean), *_gain(row), *counts)
+        table.add_row(name, _number(row.mean), *_gain(row), *(str(getattr(row, count)) for count in counted))
     console.print(table, highlight=False)
     console.print(summary.recommendation, style="bold", highlight=False, markup=False)
     for note in summary.notes:

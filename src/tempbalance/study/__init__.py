@@ -1,9 +1,37 @@
-"""Which way of balancing, if any, helps *your* training? A paired comparison on your own training function."""
+"""Does balancing help on your task? A paired comparison of training methods on your own training function.
+
+A *study* compares *candidates* (methods) with a *baseline* over seeds; each *trial* is one training run. A *control* is
+a candidate that must not win, such as a recipe with its multipliers shuffled.
+"""
 
 from __future__ import annotations
 
-from tempbalance.study.candidates import Candidate, Trial, read_candidates
+from tempbalance.study.candidates import Candidate, Configuration, read_candidates
 from tempbalance.study.methods import Method
 from tempbalance.study.paired import FEWEST, Paired, holm, paired
+from tempbalance.study.parallel import run_many
+from tempbalance.study.runner import count_trials, run
+from tempbalance.study.study_folder import collect_folder, restore_folder
+from tempbalance.study.summary import Row, Summary
+from tempbalance.study.task import Task, Trial, load_task
 
-__all__ = ["FEWEST", "Candidate", "Method", "Paired", "Trial", "holm", "paired", "read_candidates"]
+__all__ = [
+    "FEWEST",
+    "Candidate",
+    "Configuration",
+    "Method",
+    "Paired",
+    "Row",
+    "Summary",
+    "Task",
+    "Trial",
+    "collect_folder",
+    "count_trials",
+    "holm",
+    "load_task",
+    "paired",
+    "read_candidates",
+    "restore_folder",
+    "run",
+    "run_many",
+]

@@ -1,4 +1,4 @@
-"""Methods as they were asked for: with what is to be tuned, as many trials each."""
+"""Candidates of a study: methods with the choices that are tuned, the same number of configurations each."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 from tempbalance.errors import StudyError
 from tempbalance.study.method_names import Part, join, read_value
-from tempbalance.study.methods import PLAIN, Makers, Method, known, read_method
+from tempbalance.study.methods import PLAIN, CustomMethods, Method, list_methods, read_method
 
-__all__ = ["Candidate", "Trial", "read_candidates"]
+__all__ = ["Candidate", "Configuration", "read_candidates"]
 
 
-class Trial(NamedTuple):
-    """A method with every choice made.
+class Configuration(NamedTuple):
+    """A method and a learning rate, with every choice made.
 
     Attributes:
-        method: Its name.
-        lr: The learning rate, None to leave it to the task.
+        method: Name of the method.
+        lr: Learning rate, None for the task's default.
     """
 
     method: str
@@ -32,92 +32,91 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A method as it was asked for, where a list is a choice to be tuned.
+    """A method to compare; a list among its parameters is a choice to tune.
 
     Attributes:
-        name: As it was asked for.
-        trials: Every choice.
-        of: Its name without ``control`` and ``lr``: by that the controls of a method are found.
-        is_control: Whether it is one.
+        name: Name as given.
+        configurations: All combinations of the choices.
+        base: The name without ``control`` and ``lr``; a method and its controls share it.
+        is_control: Whether this is a control.
     """
 
     name: str
-    trials: tuple[Trial, ...]
-    of: str
+    configurations: tuple[Configuration, ...]
+    base: str
     is_control: bool
 
-    def is_called(self, name: str) -> bool:
-        """Whether a name is this method's, with or without its learning rates."""
-        return name == self.name or (name == self.of and not self.is_control)
+    def matches(self, name: str) -> bool:
+        """Whether ``name`` is this candidate, with or without its learning rates."""
+        return name == self.name or (name == self.base and not self.is_control)
 
 
 def read_candidates(
-    names: Sequence[str], lrs: Sequence[float] = (), baseline: str = PLAIN, makers: Makers | None = None
+    names: Sequence[str], lrs: Sequence[float] = (), baseline: str = PLAIN, custom: CustomMethods | None = None
 ) -> list[Candidate]:
-    """Read the names of methods that shall be compared.
+    """Read the names of the methods to compare.
 
     Args:
-        names: Names of methods; ``plain`` is added where it is missing. ``strength=[0.5,1]`` is a choice, and
-            ``lr=[1e-4,3e-4]`` goes before ``lrs``.
-        lrs: Learning rates to choose from; none leaves the rate to the task.
-        baseline: What the others are compared with.
-        makers: The task's own methods.
+        names: Names of methods; ``plain`` is added if it is missing. ``strength=[0.5,1]`` is a choice to tune, and
+            ``lr=[1e-4,3e-4]`` takes precedence over ``lrs``.
+        lrs: Learning rates to choose from; empty for the task's default.
+        baseline: Method that the others are compared with.
+        custom: Methods that the task adds, by name.
 
     Returns:
-        The baseline, then the others in their order.
+        The baseline, then the others in the given order.
 
     Raises:
-        StudyError: A method does not exist or comes twice, there is none to compare, the baseline is missing, or not
-            all methods have as many trials.
+        StudyError: A method does not exist or occurs twice, there is none to compare, the baseline is missing, or the
+            numbers of configurations differ.
 
     Example:
-        >>> [str(trial) for trial in read_candidates(["llr:high=[3,5],lr=0.1"], [0.1, 0.2])[1].trials]
+        >>> [str(each) for each in read_candidates(["llr:high=[3,5],lr=0.1"], [0.1, 0.2])[1].configurations]
         ['llr:high=3 lr=0.1', 'llr:high=5 lr=0.1']
     """
-    makers = makers or {}
+    custom = custom or {}
     baseline, *names = [name.replace(" ", "") for name in (baseline, *names)]
     if PLAIN not in (name.partition(":")[0] for name in names):
         names = [PLAIN, *names]
-    candidates = [_contender(name, lrs, makers) for name in names]
-    candidates.sort(key=lambda each: not each.is_called(baseline))
-    if not candidates[0].is_called(baseline):
-        raise StudyError(f"the baseline {baseline} is none of the methods: {', '.join(names)}")
+    candidates = [_read_candidate(name, lrs, custom) for name in names]
+    candidates.sort(key=lambda each: not each.matches(baseline))
+    if not candidates[0].matches(baseline):
+        raise StudyError(f"the baseline {baseline} is not among the methods: {', '.join(names)}")
     if len({each.name for each in candidates}) < len(candidates):
-        raise StudyError(f"a method comes twice: {', '.join(names)}")
+        raise StudyError(f"a method occurs twice: {', '.join(names)}")
     if len(candidates) == 1:
-        raise StudyError(f"there is nothing to compare {baseline} with; {known(makers)}")
-    if len({len(each.trials) for each in candidates}) > 1:
-        counts = ", ".join(f"{each.name} {len(each.trials)}" for each in candidates)
+        raise StudyError(f"there is nothing to compare {baseline} with; {list_methods(custom)}")
+    if len({len(each.configurations) for each in candidates}) > 1:
+        counts = ", ".join(f"{each.name} {len(each.configurations)}" for each in candidates)
         raise StudyError(
-            f"every method needs the same number of trials, or the comparison is not fair; they have: {counts}. "
-            "Give the one with fewer more learning rates, as in 'plain:lr=[1e-5,2e-5,5e-5,1e-4]'"
+            f"for a fair comparison every method needs the same number of configurations; they have: {counts}. "
+            "Give the method with fewer more learning rates, as in 'plain:lr=[1e-5,2e-5,5e-5,1e-4]'"
         )
     return candidates
 
 
-def _contender(name: str, lrs: Sequence[float], makers: Makers) -> Candidate:
-    parts = read_method(name, makers)
+def _read_candidate(name: str, lrs: Sequence[float], custom: CustomMethods) -> Candidate:
+    parts = read_method(name, custom)
     rates = _rates(name, parts, lrs)
-    own = [(part.name, {key: texts for key, texts in part.texts.items() if key != "lr"}) for part in parts]
-    every = [[(part, texts) for texts in itertools.product(*options.values())] for part, options in own]
-    methods = [join(made) for made in itertools.product(*every)]
+    options = [(part.name, {key: texts for key, texts in part.texts.items() if key != "lr"}) for part in parts]
+    choices = [[(part, texts) for texts in itertools.product(*values.values())] for part, values in options]
+    methods = [join(chosen) for chosen in itertools.product(*choices)]
     for method in methods:
-        Method(method, makers=makers)  # refuses what is wrong with it
+        Method(method, custom=custom)  # raises if a value is wrong
     return Candidate(
         name=name,
-        trials=tuple(Trial(method, rate) for method in methods for rate in rates),
-        of=join(
-            (part, ["/".join(texts) for key, texts in options.items() if key != "control"]) for part, options in own
+        configurations=tuple(Configuration(method, rate) for method in methods for rate in rates),
+        base=join(
+            (part, ["/".join(texts) for key, texts in values.items() if key != "control"]) for part, values in options
         ),
-        is_control=any("control" in options for _, options in own),
+        is_control=any("control" in values for _, values in options),
     )
 
 
 def _rates(name: str, parts: Sequence[Part], lrs: Sequence[float]) -> Sequence[float | None]:
-    """The learning rates to choose from; None is that of the task."""
     given = [part.choices["lr"] for part in parts if "lr" in part.choices]
     if len(given) > 1:
-        raise StudyError(f"{name}: lr comes twice")
+        raise StudyError(f"{name}: lr occurs twice")
     rates = [read_value(name, node) for node in given[0]] if given else [*lrs]
     if not all(isinstance(rate, (int, float)) for rate in rates):
         raise StudyError(f"{name}: lr must be a number, or a list of numbers")

@@ -1,6 +1,6 @@
-"""Negative controls: recipes that share training out as unevenly, or raise it as much, but not by what alpha says.
+"""Negative controls: a recipe whose multipliers are assigned to the wrong units.
 
-If one of them does as well as the recipe, the gain is not what the theory says it is.
+If a control does as well as the recipe, the gain of the recipe does not come from alpha.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ __all__ = ["CONTROLS", "Inverted", "Shuffled", "Uniform", "random_weights"]
 
 @dataclass(frozen=True)
 class _Rearranged(Assignment):
-    """The multipliers of another assignment, in another place.
+    """The multipliers of another assignment, rearranged over the units that have an alpha or a depth.
 
     Attributes:
-        of: The other assignment.
+        base: The other assignment.
     """
 
-    of: Assignment
+    base: Assignment
 
     @property
     def uses_alpha(self) -> bool:
-        """Whether the other does."""
-        return self.of.uses_alpha
+        """Whether ``base`` uses alpha."""
+        return self.base.uses_alpha
 
     @property
     def uses_depth(self) -> bool:
-        """Whether the other does."""
-        return self.of.uses_depth
+        """Whether ``base`` uses depth."""
+        return self.base.uses_depth
 
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
-        """Assign a multiplier to every unit; one that the other does not judge keeps its own."""
-        multipliers = self.of.assign(units)
-        judged = [i for i, unit in enumerate(units) if self.uses_depth or math.isfinite(unit.alpha)]
-        moved = self._rearrange([multipliers[i] for i in judged]) if judged else []
-        for i, multiplier in zip(judged, moved, strict=True):
+        """Assign multipliers; a unit without alpha keeps the multiplier that ``base`` gives it."""
+        multipliers = self.base.assign(units)
+        places = [i for i, unit in enumerate(units) if self.uses_depth or math.isfinite(unit.alpha)]
+        rearranged = self._rearrange([multipliers[i] for i in places]) if places else []
+        for i, multiplier in zip(places, rearranged, strict=True):
             multipliers[i] = multiplier
         return multipliers
 
     @abstractmethod
     def _rearrange(self, multipliers: list[float]) -> list[float]:
-        """The same number of multipliers with the same mean."""
+        """Return as many multipliers with the same mean."""
 
 
 @dataclass(frozen=True)
 class Inverted(_Rearranged):
-    """The same multipliers in the opposite order: the largest to the unit with the heaviest tail.
+    """The same multipliers in the opposite order: the unit with the heaviest tail gets the largest.
 
     Example:
         >>> from tempbalance.balance.assign import Linear
@@ -76,10 +76,10 @@ class Inverted(_Rearranged):
 
 @dataclass(frozen=True)
 class Shuffled(_Rearranged):
-    """The same multipliers dealt out at random: to the same units at every refresh, as long as as many are judged.
+    """The same multipliers in a random order, the same at every refresh while the number of units with alpha stays.
 
     Attributes:
-        seed: Which of the possible orders.
+        seed: Seed of the order.
 
     Example:
         >>> from tempbalance.balance.assign import Linear
@@ -96,7 +96,7 @@ class Shuffled(_Rearranged):
 
 @dataclass(frozen=True)
 class Uniform(_Rearranged):
-    """To every unit the mean of the multipliers: the same mean rate without any balance.
+    """The mean of the multipliers for every unit: the same mean rate without balancing.
 
     Example:
         >>> from tempbalance.balance.assign import Linear
@@ -113,23 +113,23 @@ CONTROLS: dict[str, Callable[[Recipe, int], Recipe]] = {
     "inverted": lambda recipe, _seed: replace(recipe, assignment=Inverted(recipe.assignment)),
     "shuffled": lambda recipe, seed: replace(recipe, assignment=Shuffled(recipe.assignment, seed)),
     "uniform": lambda recipe, _seed: replace(recipe, assignment=Uniform(recipe.assignment)),
-    "untrained": lambda recipe, _seed: replace(recipe, start=sys.maxsize),  # measured once, by hand, on random weights
+    "untrained": lambda recipe, _seed: replace(recipe, start=sys.maxsize),  # Method measures once, on random weights
 }
 
 
 @contextmanager
 def random_weights(model: nn.Module, seed: int) -> Iterator[None]:
-    """Within it all weights of two or more dimensions are Gaussian, so that an alpha tells nothing but the shape.
+    """Use Gaussian weights of the same shapes inside the context, so that alpha depends on the shape only.
 
     Args:
-        model: The model; it is put back exactly.
-        seed: Of the random numbers; the global generator is left alone.
+        model: The model; its weights of two or more dimensions are replaced, and restored exactly.
+        seed: Seed of the weights; the global generator is not used.
 
     Yields:
         Nothing.
     """
     weights = [p for p in model.parameters() if p.ndim > 1 and (p.is_floating_point() or p.is_complex())]
-    kept = [weight.detach().clone() for weight in weights]
+    originals = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():
             for place, weight in enumerate(weights):
@@ -137,5 +137,5 @@ def random_weights(model: nn.Module, seed: int) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for weight, original in zip(weights, kept, strict=True):
+            for weight, original in zip(weights, originals, strict=True):
                 weight.copy_(original)

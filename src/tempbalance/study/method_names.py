@@ -12,16 +12,16 @@ from tempbalance.spectra.windows import FARMS
 
 __all__ = ["Part", "join", "read_parts", "read_value"]
 
-_PLUS = re.compile(r"\+(?=[A-Za-z_])")  # not that of 1e+4
+_PLUS = re.compile(r"\+(?=[A-Za-z_])")  # not the one in 1e+4
 _WORDS = {"true": True, "false": False, "none": None, "farms": FARMS()}
 
 
 class Part(NamedTuple):
-    """What stands between two ``+``.
+    """One of the names joined by ``+``, with its parameters.
 
     Attributes:
         name: Its name.
-        choices: The values for each parameter, unread; more than one if it was a list.
+        choices: Unparsed values by parameter; several if the value is a list.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 
 def read_parts(text: str) -> list[Part]:
-    """Read ``a:x=1+b:y=[2,3]``.
+    """Parse ``a:x=1+b:y=[2,3]``.
 
     Args:
         text: The text.
@@ -43,7 +43,7 @@ def read_parts(text: str) -> list[Part]:
         Its parts.
 
     Raises:
-        StudyError: It cannot be read, or a list is empty.
+        StudyError: The text cannot be parsed, or a list is empty.
 
     Example:
         >>> [(part.name, part.texts) for part in read_parts("a+b:y=[2,3]")]
@@ -58,30 +58,30 @@ def _choices(text: str, options: str) -> dict[str, list[ast.expr]]:
         call = ast.parse(f"_({options})", mode="eval").body
     except SyntaxError:
         call = None
-    found: dict[str, list[ast.expr]] = {}
-    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
-        for keyword in call.keywords:
-            value = keyword.value
-            found[keyword.arg or "**"] = value.elts if isinstance(value, ast.List) else [value]
-        empty = [key for key, nodes in found.items() if not nodes]
-        if empty:
-            raise StudyError(f"{text}: {empty[0]} is an empty list")
-        return found
-    raise StudyError(f"cannot read {text!r}: write name:parameter=value,parameter=value")
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise StudyError(f"cannot read {text!r}: write name:parameter=value,parameter=value")
+    found = {
+        keyword.arg or "**": keyword.value.elts if isinstance(keyword.value, ast.List) else [keyword.value]
+        for keyword in call.keywords
+    }
+    for key, nodes in found.items():
+        if not nodes:
+            raise StudyError(f"{text}: {key} is an empty list")
+    return found
 
 
 def read_value(text: str, node: ast.expr) -> Any:
-    """Read one value.
+    """Parse one value.
 
     Args:
-        text: What it stands in, for the message.
+        text: The method name, for the error message.
         node: The value.
 
     Returns:
-        A Python literal; or what a word like ``true`` or ``farms`` means, or the word.
+        A Python literal, the meaning of a word such as ``true`` or ``farms``, or the word itself.
 
     Raises:
-        StudyError: It is anything else.
+        StudyError: The value is something else.
     """
     if isinstance(node, ast.Name):
         return _WORDS.get(node.id.lower(), node.id)
@@ -92,10 +92,10 @@ def read_value(text: str, node: ast.expr) -> Any:
 
 
 def join(parts: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """Write names with their options, as :func:`read_parts` reads them.
+    """Write names with their options in the form that :func:`read_parts` reads.
 
     Args:
-        parts: For each part its name and its ``parameter=value``.
+        parts: Name and ``parameter=value`` texts of each part.
 
     Returns:
         The text, without spaces.

@@ -1,4 +1,4 @@
-"""Methods by name: ``plain``, a recipe of ``tempbalance.recipes``, a control of one, and what a task adds."""
+"""Methods by name: ``plain``, a recipe of ``tempbalance.recipes``, a control of a recipe, and what a task adds."""
 
 from __future__ import annotations
 
@@ -17,41 +17,40 @@ from tempbalance.study.controls import CONTROLS, random_weights
 from tempbalance.study.method_names import Part, read_parts, read_value
 from tempbalance.tail import KS, AveragedHill, Hill, Peak, TailEstimator
 
-__all__ = ["PLAIN", "Makers", "Method", "known", "read_method"]
+__all__ = ["PLAIN", "CustomMethods", "Method", "find_recipe", "list_methods", "read_method"]
 
 PLAIN = "plain"
-# of a Recipe, so that every recipe has them
-_OPTIONS = ("unit", "estimator", "windows", "every", "spectrum_of", "kinds")
+_OPTIONS = ("unit", "estimator", "windows", "every", "spectrum_of", "kinds")  # fields that every recipe has
 _ESTIMATORS: dict[str, type[TailEstimator]] = {"hill": Hill, "peak": Peak, "ks": KS, "averaged_hill": AveragedHill}
-_AROUND = {"damped": Damped, "change": AlphaChange}  # what can be put around its assignment
+_WRAPPERS = {"damped": Damped, "change": AlphaChange}  # around the recipe's assignment
 
-Makers: TypeAlias = Mapping[str, Callable[..., object]]  # what a task adds: called with the parameters of the name
+CustomMethods: TypeAlias = Mapping[str, Callable[..., object]]  # called with the parameters in the name
 
 
 class Method:
-    """One way of training, as a task gets it: ``method.balance(optimizer, model)`` is all that it has to call.
+    """One way to train. A task calls ``method.balance(optimizer, model)``, and nothing else.
 
-    A name is ``plain``, which changes nothing; or a recipe of ``tempbalance.recipes`` with its own parameters and
-    ``unit``, ``estimator`` (``hill``, ``peak``, ``ks``, ``averaged_hill``), ``windows``, ``every``, ``spectrum_of`` and
-    ``kinds``, as in ``model_balancing:strength=0.5,unit=layer``, and with ``damped=true`` or ``change=true``
-    (``Damped`` or ``AlphaChange`` around its assignment); or, with ``control=``, what that recipe has to beat:
+    A name is ``plain``, which changes nothing; or a recipe with its own parameters and ``unit``, ``estimator``
+    (``hill``, ``peak``, ``ks``, ``averaged_hill``), ``windows``, ``every``, ``spectrum_of`` and ``kinds``, as in
+    ``model_balancing:strength=0.5,unit=layer``, and with ``damped=true`` or ``change=true`` (``Damped`` or
+    ``AlphaChange`` around its assignment); or, with ``control=``, a negative control of that recipe:
 
-    - ``inverted``: the same multipliers in the opposite order, more to heavy-tailed layers;
-    - ``shuffled``: the same multipliers dealt out to the units at random;
-    - ``uniform``: for every unit the mean of these multipliers;
-    - ``untrained``: the alphas of random matrices of the same shapes, measured once.
+    - ``inverted``: the same multipliers in the opposite order, larger for heavier tails;
+    - ``shuffled``: the same multipliers in random order;
+    - ``uniform``: the mean of the multipliers for every unit;
+    - ``untrained``: multipliers by the alphas of random matrices of the same shapes, measured once.
 
     The first three keep the mean multiplier of the recipe. ``windows=farms`` measures with ``FARMS()``, ``every=100``
-    every 100 steps (a number beyond the end: once).
+    every 100 steps (a number beyond the last step: once).
 
-    What a task adds of its own (``METHODS``) is found in ``own``, to do with it what the task likes; ``+`` joins it
-    with others of its kind and with a recipe: ``lora:rank=8+model_balancing``.
+    Methods that a task adds (``METHODS``) are built and passed to it in ``custom``; ``+`` joins them with each other
+    and with a recipe: ``lora:rank=8+model_balancing``.
 
     Attributes:
         name: The name.
-        own: What the task's own methods have made, in their order.
-        balancers: What ``balance`` has made.
-        called: Whether the task has called it.
+        custom: Objects built by the task's own methods, in the order of the name.
+        balancers: Balancers that ``balance`` has built.
+        called: Whether the task has called ``balance``.
 
     Example:
         >>> import torch
@@ -61,43 +60,46 @@ class Method:
         Balancer(model_balancing, 2 layers, every 1 steps)
     """
 
-    def __init__(self, name: str, seed: int = 0, makers: Makers | None = None) -> None:
-        """Find a method by its name.
+    def __init__(self, name: str, seed: int = 0, custom: CustomMethods | None = None) -> None:
+        """Build a method by its name.
 
         Args:
             name: The name.
-            seed: Of what a control draws at random.
-            makers: The task's own methods.
+            seed: Seed of a random control.
+            custom: Methods that the task adds, by name.
 
         Raises:
-            StudyError: There is no such method, or it has no such parameter.
+            StudyError: The method does not exist, or has no such parameter.
         """
-        makers = makers or {}
+        custom = custom or {}
         self.name = name
         self.balancers: list[Balancer] = []
         self.called = False
         self._seed = seed
         self._control: str | None = None
         self._recipe: Recipe | None = None
-        own: list[object] = []
-        for part in read_method(name, makers):
+        built: list[object] = []
+        for part in read_method(name, custom):
             values = _values(name, part)
-            if part.name in makers:
-                own.append(_made(name, makers[part.name], values))
-            elif part.name != PLAIN:
-                self._control = values.pop("control", None)
-                self._recipe = _recipe(name, part.name, values)
-        self.own = tuple(own)
+            try:
+                if part.name in custom:
+                    built.append(custom[part.name](**values))
+                elif part.name != PLAIN:
+                    self._control = values.pop("control", None)
+                    self._recipe = _build_recipe(part.name, values)
+            except (TypeError, ValueError) as error:
+                raise StudyError(f"{name}: {error}") from error
+        self.custom = tuple(built)
         if self._recipe is not None and self._control is not None:
             self._recipe = CONTROLS[self._control](self._recipe, seed)
 
     def balance(self, optimizer: Any, model: nn.Module, **options: Any) -> Balancer | None:
-        """Balance, if this method does: to be called after the optimizer is built and before the scheduler.
+        """Attach a balancer if this method has one. Call it after the optimizer is built and before the scheduler.
 
         Args:
             optimizer: The optimizer.
             model: The model that it trains.
-            **options: Those of :class:`~tempbalance.Balancer`; above all ``steps_per_epoch``.
+            **options: Options of :class:`~tempbalance.Balancer`, such as ``steps_per_epoch``.
 
         Returns:
             The balancer, or None.
@@ -113,93 +115,90 @@ class Method:
         return balancer
 
 
-def known(makers: Makers) -> str:
-    """Which methods there are, for a message."""
-    return f"the methods are {', '.join([PLAIN, *recipes.__all__, *makers])}"
-
-
-def read_method(name: str, makers: Makers) -> list[Part]:
-    """Read the name of a method, and make sure that there is such a one.
+def find_recipe(name: str) -> Callable[..., Recipe] | None:
+    """Look up a recipe.
 
     Args:
-        name: The name; a list is a choice to be tuned.
-        makers: The task's own methods.
+        name: Its name.
+
+    Returns:
+        The function that builds it, None if there is none.
+    """
+    return getattr(recipes, name) if name in recipes.__all__ else None
+
+
+def list_methods(custom: CustomMethods) -> str:
+    """List the names of all methods, for an error message."""
+    return f"the methods are {', '.join([PLAIN, *recipes.__all__, *custom])}"
+
+
+def read_method(name: str, custom: CustomMethods) -> list[Part]:
+    """Parse the name of a method, and check that its parts and parameters exist.
+
+    Args:
+        name: The name; a list is a choice to tune.
+        custom: Methods that the task adds, by name.
 
     Returns:
         Its parts.
 
     Raises:
-        StudyError: There is no such method, it has no such parameter, or two cannot be joined.
+        StudyError: The method does not exist, has no such parameter, or its parts cannot be joined.
     """
     parts = read_parts(name)
     for part in parts:
-        if part.name not in (PLAIN, *recipes.__all__, *makers):
-            raise StudyError(f"there is no method {part.name!r}; {known(makers)}")
-        allowed = _parameters(part.name, makers)
+        allowed = _parameters(part.name, custom)
         for key in part.choices:
             if key not in allowed:
                 raise StudyError(f"{part.name} has no parameter {key}; it has {', '.join(dict.fromkeys(allowed))}")
-        if part.name not in makers:
-            _check_control(name, part)
+        nodes = part.choices.get("control")
+        if part.name in custom or nodes is None:
+            continue
+        if len(nodes) > 1 or read_value(name, nodes[0]) not in CONTROLS:
+            raise StudyError(f"{name}: control must be one of {', '.join(CONTROLS)}; compare them as separate methods")
     names = [part.name for part in parts]
     if len(set(names)) < len(names):
-        raise StudyError(f"{name}: the same is joined with itself")
-    if len(names) > 1 and (PLAIN in names or sum(each not in makers for each in names) > 1):
-        raise StudyError(f"{name}: at most one recipe can be joined with the task's own methods, and plain with none")
+        raise StudyError(f"{name}: a method is joined with itself")
+    if len(names) > 1 and (PLAIN in names or sum(each not in custom for each in names) > 1):
+        raise StudyError(f"{name}: only the task's own methods and at most one recipe can be joined, and plain cannot")
     return parts
 
 
-def _parameters(name: str, makers: Makers) -> list[str]:
+def _parameters(name: str, custom: CustomMethods) -> list[str]:
     if name == PLAIN:
         return ["lr"]
-    own = [*inspect.signature(makers[name] if name in makers else getattr(recipes, name)).parameters]
-    return [*own, "lr"] if name in makers else [*own, *_OPTIONS, *_AROUND, "control", "lr"]
-
-
-def _check_control(name: str, part: Part) -> None:
-    nodes = part.choices.get("control")
-    if nodes is not None and (len(nodes) > 1 or read_value(name, nodes[0]) not in CONTROLS):
-        raise StudyError(f"{name}: control must be one of {', '.join(CONTROLS)}; compare them as separate methods")
+    build = custom.get(name) or find_recipe(name)
+    if build is None:
+        raise StudyError(f"there is no method {name!r}; {list_methods(custom)}")
+    options = [] if name in custom else [*_OPTIONS, *_WRAPPERS, "control"]
+    return [*inspect.signature(build).parameters, *options, "lr"]
 
 
 def _values(name: str, part: Part) -> dict[str, Any]:
-    """The value of every parameter, but for the learning rate."""
-    several = [key for key, nodes in part.choices.items() if len(nodes) > 1]
-    if several:
-        raise StudyError(f"{name}: a method has one {several[0]}; a list is for what is tuned, by the arena")
+    """The value of every parameter except the learning rate."""
+    for key, nodes in part.choices.items():
+        if len(nodes) > 1:
+            raise StudyError(f"{name}: {key} must be one value; a list is a choice for a study to tune")
     return {key: read_value(name, *nodes) for key, nodes in part.choices.items() if key != "lr"}
 
 
-def _made(name: str, maker: Callable[..., object], values: Mapping[str, Any]) -> object:
-    try:
-        return maker(**values)
-    except (TypeError, ValueError) as error:
-        raise StudyError(f"{name}: {error}") from error
-
-
-def _estimator(word: Any, recipe: Recipe) -> TailEstimator:
-    """The estimator of that name, which fits as few eigenvalues as the recipe's own does."""
-    if word not in _ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(_ESTIMATORS)}, got {word}")
-    return _ESTIMATORS[word](min_eigenvalues=recipe.estimator.min_eigenvalues)
-
-
-def _recipe(name: str, recipe: str, values: Mapping[str, Any]) -> Recipe:
-    maker = getattr(recipes, recipe)
-    own = {key: value for key, value in values.items() if key in inspect.signature(maker).parameters}
-    try:
-        made: Recipe = maker(**own)
-        changes = {key: value for key, value in values.items() if key not in own}
-        if "every" in changes:
-            changes["every"] = Every(steps=changes["every"])
-        if "estimator" in changes:
-            changes["estimator"] = _estimator(changes["estimator"], made)
-        around = [_AROUND[key] for key in _AROUND if changes.pop(key, False)]
-        made = replace(made, **changes)
-        for wrapper in around:
-            made = replace(made, assignment=wrapper(made.assignment))
-    except (TypeError, ValueError) as error:
-        raise StudyError(f"{name}: {error}") from error
-    if not isinstance(made.windows, Windows | None):
-        raise StudyError(f"{name}: windows must be farms or none, got {made.windows}")
-    return made
+def _build_recipe(name: str, values: Mapping[str, Any]) -> Recipe:
+    build = find_recipe(name)
+    assert build is not None
+    arguments = {key: value for key, value in values.items() if key in inspect.signature(build).parameters}
+    recipe = build(**arguments)
+    changes = {key: value for key, value in values.items() if key not in arguments}
+    if "every" in changes:
+        changes["every"] = Every(steps=changes["every"])
+    if "estimator" in changes:  # keeps the recipe's minimum number of eigenvalues
+        word = changes["estimator"]
+        if word not in _ESTIMATORS:
+            raise ValueError(f"estimator must be one of {', '.join(_ESTIMATORS)}, got {word}")
+        changes["estimator"] = _ESTIMATORS[word](min_eigenvalues=recipe.estimator.min_eigenvalues)
+    wrappers = [wrapper for key, wrapper in _WRAPPERS.items() if changes.pop(key, False)]
+    recipe = replace(recipe, **changes)
+    for wrapper in wrappers:
+        recipe = replace(recipe, assignment=wrapper(recipe.assignment))
+    if not isinstance(recipe.windows, Windows | None):
+        raise ValueError(f"windows must be farms or none, got {recipe.windows}")
+    return recipe

@@ -1,4 +1,4 @@
-"""Two methods over the same seeds: what can be said about their difference."""
+"""Paired comparison of two methods over the same seeds."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 
 __all__ = ["FEWEST", "Paired", "holm", "paired"]
 
-FEWEST = 10  # seeds; with fewer the interval is too narrow to conclude anything from
+FEWEST = 10  # seeds; an interval over fewer is too narrow to conclude anything from
 _RESAMPLES = 10_000
 _TAIL = 2.5  # per cent on either side
 
 
 class Paired(NamedTuple):
-    """The difference of two methods, seed by seed.
+    """The difference of two methods over seeds.
 
     Attributes:
-        mean: Mean difference, first minus second, over the seeds in which both have a finite number; NaN without any.
+        mean: Mean difference, first minus second, over the seeds in which both are finite; NaN without any.
         low: Lower end of its 95 % confidence interval.
         high: Upper end.
-        won: Seeds in which the first is greater.
-        tied: Seeds in which they are equal.
-        lost: Seeds in which the first is smaller.
-        p_value: Two-sided, of Wilcoxon's signed-rank test over all seeds.
+        won: Number of seeds in which the first is greater.
+        tied: Number of seeds in which they are equal.
+        lost: Number of seeds in which the first is smaller.
+        p_value: Two-sided p-value of Wilcoxon's signed-rank test over all seeds.
     """
 
     mean: float
@@ -38,30 +38,31 @@ class Paired(NamedTuple):
 
     @property
     def seeds(self) -> int:
-        """How many there are."""
+        """Number of seeds."""
         return self.won + self.tied + self.lost
 
     @property
     def share_won(self) -> float:
-        """The share of the seeds in which the first is greater."""
+        """Fraction of the seeds in which the first is greater."""
         return self.won / self.seeds
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """Compare two methods, with a percentile bootstrap over the seeds (10,000 resamples, always the same).
+    """Compare two methods, with a percentile bootstrap over the seeds (10,000 resamples, fixed generator).
 
-    NaN or infinity stands for a run that diverged, the worst of all results: it loses against any number and ties with
-    another. It has no difference, so mean and interval leave its seed out; the test counts it as the largest loss.
+    NaN or infinity stands for a diverged trial, the worst result: it loses against any number and ties with another
+    diverged trial. Its seed has no difference, so mean and interval leave it out; the test counts it as the largest
+    loss.
 
     Args:
-        first: One number per seed, the greater the better.
+        first: One number per seed, greater is better.
         second: The same seeds in the same order.
 
     Returns:
-        The mean difference with its confidence interval, and how often which one was greater.
+        The mean difference with its confidence interval, the counts, and the p-value.
 
     Raises:
-        ValueError: There is no seed, or not the same number in both.
+        ValueError: There is no seed, or the lengths differ.
 
     Example:
         >>> found = paired([80.0, 82.0, 90.0, 91.0], [80.0, 81.0, 88.0, 88.0])
@@ -71,7 +72,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
         True
     """
     if not len(first) == len(second) > 0:
-        raise ValueError(f"expected as many numbers in both arms, and at least one, got {len(first)} and {len(second)}")
+        raise ValueError(f"expected the same number of seeds, at least one, got {len(first)} and {len(second)}")
     scores = [np.where(np.isfinite(numbers), numbers, -np.inf) for numbers in (first, second)]
     with np.errstate(invalid="ignore"):
         outcomes = np.nan_to_num(scores[0] - scores[1], nan=0.0, posinf=np.inf, neginf=-np.inf)
@@ -93,13 +94,13 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for being several (Holm 1979), so that a false alarm among all of them stays as rare as in one.
+    """Correct p-values for multiple comparisons (Holm 1979).
 
     Args:
         p_values: One per comparison.
 
     Returns:
-        The corrected ones, in the same order.
+        The corrected p-values, in the same order.
 
     Example:
         >>> holm([0.01, 0.5, 0.03])
@@ -114,13 +115,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _signed_rank(differences: NDArray[Any]) -> float:
-    """Wilcoxon's test, exact given the ranks: zeros left out, equal sizes share the mean of their ranks."""
+    """Wilcoxon's test, exact given the ranks; zeros are left out, equal sizes share the mean of their ranks."""
     differences = differences[differences != 0]
-    sizes = np.array([float(f"{abs(difference):.4g}") for difference in differences])  # equal up to rounding is equal
+    sizes = np.array([float(f"{abs(difference):.4g}") for difference in differences])  # ignores rounding errors
     ranks = (sizes[:, None] > sizes).sum(axis=1) + (sizes[:, None] >= sizes).sum(axis=1) + 1  # doubled: integers
-    chances = np.zeros(ranks.sum() + 1)  # of each sum of the positive ranks, if every sign is a coin's
+    chances = np.zeros(ranks.sum() + 1)  # probability of each sum of the positive ranks, with random signs
     chances[0] = 1.0
     for rank in ranks:
-        chances = (chances + np.roll(chances, rank)) / 2  # what rolls over the end is zero
+        chances = (chances + np.roll(chances, rank)) / 2  # the entries that wrap around are zero
     positive = ranks[differences > 0].sum()
     return min(1.0, 2 * float(min(chances[: positive + 1].sum(), chances[positive:].sum())))

@@ -1,118 +1,210 @@
-"""The comparison itself: tunes every method with the same number of trials, then runs it over the seeds."""
+"""Run a study: tune every method with the same number of configurations, then train the best of each on all seeds."""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
 from statistics import fmean
+from typing import Any, TypeAlias
 
 from tempbalance._progress import progress_bar
 from tempbalance.errors import StudyError
-from tempbalance.study.candidates import Candidate, Trial
-from tempbalance.study.run_folder import Folder
-from tempbalance.study.task import Run, Task
+from tempbalance.study.candidates import Candidate, Configuration, read_candidates
+from tempbalance.study.methods import PLAIN
+from tempbalance.study.study_folder import StudyFolder, common_settings, open_folder
+from tempbalance.study.summary import Result, Summary, summarize
+from tempbalance.study.task import Task, Trial, load_task
 
-__all__ = ["FIRST_TUNING_SEED", "Result", "run_contest"]
+__all__ = ["FIRST_TUNING_SEED", "count_trials", "run"]
 
-FIRST_TUNING_SEED = 1_000_000  # no seed of the comparison itself is as large
+FIRST_TUNING_SEED = 1_000_000  # greater than every seed of a comparison
+_QUICK = 2  # seeds
 _logger = logging.getLogger("tempbalance")
 
+_TaskLike: TypeAlias = str | os.PathLike[str] | Callable[..., object]
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What one method gave.
 
-    Attributes:
-        candidate: The method.
-        chosen: Its trial with the best mean validation metric; the first where there is but one.
-        runs: Its runs, in the order of the seeds.
+def run(  # noqa: PLR0913  each is an option of a study
+    task: _TaskLike,
+    methods: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    seeds: int = 10,
+    first_seed: int = 0,
+    lr: Sequence[float] = (),
+    tuning_seeds: int = 3,
+    baseline: str = PLAIN,
+    lower_is_better: bool = False,
+    parameters: Mapping[str, Any] | None = None,
+    paths: Mapping[str, Any] | None = None,
+    quick: bool = False,
+    train: bool = True,
+    progress: bool = True,
+) -> Summary:
+    """Compare training methods on a task, seed by seed.
+
+    Every trial is written to ``out`` when it is finished. The same call resumes an interrupted study, and more seeds or
+    methods add to it. Where a method has several configurations (learning rates, or lists in its name), each is
+    trained on the tuning seeds, and the one with the best mean validation metric is compared.
+
+    Args:
+        task: A Python file with ``train(seed, method, ...)``, or such a function; see :func:`load_task`. It calls
+            ``method.balance(optimizer, model, steps_per_epoch=...)`` and returns a number, or a mapping with ``test``
+            and, for tuning, ``validation``.
+        methods: Names of methods, see :class:`Method`; ``plain`` is always among them.
+        out: Folder for the trials and ``summary.json``.
+        seeds: Number of seeds.
+        first_seed: First seed; beyond those seen, to confirm a result.
+        lr: Learning rates that each method chooses from; empty for the task's default.
+        tuning_seeds: Number of other seeds for that choice.
+        baseline: Method that the others are compared with.
+        lower_is_better: Whether a smaller metric is better.
+        parameters: Further arguments of the training function.
+        paths: Further arguments that do not define the study, such as folders of data; not recorded.
+        quick: Two seeds and no tuning, to see whether the task runs.
+        train: False trains nothing, and summarizes the seeds that all methods have finished.
+        progress: Whether to show a progress bar (only on a terminal).
+
+    Returns:
+        One row per method, and a recommendation.
+
+    Raises:
+        StudyError: A method or an argument is wrong, the folder contains other files or trials with other settings,
+            or ``train`` is false and no seed is finished.
+
+    Example:
+        >>> import tempfile, torch, tempbalance as tb
+        >>> def train(seed, method):
+        ...     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+        ...     method.balance(torch.optim.SGD(model.parameters(), lr=0.1), model, steps_per_epoch=10)
+        ...     return float(seed)  # train the model, and return its accuracy
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tb.study.run(train, ["model_balancing_sciml"], folder, seeds=2).recommendation
+        '2 seeds are too few to recommend a method: run 10 or more.'
     """
+    if min(seeds, tuning_seeds) < 1:
+        raise StudyError(f"seeds and tuning_seeds must be at least 1, got {seeds} and {tuning_seeds}")
+    parameters = dict(parameters or {})
+    loaded = load_task(task, {**parameters, **(paths or {})})
+    candidates = read_candidates(methods, lr, baseline, loaded.custom_methods)
+    if quick:
+        seeds = _QUICK
+        candidates = [replace(each, configurations=each.configurations[:1]) for each in candidates]
+    settings = common_settings(loaded, parameters, lower_is_better)
+    extent = {
+        "methods": [each.name for each in candidates],
+        "lr": [*lr] or None,
+        "seeds": seeds,
+        "first_seed": first_seed,
+        "tuning_seeds": tuning_seeds,
+    }
+    for candidate in candidates:
+        for configuration in candidate.configurations:
+            loaded.check(configuration)
+    with open_folder(Path(out), settings, extent) as folder:
+        total = _count(candidates, seeds, tuning_seeds)
+        with progress_bar("training", total, progress and train) as advance:
+            runner = _Runner(loaded, folder, train, lower_is_better, advance)
+            chosen = runner.tune(candidates, range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tuning_seeds))
+            trials = runner.compare(chosen, range(first_seed, first_seed + seeds))
+        results = [Result(candidate=each, chosen=chosen[i], trials=trials[i]) for i, each in enumerate(candidates)]
+        summary = summarize(results, lower_is_better=lower_is_better, settings={**settings, **extent})
+        folder.save_summary(summary.to_json())
+    return summary
 
-    candidate: Candidate
-    chosen: Trial
-    runs: Sequence[Run]
+
+def count_trials(
+    task: _TaskLike,
+    methods: Sequence[str],
+    *,
+    seeds: int = 10,
+    lr: Sequence[float] = (),
+    tuning_seeds: int = 3,
+    baseline: str = PLAIN,
+) -> int:
+    """Count the trials of a study, tuning included.
+
+    Args:
+        task: The task, as for :func:`run`.
+        methods: Names of methods.
+        seeds: Number of seeds.
+        lr: Learning rates that each method chooses from.
+        tuning_seeds: Number of other seeds for that choice.
+        baseline: Method that the others are compared with.
+
+    Returns:
+        The number of trials.
+
+    Raises:
+        StudyError: A method is wrong.
+    """
+    return _count(read_candidates(methods, lr, baseline, load_task(task).custom_methods), seeds, tuning_seeds)
+
+
+def _count(candidates: Sequence[Candidate], seeds: int, tuning_seeds: int) -> int:
+    configurations = len(candidates[0].configurations)
+    return len(candidates) * (seeds + (configurations * tuning_seeds if configurations > 1 else 0))
 
 
 @dataclass(frozen=True)
 class _Runner:
     task: Task
-    folder: Folder
+    folder: StudyFolder
+    train: bool
+    lower_is_better: bool
     advance: Callable[[int], None]
 
-    def __call__(self, trial: Trial, seed: int) -> Run:
-        """Make a run, unless it has been made."""
-        run = self.folder.load(trial, seed)
-        if run is None:
-            run = self.task.run(trial, seed)
-            path = self.folder.save(run)
-            if run.status == "failed":
-                last_line = run.error.strip().rpartition("\n")[2]
-                _logger.warning("failed: %s, seed %d: %s (traceback in %s)", trial, seed, last_line, path)
+    def tune(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Configuration]:
+        """Choose a configuration per candidate: with the fewest diverged or failed trials, then by the mean metric."""
+        if len(candidates[0].configurations) == 1:
+            return [each.configurations[0] for each in candidates]
+        found: dict[Configuration, list[float]] = {each: [] for one in candidates for each in one.configurations}
+        if not self.train and not all(self._is_done(each, seed) for each in found for seed in seeds):
+            raise StudyError(f"{self.folder.path}: no seed is finished yet, the tuning is incomplete")
+        for seed in seeds:
+            for configuration, metrics in found.items():
+                metrics.append(_validation(self._trial(configuration, seed)))
+        return [max(each.configurations, key=lambda one: self._merit(found[one])) for each in candidates]
+
+    def compare(self, chosen: Sequence[Configuration], seeds: Sequence[int]) -> list[list[Trial]]:
+        """Train seed by seed, so that an interrupted study has complete pairs; return the trials of each candidate."""
+        if not self.train:
+            seeds = [*takewhile(lambda seed: all(self._is_done(each, seed) for each in chosen), seeds)]
+            if not seeds:
+                raise StudyError(f"{self.folder.path}: no seed is finished yet")
+        rounds = [[self._trial(each, seed) for each in chosen] for seed in seeds]
+        return [list(trials) for trials in zip(*rounds, strict=True)]
+
+    def _is_done(self, configuration: Configuration, seed: int) -> bool:
+        return self.folder.file(configuration, seed).exists()
+
+    def _trial(self, configuration: Configuration, seed: int) -> Trial:
+        trial = self.folder.load(configuration, seed)
+        if trial is None:
+            trial = self.task.run(configuration, seed)
+            path = self.folder.save(trial)
+            if trial.status == "failed":
+                last_line = trial.error.strip().rpartition("\n")[2]
+                _logger.warning("failed: %s, seed %d: %s (traceback in %s)", configuration, seed, last_line, path)
         self.advance(1)
-        return run
+        return trial
+
+    def _merit(self, metrics: Sequence[float]) -> tuple[int, float]:
+        finite = [-value if self.lower_is_better else value for value in metrics if math.isfinite(value)]
+        return len(finite), fmean(finite) if finite else 0.0
 
 
-def run_contest(
-    task: Task,
-    candidates: Sequence[Candidate],
-    folder: Folder,
-    *,
-    seeds: Sequence[int],
-    tuning_seeds: int,
-    lower_is_better: bool = False,
-) -> list[Result]:
-    """Make all runs that the folder does not hold yet: seed by seed, so that a comparison cut short has whole pairs.
-
-    Where a method has several trials, each is run on the tuning seeds, and the one with the best mean validation metric
-    goes on; a trial with a run that diverged or failed comes after all that have none.
-
-    Args:
-        task: The task.
-        candidates: The methods, as many trials each.
-        folder: Where the runs are kept.
-        seeds: Seeds to compare on.
-        tuning_seeds: Other seeds, to choose a trial on.
-        lower_is_better: Whether the smallest metric is the best.
-
-    Returns:
-        One entry per method.
-    """
-    tuning: dict[Trial, list[float]] = {trial: [] for candidate in candidates for trial in candidate.trials}
-    for trial in tuning:
-        task.check(trial)
-    is_tuned = any(len(candidate.trials) > 1 for candidate in candidates)
-    elsewhere = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tuning_seeds * is_tuned)
-    with progress_bar("training", len(tuning) * len(elsewhere) + len(candidates) * len(seeds)) as advance:
-        runner = _Runner(task, folder, advance)
-        for seed in elsewhere:
-            for trial, found in tuning.items():
-                found.append(_validation(runner(trial, seed)))
-        chosen = [_best({trial: tuning[trial] for trial in each.trials}, lower_is_better) for each in candidates]
-        rounds = [[runner(trial, seed) for trial in chosen] for seed in seeds]
-    return [
-        Result(candidate=candidate, chosen=chosen[i], runs=[runs[i] for runs in rounds])
-        for i, candidate in enumerate(candidates)
-    ]
-
-
-def _validation(run: Run) -> float:
-    """What a trial is judged by; NaN if it came to nothing."""
-    if run.status != "ok":
+def _validation(trial: Trial) -> float:
+    if trial.status != "ok":
         return math.nan
-    if "validation" not in run.metrics:
+    if "validation" not in trial.metrics:
         raise StudyError(
-            "to choose among trials the task must return {'validation': ..., 'test': ...}: chosen by the test metric, "
-            "every method would look better than it is"
+            "to tune, the task must return {'validation': ..., 'test': ...}: if the test metric chose the "
+            "configuration, every method would look better than it is"
         )
-    return run.metrics["validation"]
-
-
-def _best(tuning: Mapping[Trial, Sequence[float]], lower_is_better: bool) -> Trial:
-    def merit(trial: Trial) -> tuple[int, float]:
-        """The greater the better: first by how many runs came to something, then by their mean."""
-        finite = [value for value in tuning[trial] if math.isfinite(value)]
-        return len(finite), fmean(-value if lower_is_better else value for value in finite) if finite else 0.0
-
-    return max(tuning, key=merit)
+    return trial.metrics["validation"]

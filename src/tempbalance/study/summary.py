@@ -1,4 +1,4 @@
-"""What a comparison shows: one row per method, and one sentence that says what to do."""
+"""Summarize a study: one row per method, and a recommendation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,28 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, TypeAlias
 
+from tempbalance.study.candidates import Candidate, Configuration
 from tempbalance.study.paired import FEWEST, Paired, holm, paired
-from tempbalance.study.runner import Result
+from tempbalance.study.task import Trial
 
-__all__ = ["Row", "Summary", "summarize"]
+__all__ = ["Result", "Row", "Summary", "summarize"]
 
 _LEVEL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The trials of one candidate.
+
+    Attributes:
+        candidate: The candidate.
+        chosen: Its configuration with the best mean validation metric; the only one if nothing was tuned.
+        trials: Its trials, in the order of the seeds.
+    """
+
+    candidate: Candidate
+    chosen: Configuration
+    trials: Sequence[Trial]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +38,13 @@ class Row:
 
     Attributes:
         method: Its name.
-        chosen: The trial that was run, with its learning rate.
-        mean: Mean metric of the runs that are finite; NaN without any.
-        diverged: Runs with a metric that is NaN or infinite.
-        failed: Runs that raised.
-        gains: Over the baseline by seed, positive where the method is better; NaN where either diverged.
-        gain: All of them together; None for the baseline, and where no seed has both runs.
-        p_value: That of ``gain``, corrected for the number of methods.
+        chosen: The configuration that was compared, with its learning rate.
+        mean: Mean metric over the trials that are finite; NaN without any.
+        diverged: Number of trials with a metric that is NaN or infinite.
+        failed: Number of trials that raised.
+        gains: Gain over the baseline by seed, positive if the method is better; NaN where either diverged.
+        gain: All gains together; None for the baseline, and if no seed has both trials.
+        p_value: The p-value of ``gain``, corrected for the number of methods.
     """
 
     method: str
@@ -43,71 +59,84 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """All methods, and what follows.
+    """All methods, and a recommendation.
 
     Attributes:
-        seeds: How many times they were compared.
-        trials: Trials that each method had.
-        lower_is_better: Whether the smallest metric is the best.
-        baseline: The method that the others are compared with.
+        seeds: Number of seeds.
+        configurations: Number of configurations that each method could choose from.
+        lower_is_better: Whether a smaller metric is better.
+        baseline: Method that the others are compared with.
         rows: The baseline, then the others.
         recommendation: One sentence.
         notes: How to read the numbers, a sentence each.
+        settings: Settings of the study, as in ``settings.json``.
     """
 
     seeds: int
-    trials: int
+    configurations: int
     lower_is_better: bool
     baseline: str
     rows: Sequence[Row]
     recommendation: str
     notes: Sequence[str]
+    settings: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists, strings and numbers."""
-        rows = [asdict(row) | {"gain": row.gain._asdict() if row.gain else None} for row in self.rows]
-        return asdict(self) | {"rows": rows}
+        """Return plain lists, strings and numbers: the content of ``summary.json``."""
+        return {
+            "seeds": self.seeds,
+            "trials": self.configurations,
+            "lower_is_better": self.lower_is_better,
+            "baseline": self.baseline,
+            "rows": [asdict(row) | {"gain": row.gain._asdict() if row.gain else None} for row in self.rows],
+            "recommendation": self.recommendation,
+            "notes": [*self.notes],
+        }
 
 
-def summarize(results: Sequence[Result], *, lower_is_better: bool = False) -> Summary:
+def summarize(
+    results: Sequence[Result], *, lower_is_better: bool = False, settings: Mapping[str, Any] | None = None
+) -> Summary:
     """Compare every method with the first.
 
     Args:
         results: The baseline, then the others, with the same seeds.
-        lower_is_better: Whether the smallest metric is the best.
+        lower_is_better: Whether a smaller metric is better.
+        settings: Settings of the study.
 
     Returns:
         The summary.
     """
-    scored = [_scores(result, lower_is_better) for result in results]
-    gains = [_compare(scores, scored[0]) for scores in scored]
+    scores = [_scores(result, lower_is_better) for result in results]
+    gains = [_compare(each, scores[0]) for each in scores]
     corrected = iter(holm([gain.p_value for gain in gains[1:] if gain is not None]))
-    rows = [_row(results[0], scored[0], lower_is_better)]
-    for result, scores, gain in zip(results[1:], scored[1:], gains[1:], strict=True):
-        differences = {seed: scores[seed] - scored[0][seed] for seed in scores if seed in scored[0]}
+    rows = [_row(results[0], scores[0], lower_is_better)]
+    for result, own, gain in zip(results[1:], scores[1:], gains[1:], strict=True):
+        differences = {seed: own[seed] - scores[0][seed] for seed in own if seed in scores[0]}
         p_value = math.nan if gain is None else next(corrected)
-        rows.append(replace(_row(result, scores, lower_is_better), gains=differences, gain=gain, p_value=p_value))
+        rows.append(replace(_row(result, own, lower_is_better), gains=differences, gain=gain, p_value=p_value))
     best = _best(results, rows)
     return Summary(
-        seeds=len(results[0].runs),
-        trials=len(results[0].candidate.trials),
+        seeds=len(results[0].trials),
+        configurations=len(results[0].candidate.configurations),
         lower_is_better=lower_is_better,
-        baseline=results[0].candidate.of,
+        baseline=results[0].candidate.base,
         rows=rows,
-        recommendation=_recommendation(results[0].candidate.of, rows, best),
-        notes=[*([] if best is None else _control_notes(results, scored, best)), *_notes(results, rows)],
+        recommendation=_recommendation(results[0].candidate.base, rows, best),
+        notes=[*([] if best is None else [_control_note(results, scores, best)]), *_notes(results, rows)],
+        settings=settings or {},
     )
 
 
-_Scores: TypeAlias = Mapping[int, float]  # by seed, the greater the better; NaN if it diverged, missing if it failed
+_Scores: TypeAlias = Mapping[int, float]  # by seed, greater is better; NaN if it diverged, missing if it failed
 
 
 def _scores(result: Result, lower_is_better: bool) -> _Scores:
     sign = -1.0 if lower_is_better else 1.0
     return {
-        run.seed: sign * run.metrics["test"] if run.status == "ok" else math.nan
-        for run in result.runs
-        if run.status != "failed"
+        trial.seed: sign * trial.metrics["test"] if trial.status == "ok" else math.nan
+        for trial in result.trials
+        if trial.status != "failed"
     }
 
 
@@ -124,7 +153,7 @@ def _row(result: Result, scores: _Scores, lower_is_better: bool) -> Row:
         chosen=str(result.chosen),
         mean=-mean if lower_is_better else mean,
         diverged=len(scores) - len(finite),
-        failed=len(result.runs) - len(scores),
+        failed=len(result.trials) - len(scores),
         gains={},
         gain=None,
         p_value=math.nan,
@@ -132,7 +161,7 @@ def _row(result: Result, scores: _Scores, lower_is_better: bool) -> Row:
 
 
 def _best(results: Sequence[Result], rows: Sequence[Row]) -> int | None:
-    """The place of the method with the greatest gain among those that are better than the baseline."""
+    """The index of the method with the greatest gain among those that are better than the baseline."""
     better: dict[int, float] = {}
     for place, (result, row) in enumerate(zip(results, rows, strict=True)):
         gain = row.gain
@@ -146,11 +175,11 @@ def _best(results: Sequence[Result], rows: Sequence[Row]) -> int | None:
 def _recommendation(baseline: str, rows: Sequence[Row], best: int | None) -> str:
     pairs = max((row.gain.seeds for row in rows if row.gain is not None), default=0)
     if pairs == 0:
-        return "Nothing can be compared: in no seed have the baseline and another method both come to an end."
+        return f"Nothing can be compared: no seed finished for both {baseline} and another method."
     if pairs < FEWEST:
-        return f"{pairs} seeds are too few to recommend anything: take {FEWEST} or more."
+        return f"{pairs} seeds are too few to recommend a method: run {FEWEST} or more."
     if best is None:
-        return f"No method is better than {baseline} on this task, as far as {pairs} seeds show."
+        return f"No method is better than {baseline} on this task ({pairs} seeds)."
     row, gain = rows[best], rows[best].gain
     assert gain is not None
     return (
@@ -159,34 +188,34 @@ def _recommendation(baseline: str, rows: Sequence[Row], best: int | None) -> str
     )
 
 
-def _control_notes(results: Sequence[Result], scored: Sequence[_Scores], best: int) -> list[str]:
-    """Whether it is the right layers that make the difference."""
-    of = results[best].candidate.of
-    controls = [i for i, each in enumerate(results) if each.candidate.of == of and each.candidate.is_control]
+def _control_note(results: Sequence[Result], scores: Sequence[_Scores], best: int) -> str:
+    """Compare the best method with its controls."""
+    base = results[best].candidate.base
+    controls = [i for i, each in enumerate(results) if each.candidate.base == base and each.candidate.is_control]
     if not controls:
-        added = f"{of}{',' if ':' in of else ':'}control=uniform"
-        return [f"Whether that is due to balance, or to a higher mean rate, only a control can tell: add {added}."]
-    alike = [i for i in controls if (gain := _compare(scored[best], scored[i])) is None or not gain.low > 0]
-    if alike:
-        names = ", ".join(results[i].candidate.name for i in alike)
-        return [f"But these controls cannot be told from it, so the gain need not come from balance: {names}."]
-    return [f"It is better than its controls, too: {', '.join(results[i].candidate.name for i in controls)}."]
+        added = f"{base}{',' if ':' in base else ':'}control=uniform"
+        return f"To see whether the gain comes from balancing or from a higher mean rate, add the control {added}."
+    equal = [i for i in controls if (gain := _compare(scores[best], scores[i])) is None or not gain.low > 0]
+    if equal:
+        names = ", ".join(results[i].candidate.name for i in equal)
+        return f"It is not better than these controls, so the gain need not come from balancing: {names}."
+    return f"It is also better than its controls: {', '.join(results[i].candidate.name for i in controls)}."
 
 
 def _notes(results: Sequence[Result], rows: Sequence[Row]) -> list[str]:
-    trials = len(results[0].candidate.trials)
-    worse = [row for row in rows if row.gain is not None and row.gain.high < 0 and row.p_value < _LEVEL]
-    notes = [f"Worse than {results[0].candidate.of}: {', '.join(row.method for row in worse)}."] if worse else []
+    configurations = len(results[0].candidate.configurations)
+    worse = [row.method for row in rows if row.gain is not None and row.gain.high < 0 and row.p_value < _LEVEL]
+    notes = [f"Worse than {results[0].candidate.base}: {', '.join(worse)}."] if worse else []
     notes.append(
-        "Nothing was tuned: every method had one trial."
-        if trials == 1
-        else f"Every method had {trials} trials; the one with the best validation metric was run."
+        "Nothing was tuned: each method had one configuration."
+        if configurations == 1
+        else f"Each method had {configurations} configurations; the best by mean validation metric was compared."
     )
     compared = sum(row.gain is not None for row in rows)
-    notes.append(f"p is of Wilcoxon's signed-rank test, corrected for {compared} comparisons (Holm).")
+    notes.append(f"p: Wilcoxon signed-rank test, Holm-corrected for {compared} comparisons.")
     if any(row.diverged for row in rows):
-        notes.append("A run that diverged loses its pair; means and intervals leave it out.")
+        notes.append("A diverged trial loses its pair; means and intervals exclude it.")
     failed = sum(row.failed for row in rows)
     if failed:
-        notes.append(f"Runs that failed ({failed}) count for nobody; delete their files, and they are made again.")
+        notes.append(f"{failed} trials failed and are excluded; delete their files to retry.")
     return notes

@@ -1,4 +1,4 @@
-"""The user's training function: found in a file, called with a seed and a method, its result made plain."""
+"""A user's training function: loading it, calling it with a seed and a method, and checking its result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import math
+import os
 import random
 import sys
 import time
@@ -20,30 +21,29 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tempbalance.balance import recipes
 from tempbalance.errors import StudyError
-from tempbalance.study.candidates import Trial
-from tempbalance.study.methods import PLAIN, Makers, Method
+from tempbalance.study.candidates import Configuration
+from tempbalance.study.methods import PLAIN, CustomMethods, Method, find_recipe
 
-__all__ = ["Run", "Task", "load_task"]
+__all__ = ["Task", "Trial", "load_task"]
 
 _FUNCTION, _METHODS = "train", "METHODS"
-_SHOWN = 12  # characters of a hash
+_DIGITS = 12  # of a hash
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training.
+class Trial:
+    """One training run.
 
     Attributes:
         method: Name of the method, every choice made.
-        lr: The learning rate that the task was given, None if none was.
+        lr: Learning rate passed to the task, None if none was.
         seed: The seed.
         status: ``ok``; ``diverged`` if its validation or test metric is NaN or infinite; ``failed`` if the task raised.
-        metrics: What the task returned; NaN where a metric is not finite, empty if it failed.
+        metrics: Metrics returned by the task; NaN where a metric is not finite, empty if it failed.
         seconds: Wall time.
-        balance: What the balancer did: ``refreshes``, ``mean_multiplier`` over units and refreshes, ``first_imbalance``
-            and ``last_imbalance``; empty without one.
+        balance: From the balancer: ``refreshes``, ``mean_multiplier`` over units and refreshes, ``first_imbalance`` and
+            ``last_imbalance``; empty without a balancer.
         error: The traceback, if it failed.
     """
 
@@ -62,61 +62,62 @@ class Task:
     """A training function with its settings.
 
     Attributes:
-        name: Name of its file.
-        digest: Hash of its file.
+        name: Name of its file, or of the function.
+        digest: Hash of its file, or of the source of the function.
         function: ``train(seed, method, ...)``.
-        parameters: What else it is called with, besides ``lr``.
-        makers: Methods of its own.
+        parameters: Further arguments, besides ``lr``.
+        custom_methods: Methods that the task adds, by name.
     """
 
     name: str
     digest: str
     function: Callable[..., object]
     parameters: Mapping[str, Any]
-    makers: Makers = field(default_factory=dict[str, Callable[..., object]])
+    custom_methods: CustomMethods = field(default_factory=dict[str, Callable[..., object]])
 
-    def check(self, trial: Trial) -> None:
-        """Make sure that the function can be called.
+    def check(self, configuration: Configuration) -> None:
+        """Check that the function accepts the arguments.
 
         Args:
-            trial: One of the trials.
+            configuration: One of the configurations.
 
         Raises:
-            StudyError: It has no such parameter, or needs one more.
+            StudyError: The function has no such parameter, or requires another one.
         """
         signature = inspect.signature(self.function)
+        method = Method(configuration.method, custom=self.custom_methods)
         try:
-            signature.bind(**self._arguments(trial, Method(trial.method, makers=self.makers), seed=0))
+            signature.bind(**self._arguments(configuration, method, seed=0))
         except TypeError as error:
             raise StudyError(
-                f"{_FUNCTION}{signature} of {self.name} cannot be called: {error}. It gets seed and method, lr where a "
-                "learning rate is given, and the parameters that are set"
+                f"{_FUNCTION}{signature} of {self.name} cannot be called: {error}. It is called with seed, method, the "
+                "parameters of the study, and lr if there are learning rates"
             ) from error
 
-    def run(self, trial: Trial, seed: int) -> Run:
-        """Train once. Global random generators start from the seed, and are put back afterwards.
+    def run(self, configuration: Configuration, seed: int) -> Trial:
+        """Train once. Global random generators are seeded, and restored afterwards.
 
         Args:
-            trial: The method.
+            configuration: The method and the learning rate.
             seed: The seed.
 
         Returns:
-            What came of it, whatever that is.
+            The trial, also if it diverged or failed.
         """
-        method = Method(trial.method, seed, self.makers)
+        method = Method(configuration.method, seed, self.custom_methods)
         began = time.perf_counter()
         metrics: dict[str, float] = {}
         error = ""
         try:
             with _seeded(seed):
-                metrics = _metrics(self.function(**self._arguments(trial, method, seed)))
+                metrics = _read_metrics(self.function(**self._arguments(configuration, method, seed)))
             _check_called(method)
         except (Exception, SystemExit):
             metrics, error = {}, traceback.format_exc()
         finite = all(math.isfinite(metrics.get(name, 0.0)) for name in ("validation", "test"))
-        return Run(
-            method=trial.method,
-            lr=trial.lr,
+        return Trial(
+            method=configuration.method,
+            lr=configuration.lr,
             seed=seed,
             status="failed" if error else "ok" if finite else "diverged",
             metrics=metrics,
@@ -125,60 +126,76 @@ class Task:
             error=error,
         )
 
-    def _arguments(self, trial: Trial, method: Method, seed: int) -> dict[str, Any]:
-        rate = {} if trial.lr is None else {"lr": trial.lr}
+    def _arguments(self, configuration: Configuration, method: Method, seed: int) -> dict[str, Any]:
+        rate = {} if configuration.lr is None else {"lr": configuration.lr}
         return {**self.parameters, **rate, "seed": seed, "method": method}
 
 
-def load_task(path: Path, parameters: Mapping[str, Any] | None = None) -> Task:
-    """Import a file with a function ``train(seed, method, ...)``; its folder goes on ``sys.path``, as by ``python``.
+def load_task(
+    task: str | os.PathLike[str] | Callable[..., object], parameters: Mapping[str, Any] | None = None
+) -> Task:
+    """Load a training function ``train(seed, method, ...)``.
 
     Args:
-        path: A Python file.
-        parameters: What the function shall be called with besides ``seed``, ``method`` and ``lr``.
+        task: A Python file with a function ``train``, whose folder is added to ``sys.path`` as by ``python FILE``; or
+            a function. ``METHODS`` in the same module adds methods: classes or functions by name.
+        parameters: Further arguments of the function, besides ``seed``, ``method`` and ``lr``.
 
     Returns:
         The task.
 
     Raises:
-        StudyError: There is no such file, it cannot be imported, has no such function, or its ``METHODS`` are not
+        StudyError: The file does not exist, cannot be imported or has no such function, or its ``METHODS`` are not
             functions or classes by new names.
     """
+    given = dict(parameters or {})
+    if callable(task):
+        try:
+            source = inspect.getsource(task)
+        except (OSError, TypeError):  # typed at a prompt, or not a function
+            source = repr(task)
+        methods = _custom_methods("the task", getattr(task, "__globals__", {}))
+        name = getattr(task, "__name__", _FUNCTION)
+        return Task(name=name, digest=_hash(source.encode()), function=task, parameters=given, custom_methods=methods)
+    path = Path(task)
+    module = _import(path)
+    function = module.get(_FUNCTION)
+    if not callable(function):
+        raise StudyError(f"{path} has no function {_FUNCTION}(seed, method, ...)")
+    methods = _custom_methods(str(path), module)
+    digest = _hash(path.read_bytes())
+    return Task(name=path.name, digest=digest, function=function, parameters=given, custom_methods=methods)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]
+
+
+def _import(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise StudyError(f"there is no task file {path}")
     module_name = f"tempbalance_task_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
-        raise StudyError(f"{path} is no Python file: its name must end in .py")
+        raise StudyError(f"{path} is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # as pickling its classes, in the workers of a loader, needs
+    sys.modules[module_name] = module  # needed to pickle its classes, in the workers of a loader
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise StudyError(f"cannot import {path}: {''.join(traceback.format_exception_only(error)).strip()}") from error
-    function = getattr(module, _FUNCTION, None)
-    if not callable(function):
-        raise StudyError(f"{path} has no function {_FUNCTION}(seed, method, ...)")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:_SHOWN]
-    return Task(
-        name=path.name,
-        digest=digest,
-        function=function,
-        parameters=dict(parameters or {}),
-        makers=_makers(path, module),
-    )
+    return vars(module)
 
 
-def _makers(path: Path, module: object) -> Makers:
-    """The methods that a file adds."""
-    makers = getattr(module, _METHODS, {})
-    if not isinstance(makers, Mapping) or not all(map(callable, makers.values())):
-        raise StudyError(f"{_METHODS} of {path} must give a class or function by name, as in {{'lora': Lora}}")
-    for name in makers:
-        if not str(name).isidentifier() or name in (PLAIN, *recipes.__all__):
-            raise StudyError(f"{_METHODS} of {path}: {name!r} is no name for a method, or another has it")
-    return makers
+def _custom_methods(owner: str, module: Mapping[str, Any]) -> CustomMethods:
+    methods = module.get(_METHODS, {})
+    if not isinstance(methods, Mapping) or not all(map(callable, methods.values())):
+        raise StudyError(f"{_METHODS} of {owner} must give a class or function by name, as in {{'lora': Lora}}")
+    for name in methods:
+        if not str(name).isidentifier() or name == PLAIN or find_recipe(name) is not None:
+            raise StudyError(f"{_METHODS} of {owner}: {name!r} is taken, or is not a valid name for a method")
+    return methods
 
 
 @contextmanager
@@ -197,11 +214,10 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _check_called(method: Method) -> None:
     if not method.called:
-        raise StudyError(f"{_FUNCTION} did not call method.balance(optimizer, model), so all methods are the same")
+        raise StudyError(f"{_FUNCTION} did not call method.balance(optimizer, model): all methods are the same")
 
 
-def _metrics(returned: object) -> dict[str, float]:
-    """What a task returned, as numbers by name."""
+def _read_metrics(returned: object) -> dict[str, float]:
     try:
         metrics: dict[Any, Any] = dict(returned) if isinstance(returned, Mapping) else {"test": returned}
         numbers = {
@@ -212,8 +228,8 @@ def _metrics(returned: object) -> dict[str, float]:
         numbers = {}
     if "test" not in numbers:
         raise StudyError(
-            f"{_FUNCTION} must return a number, or numbers by name with 'test' among them and, where the arena tunes, "
-            f"'validation'; it returned {returned!r}"
+            f"{_FUNCTION} must return a number, or a mapping of numbers with 'test' and, for tuning, 'validation'; "
+            f"it returned {returned!r}"
         )
     return {name: number if math.isfinite(number) else math.nan for name, number in numbers.items()}
 

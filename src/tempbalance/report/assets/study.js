@@ -23,23 +23,23 @@
         type: "scatter",
         mode: "markers",
         x: seeds.map(([, gain]) => gain),
-        y: seeds.map((_, i) => place(index) - 0.22 + 0.1 * Math.sin(i * 2.4)), // apart, so that equal ones are seen
+        y: seeds.map((_, i) => place(index) - 0.22 + 0.1 * Math.sin(i * 2.4)), // spread, so that equal gains are visible
         text: seeds.map(([seed]) => `seed ${seed}`),
         marker: { size: 6, color: color("--soft"), opacity: 0.6 },
         hovertemplate: "%{text}: %{x:.4g}<extra></extra>",
       };
     });
-    const known = drawn.map((row, index) => ({ gain: row.gain, y: place(index) })).filter(({ gain }) => gain.mean !== null);
+    const finite = drawn.map((row, index) => ({ gain: row.gain, y: place(index) })).filter(({ gain }) => gain.mean !== null);
     const means = {
       type: "scatter",
       mode: "markers",
-      x: known.map(({ gain }) => gain.mean),
-      y: known.map(({ y }) => y + 0.1),
+      x: finite.map(({ gain }) => gain.mean),
+      y: finite.map(({ y }) => y + 0.1),
       error_x: {
         type: "data",
         symmetric: false,
-        array: known.map(({ gain }) => gain.high - gain.mean),
-        arrayminus: known.map(({ gain }) => gain.mean - gain.low),
+        array: finite.map(({ gain }) => gain.high - gain.mean),
+        arrayminus: finite.map(({ gain }) => gain.mean - gain.low),
         color: color("--accent"),
         thickness: 3,
         width: 6,

@@ -1,4 +1,4 @@
-"""From the runs of a contest to differences of its methods, in the unit of a table."""
+"""Results of a study: differences of its methods, in the unit of the tables."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from evidence.keep import Entry
-from evidence.study import Contest, Metric
+from claims import Metric, Study
+
 from tempbalance.study import paired
 from tempbalance.study.method_names import join, read_parts
 
-Run = Mapping[str, Any]
+Trial = Mapping[str, Any]
 
 
 class Gain(NamedTuple):
-    """A paired difference, positive where the first is better, in the unit of a table.
+    """A paired difference in the unit of a table, positive where the first method is better.
 
     Attributes:
-        mean: Over the seeds in which both have a number.
+        mean: Mean over the seeds in which both are finite.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        won: Seeds in which the first is better.
-        seeds: How many there are.
-        p_value: Of Wilcoxon's signed-rank test, not corrected.
-        each: The differences, seed by seed.
+        won: Number of seeds in which the first is better.
+        seeds: Number of seeds.
+        p_value: p-value of Wilcoxon's signed-rank test, not corrected.
+        each: The differences by seed.
     """
 
     mean: float
@@ -39,37 +39,37 @@ class Gain(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What came of a contest.
+class Results:
+    """The results of a study.
 
     Attributes:
-        contest: As it was asked for.
-        entry: Its results.
-        metric: What is compared.
+        study: The study.
+        entry: What ``tempbalance.study.collect_folder`` collected.
+        metric: The metric that is compared.
     """
 
-    contest: Contest
-    entry: Entry
+    study: Study
+    entry: Mapping[str, Any]
     metric: Metric
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One per method, as in ``summary.json`` of the arena."""
+        """One per method, as in ``summary.json``."""
         rows: list[dict[str, Any]] = self.entry["summary"]["rows"]
         return rows
 
     @property
     def is_tuned(self) -> bool:
-        """Whether methods had a choice of rates."""
+        """Whether methods had a choice of configurations."""
         return int(self.entry["summary"]["trials"]) > 1
 
     def find(self, name: str) -> str | None:
-        """A method, with or without its learning rates; None if it was not compared."""
-        plainly = without(name, "lr")
-        return next((row["method"] for row in self.rows if without(row["method"], "lr") == plainly), None)
+        """The method of that name, with or without its learning rates; None if it was not compared."""
+        base = without(name, "lr")
+        return next((row["method"] for row in self.rows if without(row["method"], "lr") == base), None)
 
     def controls(self, method: str) -> dict[str, str]:
-        """The controls of a method: the method of each, by what kind it is."""
+        """The controls of a method, by kind."""
         found: dict[str, str] = {}
         for row in self.rows:
             kind = control_of(row["method"])
@@ -77,32 +77,32 @@ class Compared:
                 found[kind] = row["method"]
         return found
 
-    def runs(self, method: str) -> list[Run]:
-        """The runs of its chosen trial that are compared, seed by seed; none that failed."""
+    def trials(self, method: str) -> list[Trial]:
+        """The trials of its chosen configuration on the compared seeds, without failed ones."""
         chosen = next(row["chosen"] for row in self.rows if row["method"] == method)
-        first = self.contest.first_seed
+        first = self.study.first_seed
         seeds = range(first, first + self.entry["summary"]["seeds"])
-        runs = [run for run in self.entry["runs"] if _trial(run) == chosen and run["seed"] in seeds]
-        return [run for run in runs if run["status"] != "failed"]
+        trials = [run for run in self.entry["runs"] if _configuration(run) == chosen and run["seed"] in seeds]
+        return [trial for trial in trials if trial["status"] != "failed"]
 
     def scores(self, method: str) -> Mapping[int, float]:
-        """Test metric by seed, the greater the better; NaN if the run diverged, missing if it failed."""
+        """Test metric by seed, greater is better; NaN if the trial diverged, missing if it failed."""
         sign = -1.0 if self.metric.lower_is_better else 1.0
         return {
-            run["seed"]: sign * run["metrics"]["test"] if run["status"] == "ok" else math.nan
-            for run in self.runs(method)
+            trial["seed"]: sign * trial["metrics"]["test"] if trial["status"] == "ok" else math.nan
+            for trial in self.trials(method)
         }
 
     @cached_property
     def factor(self) -> float:
-        """What differences are multiplied by."""
+        """Factor from a difference of metrics to the unit of the table."""
         mean = self.rows[0]["mean"]  # of the baseline
         if not self.metric.relative:
             return self.metric.scale
         return 100 / abs(mean) if mean else math.nan
 
     def gain(self, first: str, second: str) -> Gain | None:
-        """One method over another; None where no seed has both."""
+        """The gain of one method over another; None if no seed has both."""
         one, other = self.scores(first), self.scores(second)
         seeds = [seed for seed in one if seed in other]
         if not seeds:
@@ -120,7 +120,7 @@ class Compared:
 
 
 def control_of(method: str) -> str | None:
-    """The kind of a control; None if it is none."""
+    """The kind of a control; None for other methods."""
     found = [text for part in read_parts(method) for text in part.texts.get("control", [])]
     return found[0].removeprefix("control=") if found else None
 
@@ -134,7 +134,7 @@ def without(method: str, *keys: str) -> str:
 
 
 def brief(method: str) -> str:
-    """The name of a method without what is tuned, as for a figure."""
+    """The name of a method without its tuned parameters."""
     parts = read_parts(method)
     return without(method, "lr", *(key for part in parts for key, texts in part.texts.items() if len(texts) > 1))
 
@@ -144,5 +144,5 @@ def _list(key: str, texts: list[str]) -> str:
     return f"{key}={values[0]}" if len(values) == 1 else f"{key}=[{','.join(values)}]"
 
 
-def _trial(run: Run) -> str:
+def _configuration(run: Trial) -> str:
     return str(run["method"]) if run["lr"] is None else f"{run['method']} lr={run['lr']:g}"

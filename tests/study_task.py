@@ -1,20 +1,20 @@
-"""A task that takes milliseconds: what it returns is mostly luck, the same for all methods of a seed."""
-
-import sys
-
-import pytest
+"""A task of milliseconds for `tempbalance.study`, whose metric depends mostly on the seed, the same for all methods."""
 
 TASK = """
 import math
 import random
 import torch
 
-def train(seed, method, lr=0.1, gain=0.0, diverges=(), raises=(), forgets=False, returns=None, log=None):
+def train(
+    seed, method, lr=0.1, gain=0.0, diverges=(), raises=(), forgets=False, returns=None, interrupted_at=None, log=None
+):
+    if seed == interrupted_at and method.name != "plain":
+        raise KeyboardInterrupt
     if log:
         with open(log, "a") as file:
             file.write(f"{method.name} {seed}\\n")
     if seed in raises:
-        raise RuntimeError(f"seed {seed} is cursed")
+        raise RuntimeError(f"seed {seed} fails")
     model = torch.nn.Sequential(*(torch.nn.Linear(60, 60) for _ in range(3)))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     balancer = None if forgets else method.balance(optimizer, model, steps_per_epoch=1)
@@ -26,16 +26,3 @@ def train(seed, method, lr=0.1, gain=0.0, diverges=(), raises=(), forgets=False,
         return returns
     return {"validation": score, "test": math.nan if seed in diverges and (balancer or lr > 1) else score}
 """
-
-
-@pytest.fixture(autouse=True)
-def _search_path(monkeypatch):
-    """Loading a task adds its folder; here it goes again."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-
-
-@pytest.fixture
-def task_file(tmp_path):
-    path = tmp_path / "toy.py"
-    path.write_text(TASK)
-    return path

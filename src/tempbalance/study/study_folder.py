@@ -1,0 +1,212 @@
+"""The folder of a study: one JSON file per trial, written atomically, so that an interrupted study can resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tempbalance._files import dumps, write_whole
+from tempbalance.errors import StudyError
+from tempbalance.study.candidates import Configuration
+from tempbalance.study.task import Task, Trial
+
+__all__ = ["StudyFolder", "collect_folder", "common_settings", "open_folder", "restore_folder"]
+
+_LOCK, _SETTINGS, _SUMMARY = ".lock", "settings.json", "summary.json"
+_LONGEST = 80  # characters of a name before its hash
+
+
+class StudyFolder:
+    """Trials on disk, by method, learning rate and seed.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Use a folder that exists.
+
+        Args:
+            path: The folder.
+        """
+        self.path = path
+
+    def file(self, configuration: Configuration, seed: int) -> Path:
+        """The file of a trial."""
+        name = str(configuration)
+        readable = re.sub(r"[^\w.=+-]+", "_", name)[:_LONGEST]
+        return self.path / "runs" / f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}" / f"seed-{seed}.json"
+
+    def load(self, configuration: Configuration, seed: int) -> Trial | None:
+        """Read a trial.
+
+        Args:
+            configuration: Its method and learning rate.
+            seed: Its seed.
+
+        Returns:
+            The trial, None if it has not been run.
+
+        Raises:
+            StudyError: The file is damaged.
+        """
+        path = self.file(configuration, seed)
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            for numbers in (content["metrics"], content["balance"]):
+                numbers |= {name: math.nan for name, value in numbers.items() if value is None}
+            return Trial(**content)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise StudyError(f"cannot read {path}: {error}; delete it to run that trial again") from error
+
+    def save(self, trial: Trial) -> Path:
+        """Write a trial.
+
+        Args:
+            trial: The trial.
+
+        Returns:
+            Its file.
+        """
+        path = self.file(Configuration(trial.method, trial.lr), trial.seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (dumps(asdict(trial)) + "\n").encode())
+        return path
+
+    def save_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
+        write_whole(self.path / _SUMMARY, (dumps(summary) + "\n").encode())
+
+
+def common_settings(task: Task, parameters: Mapping[str, Any], lower_is_better: bool) -> dict[str, Any]:
+    """The settings that all trials of a folder share.
+
+    Args:
+        task: The task.
+        parameters: Arguments of the training function that define the study.
+        lower_is_better: Whether a smaller metric is better.
+
+    Returns:
+        The settings, for ``open_folder``.
+    """
+    return {
+        "task": f"{task.name} ({task.digest})",
+        "parameters": parameters,
+        "lower_is_better": lower_is_better,
+        "versions": {"tempbalance": version("tempbalance"), "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+@contextmanager
+def open_folder(path: Path, settings: Mapping[str, Any], extent: Mapping[str, Any]) -> Iterator[StudyFolder]:
+    """Open a folder for one process, if its trials have the same settings.
+
+    Args:
+        path: The folder; it is created if it is missing.
+        settings: Settings that all trials must share.
+        extent: Settings that may change from call to call, such as the number of seeds; written to the same file.
+
+    Yields:
+        The folder.
+
+    Raises:
+        StudyError: It is in use, cannot be created, or contains trials with other settings or other files.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"cannot make the folder {path}: {error.strerror}") from error
+    with _locked(path):
+        _check(path, settings)
+        content = json.dumps({"settings": settings, **extent}, indent=1, default=str)
+        write_whole(path / _SETTINGS, (content + "\n").encode())
+        yield StudyFolder(path)
+
+
+def _check(path: Path, settings: Mapping[str, Any]) -> None:
+    if not (path / _SETTINGS).exists():
+        if any(found.name != _LOCK for found in path.iterdir()):
+            raise StudyError(f"{path} contains files but no study: choose another folder")
+        return
+    try:
+        before = json.loads((path / _SETTINGS).read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"cannot read {path / _SETTINGS}: {error}; choose another folder") from error
+    now = json.loads(json.dumps(settings, default=str))
+    differing = [
+        f"{key} was {before.get(key)} and is {now.get(key)}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+    if differing:
+        raise StudyError(
+            f"{path} contains trials with other settings, which cannot be compared with new ones: "
+            f"{'; '.join(differing)}. Choose another folder, or delete this one"
+        )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Lock a folder; the system releases the lock however the process ends."""
+    if sys.platform == "win32":  # no lock: two processes would run the same trials twice, and lose none
+        yield
+        return
+    import fcntl
+
+    try:
+        file = open(path / _LOCK, "w")
+    except OSError as error:
+        raise StudyError(f"cannot write to {path}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StudyError(f"another process uses {path}: wait for it, or choose another folder") from None
+        yield
+
+
+def collect_folder(path: Path) -> dict[str, Any]:
+    """Collect a study in one object, to share or commit as JSON.
+
+    Args:
+        path: Folder of a study that has been run.
+
+    Returns:
+        ``settings``, ``summary`` and ``runs`` (all trials, tuning included; of a traceback, the last line).
+    """
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in path.glob("runs/*/seed-*.json")]
+    runs.sort(key=lambda run: (run["method"], run["lr"] or 0, run["seed"]))
+    runs = [run | {"error": run["error"].strip().rpartition("\n")[2]} for run in runs]
+    settings, summary = (json.loads((path / name).read_text("utf-8")) for name in (_SETTINGS, _SUMMARY))
+    return {"settings": settings, "summary": summary, "runs": runs}
+
+
+def restore_folder(collected: Mapping[str, Any], path: Path) -> None:
+    """Write a collected study as a folder, atomically, so that seeds or methods can be added.
+
+    Args:
+        collected: From :func:`collect_folder`.
+        path: A folder that does not exist yet.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+        folder = StudyFolder(Path(temporary) / path.name)
+        for run in collected["runs"]:
+            folder.save(Trial(**run))
+        write_whole(folder.path / _SETTINGS, (dumps(collected["settings"]) + "\n").encode())
+        folder.path.rename(path)

@@ -1,0 +1,58 @@
+"""A study on the terminal and as a page."""
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from tempbalance.report.study_page import render_study
+from tempbalance.report.study_terminal import print_study
+from tempbalance.study import Trial, read_candidates
+from tempbalance.study.summary import Result, summarize
+
+
+def summary_of(**metrics):
+    """A summary of given metrics by method; None is a failed trial."""
+    results = []
+    for candidate, values in zip(read_candidates([*metrics]), metrics.values(), strict=True):
+        trials = [
+            Trial(
+                method=candidate.name,
+                lr=None,
+                seed=seed,
+                status="failed" if value is None else "ok" if math.isfinite(value) else "diverged",
+                metrics={"test": value},
+                seconds=1.0,
+            )
+            for seed, value in enumerate(values)
+        ]
+        results.append(Result(candidate=candidate, chosen=candidate.configurations[0], trials=trials))
+    return summarize(results, settings={"task": "</script><img src=x>.py (0)", "seeds": 12})
+
+
+WITH_FAILURES = {"plain": [0.5] * 12, "llr": [None, math.nan, *[0.6] * 10], "tempbalance": [None] * 12}
+
+
+def printed(summary):
+    console = Console(file=io.StringIO(), width=100)
+    print_study(console, summary)
+    return console.file.getvalue()
+
+
+def test_the_table_counts_diverged_and_failed_trials():
+    rows = [line.split() for line in printed(summary_of(**WITH_FAILURES)).splitlines()]
+    assert rows[1][-2:] == ["diverged", "failed"]
+    assert any(row[:1] == ["llr"] and row[-2:] == ["1", "1"] for row in rows)
+    assert ["tempbalance", "–", "0", "12"] in rows
+
+
+def test_without_diverged_or_failed_trials_the_table_has_no_column_for_them():
+    assert "diverged" not in printed(summary_of(plain=[0.5] * 12, llr=[0.6] * 12)).splitlines()[1]
+
+
+def test_the_page_of_a_study_loads_nothing_and_escapes_names():
+    pytest.importorskip("plotly")
+    page = render_study(summary_of(**WITH_FAILURES))
+    assert "<img src=x>" not in page
+    assert "default-src 'none'" in page

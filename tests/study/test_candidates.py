@@ -1,0 +1,53 @@
+import pytest
+
+from tempbalance.errors import StudyError
+from tempbalance.study import Configuration, read_candidates
+
+
+def configurations(*names, **options):
+    return [[str(each) for each in candidate.configurations] for candidate in read_candidates(names, **options)]
+
+    assert configurations("llr", "tempbalance") == [["plain"], ["llr"], ["tempbalance"]]
+    assert configurations("llr", "plain") == [["plain"], ["llr"]]
+
+
+def test_the_baseline_is_the_first_candidate():
+    assert configurations("llr", baseline="llr") == [["llr"], ["plain"]]
+    names = ["llr:control=uniform", "plain:lr=[1]", "llr:high=3"]
+    assert configurations(*names, baseline="llr:high=3", lrs=[1])[0] == ["llr:high=3 lr=1"]
+
+
+def test_every_combination_of_choices_is_a_configuration():
+    assert configurations("llr:high=[3,5],low=1", "plain:lr=[0.1,0.2]") == [
+        ["plain lr=0.1", "plain lr=0.2"],
+        ["llr:high=3,low=1", "llr:high=5,low=1"],
+    ]
+    assert configurations("llr", lrs=[0.1, 0.2])[1] == ["llr lr=0.1", "llr lr=0.2"]
+
+
+def test_spaces_in_a_name_are_ignored():
+    assert read_candidates(["model_balancing: strength = (2, 1)"])[1].configurations == (
+        Configuration("model_balancing:strength=(2,1)", None),
+    )
+
+
+def test_a_method_and_its_control_have_the_same_base():
+    _, method, control, other = read_candidates(["llr:high=3", "llr:high=3,control=uniform", "llr:control=uniform"])
+    assert (method.base, control.base) == ("llr:high=3", "llr:high=3")
+    assert other.base != method.base
+    assert [each.is_control for each in (method, control)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["llr:high=[3,5]"], {}, "same number of configurations.*plain 1, .* 2"),
+        (["plain"], {}, "nothing to compare plain with; the methods are"),
+        (["llr", "llr"], {}, "a method occurs twice"),
+        (["plain", "llr"], {"baseline": "alphadecay"}, "the baseline alphadecay is not among the methods"),
+        (["llr:lr=fast"], {}, "lr must be a number"),
+    ],
+)
+def test_candidates_that_cannot_be_compared_are_refused(names, options, message):
+    with pytest.raises(StudyError, match=message):
+        read_candidates(names, **options)
