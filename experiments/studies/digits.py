@@ -59,7 +59,7 @@ EXPERIMENT = Experiment(
     name="digits",
     task="digits.py",
     metric=Metric(name="accuracy", unit="points", scale=100),
-    size=("examples", "images a class"),
+    size=("examples", "images per class"),
     claims=(
         Claim(
             name="block",

@@ -29,7 +29,7 @@ QUICK = Study(
 EXPERIMENT = Experiment(
     name="language",
     task="language.py",
-    metric=Metric(name="cross-entropy", unit="nats a token", lower_is_better=True, digits=4),
+    metric=Metric(name="cross-entropy", unit="nats per token", lower_is_better=True, digits=4),
     size=("tokens", "tokens to train on"),
     claims=(
         Claim(

@@ -24,8 +24,8 @@ X = torch.randn(9, 70, generator=torch.Generator().manual_seed(2))
 
 def tuned(baselines, names, net, steps=3):
     """What the prepared model says and how much of it is trained; a copy after training, what it says, its end."""
-    own = baselines.Joined(Method(names, makers=baselines.METHODS).own)
-    model = own.prepare(copy.deepcopy(net), baselines.Training(0, 1, steps))
+    joined = baselines.Joined(Method(names, custom=baselines.METHODS).custom)
+    model = joined.prepare(copy.deepcopy(net), baselines.Training(0, 1, steps))
     first = model.eval()(X).detach(), trained_count(model)
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
@@ -33,11 +33,11 @@ def tuned(baselines, names, net, steps=3):
     x, y = torch.randn(16, 70, generator=generator), torch.randint(3, (16,), generator=generator)
     for _ in range(steps):
         outputs = model(x)
-        own.loss(model, baselines.Batch(x, y), outputs, cross_entropy(outputs, y)).backward()
+        joined.loss(model, baselines.Batch(x, y), outputs, cross_entropy(outputs, y)).backward()
         optimizer.step()
         optimizer.zero_grad()
     last, outputs = copy.deepcopy(model).eval(), model.eval()(X).detach()
-    return *first, last, outputs, own.finish(model, []).eval()
+    return *first, last, outputs, joined.finish(model, []).eval()
 
 
 def trained_count(model):
@@ -95,17 +95,17 @@ def test_lora_trains_two_factors_a_layer_and_the_head(baselines, net):
 
 
 def test_lora_is_balanced_by_the_alphas_of_the_merged_weights(baselines, net):
-    own = baselines.METHODS["lora"](rank=4, scale=3.0)
-    model = own.prepare(net, baselines.Training(0, 1, 1))
+    baseline = baselines.METHODS["lora"](rank=4, scale=3.0)
+    model = baseline.prepare(net, baselines.Training(0, 1, 1))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     factors = [id(p) for name, p in model.named_parameters() if "lora_" in name]
-    method = Method("lora+model_balancing:unit=layer,every=1", makers=baselines.METHODS)
+    method = Method("lora+model_balancing:unit=layer,every=1", custom=baselines.METHODS)
     balancer = method.balance(optimizer, model)
     for _ in range(2):  # B is 0 at first, and so is the gradient of A
         model(torch.ones(2, 70)).sum().backward()
         optimizer.step()
     refresh = balancer.refresh()
-    merged = own.finish(model, [])
+    merged = baseline.finish(model, [])
     expected = [tb.Hill().fit(tb.weight_spectrum(merged[place].weight)).alpha for place in (0, 2)]
     assert [unit.alpha for unit in refresh.units[:2]] == pytest.approx(expected, rel=1e-4)
     owners = {id(p): group["name"] for group in optimizer.param_groups for p in group["params"]}
@@ -156,8 +156,8 @@ def test_svfit_trains_the_largest_singular_values_and_the_head(baselines, net, r
 
 
 def test_svfit_can_be_balanced(baselines, net):
-    own = baselines.METHODS["svfit"]()
-    model = own.prepare(net, baselines.Training(0, 1, 1))
+    baseline = baselines.METHODS["svfit"]()
+    model = baseline.prepare(net, baselines.Training(0, 1, 1))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     balancer = tb.Balancer(optimizer, model, tb.recipes.model_balancing_sciml(), steps_per_epoch=10)
     expected = [tb.Hill().fit(tb.weight_spectrum(net[place].weight)).alpha for place in (0, 2)]

@@ -30,20 +30,20 @@ def batches(baselines):
 
 def train(baselines, names, net, batches, seed=0):
     """A training loop with the hooks, as a task has it; returns the model and its losses."""
-    own = baselines.Joined(Method(names, makers=baselines.METHODS).own)
-    model = own.prepare(copy.deepcopy(net), baselines.Training(seed, EPOCHS, BATCHES))
+    joined = baselines.Joined(Method(names, custom=baselines.METHODS).custom)
+    model = joined.prepare(copy.deepcopy(net), baselines.Training(seed, EPOCHS, BATCHES))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     torch.manual_seed(seed)
     losses = []
     for batch in batches * EPOCHS:
         outputs = baselines.outputs_of(model, batch.inputs)
-        loss = own.loss(model, batch, outputs, cross_entropy(outputs, batch.targets))
+        loss = joined.loss(model, batch, outputs, cross_entropy(outputs, batch.targets))
         loss.backward()
-        own.before_step(model)
+        joined.before_step(model)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    return own.finish(model, batches), losses
+    return joined.finish(model, batches), losses
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_what_is_random_follows_the_seed_and_leaves_the_global_generator_alone(b
     for state in (0, 1):
         torch.manual_seed(state)
         before = torch.get_rng_state()
-        own = baselines.Joined(Method(name, makers=baselines.METHODS).own)
-        model = own.prepare(copy.deepcopy(net), baselines.Training(5, EPOCHS, BATCHES)).eval()
+        joined = baselines.Joined(Method(name, custom=baselines.METHODS).custom)
+        model = joined.prepare(copy.deepcopy(net), baselines.Training(5, EPOCHS, BATCHES)).eval()
         outputs = baselines.outputs_of(model, batches[0].inputs)
-        own.loss(model, batches[0], outputs, cross_entropy(outputs, batches[0].targets)).backward()
-        own.before_step(model)
+        joined.loss(model, batches[0], outputs, cross_entropy(outputs, batches[0].targets)).backward()
+        joined.before_step(model)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        weights.append([*gradients, *own.finish(model, batches).parameters()])
+        weights.append([*gradients, *joined.finish(model, batches).parameters()])
         assert torch.equal(torch.get_rng_state(), before)
     assert all(map(torch.equal, *weights))
 
@@ -252,12 +252,12 @@ def test_classifier_alignment_manages_with_one_example_of_a_class_and_none_of_an
 )
 def test_wrong_parameters_are_refused_by_name(baselines, name, message):
     with pytest.raises(ValueError, match=message):
-        Method(name, makers=baselines.METHODS)
+        Method(name, custom=baselines.METHODS)
 
 
 @pytest.mark.parametrize("name", ["lora", "svfit", "wise_ft", "classifier_alignment"])
 def test_a_model_without_a_head_is_refused(baselines, name):
-    own = baselines.METHODS[name]()
+    baseline = baselines.METHODS[name]()
     model = nn.Sequential(nn.Conv1d(2, 2, 1))
     with pytest.raises(ValueError, match="needs a model with a linear layer as its head"):
-        own.finish(own.prepare(model, baselines.Training(0, 1, 1)), [])
+        baseline.finish(baseline.prepare(model, baselines.Training(0, 1, 1)), [])

@@ -102,7 +102,9 @@ class TestVerdict:
         assert judge(claim, results).word == "not reproduced"
 
     def test_the_growth_of_a_gain_is_per_halving_of_the_data(self, make_results, claim):
-        results = [make_results({"plain": 0.7, METHOD: 0.7 + gain}, name) for name, gain in [("16", 0.04), ("64", 0.02)]]
+        results = [
+            make_results({"plain": 0.7, METHOD: 0.7 + gain}, name) for name, gain in [("16", 0.04), ("64", 0.02)]
+        ]
         slope = growth(claim, results, "examples")
         assert slope.low < 1 < slope.high  # 2 points over two halvings
         assert slope.high - slope.low < 0.5
@@ -157,7 +159,9 @@ class TestFigures:
 
     def test_the_forest_figure_has_every_label_and_series(self):
         points = [Point("a < b", 0, 1.0, 0.5, 1.5), Point("c", 1, -2.0, -3.0, -1.0)]
-        assert {"a < b", "c", "change, %", "one", "two"} <= set(texts(forest_figure(points, "change, %", ("one", "two"))))
+        assert {"a < b", "c", "change, %", "one", "two"} <= set(
+            texts(forest_figure(points, "change, %", ("one", "two")))
+        )
 
 
 class TestPages:

@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tempbalance.study import Trial
-from tempbalance.study.task import load_task
+from tempbalance.study import Configuration, load_task
 
 STUDY = Path(__file__).parents[2] / "experiments" / "digits.py"
 pytest.importorskip("sklearn")
@@ -12,7 +11,7 @@ pytest.importorskip("sklearn")
 def test_the_study_of_digits_is_a_task():
     task = load_task(STUDY, {"examples": 1})
     names = ("plain", "model_balancing", "model_balancing:strength=0")
-    plain, balanced, neutral = (task.run(Trial(name, 1e-2), 0) for name in names)
+    plain, balanced, neutral = (task.run(Configuration(name, 1e-2), 0) for name in names)
     assert [run.error for run in (plain, balanced, neutral)] == ["", "", ""]
     assert set(plain.metrics) == {"validation", "test"}
     assert all(0.2 < accuracy < 1 for accuracy in plain.metrics.values())

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from tempbalance.errors import StudyError
-from tempbalance.study import Method, Trial
-from tempbalance.study.task import load_task
+from tempbalance.study import Configuration, Method, load_task
 
 pytest.importorskip("transformers")
 
@@ -50,7 +49,7 @@ def test_methods_differ_as_they_should(language, data):
 
 def test_the_study_of_language_is_a_task(experiments, tmp_path):
     task = load_task(experiments / "language.py", {"data": str(tmp_path)})
-    found = task.run(Trial("decay:weight_decay=1+alphadecay", 1e-3), 0)
+    found = task.run(Configuration("decay:weight_decay=1+alphadecay", 1e-3), 0)
     assert found.status == "failed"
     assert f"there is no {tmp_path}/brown.txt: get the texts that train_lm.py names" in found.error
 

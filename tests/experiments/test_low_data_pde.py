@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tempbalance.study import Method, Trial
-from tempbalance.study.task import load_task
+from tempbalance.study import Configuration, Method, load_task
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 STUDY = EXPERIMENTS / "low_data_pde.py"
@@ -26,7 +25,7 @@ def data(tmp_path_factory):
 
 def run(name="plain", **settings):
     task = load_task(STUDY, {"examples": 3, "steps": 3, "batch_size": 2, **settings})
-    return task.run(Trial(name, 1e-2), 0)
+    return task.run(Configuration(name, 1e-2), 0)
 
 
 @pytest.mark.parametrize("problem", ["darcy", "burgers"])

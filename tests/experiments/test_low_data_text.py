@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tempbalance.study import Trial
-from tempbalance.study.task import load_task
+from tempbalance.study import Configuration, load_task
 
 STUDY = Path(__file__).parents[2] / "experiments" / "low_data_text.py"
 pytest.importorskip("transformers")
@@ -21,7 +20,9 @@ def data(tmp_path):
 
 def test_the_study_of_text_is_a_task(minilm, data):
     task = load_task(STUDY, {"data": data, "examples": 3, "epochs": 2, "batch_size": 2})
-    runs = [task.run(Trial(name, 1e-3), 0) for name in ("plain", "model_balancing", "model_balancing:strength=0")]
+    runs = [
+        task.run(Configuration(name, 1e-3), 0) for name in ("plain", "model_balancing", "model_balancing:strength=0")
+    ]
     assert [run.error for run in runs] == ["", "", ""]
     names = {"validation", "test", "validation_loss", "test_loss", "train_loss"}
     assert all(names < set(run.metrics) for run in runs)  # and alphas
@@ -33,7 +34,7 @@ def test_the_baselines_are_methods_of_it(minilm, data):
     pytest.importorskip("peft")
     task = load_task(STUDY, {"data": data, "examples": 3, "epochs": 2, "batch_size": 2})
     names = ("plain", "ensemble_decay:members=1,decay=1", "ensemble_decay:members=2,decay=1", "wise_ft+lora+snr+ps_kd")
-    plain, one, two, joined = (task.run(Trial(name, 1e-3), 0) for name in names)
+    plain, one, two, joined = (task.run(Configuration(name, 1e-3), 0) for name in names)
     assert one.metrics.items() < plain.metrics.items()  # which has alphas, too
     assert plain.metrics["validation_loss"] != two.metrics["validation_loss"]
     assert joined.error == ""
@@ -42,7 +43,9 @@ def test_the_baselines_are_methods_of_it(minilm, data):
 
 @pytest.mark.filterwarnings("ignore:.*NaN or Inf")
 def test_a_run_that_became_nan_has_no_accuracy(minilm, data):
-    run = load_task(STUDY, {"data": data, "examples": 4, "epochs": 2, "batch_size": 2}).run(Trial("plain", 1e30), 0)
+    run = load_task(STUDY, {"data": data, "examples": 4, "epochs": 2, "batch_size": 2}).run(
+        Configuration("plain", 1e30), 0
+    )
     assert run.status == "diverged"
 
 
@@ -68,6 +71,6 @@ def test_sentences_in_one_row_do_not_see_each_other(minilm, tmp_path, in_a_row):
 
 
 def test_missing_data_says_which_and_how(minilm, tmp_path):
-    run = load_task(STUDY, {"data": str(tmp_path)}).run(Trial("plain", 1e-3), 0)
+    run = load_task(STUDY, {"data": str(tmp_path)}).run(Configuration("plain", 1e-3), 0)
     assert run.status == "failed"
     assert f"there is no {tmp_path}/train.tsv: get SST-2" in run.error

@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from tempbalance.errors import NotFoundError, StudyError
-from tempbalance.study import Trial
-from tempbalance.study.task import load_task
+from tempbalance.study import Configuration, load_task
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ SMALL = {"examples": 20, "epochs": 2, "batch_size": 10, "size": 8}
 def test_the_study_of_images_is_a_task(vision, experiments, data, network):
     task = load_task(experiments / "vision.py", {**SMALL, "data": data, "network": network})
     names = ("plain", "tempbalance", "tempbalance:low=1,high=1", "snr:strength=0.1+tempbalance", "snr:strength=0")
-    runs = {name: task.run(Trial(name, 0.1), 0) for name in names}
+    runs = {name: task.run(Configuration(name, 0.1), 0) for name in names}
     assert [run.error for run in runs.values()] == [""] * len(names)
     plain = runs["plain"].metrics
     assert {"validation", "test", "train", "imbalance", "mean_alpha"} < set(plain)
@@ -92,7 +91,9 @@ def test_a_network_that_has_diverged_has_no_accuracy(vision, data):
 
 
 def test_missing_data_says_which_and_how(vision, experiments, tmp_path):
-    run = load_task(experiments / "vision.py", {"data": str(tmp_path), "classes": 100}).run(Trial("plain", 0.1), 0)
+    run = load_task(experiments / "vision.py", {"data": str(tmp_path), "classes": 100}).run(
+        Configuration("plain", 0.1), 0
+    )
     assert run.status == "failed"
     assert f"there is no {tmp_path}/cifar100.npz: make it from CIFAR-100" in run.error
     with pytest.raises(NotFoundError):
@@ -111,5 +112,7 @@ def test_a_size_that_does_not_divide_is_refused(vision, data):
 
 
 def test_an_unknown_network_is_refused(vision, experiments, data):
-    run = load_task(experiments / "vision.py", {"data": data, "network": "resnet18"}).run(Trial("plain", 0.1), 0)
+    run = load_task(experiments / "vision.py", {"data": data, "network": "resnet18"}).run(
+        Configuration("plain", 0.1), 0
+    )
     assert "network must be one of resnet20, vgg, got 'resnet18'" in run.error
