@@ -13,7 +13,7 @@ from command_line import check_error, run, started
 
 pytest.importorskip("plotly")
 METHOD = "model_balancing_sciml"
-ROOT = Path(__file__).parents[2]
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "compare-methods.md"
 
 
 @pytest.fixture
@@ -115,10 +115,11 @@ def test_an_interrupted_or_killed_study_loses_only_the_current_trial(tmp_path):
         assert all(json.loads(path.read_text())["status"] == "ok" for path in out.rglob("seed-*.json"))
 
 
-def test_the_task_of_the_readme_runs(command, task_file, tmp_path):
+def test_the_complete_task_of_the_guide_runs(command, task_file, tmp_path):
     pytest.importorskip("sklearn")
-    block = re.search(r"^```py\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    task_file.write_text(block[1])
+    blocks = re.findall(r"^```py\n(.*?)^```", GUIDE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    (block,) = (block for block in blocks if "load_digits" in block)
+    task_file.write_text(block)
     assert run(*command, "--quick") == 0
     assert [row["failed"] for row in summary(tmp_path / "out")["rows"]] == [0, 0]
     assert all(0.5 < row["mean"] < 1 for row in summary(tmp_path / "out")["rows"])

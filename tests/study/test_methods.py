@@ -78,7 +78,7 @@ class TestNames:
             ("llr:damped=true", "llr:damped=true: Linear must not be damped"),
             ("llr:unit=neuron", "unit must be one of layer, block"),
             ("llr:kinds=linear", "kinds must be None or a tuple"),
-            ("llr:estimator=magic", "estimator must be one of hill, peak, ks, averaged_hill, got magic"),
+            ("llr:estimator=magic", "unknown estimator .magic.: expected one of hill, peak, ks, averaged_hill"),
             ("llr:estimator={}", "llr:estimator={}: "),
             ("llr:windows=bay", "windows must be farms or none"),
             ("llr:every=often", "llr:every=often: "),

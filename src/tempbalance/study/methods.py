@@ -15,13 +15,12 @@ from tempbalance.errors import StudyError
 from tempbalance.spectra.windows import Windows
 from tempbalance.study.controls import CONTROLS, random_weights
 from tempbalance.study.method_names import Part, read_parts, read_value
-from tempbalance.tail import KS, AveragedHill, Hill, Peak, TailEstimator
+from tempbalance.tail import find_estimator
 
 __all__ = ["PLAIN", "CustomMethods", "Method", "find_recipe", "list_methods", "read_method"]
 
 PLAIN = "plain"
 _OPTIONS = ("unit", "estimator", "windows", "every", "spectrum_of", "kinds")  # fields that every recipe has
-_ESTIMATORS: dict[str, type[TailEstimator]] = {"hill": Hill, "peak": Peak, "ks": KS, "averaged_hill": AveragedHill}
 _WRAPPERS = {"damped": Damped, "change": AlphaChange}  # around the recipe's assignment
 
 CustomMethods: TypeAlias = Mapping[str, Callable[..., object]]  # called with the parameters in the name
@@ -191,10 +190,8 @@ def _build_recipe(name: str, values: Mapping[str, Any]) -> Recipe:
     if "every" in changes:
         changes["every"] = Every(steps=changes["every"])
     if "estimator" in changes:  # keeps the recipe's minimum number of eigenvalues
-        word = changes["estimator"]
-        if word not in _ESTIMATORS:
-            raise ValueError(f"estimator must be one of {', '.join(_ESTIMATORS)}, got {word}")
-        changes["estimator"] = _ESTIMATORS[word](min_eigenvalues=recipe.estimator.min_eigenvalues)
+        name = str(changes["estimator"])
+        changes["estimator"] = find_estimator(name, min_eigenvalues=recipe.estimator.min_eigenvalues)
     wrappers = [wrapper for key, wrapper in _WRAPPERS.items() if changes.pop(key, False)]
     recipe = replace(recipe, **changes)
     for wrapper in wrappers:
