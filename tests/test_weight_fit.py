@@ -1,18 +1,29 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
+import oracles
 import tempbalance as tb
+from tempbalance.errors import NonFiniteError, WeightError, WindowError
 from tempbalance.metrics import is_random, measure
 from tempbalance.spectra import Layout
 from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
 from tempbalance.types import Status
-from tempbalance.weight_fit import fit_weight
+from tempbalance.weight_fit import fit_weight, fit_weights
+
+SHAPES = [(90, 70), (70, 90), (64, 64), (40, 200)]
 
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def cut(matrices, size, starts):
+    """The windows themselves, by slicing: ``(W * B, rows, columns)``."""
+    height, width = size
+    return np.concatenate([matrices[:, row : row + height, column : column + width] for row, column in starts])
 
 
 class TestWholeMatrix:
@@ -68,3 +79,94 @@ class TestSmallSides:
         found = fit_weight(random(1, 1, 8, 8), Layout.TAPS, windows=windows)
         assert not is_random(found.spectrum, found.metrics)
         assert found.status is Status.OK
+
+
+class TestWindows:
+    @pytest.mark.parametrize("shape", SHAPES)
+    @pytest.mark.parametrize("windows", [2, 9, "auto"])
+    @pytest.mark.parametrize("ratio", [1.0, 1.5])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+    def test_pooled_eigenvalues_are_those_of_the_windows(self, shape, windows, ratio, dtype):
+        weight = random(*shape).to(dtype)
+        weight = weight * (1 + 0.5j) if dtype.is_complex else weight
+        farms = tb.FARMS(ratio, windows=windows)
+        found = fit_weight(weight, windows=farms)
+        grid = farms.grid(shape)
+        numbers = weight.to(torch.complex128 if dtype.is_complex else torch.float64)[None].numpy()
+        expected = oracles.eigenvalues(cut(numbers, grid.size, grid.starts[: found.num_windows]))
+        np.testing.assert_allclose(
+            found.spectrum.eigenvalues.numpy(), expected, rtol=1e-10, atol=found.spectrum.error_bound * expected[-1]
+        )
+
+    def test_kernel_taps_experts_and_complex_modes_are_pooled(self):
+        taps = random(40, 30, 3, 3)
+        found = fit_weight(taps, tb.spectra.Layout.TAPS, windows=tb.FARMS(windows=2))
+        assert found.spectrum.num_matrices == 9 * 4
+        matrices = taps.flatten(2).permute(2, 0, 1).numpy()
+        expected = oracles.eigenvalues(cut(matrices, (15, 15), [(0, 0), (0, 15), (25, 0), (25, 15)]))
+        np.testing.assert_allclose(found.spectrum.eigenvalues.numpy(), expected, rtol=1e-9, atol=1e-12 * expected[-1])
+        stacked = fit_weight(taps.flatten(2).permute(2, 0, 1), tb.spectra.Layout.STACK, windows=tb.FARMS(windows=2))
+        assert torch.equal(stacked.spectrum.eigenvalues, found.spectrum.eigenvalues)
+
+    def test_weights_in_one_batch_have_the_same_bits_as_alone(self):
+        weights = [random(1, 60, 60), random(1, 200, 60, seed=1), random(2, 60, 90, seed=2)]
+        layouts = [tb.spectra.Layout.MATRIX, tb.spectra.Layout.MATRIX, tb.spectra.Layout.STACK]
+        options = {"windows": tb.FARMS(), "estimator": tb.Hill()}
+        together = fit_weights(weights, layouts, **options)
+        for weight, layout, found in zip(weights, layouts, together, strict=True):
+            alone = fit_weights([weight], [layout], **options)[0]
+            assert torch.equal(found.spectrum.eigenvalues, alone.spectrum.eigenvalues)
+            assert found.fit == alone.fit
+
+    def test_the_weight_is_not_changed(self):
+        weight = random(50, 40)
+        before = weight.clone()
+        fit_weight(weight, windows=tb.FARMS(windows=9))
+        assert torch.equal(weight, before)
+
+    @pytest.mark.parametrize("scale", [1e-150, 1e150])
+    def test_alpha_does_not_depend_on_scale(self, scale):
+        weight = random(60, 60)
+        expected = fit_weight(weight, windows=tb.FARMS()).fit.alpha
+        assert fit_weight(weight * scale, windows=tb.FARMS()).fit.alpha == pytest.approx(expected, rel=1e-9)
+
+    def test_ill_conditioned_windows_fall_back_to_an_svd(self):
+        weight = matrix_with_spectrum(torch.logspace(-13, 0, 40, dtype=torch.float64), (40, 40))
+        found = fit_weight(weight, windows=tb.FARMS(rows=40)).spectrum.eigenvalues
+        assert found[0].item() == pytest.approx(1e-13, rel=1e-2)
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_non_finite_weights_raise_wherever_the_windows_are(self, bad):
+        weight = random(30, 30)
+        weight[29, 0] = bad
+        with pytest.raises(NonFiniteError, match="1 of 900"):
+            fit_weight(weight, windows=tb.FARMS(windows=1, rows=4))
+
+    def test_an_aspect_ratio_that_fits_nowhere_raises(self):
+        with pytest.raises(WindowError, match="aspect ratio 4 fits into 2 x 3"):
+            fit_weight(random(2, 3), windows=tb.FARMS(aspect_ratio=4))
+
+    def test_integer_weights_raise(self):
+        with pytest.raises(WeightError, match="floating-point"):
+            fit_weight(torch.ones(9, 9, dtype=torch.int64), windows=tb.FARMS())
+
+
+def test_alpha_of_windows_does_not_depend_on_the_aspect_ratio_of_the_matrix():
+    """Of matrices with independent Student-t entries, whole ones differ by their shape, windows do not."""
+    whole, windows = [], []
+    for ratio in (1, 4, 16):
+        torch.manual_seed(ratio)
+        weight = torch.distributions.StudentT(4.0).sample((96, 96 * ratio))
+        whole.append(tb.Hill().fit(tb.weight_spectrum(weight)).alpha)
+        windows.append(fit_weight(weight, windows=tb.FARMS()).fit)
+    assert whole[2] - whole[0] > 1
+    for fit in windows[1:]:
+        assert abs(fit.alpha - windows[0].alpha) < 3 * math.hypot(fit.stderr, windows[0].stderr)
+
+
+def test_alphas_of_windows_are_in_the_order_of_the_exponents():
+    fits = [
+        fit_weight(matrix_with_spectrum(pareto_quantiles(128, alpha), (128, 256)), windows=tb.FARMS()).fit.alpha
+        for alpha in (2.0, 3.0, 5.0)
+    ]
+    assert fits == sorted(fits)

@@ -1,8 +1,11 @@
+import itertools
 import json
 import logging
 import math
-import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +13,11 @@ from safetensors.torch import load_file, save_file
 
 import oracles
 import tempbalance as tb
-from command_line import interrupted
+from command_line import interrupted, run
+from tempbalance.analysis.batching import BatchLimits, fit_model_weights
 from tempbalance.errors import AnalysisError, NonFiniteError, SelectionError, WeightError
+from tempbalance.layers import find_weights
+from tempbalance.weight_fit import fit_weight
 
 
 class TestLiveModel:
@@ -42,10 +48,13 @@ class TestLiveModel:
         assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
         assert attributes == {name: sorted(vars(module)) for name, module in trained.named_modules()}
 
-    def test_batching_does_not_change_the_numbers(self, trained, monkeypatch):
-        together = tb.analyze(trained)
-        monkeypatch.setattr("tempbalance.analysis.batching._BATCH", 1)
-        assert repr(tb.analyze(trained).layers) == repr(together.layers)
+    def test_numbers_do_not_depend_on_batches(self, trained):
+        weights, _ = find_weights(trained)
+        options = {"estimator": tb.Hill(), "limits": BatchLimits(batch=1, smallest_batch=1)}
+        alone = {weight.name: found for batch in fit_model_weights(weights, **options) for weight, found in batch}
+        for row in tb.analyze(trained).layers[:3]:
+            assert row.alpha == alone[row.name].fit.alpha
+            assert row.xmin == alone[row.name].fit.xmin
 
     def test_selection(self, trained):
         assert [row.name for row in tb.analyze(trained, select=["0.*", "2.*"]).layers] == ["0.weight", "2.weight"]
@@ -180,47 +189,55 @@ class TestRealTransformer:
 def checkpoint(tmp_path):
     path = tmp_path / "model.safetensors"
     generator = torch.Generator().manual_seed(0)
-    save_file({f"layers.{i}.weight": torch.randn(64, 64, generator=generator) for i in range(12)}, path)
+    save_file({f"layers.{i}.weight": torch.randn(64 + i, 64, generator=generator) for i in range(12)}, path)
+    return path
+
+
+@dataclass(frozen=True)
+class Interrupted(tb.Hill):
+    """Hill's estimator, interrupted when its count of calls reaches 5."""
+
+    calls: Iterator[int] = field(default_factory=itertools.count, repr=False)
+
+    def fit_tails(self, eigenvalues):
+        if next(self.calls) == 5:
+            raise KeyboardInterrupt
+        return super().fit_tails(eigenvalues)
+
+
+@pytest.fixture
+def partial(checkpoint, tmp_path) -> Path:
+    """The file of an analysis that was interrupted."""
+    path = tmp_path / "partial"
+    with pytest.raises(KeyboardInterrupt):
+        tb.analyze(checkpoint, estimator=Interrupted(calls=iter(range(100))), resume=path)
+    path.write_text(path.read_text().replace("Interrupted(", "Hill("))
     return path
 
 
 class TestResume:
-    def test_rows_done_are_not_computed_again(self, checkpoint, tmp_path, monkeypatch):
-        expected = tb.analyze(checkpoint)
+    def test_finished_rows_are_not_computed_again(self, checkpoint, tmp_path):
+        expected = tb.analyze(checkpoint, estimator=Interrupted(calls=iter(range(100, 200))))
         partial = tmp_path / "partial"
-        monkeypatch.setattr("tempbalance.analysis.batching._BATCH", 1)
-        calls = iter(range(100))
-
-        def interrupt(*args, **kwargs):
-            if next(calls) == 5:
-                raise KeyboardInterrupt
-            return fit_weights(*args, **kwargs)
-
-        fit_weights = sys.modules["tempbalance.weight_fit"].fit_weights
-        monkeypatch.setattr("tempbalance.analysis.batching.fit_weights", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            tb.analyze(checkpoint, resume=partial)
+            tb.analyze(checkpoint, estimator=Interrupted(calls=iter(range(100))), resume=partial)
         done = len(partial.read_text().splitlines()) - 1
         assert 0 < done < 12
         calls = iter(range(100, 200))
-        assert repr(tb.analyze(checkpoint, resume=partial).layers) == repr(expected.layers)
+        resumed = tb.analyze(checkpoint, estimator=Interrupted(calls=calls), resume=partial)
+        assert repr(resumed.layers) == repr(expected.layers)
         assert next(calls) == 100 + 12 - done
         assert not partial.exists()
 
-    def test_line_cut_short_is_computed_again(self, checkpoint, tmp_path, monkeypatch):
-        partial = tmp_path / "partial"
+    def test_a_row_that_was_cut_short_is_computed_again(self, checkpoint, partial, caplog):
         expected = tb.analyze(checkpoint)
-        monkeypatch.setattr("pathlib.Path.unlink", lambda *_args, **_kwargs: None)
-        tb.analyze(checkpoint, resume=partial)
         text = partial.read_text()
-        partial.write_text(text[: len(text) // 2])
-        assert repr(tb.analyze(checkpoint, resume=partial).layers) == repr(expected.layers)
+        partial.write_text(text[:-100])
+        with caplog.at_level(logging.INFO, logger="tempbalance"):
+            assert repr(tb.analyze(checkpoint, resume=partial).layers) == repr(expected.layers)
+        assert f"resuming: {len(text.splitlines()) - 2} of 12" in caplog.text
 
-    def test_other_settings_start_afresh(self, checkpoint, tmp_path, monkeypatch, caplog):
-        partial = tmp_path / "partial"
-        with monkeypatch.context() as patch:
-            patch.setattr("pathlib.Path.unlink", lambda *_args, **_kwargs: None)
-            tb.analyze(checkpoint, resume=partial)
+    def test_other_settings_start_afresh(self, checkpoint, partial, caplog):
         with caplog.at_level(logging.WARNING, logger="tempbalance"):
             analysis = tb.analyze(checkpoint, estimator=tb.Hill(0.3), resume=partial)
         assert "starting afresh" in caplog.text
@@ -232,14 +249,94 @@ class TestResume:
 
     def test_ctrl_c_on_the_command_line(self, tmp_path):
         path, out = tmp_path / "model.safetensors", tmp_path / "out.json"
-        save_file({f"layers.{i}.weight": torch.randn(900 + i, 900) for i in range(60)}, path)
+        save_file({f"layers.{i}.weight": torch.randn(600 + i, 600) for i in range(60)}, path)
         command = [sys.executable, "-m", "tempbalance", "analyze", str(path), "--out", str(out), "--quiet"]
         partial = out.with_name("out.json.partial")
         status, errors, done = interrupted(command, partial)
         assert status == 130
-        assert "go on" in errors
+        assert "again to resume" in errors
         assert not out.exists()
         assert 0 < done < 60
-        subprocess.run(command, check=True)
+        assert run(*command[3:]) == 0
         assert len(json.loads(out.read_text())["layers"]) == 60
         assert not partial.exists()
+
+
+class TestWindows:
+    def test_rows_contain_the_number_of_windows_and_their_coverage(self, trained, tmp_path):
+        analysis = tb.analyze(trained, windows=tb.FARMS())
+        row = analysis.layers[0]
+        assert (row.num_matrices, row.coverage) == (1, 1.0)
+        assert row.num_eigenvalues == 40 * row.num_windows
+        assert analysis.settings["windows"] == repr(tb.FARMS())
+        assert row.alpha == fit_weight(trained[0].weight.detach(), windows=tb.FARMS()).fit.alpha
+        path = tmp_path / "a.json"
+        analysis.save(path)
+        assert repr(tb.Analysis.load(path).layers) == repr(analysis.layers)
+        assert {"num_windows", "coverage"} <= set(analysis.to_pandas().columns)
+        analysis.save(tmp_path / "a.html")
+
+    def test_norms_do_not_grow_with_the_number_of_windows(self, trained):
+        few, many = (tb.analyze(trained, windows=tb.FARMS(windows=k)).layers[0] for k in (2, 8))
+        assert many.log10_frobenius_norm == pytest.approx(few.log10_frobenius_norm, abs=0.02)
+        assert few.log10_frobenius_norm < tb.analyze(trained).layers[0].log10_frobenius_norm
+
+    def test_an_untrained_layer_is_random_with_windows_too(self):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"linear": torch.nn.Linear(300, 200), "conv": torch.nn.Conv2d(64, 128, 3)})
+        for windows in (tb.FARMS(), tb.FARMS(windows=8), tb.FARMS(aspect_ratio=2.0)):
+            rows = tb.analyze(model, windows=windows).layers
+            assert [row.status.value for row in rows] == ["random"] * 2
+
+    def test_layers_of_different_shapes_and_kinds_are_analysed(self):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict(
+            {
+                "wide": torch.nn.Linear(300, 60),
+                "square": torch.nn.Linear(60, 60),
+                "conv": torch.nn.Conv2d(60, 90, 3),
+                "tiny": torch.nn.Linear(4, 3),
+            }
+        )
+        for windows in (tb.FARMS(), tb.released.FARMSAsReleased(30, 3)):
+            rows = tb.analyze(model, windows=windows).layers
+            assert [row.name for row in rows] == ["wide.weight", "square.weight", "conv.weight", "tiny.weight"]
+            assert [row.num_matrices for row in rows] == [1, 1, 9, 1]
+
+    def test_a_layer_that_no_window_fits_is_skipped(self):
+        analysis = tb.analyze(
+            {"a.weight": torch.randn(20, 20), "b.weight": torch.randn(2, 3)}, windows=tb.FARMS(aspect_ratio=5.0)
+        )
+        assert [row.name for row in analysis.layers] == ["a.weight"]
+        assert "fits into 2 x 3" in analysis.skipped[0].reason
+
+    def test_numbers_do_not_depend_on_resuming(self, checkpoint, tmp_path):
+        expected = tb.analyze(checkpoint, windows=tb.FARMS())
+        partial = tmp_path / "partial"
+        with pytest.raises(KeyboardInterrupt):
+            tb.analyze(checkpoint, windows=tb.FARMS(), estimator=Interrupted(calls=itertools.count()), resume=partial)
+        partial.write_text(partial.read_text().replace("Interrupted(", "Hill("))
+        assert repr(tb.analyze(checkpoint, windows=tb.FARMS(), resume=partial).layers) == repr(expected.layers)
+
+    @pytest.mark.parametrize("farms", [tb.FARMS(), tb.FARMS(rows=1)], ids=repr)
+    def test_a_head_of_few_classes_has_too_few_eigenvalues_and_the_rest_is_measured(self, farms):
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.Linear(64, 64), torch.nn.Linear(64, 2))
+        statuses = [row.status for row in tb.analyze(model, windows=farms).layers]
+        assert statuses[2] is tb.types.Status.TOO_FEW
+        assert set(statuses[:2]) <= {tb.types.Status.OK, tb.types.Status.RANDOM}
+
+    def test_analyses_with_different_windows_cannot_be_compared(self, trained):
+        with pytest.raises(AnalysisError, match="different windows"):
+            tb.compare(tb.analyze(trained), tb.analyze(trained, windows=tb.FARMS()))
+
+    def test_a_file_of_a_version_without_windows_can_be_loaded(self, trained, tmp_path):
+        path = tmp_path / "a.json"
+        tb.analyze(trained).save(path)
+        data = json.loads(path.read_text())
+        for row in data["layers"]:
+            del row["num_windows"], row["coverage"]
+        del data["settings"]["windows"]
+        path.write_text(json.dumps(data))
+        old = tb.Analysis.load(path)
+        assert {(row.num_windows, row.coverage) for row in old.layers} == {(1, 1.0)}
+        assert len(tb.compare(old, tb.analyze(trained)).layers) == 4

@@ -1,4 +1,4 @@
-"""Weights are brought to the device one batch ahead; here the device is the CPU, and only the order is seen."""
+"""Weights are copied to the device one batch ahead. Here the device is the CPU, so only the order is tested."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import tempbalance as tb
-from tempbalance.analysis import batching as fitting
+from tempbalance.analysis.batching import fit_model_weights
 from tempbalance.analysis.streaming import streamed
-from tempbalance.errors import WeightError
+from tempbalance.errors import NonFiniteError, WeightError
 from tempbalance.layers import Weight, find_weights
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def watched(weight: Weight, read: list[str], event: threading.Event) -> Weight:
     return dataclasses.replace(weight, cut=cut)
 
 
-def test_all_come_in_order_as_they_were():
+def test_streamed_yields_every_weight_in_order_and_unchanged():
     weights = make_weights()
     batches = [weights[:2], weights[2:3], weights[3:]]
     found = list(streamed(batches, CPU))
@@ -43,7 +43,7 @@ def test_all_come_in_order_as_they_were():
             assert not brought.load().requires_grad
 
 
-def test_the_next_is_read_while_one_is_used_but_not_the_one_after():
+def test_streamed_reads_one_batch_ahead_and_no_more():
     read: list[str] = []
     events = [threading.Event() for _ in range(4)]
     weights = [watched(w, read, event) for w, event in zip(make_weights(), events, strict=True)]
@@ -58,7 +58,7 @@ def test_the_next_is_read_while_one_is_used_but_not_the_one_after():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tempbalance")]
 
 
-def test_an_error_is_raised_when_the_turn_of_its_weight_has_come():
+def test_streamed_raises_an_error_of_reading_when_the_weight_is_used():
     def fail(_):
         raise WeightError("gone")
 
@@ -70,16 +70,23 @@ def test_an_error_is_raised_when_the_turn_of_its_weight_has_come():
         broken.load()
 
 
-def test_nothing_to_bring():
+def test_streamed_without_weights_yields_nothing():
     assert list(streamed([], CPU)) == []
 
 
 @pytest.mark.parametrize("windows", [None, tb.FARMS()], ids=["whole", "farms"])
-def test_an_analysis_of_weights_that_are_brought_gives_the_same(monkeypatch, windows):
+def test_streamed_weights_have_the_same_fits_and_errors(windows):
     state = {weight.name: weight.load().detach() for weight in make_weights(5)}
     state["bad"] = torch.full((40, 40), torch.nan)
-    expected = tb.analyze(state, windows=windows)
-    monkeypatch.setattr(fitting, "_is_streamed", lambda _: True)
-    found = tb.analyze(state, windows=windows, device="cpu")
-    assert repr(found.layers) == repr(expected.layers)  # NaN is not equal to NaN
-    assert found.skipped == expected.skipped
+    weights, _ = find_weights(state)
+
+    def fits(**options):
+        batches = fit_model_weights(weights, estimator=tb.Hill(), windows=windows, **options)
+        return {weight.name: found for batch in batches for weight, found in batch}
+
+    expected, found = fits(), fits(device="cpu", stream=True)
+    assert found.keys() == expected.keys()
+    assert isinstance(found.pop("bad"), NonFiniteError)
+    for name, fit in found.items():
+        assert torch.equal(fit.spectrum.eigenvalues, expected[name].spectrum.eigenvalues)
+        assert fit.fit == expected[name].fit

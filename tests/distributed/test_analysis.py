@@ -113,7 +113,7 @@ def fails_in_the_middle(folder: Path, partial: Path, bad_rank: int) -> str:
     """What the error says, where one process fails at its third batch."""
     processes = joined(folder)
     if dist.get_rank() == bad_rank:
-        merge = processes.merge
+        gather = processes.gather
 
         def failing(own):
             for number, value in enumerate(own):
@@ -121,11 +121,11 @@ def fails_in_the_middle(folder: Path, partial: Path, bad_rank: int) -> str:
                     raise MemoryError("no room")
                 yield value
 
-        processes.merge = lambda own: merge(failing(own))
+        processes.gather = lambda own: gather(failing(own))
     with pytest.raises((AnalysisError, MemoryError)) as raised:
         tb.analyze(folder, progress=False, resume=partial, processes=processes)
     if dist.get_rank() == bad_rank:
-        assert processes.fail()
+        assert processes.report_failure()
     return str(raised.value)
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 import oracles
 import tempbalance as tb
 from tempbalance.errors import NonFiniteError, WeightError
-from tempbalance.spectra import eigenvalues as module
 from tempbalance.spectra.eigenvalues import spectra
+from tempbalance.spectra.gram import GramOptions
 from tempbalance.testing import TOLERANCE, matrix_with_spectrum, pareto_quantiles
 
 RTOL = TOLERANCE[torch.float64]
@@ -34,15 +34,13 @@ def assert_eigenvalues(spectrum, matrices):
 )
 @settings(deadline=None, max_examples=50)
 def test_without_float64_the_bound_holds_and_small_eigenvalues_keep_their_digits(logs, zeros, extra, seed):
-    # A device without float64, on this one: the Gram matrix in float32, an SVD in float32 where that says too little.
+    # As on a device without float64: the Gram matrix in float32, an SVD in float32 where that is not accurate enough.
     singular = [10**log for log in logs] + [0.0] * zeros
     side = len(singular)
     u, v = (torch.linalg.qr(random(rows, side, seed=seed + i))[0] for i, rows in enumerate((side + extra, side)))
     weight = ((u * torch.tensor(singular, dtype=torch.float64)) @ v.T).float()
     exact = tb.weight_spectrum(weight).eigenvalues
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "working_dtype", lambda _: torch.float32)
-        found = tb.weight_spectrum(weight)
+    found = spectra([weight[None]], options=GramOptions(dtype=torch.float32))[0]
     eps, largest = torch.finfo(torch.float32).eps, exact[-1]
     assert found.error_bound == pytest.approx(math.sqrt(side + extra) * eps)
     assert (
@@ -81,11 +79,9 @@ def test_taps_are_pooled():
     assert_eigenvalues(spectrum, weight.permute(2, 3, 0, 1).reshape(9, 20, 15).numpy())
 
 
-def test_tall_matrix_read_in_chunks(monkeypatch):
-    monkeypatch.setattr("tempbalance.spectra.gram._ROWS", 100)
-    monkeypatch.setattr("tempbalance.spectra.gram._CHUNK", 0)
+def test_a_tall_matrix_is_read_in_chunks_with_the_same_result():
     weight = random(1000, 64)
-    assert_eigenvalues(tb.weight_spectrum(weight), weight[None])
+    assert_eigenvalues(spectra([weight[None]], options=GramOptions(rows=100, chunk=0))[0], weight[None])
 
 
 @pytest.mark.parametrize("side", [20, 23])  # of odd ones, every other is aligned badly in a plain batch

@@ -1,8 +1,8 @@
-"""Fit the tails of many weights: equal shapes in one batch, several batches at a time, a share of them per process.
+"""Fit the weights of a model: equal shapes in one batch, several batches in parallel threads, a part per process.
 
-On a CPU the reduction to tridiagonal form waits for memory more than it computes, and threads within one linear-algebra
-call wait for each other: on a machine that is busy with other work, too, for long. So weights are computed side by side
-where that keeps all threads busy, each in a thread of its own.
+On a CPU the reduction to tridiagonal form is limited by memory, and threads within one linear-algebra call wait for
+each other, for long on a busy machine. So weights are computed in parallel, each in one thread, where that keeps all
+threads busy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from tempbalance.analysis.distributed import share
+from tempbalance.analysis.distributed import assign_ranks
 from tempbalance.analysis.streaming import streamed
 from tempbalance.errors import TempBalanceError, WindowError
 from tempbalance.layers import Weight
@@ -26,44 +26,63 @@ from tempbalance.spectra.windows import Windows
 from tempbalance.tail import TailEstimator
 from tempbalance.weight_fit import WeightFit, batch_key, fit_weights
 
-__all__ = ["Fitted", "cost", "enough_side_by_side", "fit_model_weights", "own_share"]
+__all__ = ["BatchLimits", "Fitted", "cost", "fit_model_weights", "should_parallelize", "weights_of_rank"]
 
 Fitted: TypeAlias = tuple[Weight, WeightFit | TempBalanceError]
 
-_BATCH = 1 << 21  # weights of equal shape that are analysed together hold at most this many numbers
-_LEAST = 1 << 16  # so that tiny weights do share a call
-_ROUNDS = 4  # batches per thread, at least, where there is enough to do
-_SMALL = 1 << 20  # weights of up to so many numbers gain little from a second thread of linear algebra
-_ROOM = 1 << 29  # bytes that a weight computed beside others may need, itself not counted
-_WINDOWS_BYTES = 10  # for each number of a float32 weight: what its windows need at most
-_FULL = 2  # times the work of the most expensive weight, for each thread: so that they end at about the same time
+_BATCHES_PER_THREAD = 4  # at least, where there are enough weights
+_WEIGHTS_PER_THREAD = 2  # of the cost of the most expensive one, so that threads end at about the same time
+_WINDOWS_BYTES = 10  # at most, for each number of a float32 weight
 
 
-def fit_model_weights(
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """When weights share a batch or run in parallel threads.
+
+    Attributes:
+        batch: Numbers in a batch of weights of equal shape, at most.
+        smallest_batch: Numbers in a batch up to which weights are not distributed over threads.
+        small: Numbers of a weight that gains little from a second thread of linear algebra, at most.
+        memory: Bytes that a large weight in a parallel thread may need, itself not counted.
+    """
+
+    batch: int = 1 << 21
+    smallest_batch: int = 1 << 16
+    small: int = 1 << 20
+    memory: int = 1 << 29
+
+
+_LIMITS = BatchLimits()
+
+
+def fit_model_weights(  # noqa: PLR0913  options by keyword
     weights: Sequence[Weight],
     *,
     estimator: TailEstimator,
     windows: Windows | None = None,
     device: torch.device | str | None = None,
-    side_by_side: bool = False,
+    parallel: bool = False,
+    stream: bool | None = None,
+    limits: BatchLimits = _LIMITS,
 ) -> Iterator[list[Fitted]]:
     """Compute the spectra of weights and fit their tails.
 
-    Small weights are computed in threads, as many at a time as torch has threads, each with one thread of linear
-    algebra; large ones one after the other, each with all threads, or likewise.
+    Small weights are computed in parallel, as many as torch has threads, each with one thread of linear algebra; large
+    ones one after the other with all threads, or in parallel too.
 
     Args:
-        weights: What to read and fit.
+        weights: Which weights are read and fitted.
         estimator: How the tails are fitted.
         windows: FARMS windows whose spectra are pooled; None for whole matrices.
-        device: Where to compute; by default where each weight is. A GPU gets the next weights while it computes.
-        side_by_side: Whether large weights are computed in threads, too, the most expensive first, as far as none needs
-            more than 512 MB beside itself. Without a device alone: weights on an accelerator take turns.
+        device: Where to compute; by default where each weight is.
+        parallel: Whether large weights are computed in parallel too, the most expensive first, if none needs more than
+            512 MB besides itself. Without ``device`` only: weights on an accelerator are computed one by one.
+        stream: Whether the next weights are copied to the device during the computation; by default to a GPU only.
+        limits: Sizes of batches.
 
     Yields:
         Batch by batch, in no particular order, each weight with its fit or with the error that it raised. On a CPU the
-        numbers do not depend on which weights share a batch; those of what is computed in threads do not depend on how
-        many threads there are, either (if more than one).
+        numbers do not depend on which weights share a batch, nor on the number of threads (if more than one).
 
     Example:
         >>> from tempbalance.layers import find_weights
@@ -72,87 +91,71 @@ def fit_model_weights(
         >>> {w.name: type(fit).__name__ for batch in fit_model_weights(weights, estimator=Hill()) for w, fit in batch}
         {'a': 'WeightFit', 'b': 'NonFiniteError'}
     """
-    job = _Job(estimator, windows, device)
-    if device is not None and _is_streamed(there := torch.device(device)):
-        yield from _streamed_fits(job, weights, there)
+    fitter = _BatchFitter(estimator, windows, device, limits)
+    if device is not None and (torch.device(device).type == "cuda" if stream is None else stream):
+        for batch, on_device in streamed(fitter.batches(weights, limits.batch), torch.device(device)):
+            fits = [fit for _, fit in fitter.fit(on_device)]
+            on_device.clear()  # free the memory for the batch after the next
+            yield list(zip(batch, fits, strict=True))
         return
     threads = torch.get_num_threads()
     if threads == 1 or (device is not None and torch.device(device).type != "cpu"):
-        yield from map(job.fit, _batches(weights, windows, _BATCH))
+        yield from map(fitter.fit, fitter.batches(weights, limits.batch))
         return
-    small = [weight for weight in weights if _size(weight) <= _SMALL]
-    beside = [weight for weight in weights if side_by_side and _is_large_but_fits(weight, windows)]
-    in_threads = {weight.name for weight in small + beside}
-    even = sum(map(_size, small)) // (_ROUNDS * threads)  # a few weights must not end up in one thread
-    batches = [*_batches(beside, windows, _BATCH), *_batches(small, windows, min(_BATCH, max(_LEAST, even)))]
+    small = [weight for weight in weights if _size(weight) <= limits.small]
+    large = [weight for weight in weights if parallel and _is_large_but_fits(weight, windows, limits)]
+    in_threads = {weight.name for weight in small + large}
+    even = sum(map(_size, small)) // (_BATCHES_PER_THREAD * threads)  # so that a few weights use all threads
+    most = min(limits.batch, max(limits.smallest_batch, even))
+    batches = [*fitter.batches(large, limits.batch), *fitter.batches(small, most)]
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield from pool.map(job.fit, sorted(batches, key=lambda batch: -sum(map(cost, batch))))
+        yield from pool.map(fitter.fit, sorted(batches, key=lambda batch: -sum(map(cost, batch))))
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # a thread's own number is also that of threads yet to come
-    yield from map(job.fit, _batches([w for w in weights if w.name not in in_threads], windows, _BATCH))
+        torch.set_num_threads(threads)  # what a thread sets for itself is inherited by threads created later
+    rest = [weight for weight in weights if weight.name not in in_threads]
+    yield from map(fitter.fit, fitter.batches(rest, limits.batch))
 
 
-def _streamed_fits(job: _Job, weights: Sequence[Weight], device: torch.device) -> Iterator[list[Fitted]]:
-    for batch, brought in streamed(_batches(weights, job.windows, _BATCH), device):
-        fits = [fit for _, fit in job.fit(brought)]
-        brought.clear()  # room for the one after the next
-        yield list(zip(batch, fits, strict=True))
-
-
-def enough_side_by_side(weights: Sequence[Weight], windows: Windows | None = None) -> bool:
-    """Whether large weights are better computed side by side than one after the other.
-
-    A few of them would leave threads without work at the end.
+def should_parallelize(
+    weights: Sequence[Weight], windows: Windows | None = None, limits: BatchLimits = _LIMITS
+) -> bool:
+    """Return whether large weights are better computed in parallel; a few of them would leave threads idle at the end.
 
     Args:
-        weights: All weights of a model, whichever of them are computed in this run and by this process: the answer, and
-            with it the last bits of the numbers, is then that of all runs and processes.
+        weights: All weights of a model, also those computed in another run or process: the answer, and with it the
+            last bits of the numbers, is then the same in all of them.
         windows: FARMS windows whose spectra are pooled; None for whole matrices.
+        limits: Sizes of batches.
 
     Returns:
-        Whether there is work enough for all threads of torch.
+        Whether there are enough of them for all threads of torch.
 
     Example:
         >>> from tempbalance.layers import find_weights
         >>> weights, _ = find_weights({"a": torch.ones(2000, 2000)})
-        >>> enough_side_by_side(weights), enough_side_by_side(weights * 2 * torch.get_num_threads())
+        >>> should_parallelize(weights), should_parallelize(weights * 2 * torch.get_num_threads())
         (False, True)
     """
-    costs = [cost(weight) for weight in weights if _is_large_but_fits(weight, windows)]
-    return sum(costs) >= _FULL * torch.get_num_threads() * max(costs, default=1.0)
-
-
-def _is_large_but_fits(weight: Weight, windows: Windows | None) -> bool:
-    rows, columns = matrix_shape(weight.shape, weight.layout)
-    gram = torch.float64.itemsize * min(rows, columns) ** 2
-    matrices = _size(weight) // (rows * columns)
-    room = gram * (matrices + 1) if windows is None else _WINDOWS_BYTES * _size(weight)  # LAPACK copies one at a time
-    return _size(weight) > _SMALL and room <= _ROOM
+    costs = [cost(weight) for weight in weights if _is_large_but_fits(weight, windows, limits)]
+    return sum(costs) >= _WEIGHTS_PER_THREAD * torch.get_num_threads() * max(costs, default=1.0)
 
 
 def cost(weight: Weight) -> float:
-    """Operations for the eigenvalues of a weight, roughly.
-
-    Args:
-        weight: The weight; nothing is read.
-
-    Returns:
-        Their number, up to a factor.
-    """
+    """Estimate the operations for the eigenvalues of a weight, up to a constant factor; nothing is read."""
     rows, columns = matrix_shape(weight.shape, weight.layout)
     short = min(rows, columns)
     return _size(weight) * short * (1 + 4 * short / max(rows, columns))
 
 
-def own_share(weights: Sequence[Weight], rank: int, size: int) -> list[Weight]:
-    """Which weights one of several processes computes, so that all have about the same work.
+def weights_of_rank(weights: Sequence[Weight], rank: int, size: int) -> list[Weight]:
+    """Return the weights that one of several processes computes, so that all have about the same work.
 
     Args:
         weights: All of them, the same on every process.
-        rank: Number of the process.
-        size: How many there are.
+        rank: Rank of the process.
+        size: Number of processes.
 
     Returns:
         Its weights, in the order given.
@@ -160,70 +163,71 @@ def own_share(weights: Sequence[Weight], rank: int, size: int) -> list[Weight]:
     Example:
         >>> from tempbalance.layers import find_weights
         >>> weights, _ = find_weights({"a": torch.ones(30, 30), "b": torch.ones(20, 20), "c": torch.ones(20, 20)})
-        >>> [[weight.name for weight in own_share(weights, rank, 2)] for rank in (0, 1)]
+        >>> [[weight.name for weight in weights_of_rank(weights, rank, 2)] for rank in (0, 1)]
         [['a'], ['b', 'c']]
     """
-    owners = share([cost(weight) for weight in weights], size)
-    return [weight for weight, owner in zip(weights, owners, strict=True) if owner == rank]
+    ranks = assign_ranks([cost(weight) for weight in weights], size)
+    return [weight for weight, owner in zip(weights, ranks, strict=True) if owner == rank]
 
 
-def _is_streamed(device: torch.device) -> bool:
-    return device.type == "cuda"
+def _is_large_but_fits(weight: Weight, windows: Windows | None, limits: BatchLimits) -> bool:
+    rows, columns = matrix_shape(weight.shape, weight.layout)
+    gram = torch.float64.itemsize * min(rows, columns) ** 2
+    matrices = _size(weight) // (rows * columns)
+    needed = gram * (matrices + 1) if windows is None else _WINDOWS_BYTES * _size(weight)  # LAPACK copies one at a time
+    return _size(weight) > limits.small and needed <= limits.memory
 
 
 def _size(weight: Weight) -> int:
     return torch.Size(weight.shape).numel()
 
 
-def _batches(weights: Sequence[Weight], windows: Windows | None, most: int) -> Iterator[list[Weight]]:
-    """Runs of neighbours of one shape and layout, or of one window, that hold at most so many numbers together."""
-    batch: list[Weight] = []
-    last: object = None
-    total = 0
-    for weight in weights:
-        key, size = _key(weight, windows), _size(weight)
-        if batch and (key != last or total + size > most):
-            yield batch
-            batch, total = [], 0
-        batch.append(weight)
-        last, total = key, total + size
-    if batch:
-        yield batch
-
-
-def _key(weight: Weight, windows: Windows | None) -> object:
-    try:
-        return batch_key(weight.shape, weight.layout, windows)
-    except WindowError:  # is raised again, and listed, when the turn of this weight comes
-        return weight.name
-
-
 @dataclass(frozen=True)
-class _Job:
-    """What stays the same from weight to weight."""
+class _BatchFitter:
+    """Reads and fits batches, in any thread."""
 
     estimator: TailEstimator
     windows: Windows | None
     device: torch.device | str | None
-    turn: threading.Lock = field(default_factory=threading.Lock)
+    limits: BatchLimits
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def batches(self, weights: Sequence[Weight], most: int) -> Iterator[list[Weight]]:
+        """Yield runs of consecutive weights with equal keys that have at most so many numbers together."""
+        batch: list[Weight] = []
+        last: object = None
+        total = 0
+        for weight in weights:
+            key, size = self._key(weight), _size(weight)
+            if batch and (key != last or total + size > most):
+                yield batch
+                batch, total = [], 0
+            batch.append(weight)
+            last, total = key, total + size
+        if batch:
+            yield batch
 
     def fit(self, batch: list[Weight]) -> list[Fitted]:
-        """Each weight of a batch with its fit or its error."""
+        """Return each weight of a batch with its fit or its error."""
         try:
             tensors = [as_matrices(weight.load(), weight.layout) for weight in batch]
-            with self.turn if _takes_turns(tensors[0]) else contextlib.nullcontext():
-                found = self._measure(tensors, batch)
+            with self.lock if self._takes_turns(tensors[0]) else contextlib.nullcontext():
+                layouts = [weight.layout for weight in batch]
+                found = fit_weights(
+                    tensors, layouts, estimator=self.estimator, windows=self.windows, device=self.device
+                )
         except TempBalanceError as error:
-            if len(batch) > 1:  # find out which one it is
+            if len(batch) > 1:  # find the one that failed
                 return [fitted for weight in batch for fitted in self.fit([weight])]
             return [(batch[0], error)]
         return list(zip(batch, found, strict=True))
 
-    def _measure(self, tensors: list[Tensor], batch: list[Weight]) -> list[WeightFit]:
-        layouts = [weight.layout for weight in batch]
-        return fit_weights(tensors, layouts, estimator=self.estimator, windows=self.windows, device=self.device)
+    def _key(self, weight: Weight) -> object:
+        try:
+            return batch_key(weight.shape, weight.layout, self.windows)
+        except WindowError:  # raised again, and listed, when this weight is fitted
+            return weight.name
 
-
-def _takes_turns(tensor: Tensor) -> bool:
-    """An accelerator has one memory for all, and computes one large matrix as fast as several at a time."""
-    return tensor.device.type != "cpu" and tensor.numel() > _SMALL
+    def _takes_turns(self, tensor: Tensor) -> bool:
+        """Whether it is computed alone: an accelerator gains nothing from several large matrices in parallel."""
+        return tensor.device.type != "cpu" and tensor.numel() > self.limits.small

@@ -1,4 +1,4 @@
-"""Which process computes which weight, and how results and failures reach all; torch.distributed is the engine."""
+"""Divide the weights among processes, and pass results and failures to all of them; built on torch.distributed."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import torch.distributed as dist
 
 from tempbalance.errors import AnalysisError, BalanceError
 
-__all__ = ["ProcessGroup", "WorkQueue", "share"]
+__all__ = ["ProcessGroup", "WorkQueue", "assign_ranks"]
 
 _T = TypeVar("_T")
-_PAUSE = 0.05  # seconds between two looks at the messages
-_PATIENCE = 300.0  # seconds: processes that start together may import at very different speeds
-_launches = itertools.count()  # each is a piece of work with messages of its own
+_POLL_SECONDS = 0.05
+_START_SECONDS = 300.0  # processes that start together may need very different times to import
+_launches = itertools.count()  # each launch has its own messages
 
 
 class ProcessGroup:
-    """The processes that train one model together.
+    """The processes that train one model.
 
     Attributes:
-        rank: Number of this one.
-        size: How many there are.
+        rank: Rank of this process in the group.
+        size: Number of processes.
     """
 
     def __init__(self, group: Any = None) -> None:
-        """Take the processes of a group.
+        """Wrap a process group.
 
         Args:
             group: A process group; by default all processes, or this one alone where torch.distributed is not set up.
@@ -46,22 +46,22 @@ class ProcessGroup:
                 f"process {dist.get_rank()} is not in the process_group: pass the group of those that train this model"
             )
 
-    def holds(self, processes: Iterable[int]) -> bool:
-        """Whether all of these processes, by their numbers among all, are in the group."""
-        return self.size == 1 or set(dist.get_process_group_ranks(self._group)).issuperset(processes)
+    def contains(self, ranks: Iterable[int]) -> bool:
+        """Return whether the group contains all these global ranks."""
+        return self.size == 1 or set(dist.get_process_group_ranks(self._group)).issuperset(ranks)
 
-    def exchange(self, value: _T) -> list[_T]:
-        """Give a value to all, and get theirs.
+    def all_gather(self, value: _T) -> list[_T]:
+        """Return the values of all processes, in rank order; a collective.
 
         Args:
             value: Anything that can be pickled.
 
         Returns:
-            The values of all processes, in the order of their ranks.
+            One value per process.
 
         Example:
-            >>> ProcessGroup().exchange("here")
-            ['here']
+            >>> ProcessGroup().all_gather("value")
+            ['value']
         """
         if self.size == 1:
             return [value]
@@ -70,19 +70,19 @@ class ProcessGroup:
         return values
 
     def run_on_all_ranks(self, work: Callable[[], _T], what: str, error: type[BalanceError] = BalanceError) -> list[_T]:
-        """Do something on every process and give the results to all; where one fails, all fail, and nobody waits.
+        """Call a function on every process and return all results; if it fails on one, every process raises.
 
         Args:
-            work: What to do; what it returns can be pickled.
-            what: What it is called in the message.
-            error: What to raise.
+            work: The function; its result can be pickled.
+            what: Its name in the message.
+            error: The exception to raise.
 
         Returns:
-            The results of all processes, in the order of their ranks.
+            The results of all processes, in rank order.
 
         Raises:
-            BalanceError: It failed on some process: the same message on all. (A process that is alone raises what
-                ``work`` raised.)
+            BalanceError: It failed on some process: the same message on all. (A single process raises what ``work``
+                raised.)
 
         Example:
             >>> ProcessGroup().run_on_all_ranks(lambda: 1 + 1, "the sum")
@@ -96,7 +96,7 @@ class ProcessGroup:
             result = work()
         except Exception as raised:
             cause, message = raised, f"{type(raised).__name__}: {raised}"
-        outcomes: list[tuple[Any, str]] = self.exchange((result, message))
+        outcomes: list[tuple[Any, str]] = self.all_gather((result, message))
         messages = [message for _, message in outcomes]
         failures = [
             f"{message} (rank {', '.join(str(rank) for rank, other in enumerate(messages) if other == message)})"
@@ -108,23 +108,23 @@ class ProcessGroup:
 
 
 class WorkQueue:
-    """Processes that share one piece of work and tell each other what is done, as it is done.
+    """Processes that divide one piece of work and exchange results as they come, through a store.
 
-    Messages lie in a store. Unlike in the collectives of ``ProcessGroup``, no process waits before its own part is
-    done, and waiting can be interrupted.
+    Unlike the collectives of ``ProcessGroup``, no process waits before its own part is done, and waiting can be
+    interrupted.
 
     Attributes:
-        rank: Number of this one.
-        size: How many there are.
+        rank: Rank of this process.
+        size: Number of processes.
     """
 
     def __init__(self, store: Any = None, rank: int = 0, size: int = 1) -> None:
-        """Take the processes that share a store; without one, this process alone.
+        """Wrap a store.
 
         Args:
-            store: A store of torch.distributed, for one piece of work.
-            rank: Number of this process.
-            size: How many there are.
+            store: A store of torch.distributed, used for one piece of work; None for a single process.
+            rank: Rank of this process.
+            size: Number of processes.
         """
         self._store = store
         self._read = 0
@@ -136,126 +136,126 @@ class WorkQueue:
         """Find the processes that torchrun has started.
 
         Returns:
-            All of them, once they are there; without torchrun this one alone.
+            A queue of all of them, once all have started; without torchrun, of this process.
 
         Raises:
-            AnalysisError: Some do not come, as where one process of a training starts a command of its own.
+            AnalysisError: Some do not start, for example because one process of a training runs a command of its own.
         """
         if not dist.is_available() or not dist.is_torchelastic_launched():
             return cls()
         store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-        processes = cls(dist.PrefixStore(f"tempbalance {next(_launches)}", store), rank, size)  # type: ignore[attr-defined]
-        deadline = time.monotonic() + _PATIENCE
-        present = processes._count("present", 1)
+        queue = cls(dist.PrefixStore(f"tempbalance {next(_launches)}", store), rank, size)  # type: ignore[attr-defined]
+        deadline = time.monotonic() + _START_SECONDS
+        present = queue._count("present", 1)
         while present < size:
             if time.monotonic() > deadline:
                 raise AnalysisError(
                     f"torchrun has started {size} processes, but only {present} of them run this command; to run it "
-                    "in one process alone, unset TORCHELASTIC_RUN_ID"
+                    "in one process, unset TORCHELASTIC_RUN_ID"
                 )
-            time.sleep(_PAUSE)
-            present = processes._count("present", 0)
-        return processes
+            time.sleep(_POLL_SECONDS)
+            present = queue._count("present", 0)
+        return queue
 
-    def first(self, value: _T) -> _T:
-        """What the first process knows.
+    def broadcast(self, value: _T) -> _T:
+        """Return the value of rank 0 on every process.
 
         Args:
-            value: Anything that can be pickled; only that of rank 0 matters.
+            value: Anything that can be pickled; that of other ranks is ignored.
 
         Returns:
-            The value of rank 0, on all.
+            The value of rank 0.
 
         Raises:
             AnalysisError: Another process has failed.
 
         Example:
-            >>> WorkQueue().first("here")
-            'here'
+            >>> WorkQueue().broadcast("value")
+            'value'
         """
         if self._store is None:
             return value
         if self.rank == 0:
-            self._store.set("first", pickle.dumps(value))
-        while not self._store.check(["first"]):
+            self._store.set("broadcast", pickle.dumps(value))
+        while not self._store.check(["broadcast"]):
             self._check()
-            time.sleep(_PAUSE)
-        known: _T = pickle.loads(self._store.get("first"))
-        return known
+            time.sleep(_POLL_SECONDS)
+        received: _T = pickle.loads(self._store.get("broadcast"))
+        return received
 
-    def merge(self, own: Iterable[_T]) -> Iterator[_T]:
-        """What this process and all others produce, as it comes.
+    def gather(self, results: Iterable[_T]) -> Iterator[_T]:
+        """Yield the results of all processes on every process, as they come.
 
         Args:
-            own: What this process produces; can be pickled.
+            results: Of this process; each can be pickled.
 
         Yields:
-            Everything, on all processes.
+            Every result of every process, this one included.
 
         Raises:
             AnalysisError: Another process has failed.
 
         Example:
-            >>> list(WorkQueue().merge([1, 2]))
+            >>> list(WorkQueue().gather([1, 2]))
             [1, 2]
         """
         if self._store is None:
-            yield from own
+            yield from results
             return
-        for value in own:
-            self._store.set(f"said {self._count('said', 1)}", pickle.dumps(value))
-            yield from self._heard()
+        for value in results:
+            self._store.set(f"result {self._count('results', 1)}", pickle.dumps(value))
+            yield from self._received()
         self._count("done", 1)
         while self._count("done", 0) < self.size:
-            yield from self._heard()
-            time.sleep(_PAUSE)
-        yield from self._heard()
+            yield from self._received()
+            time.sleep(_POLL_SECONDS)
+        yield from self._received()
         self._count("left", 1)
-        while self.rank == 0 and self._count("left", 0) < self.size:  # the store may live in the first process
+        while self.rank == 0 and self._count("left", 0) < self.size:  # the store may be in the process of rank 0
             self._check()
-            time.sleep(_PAUSE)
+            time.sleep(_POLL_SECONDS)
 
-    def fail(self) -> bool:
-        """Tell the others that this process ends before its part is done; they raise instead of waiting for it.
+    def report_failure(self) -> bool:
+        """Make the other processes raise instead of waiting for this one.
 
         Returns:
-            Whether it is the first to fail; one message is enough.
+            Whether this process is the first to fail, and should print the message.
         """
         return self._store is None or self._count("failed", 1) == 1
 
-    def _count(self, what: str, more: int) -> int:
-        count: int = self._store.add(what, more)
+    def _count(self, counter: str, increment: int) -> int:
+        count: int = self._store.add(counter, increment)
         return count
 
-    def _heard(self) -> Iterator[Any]:
-        """What has been said since the last call, by this process too."""
-        while self._store.check([key := f"said {self._read + 1}"]):
+    def _received(self) -> Iterator[Any]:
+        """Yield the results since the last call, those of this process included."""
+        while self._store.check([key := f"result {self._read + 1}"]):
             self._read += 1
             yield pickle.loads(self._store.get(key))
         self._check()
 
     def _check(self) -> None:
         if self._count("failed", 0):
-            raise AnalysisError("another process has failed; its message says why")
+            raise AnalysisError("another process has failed; see its message")
 
 
-def share(costs: Sequence[float], size: int) -> list[int]:
+def assign_ranks(costs: Sequence[float], size: int) -> list[int]:
     """Divide work among processes: the most expensive piece first, each to the process with the least so far.
 
     Args:
         costs: Of each piece, in any unit.
-        size: How many processes there are.
+        size: Number of processes.
 
     Returns:
         The rank that does each piece; the same on every process.
 
     Example:
-        >>> share([1.0, 3.0, 2.0], 2)
+        >>> assign_ranks([1.0, 3.0, 2.0], 2)
         [1, 0, 1]
     """
     loads = [0.0] * size
-    owners = [0] * len(costs)
+    ranks = [0] * len(costs)
     for piece in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        owners[piece] = min(range(size), key=lambda rank: (loads[rank], rank))
-        loads[owners[piece]] += costs[piece]
-    return owners
+        ranks[piece] = min(range(size), key=lambda rank: (loads[rank], rank))
+        loads[ranks[piece]] += costs[piece]
+    return ranks

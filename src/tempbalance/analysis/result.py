@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempbalance._files import dumps, renderer, write_whole
-from tempbalance.analysis.rows import row_from_json, row_to_json
+from tempbalance.analysis.rows import layer_from_json, row_to_json
 from tempbalance.errors import AnalysisError, MissingExtraError
 from tempbalance.metrics import imbalance, mean_alpha
 from tempbalance.types import LayerStats, Skipped
@@ -117,7 +117,7 @@ class Analysis:
             return cls(
                 source=data["source"],
                 settings=data["settings"],
-                layers=[row_from_json(row) for row in data["layers"]],
+                layers=[layer_from_json(row) for row in data["layers"]],
                 skipped=[Skipped(row["name"], row["reason"]) for row in data["skipped"]],
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -1,41 +1,72 @@
-"""Rows of an analysis as JSON, and back."""
+"""Rows of an analysis: from fits, to JSON and back."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from typing import Any
+from dataclasses import MISSING, asdict, fields, replace
+from typing import Any, TypeAlias
 
-from tempbalance.types import ESD, LayerStats, Status
+from tempbalance.errors import TempBalanceError
+from tempbalance.layers import Weight
+from tempbalance.metrics import thin
+from tempbalance.tail.estimator import failed
+from tempbalance.types import ESD, LayerStats, Skipped, Status
+from tempbalance.weight_fit import WeightFit
 
-__all__ = ["row_from_json", "row_to_json"]
+__all__ = ["Row", "layer_from_json", "make_row", "row_from_json", "row_to_json"]
+
+Row: TypeAlias = LayerStats | Skipped
 
 _FLOATS = {f.name for f in fields(LayerStats) if f.type == "float"}
 
 
-def row_to_json(layer: LayerStats) -> dict[str, Any]:
-    """A row as JSON knows it: NaN becomes null.
+def make_row(weight: Weight, found: WeightFit | TempBalanceError) -> Row:
+    """Return the row of a weight: its numbers, or the reason why there are none.
 
     Args:
-        layer: The row.
+        weight: The weight.
+        found: Its fit, or the error that was raised.
 
     Returns:
-        Plain lists, strings and numbers.
+        The row; a weight that looks untrained has the status ``RANDOM`` and no alpha.
     """
-    row = {f.name: getattr(layer, f.name) for f in fields(layer)}
-    return row | {"status": layer.status.value, "esd": layer.esd._asdict()}
+    if isinstance(found, TempBalanceError):
+        return Skipped(weight.name, str(found))
+    spectrum, fit, metrics = found.spectrum, found.fit, found.metrics
+    if found.random:  # an exponent would only describe the shape of the matrix
+        fit, metrics = failed(Status.RANDOM), replace(metrics, alpha_hat=math.nan, log10_alpha_norm=math.nan)
+    return LayerStats(
+        name=weight.name,
+        kind=weight.kind,
+        block=weight.block,
+        shape=weight.shape,
+        num_matrices=spectrum.num_matrices // found.num_windows,
+        num_windows=found.num_windows,
+        coverage=found.coverage,
+        num_eigenvalues=len(spectrum.eigenvalues),
+        error_bound=spectrum.error_bound,
+        esd=thin(spectrum.eigenvalues),
+        **asdict(fit),
+        **asdict(metrics),
+    )
 
 
-def row_from_json(row: Mapping[str, Any]) -> LayerStats:
-    """The inverse of ``row_to_json``; fields that this version does not know are ignored.
+def row_to_json(row: Row) -> dict[str, Any]:
+    """Return a row as plain lists, strings and numbers; NaN becomes null when it is written."""
+    if isinstance(row, Skipped):
+        return row._asdict()
+    values = {f.name: getattr(row, f.name) for f in fields(row)}
+    return values | {"status": row.status.value, "esd": row.esd._asdict()}
 
-    Args:
-        row: One element of ``layers`` of a saved analysis.
 
-    Returns:
-        The row.
-    """
+def row_from_json(row: Mapping[str, Any]) -> Row:
+    """Return the row that ``row_to_json`` wrote."""
+    return Skipped(row["name"], row["reason"]) if "reason" in row else layer_from_json(row)
+
+
+def layer_from_json(row: Mapping[str, Any]) -> LayerStats:
+    """Return the layer that ``row_to_json`` wrote, also in an older version; unknown fields are ignored."""
     values: dict[str, Any] = {}
     for name, default in ((f.name, f.default) for f in fields(LayerStats)):
         value = row[name] if default is MISSING else row.get(name, default)  # files of older versions lack some

@@ -183,7 +183,7 @@ class Balancer:
                 "the optimizer has no parameter of this model: build it from model.parameters() of the same model "
                 "(after any call that replaces them, such as fully_shard or model.to(...) of some devices)"
             )
-        if not self._ranks.holds(process for p in trained.values() for process in mesh_ranks(p)):
+        if not self._ranks.contains(process for p in trained.values() for process in mesh_ranks(p)):
             raise BalanceError(
                 "the model is sharded over processes outside of the process_group: pass a group of all that hold it"
             )
@@ -308,7 +308,7 @@ class Balancer:
         if self.optimizer.state or any(float(group.get("lr", 1.0)) != 0 for group in groups):
             return False
         idle = not any(bool(local(p.grad).any()) for g in groups for p in g["params"] if p.grad is not None)
-        return all(self._ranks.exchange(idle)) if self._measurer.sharded else idle  # a shard may be empty
+        return all(self._ranks.all_gather(idle)) if self._measurer.sharded else idle  # a shard may be empty
 
     def _is_due(self, steps: int) -> bool:
         since = steps - self.recipe.start

@@ -17,8 +17,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tempbalance.analysis.batching import cost, fit_model_weights, own_share
-from tempbalance.analysis.distributed import ProcessGroup, share
+from tempbalance.analysis.batching import cost, fit_model_weights, weights_of_rank
+from tempbalance.analysis.distributed import ProcessGroup, assign_ranks
 from tempbalance.balance.initial_weights import InitialWeights
 from tempbalance.balance.recipe import Recipe
 from tempbalance.balance.snapshot import Snapshot
@@ -260,7 +260,7 @@ class Measurer:
         return [(weight.name, fit) for batch in batches for weight, fit in batch]
 
     def _fit_whole(self, weights: Sequence[Weight]) -> list[_Fitted]:
-        return self._fit(own_share(weights, self._ranks.rank, self._ranks.size))
+        return self._fit(weights_of_rank(weights, self._ranks.rank, self._ranks.size))
 
     def _fit_sharded(self, weights: Sequence[Weight]) -> list[_Fitted]:
         """Make sharded parameters whole, one after the other and one per process; then each fits its own; and again."""
@@ -269,7 +269,7 @@ class Measurer:
         for weight in weights:
             parameters.setdefault(weight.parameter, []).append(weight)
         costs = {name: sum(map(cost, parts)) for name, parts in parameters.items()}
-        owners = dict(zip(costs, share(list(costs.values()), self._ranks.size), strict=True))
+        owners = dict(zip(costs, assign_ranks(list(costs.values()), self._ranks.size), strict=True))
         costly_first = sorted(costs, key=lambda name: -costs[name])
         queues = [[name for name in costly_first if owners[name] == rank] for rank in range(self._ranks.size)]
         found: list[_Fitted] = []

@@ -114,12 +114,12 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
             processes=processes,
         )
     except KeyboardInterrupt:
-        if processes.fail():
+        if processes.report_failure():
             hint = f"; finished layers are in {partial}: run the same command again to resume" if partial else ""
             typer.echo(f"interrupted{hint}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception:
-        if processes.fail():
+        if processes.report_failure():
             raise
         raise typer.Exit(1) from None  # another process prints the error
     if processes.rank == 0:

@@ -1,4 +1,4 @@
-"""The eigenvalues of whole weights, from their Gram matrices."""
+"""The eigenvalues of whole matrices, from their Gram matrices."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from torch import Tensor
 from tempbalance.errors import WeightError
 from tempbalance.spectra.gram import (
     BATCH_NDIM,
+    GramOptions,
     GramSource,
     gram_matrices,
     power_of_two_scale,
     readable,
     solve_gram,
     unscaled,
-    working_dtype,
 )
 from tempbalance.spectra.matrices import Layout, as_matrices
 from tempbalance.types import Spectrum
 
 __all__ = ["spectra", "weight_spectrum"]
 
+_OPTIONS = GramOptions()
+
 
 def weight_spectrum(
     weight: Tensor, layout: Layout = Layout.MATRIX, *, device: torch.device | str | None = None
 ) -> Spectrum:
-    """The empirical spectral density of one weight: all eigenvalues of ``W^T W``.
+    """Compute the empirical spectral density of one weight: all eigenvalues of ``W^T W``.
 
-    Computed in float64, in float32 on devices that have no float64; half and 8-bit floats are cast up, complex ones
-    to complex128. Eigenvalues below ``max(rows, columns) * eps * lambda_max`` are numerically zero and become exactly
-    0. The input is neither changed nor copied as a whole: beside it, memory is one Gram matrix, LAPACK's copy of it,
-    and 512 rows.
+    Computed in float64, in float32 on devices without float64; half and 8-bit floats are cast up, complex ones to
+    complex128. Eigenvalues below ``max(rows, columns) * eps * lambda_max`` are numerically zero and become exactly 0.
+    The input is neither changed nor copied as a whole: the memory used is that of one Gram matrix, LAPACK's copy of
+    it, and 512 rows.
 
     Args:
         weight: Floating-point or complex tensor whose axes fit ``layout``.
@@ -41,10 +43,10 @@ def weight_spectrum(
         device: Where to compute; by default where the weight is.
 
     Returns:
-        The pooled spectrum; ``eigenvalues`` lie on the CPU, float64, ascending.
+        The pooled spectrum; ``eigenvalues`` are on the CPU, float64, ascending.
 
     Raises:
-        NonFiniteError: The weight holds NaN or Inf.
+        NonFiniteError: The weight contains NaN or Inf.
         WeightError: Its shape or dtype is not a weight's (see ``as_matrices``).
 
     Example:
@@ -55,18 +57,21 @@ def weight_spectrum(
     return spectra([as_matrices(weight, layout)], device=device)[0]
 
 
-def spectra(batches: Sequence[Tensor], *, device: torch.device | str | None = None) -> list[Spectrum]:
-    """The spectra of several weights whose matrices all have one shape, in one batch.
+def spectra(
+    batches: Sequence[Tensor], *, device: torch.device | str | None = None, options: GramOptions = _OPTIONS
+) -> list[Spectrum]:
+    """Compute the spectra of several weights whose matrices all have one shape, in one batch.
 
     Args:
         batches: One tensor of shape ``(B_i, rows, columns)`` per weight, ``rows`` and ``columns`` the same in all.
         device: Where to compute; by default where each weight is.
+        options: Precision and memory.
 
     Returns:
-        One pooled spectrum per weight; the numbers do not depend on which weights share a batch on a CPU.
+        One pooled spectrum per weight; on a CPU the numbers do not depend on which weights share a batch.
 
     Raises:
-        NonFiniteError: A weight holds NaN or Inf.
+        NonFiniteError: A weight contains NaN or Inf.
         WeightError: The tensors are not three-dimensional or differ in the shape of their matrices.
 
     Example:
@@ -78,11 +83,11 @@ def spectra(batches: Sequence[Tensor], *, device: torch.device | str | None = No
     if len(shapes) != 1 or None in shapes:
         raise WeightError(f"expected tensors (B, rows, columns) of one shape, got {[tuple(b.shape) for b in batches]}")
     rows, columns = batches[0].shape[1:]
-    dtype = working_dtype(batches[0] if device is None else torch.empty(0, device=device))
+    options = options.on(batches[0], device)
     pieces = [readable(matrices if device is None else matrices.to(device)) for matrices in batches]
-    scales = [power_of_two_scale(matrices, dtype) for matrices in pieces]
-    values = _eigenvalues(pieces, scales, dtype)
-    bound = math.sqrt(max(rows, columns)) * torch.finfo(dtype).eps
+    scales = [power_of_two_scale(matrices, options.work) for matrices in pieces]
+    values = _eigenvalues(pieces, scales, options)
+    bound = math.sqrt(max(rows, columns)) * torch.finfo(options.work).eps
     results, start = [], 0
     for matrices, scale in zip(pieces, scales, strict=True):
         own = values[start : start + len(matrices)]
@@ -94,10 +99,10 @@ def spectra(batches: Sequence[Tensor], *, device: torch.device | str | None = No
     return results
 
 
-def _eigenvalues(pieces: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """Eigenvalues ``(sum B_i, min(rows, columns))`` on the CPU, float64, of each piece times its scale."""
-    grams = [gram_matrices(matrices, scale, dtype) for matrices, scale in zip(pieces, scales, strict=True)]
+def _eigenvalues(pieces: Sequence[Tensor], scales: Sequence[float], options: GramOptions) -> Tensor:
+    """Return eigenvalues ``(sum B_i, min(rows, columns))`` on the CPU, float64, of each piece times its scale."""
+    grams = [gram_matrices(matrices, scale, options) for matrices, scale in zip(pieces, scales, strict=True)]
     gram = grams[0] if len(grams) == 1 else torch.cat(grams)
     del grams
     sources = [GramSource(matrix, scale) for matrices, scale in zip(pieces, scales, strict=True) for matrix in matrices]
-    return solve_gram(gram, sources, dtype)
+    return solve_gram(gram, sources, options.work)

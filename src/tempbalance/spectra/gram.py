@@ -1,16 +1,17 @@
 """Gram matrices of the smaller side and their eigenvalues, with an SVD where they are not accurate enough.
 
 An eigenvalue of the Gram matrix ``W^T W`` is a squared singular value, so its absolute error is about
-``sqrt(max(rows, columns)) * eps * lambda_max``, however small it is itself (probabilistic rounding-error bound,
-Higham and Mary 2019). Large eigenvalues, which the tail is made of, come out to nearly full precision; the bound is
-checked against the smallest one, and where it says that less than three digits are left, singular values are
-computed instead, whose squares are accurate down to ``eps**2 * lambda_max``.
+``sqrt(max(rows, columns)) * eps * lambda_max``, however small it is (probabilistic rounding-error bound, Higham and
+Mary 2019). Large eigenvalues, of which the tail consists, have nearly full precision. The bound is compared with the
+smallest one; if less than three digits are left, singular values are computed instead, whose squares are accurate down
+to ``eps**2 * lambda_max``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from tempbalance.errors import NonFiniteError, WeightError
 
 __all__ = [
     "BATCH_NDIM",
-    "BLOCK",
+    "GramOptions",
     "GramSource",
     "aligned",
     "cast_chunks",
@@ -32,31 +33,60 @@ __all__ = [
     "scratch_rows",
     "solve_gram",
     "unscaled",
-    "working_dtype",
 ]
 
-_ROWS, _CHUNK = 512, 1 << 18  # rows, or numbers if more, cast at a time: they stay in the cache until multiplied
-BLOCK, _SMALL_BLOCK = 192, 96  # columns of a Gram block: smaller ones waste less above the diagonal but run slower
+BATCH_NDIM = 3
 _ALIGNMENT = 16  # numbers: at least 64 bytes
 _SMALL = 768  # Gram matrices of fewer columns use the small blocks
-_RELATIVE_ERROR = 1e-3  # of the smallest eigenvalue; beyond it the Gram matrix gives way to an SVD
-BATCH_NDIM = 3
+_RELATIVE_ERROR = 1e-3  # of the smallest eigenvalue; above it the Gram matrix is replaced by an SVD
 _SAFE_EXPONENT = 256  # entries within 2**-256 .. 2**256 can be squared and summed in float64
 
 
-def working_dtype(weight: Tensor) -> torch.dtype:
-    """float64, or float32 on a device that has no float64."""
-    return torch.float32 if weight.device.type == "mps" else torch.float64
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GramOptions:
+    """Precision and memory of Gram matrices. Apart from ``dtype``, they change results by rounding errors only.
+
+    Attributes:
+        dtype: float64 or float32; by default float64, or float32 on a device without float64.
+        rows: Rows that are cast at a time, so that they stay in the cache until they are multiplied,
+        chunk: or as many rows as have this many numbers, if these are more.
+        block: Columns of a Gram block. Smaller blocks waste less above the diagonal but run slower.
+        small_block: The same for small matrices.
+        group_bytes: Gram matrices of windows whose eigenvalues are computed in one call.
+        sliding: Whether windows share a sliding Gram matrix; by default where it saves work.
+        sliding_factor: Memory of a sliding Gram matrix, at most, as a multiple of the weight's,
+        sliding_bytes: or this many bytes, if that is more.
+    """
+
+    dtype: torch.dtype | None = None
+    rows: int = 512
+    chunk: int = 1 << 18
+    block: int = 192
+    small_block: int = 96
+    group_bytes: int = 1 << 22
+    sliding: bool | None = None
+    sliding_factor: float = 1.25
+    sliding_bytes: int = 1 << 24
+
+    def on(self, weight: Tensor, device: torch.device | str | None) -> GramOptions:
+        """Return the options with the ``dtype`` to use for a weight on a device."""
+        where = weight.device if device is None else torch.device(device)
+        return replace(self, dtype=self.dtype or (torch.float32 if where.type == "mps" else torch.float64))
+
+    @property
+    def work(self) -> torch.dtype:
+        """The dtype, float64 unless set."""
+        return self.dtype or torch.float64
 
 
 def readable(matrices: Tensor) -> Tensor:
-    """8-bit floats know no arithmetic; bfloat16 holds each of them exactly. No history is recorded."""
+    """Return the values detached; 8-bit floats as bfloat16, which represents all of them and has arithmetic."""
     values = matrices.detach()
     return values.to(torch.bfloat16) if values.is_floating_point() and values.itemsize == 1 else values
 
 
 def power_of_two_scale(matrices: Tensor, dtype: torch.dtype) -> float:
-    """1, or the power of two that brings the largest entry near 1 where squares would overflow or vanish."""
+    """Return 1, or the power of two that brings the largest entry near 1 where squares would overflow or vanish."""
     parts = torch.view_as_real(matrices.resolve_conj()) if matrices.is_complex() else matrices
     extremes = torch.stack([torch.stack(torch.aminmax(matrix)) for matrix in parts])  # NaN passes through
     largest = float(extremes.abs().max())
@@ -79,9 +109,12 @@ def unscaled(scaled: Tensor, scale: float) -> Tensor:
 
 
 class GramSource(NamedTuple):
-    """A matrix whose Gram matrix is at hand, for the case that it is not accurate enough.
+    """The matrix of a Gram matrix, for the case that the latter is not accurate enough.
 
-    ``growth`` is by how much its rounding errors exceed those of a Gram matrix computed in one go.
+    Attributes:
+        matrix: The matrix,
+        scale: times this scale.
+        growth: Rounding errors of the Gram matrix, relative to one computed in a single product.
     """
 
     matrix: Tensor
@@ -90,7 +123,7 @@ class GramSource(NamedTuple):
 
 
 def solve_gram(gram: Tensor, sources: Sequence[GramSource], dtype: torch.dtype) -> Tensor:
-    """Eigenvalues of Gram matrices ``(B, n, n)``, or of the matrices they are of where those are not accurate."""
+    """Return eigenvalues of Gram matrices ``(B, n, n)``; by SVD of their sources where they are not accurate."""
     parts = [gram] if gram.device.type != "cpu" else list(torch.split(gram, 1))
     values = torch.cat([_eigvalsh(part) for part in parts])
     side = max(sources[0].matrix.shape)
@@ -108,56 +141,56 @@ def solve_gram(gram: Tensor, sources: Sequence[GramSource], dtype: torch.dtype) 
 
 
 def _eigvalsh(gram: Tensor) -> Tensor:
-    # LAPACK takes one at a time in any case; in a copy of the whole batch each would be aligned in a way of its own.
+    # LAPACK computes one at a time in any case; in a copy of the batch each would be aligned differently.
     values: Tensor
     try:
         values = torch.linalg.eigvalsh(gram, UPLO="L").to("cpu", torch.float64)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # no convergence: as inaccurate as can be
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # no convergence: use the SVD
         values = torch.full(gram.shape[:2], math.nan, dtype=torch.float64)
     return values
 
 
 def aligned(count: int, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Room for ``(count, n, n)``, each matrix aligned as if it were alone: the last bits of a product depend on it."""
+    """Allocate ``(count, n, n)``, each matrix aligned as if alone: the last bits of a product depend on it."""
     stride = -(-n * n // _ALIGNMENT) * _ALIGNMENT
-    room = torch.empty(count, stride, dtype=dtype, device=device)
-    return room.as_strided((count, n, n), (stride, n, 1))
+    memory = torch.empty(count, stride, dtype=dtype, device=device)
+    return memory.as_strided((count, n, n), (stride, n, 1))
 
 
 def gram_dtype(matrices: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a Gram matrix: the working dtype, complex for complex matrices."""
+    """Return the dtype of a Gram matrix: the working dtype, complex for complex matrices."""
     if not matrices.is_complex():
         return dtype
     return torch.complex128 if dtype is torch.float64 else torch.complex64
 
 
-def gram_matrices(matrices: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """Lower triangles of the Gram matrices of the smaller side, ``(B, n, n)``; what lies above is undefined."""
+def gram_matrices(matrices: Tensor, scale: float, options: GramOptions) -> Tensor:
+    """Return lower triangles of the Gram matrices of the smaller side, ``(B, n, n)``; the upper ones are undefined."""
     side = min(matrices.shape[1:])
-    gram = aligned(len(matrices), side, gram_dtype(matrices, dtype), matrices.device)
+    gram = aligned(len(matrices), side, gram_dtype(matrices, options.work), matrices.device)
     for matrix, target in zip(matrices, gram, strict=True):
-        gram_into(target, matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT, scale)
+        gram_into(target, matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT, scale, options)
     return gram
 
 
-def gram_into(target: Tensor, tall: Tensor, scale: float) -> None:
+def gram_into(target: Tensor, tall: Tensor, scale: float, options: GramOptions) -> None:
     """Write the lower triangle of the Gram matrix of a tall matrix into a target ``(n, n)``."""
     # Only blocks on and below the diagonal are multiplied: half the work of a full product.
     n = tall.shape[1]
-    block = _SMALL_BLOCK if n < _SMALL else BLOCK
-    for index, chunk in enumerate(cast_chunks(tall, scale, scratch_rows(tall, target.dtype))):
+    block = options.small_block if n < _SMALL else options.block
+    for index, chunk in enumerate(cast_chunks(tall, scale, scratch_rows(tall, target.dtype, options))):
         for left in range(0, n, block):
             right = min(left + block, n)
             target[left:right, :right].addmm_(chunk[:, left:right].mH, chunk[:, :right], beta=min(index, 1))
 
 
-def scratch_rows(tall: Tensor, dtype: torch.dtype) -> Tensor:
-    """Room for a chunk of rows."""
-    return torch.empty_like(tall[: max(_ROWS, _CHUNK // tall.shape[1])], dtype=dtype)
+def scratch_rows(tall: Tensor, dtype: torch.dtype, options: GramOptions) -> Tensor:
+    """Allocate a chunk of rows."""
+    return torch.empty_like(tall[: max(options.rows, options.chunk // tall.shape[1])], dtype=dtype)
 
 
 def cast_chunks(tall: Tensor, scale: float, scratch: Tensor) -> Iterator[Tensor]:
-    """The rows of a matrix times the scale, cast to the type of the scratch, where they lie until the next chunk."""
+    """Yield the rows of a matrix times the scale, cast to the dtype of the scratch, which the next chunk overwrites."""
     for top in range(0, len(tall), len(scratch)):
         rows = tall[top : top + len(scratch)]
         chunk = scratch[: len(rows)].copy_(rows)

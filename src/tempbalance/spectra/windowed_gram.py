@@ -1,4 +1,4 @@
-"""The eigenvalues of many windows of a weight, from one Gram matrix that slides down it where that saves work.
+"""The eigenvalues of many windows of a weight, from one sliding Gram matrix where that saves work.
 
 The Gram matrices of overlapping windows over the same rows are diagonal blocks of one larger Gram matrix, which slides
 down the matrix: the rows that enter are added, those that leave are subtracted.
@@ -17,7 +17,7 @@ from torch import Tensor
 from tempbalance.errors import WeightError
 from tempbalance.spectra.gram import (
     BATCH_NDIM,
-    BLOCK,
+    GramOptions,
     GramSource,
     aligned,
     cast_chunks,
@@ -28,15 +28,12 @@ from tempbalance.spectra.gram import (
     scratch_rows,
     solve_gram,
     unscaled,
-    working_dtype,
 )
 
-__all__ = ["WindowValues", "window_values"]
+__all__ = ["WindowValues", "sliding_saves_work", "window_values"]
 
-_GROUP = 1 << 22  # bytes of Gram matrices of windows that are always worth one call for their eigenvalues
-_GROWTH = 16.0  # sums of squares that passed through a sliding Gram matrix, over those in it; beyond, it is not used
-_SLIDING = 1.25  # a sliding Gram matrix may take so many times the memory of the weight,
-_SLIDING_BYTES = 1 << 24  # or this
+_OPTIONS = GramOptions()
+_MAX_GROWTH = 16.0  # squares that passed through a sliding Gram matrix, over those in it; above, it is not used
 
 
 class WindowValues(NamedTuple):
@@ -57,23 +54,25 @@ def window_values(
     starts: Sequence[Sequence[tuple[int, int]]],
     *,
     device: torch.device | str | None = None,
+    options: GramOptions = _OPTIONS,
 ) -> list[WindowValues]:
-    """The eigenvalues of windows of several weights, all of one size or turned, in as few calls as memory allows.
+    """Compute the eigenvalues of windows of several weights, all of one size or transposed, in few calls.
 
-    Beside the weights, memory is at most about 2.5 times that of the largest: a sliding Gram matrix of at most 1.25
-    times, where it saves work, the Gram matrices of some windows, and LAPACK's copy of these. Windows are views.
+    The memory used is at most about 2.5 times that of the largest weight: a sliding Gram matrix of at most 1.25 times,
+    where it saves work, the Gram matrices of some windows, and LAPACK's copy of these. Windows are views.
 
     Args:
         batches: One tensor of shape ``(B_i, rows_i, columns_i)`` per weight.
         sizes: For each weight ``(rows, columns)`` of a window.
         starts: For each weight the upper left corners of its windows, the same in all its matrices; not empty.
         device: Where to compute; by default where each weight is.
+        options: Precision and memory.
 
     Returns:
-        One set of eigenvalues per weight. On a CPU they do not depend on which weights are computed together.
+        One set of eigenvalues per weight. On a CPU they do not depend on which weights share a call.
 
     Raises:
-        NonFiniteError: A weight holds NaN or Inf.
+        NonFiniteError: A weight contains NaN or Inf.
         WeightError: A tensor is not three-dimensional, or too large or small to be squared.
 
     Example:
@@ -83,12 +82,12 @@ def window_values(
     """
     if any(batch.ndim != BATCH_NDIM for batch in batches):
         raise WeightError(f"expected tensors (B, rows, columns), got {[tuple(batch.shape) for batch in batches]}")
-    dtype = working_dtype(batches[0] if device is None else torch.empty(0, device=device))
+    options = options.on(batches[0], device)
     pieces = [readable(matrices if device is None else matrices.to(device)) for matrices in batches]
-    scales = [power_of_two_scale(matrices, dtype) for matrices in pieces]
-    limit = max(_GROUP, max(matrices.numel() * matrices.itemsize for matrices in batches) // 2)
+    scales = [power_of_two_scale(matrices, options.work) for matrices in pieces]
+    limit = max(options.group_bytes, max(matrices.numel() * matrices.itemsize for matrices in batches) // 2)
     total = sum(len(matrices) * len(corners) for matrices, corners in zip(pieces, starts, strict=True))
-    group = _Group(torch.empty(total, min(sizes[0]), dtype=torch.float64), dtype, limit)
+    group = _Group(torch.empty(total, min(sizes[0]), dtype=torch.float64), options, limit)
     growths = []
     for matrices, scale, size, corners in zip(pieces, scales, sizes, starts, strict=True):
         bytes_ = matrices.numel() * matrices.itemsize
@@ -99,30 +98,30 @@ def window_values(
         count = len(matrices) * len(corners)
         own = group.values[first : first + count].view(len(matrices), len(corners), -1).transpose(0, 1)
         first += count
-        bound = math.sqrt(max(size)) * torch.finfo(dtype).eps * growth
+        bound = math.sqrt(max(size)) * torch.finfo(options.work).eps * growth
         results.append(WindowValues(unscaled(own, scale), bound))
     return results
 
 
 class _Group:
-    """Gram matrices that wait for their eigenvalues, as many as the memory limit allows."""
+    """Gram matrices whose eigenvalues are computed in one call, as many as the memory limit allows."""
 
-    def __init__(self, values: Tensor, dtype: torch.dtype, limit: int) -> None:
+    def __init__(self, values: Tensor, options: GramOptions, limit: int) -> None:
         self.values = values
-        self.dtype = dtype
-        self.taken = 0  # windows so far, the waiting ones included
+        self.options = options
+        self.taken = 0  # windows so far, those without eigenvalues included
         self._limit = limit
         self._buffer: Tensor | None = None
         self._slots: list[int] = []
         self._blocks: list[GramSource] = []
 
     def add(self, slot: int, block: GramSource, gram: Tensor | None) -> None:
-        """Take one window; ``gram`` is the Gram matrix of its smaller side if it is known already."""
-        work = gram_dtype(block.matrix, self.dtype)
+        """Add one window; ``gram`` is the Gram matrix of its smaller side if that is available."""
+        work = gram_dtype(block.matrix, self.options.work)
         n, device = min(block.matrix.shape), block.matrix.device
         capacity = max(1, self._limit // (n * n * work.itemsize))
-        if capacity == 1 and gram is not None:  # no need for a copy beside LAPACK's
-            self.values[slot] = solve_gram(gram.unsqueeze(0), [block], self.dtype)[0]
+        if capacity == 1 and gram is not None:  # LAPACK's copy is enough
+            self.values[slot] = solve_gram(gram.unsqueeze(0), [block], self.options.work)[0]
             return
         if self._buffer is not None and (self._buffer.dtype, self._buffer.device) != (work, device):
             self.solve()
@@ -134,28 +133,29 @@ class _Group:
             target.copy_(gram)
         else:
             tall = block.matrix if block.matrix.shape[0] >= block.matrix.shape[1] else block.matrix.mT
-            gram_into(target, tall, block.scale)
+            gram_into(target, tall, block.scale, self.options)
         self._slots.append(slot)
         self._blocks.append(block)
         if len(self._slots) == len(self._buffer):
             self.solve()
 
     def solve(self) -> None:
-        """Compute the eigenvalues of all windows that wait."""
+        """Compute the eigenvalues of all windows that were added."""
         if self._slots and self._buffer is not None:
-            self.values[self._slots] = solve_gram(self._buffer[: len(self._slots)], self._blocks, self.dtype)
+            self.values[self._slots] = solve_gram(self._buffer[: len(self._slots)], self._blocks, self.options.work)
         self._slots, self._blocks = [], []
 
 
 def _add_windows(
     group: _Group, matrix: Tensor, scale: float, size: tuple[int, int], starts: Sequence[tuple[int, int]], memory: int
 ) -> float:
-    """Hand all windows of a matrix to the group; returns the largest growth of their rounding errors."""
+    """Add all windows of a matrix to the group; return the largest growth of their rounding errors."""
     if size[0] < size[1]:
         matrix, size, starts = matrix.mT, (size[1], size[0]), [(column, row) for row, column in starts]
     slots = list(enumerate(starts, group.taken))
     group.taken += len(starts)
-    return _add_strip(group, matrix, scale, size, slots, max(_SLIDING * memory, _SLIDING_BYTES))
+    limit = max(group.options.sliding_factor * memory, group.options.sliding_bytes)
+    return _add_strip(group, matrix, scale, size, slots, limit)
 
 
 def _add_strip(
@@ -166,14 +166,15 @@ def _add_strip(
     slots: Sequence[tuple[int, tuple[int, int]]],
     memory: float,
 ) -> float:
-    """Hand over windows, each with its slot; half the columns at a time where a sliding Gram matrix is too large."""
-    work = gram_dtype(matrix, group.dtype)
+    """Add windows, each with its slot; half the columns at a time where a sliding Gram matrix is too large."""
+    options = group.options
+    work = gram_dtype(matrix, options.work)
     columns = sorted({column for _, (_, column) in slots})
     left, right = columns[0], columns[-1] + size[1]
     sliding = None
-    if _sliding_pays(size, [start for _, start in slots]):
+    if options.sliding or (options.sliding is None and sliding_saves_work(size, [start for _, start in slots])):
         if (right - left) ** 2 * work.itemsize <= memory:
-            sliding = _SlidingGram(matrix[:, left:right], size, scale, work)
+            sliding = _SlidingGram(matrix[:, left:right], size, scale, options)
         elif len(columns) > 1:
             middle = columns[len(columns) // 2]
             halves = ([s for s in slots if s[1][1] < middle], [s for s in slots if s[1][1] >= middle])
@@ -185,7 +186,7 @@ def _add_strip(
         if sliding is not None:
             sliding.move_to(row)
             gram, growth = sliding.window(column - left)
-            if growth > _GROWTH:
+            if growth > _MAX_GROWTH:
                 gram, growth = None, 1.0
             block = block._replace(growth=growth)
             worst = max(worst, growth)
@@ -193,8 +194,8 @@ def _add_strip(
     return worst
 
 
-def _sliding_pays(size: tuple[int, int], starts: Sequence[tuple[int, int]]) -> bool:
-    """Whether one Gram matrix that slides down is less work than one for each window."""
+def sliding_saves_work(size: tuple[int, int], starts: Sequence[tuple[int, int]]) -> bool:
+    """Return whether a sliding Gram matrix is less work than one per window; ``size`` is ``(long, short)``."""
     long, short = size
     rows = sorted({row for row, _ in starts})
     columns = [column for _, column in starts]
@@ -204,20 +205,21 @@ def _sliding_pays(size: tuple[int, int], starts: Sequence[tuple[int, int]]) -> b
 
 
 class _SlidingGram:
-    """The Gram matrix of ``rows`` consecutive rows of a matrix, near its diagonal, for one place after the other."""
+    """The Gram matrix of consecutive rows of a matrix, near its diagonal, at one position after the other."""
 
-    def __init__(self, matrix: Tensor, size: tuple[int, int], scale: float, work: torch.dtype) -> None:
+    def __init__(self, matrix: Tensor, size: tuple[int, int], scale: float, options: GramOptions) -> None:
         self._matrix = matrix
         self._rows, self._width = size
         self._scale = scale
-        columns = matrix.shape[1]
+        self._block = options.block
+        columns, work = matrix.shape[1], gram_dtype(matrix, options.work)
         self._gram = torch.zeros(columns, columns, dtype=work, device=matrix.device)
-        self._scratch = scratch_rows(matrix[: self._rows], work)  # one for all: the holes of freed ones would add up
+        self._scratch = scratch_rows(matrix[: self._rows], work, options)  # reused, so that memory does not fragment
         self._passed = torch.zeros(columns, dtype=torch.float64)  # sums of squares added or subtracted
         self._top: int | None = None
 
     def move_to(self, row: int) -> None:
-        """Let the rows be those from ``row`` on; places must not go up."""
+        """Use the rows from ``row`` on; it must not decrease."""
         if self._top == row:
             return
         if self._top is None or 2 * (row - self._top) >= self._rows:
@@ -230,7 +232,7 @@ class _SlidingGram:
         self._top = row
 
     def window(self, column: int) -> tuple[Tensor, float]:
-        """The Gram matrix of the window at this column (lower triangle), and the growth of its rounding errors."""
+        """Return the Gram matrix of the window at this column (lower triangle) and the growth of its errors."""
         block = self._gram[column : column + self._width, column : column + self._width]
         present = float(block.diagonal().real.sum())
         passed = float(self._passed[column : column + self._width].sum())
@@ -241,7 +243,7 @@ class _SlidingGram:
     def _add(self, top: int, bottom: int, sign: int) -> None:
         columns = self._matrix.shape[1]
         for chunk in cast_chunks(self._matrix[top:bottom], self._scale, self._scratch):
-            for left in range(0, columns, BLOCK):
-                right, near = min(left + BLOCK, columns), max(0, left - self._width + 1)
+            for left in range(0, columns, self._block):
+                right, near = min(left + self._block, columns), max(0, left - self._width + 1)
                 self._gram[left:right, near:right].addmm_(chunk[:, left:right].mH, chunk[:, near:right], alpha=sign)
             self._passed += torch.linalg.vector_norm(chunk, dim=0).square().to("cpu", torch.float64)
