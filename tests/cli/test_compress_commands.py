@@ -1,6 +1,7 @@
-"""``tempbalance prune`` and ``tempbalance perplexity``."""
+"""``tempbalance prune``, ``tempbalance perplexity`` and ``tempbalance recover``."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,27 +21,27 @@ def model(trained, tmp_path):
 
 @pytest.fixture
 def llama(shared):
-    """A real language model of 260 thousand parameters."""
+    """A trained language model with 260 thousand parameters."""
     pytest.importorskip("transformers")
     return shared / "weights" / "stories260k"
 
 
 @pytest.fixture
 def stories(llama, tmp_path):
-    """Four stories as its tokens."""
+    """Tokens of four stories."""
     file = np.load(llama / "tinystories_1000_tokens.npz")
     offsets = file["offsets"][:5]
     np.savez(tmp_path / "stories.npz", tokens=file["tokens"][: offsets[-1]], offsets=offsets)
     return tmp_path / "stories.npz"
 
 
-@pytest.mark.parametrize("command", ["prune", "perplexity"])
-def test_help_has_examples(command, capsys):
+@pytest.mark.parametrize("command", ["prune", "perplexity", "recover"])
+def test_the_help_of_a_compression_command_has_examples(command, capsys):
     assert run(command, "--help") == 0
     assert "Examples" in capsys.readouterr().out
 
 
-def test_prune_a_file_and_report_it(model, tmp_path, capfd):
+def test_prune_saves_a_folder_and_reports(model, tmp_path, capfd):
     pytest.importorskip("plotly")
     out, page, numbers = tmp_path / "pruned", tmp_path / "r.html", tmp_path / "r.json"
     assert run("prune", model, "--sparsity", 0.5, "--out", out, "--report", page, "--report", numbers) == 0
@@ -58,19 +59,19 @@ def test_prune_a_file_and_report_it(model, tmp_path, capfd):
     assert "0.weight" in page.read_text("utf-8")
 
 
-def test_quiet_prints_nothing(model, tmp_path, capfd):
+def test_prune_quiet_prints_nothing(model, tmp_path, capfd):
     assert run("prune", model, "--sparsity", 0.5, "--out", tmp_path / "pruned", "--quiet") == 0
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_plan_is_pruned_by_again(model, tmp_path):
+def test_prune_from_an_allocation_gives_the_same_weights(model, tmp_path):
     assert run("prune", model, "-s", 0.3, "-o", tmp_path / "a", "-q") == 0
     assert run("prune", model, "--from-allocation", tmp_path / "a" / "allocation.json", "-o", tmp_path / "b", "-q") == 0
     first, second = (load_file(tmp_path / folder / "model.safetensors") for folder in "ab")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_language_model_by_wanda_with_its_perplexity(llama, stories, tmp_path, capfd):
+def test_prune_by_wanda_prints_the_perplexities_that_the_perplexity_command_prints(llama, stories, tmp_path, capfd):
     options = ("--method", "wanda", "--calibration", stories, "--samples", 4, "--length", 64, "--seed", 3)
     numbers = tmp_path / "r.json"
     out = tmp_path / "p"
@@ -87,7 +88,7 @@ def test_a_language_model_by_wanda_with_its_perplexity(llama, stories, tmp_path,
     assert f"perplexity {after['value']:.4g} " in capfd.readouterr().out
 
 
-def test_the_bars_of_transformers_come_back(llama, stories, capfd):
+def test_the_progress_bars_of_transformers_are_restored(llama, stories, capfd):
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -101,15 +102,7 @@ def test_the_bars_of_transformers_come_back(llama, stories, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_an_earlier_output_is_measured_before_it_is_replaced(llama, stories, tmp_path):
-    out = tmp_path / "p"
-    assert run("prune", llama, "-s", 0.1, "-o", out, "-q") == 0
-    assert run("prune", out, "-s", 0.6, "-o", out, "-q", "--evaluate", stories, "--report", tmp_path / "r.json") == 0
-    found = json.loads((tmp_path / "r.json").read_text())["perplexity"]
-    assert found["before"]["value"] < found["after"]["value"]
-
-
-def test_quiet_still_says_the_perplexity_that_was_asked_for(llama, stories, tmp_path, capfd):
+def test_prune_quiet_prints_the_perplexities_only(llama, stories, tmp_path, capfd):
     assert run("prune", llama, "-s", 0.1, "-o", tmp_path / "p", "-q", "--evaluate", stories) == 0
     out, err = capfd.readouterr()
     assert out.startswith("perplexity ")
@@ -117,20 +110,40 @@ def test_quiet_still_says_the_perplexity_that_was_asked_for(llama, stories, tmp_
     assert err == ""
 
 
-class TestErrorsAreOneLine:
-    def test_neither_sparsity_nor_plan(self, capsys, model, tmp_path):
+def test_recover_prints_the_perplexities_and_saves_the_folder(llama, stories, tmp_path, capfd):
+    pytest.importorskip("peft")
+    out, again = tmp_path / "pruned", tmp_path / "recovered"
+    assert run("prune", llama, "-s", 0.5, "-o", out, "-q") == 0
+    options = ("--lr", 3e-3, "--batch", 4, "--length", 128, "--evaluate", stories)
+    assert run("recover", out, "--tokens", stories, "--out", again, *options) == 0
+    text, progress = capfd.readouterr()
+    assert progress == ""
+    assert "every zero kept" in text
+    assert re.search(r"perplexity .* before, .* after", text)
+    record = json.loads((again / "recovery.json").read_text())
+    assert record["settings"] == {"rank": 8, "lr": 3e-3, "epochs": 1, "batch": 4, "length": 128, "seed": 0}
+    assert record["recipe"] == "model_balancing"
+
+
+class TestErrorsOfOneLine:
+    def test_prune_with_neither_sparsity_nor_allocation(self, capsys, model, tmp_path):
         check_error(capsys, "prune", model, "-o", tmp_path / "p", match="--sparsity")
 
-    def test_wanda_without_calibration(self, capsys, model, tmp_path):
+    def test_prune_by_wanda_without_calibration(self, capsys, model, tmp_path):
         check_error(capsys, "prune", model, "-s", 0.5, "-m", "wanda", "-o", tmp_path / "p", match="--calibration")
 
     @pytest.mark.parametrize(("report", "match"), [("r.csv", ".json, .html"), ("nowhere/r.json", "cannot write")])
-    def test_a_report_that_cannot_be_saved_is_noticed_before_the_work(self, capsys, model, tmp_path, report, match):
+    def test_prune_with_a_report_that_cannot_be_saved(self, capsys, model, tmp_path, report, match):
         out = tmp_path / "p"
         check_error(capsys, "prune", model, "-s", 0.5, "-o", out, "--report", tmp_path / report, match=match)
         assert not out.exists()
 
-    def test_perplexity_of_no_language_model(self, capsys, tmp_path):
+    def test_perplexity_of_a_folder_without_a_language_model(self, capsys, tmp_path):
         pytest.importorskip("transformers")
         np.savez(tmp_path / "t.npz", tokens=np.arange(9))
         check_error(capsys, "perplexity", tmp_path, tmp_path / "t.npz", match="not a causal language model")
+
+    def test_recover_to_a_folder_that_is_not_an_earlier_recovery(self, capsys, tmp_path):
+        (tmp_path / "keep.txt").write_text("mine")
+        options = ("--tokens", "nothing.npy", "--out", tmp_path)
+        check_error(capsys, "recover", "nowhere", *options, match="choose another folder")

@@ -1,4 +1,4 @@
-"""Analyses with given alphas; a small LLaMA of random weights, tokens for it, and a real one."""
+"""Analyses with given alphas, a small LLaMA with random weights and tokens for it, and a trained LLaMA."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def analysis_of() -> Callable[..., tb.Analysis]:
 
 @pytest.fixture
 def make_llama() -> Callable[..., Any]:
-    """Two blocks; attention 32 x 32, MLP 32 x 160: more columns than SparseGPT takes at once."""
+    """Two blocks; attention 32 x 32, MLP 32 x 160: more columns than one block of SparseGPT."""
     transformers = pytest.importorskip("transformers")
 
     def make(**changes: Any) -> Any:
@@ -67,7 +67,7 @@ def tokens() -> list[Tensor]:
 
 @pytest.fixture
 def stories(shared: Path) -> tuple[Path, list[Tensor]]:
-    """Folder of a real LLaMA of 260 k parameters, and its tokenised stories, at most 256 tokens of each."""
+    """Folder of a trained LLaMA with 260 k parameters, and its tokenized stories, at most 256 tokens each."""
     folder = shared / "weights" / "stories260k"
     documents = tb.compress.load_tokens(folder / "tinystories_1000_tokens.npz")
     return folder, [document[:256] for document in documents]

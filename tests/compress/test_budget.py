@@ -1,4 +1,4 @@
-"""Sharing out a budget: exact, within bounds, in proportion."""
+"""Dividing a budget: exact, within bounds, in proportion."""
 
 import math
 from fractions import Fraction
@@ -13,7 +13,7 @@ UNITS = st.lists(st.tuples(st.floats(0.05, 20.0), st.integers(1, 10**9)), min_si
 
 
 @given(units=UNITS, part=st.floats(0.0, 1.0))
-def test_the_budget_is_used_up_within_the_bounds_and_in_proportion(units, part):
+def test_scaled_shares_meet_the_budget_within_bounds_and_in_proportion(units, part):
     shares, sizes = zip(*units, strict=True)
     budget = part * sum(sizes)
     values = scale_to_budget(shares, sizes, budget)
@@ -23,11 +23,11 @@ def test_the_budget_is_used_up_within_the_bounds_and_in_proportion(units, part):
     assert max(free, default=1) == pytest.approx(min(free, default=1), rel=1e-9)
     for share, value in zip(shares, values, strict=True):
         if value == 1 and free:
-            assert share * max(free) >= 1 - 1e-9  # cut off only where the factor would pass the bound
+            assert share * max(free) >= 1 - 1e-9  # cut off only if the factor would exceed the bound
 
 
 @given(units=UNITS, part=st.floats(0.0, 1.0))
-def test_whole_numbers_add_up_to_one_weight(units, part):
+def test_rounded_amounts_add_up_to_the_total(units, part):
     shares, sizes = zip(*units, strict=True)
     total = round(part * sum(sizes))
     values = scale_to_budget(shares, sizes, total)
@@ -38,7 +38,7 @@ def test_whole_numbers_add_up_to_one_weight(units, part):
 
 
 @given(low=st.floats(0.1, 0.5), high=st.floats(0.6, 3.0), units=UNITS, part=st.floats(0.0, 1.0))
-def test_other_bounds(low, high, units, part):
+def test_scaled_shares_meet_the_budget_within_other_bounds(low, high, units, part):
     shares, sizes = zip(*units, strict=True)
     budget = (low + part * (high - low)) * sum(sizes)
     values = scale_to_budget(shares, sizes, budget, low=low, high=high)
@@ -47,13 +47,13 @@ def test_other_bounds(low, high, units, part):
 
 
 @given(size=st.integers(1, 10**6), value=st.floats(0.0, 1.0), count=st.integers(1, 40))
-def test_equal_shares_are_uniform(size, value, count):
+def test_equal_shares_give_equal_values(size, value, count):
     values = scale_to_budget([2.0] * count, [size] * count, value * size * count)
     assert values == pytest.approx([value] * count, abs=1e-9)
 
 
 @pytest.mark.parametrize("budget", [-1.0, 31.0, math.nan])
-def test_out_of_reach(budget):
+def test_a_budget_that_cannot_be_met_is_refused(budget):
     with pytest.raises(ValueError, match="cannot be met"):
         scale_to_budget([1.0, 2.0], [10, 20], budget)
 
@@ -61,17 +61,17 @@ def test_out_of_reach(budget):
 @pytest.mark.parametrize(
     ("shares", "sizes"), [([0.0, 1.0], [1, 1]), ([math.nan], [1]), ([math.inf], [1]), ([1.0], [-1]), ([1.0], [1, 2])]
 )
-def test_impossible_shares_and_sizes(shares, sizes):
+def test_invalid_shares_and_sizes_are_refused(shares, sizes):
     with pytest.raises(ValueError, match="every unit needs"):
         scale_to_budget(shares, sizes, 0.5)
 
 
-def test_a_total_that_does_not_belong_to_the_values():
+def test_a_total_too_far_from_the_values_is_refused():
     with pytest.raises(ValueError, match="too far"):
         apportion([0.5, 0.5], [10, 10], 14)
 
 
-def test_nothing_to_share_out():
+def test_no_units_give_no_values():
     assert scale_to_budget([], [], 0.0) == []
     assert apportion([], [], 0) == []
 
@@ -81,7 +81,7 @@ def test_nothing_to_share_out():
     levels=st.lists(st.integers(0, 12), min_size=1, max_size=5, unique=True).map(sorted),
     part=st.floats(0.0, 1.5),
 )
-def test_levels_use_a_budget_up_until_no_step_fits(units, levels, part):
+def test_levels_are_raised_until_no_step_fits_the_budget(units, levels, part):
     weights, sizes = zip(*units, strict=True)
     budget = (levels[0] + part * (levels[-1] - levels[0])) * sum(sizes)
     values = raise_levels(levels, sizes, budget, lambda i, now, _: weights[i] / (1 + now))
@@ -91,11 +91,11 @@ def test_levels_use_a_budget_up_until_no_step_fits(units, levels, part):
         assert all((higher - value) * size > left for higher in levels[levels.index(value) + 1 :])
 
 
-def test_the_worthiest_step_comes_first():
+def test_the_step_of_highest_worth_is_taken_first():
     assert raise_levels([1, 2, 3], [10, 10, 10], 50, lambda i, now, _: [3.0, 2.0, 5.0][i] / now) == [2, 1, 2]
 
 
 @pytest.mark.parametrize("budget", [19, math.nan])
-def test_a_budget_below_the_lowest_level(budget):
+def test_a_budget_below_the_lowest_level_is_refused(budget):
     with pytest.raises(ValueError, match="at least 2"):
         raise_levels([2, 3], [4, 6], budget, lambda *_: 1.0)

@@ -1,4 +1,4 @@
-"""Allocation: the published ratios where the published formula holds, one exact budget everywhere."""
+"""Allocation of sparsity: the published ratios where the published formula holds, and an exact budget everywhere."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ import tempbalance as tb
 from tempbalance.errors import AllocationError
 from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
 
-# METHODS of AlphaPruning: LLaMA-7B, 70 %, epsilon 0.2, from the shipped alphas, by the released code.
+# By AlphaPruning's released code, from its alphas: LLaMA-7B, 70 %, epsilon 0.2.
 LLAMA_7B = (
     *(0.570, 0.618, 0.632, 0.631, 0.653, 0.648, 0.630, 0.592, 0.597, 0.568, 0.587, 0.589, 0.599, 0.611, 0.619, 0.668),
     *(0.659, 0.716, 0.791, 0.744, 0.795, 0.825, 0.770, 0.763, 0.812, 0.852, 0.831, 0.841, 0.787, 0.830, 0.841, 0.732),
@@ -22,7 +22,7 @@ NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_p
 
 
 def llama(alphas: np.ndarray, size: str) -> tb.Analysis:
-    """An analysis with given alphas and the shapes of a LLaMA: seven weights a block."""
+    """An analysis with given alphas and the shapes of a LLaMA: seven weights per block."""
     h, m, kv = SHAPES[size]
     shapes = ((h, h), (kv, h), (kv, h), (h, h), (m, h), (h, m), (m, h))
     (row,) = tb.analyze({"w": torch.eye(4)}).layers
@@ -37,7 +37,7 @@ def llama(alphas: np.ndarray, size: str) -> tb.Analysis:
 
 
 def published(alphas: np.ndarray, numels: np.ndarray, sparsity: float, epsilon: float) -> np.ndarray:
-    """AlphaPruning's formula as it stands, in float64: eta (1 - epsilon + 2 epsilon (q - min) / (max - min))."""
+    """AlphaPruning's formula in float64: eta (1 - epsilon + 2 epsilon (q - min) / (max - min))."""
     q = alphas.reshape(-1, 7).mean(axis=1)
     phi = (q - q.min()) / (q.max() - q.min()) * 2 * epsilon + 1 - epsilon
     d = numels.reshape(-1, 7).sum(axis=1)
@@ -60,12 +60,12 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_published_alphas_give_the_published_ratios_and_an_exact_budget(shared, name, sparsity, epsilon):
     alphas = np.load(shared / "published_alphas" / f"{name}.npy")
-    plan = tb.allocate_sparsity(llama(alphas, FILES[name]), sparsity, epsilon)
-    numels = np.array([layer.numel for layer in plan.layers])
-    assert sum(layer.zeros for layer in plan.layers) == round(sparsity * int(numels.sum()))
-    ours = np.array(list(plan.values())).reshape(-1, 7)
+    allocation = tb.allocate_sparsity(llama(alphas, FILES[name]), sparsity, epsilon)
+    numels = np.array([layer.numel for layer in allocation.layers])
+    assert sum(layer.zeros for layer in allocation.layers) == round(sparsity * int(numels.sum()))
+    ours = np.array(list(allocation.values())).reshape(-1, 7)
     theirs = published(alphas, numels, sparsity, epsilon)
-    assert np.abs(ours - ours[:, :1]).max() < 1e-6  # one ratio a block, to one weight
+    assert np.abs(ours - ours[:, :1]).max() < 1e-6  # one ratio per block, to one weight
     if theirs.max() <= 1:
         assert ours[:, 0] == pytest.approx(theirs, abs=1e-6)
     else:
@@ -76,15 +76,15 @@ def test_published_alphas_give_the_published_ratios_and_an_exact_budget(shared, 
         assert factor[0] > 1
 
 
-def test_the_ratios_of_llama_7b(shared):
+def test_llama_7b_gets_the_ratios_of_the_released_code(shared):
     alphas = np.load(shared / "published_alphas" / "llama-7b-hf_peak.npy")
-    plan = tb.allocate_sparsity(llama(alphas, "7b"), 0.7, 0.2)
-    assert list(plan.values())[::7] == pytest.approx(LLAMA_7B, abs=6e-4)
+    allocation = tb.allocate_sparsity(llama(alphas, "7b"), 0.7, 0.2)
+    assert list(allocation.values())[::7] == pytest.approx(LLAMA_7B, abs=6e-4)
 
 
 @pytest.fixture
 def analysis() -> tb.Analysis:
-    """Four blocks of two weights of different sizes, alphas 2 to 5; an embedding-like matrix outside."""
+    """Four blocks of two weights of different sizes, alphas 2 to 5; a matrix outside the blocks."""
     weights = {"head.weight": torch.randn(70, 60, generator=torch.Generator().manual_seed(0))}
     for i in range(4):
         for name, rows in (("a", 64), ("b", 96)):
@@ -95,71 +95,58 @@ def analysis() -> tb.Analysis:
 @pytest.mark.parametrize("method", ["alpha", "uniform", "erk", "depth"])
 @pytest.mark.parametrize("unit", ["layer", "block"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.85, 0.999])
-def test_every_method_meets_the_budget(analysis, sparsity, unit, method):
-    plan = tb.allocate_sparsity(analysis, sparsity, unit=unit, method=method)
-    total = sum(layer.numel for layer in plan.layers)
-    assert sum(layer.zeros for layer in plan.layers) == round(sparsity * total)
-    assert all(0 <= value <= 1 for value in plan.values())
+def test_every_method_meets_the_budget_to_one_zero(analysis, sparsity, unit, method):
+    allocation = tb.allocate_sparsity(analysis, sparsity, unit=unit, method=method)
+    total = sum(layer.numel for layer in allocation.layers)
+    assert sum(layer.zeros for layer in allocation.layers) == round(sparsity * total)
+    assert all(0 <= value <= 1 for value in allocation.values())
 
 
-def test_heavy_tails_are_pruned_less(analysis):
+def test_blocks_with_heavier_tails_are_pruned_less(analysis):
     values = list(tb.allocate_sparsity(analysis, 0.5).values())[::2]  # one of each block
     assert values == sorted(values)
     assert values[0] < 0.5 < values[-1]
 
 
-def test_only_blocks_are_pruned(analysis):
+def test_weights_outside_blocks_are_not_pruned(analysis):
     assert all(name.startswith("h.") for name in tb.allocate_sparsity(analysis, 0.5))
 
 
-def test_equal_alphas_are_uniform(analysis):
+def test_equal_alphas_give_a_uniform_sparsity(analysis):
     rows = [dataclasses.replace(row, alpha=3.0) for row in analysis.layers]
-    plan = tb.allocate_sparsity(dataclasses.replace(analysis, layers=rows), 0.5)
-    assert list(plan.values()) == pytest.approx([0.5] * 8, abs=1e-3)
+    allocation = tb.allocate_sparsity(dataclasses.replace(analysis, layers=rows), 0.5)
+    assert list(allocation.values()) == pytest.approx([0.5] * 8, abs=1e-3)
 
 
-def test_a_unit_without_alpha_gets_the_middle_share(analysis):
+def test_a_block_without_alpha_gets_the_middle_of_the_spread(analysis):
     rows = [dataclasses.replace(row, alpha=math.nan) if row.block == "h.1" else row for row in analysis.layers]
-    plan = tb.allocate_sparsity(dataclasses.replace(analysis, layers=rows), 0.5, epsilon=0.4)
-    smallest, largest = plan["h.0.a.weight"], plan["h.3.a.weight"]
-    assert plan["h.1.a.weight"] == pytest.approx((smallest + largest) / 2, abs=1e-3)
-
-
-def test_a_plan_survives_its_file(analysis, tmp_path):
-    plan = tb.allocate_sparsity(analysis, 0.6)
-    plan.save(tmp_path / "allocation.json")
-    assert tb.Allocation.load(tmp_path / "allocation.json") == plan
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"schema": 99}', '{"schema": 1, "layers": [{}]}'])
-def test_files_that_are_no_plans(tmp_path, content):
-    (tmp_path / "x.json").write_text(content)
-    with pytest.raises(AllocationError):
-        tb.Allocation.load(tmp_path / "x.json")
+    allocation = tb.allocate_sparsity(dataclasses.replace(analysis, layers=rows), 0.5, epsilon=0.4)
+    smallest, largest = allocation["h.0.a.weight"], allocation["h.3.a.weight"]
+    assert allocation["h.1.a.weight"] == pytest.approx((smallest + largest) / 2, abs=1e-3)
 
 
 @pytest.mark.parametrize(
     "bad", [{"sparsity": 1.0}, {"sparsity": 1.2}, {"sparsity": -0.1}, {"sparsity": 0.5, "epsilon": 1.5}]
 )
-def test_out_of_range(analysis, bad):
+def test_a_sparsity_or_epsilon_out_of_range_is_refused(analysis, bad):
     with pytest.raises(AllocationError, match=r"\[0, 1\]"):
         tb.allocate_sparsity(analysis, **bad)
 
 
-def test_unknown_method(analysis):
+def test_an_unknown_allocation_method_is_refused(analysis):
     with pytest.raises(AllocationError, match="'erk'"):
         tb.allocate_sparsity(analysis, 0.5, method="magic")
 
 
-def test_nothing_to_prune():
+def test_an_analysis_without_weights_is_refused():
     with pytest.raises(AllocationError, match="no weight"):
         tb.allocate_sparsity(tb.Analysis(source="x", settings={}, layers=[]), 0.5)
 
 
 class TestWarnings:
-    """A plan that is likely to harm is made, and a warning logged."""
+    """An allocation that is likely to harm logs a warning."""
 
-    def plan(self, analysis_of, caplog, alphas, stderr=0.01, **options):
+    def logged(self, analysis_of, caplog, alphas, stderr=0.01, **options):
         names = [f"h.{i}.fc.weight" for i in range(len(alphas))]
         analysis = analysis_of(names, alphas, [(64, 64)] * len(alphas))
         rows = [dataclasses.replace(row, stderr=stderr) for row in analysis.layers]
@@ -167,17 +154,17 @@ class TestWarnings:
             tb.allocate_sparsity(dataclasses.replace(analysis, layers=rows), 0.7, **options)
         return caplog.text
 
-    def test_a_block_that_loses_every_weight_is_named(self, analysis_of, caplog):
-        assert "all weights of h.0 to zero" in self.plan(
+    def test_a_block_that_loses_all_weights_is_named(self, analysis_of, caplog):
+        assert "all weights of h.0 to zero" in self.logged(
             analysis_of, caplog, [1.91, 1.72, 1.71, 1.72, 1.74, 1.7], epsilon=0.4
         )
 
-    def test_alphas_that_differ_by_no_more_than_their_errors(self, analysis_of, caplog):
-        assert "no more than their standard errors" in self.plan(analysis_of, caplog, [2.15, 2.2, 2.18], stderr=0.1)
+    def test_alphas_that_differ_by_no_more_than_their_standard_errors_are_reported(self, analysis_of, caplog):
+        assert "no more than their standard errors" in self.logged(analysis_of, caplog, [2.15, 2.2, 2.18], stderr=0.1)
 
     @pytest.mark.parametrize("options", [{}, {"method": "uniform"}, {"method": "depth"}])
-    def test_otherwise_nothing_is_said(self, analysis_of, caplog, options):
-        assert not self.plan(analysis_of, caplog, [2.0, 3.0, 4.0], **options)
+    def test_alphas_that_differ_clearly_log_nothing(self, analysis_of, caplog, options):
+        assert not self.logged(analysis_of, caplog, [2.0, 3.0, 4.0], **options)
 
-    def test_baselines_do_not_look_at_alpha(self, analysis_of, caplog):
-        assert not self.plan(analysis_of, caplog, [2.15, 2.2, 2.18], stderr=0.1, method="uniform")
+    def test_a_uniform_allocation_does_not_warn_about_alphas(self, analysis_of, caplog):
+        assert not self.logged(analysis_of, caplog, [2.15, 2.2, 2.18], stderr=0.1, method="uniform")

@@ -46,14 +46,12 @@ class LayerAllocation:
     rank: int = 0
 
     def __eq__(self, other: object) -> bool:
-        """Whether all fields are equal; NaN equals NaN."""
         if not isinstance(other, LayerAllocation):
             return NotImplemented
         pairs = ((getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
-        return all(a == b or (a != a and b != b) for a, b in pairs)  # noqa: PLR0124
+        return all(a == b or (a != a and b != b) for a, b in pairs)  # noqa: PLR0124  NaN equals NaN
 
     def __hash__(self) -> int:
-        """Hash the name and shape."""
         return hash((self.name, self.shape))
 
     @property
@@ -109,26 +107,16 @@ class Allocation(Mapping[str, float]):
         return {layer.name: getattr(layer, self.quantity) for layer in self.layers}
 
     def __getitem__(self, name: str) -> float:
-        """Return the value of a layer."""
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names of the layers, in model order."""
         return iter(self._values)
 
     def __len__(self) -> int:
-        """Return the number of layers."""
         return len(self._values)
 
     def check_quantity(self, quantity: Quantity) -> None:
-        """Check that this allocation is of a given quantity.
-
-        Args:
-            quantity: The quantity needed.
-
-        Raises:
-            AllocationError: It is of another one.
-        """
+        """Raise an AllocationError if another quantity is allocated."""
         if self.quantity != quantity:
             raise AllocationError(f"expected an allocation of {quantity}, got one of {self.quantity}")
 

@@ -80,7 +80,7 @@ def allocate_bits(
         analysis,
         layers,
         [by_unit[layer.unit] for layer in layers],
-        quantity="bits",
+        "bits",
         budget=bits,
         method=f"AlphaQ, gamma {gamma}, widths {levels}",
         unit=unit,

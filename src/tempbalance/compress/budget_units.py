@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation, LayerAllocation, Quantity
@@ -71,73 +71,34 @@ def find_units(
     parts: dict[str, list[LayerStats]] = {}
     for row in rows:
         parts.setdefault(row.name if kinds is None else _module_name(row), []).append(row)
-    members: dict[str, list[str]] = {}
-    for name, (first, *_) in parts.items():
-        members.setdefault(first.block if unit == "block" and first.block is not None else name, []).append(name)
-    owners = {name: owner for owner, names in members.items() for name in names}
-    layers = {name: _layer(name, owners[name], found) for name, found in parts.items()}
-    units = []
-    for owner, names in members.items():
-        inside = [row for name in names for row in parts[name]]
-        alpha, stderr = mean_alpha((row.alpha, row.stderr) for row in inside)
-        found = tuple(layers[name] for name in names)
-        units.append(BudgetUnit(name=owner, layers=found, rows=tuple(inside), alpha=alpha, stderr=stderr))
-    return list(layers.values()), units
+    layers = [_layer(name, found, unit) for name, found in parts.items()]
+    members: dict[str, list[LayerAllocation]] = {}
+    for layer in layers:
+        members.setdefault(layer.unit, []).append(layer)
+    return layers, [
+        _unit(name, inside, [row for layer in inside for row in parts[layer.name]]) for name, inside in members.items()
+    ]
 
 
 def relative_alphas(units: Sequence[BudgetUnit]) -> list[float]:
-    """Divide the alpha of each unit by the median of all.
-
-    Args:
-        units: The units.
-
-    Returns:
-        One positive number per unit; 1 for a unit without an alpha.
-    """
+    """Divide the alpha of each unit by the median of all; a unit without an alpha gets 1."""
     middle = median([unit.alpha for unit in units if math.isfinite(unit.alpha)] or [1.0])
     return [unit.alpha / middle if math.isfinite(unit.alpha) else 1.0 for unit in units]
 
 
-def make_allocation(  # noqa: PLR0913  most are attributes of the result
-    analysis: Analysis,
-    layers: Sequence[LayerAllocation],
-    amounts: Sequence[int],
-    *,
-    quantity: Quantity,
-    budget: float,
-    method: str,
-    unit: Literal["layer", "block"],
-    group: int | None = None,
+def make_allocation(
+    analysis: Analysis, layers: Sequence[LayerAllocation], amounts: Sequence[int], quantity: Quantity, **head: Any
 ) -> Allocation:
-    """Put the amounts into the layers.
-
-    Args:
-        analysis: The analysis that the allocation is based on.
-        layers: The layers, in model order.
-        amounts: Zeros, bits or rank of each layer.
-        quantity: What is allocated.
-        budget: The global target.
-        method: Name of the method, with its parameters.
-        unit: Whether each layer or each block is a unit.
-        group: M of N:M sparsity.
-
-    Returns:
-        The allocation.
-    """
+    """Put zeros, bits or a rank into every layer; ``head`` is the rest of the fields of the allocation."""
     field = "zeros" if quantity == "sparsity" else quantity
+    given: list[dict[str, Any]] = [{field: amount} for amount in amounts]
     return Allocation(
         source=analysis.source,
         quantity=quantity,
-        budget=budget,
-        method=method,
-        unit=unit,
-        layers=tuple(
-            replace(layer, **{field: amount})  # type: ignore[arg-type]
-            for layer, amount in zip(layers, amounts, strict=True)
-        ),
-        group=group,
+        layers=tuple(replace(layer, **amount) for layer, amount in zip(layers, given, strict=True)),
         revision=analysis.settings.get("revision"),
         settings=dict(analysis.settings),
+        **head,
     )
 
 
@@ -145,9 +106,15 @@ def _module_name(row: LayerStats) -> str:
     return row.name if row.kind == "experts" else row.name.partition(":")[0].removesuffix(".weight")
 
 
-def _layer(name: str, unit: str, parts: Sequence[LayerStats]) -> LayerAllocation:
+def _layer(name: str, parts: Sequence[LayerStats], unit: str) -> LayerAllocation:
     alpha, stderr = mean_alpha((part.alpha, part.stderr) for part in parts)
-    return LayerAllocation(name=name, unit=unit, shape=_joined_shape(parts), alpha=alpha, stderr=stderr)
+    owner = parts[0].block if unit == "block" else None
+    return LayerAllocation(name=name, unit=owner or name, shape=_joined_shape(parts), alpha=alpha, stderr=stderr)
+
+
+def _unit(name: str, layers: Sequence[LayerAllocation], rows: Sequence[LayerStats]) -> BudgetUnit:
+    alpha, stderr = mean_alpha((row.alpha, row.stderr) for row in rows)
+    return BudgetUnit(name=name, layers=tuple(layers), rows=tuple(rows), alpha=alpha, stderr=stderr)
 
 
 def _joined_shape(parts: Sequence[LayerStats]) -> tuple[int, ...]:

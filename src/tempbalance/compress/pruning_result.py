@@ -75,13 +75,9 @@ class PruningResult:
     def _unit(self, name: str, layers: Sequence[LayerAllocation]) -> UnitSparsity:
         numel = sum(layer.numel for layer in layers)
         alpha, stderr = mean_alpha((layer.alpha, layer.stderr) for layer in layers)
-        return UnitSparsity(
-            name=name,
-            alpha=alpha,
-            stderr=stderr,
-            planned=sum(layer.zeros for layer in layers) / numel,
-            achieved=sum(self.achieved[layer.name] * layer.numel for layer in layers) / numel,
-        )
+        planned = sum(layer.zeros for layer in layers) / numel
+        achieved = sum(self.achieved[layer.name] * layer.numel for layer in layers) / numel
+        return UnitSparsity(name=name, alpha=alpha, stderr=stderr, planned=planned, achieved=achieved)
 
     def to_json(self) -> dict[str, Any]:
         """Return all numbers as plain JSON values.
@@ -89,12 +85,18 @@ class PruningResult:
         Returns:
             Mappings, lists, strings and numbers; None for numbers that are not finite or not known.
         """
-        perplexity = None
-        if self.perplexity is not None:
-            perplexity = {
-                key: {"value": found.value, "stderr": found.stderr, "tokens": found.tokens}
-                for key, found in zip(("before", "after"), self.perplexity, strict=True)
+        perplexity = self.perplexity and {
+            key: {"value": found.value, "stderr": found.stderr, "tokens": found.tokens}
+            for key, found in zip(("before", "after"), self.perplexity, strict=True)
+        }
+        layers = [
+            {
+                **{key: getattr(layer, key) for key in ("name", "unit", "shape", "alpha", "stderr")},
+                "planned": layer.sparsity,
+                "achieved": self.achieved[layer.name],
             }
+            for layer in self.allocation.layers
+        ]
         data = {
             "schema": SCHEMA,
             "source": self.allocation.source,
@@ -106,14 +108,7 @@ class PruningResult:
             "achieved": self.zeros / self.weights,
             "perplexity": perplexity,
             "units": [asdict(unit) for unit in self.units],
-            "layers": [
-                {
-                    **{key: getattr(layer, key) for key in ("name", "unit", "shape", "alpha", "stderr")},
-                    "planned": layer.sparsity,
-                    "achieved": self.achieved[layer.name],
-                }
-                for layer in self.allocation.layers
-            ],
+            "layers": layers,
         }
         plain: dict[str, Any] = json.loads(dumps(data))
         return plain

@@ -71,7 +71,7 @@ def allocate_ranks(
         analysis,
         layers,
         [by_unit[layer.unit] for layer in layers],
-        quantity="rank",
+        "rank",
         budget=rank,
         method=f"alpha^{beta}, from {low} to {high}",
         unit=unit,

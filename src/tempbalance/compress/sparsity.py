@@ -94,7 +94,7 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         analysis,
         layers,
         apportion([by_unit[layer.unit] for layer in layers], [layer.numel for layer in layers], zeros),
-        quantity="sparsity",
+        "sparsity",
         budget=sparsity,
         method=f"{method}, epsilon {epsilon}" if method in _WITH_EPSILON else method,
         unit=unit,

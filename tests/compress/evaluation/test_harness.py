@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a live model; it is installed with the extra eval only."""
+"""Tasks of lm-evaluation-harness on a live model; needs the extra eval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tempbalance.errors import MissingExtraError
 
 @pytest.fixture
 def tokenizer() -> Any:
-    """Letters as tokens."""
+    """A tokenizer whose tokens are letters."""
     transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
     letters = {letter: place for place, letter in enumerate("?^$abcdefghijklmnopqrstuvwxyz ")}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, unk_token="?"))
@@ -28,7 +28,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A task on a local file: which of two words comes next."""
+    """A task on a local file: choose the next word of two."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     words = ["ab", "cd", "ef", "gh", "ij", "kl"]
     rows = [{"context": f"say {word}", "choices": [f" {word}", " zz"], "gold": 0} for word in words]
@@ -48,7 +48,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def expected_accuracy(model: Any, tokenizer: Any, path: Path) -> float:
-    """Share of rows whose first choice has the larger log-likelihood, computed plainly."""
+    """Compute the fraction of rows whose first choice has the higher log-likelihood."""
     right = []
     for row in json.loads(path.read_text(encoding="utf-8")):
         scores = []
@@ -62,7 +62,7 @@ def expected_accuracy(model: Any, tokenizer: Any, path: Path) -> float:
     return sum(right) / len(right)
 
 
-# what the harness and its dependencies warn of when imported and run is theirs
+# warnings of the harness and its dependencies
 @pytest.mark.filterwarnings("default")
 def test_a_task_on_a_local_file_gives_the_accuracy_computed_by_hand(
     make_llama: Any, tokenizer: Any, task: dict[str, Any], tmp_path: Path

@@ -1,4 +1,4 @@
-"""Perplexity: that of a naive loop, with and without overlap, and honest about what it cannot do."""
+"""Perplexity: agreement with a naive loop, standard error, errors."""
 
 import math
 
@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 
 def naive(model, documents, length, stride):
-    """The loop of Transformers' guide to perplexity: labels of -100 for what an earlier window has predicted."""
+    """The loop of Transformers' guide to perplexity: labels of -100 for tokens of earlier windows."""
     total, count = 0.0, 0
     for document in documents:
         end = 0
@@ -33,7 +33,7 @@ def naive(model, documents, length, stride):
 
 
 @pytest.mark.parametrize(("length", "stride"), [(16, None), (16, 5), (24, 1), (64, None), (16, 16)])
-def test_the_same_as_a_naive_loop(length, stride, make_llama, tokens):
+def test_perplexity_agrees_with_a_naive_loop(length, stride, make_llama, tokens):
     model = make_llama().eval()
     found = tb.perplexity(model, tokens, stride, length=length)
     value, count = naive(model, tokens, length, stride or length)
@@ -41,7 +41,7 @@ def test_the_same_as_a_naive_loop(length, stride, make_llama, tokens):
     assert found.tokens == count
 
 
-def test_a_real_model(stories):
+def test_perplexity_of_a_real_model_agrees_with_a_naive_loop(stories):
     folder, documents = stories
     model = tb.compress.load_causal_lm(folder)
     found = tb.perplexity(model, documents[:20])
@@ -50,8 +50,8 @@ def test_a_real_model(stories):
     assert 0.05 < found.stderr < 0.3
 
 
-def test_the_standard_error_covers_the_spread_over_texts(stories):
-    """Twenty disjoint halves of the text: their values spread as much as the standard error says."""
+def test_the_standard_error_is_the_spread_over_texts(stories):
+    """Compare the spread over twenty disjoint texts with the mean standard error."""
     folder, documents = stories
     model = tb.compress.load_causal_lm(folder)
     parts = [tb.perplexity(model, documents[start : start + 10], length=128) for start in range(0, 200, 10)]
@@ -60,13 +60,13 @@ def test_the_standard_error_covers_the_spread_over_texts(stories):
     assert 0.5 < float(spread / said) < 1.7
 
 
-def test_the_mode_is_put_back(make_llama, tokens):
+def test_the_training_mode_is_restored(make_llama, tokens):
     model = make_llama().train()
     tb.perplexity(model, tokens)
     assert model.training
 
 
-def test_one_window_has_no_standard_error(make_llama):
+def test_the_standard_error_of_one_window_is_nan(make_llama):
     assert math.isnan(tb.perplexity(make_llama(), torch.arange(9)).stderr)
 
 
@@ -82,12 +82,12 @@ def test_one_window_has_no_standard_error(make_llama):
         (torch.arange(9), {"length": 4, "stride": 0}, "stride from 1"),
     ],
 )
-def test_refusals(tokens, options, message, make_llama):
+def test_invalid_tokens_and_lengths_are_refused(tokens, options, message, make_llama):
     with pytest.raises(TokensError, match=message):
         tb.perplexity(make_llama(), tokens, **options)
 
 
-def test_a_model_that_says_nan_gives_nan(make_llama, tokens):
+def test_nan_logits_give_a_perplexity_of_nan(make_llama, tokens):
     model = make_llama()
     with torch.no_grad():
         model.lm_head.weight.fill_(torch.nan)

@@ -1,4 +1,4 @@
-"""Token ids from files; calibration sets."""
+"""Token ids from files, and calibration sequences."""
 
 import json
 
@@ -11,7 +11,7 @@ from tempbalance.compress.evaluation.tokens import batches
 from tempbalance.errors import TokensError
 
 
-def test_arrays(tmp_path):
+def test_token_ids_are_read_from_npz_and_npy(tmp_path):
     np.savez(tmp_path / "many.npz", tokens=np.arange(6, dtype=np.uint16), offsets=[0, 2, 2, 6])
     np.savez(tmp_path / "one.npz", tokens=np.arange(3))
     np.save(tmp_path / "one.npy", np.arange(3))
@@ -30,7 +30,7 @@ def test_arrays(tmp_path):
         ("a.jsonl", '{"text": "one"}\n\n{"text": "two"}\n', 2),
     ],
 )
-def test_text_is_read_by_the_models_tokenizer(name, content, documents, tmp_path, minilm):
+def test_text_is_tokenized_by_the_tokenizer_of_the_model(name, content, documents, tmp_path, minilm):
     (tmp_path / name).write_text(content, encoding="utf-8")
     found = tb.compress.load_tokens(tmp_path / name, minilm)
     assert len(found) == documents
@@ -48,13 +48,13 @@ def test_text_is_read_by_the_models_tokenizer(name, content, documents, tmp_path
         ("a.txt", b"words", "folder or hub id of a tokenizer"),
     ],
 )
-def test_files_that_cannot_be_read(name, content, message, tmp_path):
+def test_invalid_token_files_are_refused(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TokensError, match=message):
         tb.compress.load_tokens(tmp_path / name)
 
 
-def test_missing_empty_and_of_two_axes(tmp_path):
+def test_missing_empty_and_two_dimensional_token_files_are_refused(tmp_path):
     with pytest.raises(TokensError, match="nowhere"):
         tb.compress.load_tokens(tmp_path / "nowhere.npz")
     np.save(tmp_path / "empty.npy", np.arange(0))
@@ -64,13 +64,13 @@ def test_missing_empty_and_of_two_axes(tmp_path):
             tb.compress.load_tokens(tmp_path / f"{name}.npy")
 
 
-def test_no_tokenizer_there(tmp_path):
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("words")
     with pytest.raises(TokensError, match="cannot load a tokenizer"):
         tb.compress.load_tokens(tmp_path / "a.txt", tmp_path)
 
 
-def test_calibration_is_drawn_by_the_seed_from_long_documents():
+def test_calibration_sequences_depend_on_the_seed_and_come_from_long_documents():
     documents = [torch.arange(10), torch.arange(100, 200)]
     first, again, other = (tb.compress.draw_calibration(documents, 8, 32, seed) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -78,18 +78,18 @@ def test_calibration_is_drawn_by_the_seed_from_long_documents():
     assert all(len(sample) == 32 and sample.min() >= 100 for sample in first)
 
 
-def test_short_documents_are_joined():
+def test_short_documents_are_joined_for_calibration():
     (sample,) = tb.compress.draw_calibration([torch.arange(10), torch.arange(10)], 1, 2048)
     assert len(sample) == 20
 
 
 @pytest.mark.parametrize("bad", [{"samples": 0}, {"length": 0}, {"documents": []}])
-def test_a_draw_from_nothing(bad):
+def test_calibration_without_tokens_or_with_invalid_sizes_is_refused(bad):
     with pytest.raises(TokensError, match="cannot draw"):
         tb.compress.draw_calibration(**{"documents": [torch.arange(9)], **bad})
 
 
-def test_batches_keep_the_order():
+def test_batches_keep_the_order_of_sequences():
     lengths = [3, 3, 4, 3, 3, 3]
     found = [tuple(batch.shape) for batch in batches([torch.zeros(n) for n in lengths], size=2)]
     assert found == [(2, 3), (1, 4), (2, 3), (1, 3)]

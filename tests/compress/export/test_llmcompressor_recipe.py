@@ -1,49 +1,36 @@
-"""Plans for other tools: what they make of them is what the plan says."""
+"""Recipes for llm-compressor: it prunes and quantizes every module as allocated."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.nn.utils import prune as torch_prune
+from torch import Tensor
 
 import tempbalance as tb
-from tempbalance.compress import Allocation, LayerAllocation, export_llmcompressor, export_npy, export_torch
-from tempbalance.errors import AllocationError, AnalysisError
+from tempbalance.compress import Allocation, allocate_bits, export_llmcompressor
+from tempbalance.errors import AllocationError
 
-
-def plan_of(zeros: dict[str, int], shapes: dict[str, tuple[int, ...]], group: int | None = None) -> Allocation:
-    layers = [
-        LayerAllocation(name=n, unit=n, shape=shapes[n], alpha=3.0, stderr=0.1, zeros=z) for n, z in zeros.items()
-    ]
-    total = sum(layer.zeros for layer in layers) / sum(layer.numel for layer in layers)
-    return Allocation(source="m", budget=total, method="alpha", unit="layer", layers=tuple(layers), group=group)
-
-
-def plan_for(model: nn.Module, share: Any = lambda place, numel: numel * (place + 1) // 20) -> Allocation:
-    """A plan in which every linear layer of a block has another sparsity."""
-    shapes = {f"{n}.weight": tuple(m.weight.shape) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    shapes.pop("lm_head.weight", None)
-    zeros = {name: share(place, int(np.prod(shape))) for place, (name, shape) in enumerate(shapes.items())}
-    return plan_of(zeros, shapes)
-
-
-def zeros_of(model: nn.Module, plan: Allocation) -> dict[str, int]:
-    return {name: int((model.get_parameter(name) == 0).sum()) for name in plan}
+THEIRS = pytest.mark.filterwarnings("ignore")  # warnings of llm-compressor
+Allocate = Callable[..., Allocation]
+SIZES = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 32}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def run_recipe(model: Any, path: Path, tokens: list[Tensor]) -> None:
-    """What a user does with a recipe."""
+    """Run a recipe as a user does."""
     datasets, tokenizers = pytest.importorskip("datasets"), pytest.importorskip("tokenizers")
     llmcompressor = pytest.importorskip("llmcompressor")
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))  # it asks for one, for nothing
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))  # required, but not used
     rows = {"input_ids": [t.tolist() for t in tokens], "attention_mask": [[1] * len(t) for t in tokens]}
     transformers = pytest.importorskip("transformers")
     llmcompressor.oneshot(
@@ -55,38 +42,44 @@ def run_recipe(model: Any, path: Path, tokens: list[Tensor]) -> None:
 
 @pytest.fixture
 def saved_llama(make_llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A model that came from a folder: oneshot asks for its configuration there."""
+    """A model loaded from a folder, where oneshot reads the configuration."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     make_llama().save_pretrained(tmp_path / "model")
     return type(make_llama()).from_pretrained(tmp_path / "model")
 
 
-def test_llm_compressor_makes_of_a_sparsegpt_recipe_what_the_plan_says(
-    saved_llama: Any, tokens: list[Tensor], tmp_path: Path
+def test_a_sparsegpt_recipe_gives_the_allocated_zeros_up_to_one_per_block_of_columns(
+    saved_llama: Any, tokens: list[Tensor], tmp_path: Path, allocation_for: Allocate, zeros_of: Any
 ):
-    plan = plan_for(saved_llama, lambda place, numel: (0, 1, numel)[place] if place < 3 else numel * (place + 1) // 20)
-    export_llmcompressor(plan, tmp_path / "recipe.yaml")
+    allocation = allocation_for(
+        saved_llama, lambda place, numel: (0, 1, numel)[place] if place < 3 else numel * (place + 1) // 20
+    )
+    export_llmcompressor(allocation, tmp_path / "recipe.yaml")
     run_recipe(saved_llama, tmp_path / "recipe.yaml", tokens)
-    made, wanted = zeros_of(saved_llama, plan), {layer.name: layer.zeros for layer in plan.layers}
-    blocks = {layer.name: -(-layer.shape[1] // 128) for layer in plan.layers}
-    assert all(wanted[name] - blocks[name] < made[name] <= wanted[name] for name in plan)
+    made, wanted = zeros_of(saved_llama, allocation), {layer.name: layer.zeros for layer in allocation.layers}
+    blocks = {layer.name: -(-layer.shape[1] // 128) for layer in allocation.layers}
+    assert all(wanted[name] - blocks[name] < made[name] <= wanted[name] for name in allocation)
 
 
-def test_llm_compressor_makes_of_a_wanda_recipe_what_the_plan_says(
-    saved_llama: Any, tokens: list[Tensor], tmp_path: Path
+def test_a_wanda_recipe_gives_the_allocated_zeros_rounded_down_in_each_row(
+    saved_llama: Any, tokens: list[Tensor], tmp_path: Path, allocation_for: Allocate, zeros_of: Any
 ):
-    plan = plan_for(saved_llama)
-    export_llmcompressor(plan, tmp_path / "recipe.yaml", modifier="WandaPruningModifier")
+    allocation = allocation_for(saved_llama)
+    export_llmcompressor(allocation, tmp_path / "recipe.yaml", modifier="WandaPruningModifier")
     run_recipe(saved_llama, tmp_path / "recipe.yaml", tokens)
-    rows = {layer.name: layer.shape for layer in plan.layers}
-    assert zeros_of(saved_llama, plan) == {n: rows[n][0] * int(rows[n][1] * plan[n]) for n in plan}
+    rows = {layer.name: layer.shape for layer in allocation.layers}
+    assert zeros_of(saved_llama, allocation) == {n: rows[n][0] * int(rows[n][1] * allocation[n]) for n in allocation}
 
 
-def test_llm_compressor_makes_n_of_m_of_a_plan_with_groups(saved_llama: Any, tokens: list[Tensor], tmp_path: Path):
-    plan = replace(plan_for(saved_llama, lambda place, numel: numel * (place % 5) // 8), group=8)
-    export_llmcompressor(plan, tmp_path / "recipe.yaml", modifier="WandaPruningModifier")
+def test_a_wanda_recipe_gives_the_allocated_n_of_m_sparsity(
+    saved_llama: Any, tokens: list[Tensor], tmp_path: Path, allocation_for: Allocate
+):
+    allocation = dataclasses.replace(
+        allocation_for(saved_llama, lambda place, numel: numel * (place % 5) // 8), group=8
+    )
+    export_llmcompressor(allocation, tmp_path / "recipe.yaml", modifier="WandaPruningModifier")
     run_recipe(saved_llama, tmp_path / "recipe.yaml", tokens)
-    for place, name in enumerate(plan):
+    for place, name in enumerate(allocation):
         each = (saved_llama.get_parameter(name).reshape(-1, 8) == 0).sum(dim=1)
         assert each.unique().tolist() == [place % 5], name
 
@@ -96,83 +89,142 @@ def test_llm_compressor_makes_n_of_m_of_a_plan_with_groups(saved_llama: Any, tok
     names=st.lists(st.text(min_size=1, max_size=12).filter(str.isprintable), min_size=1, max_size=5, unique=True),
     data=st.data(),
 )
-def test_a_recipe_is_read_back_with_its_names_and_sparsities(
-    names: list[str], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+def test_llm_compressor_reads_the_names_and_sparsities_of_a_recipe(
+    names: list[str], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory, allocation_of: Allocate
 ):
     recipe = pytest.importorskip("llmcompressor.recipe")
     weights = [f"{name}.weight" for name in names]
     zeros = {name: data.draw(st.integers(1, 10**7)) for name in weights}
-    plan = plan_of(zeros, dict.fromkeys(weights, (2500, 4000)))
+    allocation = allocation_of(zeros, dict.fromkeys(weights, (2500, 4000)))
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    export_llmcompressor(plan, path, modifier="WandaPruningModifier")
+    export_llmcompressor(allocation, path, modifier="WandaPruningModifier")
     modifiers = recipe.Recipe.create_instance(str(path)).modifiers
-    assert {f"{m.targets[0]}.weight": m.sparsity for m in modifiers} == dict(plan)
+    assert {f"{m.targets[0]}.weight": m.sparsity for m in modifiers} == dict(allocation)
     assert all(len(m.targets) == 1 for m in modifiers)
 
 
-def test_an_array_has_the_order_of_the_model(make_llama: Any, tmp_path: Path):
-    plan = plan_for(make_llama())
-    export_npy(plan, tmp_path / "ratios.npy")
-    array = np.load(tmp_path / "ratios.npy", allow_pickle=False)
-    assert (array.dtype, array.tolist()) == (np.float64, list(plan.values()))
+@pytest.mark.parametrize("modifier", ["magnitude", "GPTQModifier"])
+def test_a_modifier_that_does_not_prune_is_refused(modifier: Any, allocation_of: Allocate, tmp_path: Path):
+    with pytest.raises(AllocationError, match=modifier):
+        export_llmcompressor(allocation_of({"a.weight": 8}, {"a.weight": (4, 4)}), tmp_path / "out", modifier=modifier)
 
 
-@pytest.mark.parametrize("name", ["h.0.attn.c_attn.weight:q", "h.0.experts.down_proj:3", "h.0.experts.down_proj"])
-@pytest.mark.parametrize("export", [export_llmcompressor, export_npy])
-def test_a_part_of_a_parameter_is_refused_by_name(name: str, export: Any, tmp_path: Path):
-    plan = plan_of({"h.0.fc.weight": 8, name: 8}, {"h.0.fc.weight": (4, 4), name: (4, 4)})
-    with pytest.raises(AllocationError, match=name):
-        export(plan, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+@pytest.fixture
+def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run llm-compressor in a temporary folder, where it writes logs, and restore the environment it changes."""
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
-def test_an_unknown_method_is_refused(tmp_path: Path):
-    with pytest.raises(AllocationError, match="magnitude"):
-        export_llmcompressor(plan_of({"a.weight": 8}, {"a.weight": (4, 4)}), tmp_path / "out", modifier="magnitude")  # type: ignore[arg-type]
+def bits_for(model: torch.nn.Module) -> Allocation:
+    """Allocate 4 bits with made-up alphas, because the untrained model has none."""
+    analysis = tb.analyze(model, progress=False)
+    rows = [dataclasses.replace(row, alpha=2 + 0.1 * (i % 23)) for i, row in enumerate(analysis.layers)]
+    return allocate_bits(dataclasses.replace(analysis, layers=rows), 4, gamma=6)
 
 
-@pytest.mark.parametrize("export", [export_llmcompressor, export_npy])
-def test_a_file_that_cannot_be_written_is_an_error(export: Any, tmp_path: Path):
-    with pytest.raises(AnalysisError):
-        export(plan_of({"a.weight": 8}, {"a.weight": (4, 4)}), tmp_path / "missing" / "out")
+def widths(model: torch.nn.Module) -> dict[str, int]:
+    """Return the width of every module that has a quantization scheme."""
+    schemes = {name: getattr(module, "quantization_scheme", None) for name, module in model.named_modules()}
+    return {name: scheme.weights.num_bits for name, scheme in schemes.items() if scheme is not None}
 
 
-def test_masks_keep_the_zeros_through_training(trained: nn.Sequential):
-    plan = tb.allocate_sparsity(tb.analyze(trained, progress=False), sparsity=0.6, unit="layer")
-    tb.compress.prune(trained, plan, progress=False)
-    export_torch(plan, trained)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        trained(torch.randn(8, 80, generator=torch.Generator().manual_seed(0))).square().sum().backward()
-        optimizer.step()
-    for layer in trained:
-        torch_prune.remove(layer, "weight")
-    assert zeros_of(trained, plan) == {layer.name: layer.zeros for layer in plan.layers}
+@THEIRS
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_every_module_is_quantized_to_its_width_and_the_folder_loads():
+    """Twelve layers: ``layers.1`` must not match ``layers.10``."""
+    transformers, _ = pytest.importorskip("transformers"), pytest.importorskip("llmcompressor")
+    from llmcompressor import oneshot
 
-
-def test_parts_of_one_parameter_share_its_mask():
-    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2)
-    model = transformers.GPT2LMHeadModel(config)
-    name = "transformer.h.0.attn.c_attn.weight"
-    plan = plan_of({f"{name}:q": 64, f"{name}:v": 192}, {f"{name}:q": (16, 16), f"{name}:v": (16, 16)})
-    tb.compress.prune(model, plan, progress=False)
-    export_torch(plan, model)
-    mask = model.transformer.h[0].attn.c_attn.weight_mask
-    assert [int((part == 0).sum()) for part in mask.split(16, dim=1)] == [64, 0, 192]
+    config = transformers.LlamaConfig(**SIZES, **HEADS, num_hidden_layers=12)
+    transformers.LlamaForCausalLM(config).save_pretrained("dense")
+    model = transformers.LlamaForCausalLM.from_pretrained("dense")
+    allocation = bits_for(model)
+    assert set(allocation.values()) == {2, 3, 4, 8}
+    export_llmcompressor(allocation, "recipe.yaml", modifier="QuantizationModifier", group_size=32)
+    oneshot(model=model, recipe="recipe.yaml", output_dir="quantized")
+    assert widths(model) == dict(allocation)
+    loaded = transformers.LlamaForCausalLM.from_pretrained("quantized")
+    for layer in allocation.layers:
+        packed = loaded.get_submodule(layer.name).weight_packed
+        assert packed.element_size() * 8 * packed.numel() == layer.bits * layer.numel
 
 
-def test_a_model_that_is_not_pruned_yet_gets_no_mask(trained: nn.Sequential):
-    plan = tb.allocate_sparsity(tb.analyze(trained, progress=False), sparsity=0.6, unit="layer")
-    before = list(trained.state_dict())
-    with pytest.raises(AllocationError, match="prune the model first"):
-        export_torch(plan, trained)
-    assert list(trained.state_dict()) == before
+@THEIRS
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_a_gptq_recipe_has_the_same_groups_of_modules():
+    transformers, _ = pytest.importorskip("transformers"), pytest.importorskip("llmcompressor")
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.recipe import Recipe
+
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **HEADS, num_hidden_layers=2))
+    allocation = bits_for(model)
+    export_llmcompressor(allocation, "recipe.yaml", group_size=32)
+    (modifier,) = Recipe.create_instance("recipe.yaml").modifiers
+    assert isinstance(modifier, GPTQModifier)
+    groups = modifier.resolved_config.config_groups.values()
+    assert {name: group.weights.num_bits for group in groups for name in group.targets} == dict(allocation)
 
 
-def test_a_plan_for_another_model_is_refused(trained: nn.Sequential):
-    plan = plan_of({"0.weight": 8}, {"0.weight": (4, 4)})
-    with pytest.raises(AllocationError, match="another model"):
-        export_torch(plan, trained)
+@THEIRS
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_experts_are_quantized_to_the_widths_of_their_own_projections():
+    transformers, _ = pytest.importorskip("transformers"), pytest.importorskip("llmcompressor")
+    from llmcompressor import oneshot
+    from llmcompressor.modeling.moe.linearize import linearize_moe
+
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(**SIZES, **HEADS, num_hidden_layers=2, num_local_experts=4)
+    transformers.MixtralForCausalLM(config).save_pretrained("dense")
+    model = transformers.MixtralForCausalLM.from_pretrained("dense")
+    allocation = bits_for(model)
+    stack = "model.layers.1.mlp.experts"
+    assert len(set(allocation.values())) > 1
+    export_llmcompressor(allocation, "recipe.yaml", modifier="QuantizationModifier", group_size=32)
+    linearize_moe(model)
+    oneshot(model=model, recipe="recipe.yaml")
+    found = widths(model)
+    assert len(found) == len(allocation)
+    for i in range(4):
+        assert found[f"{stack}.{i}.gate_proj"] == allocation[f"{stack}.gate_up_proj:{i}:gate"]
+        assert found[f"{stack}.{i}.up_proj"] == allocation[f"{stack}.gate_up_proj:{i}:up"]
+        assert found[f"{stack}.{i}.down_proj"] == allocation[f"{stack}.down_proj:{i}"]
+
+
+@pytest.fixture
+def bits(analysis_of: Any) -> Allocation:
+    """Three modules with 64 columns."""
+    names = [f"h.{i}.a.weight" for i in range(3)]
+    return allocate_bits(analysis_of(names, [2.0, math.nan, 6.0], [(64, 64)] * 3), 3, gamma=9)
+
+
+def test_a_recipe_of_bits_names_every_module_once(bits: Allocation, tmp_path: Path):
+    export_llmcompressor(bits, tmp_path / "recipe.yaml", modifier="QuantizationModifier", group_size=32)
+    (stage,) = json.loads((tmp_path / "recipe.yaml").read_text()).values()
+    groups = stage["quantization_modifiers"]["QuantizationModifier"]["config_groups"].values()
+    assert {name: group["weights"]["num_bits"] for group in groups for name in group["targets"]} == dict(bits)
+    assert sum(len(group["targets"]) for group in groups) == len(bits)
+    assert all(group["weights"]["group_size"] == 32 for group in groups)
+
+
+def test_columns_that_the_group_size_does_not_divide_are_refused(bits: Allocation, tmp_path: Path):
+    with pytest.raises(AllocationError, match=r"h\.0\.a has 64 columns.*group_size=128"):
+        export_llmcompressor(bits, tmp_path / "recipe.yaml")
+
+
+def test_a_width_of_one_bit_is_refused(analysis_of: Any, tmp_path: Path):
+    allocation = allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(8, 8)]), 1, widths=(1, 2))
+    with pytest.raises(AllocationError, match="2 to 8 bits"):
+        export_llmcompressor(allocation, tmp_path / "recipe.yaml")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["h.0.experts.w1:3", "h.0.experts.gate_up_proj:3"])
+def test_experts_that_llm_compressor_does_not_linearize_are_refused(analysis_of: Any, tmp_path: Path, name: str):
+    with pytest.raises(AllocationError, match=name):
+        export_llmcompressor(allocate_bits(analysis_of([name], [2.0], [(8, 8)]), 3), tmp_path / "recipe.yaml")

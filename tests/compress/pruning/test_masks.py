@@ -1,4 +1,4 @@
-"""Masks: exactly as many zeros as asked, and the right ones."""
+"""Masks: the exact number of zeros, at the smallest scores."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SCORES = arrays.arrays("float32", st.tuples(st.integers(1, 8), st.integers(1, 12
 
 
 @given(values=SCORES, part=st.floats(0, 1))
-def test_the_smallest_of_all_go(values, part):
+def test_the_smallest_scores_of_a_tensor_are_marked(values, part):
     scores = torch.from_numpy(values)
     zeros = round(part * scores.numel())
     mask = mask_smallest(scores, zeros)
@@ -23,29 +23,29 @@ def test_the_smallest_of_all_go(values, part):
 
 
 @given(values=SCORES, part=st.floats(0, 1))
-def test_the_smallest_of_each_row_go_and_rows_differ_by_one_at_most(values, part):
+def test_the_smallest_scores_of_each_row_are_marked_and_rows_differ_by_one_at_most(values, part):
     scores = torch.from_numpy(values)
     zeros = round(part * scores.numel())
     mask = mask_by_row(scores, zeros)
     counts = mask.sum(dim=1)
     assert int(counts.sum()) == zeros
     assert int(counts.max() - counts.min()) <= 1
-    for row, gone in zip(scores, mask, strict=True):
-        if gone.any() and not gone.all():
-            assert row[gone].max() <= row[~gone].min()
+    for row, marked in zip(scores, mask, strict=True):
+        if marked.any() and not marked.all():
+            assert row[marked].max() <= row[~marked].min()
 
 
-def test_of_equal_scores_the_first_go():
+def test_among_equal_scores_the_first_are_marked():
     assert mask_smallest(torch.ones(6), 2).tolist() == [True, True, False, False, False, False]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])
-def test_magnitudes_of_every_dtype(dtype):
+def test_magnitudes_of_every_dtype_are_float32_or_wider(dtype):
     weight = torch.tensor([[3.0, -4.0]]).to(dtype)
     scores = magnitude_scores(weight)
     assert scores.tolist() == [[3.0, 4.0]]
     assert scores.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-def test_wanda_is_magnitude_times_norm():
+def test_wanda_scores_are_magnitude_times_input_norm():
     assert wanda_scores(torch.tensor([[1.0, -2.0]]), torch.tensor([3.0, 0.5])).tolist() == [[3.0, 1.0]]

@@ -1,4 +1,4 @@
-"""Pruning live models: to one weight, the right weights, and nothing else touched."""
+"""Pruning live models: the exact number of zeros, the right weights, and no other change."""
 
 import copy
 
@@ -13,9 +13,9 @@ from tempbalance.errors import AllocationError, NonFiniteError, TokensError
 transformers = pytest.importorskip("transformers")
 
 
-def counts(model, plan):
+def counts(model, allocation):
     parameters = dict(model.named_parameters())
-    return {layer.name: int((parameters[layer.name] == 0).sum()) for layer in plan.layers}
+    return {layer.name: int((parameters[layer.name] == 0).sum()) for layer in allocation.layers}
 
 
 def planned(model, sparsity=0.5, **options):
@@ -33,41 +33,41 @@ def by_hand(*shares, **options):
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
-def test_every_matrix_gets_its_zeros_to_one_weight(method, make_llama, tokens):
+def test_every_matrix_gets_the_allocated_number_of_zeros(method, make_llama, tokens):
     model = make_llama()
-    plan = planned(model, 0.6123, method="depth", unit="layer")
-    achieved = tb.prune(model, plan, method, calibration=tokens)
-    assert counts(model, plan) == {layer.name: layer.zeros for layer in plan.layers}
-    assert achieved == dict(plan)
-    assert len({layer.zeros / layer.numel for layer in plan.layers}) > 2
+    allocation = planned(model, 0.6123, method="depth", unit="layer")
+    achieved = tb.prune(model, allocation, method, calibration=tokens)
+    assert counts(model, allocation) == {layer.name: layer.zeros for layer in allocation.layers}
+    assert achieved == dict(allocation)
+    assert len({layer.zeros / layer.numel for layer in allocation.layers}) > 2
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
-def test_what_stays_is_unchanged_and_so_is_what_is_not_in_the_plan(method, make_llama, tokens):
+def test_remaining_weights_modes_and_hooks_do_not_change(method, make_llama, tokens):
     model = make_llama().train()
     before = copy.deepcopy(model.state_dict())
-    plan = planned(model)
-    tb.prune(model, plan, method, calibration=tokens)
+    allocation = planned(model)
+    tb.prune(model, allocation, method, calibration=tokens)
     for name, tensor in model.state_dict().items():
         kept = tensor != 0
         assert torch.equal(tensor[kept], before[name][kept]), name
-        assert name in plan or torch.equal(tensor, before[name]), name
+        assert name in allocation or torch.equal(tensor, before[name]), name
     assert model.training
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
-def test_magnitude_takes_the_smallest(trained):
+def test_magnitude_prunes_the_smallest_weights(trained):
     weight = trained[0].weight.detach().clone()
     tb.prune(trained, by_hand(share("0.weight", (80, 80), 1000)))
     gone = trained[0].weight == 0
     assert weight[gone].abs().max() <= weight[~gone].abs().min()
 
 
-def naive_wanda(model, plan, tokens):
-    """Sun et al. 2024: block after block, float64, rows one by one, from hooks on the whole pruned model."""
+def naive_wanda(model, allocation, tokens):
+    """Yield Wanda scores (Sun et al. 2024) block by block in float64, from hooks on the whole pruned model."""
     for number in range(len(model.model.layers)):
         block = f"model.layers.{number}."
-        for layer in (layer for layer in plan.layers if layer.name.startswith(block)):
+        for layer in (layer for layer in allocation.layers if layer.name.startswith(block)):
             module = model.get_submodule(layer.name.removesuffix(".weight"))
             seen = []
             hook = module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
@@ -78,17 +78,16 @@ def naive_wanda(model, plan, tokens):
             inputs = torch.cat([x.flatten(0, 1) for x in seen]).double()
             layer_scores = module.weight.detach().double().abs() * inputs.norm(dim=0)
             yield layer.name, layer_scores
-        # only when the whole block is scored does it change
+        # the block changes only after all of its layers are scored
         yield block, None
 
 
-def test_wanda_is_the_papers_block_by_block(make_llama, tokens):
-    """Against a naive float64 pass over the whole model for every layer."""
+def test_wanda_agrees_with_a_naive_pass_over_the_model_for_every_layer(make_llama, tokens):
     model, oracle = make_llama(), make_llama()
-    plan = planned(model, 0.5, method="uniform")
-    tb.prune(model, plan, "wanda", calibration=tokens)
+    allocation = planned(model, 0.5, method="uniform")
+    tb.prune(model, allocation, "wanda", calibration=tokens)
     waiting = {}
-    for name, scores in naive_wanda(oracle, plan, tokens):
+    for name, scores in naive_wanda(oracle, allocation, tokens):
         if scores is not None:
             waiting[name] = scores
             continue
@@ -99,9 +98,9 @@ def test_wanda_is_the_papers_block_by_block(make_llama, tokens):
             with torch.no_grad():
                 weight.scatter_(1, order[:, :half], 0.0)
         waiting = {}
-    for name in plan:
+    for name in allocation:
         differing = ((model.get_parameter(name) == 0) != (oracle.get_parameter(name) == 0)).sum()
-        assert int(differing) <= 2, name  # a tie in float32 may fall otherwise
+        assert int(differing) <= 2, name  # ties in float32
 
 
 @pytest.mark.parametrize(
@@ -127,97 +126,102 @@ def test_wanda_is_the_papers_block_by_block(make_llama, tokens):
     ids=lambda config: config.model_type,
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
-def test_language_models_of_many_kinds(config, method, tokens):
-    """Fused weights (GPT-2, transposed; GPT-NeoX, by head), local and global attention, another stack of names."""
+def test_language_models_of_many_architectures_are_pruned_as_allocated(config, method, tokens):
+    """Fused weights (GPT-2, transposed; GPT-NeoX, by head), local and global attention, other module names."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    plan = planned(model, 0.5, epsilon=0.2)
-    achieved = tb.prune(model, plan, method, calibration=tokens)
-    assert achieved == dict(plan)
+    allocation = planned(model, 0.5, epsilon=0.2)
+    achieved = tb.prune(model, allocation, method, calibration=tokens)
+    assert achieved == dict(allocation)
     total = sum(int((p == 0).sum()) for name, p in model.named_parameters() if p.ndim == 2)
-    assert total >= sum(layer.zeros for layer in plan.layers)
+    assert total >= sum(layer.zeros for layer in allocation.layers)
 
 
-def test_wanda_compares_the_weights_of_one_output_in_conv1d_too(tokens):
+def test_wanda_prunes_each_output_of_a_conv1d_equally(tokens):
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_positions=64)
     model = transformers.GPT2LMHeadModel(config)
-    plan = planned(model, 0.5, method="uniform")
-    tb.prune(model, plan, "wanda", calibration=tokens)
+    allocation = planned(model, 0.5, method="uniform")
+    tb.prune(model, allocation, "wanda", calibration=tokens)
     weight = model.transformer.h[0].mlp.c_fc.weight  # (inputs, outputs)
     assert (weight == 0).sum(dim=0).tolist() == [16] * 128
 
 
-def test_stacked_experts_go_by_magnitude():
+def test_stacked_experts_are_pruned_by_magnitude_only():
     config = transformers.MixtralConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, num_local_experts=2,
     )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.MixtralForCausalLM(config)
-    plan = planned(model, 0.5)
-    assert any(":" in name for name in plan)
-    assert tb.prune(model, plan) == dict(plan)
+    allocation = planned(model, 0.5)
+    assert any(":" in name for name in allocation)
+    assert tb.prune(model, allocation) == dict(allocation)
     with pytest.raises(AllocationError, match="by magnitude"):
-        tb.prune(model, plan, "wanda", calibration=[torch.arange(9)])
+        tb.prune(model, allocation, "wanda", calibration=[torch.arange(9)])
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
-def test_n_of_m(method, make_llama, tokens):
+def test_n_of_m_sparsity_is_the_same_in_every_group_of_a_layer(method, make_llama, tokens):
     model = make_llama()
-    plan = planned(model, 0.5, method="depth", epsilon=0.5, group=8)
-    tb.prune(model, plan, method, calibration=tokens)
+    allocation = planned(model, 0.5, method="depth", epsilon=0.5, group=8)
+    tb.prune(model, allocation, method, calibration=tokens)
     kept = set()
-    for layer in plan.layers:
+    for layer in allocation.layers:
         groups = (model.get_parameter(layer.name) == 0).view(-1, 8).sum(dim=1).unique()
         assert groups.tolist() == [8 * layer.zeros // layer.numel]
         kept.add(int(groups))
     assert len(kept) == 2  # mixed
-    assert sum(layer.zeros for layer in plan.layers) / sum(layer.numel for layer in plan.layers) == 0.5
+    assert sum(layer.zeros for layer in allocation.layers) / sum(layer.numel for layer in allocation.layers) == 0.5
 
 
-def test_wrappers_do_not_hide_a_model(make_llama):
+def test_a_wrapped_model_is_pruned(make_llama):
     model = make_llama()
-    plan = planned(model)
-    assert tb.prune(nn.DataParallel(model), plan) == dict(plan)
+    allocation = planned(model)
+    assert tb.prune(nn.DataParallel(model), allocation) == dict(allocation)
 
 
-def test_sparsegpt_is_reached_by_name(make_llama, tokens):
+def test_prune_by_sparsegpt_gives_the_allocated_sparsity(make_llama, tokens):
     pytest.importorskip("llmcompressor", reason="needs llm-compressor")
     model = make_llama()
-    plan = planned(model, 0.6, method="depth")
-    assert tb.prune(model, plan, "sparsegpt", calibration=tokens) == dict(plan)
+    allocation = planned(model, 0.6, method="depth")
+    assert tb.prune(model, allocation, "sparsegpt", calibration=tokens) == dict(allocation)
 
 
 class TestRefusals:
-    def test_a_plan_for_another_model(self, trained):
+    def test_an_allocation_for_another_model(self, trained):
         with pytest.raises(AllocationError, match=r"another model.*no 9\.weight"):
             tb.prune(trained, by_hand(share("9.weight", (80, 80), 1)))
         with pytest.raises(AllocationError, match=r"another model.*\(80, 80\) here and \(80, 81\)"):
             tb.prune(trained, by_hand(share("0.weight", (80, 81), 1)))
 
-    def test_an_unknown_method(self, trained):
+    def test_an_allocation_of_bits(self, trained):
+        allocation = tb.allocate_bits(tb.analyze(trained, progress=False), 3)
+        with pytest.raises(AllocationError, match="expected an allocation of sparsity, got one of bits"):
+            tb.prune(trained, allocation)
+
+    def test_an_unknown_criterion(self, trained):
         with pytest.raises(AllocationError, match="magnitude, wanda, sparsegpt"):
             tb.prune(trained, by_hand(share("0.weight", (80, 80), 1)), "random")
 
     @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
     @pytest.mark.parametrize("nothing", [None, []])
-    def test_no_calibration(self, method, nothing, make_llama):
+    def test_wanda_or_sparsegpt_without_calibration(self, method, nothing, make_llama):
         model = make_llama()
         with pytest.raises(TokensError, match="needs calibration tokens"):
             tb.prune(model, planned(model), method, calibration=nothing)
 
-    def test_nan_names_the_weight_and_changes_nothing_else(self, trained):
+    def test_a_weight_with_nan_is_named(self, trained):
         with torch.no_grad():
             trained[1].weight[0, 0] = torch.nan
         with pytest.raises(NonFiniteError, match=r"1\.weight"):
             tb.prune(trained, by_hand(share("1.weight", (80, 80), 10)))
 
-    def test_wanda_outside_of_blocks(self, trained):
+    def test_wanda_of_a_weight_outside_blocks(self, trained):
         with pytest.raises(AllocationError, match=r"not 0\.weight: prune it by magnitude"):
             tb.prune(trained, by_hand(share("0.weight", (80, 80), 10)), "wanda", calibration=[torch.arange(4)])
 
-    def test_an_adapted_weight(self, make_llama):
+    def test_a_weight_with_an_adapter(self, make_llama):
         peft = pytest.importorskip("peft")
         adapted = peft.get_peft_model(make_llama(), peft.LoraConfig(target_modules=["q_proj"], r=2))
         with pytest.raises(AllocationError, match="merge"):
@@ -225,34 +229,34 @@ class TestRefusals:
 
     def test_activations_that_are_not_finite(self, make_llama, tokens):
         model = make_llama()
-        plan = planned(model)
+        allocation = planned(model)
         with torch.no_grad():
             model.model.embed_tokens.weight.fill_(torch.inf)
         with pytest.raises(NonFiniteError, match="activation"):
-            tb.prune(model, plan, "wanda", calibration=tokens)
+            tb.prune(model, allocation, "wanda", calibration=tokens)
 
-    def test_groups_that_do_not_fit(self, make_llama):
+    def test_a_group_that_does_not_divide_the_weights(self, make_llama):
         with pytest.raises(AllocationError, match="groups of 7"):
             planned(make_llama(), 0.5, group=7)
 
 
 class TestOutliers:
-    def test_blocks_with_more_outliers_are_pruned_less(self, make_llama, tokens):
+    def test_owl_prunes_blocks_with_more_outliers_less(self, make_llama, tokens):
         model = make_llama()
         with torch.no_grad():
             model.model.layers[1].mlp.up_proj.weight[:4] *= 50
         found = tb.compress.outlier_ratios(model, tokens)
         assert found["model.layers.1"] > found["model.layers.0"]
-        plan = planned(model, 0.5, epsilon=0.08, method="owl", outliers=found)
-        dense, sparse = plan["model.layers.1.mlp.up_proj.weight"], plan["model.layers.0.mlp.up_proj.weight"]
+        allocation = planned(model, 0.5, epsilon=0.08, method="owl", outliers=found)
+        dense, sparse = allocation["model.layers.1.mlp.up_proj.weight"], allocation["model.layers.0.mlp.up_proj.weight"]
         assert sparse - dense == pytest.approx(0.16, abs=1e-3)
 
-    def test_the_share_is_that_of_a_naive_count(self, make_llama, tokens):
+    def test_outlier_ratios_agree_with_a_naive_count(self, make_llama, tokens):
         model = make_llama()
-        plan = planned(model, 0.5)
+        allocation = planned(model, 0.5)
         expected = {}
         waiting = []
-        for name, scores in naive_wanda(model, plan, tokens):
+        for name, scores in naive_wanda(model, allocation, tokens):
             if scores is not None:
                 waiting.append(scores.flatten())
                 continue
@@ -261,6 +265,6 @@ class TestOutliers:
             waiting = []
         assert tb.compress.outlier_ratios(model, tokens, 3.0) == pytest.approx(expected, abs=1e-4)
 
-    def test_owl_without_outliers(self, make_llama):
+    def test_owl_without_outlier_ratios_is_refused(self, make_llama):
         with pytest.raises(AllocationError, match="outlier_ratios"):
             planned(make_llama(), 0.5, method="owl")

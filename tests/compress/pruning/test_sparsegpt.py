@@ -1,4 +1,4 @@
-"""SparseGPT through llm-compressor: exact by name, and nothing left behind."""
+"""SparseGPT through llm-compressor: exact zeros by name, and no side effects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def zeros(model: nn.Module) -> dict[str, int]:
 
 
 def state_of(model: Any) -> Any:
-    """All that a run could leave behind, but for the weights."""
+    """Return all state that a run could change, except the weights."""
     modules = {
         name: (
             type(module),
@@ -51,10 +51,10 @@ def state_of(model: Any) -> Any:
     return modules, parameters, model.config.to_dict(), dict(os.environ)
 
 
-def test_every_matrix_gets_its_own_number_of_zeros_whatever_the_order(make_llama: Any, tokens: list[Tensor]):
+def test_every_matrix_gets_its_own_number_of_zeros_in_any_order(make_llama: Any, tokens: list[Tensor]):
     model = make_llama()
     names = linear_names(model)
-    # 3 is less than the blocks of columns round to, and 0.00005 of 5120 entries rounds to none
+    # 3 zeros are fewer than the rounding of the blocks of columns; 0.00005 of 5120 entries rounds to 0 zeros
     wanted = {name: (i + 1) / (len(names) + 1) for i, name in enumerate(names)} | {
         UP: 1.0,
         names[0]: 3 / 1024,
@@ -65,17 +65,17 @@ def test_every_matrix_gets_its_own_number_of_zeros_whatever_the_order(make_llama
     assert {name: zeros(model)[name] for name in names} == {name: round(s * sizes[name]) for name, s in wanted.items()}
 
 
-def test_weights_that_are_not_named_stay_as_they_are(make_llama: Any, tokens: list[Tensor]):
+def test_weights_that_are_not_named_do_not_change(make_llama: Any, tokens: list[Tensor]):
     model, before = make_llama(), make_llama().state_dict()
     sparsegpt(model, {UP: 0.5}, tokens)
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert changed == [UP]
     kept = model.get_parameter(UP) != 0
-    assert not torch.equal(model.get_parameter(UP)[kept], before[UP][kept])  # those that stay are adapted
+    assert not torch.equal(model.get_parameter(UP)[kept], before[UP][kept])  # remaining weights are updated
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_is_left_behind_and_nothing_is_printed(
+def test_a_run_changes_no_state_and_prints_nothing(
     make_llama: Any, tokens: list[Tensor], dtype: torch.dtype, capfd: pytest.CaptureFixture[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
@@ -90,7 +90,7 @@ def test_nothing_is_left_behind_and_nothing_is_printed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_half_way_leaves_no_hooks(make_llama: Any, tokens: list[Tensor]):
+def test_a_failed_run_leaves_no_hooks(make_llama: Any, tokens: list[Tensor]):
     model = make_llama().train()
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
@@ -107,16 +107,16 @@ def test_unused_inputs_do_not_add_zeros(make_llama: Any, tokens: list[Tensor]):
         model.get_parameter(UP)[:100] = 0  # 100 of the 160 inputs of down are always 0
     sparsegpt(model, {down: 0.25}, tokens)
     assert zeros(model)[down] == 1280
-    assert int((model.get_parameter(down)[:, 100:] == 0).sum()) > 0  # they do not use up the budget
+    assert int((model.get_parameter(down)[:, 100:] == 0).sum()) > 0  # unused inputs do not count against the budget
 
 
-def test_it_prunes_what_llm_compressor_itself_prunes(make_llama: Any, tokens: list[Tensor]):
+def test_the_mask_agrees_with_llm_compressor(make_llama: Any, tokens: list[Tensor]):
     from llmcompressor.core import create_session
     from llmcompressor.modifiers.pruning import SparseGPTModifier
     from llmcompressor.pipelines.basic import run_calibration
 
     ours, theirs = make_llama(), make_llama()
-    first = [name for name in linear_names(ours) if "layers.0" in name]  # later blocks see other inputs there
+    first = [name for name in linear_names(ours) if "layers.0" in name]  # later blocks get other inputs there
     sparsegpt(ours, dict.fromkeys(first, 0.6), tokens)
     with create_session() as session:
         session.initialize(model=theirs, recipe=SparseGPTModifier(sparsity=0.6, targets=[name[:-7] for name in first]))
@@ -126,14 +126,14 @@ def test_it_prunes_what_llm_compressor_itself_prunes(make_llama: Any, tokens: li
         assert int(((a == 0) != (b == 0)).sum()) <= 0.01 * a.numel(), name
 
 
-def test_on_a_real_model_it_beats_magnitude(stories: tuple[Path, list[Tensor]]):
+def test_sparsegpt_has_a_lower_perplexity_than_magnitude_on_a_real_model(stories: tuple[Path, list[Tensor]]):
     folder, documents = stories
     values = {}
     for method in ("magnitude", "sparsegpt"):
         model = transformers.LlamaForCausalLM.from_pretrained(folder)
-        plan = tb.allocate_sparsity(tb.analyze(model, progress=False), sparsity=0.5, method="uniform")
-        achieved = tb.compress.prune(model, plan, method, calibration=documents[100:164], progress=False)
-        assert achieved == dict(plan)
+        allocation = tb.allocate_sparsity(tb.analyze(model, progress=False), sparsity=0.5, method="uniform")
+        achieved = tb.compress.prune(model, allocation, method, calibration=documents[100:164], progress=False)
+        assert achieved == dict(allocation)
         values[method] = float(tb.compress.perplexity(model, documents[500:550], progress=False))
     assert values["sparsegpt"] < 0.6 * values["magnitude"]  # 17 and 38
 
@@ -141,7 +141,7 @@ def test_on_a_real_model_it_beats_magnitude(stories: tuple[Path, list[Tensor]]):
 @pytest.mark.parametrize(
     "name",
     [
-        "lm_head.weight",  # of no block
+        "lm_head.weight",  # outside blocks
         "model.embed_tokens.weight",
         "model.layers.0.input_layernorm.weight",
         "model.layers.0.self_attn.qkv_proj.weight:q",
@@ -150,7 +150,7 @@ def test_on_a_real_model_it_beats_magnitude(stories: tuple[Path, list[Tensor]]):
         UP.removesuffix(".weight"),
     ],
 )
-def test_what_is_no_whole_linear_layer_of_a_block_is_refused_by_name(name: str, make_llama: Any, tokens: list[Tensor]):
+def test_a_weight_that_is_not_a_whole_linear_layer_is_refused_by_name(name: str, make_llama: Any, tokens: list[Tensor]):
     model, before = make_llama(), make_llama().state_dict()
     with pytest.raises(AllocationError, match=name.replace(".", r"\.")):
         sparsegpt(model, {UP: 0.5, name: 0.5}, tokens)
@@ -183,5 +183,5 @@ def test_without_llm_compressor_the_extra_is_named(
         sparsegpt(make_llama(), {UP: 0.5}, tokens)
 
 
-def test_an_empty_plan_changes_nothing(make_llama: Any, tokens: list[Tensor]):
+def test_an_empty_allocation_changes_nothing(make_llama: Any, tokens: list[Tensor]):
     sparsegpt(make_llama(), {}, tokens)

@@ -83,14 +83,7 @@ def perplexity_folder(
 
 @contextlib.contextmanager
 def transformers_bars(progress: bool) -> Generator[None]:
-    """Hide the progress bars of Transformers unless ours are shown; it shows them without a terminal, too.
-
-    Args:
-        progress: Whether progress bars are wanted.
-
-    Yields:
-        Nothing.
-    """
+    """Hide the progress bars of Transformers unless ours are shown; it shows them without a terminal, too."""
     if (progress and sys.stderr.isatty()) or importlib.util.find_spec("transformers") is None:
         yield
         return

@@ -37,11 +37,9 @@ class Perplexity:
     windows: int
 
     def __float__(self) -> float:
-        """Return the value."""
         return self.value
 
     def __str__(self) -> str:
-        """Return the value with its standard error, such as ``"7.676 (standard error 0.18)"``."""
         stderr = f"{self.stderr:.2g}" if math.isfinite(self.stderr) else "unknown"
         return f"{self.value:.4g} (standard error {stderr})"
 
@@ -110,15 +108,7 @@ def default_length(model: nn.Module) -> int:
 
 
 def check_vocabulary(model: nn.Module, sequences: Sequence[Tensor]) -> None:
-    """Check that all tokens are in the vocabulary of a language model.
-
-    Args:
-        model: A Hugging Face causal language model.
-        sequences: Token ids, each of shape ``(length,)``, with at least one token.
-
-    Raises:
-        TokensError: An id is outside the vocabulary.
-    """
+    """Raise a TokensError if a token is not in the vocabulary of a Hugging Face causal language model."""
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", math.inf)
     lowest, highest = min(int(each.min()) for each in sequences), max(int(each.max()) for each in sequences)
     if highest >= vocabulary or lowest < 0:
@@ -127,15 +117,7 @@ def check_vocabulary(model: nn.Module, sequences: Sequence[Tensor]) -> None:
 
 
 def token_losses(model: nn.Module, batch: Tensor) -> Tensor:
-    """Compute the negative log-likelihood of every token but the first, in float32.
-
-    Args:
-        model: Takes ``input_ids`` of shape ``(batch, length)`` and returns ``logits``.
-        batch: Token ids of shape ``(batch, length)``, on the device of the model.
-
-    Returns:
-        A tensor of shape ``(batch, length - 1)``.
-    """
+    """Compute the negative log-likelihood, ``(batch, length - 1)`` in float32, of every token but the first."""
     logits = model(input_ids=batch, use_cache=False)["logits"]
     losses = F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten().to(logits.device), reduction="none"

@@ -94,15 +94,7 @@ def _tokenized(texts: Sequence[str], path: Path, tokenizer: str | os.PathLike[st
 
 
 def read_documents(tokens: Documents, tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
-    """Return documents of token ids, from a file or as they are.
-
-    Args:
-        tokens: File of tokens or text (see ``load_tokens``), or token ids.
-        tokenizer: Folder or hub id of a Hugging Face model; required for text.
-
-    Returns:
-        One tensor of shape ``(length,)`` per document.
-    """
+    """Return documents of token ids, read from a file (see ``load_tokens``) or as they are."""
     return load_tokens(tokens, tokenizer) if isinstance(tokens, (str, os.PathLike)) else list(tokens)
 
 
@@ -128,14 +120,7 @@ class Calibration:
         return {"samples": self.samples, "length": self.length, "seed": self.seed}
 
     def draw(self, tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
-        """Draw the sequences.
-
-        Args:
-            tokenizer: Folder or hub id of a Hugging Face model; required for text.
-
-        Returns:
-            The result of ``draw_calibration``.
-        """
+        """Draw the sequences (see ``draw_calibration``); text needs the folder or hub id of a tokenizer."""
         return draw_calibration(read_documents(self.tokens, tokenizer), self.samples, self.length, self.seed)
 
 
@@ -173,19 +158,7 @@ def draw_calibration(
 
 
 def batches(sequences: Sequence[Tensor], size: int = 8) -> Iterator[Tensor]:
-    """Stack consecutive sequences of equal length.
-
-    Args:
-        sequences: Token ids, each of shape ``(length,)``.
-        size: Largest batch.
-
-    Yields:
-        Tensors of shape ``(batch, length)``.
-
-    Example:
-        >>> [tuple(batch.shape) for batch in batches([torch.zeros(4), torch.zeros(4), torch.zeros(3)])]
-        [(2, 4), (1, 3)]
-    """
+    """Stack consecutive sequences of equal length to batches ``(batch, length)`` of at most ``size``."""
     waiting: list[Tensor] = []
     for sequence in sequences:
         if waiting and (len(waiting) == size or len(sequence) != len(waiting[0])):

@@ -29,26 +29,11 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, Tensor]:
-    """Compute the norm of every input feature of linear layers over all calibration tokens.
-
-    Args:
-        modules: Linear layers by name.
-        run: Passes the tokens through the layers.
-
-    Returns:
-        For each name a float32 tensor of shape ``(inputs,)``; squares are added in float32.
-
-    Raises:
-        TokensError: No token reached a layer, as can happen to an expert.
-        NonFiniteError: An activation is not finite.
-    """
+    """Compute the norm of every input feature of linear layers in float32, over all tokens that ``run`` passes."""
     squares: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        """Return a hook that adds up the squared inputs of a layer."""
-
         def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            """Add the tokens of one call."""
             found = inputs[0].detach().flatten(0, -2).float().square().sum(dim=0)
             squares[name] = squares[name] + found if name in squares else found
 
@@ -85,7 +70,7 @@ def through_blocks(
 
     Args:
         model: A Hugging Face causal language model.
-        wanted: Names of the blocks of interest.
+        wanted: Names of the blocks of interest, all children of one module.
         sequences: Token ids, each of shape ``(length,)``.
         progress: Whether to show a progress bar (on a terminal only).
 
@@ -95,7 +80,6 @@ def through_blocks(
 
     Raises:
         TokensError: There is no token.
-        AllocationError: The blocks are not children of one module.
     """
     if not sequences:
         raise TokensError("the calibration set is empty: pass token sequences")
@@ -113,17 +97,7 @@ def through_blocks(
 def norms_by_block(
     model: nn.Module, layers: Mapping[str, Sequence[str]], sequences: Sequence[Tensor], progress: bool = True
 ) -> Generator[tuple[str, dict[str, Tensor]]]:
-    """Run a causal language model like ``through_blocks``, and compute the input norms of linear layers.
-
-    Args:
-        model: A Hugging Face causal language model.
-        layers: Names of the linear layers of each block of interest, by block name.
-        sequences: Token ids, each of shape ``(length,)``.
-        progress: Whether to show a progress bar (on a terminal only).
-
-    Yields:
-        The name of a block and the input norms of its linear layers.
-    """
+    """Yield the name of each block and the input norms of its ``layers`` (see ``through_blocks``)."""
     with contextlib.closing(through_blocks(model, layers, sequences, progress)) as blocks:
         for name, run in blocks:
             yield name, input_norms({layer: model.get_submodule(layer) for layer in layers[name]}, run)
@@ -162,10 +136,7 @@ def _capture(
     known: dict[tuple[int, ...], int] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        """Return a hook that stores the arguments of a block."""
-
         def keep(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-            """Store the arguments of one call."""
             if not args:
                 raise AllocationError(f"{name} does not take hidden states as its first argument: cannot calibrate it")
             if name == blocks[0]:

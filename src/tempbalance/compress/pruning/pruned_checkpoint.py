@@ -139,18 +139,7 @@ def save_folder(
     source: str | os.PathLike[str] | None,
     record: tuple[str, Callable[[Path], None]],
 ) -> None:
-    """Save a Hugging Face model with a record file, atomically.
-
-    Args:
-        model: A model with ``save_pretrained``.
-        out: Folder to write; a folder that contains the record file is replaced.
-        source: Folder of the original model, to copy config and tokenizer files from.
-        record: Name of the record file, and a function that writes it.
-
-    Raises:
-        AllocationError: The model has no ``save_pretrained``.
-        CheckpointError: The folder cannot be written; an earlier output is then kept.
-    """
+    """Save a Hugging Face model, with a record file of that name and content that marks an output to replace."""
     name, write = record
     save: Any = getattr(model, "save_pretrained", None)
     if save is None:

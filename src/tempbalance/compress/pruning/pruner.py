@@ -78,14 +78,7 @@ def prune(
 
 
 def check_criterion(method: str) -> None:
-    """Check the name of a pruning criterion.
-
-    Args:
-        method: The name.
-
-    Raises:
-        AllocationError: There is no such criterion.
-    """
+    """Raise an AllocationError if there is no such pruning criterion."""
     if method not in get_args(Criterion):
         raise AllocationError(f"method must be one of {', '.join(get_args(Criterion))}, got {method!r}")
 

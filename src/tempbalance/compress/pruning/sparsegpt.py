@@ -88,18 +88,8 @@ def _zeros_by_block(model: nn.Module, sparsities: Mapping[str, float]) -> dict[s
 def sparsity_for_modifier(zeros: int, shape: Sequence[int]) -> float:
     """Return the sparsity at which llm-compressor's ``SparseGPTModifier`` makes at most a given number of zeros.
 
-    The modifier makes up to one zero too many in each block of columns, and fails at a sparsity of 1.
-
-    Args:
-        zeros: Number of zeros.
-        shape: Shape of the matrix, (outputs, inputs).
-
-    Returns:
-        A sparsity below 1; negative if even a sparsity of 0 makes too many zeros.
-
-    Example:
-        >>> sparsity_for_modifier(50, (10, 10))
-        0.49
+    It makes up to one zero too many in each block of columns, and fails at a sparsity of 1. The result is negative if
+    even a sparsity of 0 makes too many.
     """
     return (zeros - math.ceil(shape[1] / _COLUMNS)) / math.prod(shape)
 

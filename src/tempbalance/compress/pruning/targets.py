@@ -36,20 +36,7 @@ class Target:
         return self.layer.name
 
     def choose(self, scores: Tensor, *, by_row: bool = False, group: int | None = None) -> Tensor:
-        """Mark the entries to set to zero.
-
-        Args:
-            scores: The smallest are marked; shape ``(outputs, inputs)``, any shape if neither option is given.
-            by_row: Whether every row gets the same number of zeros.
-            group: M of N:M sparsity, or None.
-
-        Returns:
-            A boolean tensor of the shape of the scores, with as many true entries as allocated.
-
-        Raises:
-            NonFiniteError: A score is NaN.
-            AllocationError: The weight cannot be divided into groups of that size.
-        """
+        """Mark the smallest scores, as many as zeros are allocated: in all, by row, or by group of an N:M sparsity."""
         if bool(scores.isnan().any()):
             raise NonFiniteError(f"{self.name}: a score is NaN, because its weights or activations are not finite")
         if group is not None:
@@ -101,13 +88,7 @@ def _match(layer: LayerAllocation, known: Mapping[str, Weight], stored: Mapping[
 
 
 def write_zeros(parameter: Tensor, weight: Weight, mask: Tensor) -> None:
-    """Set entries of a weight to zero, in place.
-
-    Args:
-        parameter: The parameter that contains the weight.
-        weight: The weight: the parameter, or a part of it.
-        mask: True where to write zeros; shape of the weight.
-    """
+    """Set the masked entries of a weight to zero, in the parameter that it is a part of."""
     with torch.no_grad():
         part = weight.within(parameter)
         if part.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():

@@ -7,7 +7,7 @@
   }));
 
   function drawSparsity() {
-    const plan = {
+    const planned = {
       type: "scatter",
       mode: "lines",
       name: "planned",
@@ -22,7 +22,7 @@
       customdata: drawn.map((row) => row.planned),
       hovertemplate: "%{text}<br>achieved %{y:.3f}, planned %{customdata:.3f}<extra></extra>",
     });
-    drawAgainstDepth("sparsity", rows, rows, "sparsity", trace, [plan]);
+    drawAgainstDepth("sparsity", rows, rows, "sparsity", trace, [planned]);
   }
 
   function drawAlpha() {
@@ -31,7 +31,7 @@
     const units = report.units.filter((unit) => unit.alpha !== null).sort((a, b) => a.alpha - b.alpha);
     const mean = (unit) => `${unit.alpha.toFixed(2)} ± ${number(unit.stderr, 2)} in ${unit.name}`;
     byId("alpha-facts").textContent =
-      (units.length > 1 ? `Mean alpha goes from ${mean(units[0])} to ${mean(units[units.length - 1])}. ` : "") +
+      (units.length > 1 ? `Mean alpha ranges from ${mean(units[0])} to ${mean(units[units.length - 1])}. ` : "") +
       `Bars are standard errors.${missing > 0 ? ` Not drawn: ${missing} without an alpha.` : ""}`;
     const trace = (drawn) => ({
       y: drawn.map((row) => row.alpha),

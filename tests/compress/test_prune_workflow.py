@@ -1,0 +1,105 @@
+"""prune_folder: from a checkpoint to a pruned folder with its allocation and perplexities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import tempbalance as tb
+from tempbalance.compress import Calibration, SparsitySettings, prune_folder
+from tempbalance.errors import AllocationError, CheckpointError, TokensError
+
+NOTHING = Path("nowhere")
+
+
+@pytest.fixture
+def model(trained: nn.Sequential, tmp_path: Path) -> Path:
+    save_file(trained.state_dict(), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def test_a_file_is_pruned_to_a_sparsity(model: Path, tmp_path: Path):
+    result = prune_folder(model, tmp_path / "out", 0.5)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert result.achieved == {name: float((weights[name] == 0).double().mean()) for name in result.allocation}
+    assert (result.zeros, result.weights) == (12_800, 25_600)
+    assert result.allocation.source == str(model)
+    assert tb.Allocation.load(tmp_path / "out" / "allocation.json") == result.allocation
+    assert (result.calibration, result.perplexity) == (None, None)
+
+
+def test_a_given_allocation_is_used_as_it_is(model: Path, tmp_path: Path):
+    first = prune_folder(model, tmp_path / "a", SparsitySettings(sparsity=0.3, method="uniform", unit="layer"))
+    assert prune_folder(model, tmp_path / "b", first.allocation) == first
+
+
+def test_settings_choose_the_analysis_and_the_allocation(model: Path, tmp_path: Path):
+    settings = SparsitySettings(sparsity=0.4, epsilon=0.1, estimator="ks", windows=tb.FARMS(windows=4))
+    allocation = prune_folder(model, tmp_path / "out", settings).allocation
+    analysis = tb.analyze(model, estimator="ks", windows=tb.FARMS(windows=4), progress=False)
+    assert allocation == tb.allocate_sparsity(analysis, 0.4, 0.1)
+
+
+def test_owl_measures_outliers_on_the_calibration_text(make_llama: Any, tokens: list[Tensor], tmp_path: Path):
+    make_llama().save_pretrained(tmp_path / "model")
+    settings = SparsitySettings(sparsity=0.5, method="owl")
+    calibration = Calibration(tokens=tokens, samples=8, length=16, seed=3)
+    result = prune_folder(
+        tmp_path / "model", tmp_path / "out", settings, "wanda", calibration=calibration, evaluate=tokens, length=16
+    )
+    live = tb.compress.load_causal_lm(tmp_path / "model")
+    sequences = tb.compress.draw_calibration(tokens, 8, 16, 3)
+    outliers = tb.compress.outlier_ratios(live, sequences)
+    analysis = tb.analyze(live, progress=False)
+    expected = tb.allocate_sparsity(analysis, 0.5, 0.08, method="owl", outliers=outliers)
+    assert dict(result.allocation) == dict(expected)
+    assert result.calibration == {"samples": 8, "length": 16, "seed": 3}
+    assert result.perplexity is not None
+    before = float(tb.perplexity(live, tokens, length=16))
+    tb.prune(live, expected, "wanda", calibration=sequences)
+    saved = tb.compress.load_causal_lm(tmp_path / "out")
+    assert all(torch.equal(a, b) for a, b in zip(live.parameters(), saved.parameters(), strict=True))
+    assert tuple(map(float, result.perplexity)) == pytest.approx(
+        (before, float(tb.perplexity(live, tokens, length=16)))
+    )
+
+
+def test_n_of_m_sparsity_loads_the_model(make_llama: Any, tmp_path: Path):
+    make_llama().save_pretrained(tmp_path / "model")
+    result = prune_folder(tmp_path / "model", tmp_path / "out", SparsitySettings(sparsity=0.5, group=8))
+    weight = tb.compress.load_causal_lm(tmp_path / "out").get_parameter(next(iter(result.allocation)))
+    assert len((weight == 0).view(-1, 8).sum(dim=1).unique()) == 1
+
+
+def test_an_earlier_output_is_measured_before_it_is_replaced(stories: tuple[Path, list[Tensor]], tmp_path: Path):
+    folder, documents = stories
+    prune_folder(folder, tmp_path / "out", 0.1)
+    result = prune_folder(tmp_path / "out", tmp_path / "out", 0.6, evaluate=documents[:1])
+    assert result.perplexity is not None
+    before, after = map(float, result.perplexity)
+    assert before < after
+
+
+@pytest.mark.parametrize(
+    ("allocation", "method"),
+    [(0.5, "wanda"), (0.5, "sparsegpt"), (SparsitySettings(sparsity=0.5, method="owl"), "magnitude")],
+)
+def test_a_missing_calibration_is_refused_before_the_model_is_read(allocation: Any, method: Any, tmp_path: Path):
+    with pytest.raises(TokensError, match=r"Calibration\(tokens=\.\.\.\)"):
+        prune_folder(NOTHING, tmp_path / "out", allocation, method)
+
+
+def test_an_unknown_criterion_is_refused_before_the_model_is_read(tmp_path: Path):
+    with pytest.raises(AllocationError, match="magnitude, wanda, sparsegpt"):
+        prune_folder(NOTHING, tmp_path / "out", 0.5, "random")  # type: ignore[arg-type]
+
+
+def test_an_output_folder_that_is_not_an_earlier_output_is_refused_before_the_model_is_read(tmp_path: Path):
+    (tmp_path / "keep.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="choose another folder"):
+        prune_folder(NOTHING, tmp_path, 0.5)
