@@ -154,6 +154,28 @@ def test_the_page_on_the_command_line_has_every_option_and_no_other():
     assert [names for names in options if not names & documented] == []
 
 
+def unknown_options(text: str) -> list[str]:
+    """What the shell examples of a page pass to ``tempbalance`` that does not exist."""
+    commands = typer.main.get_command(app).commands
+    wrong = []
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for call in re.findall(r"\btempbalance ([a-z].*)", block.replace("\\\n", " ")):
+            name, *words = call.split("#")[0].split()
+            known = {option for parameter in getattr(commands.get(name), "params", ()) for option in parameter.opts}
+            wrong += [name] if name not in commands else [w for w in words if w.startswith("-") and w not in known]
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_shell_examples_use_existing_commands_and_options(page: Path):
+    assert unknown_options(page.read_text("utf-8")) == []
+
+
+def test_the_check_of_shell_examples_can_fail():
+    calls = ["tempbalance analyze x --out y", "tempbalance analyse x", "tempbalance prune x \\", " --sparse 1"]
+    assert unknown_options("\n".join(["```sh", *calls, "```"])) == ["analyse", "--sparse"]
+
+
 def test_the_layout_table_of_the_readme_names_existing_files():
     rows = re.findall(r"^\| .* \| (`.*`) \|$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
     paths = [path for row in rows for path in re.findall(r"`(\w+(?:/\w+)*(?:\.py|/))`", row)]
