@@ -21,7 +21,6 @@ import tempbalance as tb
 from command_line import interrupted
 from command_line import run as run_command
 from tempbalance.analysis import analyzer as analysis
-from tempbalance.analysis import distributed
 from tempbalance.analysis.distributed import WorkQueue
 from tempbalance.checkpoints import Checkpoint
 from tempbalance.errors import AnalysisError
@@ -200,11 +199,10 @@ def test_an_error_ends_all_with_one_message(options, bad_rank, message, checkpoi
 
 def starts_alone() -> str:
     """What it says to one of two processes of a training that shares with the other, which does not."""
-    distributed._PATIENCE = 0.2
     with launch():
         if dist.get_rank() == 0:
             with pytest.raises(AnalysisError) as raised:
-                WorkQueue.launched()
+                WorkQueue.launched(timeout=0.2)
             return str(raised.value)
     return ""
 
@@ -254,7 +252,7 @@ def test_torchrun_is_interrupted_and_goes_on_with_another_number_of_processes(tm
     partial = out.with_name("out.json.partial")
     status, errors, done = interrupted([*torchrun, "2", *arguments], partial)
     assert status != 0
-    assert errors.count("give the same command again to go on") == 1
+    assert errors.count("run the same command again to resume") == 1
     assert not out.exists()
     assert 0 < done < 40
     subprocess.run([*torchrun, "3", *arguments], check=True)

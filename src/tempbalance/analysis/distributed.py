@@ -16,7 +16,6 @@ __all__ = ["ProcessGroup", "WorkQueue", "assign_ranks"]
 
 _T = TypeVar("_T")
 _POLL_SECONDS = 0.05
-_START_SECONDS = 300.0  # processes that start together may need very different times to import
 _launches = itertools.count()  # each launch has its own messages
 
 
@@ -132,8 +131,11 @@ class WorkQueue:
         self.size = size
 
     @classmethod
-    def launched(cls) -> WorkQueue:
+    def launched(cls, timeout: float = 300.0) -> WorkQueue:
         """Find the processes that torchrun has started.
+
+        Args:
+            timeout: Seconds to wait until all have started; they may need very different times to import.
 
         Returns:
             A queue of all of them, once all have started; without torchrun, of this process.
@@ -145,7 +147,7 @@ class WorkQueue:
             return cls()
         store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
         queue = cls(dist.PrefixStore(f"tempbalance {next(_launches)}", store), rank, size)  # type: ignore[attr-defined]
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + timeout
         present = queue._count("present", 1)
         while present < size:
             if time.monotonic() > deadline:
