@@ -6,7 +6,7 @@ import torch
 from scipy.integrate import quad
 
 import tempbalance as tb
-from tempbalance.metrics import is_random, measure, mp_cdf, mp_edges, thin
+from tempbalance.metrics import is_random, mean_alpha, measure, mp_cdf, mp_edges, thin
 from tempbalance.spectra.eigenvalues import spectra
 from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
 
@@ -24,20 +24,20 @@ def heavy():
 
 
 class TestScalars:
-    def test_norms(self, heavy):
+    def test_norms_equal_those_of_torch(self, heavy):
         weight, _, metrics = heavy
         assert metrics.log10_frobenius_norm == pytest.approx(math.log10(torch.linalg.matrix_norm(weight)))
         assert metrics.log10_spectral_norm == pytest.approx(math.log10(torch.linalg.matrix_norm(weight, 2)))
         assert metrics.lambda_max == pytest.approx(torch.linalg.matrix_norm(weight, 2).item() ** 2)
 
-    def test_alpha_norm_and_alpha_hat(self, heavy):
+    def test_alpha_norm_and_alpha_hat_equal_their_definitions(self, heavy):
         weight, spectrum, metrics = heavy
         alpha = tb.Hill().fit(spectrum).alpha
         values = np.linalg.svd(weight.numpy(), compute_uv=False) ** 2
         assert metrics.log10_alpha_norm == pytest.approx(np.log10((values**alpha).sum()))
         assert metrics.alpha_hat == pytest.approx(alpha * np.log10(values.max()))
 
-    def test_stable_rank(self, heavy):
+    def test_stable_rank_equals_its_definition(self, heavy):
         weight, _, metrics = heavy
         expected = torch.linalg.matrix_norm(weight) ** 2 / torch.linalg.matrix_norm(weight, 2) ** 2
         assert metrics.stable_rank == pytest.approx(expected.item())
@@ -46,7 +46,7 @@ class TestScalars:
         spectrum = tb.weight_spectrum(torch.eye(30))
         assert measured(spectrum).spectral_entropy == pytest.approx(1.0)
 
-    def test_rank_and_zeros(self):
+    def test_rank_and_zero_eigenvalues_add_up(self):
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(50, 3, generator=generator) @ torch.randn(3, 40, generator=generator)
         metrics = measured(tb.weight_spectrum(weight.double()))
@@ -55,11 +55,11 @@ class TestScalars:
         assert (exact.matrix_rank, exact.num_zero) == (3, 37)
         assert metrics.matrix_rank + metrics.num_zero == 40
 
-    def test_pooled_stable_rank_is_per_matrix(self):
+    def test_stable_rank_of_pooled_matrices_is_per_matrix(self):
         batch = torch.eye(20).expand(4, 20, 20)
         assert measured(spectra([batch])[0]).stable_rank == pytest.approx(20.0)
 
-    def test_zero_matrix_has_no_scale(self):
+    def test_a_zero_matrix_has_nan_norms(self):
         metrics = measured(tb.weight_spectrum(torch.zeros(20, 20)))
         assert (metrics.lambda_max, metrics.matrix_rank, metrics.num_zero, metrics.num_spikes) == (0.0, 0, 20, 0)
         undefined = ("log10_frobenius_norm", "stable_rank", "spectral_entropy", "mp_ks_distance")
@@ -79,12 +79,12 @@ class TestMarchenkoPastur:
             value = mp_cdf(torch.tensor(x), shape).item()
             assert value == pytest.approx(quad(density, low, x, limit=500)[0], abs=1e-6)
 
-    def test_variance_scales_the_law(self):
+    def test_variance_scales_the_marchenko_pastur_law(self):
         x = torch.tensor([300.0])
         assert mp_cdf(4 * x, (400, 100), 4.0) == pytest.approx(mp_cdf(x, (400, 100)))
 
     @pytest.mark.parametrize("shape", [(200, 200), (800, 200), (200, 600)])
-    def test_random_matrix_follows_it(self, shape):
+    def test_a_random_matrix_follows_the_marchenko_pastur_law(self, shape):
         weight = 0.3 * torch.randn(*shape, generator=torch.Generator().manual_seed(3))
         spectrum = tb.weight_spectrum(weight)
         metrics = measured(spectrum)
@@ -101,10 +101,10 @@ class TestMarchenkoPastur:
         assert after.mp_edge == pytest.approx(before.mp_edge, rel=0.05)
 
 
-class TestRecognisingAnUntrainedLayer:
+class TestIsRandom:
     @pytest.mark.parametrize("shape", [(1, 50, 50), (1, 384, 384), (1, 64, 512), (9, 64, 32), (49, 20, 20)])
     @pytest.mark.parametrize("law", ["normal", "uniform"])
-    def test_random(self, shape, law):
+    def test_gaussian_and_uniform_matrices_are_random(self, shape, law):
         generator = torch.Generator().manual_seed(11)
         weight = torch.empty(shape)
         weight = weight.normal_(generator=generator) if law == "normal" else weight.uniform_(-1, 1, generator=generator)
@@ -115,24 +115,24 @@ class TestRecognisingAnUntrainedLayer:
         _, spectrum, metrics = heavy
         assert not is_random(spectrum, metrics)
 
-    def test_a_single_spike_is_enough(self):
+    def test_a_single_spike_is_not_random(self):
         weight = torch.randn(200, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         weight += 3 * torch.ones(200, 1) @ torch.ones(1, 200) / math.sqrt(200)
         spectrum = tb.weight_spectrum(weight)
         assert not is_random(spectrum, measured(spectrum))
 
-    def test_a_spectrum_too_small_to_judge_is_not_called_random(self):
+    def test_fewer_than_50_eigenvalues_are_not_random(self):
         spectrum = tb.weight_spectrum(torch.randn(10, 64, generator=torch.Generator().manual_seed(0)))
         assert not is_random(spectrum, measured(spectrum))
 
     @pytest.mark.parametrize("weight", [torch.zeros(40, 40), torch.ones(1, 50), torch.eye(50)])
-    def test_degenerate_matrices_are_not_called_random(self, weight):
+    def test_degenerate_matrices_are_not_random(self, weight):
         spectrum = tb.weight_spectrum(weight)
         assert not is_random(spectrum, measured(spectrum))
 
 
-class TestThinning:
-    def test_ranks_are_those_of_the_full_spectrum(self):
+class TestThin:
+    def test_thinned_ranks_are_those_of_the_full_spectrum(self):
         values = torch.sort(torch.rand(5000, dtype=torch.float64)).values
         esd = thin(values)
         assert len(esd.ranks) <= 256
@@ -140,5 +140,22 @@ class TestThinning:
         assert all(values[len(values) - rank].item() == x for x, rank in zip(*esd, strict=True))
         assert (esd.ranks[0], esd.ranks[-64:]) == (5000, tuple(range(64, 0, -1)))
 
-    def test_zeros_are_left_out(self):
+    def test_zero_eigenvalues_are_not_plotted(self):
         assert thin(torch.zeros(4)).ranks == ()
+
+
+class TestMeanAlpha:
+    def test_mean_and_standard_error_are_those_of_independent_layers(self):
+        assert mean_alpha([(2.0, 0.3), (4.0, 0.4)]) == (3.0, pytest.approx(math.sqrt(0.3**2 + 0.4**2) / 2))
+
+    def test_layers_without_alpha_are_left_out(self):
+        assert mean_alpha([(2.0, 0.3), (math.nan, math.nan)]) == (2.0, 0.3)
+
+    def test_an_unknown_standard_error_makes_that_of_the_mean_unknown(self):
+        alpha, stderr = mean_alpha([(2.0, 0.3), (4.0, math.nan)])
+        assert alpha == 3.0
+        assert math.isnan(stderr)
+
+    @pytest.mark.parametrize("pairs", [[], [(math.nan, math.nan)]])
+    def test_no_alpha_gives_nan(self, pairs):
+        assert all(map(math.isnan, mean_alpha(pairs)))

@@ -1,22 +1,22 @@
-"""What can go wrong, as one small tree.
+"""Exceptions.
 
 ::
 
     TempBalanceError
-    ├── WeightError            a tensor that is not a weight matrix we can analyse (also a ValueError)
-    │   └── NonFiniteError     NaN or Inf among the weights
-    ├── WindowError            a FARMS window that cannot be cut (also a ValueError)
-    ├── SelectionError         a pattern or option that names nothing (also a ValueError)
+    ├── WeightError            a tensor that cannot be analysed as a weight matrix (also a ValueError)
+    │   └── NonFiniteError     a weight contains NaN or Inf
+    ├── WindowError            FARMS windows with invalid parameters, or that do not fit (also a ValueError)
+    ├── SelectionError         a pattern without a match, an unknown name or option (also a ValueError)
     ├── CheckpointError        a path or file that is not a readable checkpoint
-    │   ├── NotFoundError      nothing there (also a FileNotFoundError)
-    │   ├── CorruptFileError   truncated, or an index that does not fit its shards
-    │   └── UnsafeFileError    a pickle that wants to run code
-    ├── BalanceError           an optimizer, model and recipe that cannot be brought together (also a ValueError)
-    │   └── RefreshError       a refresh in training that failed, on this or on another rank (also a RuntimeError)
-    ├── AllocationError        a budget that cannot be shared out, or a plan that cannot be read (also a ValueError)
-    ├── StudyError             a comparison of methods that cannot be run, or not in this folder (also a ValueError)
+    │   ├── NotFoundError      no such file, folder or hub id (also a FileNotFoundError)
+    │   ├── CorruptFileError   a truncated file, or an index that does not match its shards
+    │   └── UnsafeFileError    a pickle that would run code
+    ├── BalanceError           an optimizer, model and recipe that do not fit together (also a ValueError)
+    │   └── RefreshError       a refresh failed during training, on this or another rank (also a RuntimeError)
+    ├── AllocationError        an impossible budget, or an allocation that cannot be read (also a ValueError)
+    ├── StudyError             a study that cannot be run, or not in this folder (also a ValueError)
     ├── TokensError            token ids that cannot be read or used, an empty calibration set (also a ValueError)
-    ├── AnalysisError          a result that cannot be saved, loaded or compared
+    ├── AnalysisError          an analysis that cannot be saved, loaded or compared
     └── MissingExtraError      an optional dependency is needed (also an ImportError)
 """
 
@@ -44,27 +44,27 @@ __all__ = [
 
 
 class TempBalanceError(Exception):
-    """Base of every error that tempbalance raises on purpose."""
+    """Base class of all errors of tempbalance."""
 
 
 class WeightError(TempBalanceError, ValueError):
-    """A tensor has a shape or dtype that no weight matrix has."""
+    """A tensor has a shape or dtype that cannot be analysed as a weight matrix."""
 
 
 class NonFiniteError(WeightError):
-    """A weight holds NaN or Inf."""
+    """A weight contains NaN or Inf."""
 
 
 class WindowError(TempBalanceError, ValueError):
-    """A FARMS window has impossible parameters, or fits into no part of a matrix."""
+    """FARMS windows have invalid parameters, or do not fit into a matrix."""
 
 
 class SelectionError(TempBalanceError, ValueError):
-    """A pattern matches no weight, or an option does not exist."""
+    """A pattern matches no weight, or a name or option does not exist."""
 
 
 class CheckpointError(TempBalanceError):
-    """A path or file is not a checkpoint that can be read."""
+    """A path or file is not a readable checkpoint."""
 
 
 class NotFoundError(CheckpointError, FileNotFoundError):
@@ -76,36 +76,36 @@ class CorruptFileError(CheckpointError):
 
 
 class UnsafeFileError(CheckpointError):
-    """A pickle wants to run code; it is refused."""
+    """A pickle would run code; it is not loaded."""
 
 
 class BalanceError(TempBalanceError, ValueError):
-    """An optimizer, a model and a recipe cannot be brought together; the message says what to do."""
+    """An optimizer, a model and a recipe do not fit together; the message contains the fix."""
 
 
 class RefreshError(BalanceError, RuntimeError):
-    """A refresh of the multipliers failed; in distributed training every rank raises it with the same message."""
+    """A refresh of the multipliers failed; in distributed training all ranks raise it with the same message."""
 
 
 class AllocationError(TempBalanceError, ValueError):
-    """A budget of sparsity, bits or ranks cannot be shared out over a model, or a plan cannot be read."""
+    """A budget of sparsity, bits or ranks cannot be allocated, or an allocation cannot be read."""
 
 
 class StudyError(TempBalanceError, ValueError):
-    """A comparison of methods that cannot be run, or not in this folder; the message says what to do."""
+    """A study cannot be run, or not in this folder; the message contains the fix."""
 
 
 class TokensError(TempBalanceError, ValueError):
-    """Token ids cannot be read, are none, or are not of this model."""
+    """Token ids cannot be read, are missing, or do not belong to this model."""
 
 
 class AnalysisError(TempBalanceError):
-    """A result cannot be saved, loaded or compared."""
+    """An analysis cannot be saved, loaded or compared."""
 
 
 class MissingExtraError(TempBalanceError, ImportError):
-    """An optional dependency is not installed; the message says which extra brings it."""
+    """An optional dependency is not installed; the message names the extra to install."""
 
 
 class NumericsWarning(UserWarning):
-    """A number is missing or less accurate than usual; the message says which and why."""
+    """A number is missing or less accurate than usual; the message names it and the reason."""

@@ -1,4 +1,4 @@
-"""Scalars of a spectrum and its tail, and the random-matrix law to compare it with."""
+"""Scalars of a spectrum and its tail, means over units, and the comparison with a random matrix."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ class Metrics:
 
 
 def measure(spectrum: Spectrum, fit: TailFit, num_windows: int = 1) -> Metrics:
-    """All scalars of a spectrum.
+    """Compute all scalars of a spectrum.
 
     ``alpha_hat = alpha log10(lambda_max)``; ``log10_alpha_norm = log10 sum_i lambda_i^alpha``; ``stable_rank =
     sum_i lambda_i / lambda_max`` (of a pooled spectrum: per matrix); ``spectral_entropy = -sum_i p_i ln p_i /
     ln(matrix_rank)`` with ``p_i = lambda_i / sum_j lambda_j``. Norms are of the weight, not of its square:
     WeightWatcher's ``log_norm`` and ``log_spectral_norm`` are twice ours.
 
-    The Marchenko-Pastur edge is that of the bulk: its variance is set by the median eigenvalue, so that spikes do not
-    widen it (Gavish and Donoho 2014, section III-D). The Marchenko-Pastur distance is to the law of a random matrix of
-    the same shape and of the variance of the whole weight.
+    The variance of the Marchenko-Pastur edge is estimated from the median eigenvalue, so that spikes do not increase it
+    (Gavish and Donoho 2014, section III-D). The Marchenko-Pastur distance is to the law of a random matrix of the same
+    shape and of the variance of all entries.
 
     Args:
         spectrum: The spectrum.
-        fit: A tail fitted to it; where it failed, the scalars that need alpha are NaN.
+        fit: A tail fitted to it; if it failed, the scalars that depend on alpha are NaN.
         num_windows: FARMS windows of each matrix that are pooled in the spectrum; the Frobenius norm and the alpha-norm
-            are then of the sums over one window, on average.
+            are then those of one window, on average.
 
     Returns:
-        The scalars; of an all-zero weight, logarithms and ratios are NaN.
+        The scalars; for an all-zero weight, logarithms and ratios are NaN.
 
     Example:
         >>> from tempbalance.spectra.eigenvalues import weight_spectrum
@@ -91,13 +91,13 @@ def measure(spectrum: Spectrum, fit: TailFit, num_windows: int = 1) -> Metrics:
 
 
 def imbalance(alphas: Iterable[float]) -> float:
-    """Standard deviation of alpha over layers or blocks (Model Balancing, section 4.4).
+    """Compute the standard deviation of alpha over layers or blocks (Model Balancing, section 4.4).
 
     Args:
-        alphas: Exponents; those that are NaN or infinite do not count.
+        alphas: Exponents; NaN and infinite ones are left out.
 
     Returns:
-        The standard deviation of the population; NaN where none is left.
+        The standard deviation of the population; NaN if no alpha is left.
 
     Example:
         >>> imbalance([2.0, 4.0, math.nan])
@@ -144,7 +144,7 @@ def _entropy(values: Tensor, total: float, rank: int) -> float:
 
 
 def mp_edges(shape: tuple[int, int], variance: float = 1.0) -> tuple[float, float]:
-    """Edges of the Marchenko-Pastur bulk of ``W^T W`` for entries of the given variance.
+    """Return the edges of the Marchenko-Pastur bulk of ``W^T W`` for entries of the given variance.
 
     ``variance (sqrt(rows) -+ sqrt(columns))^2`` (Marchenko and Pastur 1967).
 
@@ -164,15 +164,15 @@ def mp_edges(shape: tuple[int, int], variance: float = 1.0) -> tuple[float, floa
 
 
 def mp_cdf(x: Tensor, shape: tuple[int, int], variance: float = 1.0) -> Tensor:
-    """Distribution function of the Marchenko-Pastur law of the non-trivial eigenvalues of ``W^T W``.
+    """Evaluate the distribution function of the Marchenko-Pastur law of the ``min(shape)`` eigenvalues.
 
     Args:
-        x: Where, any shape, float.
+        x: Eigenvalues, any shape, float.
         shape: ``(rows, columns)`` of the matrix.
         variance: Variance of its entries.
 
     Returns:
-        Probabilities, of the shape of ``x``, float64.
+        Probabilities, float64, of the shape of ``x``.
 
     Example:
         >>> mp_cdf(torch.tensor([100.0, 900.0]), (400, 100))
@@ -193,7 +193,7 @@ def mp_cdf(x: Tensor, shape: tuple[int, int], variance: float = 1.0) -> Tensor:
 
 @functools.lru_cache(maxsize=1024)
 def _mp_median(shape: tuple[int, int]) -> float:
-    """Median of the law for unit variance, to 9 digits, by repeated narrowing of a grid."""
+    """Median of the law for unit variance, to 9 digits, on a grid that is refined around it."""
     low, high = mp_edges(shape)
     for _ in range(6):
         grid = torch.linspace(low, high, 65, dtype=torch.float64)
@@ -209,7 +209,7 @@ def _bulk_edge(spectrum: Spectrum) -> float:
 
 
 def _mean_square(spectrum: Spectrum) -> float:
-    """Of the entries: the variance of a random matrix whose spectrum has this sum."""
+    """Return the mean of the squared entries, from the sum of the eigenvalues."""
     rows, columns = spectrum.shape
     return float(spectrum.eigenvalues.sum()) / (spectrum.num_matrices * rows * columns)
 
@@ -225,24 +225,23 @@ def _mp_ks_distance(spectrum: Spectrum) -> float:
 
 
 def is_random(spectrum: Spectrum, metrics: Metrics, independent: int | None = None) -> bool:
-    """Whether a spectrum cannot be told from that of a matrix of independent, equally distributed entries.
+    """Return whether a spectrum cannot be distinguished from that of a matrix of independent, identical entries.
 
-    True where both the whole spectrum and its largest eigenvalue are as they would be by chance. For such a matrix the
-    eigenvalues are so rigid that their distance from the Marchenko-Pastur law falls like ``log(n) / n`` rather than
-    ``1 / sqrt(n)``; the threshold ``(1.5 + 0.45 ln n) / n`` (pooled matrices: over ``sqrt(num_matrices)``, plus
-    ``0.3 / n``) was exceeded by none of 4,400 Gaussian and uniform weights with n = 10 to 256 and aspect ratios 1 to
-    16. The largest eigenvalue is compared with the Tracy-Widom law at a chance of about 1 in 1000 (Johnstone 2001).
-    It is a test of evidence: a small matrix that is trained a little may pass it, so spectra of fewer than 50
-    eigenvalues are never called random. Neither are matrices of one entry, whose law is that of their entries.
+    This tests both the distance from the Marchenko-Pastur law and the largest eigenvalue. The eigenvalues of a random
+    matrix repel each other, so their distance from the law decreases like ``log(n) / n`` rather than ``1 / sqrt(n)``;
+    the threshold ``(1.5 + 0.45 ln n) / n`` (pooled matrices: over ``sqrt(num_matrices)``, plus ``0.3 / n``) was
+    exceeded by none of 4,400 Gaussian and uniform weights with n = 10 to 256 and aspect ratios 1 to 16. The largest
+    eigenvalue is compared with the Tracy-Widom law at a probability of about 1 in 1000 (Johnstone 2001). A small matrix
+    after a little training may pass the test, so spectra of fewer than 50 eigenvalues are never random, nor are
+    matrices of one entry, whose eigenvalue depends on the distribution of the entries.
 
     Args:
         spectrum: The spectrum.
         metrics: Its scalars.
-        independent: How many of the pooled matrices have no entry in common, where they are overlapping windows; by
-            default all.
+        independent: Number of pooled matrices that share no entry, for overlapping windows; by default all.
 
     Returns:
-        True if nothing speaks against a random matrix.
+        True if the spectrum is compatible with a random matrix.
 
     Example:
         >>> from tempbalance.spectra.eigenvalues import weight_spectrum
@@ -265,7 +264,7 @@ def is_random(spectrum: Spectrum, metrics: Metrics, independent: int | None = No
 
 
 def thin(eigenvalues: Tensor) -> ESD:
-    """Some eigenvalues with their ranks, for plotting: the largest 64 and about 192 more, evenly spaced in rank.
+    """Select eigenvalues with their ranks for plotting: the largest 64 and about 192 others, evenly spaced in rank.
 
     Args:
         eigenvalues: Ascending, shape ``(n,)``.

@@ -1,4 +1,4 @@
-"""Spectra whose alpha is known, and the accuracy to expect: for your tests as well as ours."""
+"""Spectra and matrices with a known alpha, and tolerances, for tests."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TOLERANCE = MappingProxyType({torch.float64: 1e-10, torch.float32: 1e-3})
 
 
 def pareto_sample(n: int, alpha: float, *, xmin: float = 1.0, seed: int = 0) -> Tensor:
-    """Independent draws from the power law ``p(x) ~ x^-alpha``, ``x >= xmin``.
+    """Draw independent samples from the power law ``p(x) ~ x^-alpha``, ``x >= xmin``.
 
     Args:
-        n: How many.
+        n: Number of samples.
         alpha: Exponent, greater than 1.
         xmin: Smallest possible value.
         seed: Of the generator.
@@ -39,10 +39,10 @@ def pareto_sample(n: int, alpha: float, *, xmin: float = 1.0, seed: int = 0) -> 
 
 
 def pareto_quantiles(n: int, alpha: float, *, xmin: float = 1.0) -> Tensor:
-    """The ``n`` mid-quantiles of the power law ``p(x) ~ x^-alpha``: a spectrum without noise.
+    """Return the ``n`` mid-quantiles of the power law ``p(x) ~ x^-alpha``: a spectrum without noise.
 
     Args:
-        n: How many.
+        n: Number of quantiles.
         alpha: Exponent, greater than 1.
         xmin: Smallest possible value.
 
@@ -63,7 +63,7 @@ def pareto_quantiles(n: int, alpha: float, *, xmin: float = 1.0) -> Tensor:
 
 
 def matrix_with_spectrum(eigenvalues: Tensor, shape: tuple[int, int], *, seed: int = 0) -> Tensor:
-    """A matrix with given eigenvalues of ``W^T W`` and random singular vectors.
+    """Return a matrix with the given eigenvalues of ``W^T W`` and random singular vectors.
 
     Args:
         eigenvalues: Shape ``(min(shape),)``, not negative.

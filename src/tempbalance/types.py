@@ -1,4 +1,4 @@
-"""The values that flow through the library: frozen, typed, free of behaviour."""
+"""The result types of the core: frozen and typed, without behaviour."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["ESD", "LayerStats", "Skipped", "Spectrum", "Status", "TailFit"]
 
 
 class Status(str, Enum):
-    """How a measurement ended; everything but ``OK`` comes with ``alpha`` NaN.
+    """Outcome of a measurement; ``alpha`` is NaN for all but ``OK``.
 
-    The value is what files hold; :attr:`message` says what happened and what to do about it.
+    Files contain the value; :attr:`message` is the text for a person.
 
     Example:
         >>> Status.TOO_FEW.value
@@ -33,7 +33,7 @@ class Status(str, Enum):
 
     @property
     def message(self) -> str:
-        """One sentence for a person: what the status means."""
+        """What the status means, in one sentence."""
         return _MESSAGES[self]
 
 
@@ -44,7 +44,7 @@ _MESSAGES = {
     Status.NO_TAIL: "no threshold gives a decaying tail (alpha > 1); try another estimator",
     Status.ZERO: "all weights are zero",
     Status.RANDOM: (
-        "the spectrum cannot be told from that of a random matrix (Marchenko-Pastur): the layer looks "
+        "the spectrum cannot be distinguished from that of a random matrix (Marchenko-Pastur): the layer looks "
         "untrained, and an exponent would only describe its shape"
     ),
 }
@@ -52,15 +52,15 @@ _MESSAGES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Spectrum:
-    """The empirical spectral density (ESD) of one weight matrix, or of a batch of equal ones, pooled.
+    """The empirical spectral density (ESD) of one weight matrix, or pooled over a batch of matrices of one shape.
 
     Attributes:
         eigenvalues: Of ``W^T W`` (squared singular values), ascending, float, shape ``(num_matrices * min(shape),)``.
             Numerically zero ones are exactly 0.
         shape: ``(rows, columns)`` of one matrix.
-        num_matrices: How many matrices were pooled.
-        error_bound: Bound on the absolute error of an eigenvalue, as a fraction of the largest; a probabilistic one,
-            which square matrices of 1,000 and more rows were seen to exceed by a factor of up to 2.
+        num_matrices: Number of matrices that are pooled.
+        error_bound: Bound on the absolute error of an eigenvalue, as a fraction of the largest. It is probabilistic;
+            square matrices of 1,000 and more rows exceeded it by a factor of up to 2.
     """
 
     eigenvalues: Tensor
@@ -74,9 +74,9 @@ class TailFit:
     """A power law ``p(x) ~ x^-alpha`` for ``x >= xmin``, fitted to the tail of a spectrum.
 
     Attributes:
-        status: ``Status.OK``, or why there is no fit; then every float is NaN and ``num_tail`` is 0.
+        status: ``Status.OK``, or the reason for no fit; then every float is NaN and ``num_tail`` is 0.
         alpha: Exponent of the density (one more than the exponent of the survival function).
-        stderr: Standard error of alpha, ``(alpha - 1) / sqrt(num_tail)`` unless the estimator or the windows say more.
+        stderr: Standard error of alpha, ``(alpha - 1) / sqrt(num_tail)`` unless estimator or windows have their own.
         xmin: Threshold, in units of eigenvalues.
         num_tail: Number of eigenvalues in the tail.
         ks_distance: Kolmogorov-Smirnov distance between the tail and the fitted law, in [0, 1].
@@ -91,10 +91,10 @@ class TailFit:
 
 
 class ESD(NamedTuple):
-    """A spectrum thinned for plotting: some eigenvalues with their exact ranks.
+    """A spectrum thinned for plotting: a subset of the eigenvalues with their exact ranks.
 
     Attributes:
-        eigenvalues: Positive eigenvalues, ascending: all of the far tail, fewer and fewer towards the bulk.
+        eigenvalues: Positive eigenvalues, ascending: all of the largest, and a subset of the others.
         ranks: For each, the number of eigenvalues greater than or equal to it, so that ``rank / num_eigenvalues`` is
             the survival function at that point.
     """
@@ -104,7 +104,7 @@ class ESD(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """A weight that was not analysed, and why."""
+    """A weight that was not analysed, and the reason."""
 
     name: str
     reason: str
@@ -112,20 +112,20 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStats:
-    """One row of an analysis: one weight matrix (or batch of equal ones), its spectrum in numbers.
+    """One row of an analysis: the metrics of one weight matrix, or of a batch of matrices of one shape.
 
     Attributes:
         name: Qualified parameter name; a part of a fused parameter is ``name:part`` (``h.0.attn.c_attn.weight:q``).
-        kind: What the weight is: ``linear``, ``conv2d``, ``embedding``, ``attention``, ``rnn``, ``experts``, ...
-        block: Name of the transformer block (or other repeated unit) that holds it, or None.
+        kind: Kind of weight: ``linear``, ``conv2d``, ``embedding``, ``attention``, ``rnn``, ``experts``, ...
+        block: Name of the transformer block (or other repeated module) that contains it, or None.
         shape: Shape of the weight as stored, after splitting fused parameters.
         num_matrices: Matrices whose spectra are pooled (kernel taps, modes), 1 for a linear layer.
         num_windows: FARMS windows cut from each of these matrices, whose spectra are pooled too; 1 without windows.
-            All that follows is then that of the windows.
-        coverage: Share of the weight's entries that lie inside at least one window; 1 without windows.
+            The fields below are then those of the windows.
+        coverage: Fraction of the weight's entries inside at least one window; 1 without windows.
         num_eigenvalues: Eigenvalues in the pooled spectrum, numerically zero ones included.
         num_zero: Numerically zero eigenvalues, left out of the fit.
-        status: How the fit ended; ``alpha`` is NaN unless ``Status.OK``.
+        status: Outcome of the fit; ``alpha`` is NaN unless ``Status.OK``.
         alpha: Power-law exponent; the smaller, the heavier the tail.
         stderr: Standard error of alpha.
         xmin: Threshold of the tail.
@@ -141,9 +141,9 @@ class LayerStats:
         spectral_entropy: Shannon entropy of the normalised eigenvalues over log(matrix_rank), in [0, 1].
         mp_edge: Upper edge of the Marchenko-Pastur bulk.
         num_spikes: Eigenvalues above ``mp_edge``.
-        mp_ks_distance: Kolmogorov-Smirnov distance of the whole spectrum from the Marchenko-Pastur law of a random
-            matrix of the same shape and variance.
-        mean_square: Mean of the squared entries, their variance where their mean is 0; NaN in files of older versions.
+        mp_ks_distance: Kolmogorov-Smirnov distance of the spectrum from the Marchenko-Pastur law of a random matrix of
+            the same shape and variance.
+        mean_square: Mean of the squared entries (their variance if their mean is 0); NaN in files of older versions.
         error_bound: Bound on the absolute error of an eigenvalue, as a fraction of ``lambda_max``; probabilistic, see
             ``Spectrum``.
         esd: The spectrum, thinned for plotting.

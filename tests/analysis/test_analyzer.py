@@ -26,22 +26,22 @@ class TestLiveModel:
         assert [layer.name for layer in analysis.layers] == [f"{i}.weight" for i in range(4)]
         assert [layer.alpha for layer in analysis.layers[:3]] == pytest.approx([2.2, 3.0, 4.0], rel=0.05)
 
-    def test_untrained_layer_is_recognised_instead_of_fitted(self, trained):
+    def test_an_untrained_layer_has_the_status_random_and_no_alpha(self, trained):
         row = tb.analyze(trained).layers[3]
         assert row.status is tb.types.Status.RANDOM
         assert all(math.isnan(x) for x in (row.alpha, row.stderr, row.xmin, row.ks_distance, row.alpha_hat))
         assert row.mp_ks_distance < 0.05
         assert "untrained" in row.status.message
 
-    def test_fresh_network_is_untrained_throughout(self):
+    def test_all_layers_of_a_fresh_network_are_random(self):
         model = torch.nn.Sequential(torch.nn.Conv2d(32, 64, 3), torch.nn.LSTM(64, 56), torch.nn.Linear(56, 100))
         assert {layer.status for layer in tb.analyze(model).layers} == {tb.types.Status.RANDOM}
 
-    def test_state_dict_gives_the_same(self, trained):
+    def test_a_state_dict_has_the_alphas_of_the_model(self, trained):
         live, stored = tb.analyze(trained), tb.analyze(trained.state_dict())
         assert repr([row.alpha for row in live.layers]) == repr([row.alpha for row in stored.layers])
 
-    def test_model_is_left_alone(self, trained):
+    def test_analyze_does_not_change_the_model(self, trained):
         before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
         attributes = {name: sorted(vars(module)) for name, module in trained.named_modules()}
         tb.analyze(trained)
@@ -56,17 +56,18 @@ class TestLiveModel:
             assert row.alpha == alone[row.name].fit.alpha
             assert row.xmin == alone[row.name].fit.xmin
 
-    def test_selection(self, trained):
+    def test_select_keeps_the_layers_that_match(self, trained):
         assert [row.name for row in tb.analyze(trained, select=["0.*", "2.*"]).layers] == ["0.weight", "2.weight"]
 
-    def test_imbalance(self, trained):
+    def test_imbalance_is_the_standard_deviation_of_alpha(self, trained):
         analysis = tb.analyze(trained)
         alphas = torch.tensor([row.alpha for row in analysis.layers[:3]])
         assert analysis.imbalance == pytest.approx(alphas.std(correction=0).item())
 
-    def test_settings_say_what_was_done(self, trained):
-        settings = tb.analyze(trained, estimator=tb.KS()).settings
-        assert settings["estimator"] == "KS(min_eigenvalues=10)"
+    def test_settings_contain_estimator_and_versions(self, trained):
+        for estimator in (tb.KS(), "ks", "tempbalance.tail:KS"):
+            settings = tb.analyze(trained, estimator=estimator).settings
+            assert settings["estimator"] == "KS(min_eigenvalues=10)"
         assert settings["torch"] == torch.__version__
 
 
@@ -82,20 +83,20 @@ class TestDegenerateWeights:
         ],
         ids=["all zero", "rank 1", "1 x n", "tiny", "constant spectrum"],
     )
-    def test_has_a_row_with_a_status(self, weight, status):
+    def test_a_degenerate_weight_has_a_status_and_no_alpha(self, weight, status):
         row = tb.analyze({"a.weight": weight}).layers[0]
         assert row.status is status
         assert math.isnan(row.alpha)
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-    def test_non_finite_layer_is_skipped_and_the_rest_goes_on(self, trained, bad):
+    def test_a_non_finite_layer_is_skipped_and_the_others_are_analysed(self, trained, bad):
         with torch.no_grad():
             trained[1].weight[0, 0] = bad
         analysis = tb.analyze(trained)
         assert [row.name for row in analysis.layers] == ["0.weight", "2.weight", "3.weight"]
         assert analysis.skipped == [("1.weight", "1 of 6400 weights are NaN or Inf")]
 
-    def test_strict_raises_and_names_the_layer(self, trained):
+    def test_strict_raises_with_the_name_of_the_layer(self, trained):
         with torch.no_grad():
             trained[1].weight[0, 0] = math.nan
         with pytest.raises(NonFiniteError, match=r"1\.weight: 1 of 6400"):
@@ -103,24 +104,29 @@ class TestDegenerateWeights:
 
 
 class TestBadInput:
-    def test_model_without_any_weight_matrix(self):
+    def test_a_model_without_weight_matrices_raises(self):
         with pytest.raises(WeightError, match="no weight matrix"):
             tb.analyze(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.BatchNorm1d(3)))
 
-    def test_not_a_model(self):
+    def test_a_source_of_another_type_raises(self):
         with pytest.raises(WeightError, match="cannot analyse a int"):
             tb.analyze(3)
 
-    def test_pattern_that_matches_nothing_lists_names(self, trained):
+    def test_a_pattern_without_a_match_raises_with_names(self, trained):
         with pytest.raises(SelectionError, match=r"0\.weight"):
             tb.analyze(trained, select="*.bias_typo")
 
     @pytest.mark.parametrize("device", ["cuda:7", "nonsense"])
-    def test_device_that_does_not_exist(self, trained, device):
+    def test_a_device_that_does_not_exist_raises(self, trained, device):
         with pytest.raises(SelectionError, match=f"device '{device}' cannot be used"):
             tb.analyze(trained, device=device)
 
-    def test_resume_of_a_live_model(self, trained, tmp_path):
+    @pytest.mark.parametrize("estimator", ["kolmogorov", "os:path", "nowhere:KS", 3, None])
+    def test_an_unknown_estimator_raises_with_the_names(self, trained, estimator):
+        with pytest.raises(SelectionError, match=r"averaged_hill|not a subclass|cannot load|expected an estimator"):
+            tb.analyze(trained, estimator=estimator)
+
+    def test_resume_of_a_live_model_raises(self, trained, tmp_path):
         with pytest.raises(AnalysisError, match="model in memory"):
             tb.analyze(trained, resume=tmp_path / "x.partial")
 
@@ -158,7 +164,7 @@ class TestRealTransformer:
             assert fit.num_tail == num_tail
             assert (fit.xmin, fit.ks_distance) == (pytest.approx(xmin, rel=1e-6), pytest.approx(distance, rel=1e-6))
 
-    def test_the_pooler_was_never_trained(self, minilm):
+    def test_only_the_pooler_is_random(self, minilm):
         # Sentence embeddings average the tokens and do not use the pooler: its bias is zero, its weights are Gaussian.
         statuses = {row.name: row.status for row in tb.analyze(minilm).layers}
         assert [name for name, status in statuses.items() if status is not tb.types.Status.OK] == [
@@ -175,7 +181,7 @@ class TestRealTransformer:
         expected = {row.name: row.alpha for row in plain.layers}
         assert {row.name: row.alpha for row in scaled.layers} == pytest.approx(expected, rel=1e-9)
 
-    def test_blocks(self, minilm):
+    def test_blocks_are_those_of_the_encoder(self, minilm):
         analysis = tb.analyze(minilm)
         assert {row.block for row in analysis.layers} == {f"encoder.layer.{i}" for i in range(6)} | {None}
         assert 0 < analysis.block_imbalance < analysis.imbalance
@@ -243,11 +249,11 @@ class TestResume:
         assert "starting afresh" in caplog.text
         assert repr(analysis.layers) == repr(tb.analyze(checkpoint, estimator=tb.Hill(0.3)).layers)
 
-    def test_unwritable_file(self, checkpoint, tmp_path):
+    def test_a_resume_file_that_cannot_be_written_raises(self, checkpoint, tmp_path):
         with pytest.raises(AnalysisError, match="cannot write"):
             tb.analyze(checkpoint, resume=tmp_path / "nowhere" / "partial")
 
-    def test_ctrl_c_on_the_command_line(self, tmp_path):
+    def test_an_interrupted_command_is_resumed(self, tmp_path):
         path, out = tmp_path / "model.safetensors", tmp_path / "out.json"
         save_file({f"layers.{i}.weight": torch.randn(600 + i, 600) for i in range(60)}, path)
         command = [sys.executable, "-m", "tempbalance", "analyze", str(path), "--out", str(out), "--quiet"]

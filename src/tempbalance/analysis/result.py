@@ -1,4 +1,4 @@
-"""What an analysis found: rows, summaries, files."""
+"""The result of an analysis: rows, summaries, files."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """The spectra of a model in numbers: one row per weight matrix, in model order.
+    """The metrics of a model: one row per weight matrix, in model order.
 
     Attributes:
-        source: Where the weights came from: a path, a hub id, or the class of a live model.
-        settings: Everything that shaped the numbers: estimator, selection, device, versions.
+        source: What was analysed: a path, a hub id, or the class of a live model.
+        settings: Estimator, windows, selection, device and versions.
         layers: One row per analysed weight matrix.
         skipped: Weights that were not analysed, each with the reason.
 
@@ -75,15 +75,16 @@ class Analysis:
         return frame
 
     def save(self, path: str | os.PathLike[str], *, history: Sequence[Any] = ()) -> None:
-        """Write a file, whole or not at all; its ending says which kind.
+        """Write a file atomically; its ending determines the format.
 
         Args:
-            path: ``.json`` holds everything and can be loaded again; ``.csv`` and ``.parquet`` the table; ``.html`` a
-                report for a browser, in one file.
-            history: ``balancer.history``, to be drawn in the report; for ``.html`` only.
+            path: ``.json`` contains everything and can be loaded again; ``.csv`` and ``.parquet`` contain the table;
+                ``.html`` is a report for a browser, in one file.
+            history: ``balancer.history``, to be plotted in the report; for ``.html`` only.
 
         Raises:
-            AnalysisError: The ending is none of these, or has no place for a history; or the file cannot be written.
+            AnalysisError: The ending is none of these, a history is given for another format, or the file cannot be
+                written.
             MissingExtraError: The format needs a package that is not installed.
         """
         suffix = Path(path).suffix.lower()

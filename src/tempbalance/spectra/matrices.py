@@ -19,7 +19,7 @@ _STACK_NDIM = 3
 
 
 class Layout(str, Enum):
-    """How the axes of a weight tensor are laid out.
+    """The meaning of the axes of a weight tensor.
 
     ``MATRIX`` is ``(rows, columns)``. ``TAPS`` is ``(a, b, *rest)``: one ``a x b`` matrix per element of ``rest``,
     as in a convolution ``(out, in, kh, kw)`` (a matrix per kernel tap) and in a spectral convolution
@@ -32,11 +32,11 @@ class Layout(str, Enum):
 
 
 def matrix_shape(shape: Sequence[int], layout: Layout) -> tuple[int, int]:
-    """The shape of the matrices that ``as_matrices`` makes of a tensor.
+    """Return the shape of the matrices that ``as_matrices`` returns for a tensor.
 
     Args:
         shape: Of the tensor; it must fit the layout.
-        layout: How its axes are laid out.
+        layout: Of the tensor.
 
     Returns:
         ``(rows, columns)``.
@@ -52,13 +52,13 @@ def matrix_shape(shape: Sequence[int], layout: Layout) -> tuple[int, int]:
 def as_matrices(weight: Tensor, layout: Layout = Layout.MATRIX) -> Tensor:
     """View a weight tensor as a batch of matrices.
 
-    A convolution is sliced by kernel tap, never unfolded to ``(out, in * kh * kw)``: that is what the released code
-    of TempBalance, FARMS and AlphaDecay does, and WeightWatcher's ``pool=True``. The factor ``sqrt(1/2)`` with which
-    they scale the slices is left out: alpha does not depend on it.
+    A convolution is sliced by kernel tap and not unfolded to ``(out, in * kh * kw)``, as in the released code of
+    TempBalance, FARMS and AlphaDecay and in WeightWatcher with ``pool=True``. Their scale factor ``sqrt(1/2)`` is left
+    out: alpha does not depend on it.
 
     Args:
         weight: Real or complex floating-point tensor; its number of axes must fit the layout.
-        layout: How the axes are laid out.
+        layout: Of the tensor.
 
     Returns:
         A view of shape ``(B, rows, columns)``, the dtype unchanged.

@@ -1,7 +1,7 @@
 """The eigenvalues of many windows of a weight, from one sliding Gram matrix where that saves work.
 
-The Gram matrices of overlapping windows over the same rows are diagonal blocks of one larger Gram matrix, which slides
-down the matrix: the rows that enter are added, those that leave are subtracted.
+The Gram matrices of overlapping windows over the same rows are diagonal blocks of one larger Gram matrix. To move it
+down, the rows that enter are added and those that leave are subtracted.
 """
 
 from __future__ import annotations

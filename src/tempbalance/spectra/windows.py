@@ -242,7 +242,7 @@ def check_real(name: str, value: object) -> None:
 
 
 def _even_positions(spans: tuple[int, int], counts: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Evenly spread positions that reach both edges; a single one lies in the middle."""
+    """Return evenly spread positions that reach both edges; a single one is centred."""
     return ((row, column) for row in _even(spans[0], counts[0]) for column in _even(spans[1], counts[1]))
 
 
@@ -253,13 +253,13 @@ def _even(span: int, count: int) -> list[int]:
 
 
 def _halton(spans: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """The Halton sequence in bases 2 and 3: evenly spread however many of its points are taken."""
+    """Yield the Halton sequence in bases 2 and 3, any first part of which is evenly spread."""
     for index in itertools.count(1):
         yield int(_radical_inverse(index, 2) * (spans[0] + 1)), int(_radical_inverse(index, 3) * (spans[1] + 1))
 
 
 def _radical_inverse(index: int, base: int) -> float:
-    """The digits of ``index`` mirrored at the point: 6 = 110 in base 2 becomes 0.011."""
+    """Return the digits of ``index`` mirrored at the radix point: 6 = 110 in base 2 becomes 0.011."""
     value, unit = 0.0, 1.0
     while index:
         index, digit = divmod(index, base)

@@ -1,4 +1,4 @@
-"""The Hill estimator averaged over thresholds: an estimate that does not jump."""
+"""The Hill estimator averaged over thresholds, which changes continuously with the eigenvalues."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["AveragedHill"]
 
 @dataclass(frozen=True)
 class AveragedHill(TailEstimator):
-    """Hill's estimate averaged over the tails between two shares of the spectrum (Resnick and Starica 1997: smooHill).
+    """Hill's estimator averaged over the tails between two shares of the spectrum (Resnick and Starica 1997: smooHill).
 
     With ``H_k = 1/k sum_{i=1..k} ln(x_{n-i+1} / x_{n-k})`` for each ``k`` from ``floor(low n)`` (at least 1) to
-    ``floor(high n)``, ``alpha = 1 + 1 / mean_k H_k``. No threshold is searched for, so alpha moves little where
-    eigenvalues do; a search (``Peak``, ``KS``) jumps from one threshold to another.
+    ``floor(high n)``, ``alpha = 1 + 1 / mean_k H_k``. There is no search for a threshold, so alpha changes little
+    when eigenvalues do; with a search (``Peak``, ``KS``) it jumps from one threshold to another.
 
-    The logarithms of the ratios of neighbours in a Pareto sample are independent, ``i ln(x_{n-i+1} / x_{n-i})`` being
-    exponential with mean ``1 / (alpha - 1)``, and the average is a weighted sum of them, ``sum_i w_i`` = 1: so the
-    standard error is ``(alpha - 1) sqrt(sum_i w_i^2)``. The threshold, the tail and its KS distance are those of the
-    largest share. Zero eigenvalues are left out of ``n``.
+    In a Pareto sample the spacings ``i ln(x_{n-i+1} / x_{n-i})`` are independent and exponential with mean ``1 / (alpha
+    - 1)``, and the average is a weighted sum of them with ``sum_i w_i = 1``: so the standard error is ``(alpha - 1)
+    sqrt(sum_i w_i^2)``. The threshold, the tail and its KS distance are those of the largest share. Zero eigenvalues
+    are left out of ``n``.
 
     Attributes:
         low: Share of the smallest tail, at least 0.

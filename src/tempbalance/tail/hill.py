@@ -24,10 +24,10 @@ class Hill(TailEstimator):
     the largest eigenvalue outside the tail (Model Balancing, eq. 2; AlphaDecay, eq. 2). It is the exponent of the
     density, one more than the reciprocal of the classical Hill estimate.
 
-    Zero eigenvalues are left out of ``n``; the papers do not say.
+    Zero eigenvalues are left out of ``n``; the papers do not specify this.
 
     Attributes:
-        share: Part of the non-zero eigenvalues that makes the tail, in (0, 1). 1/2 is the choice of TempBalance,
+        share: Fraction of the non-zero eigenvalues in the tail, in (0, 1). 1/2 is the choice of TempBalance,
             AlphaDecay and LLR; 1/3 that of Model Balancing's released GLUE script.
 
     Example:
@@ -49,20 +49,20 @@ class Hill(TailEstimator):
             raise ValueError(f"share must be between 0 and 1, got {self.share}")
 
     def radius(self, eigenvalues: Spectrum | Tensor, tolerance: float) -> float:
-        """How far a weight may move before its alpha can have moved by more than a tolerance.
+        """Return a bound: a weight that changes by less keeps its alpha within the tolerance.
 
         Singular values ``s`` of a weight that changes by ``dW`` satisfy ``sum_i (s_i' - s_i)^2 <= ||dW||_F^2 = d^2``
-        (Mirsky 1960; with pooled matrices the sum is over all). So the logarithms of the tail move in sum by at most
-        ``d sqrt(sum 1 / s_i^2) / (1 - d / s_min)``; and the threshold, which is one value in the middle of a crowd, can
-        only move by ``x`` if it pushes its neighbours along: ``sum_j max(0, x - |s_j - s_m|)^2 <= d^2`` over those on
-        its way. The radius is where the two together reach the tolerance, found by bisection.
+        (Mirsky 1960; the sum is over all pooled matrices). So the sum of the logarithms of the tail changes by at most
+        ``d sqrt(sum 1 / s_i^2) / (1 - d / s_min)``. The threshold is an order statistic: it moves by ``x`` only if the
+        values on the way move too, ``sum_j max(0, x - |s_j - s_m|)^2 <= d^2``. The radius is the ``d`` at which both
+        together reach the tolerance, found by bisection.
 
         Args:
             eigenvalues: A spectrum, or its eigenvalues: shape ``(n,)``.
-            tolerance: Of alpha.
+            tolerance: Largest change of alpha.
 
         Returns:
-            A Frobenius norm; 0 where some eigenvalue is zero (a change of rank moves the threshold) or there is no fit.
+            A Frobenius norm; 0 if an eigenvalue is zero (a change of rank moves the threshold) or there is no fit.
 
         Example:
             >>> import torch
@@ -79,10 +79,10 @@ class Hill(TailEstimator):
         total = float((tail / threshold).log().sum())
         slope = float(tail.pow(-2).sum().sqrt())
         edge, least_tail = float(threshold), float(tail[0])
-        above, below = _Crowd(s[-1 - k :] - threshold), _Crowd(threshold - s[: len(s) - k].flip(0))
+        above, below = _SortedGaps(s[-1 - k :] - threshold), _SortedGaps(threshold - s[: len(s) - k].flip(0))
 
         def moved(d: float) -> float:
-            """Bound on the change of alpha for a change of the weight by d."""
+            """Return a bound on the change of alpha for a change of the weight by d."""
             up, down = above.reach(d), below.reach(d)
             if d >= least_tail or down >= edge:
                 return math.inf
@@ -116,8 +116,8 @@ class Hill(TailEstimator):
         )
 
 
-class _Crowd:
-    """Values at ascending distances (the first is 0) from a threshold, all on one side of it."""
+class _SortedGaps:
+    """Singular values on one side of the threshold, by their ascending distances from it (the first is 0)."""
 
     def __init__(self, gaps: Tensor) -> None:
         self._count = torch.arange(1, len(gaps) + 1, dtype=gaps.dtype)
@@ -125,8 +125,8 @@ class _Crowd:
         self._next = torch.cat([gaps[1:], gaps.new_tensor([math.inf])])
 
     def reach(self, d: float) -> float:
-        """How far the threshold can move among them: the largest ``x`` with ``sum_j max(0, x - gap_j)^2 <= d^2``."""
-        # With the first m in the way: m x^2 - 2 x sum + sum of squares = d^2.
+        """Return how far the threshold can move: the largest ``x`` with ``sum_j max(0, x - gap_j)^2 <= d^2``."""
+        # With the first m on the way: m x^2 - 2 x sum + sum of squares = d^2.
         discriminant = self._sums.square() - self._count * (self._squares - d * d)
         x = (self._sums + discriminant.clamp(min=0).sqrt()) / self._count
         return float(x[int((x <= self._next).to(torch.uint8).argmax())])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,8 +14,6 @@ from tempbalance.tail.estimator import TailEstimator, Tails, log_positive, mle_e
 
 __all__ = ["KS", "KSSearch", "first_of_equal"]
 
-_CHUNK = 1 << 18  # entries of the KS matrix at a time: 2 MB, so that the passes over it stay in the cache
-
 
 @dataclass(frozen=True)
 class KSSearch(TailEstimator):
@@ -22,7 +21,12 @@ class KSSearch(TailEstimator):
 
     All candidates of all spectra are tried at once, in chunks of bounded memory; the work is ``B n^2 / 2``
     exponentials, a small part of the cost of the eigenvalues.
+
+    Attributes:
+        chunk: Entries of the KS matrix at a time: 2 MB, so that they stay in the cache.
     """
+
+    chunk: ClassVar[int] = 1 << 18
 
     @abstractmethod
     def candidates(self, eigenvalues: Tensor) -> Tensor:
@@ -42,7 +46,7 @@ class KSSearch(TailEstimator):
         distances = torch.full_like(logs, math.inf)
         start = int(allowed.any(dim=0).to(torch.uint8).argmax())
         while start < n:
-            stop = min(n, start + max(1, _CHUNK // (batch * (n - start))))
+            stop = min(n, start + max(1, self.chunk // (batch * (n - start))))
             distances[:, start:stop] = self._distances(logs, alphas, slice(start, stop))
             start = stop
         best = distances.masked_fill(~allowed, math.inf).argmin(dim=1, keepdim=True)
