@@ -13,24 +13,24 @@ UNITS = st.lists(st.tuples(st.floats(0.05, 20.0), st.integers(1, 10**9)), min_si
 
 
 @given(units=UNITS, part=st.floats(0.0, 1.0))
-def test_scaled_shares_meet_the_budget_within_bounds_and_in_proportion(units, part):
-    shares, sizes = zip(*units, strict=True)
+def test_scaled_proportions_meet_the_budget_within_bounds_and_in_proportion(units, part):
+    proportions, sizes = zip(*units, strict=True)
     budget = part * sum(sizes)
-    values = scale_to_budget(shares, sizes, budget)
+    values = scale_to_budget(proportions, sizes, budget)
     assert all(0 <= value <= 1 for value in values)
     assert math.fsum(v * n for v, n in zip(values, sizes, strict=True)) == pytest.approx(budget, rel=1e-9, abs=1e-6)
-    free = [value / share for share, value in zip(shares, values, strict=True) if value < 1]
+    free = [value / proportion for proportion, value in zip(proportions, values, strict=True) if value < 1]
     assert max(free, default=1) == pytest.approx(min(free, default=1), rel=1e-9)
-    for share, value in zip(shares, values, strict=True):
+    for proportion, value in zip(proportions, values, strict=True):
         if value == 1 and free:
-            assert share * max(free) >= 1 - 1e-9  # cut off only if the factor would exceed the bound
+            assert proportion * max(free) >= 1 - 1e-9  # cut off only if the factor would exceed the bound
 
 
 @given(units=UNITS, part=st.floats(0.0, 1.0))
 def test_rounded_amounts_add_up_to_the_total(units, part):
-    shares, sizes = zip(*units, strict=True)
+    proportions, sizes = zip(*units, strict=True)
     total = round(part * sum(sizes))
-    values = scale_to_budget(shares, sizes, total)
+    values = scale_to_budget(proportions, sizes, total)
     counts = apportion(values, sizes, total)
     assert sum(counts) == total
     assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
@@ -38,16 +38,16 @@ def test_rounded_amounts_add_up_to_the_total(units, part):
 
 
 @given(low=st.floats(0.1, 0.5), high=st.floats(0.6, 3.0), units=UNITS, part=st.floats(0.0, 1.0))
-def test_scaled_shares_meet_the_budget_within_other_bounds(low, high, units, part):
-    shares, sizes = zip(*units, strict=True)
+def test_scaled_proportions_meet_the_budget_within_other_bounds(low, high, units, part):
+    proportions, sizes = zip(*units, strict=True)
     budget = (low + part * (high - low)) * sum(sizes)
-    values = scale_to_budget(shares, sizes, budget, low=low, high=high)
+    values = scale_to_budget(proportions, sizes, budget, low=low, high=high)
     assert all(low <= value <= high for value in values)
     assert math.fsum(v * n for v, n in zip(values, sizes, strict=True)) == pytest.approx(budget, rel=1e-9)
 
 
 @given(size=st.integers(1, 10**6), value=st.floats(0.0, 1.0), count=st.integers(1, 40))
-def test_equal_shares_give_equal_values(size, value, count):
+def test_equal_proportions_give_equal_values(size, value, count):
     values = scale_to_budget([2.0] * count, [size] * count, value * size * count)
     assert values == pytest.approx([value] * count, abs=1e-9)
 
@@ -59,11 +59,12 @@ def test_a_budget_that_cannot_be_met_is_refused(budget):
 
 
 @pytest.mark.parametrize(
-    ("shares", "sizes"), [([0.0, 1.0], [1, 1]), ([math.nan], [1]), ([math.inf], [1]), ([1.0], [-1]), ([1.0], [1, 2])]
+    ("proportions", "sizes"),
+    [([0.0, 1.0], [1, 1]), ([math.nan], [1]), ([math.inf], [1]), ([1.0], [-1]), ([1.0], [1, 2])],
 )
-def test_invalid_shares_and_sizes_are_refused(shares, sizes):
+def test_invalid_proportions_and_sizes_are_refused(proportions, sizes):
     with pytest.raises(ValueError, match="every unit needs"):
-        scale_to_budget(shares, sizes, 0.5)
+        scale_to_budget(proportions, sizes, 0.5)
 
 
 def test_a_total_too_far_from_the_values_is_refused():

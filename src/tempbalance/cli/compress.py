@@ -66,7 +66,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     unit: Annotated[Unit, typer.Option(help="Whether each block or each layer has one sparsity.")] = Unit.block,
     group: Annotated[int | None, typer.Option(help="M of N:M sparsity; each block gets its own N.")] = None,
     from_allocation: Annotated[
-        Path | None, typer.Option(help="Prune as an allocation.json says, instead of --sparsity.")
+        Path | None, typer.Option(help="Use this allocation.json, instead of --sparsity.")
     ] = None,
     estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,

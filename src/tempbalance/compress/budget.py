@@ -16,16 +16,16 @@ __all__ = ["apportion", "raise_levels", "scale_to_budget", "shift_to_budget"]
 
 
 def scale_to_budget(
-    shares: Sequence[float], sizes: Sequence[int], budget: float, *, low: float = 0.0, high: float = 1.0
+    proportions: Sequence[float], sizes: Sequence[int], budget: float, *, low: float = 0.0, high: float = 1.0
 ) -> list[float]:
-    """Scale shares by one factor, within bounds, so that they add up to a budget.
+    """Scale proportions by one factor, within bounds, so that they add up to a budget.
 
-    ``value_i = min(max(eta share_i, low), high)`` with ``eta`` such that ``sum_i size_i value_i = budget``. If no bound
-    is reached, this is AlphaPruning's rule (Lu et al. 2024). What a bound cuts off is redistributed over the other
-    units, which keep their proportions. ``eta`` is unique unless every value is at a bound.
+    ``value_i = min(max(eta proportion_i, low), high)`` with ``eta`` such that ``sum_i size_i value_i = budget``. If no
+    bound is reached, this is AlphaPruning's rule (Lu et al. 2024). What a bound cuts off is redistributed over the
+    other units, which keep their proportions. ``eta`` is unique unless every value is at a bound.
 
     Args:
-        shares: One per unit; positive and finite.
+        proportions: One per unit; positive and finite.
         sizes: Cost of a value of 1 for each unit; not negative.
         budget: Cost of all values together.
         low: Smallest value.
@@ -35,16 +35,18 @@ def scale_to_budget(
         One value per unit, within the bounds.
 
     Raises:
-        ValueError: The budget cannot be met within the bounds, or a share or size is invalid.
+        ValueError: The budget cannot be met within the bounds, or a proportion or size is invalid.
 
     Example:
         >>> scale_to_budget([1.0, 2.0, 3.0], [10, 10, 10], budget=24.0)
         [0.4666666666666667, 0.9333333333333333, 1.0]
     """
-    if any(not 0 < share < math.inf for share in shares):
-        raise ValueError("every unit needs a positive, finite share")
-    corners = [bound / share for share in shares for bound in (low, high)]
-    return _fill(lambda eta: [min(max(eta * share, low), high) for share in shares], corners, sizes, budget)
+    if any(not 0 < proportion < math.inf for proportion in proportions):
+        raise ValueError("every unit needs a positive, finite proportion")
+    corners = [bound / proportion for proportion in proportions for bound in (low, high)]
+    return _fill(
+        lambda eta: [min(max(eta * proportion, low), high) for proportion in proportions], corners, sizes, budget
+    )
 
 
 def shift_to_budget(

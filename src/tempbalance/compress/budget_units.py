@@ -52,8 +52,7 @@ def find_units(
     Args:
         analysis: The result of ``analyze``.
         unit: Whether each layer or each block is a unit.
-        kinds: Kinds of weights that count; the parts of a fused weight are then joined to one module. By default all
-            weights count, and each row of the analysis is a layer.
+        kinds: Kinds of weights that count, the parts of fused weights joined to modules; by default every row.
 
     Returns:
         The layers in model order, without a value yet, and the units in model order.

@@ -63,8 +63,8 @@ def allocate_ranks(
     layers, units = find_units(analysis, unit, {"linear"})
     sizes = [sum(sum(layer.shape) for layer in each.layers) for each in units]
     budget = rank * sum(sizes)
-    shares = [alpha**beta for alpha in relative_alphas(units)]
-    exact = scale_to_budget(shares, sizes, budget, low=low, high=high)
+    proportions = [alpha**beta for alpha in relative_alphas(units)]
+    exact = scale_to_budget(proportions, sizes, budget, low=low, high=high)
     found = raise_levels(range(low, high + 1), sizes, budget, lambda i, now, _: exact[i] - now)
     by_unit = {each.name: value for each, value in zip(units, found, strict=True)}
     return make_allocation(

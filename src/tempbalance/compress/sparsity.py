@@ -31,12 +31,12 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
 ) -> Allocation:
     """Allocate a global sparsity over the weights of a model: heavy-tailed units are pruned less.
 
-    ``"alpha"`` is AlphaPruning (Lu et al., NeurIPS 2024): the share of a unit is ``1 - epsilon`` at the smallest alpha,
-    ``1 + epsilon`` at the largest and linear between; one factor scales all shares to the budget. Where the published
-    formula exceeds 1 (1.06 for LLaMA-7B at 80 %), the excess is redistributed over the other units. Units without an
-    alpha get the share 1, and so do all units if their alphas are equal. The line spreads any difference between alphas
-    to its full width, so a warning is logged if alphas differ by no more than their standard errors, or if a unit loses
-    all weights.
+    ``"alpha"`` is AlphaPruning (Lu et al., NeurIPS 2024): the sparsity of a unit is in proportion to ``1 - epsilon`` at
+    the smallest alpha, ``1 + epsilon`` at the largest and linear between, scaled to the budget. Where the published
+    formula exceeds 1 (1.06 for LLaMA-7B at 80 %), the excess is redistributed over the other units. A unit without an
+    alpha has the proportion 1, and so do all units if their alphas are equal. The line spreads any difference between
+    alphas to its full width, so a warning is logged if alphas differ by no more than their standard errors, or if a
+    unit loses all weights.
 
     The other methods are baselines. ``"uniform"``: the same sparsity everywhere. ``"erk"``: density in proportion to
     ``(rows + columns) / (rows columns)``, the Erdos-Renyi kernel (Evci et al. 2020). ``"depth"``: a straight line from

@@ -21,26 +21,18 @@ SparsityMethod = Literal["alpha", "uniform", "erk", "depth", "owl"]
 _logger = logging.getLogger("tempbalance")
 
 _ALMOST_ONE = 1 - 1e-9
-_MIN_SHARE = 1e-12  # of a unit that is not pruned at all: shares must be positive
+_MIN_PROPORTION = 1e-12  # of a unit that is not pruned at all: proportions must be positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SparsityBudget:
-    """The number of zeros to allocate, and the information to allocate it by.
-
-    Attributes:
-        units: The layers or blocks.
-        unit: Whether they are layers or blocks.
-        zeros: Zeros of all units together.
-        epsilon: Allowed spread around the mean sparsity.
-        outliers: Outlier ratio of each block, for OWL.
-    """
+    """The number of zeros to allocate, and the inputs of the allocation methods."""
 
     units: Sequence[BudgetUnit]
     unit: Literal["layer", "block"]
-    zeros: int
+    zeros: int  # of all units together
     epsilon: float
-    outliers: Mapping[str, float]
+    outliers: Mapping[str, float]  # by block, for OWL
 
     @property
     def sizes(self) -> list[int]:
@@ -96,8 +88,8 @@ METHODS: dict[str, Callable[[SparsityBudget], list[float]]] = {
 }
 
 
-def _scaled(budget: SparsityBudget, shares: Sequence[float]) -> list[float]:
-    return scale_to_budget([max(share, _MIN_SHARE) for share in shares], budget.sizes, budget.zeros)
+def _scaled(budget: SparsityBudget, proportions: Sequence[float]) -> list[float]:
+    return scale_to_budget([max(each, _MIN_PROPORTION) for each in proportions], budget.sizes, budget.zeros)
 
 
 def _warn_if_doubtful(units: Sequence[BudgetUnit], values: Sequence[float]) -> None:

@@ -39,7 +39,7 @@ def export_llmcompressor(
     with ``oneshot(model, recipe=path, dataset=..., pipeline="sequential")``; the default pipeline would calibrate once
     per modifier. ``WandaPruningModifier`` rounds the zeros of each row down. ``SparseGPTModifier`` rounds up in each
     block of 128 columns, so the recipe sets a slightly lower sparsity, and the result is at most one zero per 128
-    columns below the allocation. Weights without zeros are left out. The recipe holds no exact counts, alphas and
+    columns below the allocation. Weights without zeros are left out, and so are exact counts, alphas and
     settings. llm-compressor skips the ``Conv1D`` layers of GPT-2 without a message.
 
     Bits: one group of modules per width; only weights are quantized, to symmetric integers with one scale per group of

@@ -9,15 +9,7 @@ __all__ = ["check_whole_weights"]
 
 
 def check_whole_weights(allocation: Allocation, target: str) -> None:
-    """Check that an allocation is one of sparsity, over whole weights of modules.
-
-    Args:
-        allocation: The allocation.
-        target: Name of the format, for the message.
-
-    Raises:
-        AllocationError: It allocates another quantity, or a layer is a part of a fused weight or an expert in a stack.
-    """
+    """Raise an AllocationError unless sparsity is allocated, to whole weights of modules only."""
     allocation.check_quantity("sparsity")
     for name in allocation:
         if not name.endswith(".weight"):

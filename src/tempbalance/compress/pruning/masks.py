@@ -9,36 +9,13 @@ __all__ = ["magnitude_scores", "mask_by_row", "mask_smallest", "wanda_scores"]
 
 
 def magnitude_scores(weight: Tensor) -> Tensor:
-    """Score weights by their magnitude; the smallest are pruned first.
-
-    Args:
-        weight: Any shape and dtype, also complex.
-
-    Returns:
-        ``|w|``, of the same shape, float32 or wider.
-
-    Example:
-        >>> magnitude_scores(torch.tensor([[-2.0, 1.0]]))
-        tensor([[2., 1.]])
-    """
+    """Return ``|w|`` in float32 or wider, for weights of any shape and dtype, also complex."""
     magnitude = weight.detach().abs()
     return magnitude if magnitude.dtype == torch.float64 else magnitude.float()
 
 
 def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
-    """Score weights by magnitude times the norm of their input (Wanda: Sun et al., ICLR 2024, eq. 1).
-
-    Args:
-        weight: Shape ``(outputs, inputs)``.
-        norms: Norm of each input over all calibration tokens, shape ``(inputs,)``.
-
-    Returns:
-        ``|w_ij| norm_j``, of the shape of the weight.
-
-    Example:
-        >>> wanda_scores(torch.tensor([[-2.0, 1.0]]), torch.tensor([1.0, 3.0]))
-        tensor([[2., 3.]])
-    """
+    """Return ``|w_ij| norm_j``, with the norm of each input over all tokens (Wanda: Sun et al., ICLR 2024, eq. 1)."""
     return magnitude_scores(weight) * norms.to(weight.device)
 
 
@@ -52,10 +29,6 @@ def mask_smallest(scores: Tensor, zeros: int) -> Tensor:
     Returns:
         A boolean tensor of the same shape with exactly ``zeros`` true entries.
 
-    Example:
-        >>> mask_smallest(torch.tensor([[3.0, 1.0], [1.0, 1.0]]), zeros=2)
-        tensor([[False,  True],
-                [ True, False]])
     """
     flat = scores.flatten()
     if zeros == 0:
@@ -78,10 +51,6 @@ def mask_by_row(scores: Tensor, zeros: int) -> Tensor:
     Returns:
         A boolean tensor of the same shape with exactly ``zeros`` true entries.
 
-    Example:
-        >>> mask_by_row(torch.tensor([[3.0, 1.0], [9.0, 8.0]]), zeros=3)
-        tensor([[ True,  True],
-                [False,  True]])
     """
     rows = len(scores)
     each, extra = divmod(zeros, rows)

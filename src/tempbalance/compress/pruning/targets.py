@@ -20,12 +20,7 @@ _MATRIX_NDIM = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A weight to prune.
-
-    Attributes:
-        weight: The weight in the model.
-        layer: Its row of the allocation.
-    """
+    """A weight in the model, with its row of the allocation."""
 
     weight: Weight
     layer: LayerAllocation
@@ -49,20 +44,7 @@ class Target:
 
 
 def find_targets(source: nn.Module | TensorStore, allocation: Allocation, stored: Mapping[str, object]) -> list[Target]:
-    """Find the weights of an allocation in the model that was analysed.
-
-    Args:
-        source: A live model or an open checkpoint.
-        allocation: An allocation of sparsity.
-        stored: The tensors that can be written to, by name.
-
-    Returns:
-        One target per layer of the allocation, in its order.
-
-    Raises:
-        AllocationError: The allocation is not one of sparsity, or the model lacks a weight, has it in another shape, or
-            computes it from other tensors.
-    """
+    """Find the weights of an allocation of sparsity in a model; ``stored`` has the tensors that can be written to."""
     allocation.check_quantity("sparsity")
     known: dict[str, Weight] = {}
     for split in (True, False):

@@ -52,11 +52,6 @@ class RecoverySettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: A number is not positive, or ``length`` is less than 2.
-        """
         counts = (self.rank, self.epochs, self.batch)
         if min(counts) < 1 or not 0 < self.lr < math.inf or (self.length is not None and self.length <= 1):
             raise ValueError(f"rank, lr, epochs and batch must be positive and length at least 2, got {self}")
@@ -201,8 +196,8 @@ def _zeros(model: nn.Module) -> dict[str, float]:
     for weight in find_weights(model, Select(split=False))[0]:
         layer, _, attribute = weight.parameter.rpartition(".")
         if weight.block is not None and attribute == "weight" and is_linear(model.get_submodule(layer)):
-            share = float((weight.load() == 0).double().mean())
-            found |= {weight.name: share} if share else {}
+            fraction = float((weight.load() == 0).double().mean())
+            found |= {weight.name: fraction} if fraction else {}
     if not found:
         raise AllocationError("no linear layer inside the blocks of the model has zeros: prune it first")
     return found

@@ -30,10 +30,12 @@ def sparse_lora(model: nn.Module, layers: Sequence[str], rank: int) -> Generator
     The zeros of a layer stay zero (in half precision a weight and its update may cancel to a few more), and the merged
     layers have the outputs of the adapted layers. If the block raises, LoRA is removed and the model is unchanged.
 
+    ``lora_alpha`` is twice the rank, as in SQFT.
+
     Args:
         model: A live model; it changes in place.
         layers: Names of linear layers (``nn.Linear``, or ``Conv1D`` of Transformers).
-        rank: Rank of the factors; ``lora_alpha`` is twice the rank, as in SQFT.
+        rank: Rank of the factors.
 
     Yields:
         The factors, the only parameters that require a gradient inside the block.
