@@ -167,7 +167,7 @@ class TestDamped:
         alphas, errors = [unit.alpha for unit in units], [unit.stderr for unit in units]
 
         class Seen(tb.assign.ByAlpha):
-            def _map(self, alphas):
+            def map_alphas(self, alphas):
                 return alphas
 
         def excess(t: float) -> float:

@@ -15,6 +15,7 @@ from torch import nn
 
 import tempbalance as tb
 from tempbalance.errors import BalanceError, NumericsWarning, RefreshError
+from tempbalance.released.recipes_as_released import EveryAsReleased, OneStepLate
 
 from .conftest import Net, batches, make_net, train
 
@@ -117,10 +118,10 @@ class TestWhen:
         [
             dataclasses.replace(RECIPE, spectrum_of="update"),
             dataclasses.replace(RECIPE, windows=tb.FARMS()),
-            dataclasses.replace(RECIPE, unit="block", every=tb.Every(steps=3, early=0)),
-            dataclasses.replace(RECIPE, delay=True),
+            dataclasses.replace(RECIPE, unit="block", every=tb.Every(steps=3)),
+            OneStepLate(name="test", assignment=RECIPE.assignment, every=RECIPE.every),
         ],
-        ids=["update", "farms", "as long as the interval", "late in any case"],
+        ids=["update", "farms", "delay equal to the interval", "recipe with a lag of its own"],
     )
     def test_alphas_are_those_measured_in_place(self, recipe: tb.Recipe):
         neutral = dataclasses.replace(recipe, assignment=tb.assign.Linear(1.0, 1.0))
@@ -232,7 +233,7 @@ class TestSafe:
     def test_an_error_comes_at_the_step_that_needs_the_result(self, net: Net):
         optimizer, balancer = balanced(net, dataclasses.replace(RECIPE, estimator=Broken()))
         train(net, optimizer, steps=3)
-        with pytest.raises(RefreshError, match=r"began at step 0.*failed: RuntimeError: no luck") as caught:
+        with pytest.raises(RefreshError, match=r"started at step 0 failed: RuntimeError: no luck") as caught:
             train(net, optimizer, steps=4, start=3)
         assert isinstance(caught.value.__cause__, RuntimeError)
         train(net, optimizer, steps=5, start=3)  # who goes on does so with the multipliers as they were
@@ -281,12 +282,12 @@ class TestBadInput:
             balanced(net, delay=delay)
 
     def test_as_long_as_the_shortest_interval(self, net: Net):
-        recipe = dataclasses.replace(RECIPE, every=tb.Every(steps=5, early=2))
-        with pytest.raises(BalanceError, match="at most 3"):
-            balanced(net, recipe, delay=4)
-        optimizer, balancer = balanced(net, recipe, delay=3)
-        train(net, optimizer, steps=7)
-        assert [(refresh.step, refresh.applied) for refresh in balancer.history] == [(0, 3), (3, 6)]
+        recipe = dataclasses.replace(RECIPE, every=EveryAsReleased(steps=5))  # steps 0, 4, 9, ...
+        with pytest.raises(BalanceError, match="at most 4"):
+            balanced(net, recipe, delay=5)
+        optimizer, balancer = balanced(net, recipe, delay=4)
+        train(net, optimizer, steps=9)
+        assert [(refresh.step, refresh.applied) for refresh in balancer.history] == [(0, 4), (4, 8)]
 
     def test_an_epoch_shorter_than_the_delay(self, net: Net):
         with pytest.raises(BalanceError, match="at most 2"):

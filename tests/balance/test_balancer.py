@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import logging
 import math
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 import warnings
-from pathlib import Path
 
 import lion_pytorch
 import pytest
@@ -24,6 +17,7 @@ from torch.optim import lr_scheduler
 
 import tempbalance as tb
 from tempbalance.errors import BalanceError, NumericsWarning
+from tempbalance.released.recipes_as_released import EveryAsReleased, OneStepLate
 
 from .conftest import batches, make_net, train
 
@@ -247,8 +241,8 @@ class TestWhen:
         recipe = dataclasses.replace(recipe, every=tb.Every(steps=100, epochs=0.1))
         assert self.steps(net, recipe, steps_per_epoch=3, steps=4) == [0, 1, 2, 3]
 
-    def test_early(self, net, recipe):
-        assert self.steps(net, dataclasses.replace(recipe, every=tb.Every(steps=5, early=1))) == [0, 4, 9]
+    def test_a_subclass_of_every_may_measure_at_other_steps(self, net, recipe):
+        assert self.steps(net, dataclasses.replace(recipe, every=EveryAsReleased(steps=5))) == [0, 4, 9]
 
     def test_after_warm_up_and_neutral_before(self, net, recipe):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
@@ -271,9 +265,9 @@ class TestWhen:
             expected = [1 + (unit.multiplier - 1) * share for share in (0.25, 0.5, 0.75, 1, 1, 1)]
             assert [rate[unit.name] for rate in rates] == pytest.approx(expected)
 
-    def test_a_delay_of_one_step(self, net, recipe):
+    def test_a_subclass_of_recipe_may_take_effect_one_step_late(self, net, recipe):
         optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-        tb.Balancer(optimizer, net, dataclasses.replace(recipe, delay=True))
+        tb.Balancer(optimizer, net, OneStepLate(name="late", assignment=recipe.assignment))
         rates = []
         optimizer.register_step_pre_hook(lambda o, *_: rates.append({g["lr"] for g in o.param_groups}))
         train(net, optimizer, steps=2)
@@ -284,7 +278,7 @@ class TestWhen:
         with pytest.raises(BalanceError, match="steps_per_epoch"):
             self.steps(net, dataclasses.replace(recipe, every=tb.Every(epochs=1)))
 
-    @pytest.mark.parametrize("bad", [{}, {"steps": 0}, {"epochs": -1.0}, {"steps": 5, "early": -1}])
+    @pytest.mark.parametrize("bad", [{}, {"steps": 0}, {"epochs": -1.0}])
     def test_impossible_intervals(self, bad):
         with pytest.raises(ValueError, match="positive"):
             tb.Every(**bad)
@@ -331,9 +325,7 @@ class TestTolerance:
         x = torch.randn(5, 2, 32)
         net(x, x, x)[0].sum().backward()
         optimizer.step()
-        radii = {
-            name: radius for g in optimizer.param_groups for name, (*_, radius) in g["tempbalance"]["weights"].items()
-        }
+        radii = {name: fit.radius for g in optimizer.param_groups for name, fit in g["tempbalance"]["weights"].items()}
         first, last = sorted(radius for name, radius in radii.items() if name.startswith("in_proj_weight"))[::2]
         assert 4 * first < last
         way = torch.randn(96, 32)
@@ -371,82 +363,6 @@ class TestTolerance:
         assert len(balancer.history) == 4
         judged = {f"{unit.name}.weight" for unit in balancer.units if math.isfinite(unit.alpha)}
         assert all("tempbalance_reference" in opt.state[net.get_parameter(name)] for name in judged)
-
-
-EXACT = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=3), ramp=2)
-RESUMED = {
-    "exact": EXACT,
-    "tolerance": dataclasses.replace(EXACT, tolerance=0.3),
-    "update": dataclasses.replace(EXACT, spectrum_of="update", unfreeze=tb.Every(steps=3)),
-    "change": dataclasses.replace(EXACT, assignment=tb.assign.AlphaChange(tb.assign.Damped(tb.assign.Sigmoid()))),
-    "depth": dataclasses.replace(
-        EXACT, assignment=tb.assign.Times(tb.assign.LayerwiseDecay(0.5), tb.assign.Linear()), unit="block"
-    ),
-    "unfreezing": tb.recipes.gradual_unfreezing(),
-    "beside training": dataclasses.replace(EXACT, tolerance=0.3),
-}
-DELAY = {"beside training": 2}
-
-
-class TestResume:
-    """A run that is killed and resumed in a new process, against one that runs through (and saves nothing)."""
-
-    STEPS = 20
-
-    def run(self, recipe: str, folder: Path | None = None, kill: int = -1) -> dict[str, torch.Tensor]:
-        """Train to the end, from the checkpoint in the folder if there is one; save after every step if there is."""
-        net = make_net()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-        tb.Balancer(optimizer, net, RESUMED[recipe], steps_per_epoch=3, delay=DELAY.get(recipe, 0))
-        scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 30)
-        parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler}
-        start = 0
-        if folder is not None and (folder / "checkpoint").exists():
-            saved = torch.load(folder / "checkpoint", weights_only=True)
-            start = saved["step"]
-            for name, part in parts.items():
-                part.load_state_dict(saved[name])
-
-        def at_step(step: int) -> None:
-            if folder is not None:
-                state = {name: part.state_dict() for name, part in parts.items()}
-                torch.save({**state, "step": step + 1}, folder / "new")
-                (folder / "new").replace(folder / "checkpoint")
-            if step == kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        train(net, optimizer, scheduler, steps=self.STEPS, start=start, at_step=at_step)
-        return net.state_dict()
-
-    @pytest.mark.parametrize("recipe", RESUMED)
-    @pytest.mark.parametrize("kill", [0, 4, 13])
-    def test_killed_at_a_step_and_resumed_it_ends_in_the_same_bits(self, tmp_path: Path, kill: int, recipe: str):
-        program = f"""
-            import sys, torch
-            from pathlib import Path
-            sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-            torch.set_num_threads({torch.get_num_threads()})
-            from balance.test_balancer import TestResume
-            TestResume().run({recipe!r}, Path({str(tmp_path)!r}), kill={kill})
-        """
-        done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
-        assert done.returncode == -signal.SIGKILL
-        assert torch.load(tmp_path / "checkpoint", weights_only=True)["step"] == kill + 1
-        assert_same_bits(self.run(recipe, tmp_path), self.run(recipe))
-
-
-def test_state_is_plain_and_loads_with_weights_only(net, recipe):
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    balancer = tb.Balancer(optimizer, net, dataclasses.replace(recipe, tolerance=0.1))
-    train(net, optimizer, steps=3)
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    other = make_net()
-    fresh = torch.optim.AdamW(other.parameters(), lr=1e-3)
-    second = tb.Balancer(fresh, other, dataclasses.replace(recipe, tolerance=0.1))
-    file.seek(0)
-    fresh.load_state_dict(torch.load(file, weights_only=True))
-    assert second.units == balancer.units
 
 
 class TestSafe:

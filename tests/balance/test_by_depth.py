@@ -126,10 +126,14 @@ class TestDepth:
 
 
 class TestNoSpectra:
-    def test_nothing_is_measured(self, net, monkeypatch):
-        monkeypatch.setattr(tb.balance.measuring, "fit_model_weights", None)  # to call it would raise
+    def test_a_recipe_by_depth_fits_no_spectrum(self, net):
+        class Unused(tb.Hill):
+            def fit_batch(self, eigenvalues):
+                raise AssertionError("a spectrum was fitted")
+
+        recipe = dataclasses.replace(recipes.layerwise_decay(), estimator=Unused(), every=tb.Every(steps=1))
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-        balancer = tb.Balancer(optimizer, net, dataclasses.replace(recipes.layerwise_decay(), every=tb.Every(steps=1)))
+        balancer = tb.Balancer(optimizer, net, recipe)
         train(net, optimizer, steps=2)
         assert [refresh.measured for refresh in balancer.history] == [0, 0]
         assert all(math.isnan(unit.alpha) for unit in balancer.units)

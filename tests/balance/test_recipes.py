@@ -20,7 +20,7 @@ MAPS = {
 MODELS = {"vision": vision_model, "vision32": lambda: vision_model(32)}
 PUBLISHED = [
     *(
-        (f"tempbalance {model} {name}", MODELS[model], recipes.tempbalance_as_released(assignment=assignment))
+        (f"tempbalance {model} {name}", MODELS[model], tb.released.tempbalance_as_released(assignment=assignment))
         for model in MODELS
         for name, assignment in MAPS.items()
     ),
@@ -28,17 +28,17 @@ PUBLISHED = [
         (
             f"modelbalancing bert block sigmoid {below} {above}",
             bert_model,
-            recipes.model_balancing_as_released(strength=(float(below), float(above))),
+            tb.released.model_balancing_as_released(strength=(float(below), float(above))),
         )
         for below, above in [("1", "1"), ("2", "1"), ("0.25", "0.25")]
     ),
     (
         "modelbalancing fno2d of scale 1 sigmoid 1",
         lambda: fno2d_model(scale=1.0),
-        recipes.model_balancing_sciml_as_released(),
+        tb.released.model_balancing_sciml_as_released(),
     ),
-    ("alphadecay llama linear float64", llama_model, recipes.alphadecay_as_released()),
-    ("llr llama linear float64", llama_model, recipes.llr_as_released()),
+    ("alphadecay llama linear float64", llama_model, tb.released.alphadecay_as_released()),
+    ("llr llama linear float64", llama_model, tb.released.llr_as_released()),
 ]
 
 
@@ -65,16 +65,16 @@ def test_every_parameter_gets_the_multiplier_of_the_released_code(case, build, r
 
 @pytest.mark.parametrize("case", [f"modelbalancing bert block sigmoid {s}" for s in ("1 1", "2 1", "0.25 0.25")])
 def test_blocks_have_the_mean_alpha_of_the_released_code(case):
-    _, balancer = balanced(bert_model(), recipes.model_balancing_as_released())
+    _, balancer = balanced(bert_model(), tb.released.model_balancing_as_released())
     expected = {f"bert.encoder.layer.{i}": b["alpha_mean"] for i, b in GOLDEN["cases"][case]["blocks"].items()}
     assert {unit.name: unit.alpha for unit in balancer.units} == pytest.approx(expected, rel=1e-6)
 
 
 TWINS = {
-    "tempbalance tb_linear_map": recipes.tempbalance_as_released(),
-    "alphadecay linear": recipes.alphadecay_as_released(),
-    "llr linear": recipes.llr_as_released(),
-    "modelbalancing block sigmoid 1 1": recipes.model_balancing_as_released(strength=1.0),
+    "tempbalance tb_linear_map": tb.released.tempbalance_as_released(),
+    "alphadecay linear": tb.released.alphadecay_as_released(),
+    "llr linear": tb.released.llr_as_released(),
+    "modelbalancing block sigmoid 1 1": tb.released.model_balancing_as_released(strength=1.0),
 }
 
 
@@ -94,10 +94,11 @@ def test_a_layer_of_zeros_keeps_the_base_rate_and_leaves_the_others_alone(twin):
     assert len(set(others)) > 1
 
 
-ALL = [getattr(recipes, name) for name in recipes.__all__]
+AS_RELEASED = [getattr(tb.released, name) for name in tb.released.__all__ if name.endswith("_as_released")]
+ALL = [*(getattr(recipes, name) for name in recipes.__all__), *AS_RELEASED]
 
 
-@pytest.mark.parametrize("make", ALL, ids=recipes.__all__)
+@pytest.mark.parametrize("make", ALL, ids=lambda make: make.__name__)
 class TestEveryRecipe:
     def test_says_where_it_comes_from_and_where_it_departs(self, make):
         recipe = make()
@@ -153,7 +154,7 @@ class TestOurs:
 
     def test_sciml_judges_complex_weights_and_its_twin_does_not(self):
         ours = balanced(fno2d_model(), recipes.model_balancing_sciml())[1]
-        theirs = balanced(fno2d_model(), recipes.model_balancing_sciml_as_released())[1]
+        theirs = balanced(fno2d_model(), tb.released.model_balancing_sciml_as_released())[1]
         assert {f"conv{i}" for i in range(4)} <= {unit.name for unit in ours.units}
         assert not {f"conv{i}" for i in range(4)} & {unit.name for unit in theirs.units}
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ from safetensors.torch import save_file
 import tempbalance as tb
 from command_line import interrupted
 from command_line import run as run_command
-from tempbalance.analysis import analyzer as analysis
+from tempbalance.analysis import analyzer
 from tempbalance.analysis.distributed import WorkQueue
 from tempbalance.checkpoints import Checkpoint
 from tempbalance.errors import AnalysisError
 
-from .worlds import run
+from .worlds import run, run_once
 
 SHAPES = [(96, 96), (200, 60), (60, 200), (24, 16, 3, 3), (150, 150), (3, 7)]
 FAILED = "another process has failed"
@@ -51,7 +52,7 @@ def checkpoint(tmp_path):
 
 def joined(folder: Path) -> WorkQueue:
     """The processes of this world, as they share one analysis."""
-    store = dist.FileStore(str(folder.with_name("messages")), dist.get_world_size())
+    store = dist.FileStore(str(folder.with_name(f"messages{dist.get_world_size()}")), dist.get_world_size())
     return WorkQueue(store, dist.get_rank(), dist.get_world_size())
 
 
@@ -64,8 +65,8 @@ def analysed(folder: Path, **options: Any) -> tuple[str, list[str]]:
         read.append(name)
         return load(self, name, index)
 
-    Checkpoint.load = recorded
-    found = tb.analyze(folder, progress=False, processes=joined(folder), **options)
+    with mock.patch.object(Checkpoint, "load", recorded):
+        found = tb.analyze(folder, progress=False, processes=joined(folder), **options)
     return repr(found), read
 
 
@@ -98,8 +99,8 @@ def counted(folder: Path) -> tuple[bool, int]:
         shown.append(wanted)
         yield counts.append
 
-    analysis.progress_bar = bar
-    tb.analyze(folder, processes=joined(folder))
+    with mock.patch.object(analyzer, "progress_bar", bar):
+        tb.analyze(folder, processes=joined(folder))
     return shown[0], sum(counts)
 
 
@@ -138,7 +139,6 @@ def test_what_was_done_before_a_failure_is_not_done_again_by_more_or_fewer_proce
     done = {json.loads(line)["name"] for line in lines[1:]}
     assert done
     alone = repr(tb.analyze(checkpoint))
-    (tmp_path / "messages").unlink()
     others = run(3, _with, analysed, checkpoint, {"resume": partial})
     assert [found for found, _ in others] == [alone] * 3
     assert done.isdisjoint(name for _, read in others for name in read)
@@ -154,9 +154,12 @@ def launch() -> Iterator[None]:
     server = dist.TCPStore("localhost", 0, is_master=True) if rank == 0 else None
     port = [server.port if server else 0]
     dist.broadcast_object_list(port)
-    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port[0]), "RANK": str(rank), "WORLD_SIZE": str(size)}
-    yield
+    variables = {
+        **{"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "LOCAL_RANK": str(rank)},
+        **{"MASTER_ADDR": "localhost", "MASTER_PORT": str(port[0]), "RANK": str(rank), "WORLD_SIZE": str(size)},
+    }
+    with mock.patch.dict(os.environ, variables):
+        yield
     dist.barrier()
 
 
@@ -198,7 +201,7 @@ def test_an_error_ends_all_with_one_message(options, bad_rank, message, checkpoi
 
 
 def starts_alone() -> str:
-    """What it says to one of two processes of a training that shares with the other, which does not."""
+    """Return the message that one process of a training gets if it alone starts a shared analysis."""
     with launch():
         if dist.get_rank() == 0:
             with pytest.raises(AnalysisError) as raised:
@@ -208,7 +211,7 @@ def starts_alone() -> str:
 
 
 def test_a_command_that_one_process_of_a_training_starts_does_not_wait_for_ever():
-    message, _ = run(2, starts_alone)
+    message, _ = run_once(2, starts_alone)
     assert "torchrun has started 2 processes, but only 1 of them run this command" in message
     assert "unset TORCHELASTIC_RUN_ID" in message
 

@@ -15,10 +15,23 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import tempbalance as tb
-from tempbalance.balance import measuring as module
 from tempbalance.errors import BalanceError, NumericsWarning, RefreshError
 
-from .loops import ENGINES, LAZY, RECIPE, Net, alone, equal, make, make_net, states_of, train, units_of, weights_of
+from .loops import (
+    ENGINES,
+    LAZY,
+    RECIPE,
+    Net,
+    alone,
+    equal,
+    make,
+    make_net,
+    states_of,
+    train,
+    units_of,
+    weights_of,
+    wrap,
+)
 from .worlds import run
 
 
@@ -33,24 +46,24 @@ def error_of(kind: type[Exception], function, *args: Any, **options: Any) -> str
 class Fragile(tb.Hill):
     """Fails on rank 1 while the list is not empty."""
 
-    trouble: tuple[list[int], ...] = ([],)
+    fails: tuple[list[int], ...] = ([],)
 
     def fit_tails(self, eigenvalues):
-        if self.trouble[0] and dist.get_rank() == 1:
-            raise RuntimeError("the dog ate it")
+        if self.fails[0] and dist.get_rank() == 1:
+            raise RuntimeError("no luck")
         return super().fit_tails(eigenvalues)
 
 
 def fails_on_rank_1(engine: str) -> dict[str, Any]:
     model, optimizer = make(engine)
-    estimator = Fragile()
+    estimator = Fragile(fails=([],))
     balancer = tb.Balancer(optimizer, model, dataclasses.replace(RECIPE, estimator=estimator))
     train(model, optimizer, 3)
     before = states_of(balancer)
-    estimator.trouble[0].append(1)
+    estimator.fails[0].append(1)
     message = error_of(RefreshError, train, model, optimizer, 4, start=3)
     assert equal(states_of(balancer), before)
-    estimator.trouble[0].clear()
+    estimator.fails[0].clear()
     optimizer.zero_grad()
     train(model, optimizer, 7, start=3)
     return {"message": message, "refreshes": [refresh.step for refresh in balancer.history], "at": states_of(balancer)}
@@ -61,32 +74,39 @@ def fails_on_rank_1(engine: str) -> dict[str, Any]:
 def test_a_refresh_that_fails_on_one_process_fails_on_all(engine, size):
     ranks = run(size, fails_on_rank_1, engine)
     for rank in ranks:
-        message = "the refresh of the multipliers at step 3 failed: RuntimeError: the dog ate it (rank 1)"
+        message = "the refresh of the multipliers at step 3 failed: RuntimeError: no luck (rank 1)"
         assert rank["message"] == message
         assert rank["refreshes"] == [0, 3, 6]
         assert equal(rank["at"], ranks[0]["at"])
 
 
-def cannot_look_on_rank_1(engine: str) -> list[str]:
-    model, optimizer = make(engine)
+class Unreadable(Net):
+    """A network whose modules cannot be listed while ``fails`` is set."""
+
+    fails = False
+
+    def named_modules(self, *args, **options):
+        if self.fails:
+            raise MemoryError("no room")
+        return super().named_modules(*args, **options)
+
+
+def cannot_search_on_rank_1(engine: str) -> list[str]:
+    net = Unreadable()
+    model = wrap(net, engine)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     balancer = tb.Balancer(optimizer, model, RECIPE)
-    find_weights = module.find_weights
-
-    def failing(*args, **options):
-        raise MemoryError("no room")
-
-    if dist.get_rank() == 1:
-        module.find_weights = failing
+    net.fails = dist.get_rank() == 1
     lost = error_of(RefreshError, balancer.refresh)
-    module.find_weights = find_weights
+    net.fails = False
     if dist.get_rank() == 1:
         next(iter(model.parameters())).requires_grad_(False)
     return [lost, error_of(RefreshError, balancer.refresh)]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_before_anything_is_measured_too(engine):
-    lost, frozen = zip(*run(2, cannot_look_on_rank_1, engine), strict=True)
+def test_a_failed_search_for_weights_on_one_process_fails_on_all(engine):
+    lost, frozen = zip(*run(2, cannot_search_on_rank_1, engine), strict=True)
     assert set(lost) == {"the refresh of the multipliers at step 0 failed: MemoryError: no room (rank 1)"}
     assert len(set(frozen)) == 1
     assert "do not train the same weights any more" in frozen[0]

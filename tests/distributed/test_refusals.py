@@ -1,4 +1,4 @@
-"""What shards parameters or states in a way that cannot be balanced is refused, with what to do instead."""
+"""FSDP1, DeepSpeed and asynchronous measuring on several processes are refused with what to do instead."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ def refused_by_the_balancer(inner: bool, use_orig_params: bool) -> str:
 
 
 @pytest.mark.parametrize(("inner", "use_orig_params"), [(False, False), (False, True), (True, False)])
-def test_fsdp1(inner, use_orig_params):
+def test_fsdp1_is_refused(inner, use_orig_params):
     for message in run(2, refused_by_the_balancer, inner, use_orig_params):
         assert "FSDP1 (FullyShardedDataParallel) flattens parameters into vectors" in message
         assert "torch.distributed.fsdp.fully_shard(model), and build the optimizer after it" in message
 
 
-def refused_beside_training() -> str:
+def refused_with_a_delay() -> str:
     net = nn.Linear(16, 16)
     return error_of(BalanceError, tb.Balancer, torch.optim.SGD(net.parameters(), lr=1.0), net, RECIPE, delay=1)
 
 
-def test_measuring_beside_training():
-    for message in run(2, refused_beside_training):
-        assert "2 processes share a refresh, and cannot do so beside training; leave it out" in message
+def test_asynchronous_measuring_on_several_processes_is_refused():
+    for message in run(2, refused_with_a_delay):
+        assert "the 2 processes share a refresh, which cannot be asynchronous; leave delay out" in message
 
 
 def deepspeed(name: str, *bases: type) -> type:
-    """A class as DeepSpeed's."""
+    """Make a class that looks like one of DeepSpeed."""
     return types.new_class(name, bases, exec_body=lambda body: body.update(__module__="deepspeed.runtime.engine"))
 
 
 class TestDeepSpeed:
-    def test_the_engine_as_model(self):
+    def test_a_deepspeed_engine_as_model_is_refused(self):
         class_ = deepspeed("DeepSpeedEngine", nn.Module)
         engine = class_()
         engine.module = nn.Linear(16, 16)
         with pytest.raises(BalanceError, match=r"train with FSDP2 .* or DDP"):
             tb.Balancer(torch.optim.SGD(engine.parameters(), lr=1.0), engine, RECIPE)
 
-    def test_parameters_of_stage_3(self):
+    def test_parameters_of_deepspeed_stage_3_are_refused(self):
         net = nn.Linear(16, 16)
         net.weight.ds_id = 7
         with pytest.raises(BalanceError, match=r"train with FSDP2 .* or DDP"):
             tb.Balancer(torch.optim.SGD(net.parameters(), lr=1.0), net, RECIPE)
 
     @pytest.mark.parametrize("wrapped", [False, True])
-    def test_its_optimizer_also_within_a_wrapper(self, wrapped):
+    def test_a_deepspeed_optimizer_is_refused_also_in_a_wrapper(self, wrapped):
         net = nn.Linear(16, 16)
         optimizer = deepspeed("DeepSpeedZeroOptimizer")()
         optimizer.optimizer = torch.optim.SGD(net.parameters(), lr=1.0)

@@ -1,20 +1,23 @@
-"""FSDP2: a weight is made whole only while it is measured, whatever else shards and wrappers do."""
+"""FSDP2: a weight is gathered only while it is measured."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 import tempbalance as tb
-from tempbalance.balance import measuring as module
-from tempbalance.layers import find_weights, sharded
+from tempbalance.layers import find_weights
 
 from .loops import (
     JUDGED,
@@ -37,41 +40,57 @@ ROWS, COLUMNS = 40, 24
 
 
 def tensors_of(numbers: int) -> int:
-    """How many pieces of memory of so many float32 numbers there are."""
+    """Return how many pieces of memory of so many float32 numbers exist."""
     tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, nn.Parameter)]
     return len({each.data_ptr() for each in tensors if each.untyped_storage().nbytes() == 4 * numbers})
 
 
-def most_whole_weights() -> tuple[int, int]:
+@contextlib.contextmanager
+def calling(function: Callable[[DTensor], None]) -> Iterator[None]:
+    """Call a function after each gathering of a DTensor."""
+    gather = DTensor.full_tensor
+
+    def called(tensor: DTensor, **options: Any) -> torch.Tensor:
+        full = gather(tensor, **options)
+        function(tensor)
+        return full
+
+    with mock.patch.object(DTensor, "full_tensor", called):
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(tb.Hill):
+    """Notes how many full weights are in memory during each fit."""
+
+    counts: tuple[list[int], ...] = ([],)
+
+    def fit_tails(self, eigenvalues):
+        self.counts[0].append(tensors_of(ROWS * COLUMNS))
+        return super().fit_tails(eigenvalues)
+
+
+def full_weights_in_memory() -> tuple[list[int], list[int]]:
     model = nn.Sequential(*(nn.Linear(COLUMNS, ROWS) for _ in range(7)))
     fully_shard(model)
-    balancer = tb.Balancer(torch.optim.SGD(model.parameters(), lr=0.1), model, RECIPE)
-    counts = {"made": [], "fitted": []}
-
-    def counting(function, key):
-        def called(*args, **options):
-            result = function(*args, **options)
-            counts[key].append(tensors_of(ROWS * COLUMNS))
-            return result
-
-        return called
-
-    sharded.whole = counting(sharded.whole, "made")
-    module.fit_model_weights = counting(module.fit_model_weights, "fitted")
-    balancer.refresh()
-    assert len(counts["made"]) == 7
+    gathered, fitted = [], []
+    recipe = dataclasses.replace(RECIPE, estimator=Counting(counts=(fitted,)))
+    balancer = tb.Balancer(torch.optim.SGD(model.parameters(), lr=0.1), model, recipe)
+    with calling(lambda _: gathered.append(tensors_of(ROWS * COLUMNS))):
+        balancer.refresh()
+    assert len(gathered) == 7
     assert tensors_of(ROWS * COLUMNS) == 0
-    return max(counts["made"]), max(counts["fitted"])
+    return gathered, fitted
 
 
-def test_a_process_holds_its_own_weight_and_the_one_that_passes_by():
-    for made, fitted in run(2, most_whole_weights):
-        assert 1 <= made <= 2
-        assert 1 <= fitted <= 2
+def test_a_process_has_two_full_weights_in_memory_at_most():
+    for gathered, fitted in run(2, full_weights_in_memory):
+        assert 1 <= max(gathered) <= 2
+        assert 1 <= max(fitted) <= 2
 
 
 class Fused(nn.Module):
-    """Parameters that hold several weights; by the class of its module one knows how."""
+    """Two modules with fused parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,18 +109,12 @@ def parts_of_fused_weights() -> dict[str, Any]:
     found = [(weight.name, weight.shape) for weight in find_weights(model, sharded=True)[0]]
     balancer = tb.Balancer(torch.optim.SGD(model.parameters(), lr=0.1), model, RECIPE)
     made = []
-    full = sharded.whole
-
-    def counted(tensor):
-        made.append(tuple(tensor.shape))
-        return full(tensor)
-
-    sharded.whole = counted
-    balancer.refresh()
+    with calling(lambda tensor: made.append(tuple(tensor.shape))):
+        balancer.refresh()
     return {"expected": expected, "found": found, "units": (units_of(unsharded), units_of(balancer)), "made": made}
 
 
-def test_parts_of_a_fused_parameter_are_as_unsharded_and_it_is_made_whole_once():
+def test_parts_of_a_sharded_fused_parameter_have_the_same_alphas_and_it_is_gathered_once():
     for rank in run(2, parts_of_fused_weights):
         assert rank["found"] == rank["expected"]
         assert [name for name, _ in rank["found"]][:4] == [

@@ -1,11 +1,16 @@
-"""Start a few gloo processes, run a function in each, and get what they return; what hangs is killed and fails."""
+"""Run functions in a few gloo processes, and return their results; a process that hangs is killed and fails the test.
+
+The processes of a world of one size stay alive from test to test, because starting them takes longer than most tests.
+"""
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import faulthandler
-import multiprocessing
+import gc
 import pickle
+import shutil
 import signal
 import sys
 import tempfile
@@ -21,27 +26,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-SECONDS = 40  # a world that takes longer hangs: the slowest here needs 5 s on a busy machine
+from processes import context
 
-# Processes are forked from a server that has imported all this once. It has no threads yet, as a test process may have.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [
-        "torch._dynamo",
-        "torch.distributed.checkpoint.state_dict",
-        "torch.distributed.fsdp",
-        "tempbalance",
-        "pytest",
-    ]
-)
+SECONDS = 40  # a call that takes longer hangs: the slowest here needs 5 s on a busy machine
 
 
 def run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """What ``function(*args)`` returns in each process of a world, in the order of their ranks.
+    """Return the results of ``function(*args)`` in each process of a world, in the order of their ranks.
 
-    A process that raises fails the test, with the traceback of every process. One that a signal ends is another matter:
-    gloo's own thread was seen to die in ``malloc`` ("pt_gloo_runloop: segfault", torch 2.13), so such a world is run
-    once more.
+    A process that raises fails the test, with the traceback of every process. If a signal ends a process, the function
+    is run once more in a new world: gloo's own thread was seen to die in ``malloc`` ("pt_gloo_runloop: segfault", torch
+    2.13).
     """
     try:
         return _run(size, function, *args)
@@ -53,30 +48,72 @@ def run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         pytest.fail(str(crash), pytrace=False)
 
 
+def run_once(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """Do the same in processes that run nothing else, for functions that leave traces in them."""
+    _close(size)
+    try:
+        return run(size, function, *args)
+    finally:
+        _close(size)
+
+
 class _Crash(Exception):
     """A signal has ended a process."""
 
 
-def _run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        ends, processes = [], []
+class _World:
+    """Processes that wait for functions to run."""
+
+    def __init__(self, size: int) -> None:
+        self.folder = tempfile.mkdtemp()
+        self.ends: list[Connection] = []
+        self.processes: list[Any] = []
         for rank in range(size):
-            end, other = _context.Pipe()
-            process = _context.Process(target=_main, args=(rank, size, folder, other, function, args), daemon=True)
+            end, other = context.Pipe()
+            process = context.Process(target=_main, args=(rank, size, self.folder, other), daemon=True)
             process.start()
             other.close()
-            ends.append(end)
-            processes.append(process)
-        try:
-            return _results(ends, processes)
-        finally:
-            for end in ends:
-                end.close()  # lets them go
-            for process in processes:
-                process.join(5)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+            self.ends.append(end)
+            self.processes.append(process)
+
+    def close(self) -> None:
+        """Let the processes end, and kill those that do not."""
+        for end in self.ends:
+            end.close()
+        for process in self.processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_worlds: dict[int, _World] = {}
+
+
+def _close(size: int) -> None:
+    if size in _worlds:
+        _worlds.pop(size).close()
+
+
+@atexit.register
+def _close_all() -> None:
+    for size in list(_worlds):
+        _close(size)
+
+
+def _run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    world = _worlds.pop(size, None) or _World(size)
+    try:
+        task = pickle.dumps((function, args))
+        for end in world.ends:
+            end.send_bytes(task)
+        results = _results(world.ends, world.processes)
+    except BaseException:  # its processes may be in different states
+        world.close()
+        raise
+    _worlds[size] = world
+    return results
 
 
 def _results(ends: list[Connection], processes: list[Any]) -> list[Any]:
@@ -96,7 +133,7 @@ def _results(ends: list[Connection], processes: list[Any]) -> list[Any]:
                 outcomes[rank] = (None, f"died without a word, exit code {code}")
             if outcomes[rank][1] is not None and not failed:
                 failed = True
-                deadline = min(deadline, time.monotonic() + 5)  # for the others to say what they know
+                deadline = min(deadline, time.monotonic() + 5)  # for the others to report their errors
     silent = [f"rank {rank} hangs" for rank in range(len(ends)) if rank not in outcomes]
     failures = [f"rank {rank}: {failure}" for rank, (_, failure) in sorted(outcomes.items()) if failure is not None]
     if failures or silent:
@@ -104,25 +141,27 @@ def _results(ends: list[Connection], processes: list[Any]) -> list[Any]:
     return [outcomes[rank][0] for rank in range(len(ends))]
 
 
-def _main(
-    rank: int, size: int, folder: str, end: Connection, function: Callable[..., Any], args: tuple[Any, ...]
-) -> None:
+def _main(rank: int, size: int, folder: str, end: Connection) -> None:
     faulthandler.enable(file=sys.__stderr__)
-    faulthandler.dump_traceback_later(SECONDS - 5, file=sys.__stderr__)
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    result, failure = None, None
-    try:
-        store = f"file://{Path(folder) / 'store'}"
-        timeout = datetime.timedelta(seconds=SECONDS / 2)
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timeout)
-        result = function(*args)
-    except BaseException:  # all of it is reported
-        failure = traceback.format_exc()
-    end.send_bytes(pickle.dumps((result, failure)))
-    faulthandler.cancel_dump_traceback_later()
-    try:
-        end.recv_bytes()  # until all have reported: a connection that goes away early is an error to the others
-    except EOFError:
-        pass
+    store = f"file://{Path(folder) / 'store'}"
+    timeout = datetime.timedelta(seconds=SECONDS / 2)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timeout)
+    while True:
+        try:
+            task = end.recv_bytes()  # until then no process ends: a connection that goes away is an error to the others
+        except EOFError:
+            break
+        faulthandler.dump_traceback_later(SECONDS - 5, file=sys.__stderr__)
+        result, failure = None, None
+        try:
+            function, args = pickle.loads(task)
+            result = function(*args)
+        except BaseException:  # all of it is reported
+            failure = traceback.format_exc()
+        end.send_bytes(pickle.dumps((result, failure)))
+        faulthandler.cancel_dump_traceback_later()
+        del task, result
+        gc.collect()
     dist.destroy_process_group()

@@ -1,12 +1,11 @@
-"""A training that is killed in the middle of a step and resumed from its last checkpoint ends in the same bits."""
+"""A run that is killed within a step and resumed from its last checkpoint ends in the same bits."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
-import subprocess
-import sys
-import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 import tempbalance as tb
+from processes import exit_code
 
 from .conftest import same, states_of
 
@@ -22,8 +22,11 @@ RECIPE = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.
 KILL, SAVE = 8, 3  # optimizer steps; the last checkpoint before it is that of step 6
 
 
+DELAYS = (0, 2)
+
+
 def at_step(kill: int) -> Any:
-    """Counts optimizer steps by a hook that every refresh leaves alone, and dies in one of them."""
+    """Return a hook that counts optimizer steps and kills the process at one of them."""
     taken = 0
 
     def note(*_: Any) -> None:
@@ -71,19 +74,24 @@ def train_with_lightning(
     return states_of(tests.fit(pl, folder, *callbacks, **settings))
 
 
-@pytest.mark.filterwarnings("ignore")  # both frameworks remark that a run starts in the middle of an epoch
-@pytest.mark.parametrize("delay", [0, 2], ids=["in place", "beside training"])
+def kill_each(train: Any, folder: Path, threads: int) -> None:
+    """Start one process per delay, in which training kills itself; the frameworks are imported once."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    importlib.import_module("transformers" if train is train_with_transformers else "lightning.pytorch")
+    for delay in DELAYS:
+        process = os.fork()
+        if process == 0:
+            train(folder / str(delay), delay, kill=KILL)
+            os._exit(1)
+        assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+
+
+@pytest.mark.filterwarnings("ignore")  # both frameworks warn about a run that starts within an epoch
 @pytest.mark.parametrize("train", [train_with_transformers, train_with_lightning])
-def test_killed_and_resumed_it_ends_in_the_same_bits(train, delay: int, tmp_path: Path):
-    program = f"""
-        import sys, torch, warnings
-        from pathlib import Path
-        warnings.simplefilter("ignore")
-        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-        torch.set_num_threads({torch.get_num_threads()})
-        from integrations.test_killed import {train.__name__}
-        {train.__name__}(Path({str(tmp_path)!r}), {delay}, kill={KILL})
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    assert same(train(tmp_path, delay, resume=True), train(tmp_path / "whole", delay, save=False))
+def test_killed_and_resumed_it_ends_in_the_same_bits(train: Any, tmp_path: Path):
+    assert exit_code(kill_each, train, tmp_path, torch.get_num_threads()) == 0
+    for delay in DELAYS:
+        resumed = train(tmp_path / str(delay), delay, resume=True)
+        assert same(resumed, train(tmp_path / f"uninterrupted {delay}", delay, save=False)), delay

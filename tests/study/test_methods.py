@@ -23,7 +23,9 @@ class TestNames:
         assert method.balance(optimizer, model, steps_per_epoch=3) is None
         assert (len(optimizer.param_groups), method.called, method.balancers) == (1, True, [])
 
-    @pytest.mark.parametrize("name", tb.recipes.__all__)
+    @pytest.mark.parametrize(
+        "name", [*tb.recipes.__all__, *(name for name in tb.released.__all__ if name.endswith("_as_released"))]
+    )
     def test_every_recipe_is_a_method(self, name):
         assert configurations(name) == [["plain"], [name]]
 

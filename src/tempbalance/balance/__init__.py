@@ -1,4 +1,4 @@
-"""Balance training: per-unit multipliers on learning rate or weight decay, applied inside ``optimizer.step``."""
+"""Balance training: multipliers per unit on learning rate or weight decay, applied inside ``optimizer.step``."""
 
 from __future__ import annotations
 

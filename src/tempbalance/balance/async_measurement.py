@@ -1,4 +1,4 @@
-"""A measurement beside training: in a thread of its own, on a GPU on a stream of its own, until it is asked for."""
+"""Measure asynchronously, in one thread and, on a GPU, on a separate stream."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _T = TypeVar("_T")
 
 
 class AsyncMeasurement(Generic[_T]):
-    """Work that has begun. Nothing depends on when it ends: who asks for the result waits for it.
+    """A function that runs in a background thread; ``result`` waits for it.
 
-    It has one thread of linear algebra, so that it takes no more than one core from training. On a GPU it queues behind
-    what was launched before it, and runs beside what is launched after.
+    It uses one thread of linear algebra, so that it takes at most one core from training. On a GPU it starts after the
+    kernels that were launched before it, and runs concurrently with those launched later.
 
     Attributes:
-        step: Optimizer steps that were taken before it began.
+        step: Optimizer steps taken before it was started.
 
     Example:
         >>> AsyncMeasurement(lambda: 1 + 1, [], step=0).result()
@@ -33,12 +33,12 @@ class AsyncMeasurement(Generic[_T]):
     """
 
     def __init__(self, work: Callable[[], _T], reads: Iterable[Tensor], *, step: int) -> None:
-        """Begin.
+        """Start the function.
 
         Args:
-            work: What to do.
-            reads: The tensors that it reads, which nobody else writes.
-            step: Optimizer steps that were taken before.
+            work: The function.
+            reads: The tensors that it reads; nothing else may write to them.
+            step: Optimizer steps taken before.
         """
         self.step = step
         streams = _side_streams(reads)
@@ -46,36 +46,35 @@ class AsyncMeasurement(Generic[_T]):
         pool = ThreadPoolExecutor(1, thread_name_prefix="tempbalance", initializer=_one_thread, initargs=(ready,))
         threads = torch.get_num_threads()
         self._future = pool.submit(_on_streams, streams, work)
-        pool.shutdown(wait=False)  # its thread ends with the work; a program that ends before waits for it
+        pool.shutdown(wait=False)  # the thread ends with the work; the interpreter waits for it at exit
         ready.wait()
-        torch.set_num_threads(threads)  # a thread's own number is also that of threads yet to come
+        torch.set_num_threads(threads)  # setting it in one thread also sets the default of new threads
 
     def result(self) -> _T:
-        """What the work gave; waits for it.
+        """Wait for the function and return its result.
 
         Returns:
-            The same each time.
+            The result.
 
         Raises:
-            RefreshError: The work has raised; its error is the cause.
+            RefreshError: The function raised; its error is the cause.
         """
         try:
             return self._future.result()
         except Exception as error:
             raise RefreshError(
-                f"the measurement that began at step {self.step}, beside training, failed: "
-                f"{type(error).__name__}: {error}"
+                f"the asynchronous measurement started at step {self.step} failed: {type(error).__name__}: {error}"
             ) from error
 
 
 def _one_thread(ready: threading.Event) -> None:
-    torch.get_num_threads()  # the first question gives a thread the number of all; only then it can have its own
+    torch.get_num_threads()  # the first call sets the thread's number to the default; only then can it be changed
     torch.set_num_threads(1)
     ready.set()
 
 
 def _side_streams(tensors: Iterable[Tensor]) -> list[torch.cuda.Stream]:
-    """A stream for each GPU that has tensors, behind what its current stream does; they outlive what it reads there."""
+    """Return a new stream per GPU, which waits for its current stream; the tensors are kept until it is done."""
     streams: dict[torch.device, torch.cuda.Stream] = {}
     for tensor in tensors:
         if tensor.device.type == "cuda":

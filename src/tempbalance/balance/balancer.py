@@ -1,8 +1,7 @@
-"""The balancer: multiplies learning rates or weight decays inside ``optimizer.step``, and nowhere else.
+"""The balancer: multiplies learning rates or weight decays inside ``optimizer.step``.
 
-Between steps every parameter group holds exactly what the scheduler put there, so any scheduler, logger or trainer goes
-on as if nothing were there. All that the balancer remembers lies in the optimizer's own groups and state, so that
-whatever saves the optimizer saves the balancer.
+Between steps every parameter group has exactly the values that the scheduler set, so schedulers, loggers and trainers
+work unchanged. The state of the balancer is in the optimizer's groups and state, and is saved with them.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,55 +19,45 @@ from torch.optim import Optimizer
 
 from tempbalance.analysis.distributed import ProcessGroup
 from tempbalance.balance.async_measurement import AsyncMeasurement
-from tempbalance.balance.groups import Groups, unmeasured
+from tempbalance.balance.groups import Groups
 from tempbalance.balance.history import Refresh, UnitState
 from tempbalance.balance.initial_weights import InitialWeights
-from tempbalance.balance.measuring import Measurement, Measurer, TrackedWeight
-from tempbalance.balance.param_groups import KEY, split_groups
-from tempbalance.balance.plan import make_plan
-from tempbalance.balance.recipe import Every, Recipe
-from tempbalance.balance.scaled_options import Applied
+from tempbalance.balance.measuring import Measurement, Measurer
+from tempbalance.balance.preparation import BALANCED, prepare
+from tempbalance.balance.recipe import Recipe
+from tempbalance.balance.scaled_options import ScaledOptions
 from tempbalance.balance.snapshot import Snapshot
-from tempbalance.balance.state import pack, unpack
-from tempbalance.balance.unfreezing import Unfreezing, check_unfreezing
-from tempbalance.balance.validation import (
-    Agreement,
-    check_alike,
-    check_delay,
-    check_model,
-    check_optimizer,
-    check_recipe,
-    extend_schedulers,
-    unwrap,
-)
-from tempbalance.errors import BalanceError, NumericsWarning, RefreshError
-from tempbalance.layers import local, mesh_ranks, parameter_names, reshard
+from tempbalance.balance.state import KEY, pack, unpack
+from tempbalance.balance.tracking import Tracker
+from tempbalance.balance.unfreezing import Unfreezing
+from tempbalance.balance.validation import check_recipe
+from tempbalance.errors import NumericsWarning, RefreshError
+from tempbalance.layers import local_tensor, parameter_names
 from tempbalance.metrics import imbalance
 from tempbalance.types import Skipped
 
 __all__ = ["Balancer"]
 
 _logger = logging.getLogger("tempbalance")
-_balancers: weakref.WeakKeyDictionary[Optimizer, weakref.ref[Balancer]] = weakref.WeakKeyDictionary()
 
 
 class Balancer:
-    """Balances training: less learning rate (or weight decay) to heavy-tailed units, more to light-tailed ones.
+    """Balances training: lower learning rate (or weight decay) for heavy-tailed units, higher for light-tailed ones.
 
-    One line, after the optimizer is built and before the scheduler; nothing else in the loop changes. The parameter
-    groups are split so that each unit has its own, with every option and all state kept. Before each optimizer step the
-    learning rate of each group is multiplied by its unit's multiplier, and put back after it: the rate that applies is
-    exactly multiplier times scheduled rate, whatever the scheduler.
+    Create it after the optimizer and before the scheduler; nothing else in the training loop changes. The parameter
+    groups are split so that each unit has its own, with all options and state kept. Before each optimizer step the
+    learning rate of each group is multiplied by the multiplier of its unit, and restored afterwards: the learning rate
+    of a step is the multiplier times the scheduled rate, with any scheduler.
 
-    Alphas, multipliers and counters travel in ``optimizer.state_dict()``; a run that is resumed from it goes on bit for
-    bit. With every multiplier 1 a run is bit for bit one without tempbalance. Where ``torch.distributed`` is set up,
-    all its processes must train the same model (DDP, FSDP2); they share the work.
+    Alphas, multipliers and counters are in ``optimizer.state_dict()``; a run resumed from it is bit-identical to an
+    uninterrupted one. With every multiplier 1 a run is bit-identical to one without tempbalance. In distributed
+    training (DDP, FSDP2) all processes must train the same model; they share the measurements.
 
     Attributes:
         optimizer: The optimizer, with its groups split.
-        recipe: What is measured, how it is mapped, what is multiplied.
-        skipped: Weights that are not judged, and why; they keep the base value.
-        history: One entry per refresh of this process.
+        recipe: What is measured, how alphas become multipliers, what is multiplied.
+        skipped: Weights that are not measured, and why; they keep the base value.
+        history: One entry per refresh in this process.
     """
 
     def __init__(  # noqa: PLR0913  all but the first three are options by keyword
@@ -85,22 +73,23 @@ class Balancer:
         on_refresh: Iterable[Callable[[Refresh], object]] = (),
         process_group: Any = None,
     ) -> None:
-        """Put a balancer on an optimizer.
+        """Balance an optimizer.
 
         Args:
-            optimizer: Any optimizer of ``torch.optim`` or derived from its base class; a wrapper with an ``optimizer``
-                inside (Accelerate) is looked through.
+            optimizer: Any optimizer derived from ``torch.optim.Optimizer``; a wrapper with an attribute ``optimizer``
+                (Accelerate) is unwrapped.
             model: The model it trains, wrapped (``torch.compile``, DDP, PEFT) or not.
-            recipe: What to do; see ``tempbalance.recipes``.
-            steps_per_epoch: Optimizer steps per epoch, ``len(loader) // accumulation``; recipes that count in
-                epochs need it.
-            exact: Whether to measure every weight at every refresh, even where the recipe has a tolerance. Saves the
-                memory of one copy of the judged weights.
-            delay: Optimizer steps from a refresh to its effect. 0 measures at once, while training waits. More measures
-                copies of the weights in a thread beside training (on a GPU on a stream of its own), and takes what is
-                found exactly so many steps later, whenever it was ready. For one process; see the guide.
-            schedulers: Schedulers that exist already; better build them after the balancer.
-            on_refresh: Called with each ``Refresh`` on rank 0, such as the loggers in ``tempbalance.integrations``.
+            recipe: The method; see ``tempbalance.recipes``.
+            steps_per_epoch: Optimizer steps per epoch, ``len(loader) // accumulation``; required by recipes that count
+                in epochs.
+            exact: Whether to measure every weight at every refresh, even if the recipe has a tolerance. This saves the
+                memory of one copy of the measured weights.
+            delay: Optimizer steps from a refresh to its effect. With 0, training waits for the measurement. With more,
+                copies of the weights are measured asynchronously in one thread (on a GPU on a separate stream), and the
+                result takes effect exactly so many steps later. For a single process only.
+            schedulers: Schedulers that were built before the balancer; build them after it if possible.
+            on_refresh: Functions called with each ``Refresh`` on rank 0, such as the loggers in
+                ``tempbalance.integrations``.
             process_group: The processes that train this model together; by default all.
 
         Raises:
@@ -120,39 +109,40 @@ class Balancer:
         check_recipe(recipe)
         self.recipe = recipe
         self.history: list[Refresh] = []
-        self._tolerance = 0.0 if exact else recipe.tolerance
         self._delay = delay
         self._pending: AsyncMeasurement[Measurement] | None = None
         self._on_refresh = list(on_refresh)
-        self._applied = Applied()
+        self._scaled = ScaledOptions()
         self._idle = False
         self._warned: set[str] = set()
         self._ranks = ProcessGroup(process_group)
-        what = "setting up the balancer"
-        check_alike(self._ranks.run_on_all_ranks(lambda: self._set_up(optimizer, model, steps_per_epoch), what))
-        origins = [group[KEY].pop("origin") for group in self._new_groups]
-        self._ranks.run_on_all_ranks(lambda: extend_schedulers(self.optimizer, origins, schedulers), what)
-        self.optimizer.param_groups[:] = self._new_groups
-        del self._new_groups
-        self._groups = Groups(self.optimizer, self._plan, recipe)
-        self._references = Snapshot(self.optimizer)
-        self._start = InitialWeights(self.optimizer)
-        self._measurer = Measurer(
+        effective = replace(recipe, tolerance=0.0) if exact else recipe
+        ready = prepare(
+            optimizer,
             model,
-            replace(recipe, tolerance=self._tolerance),
-            self._plan.measured,
-            references=self._references,
-            start=self._start,
-            ranks=self._ranks,
+            effective,
+            self._ranks,
+            steps_per_epoch=steps_per_epoch,
+            delay=delay,
+            schedulers=schedulers,
         )
+        plan = ready.plan
+        self.optimizer = ready.optimizer
+        self.optimizer.param_groups[:] = ready.groups
+        self.skipped: tuple[Skipped, ...] = plan.skipped
+        self._num_units = len(plan.units)
+        self._interval = ready.interval
+        self._groups = Groups(self.optimizer, plan, recipe)
+        self._snapshot = Snapshot(self.optimizer)
+        self._initial = InitialWeights(self.optimizer)
+        self._tracker = Tracker(model, effective, plan.measured, snapshot=self._snapshot, ranks=self._ranks)
+        self._measurer = Measurer(effective, self._tracker, self._initial, self._ranks)
         if recipe.spectrum_of == "update":
-            self._start.watch(self._measurer.sources())
+            self._initial.watch(self._tracker.parameters())
         parameters = parameter_names(model)
-        parts = [
-            [parameters[name] for name in depth_group] for depth_group in self._plan.depth_groups if recipe.unfreeze
-        ]
-        self._unfreezing = Unfreezing(model, parts, self._freed_every)
-        # The hooks hold the balancer; the optimizer holds the hooks. Under torch.compile they stay Python.
+        parts = [[parameters[name] for name in group] for group in plan.depth_groups if recipe.unfreeze]
+        self._unfreezing = Unfreezing(model, parts, ready.unfreeze_interval)
+        # The optimizer refers to its hooks, and they to the balancer. Hooks are not compiled by torch.compile.
         before, after = (torch.compiler.disable(hook) for hook in (self._before, self._after))  # type: ignore[no-untyped-call]
         self._handles = [
             self.optimizer.register_step_pre_hook(before),
@@ -162,212 +152,150 @@ class Balancer:
             self.optimizer.register_load_state_dict_pre_hook(unpack),
             self.optimizer.register_load_state_dict_post_hook(self._loaded),
         ]
-        _balancers[self.optimizer] = weakref.ref(self)
-
-    def _set_up(self, optimizer: Any, model: nn.Module, steps_per_epoch: int | None) -> Agreement:
-        """Check and plan everything before the optimizer is touched; what it returns must be alike on all processes."""
-        self.optimizer = unwrap(optimizer)
-        check_optimizer(self.optimizer, self.recipe)
-        other = _balancers.get(self.optimizer)
-        if other is not None and other() is not None:
-            raise BalanceError("this optimizer has a balancer already: call its remove() first")
-        check_model(model)
-        self._interval = self._steps_in(self.recipe.every, steps_per_epoch)
-        check_delay(self._delay, self._interval - self.recipe.every.early % self._interval, self._ranks.size)
-        reshard(model)
-        parameters = parameter_names(model)
-        ours = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        trained = {name: p for name, p in parameters.items() if id(p) in ours}
-        if not trained:
-            raise BalanceError(
-                "the optimizer has no parameter of this model: build it from model.parameters() of the same model "
-                "(after any call that replaces them, such as fully_shard or model.to(...) of some devices)"
-            )
-        if not self._ranks.contains(process for p in trained.values() for process in mesh_ranks(p)):
-            raise BalanceError(
-                "the model is sharded over processes outside of the process_group: pass a group of all that hold it"
-            )
-        self._plan = make_plan(model, self.recipe, {name for name, p in trained.items() if p.requires_grad})
-        unfreeze = self.recipe.unfreeze
-        if unfreeze is not None:
-            check_unfreezing(model, self._ranks.size)
-        self._freed_every = 1 if unfreeze is None else self._steps_in(unfreeze, steps_per_epoch)
-        groups = split_groups(self.optimizer.param_groups, self._plan.units, parameters)
-        for group in groups:
-            group[KEY] |= unmeasured()
-        self.skipped: tuple[Skipped, ...] = self._plan.skipped
-        self._new_groups = groups
-        first, interval, tolerance = self.recipe.start, self._interval, self._tolerance
-        return Agreement(
-            groups=[
-                [(name, tuple(p.shape)) for name, p in zip(g[KEY]["names"], g["params"], strict=True)] for g in groups
-            ],
-            schedule=f"{self.recipe.name} every {interval} steps from step {first} on, tolerance {tolerance}",
-        )
-
-    def _steps_in(self, every: Every, steps_per_epoch: int | None) -> int:
-        interval = every.interval(steps_per_epoch)
-        if interval is None:
-            raise BalanceError(
-                f"{self.recipe.name} counts in epochs: pass steps_per_epoch, the number of optimizer steps in an epoch "
-                "(len(loader) // gradient accumulation)"
-            )
-        return interval
+        BALANCED.add(self.optimizer)
 
     def __repr__(self) -> str:
-        """The recipe and how many units it balances."""
-        return (
-            f"Balancer({self.recipe.name}, {len(self._plan.units)} {self.recipe.unit}s, every {self._interval} steps)"
-        )
+        """Name of the recipe and number of units."""
+        return f"Balancer({self.recipe.name}, {self._num_units} {self.recipe.unit}s, every {self._interval} steps)"
 
     @property
     def units(self) -> list[UnitState]:
-        """Every unit with its alpha and multiplier as of now, in the order of the model."""
+        """Every unit with its alpha and multiplier, in the order of the model."""
         return self._groups.units()
 
     @property
     def imbalance(self) -> float:
-        """Standard deviation of alpha over the judged units; NaN before the first refresh."""
+        """Standard deviation of alpha over the units with an alpha; NaN before the first refresh."""
         return imbalance(unit.alpha for unit in self.units)
 
     def refresh(self) -> Refresh:
-        """Measure now and set the multipliers, besides the recipe's own times. In distributed training a collective.
+        """Measure and set the multipliers now. In distributed training a collective.
 
-        Training waits for it, and what is still being measured beside training is given up.
+        Training waits for it; an asynchronous measurement in progress is discarded.
 
         Returns:
-            What was found.
+            The result.
 
         Raises:
-            RefreshError: It failed on one of several processes; the same message on all. (A process that is alone
-                raises what went wrong.)
+            RefreshError: It failed on one of several processes; the same message on all. (A single process raises the
+                original error.)
         """
         self._pending = None
-        found = self._refresh(delay=0)
+        refresh = self._refresh(delay=0)
         self._groups.settle()
-        return found
+        return refresh
 
     def remove(self) -> None:
-        """Take the balancer off: its hooks, and what it wrote into groups and state. The groups stay split."""
-        self._applied.put_back()
+        """Remove the hooks, and the state from the optimizer. The groups stay split."""
+        self._scaled.restore()
         self._pending = None
         for handle in self._handles:
             handle.remove()
         for group in self._groups:
             del group[KEY]
-        self._references.remove()
-        self._start.remove()
+        self._snapshot.remove()
+        self._initial.remove()
         self._unfreezing.end()
-        _balancers.pop(self.optimizer, None)
+        BALANCED.discard(self.optimizer)
 
-    # What happens at every step
+    # Hooks of every step
 
     def _before(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        self._applied.put_back()  # of a step that raised
+        self._scaled.restore()  # after a step that raised
         steps = self._groups.steps
-        if steps == 0 and self._tolerance:  # so that every checkpoint holds the same tensors
-            self._references.keep(self._measurer.sources())
-        self._start.begin()
+        if steps == 0:  # so that every checkpoint has the same tensors
+            self._tracker.keep()
+        self._initial.copy_missing()
         self._idle = self._is_idle()
         if self._idle:
             return
         if self._pending is not None and steps >= self._pending.step + self._delay:
             self._finish()
         self._groups.settle()
-        if self._is_due(steps) and self._delay:
-            self._begin()
-        elif self._is_due(steps):
-            self._refresh(delay=int(self.recipe.delay))
-            self._groups.settle()
+        since = steps - self.recipe.start
+        if since >= 0 and self.recipe.every.is_due(since, self._interval):
+            if self._delay:
+                self._start()
+            else:
+                self._refresh(delay=self.recipe.effect_after)
+                self._groups.settle()
         for group in self._groups:
             multiplier = self._groups.multiplier(group, steps)
             if multiplier != 1.0:
                 for key in self.recipe.keys:
-                    self._applied.multiply(group, key, multiplier)
+                    self._scaled.multiply(group, key, multiplier)
         for group in self.optimizer.param_groups:
             if KEY not in group:
                 self._warn_late(group)
 
     def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        self._applied.put_back()
-        self._references.store()
-        self._start.store()
+        self._scaled.restore()
+        self._snapshot.store()
+        self._initial.store()
         if not self._idle:
             self._groups.count_step()
             self._unfreezing.at(self._groups.steps)
 
     def _loaded(self, _optimizer: Optimizer) -> None:
         self._pending = None
-        self._start.loaded()
+        self._initial.loaded()
         self._unfreezing.at(self._groups.steps)
 
     def _is_idle(self) -> bool:
-        """Whether a step can change nothing; such a step does not count."""
-        # torch.distributed.checkpoint sets a state up by a step with all rates and all gradients zero.
+        """Return whether a step can change nothing. Such a step is not counted."""
+        # torch.distributed.checkpoint initialises a state by a step with all learning rates and gradients zero.
         groups = self.optimizer.param_groups
         if self.optimizer.state or any(float(group.get("lr", 1.0)) != 0 for group in groups):
             return False
-        idle = not any(bool(local(p.grad).any()) for g in groups for p in g["params"] if p.grad is not None)
-        return all(self._ranks.all_gather(idle)) if self._measurer.sharded else idle  # a shard may be empty
-
-    def _is_due(self, steps: int) -> bool:
-        since = steps - self.recipe.start
-        return since == 0 or (since > 0 and (since + self.recipe.every.early) % self._interval == 0)
+        idle = not any(bool(local_tensor(p.grad).any()) for g in groups for p in g["params"] if p.grad is not None)
+        return all(self._ranks.all_gather(idle)) if self._tracker.sharded else idle  # a shard may be empty
 
     def _warn_late(self, group: Mapping[str, Any]) -> None:
         if "late" not in self._warned:
             self._warned.add("late")
             _logger.warning(
-                "a parameter group (%d parameters) was added after the balancer: it keeps its own rate; to balance it, "
-                "call balancer.remove() and build a new Balancer",
+                "a parameter group (%d parameters) was added after the balancer: it keeps its own learning rate; to "
+                "balance it, call balancer.remove() and build a new Balancer",
                 len(group["params"]),
             )
 
-    # What happens at a refresh
+    # Refreshes
 
     @torch.no_grad()
     def _refresh(self, *, delay: int) -> Refresh:
-        """Measure, while training waits, what takes effect so many steps later."""
-        began, steps = time.perf_counter(), self._groups.steps
-        found = self._measurer.measure(self._groups.known(), _name(steps))
-        if self._tolerance and not found.non_finite:
-            self._keep(found.due)
-        return self._take(found, steps, delay, began)
+        """Measure while training waits; the multipliers take effect after ``delay`` steps."""
+        started, steps = time.perf_counter(), self._groups.steps
+        return self._apply(self._measurer.measure(self._groups.fits(), _name(steps)), steps, delay, started)
 
     @torch.no_grad()
-    def _begin(self) -> None:
-        """Measure beside training; until that is done, nothing is known of what is being measured."""
-        began, steps = time.perf_counter(), self._groups.steps
-        begun = self._measurer.begin(self._groups.known(), _name(steps))
-        if self._tolerance:
-            self._keep(begun.due)
-        self._groups.forget({judged.weight.name for judged in begun.due})
-        self._pending = AsyncMeasurement(begun.finish, begun.copies, step=steps)
-        self._waited = time.perf_counter() - began
+    def _start(self) -> None:
+        """Start an asynchronous measurement; until it is finished, its weights have no fit."""
+        started, steps = time.perf_counter(), self._groups.steps
+        prepared = self._measurer.prepare(self._groups.fits(), _name(steps))
+        self._groups.forget({tracked.weight.name for tracked in prepared.due})
+        self._pending = AsyncMeasurement(prepared.finish, prepared.copies, step=steps)
+        self._waited = time.perf_counter() - started
 
     def _finish(self) -> None:
-        """Take what was measured beside training, if anything; its multipliers wait for their step."""
+        """Wait for the asynchronous measurement, if there is one; its multipliers take effect at their step."""
         if self._pending is None:
             return
-        began, pending = time.perf_counter() - self._waited, self._pending
+        started, pending = time.perf_counter() - self._waited, self._pending
         try:
             found = pending.result()
         except RefreshError:
             self._pending = None
             raise
         self._pending = None
-        self._take(found, pending.step, self._delay, began)
+        self._apply(found, pending.step, self._delay, started)
 
-    def _keep(self, measured: Iterable[TrackedWeight]) -> None:
-        self._references.keep(parameter for judged in measured for parameter in judged.sources.values())
-
-    def _take(self, found: Measurement, steps: int, delay: int, began: float) -> Refresh:
-        """Set the next multipliers by what was found at a step, and tell."""
+    def _apply(self, found: Measurement, steps: int, delay: int, started: float) -> Refresh:
+        """Compute the next multipliers from a measurement, and report."""
         if found.non_finite:
             self._warn_non_finite(steps, found.non_finite)
         else:
-            self._groups.assign(found.known, steps + delay)
-        seconds = time.perf_counter() - began
+            self._groups.assign(found.fits, steps + delay)
+        seconds = time.perf_counter() - started
         refresh = Refresh(step=steps, delay=delay, units=self.units, measured=len(found.due), seconds=seconds)
         self.history.append(refresh)
         _logger.debug("step %d: %d weights measured, imbalance %.3f", steps, refresh.measured, refresh.imbalance)

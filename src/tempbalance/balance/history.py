@@ -1,4 +1,4 @@
-"""What a balancer has done: values for loggers, reports and people."""
+"""Results of a refresh: the state of each unit, for loggers and reports."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tempbalance.metrics import imbalance
+from tempbalance.types import Status
 
 __all__ = ["Refresh", "UnitState"]
 
@@ -15,14 +16,18 @@ class UnitState:
     """A layer or block at one moment of training.
 
     Attributes:
-        name: Its qualified name.
-        alpha: Its exponent (of a block the mean over its weights); NaN where it cannot be judged.
-        multiplier: Its factor on the learning rate or weight decay: the one it has, or is on the way to.
+        name: Qualified name.
+        alpha: Exponent, the mean over the weights of the unit; NaN without a fit.
+        multiplier: Latest factor on the learning rate or weight decay; during a ramp, the value at its end.
+        status: ``OK`` with an alpha. ``RANDOM`` with an alpha, if the spectrum of every fitted weight is that of a
+            random matrix: the unit looks untrained. Without an alpha, the reason for the first weight of the unit. None
+            if the unit was not measured: by a recipe by depth, before the first refresh, or where measuring failed.
     """
 
     name: str
     alpha: float
     multiplier: float
+    status: Status | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +36,10 @@ class Refresh:
 
     Attributes:
         step: Optimizer steps taken before it.
-        units: Every unit as it is after it.
-        measured: How many weight matrices were measured anew; the others cannot have moved by more than the tolerance.
-        seconds: How long training waited for it.
+        units: Every unit after it.
+        measured: Number of weight matrices that were measured; the alphas of the others cannot have changed by more
+            than the tolerance.
+        seconds: Time that training waited for it.
         delay: Optimizer steps from it until its multipliers take effect.
     """
 
@@ -45,10 +51,10 @@ class Refresh:
 
     @property
     def applied(self) -> int:
-        """Optimizer steps taken before the first one with its multipliers."""
+        """Optimizer steps taken before the first step with its multipliers."""
         return self.step + self.delay
 
     @property
     def imbalance(self) -> float:
-        """Standard deviation of alpha over the judged units (Model Balancing); NaN without any."""
+        """Standard deviation of alpha over the units with an alpha (Model Balancing); NaN if there are none."""
         return imbalance(unit.alpha for unit in self.units)

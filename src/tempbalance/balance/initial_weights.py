@@ -1,7 +1,7 @@
-"""The update of a weight: what training has added to it since the first step.
+"""The update of a weight: the difference from its value before the first step.
 
-Copies of the parameters as they were then lie in the optimizer's state, as those of ``motion`` do: they are saved,
-loaded and sharded with it.
+Copies of the initial parameters are in the optimizer's state, like those of a ``Snapshot``: they are saved, loaded and
+sharded with it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tempbalance.balance.snapshot import Copies, swapped
-from tempbalance.layers import Index, Weight
-from tempbalance.layers.sharded import whole
+from tempbalance.layers import Index, Weight, full_tensor
 
 __all__ = ["START", "InitialWeights"]
 
@@ -25,49 +24,53 @@ START = "tempbalance_start"
 
 
 class InitialWeights(Copies):
-    """The parameters that judged weights are made of, as they were before the first step."""
+    """The parameters that the measured weights are computed from, as they were before the first step.
+
+    Args:
+        optimizer: The optimizer.
+    """
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer, START)
-        self._sources: tuple[Tensor, ...] = ()
-        self._begun = False
+        self._parameters: tuple[Tensor, ...] = ()
+        self._copied = False
         self._lock = threading.Lock()
 
-    def watch(self, sources: Iterable[Tensor]) -> None:
-        """Say which parameters are to be copied."""
-        self._sources = tuple(sources)
+    def watch(self, parameters: Iterable[Tensor]) -> None:
+        """Set the parameters to copy."""
+        self._parameters = tuple(parameters)
 
-    def begin(self) -> None:
-        """Before a step: copy what has no copy yet. After a load, that is what had not moved before it was saved."""
-        if not self._begun:
-            self._new = {p: p.detach().clone() for p in self._sources if self._copy_of(p) is None}
-            self._begun = True
+    def copy_missing(self) -> None:
+        """Before the first step, and the first step after a load: copy the parameters that have no copy yet."""
+        if not self._copied:
+            self._new = {p: p.detach().clone() for p in self._parameters if self._copy_of(p) is None}
+            self._copied = True
 
     def loaded(self) -> None:
-        """After the optimizer has loaded a state: its copies count, and no others."""
+        """After the optimizer has loaded a state: use its copies alone."""
         self._new.clear()
-        self._begun = False
+        self._copied = False
 
-    def update_of(self, weight: Weight, sources: Mapping[str, Tensor]) -> Weight:
-        """The update in the place of a weight.
+    def update_of(self, weight: Weight, parameters: Mapping[str, Tensor]) -> Weight:
+        """Return the update of a weight as a weight.
 
         Args:
             weight: The weight.
-            sources: The parameters that it is made of, by name, as far as they are trained.
+            parameters: The trained parameters that it is computed from, by name.
 
         Returns:
-            The weight less what it was at the start, in float32 at least; zero where it has not moved.
+            The weight minus its initial value, in float32 or a wider dtype; zero if it has not moved.
         """
-        return replace(weight, read=functools.partial(self._difference, weight, sources))
+        return replace(weight, read=functools.partial(self._difference, weight, parameters))
 
     @torch.no_grad()
-    def _difference(self, weight: Weight, sources: Mapping[str, Tensor], index: Index) -> Tensor:
-        copies = {p: copy for p in sources.values() if (copy := self._new.get(p, self._copy_of(p))) is not None}
-        if weight.parameter in sources and copies:
+    def _difference(self, weight: Weight, parameters: Mapping[str, Tensor], index: Index) -> Tensor:
+        copies = {p: copy for p in parameters.values() if (copy := self._new.get(p, self._copy_of(p))) is not None}
+        if weight.parameter in parameters and copies:
             now = _precise(weight.read(index))
-            then = whole(copies[sources[weight.parameter]])
+            then = full_tensor(copies[parameters[weight.parameter]])
             return now - (then[index] if index else then)
-        with self._lock:  # weights are read in threads, and one that is computed sees its parameters swapped
+        with self._lock:  # weights are read in threads, and swapping changes what a computed weight reads
             now = _precise(weight.read(index))
             with swapped(copies):
                 return now - weight.read(index)

@@ -1,7 +1,4 @@
-"""What a balancer knows of its weights: which have moved too far since they were measured, and their alphas.
-
-Nothing here changes a parameter, a group or the state of an optimizer; that is for the balancer.
-"""
+"""Measure the weights that are due: each process fits its share, and all get all fits."""
 
 from __future__ import annotations
 
@@ -10,76 +7,52 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tempbalance.analysis.batching import cost, fit_model_weights, weights_of_rank
 from tempbalance.analysis.distributed import ProcessGroup, assign_ranks
 from tempbalance.balance.initial_weights import InitialWeights
 from tempbalance.balance.recipe import Recipe
-from tempbalance.balance.snapshot import Snapshot
+from tempbalance.balance.state import CachedFit
+from tempbalance.balance.tracking import TrackedWeight, Tracker
 from tempbalance.errors import NonFiniteError, RefreshError, TempBalanceError
-from tempbalance.layers import Weight, find_weights, is_sharded, parameter_names, reshard, shards, sources_of
+from tempbalance.layers import Weight
+from tempbalance.tail import find_estimator
 from tempbalance.types import Status
 from tempbalance.weight_fit import WeightFit
 
-__all__ = ["CachedFit", "Measurement", "Measurer", "PreparedMeasurement", "TrackedWeight"]
+__all__ = ["Measurement", "Measurer", "PreparedMeasurement"]
 
 _logger = logging.getLogger("tempbalance")
 _Fitted: TypeAlias = tuple[str, WeightFit | TempBalanceError]
 
 
-class CachedFit(NamedTuple):
-    """What is known of one weight.
-
-    Attributes:
-        alpha: Its exponent; None where there is no fit.
-        stderr: Standard error of alpha; None likewise.
-        radius: How far it may move, in the Frobenius norm, before that changes by more than the tolerance.
-    """
-
-    alpha: float | None
-    stderr: float | None
-    radius: float
-
-
-class TrackedWeight(NamedTuple):
-    """A weight that is to be measured.
-
-    Attributes:
-        weight: The weight.
-        sources: The parameters that it is made of, by name, as far as they are trained.
-    """
-
-    weight: Weight
-    sources: dict[str, Tensor]
-
-
 class Measurement(NamedTuple):
-    """What is known after a measurement; the same on all processes, but for their shards.
+    """The result of a measurement; the same on all processes, except for their shards.
 
     Attributes:
-        known: What is known now of each weight that is trained, by name.
-        due: The weights that were measured anew.
-        non_finite: What is said of a weight that is not finite, of which nothing new is known; empty without one.
+        fits: The last fit of each trained weight, by name.
+        due: The weights that were measured.
+        non_finite: Message about a weight that is not finite and has no new fit; empty if all are finite.
     """
 
-    known: dict[str, CachedFit]
+    fits: dict[str, CachedFit]
     due: list[TrackedWeight]
     non_finite: str
 
 
 class PreparedMeasurement(NamedTuple):
-    """A measurement for which everything has been read and copied, and nothing computed.
+    """A measurement whose weights are copied, and whose spectra are still to be computed.
 
     Attributes:
-        due: The weights that are to be measured anew.
-        copies: What is measured of each, as it was.
-        finish: Computes the rest; it reads the copies and nothing else, so training may go on.
+        due: The weights to measure.
+        copies: The copies.
+        finish: Computes the rest from the copies alone, so that training can continue.
     """
 
     due: list[TrackedWeight]
@@ -88,183 +61,92 @@ class PreparedMeasurement(NamedTuple):
 
 
 class Measurer:
-    """Measures the weights of a model as a recipe wants it, those alone whose alpha can have changed."""
+    """Measures the weights that are due.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        recipe: Recipe,
-        wanted: Collection[str],
-        *,
-        references: Snapshot,
-        start: InitialWeights,
-        ranks: ProcessGroup,
-    ) -> None:
-        """Look at a model; nothing is measured yet.
+    Args:
+        recipe: The estimator, the windows and the tolerance.
+        tracker: Finds the weights.
+        initial: The parameters before the first step, for recipes that measure updates.
+        ranks: The processes that share the work.
+    """
 
-        Args:
-            model: A live model.
-            recipe: Which estimator, which windows, and which tolerance; with 0 every weight is measured each time.
-            wanted: Names of the weights that are measured.
-            references: The parameters as they were when their weights were measured.
-            start: The parameters as they were before the first step, for recipes that measure updates.
-            ranks: The processes that share the work.
-        """
-        self._model = model
+    def __init__(self, recipe: Recipe, tracker: Tracker, initial: InitialWeights, ranks: ProcessGroup) -> None:
         self._recipe = recipe
-        self._wanted = wanted
-        self._tolerance = recipe.tolerance
-        self._references = references
-        self._start = start
+        self._estimator = find_estimator(recipe.estimator)
+        self._tracker = tracker
+        self._initial = initial
         self._ranks = ranks
-        self._found: tuple[list[tuple[str, int, bool]], dict[str, TrackedWeight]] | None = None
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
-    @property
-    def sharded(self) -> bool:
-        """Whether parameters of the model lie in shards over several processes."""
-        return any(is_sharded(parameter) for parameter in self._model.parameters())
-
-    def weights(self) -> dict[str, TrackedWeight]:
-        """The weights that are measured, by name: found anew where parameters were replaced, frozen or freed."""
-        parameters = parameter_names(self._model)
-        key = [(name, id(parameter), parameter.requires_grad) for name, parameter in parameters.items()]
-        if self._found is not None and self._found[0] == key:
-            return self._found[1]
-        found, _ = find_weights(self._model, replace(self._recipe.select, embeddings=True), sharded=True)
-        judged = {}
-        for weight in found:
-            if weight.name in self._wanted:
-                sources = {name: parameters[name] for name in sources_of(weight, parameters)}
-                judged[weight.name] = TrackedWeight(weight, {name: p for name, p in sources.items() if p.requires_grad})
-        judged = {name: each for name, each in judged.items() if each.sources}
-        # What is computed from several parameters, or made whole, is read in a way that may change (LoRA merged, ...).
-        plain = all(each.weight.parameter in parameters for each in judged.values()) and not self.sharded
-        self._found = (key, judged) if plain else None
-        return judged
-
-    def sources(self) -> list[Tensor]:
-        """The parameters that the measured weights are made of, as far as they are trained."""
-        return [parameter for judged in self.weights().values() for parameter in judged.sources.values()]
-
-    def measure(self, known: Mapping[str, CachedFit], what: str) -> Measurement:
-        """Measure the weights that have moved too far. In distributed training a collective.
+    def measure(self, fits: Mapping[str, CachedFit], what: str) -> Measurement:
+        """Measure the weights that are due. In distributed training a collective.
 
         Args:
-            known: What was known before, by the names of weights.
-            what: What this is called in messages.
+            fits: The last fit of each weight, by name.
+            what: Name of the operation in error messages.
 
         Returns:
-            What is known now.
+            All fits.
 
         Raises:
             RefreshError: It failed on one of several processes, or they train different weights; the same message on
-                all. (A process that is alone raises what went wrong.)
+                all. (A single process raises the original error.)
         """
-        if not self._wanted:
+        if not self._recipe.assignment.uses_alpha:
             return Measurement({}, [], "")
         with _full_precision():
-            names, due = self._look(known, what)
+            names, due = self._tracker.find_due(fits, what)
             parts = self._ranks.run_on_all_ranks(
-                lambda: self._measure([self._read(each) for each in due]), what, RefreshError
+                lambda: self._measure([self._weight(each) for each in due]), what, RefreshError
             )
-        return _merged(known, names, due, parts)
+        found = _merged(fits, names, due, parts)
+        if not found.non_finite:
+            self._tracker.keep(due)
+        return found
 
-    def begin(self, known: Mapping[str, CachedFit], what: str) -> PreparedMeasurement:
-        """Copy the weights that have moved too far, to be measured later; for a process that trains alone.
+    def prepare(self, fits: Mapping[str, CachedFit], what: str) -> PreparedMeasurement:
+        """Copy the weights that are due, to be measured later; for a single process.
 
         Args:
-            known: What was known before, by the names of weights.
-            what: What this is called in messages.
+            fits: The last fit of each weight, by name.
+            what: Name of the operation in error messages.
 
         Returns:
-            What is left to do.
+            The copies and the function that measures them.
         """
         with _full_precision():
-            names, due = self._look(known, what)
-            read = [self._read(each) for each in due]
-            copies = [weight.load().detach().clone() for weight in read]
-        still = [replace(weight, cut=functools.partial(_same, copy)) for weight, copy in zip(read, copies, strict=True)]
-        return PreparedMeasurement(due, copies, lambda: _merged(known, names, due, [self._measure(still)]))
+            names, due = self._tracker.find_due(fits, what)
+            weights = [self._weight(each) for each in due]
+            copies = [weight.load().detach().clone() for weight in weights]
+        self._tracker.keep(due)
+        copied = [_loaded(weight, copy) for weight, copy in zip(weights, copies, strict=True)]
+        return PreparedMeasurement(due, copies, lambda: _merged(fits, names, due, [self._measure(copied)]))
 
-    # What has moved
-
-    def _look(self, known: Mapping[str, CachedFit], what: str) -> tuple[list[str], list[TrackedWeight]]:
-        """Names of the weights that are measured, and those of them whose alpha can have moved too far."""
-        weights: dict[str, TrackedWeight] = {}
-
-        def look() -> dict[str, float]:
-            """How far this process sees each weight moved; the weights themselves stay here."""
-            reshard(self._model)
-            weights.update(self.weights())
-            return self._squared_distances(weights)
-
-        squares = self._ranks.run_on_all_ranks(look, what, RefreshError)
-        if any(list(part) != list(weights) for part in squares):
-            raise RefreshError(
-                f"{what} failed: the processes do not train the same weights any more; freeze them on all"
-            )
-        return list(weights), self._due(weights, known, squares)
-
-    def _squared_distances(self, weights: Mapping[str, TrackedWeight]) -> dict[str, float]:
-        """How far weights have moved since they were measured, squared: the part that this process adds to the sum."""
-        if not self._tolerance:
-            return dict.fromkeys(weights, math.inf)
-        shared: dict[tuple[str, ...], float] = {}  # parts of one parameter have one distance
-        squares = {}
-        for name, (weight, sources) in weights.items():
-            key = (weight.parameter, *sources)
-            if key not in shared:
-                copies = self._ranks.size / max(shards(source) for source in sources.values())
-                shared[key] = self._references.squared_distance(weight, sources) / copies
-            squares[name] = shared[key]
-        return squares
-
-    def _due(
-        self,
-        weights: Mapping[str, TrackedWeight],
-        known: Mapping[str, CachedFit],
-        squares: Sequence[Mapping[str, float]],
-    ) -> list[TrackedWeight]:
-        """The weights whose alpha can have moved too far, and all that share parameters with them."""
-        if not self._tolerance:
-            return list(weights.values())
-        moved = {name: math.sqrt(sum(part[name] for part in squares)) for name in weights}
-        due = {name for name in weights if name not in known or not moved[name] <= known[name].radius}  # NaN is due
-        renewed: set[str] = set()  # copies of parameters: nobody knows any more how far others made of them have moved
-        while more := {source for name in due for source in weights[name].sources} - renewed:
-            renewed |= more
-            due |= {name for name, each in weights.items() if not renewed.isdisjoint(each.sources)}
-        return [each for name, each in weights.items() if name in due]
-
-    # What is measured
-
-    def _read(self, judged: TrackedWeight) -> Weight:
-        """What is measured of a weight: itself, or its update."""
+    def _weight(self, tracked: TrackedWeight) -> Weight:
         if self._recipe.spectrum_of == "weights":
-            return judged.weight
-        return self._start.update_of(judged.weight, judged.sources)
+            return tracked.weight
+        return self._initial.update_of(tracked.weight, tracked.parameters)
 
     def _measure(self, weights: Sequence[Weight]) -> tuple[dict[str, CachedFit], str]:
-        """This process's share of the weights, and what is said of one that is not finite."""
-        found, non_finite = {}, ""
-        for name, fit in self._fit_sharded(weights) if self.sharded else self._fit_whole(weights):
+        """Return the fits of this process's share of the weights, and a message about one that is not finite."""
+        fits, non_finite = {}, ""
+        for name, fit in self._fit_sharded(weights) if self._tracker.sharded else self._fit_share(weights):
             if isinstance(fit, NonFiniteError):
                 non_finite = non_finite or f"{name}: {fit}"
             else:
-                found[name] = self._known(name, fit)
-        return found, non_finite
+                fits[name] = self._cached(name, fit)
+        return fits, non_finite
 
     def _fit(self, weights: Sequence[Weight]) -> list[_Fitted]:
-        batches = fit_model_weights(weights, estimator=self._recipe.estimator, windows=self._recipe.windows)
+        batches = fit_model_weights(weights, estimator=self._estimator, windows=self._recipe.windows)
         return [(weight.name, fit) for batch in batches for weight, fit in batch]
 
-    def _fit_whole(self, weights: Sequence[Weight]) -> list[_Fitted]:
+    def _fit_share(self, weights: Sequence[Weight]) -> list[_Fitted]:
         return self._fit(weights_of_rank(weights, self._ranks.rank, self._ranks.size))
 
     def _fit_sharded(self, weights: Sequence[Weight]) -> list[_Fitted]:
-        """Make sharded parameters whole, one after the other and one per process; then each fits its own; and again."""
-        # So a process holds two whole parameters at most, its own and the one that passes by, and all fit at a time.
+        """Gather one parameter per process; each process then fits its own; repeat for the next ones."""
+        # So a process has at most two full parameters in memory, its own and the one that is gathered.
         parameters: dict[str, list[Weight]] = {}
         for weight in weights:
             parameters.setdefault(weight.parameter, []).append(weight)
@@ -278,9 +160,9 @@ class Measurer:
             mine = []
             for rank, name in enumerate(names):
                 for weight in parameters.get(name, ()):
-                    tensor = weight.load()  # a collective: in this order on every process, even on one that has failed
+                    tensor = weight.load()  # a collective: in this order on every process, even after a failure
                     if rank == self._ranks.rank:
-                        mine.append(replace(weight, cut=functools.partial(_same, tensor)))
+                        mine.append(_loaded(weight, tensor))
                     del tensor
             try:
                 found += self._fit(mine)
@@ -290,42 +172,49 @@ class Measurer:
             raise failure
         return found
 
-    def _known(self, name: str, fit: WeightFit | TempBalanceError) -> CachedFit:
-        if isinstance(fit, TempBalanceError) or fit.fit.status is not Status.OK:
-            reason = fit if isinstance(fit, TempBalanceError) else fit.fit.status.message
-            if name not in self._told:
-                self._told.add(name)
-                _logger.info("%s is not judged: %s", name, reason)
-            return CachedFit(None, None, math.inf if self._is_too_small(fit) else 0.0)
-        radius = self._recipe.estimator.radius(fit.spectrum, self._tolerance) if self._tolerance else 0.0
-        radius /= math.sqrt(fit.num_windows)  # windows may overlap: each moves as much
-        return CachedFit(fit.fit.alpha, fit.fit.stderr, radius)
+    def _cached(self, name: str, fit: WeightFit | TempBalanceError) -> CachedFit:
+        if isinstance(fit, TempBalanceError):
+            self._log(name, str(fit))
+            return CachedFit(math.nan, math.nan, 0.0)
+        if fit.fit.status is not Status.OK:
+            self._log(name, fit.fit.status.message)
+            too_few = len(fit.spectrum.eigenvalues) < self._estimator.min_eigenvalues  # and always will have
+            return CachedFit(math.nan, math.nan, math.inf if too_few else 0.0, fit.status)
+        tolerance = self._recipe.tolerance
+        radius = self._estimator.radius(fit.spectrum, tolerance) if tolerance else 0.0
+        radius /= math.sqrt(fit.num_windows)  # windows may overlap: each moves by as much
+        return CachedFit(fit.fit.alpha, fit.fit.stderr, radius, fit.status)
 
-    def _is_too_small(self, fit: WeightFit | TempBalanceError) -> bool:
-        """Whether a weight will never have enough eigenvalues, however it moves."""
-        enough = self._recipe.estimator.min_eigenvalues
-        return isinstance(fit, WeightFit) and len(fit.spectrum.eigenvalues) < enough
+    def _log(self, name: str, reason: str) -> None:
+        if name not in self._logged:
+            self._logged.add(name)
+            _logger.info("%s has no alpha: %s", name, reason)
 
 
 def _merged(
-    known: Mapping[str, CachedFit],
+    fits: Mapping[str, CachedFit],
     names: Sequence[str],
     due: list[TrackedWeight],
     parts: Sequence[tuple[dict[str, CachedFit], str]],
 ) -> Measurement:
-    """What was known and what each process has found, as far as it is of weights that are still measured."""
-    now = {**known, **{name: new for found, _ in parts for name, new in found.items()}}
+    """Merge the last fits and those of each process, for the weights that are still trained."""
+    now = {**fits, **{name: fit for found, _ in parts for name, fit in found.items()}}
     non_finite = next((message for _, message in parts if message), "")
     return Measurement({name: now[name] for name in names if name in now}, due, non_finite)
 
 
-def _same(tensor: Tensor, _: object) -> Tensor:
+def _loaded(weight: Weight, tensor: Tensor) -> Weight:
+    """Return a weight that reads a tensor in memory."""
+    return replace(weight, cut=functools.partial(_constant, tensor))
+
+
+def _constant(tensor: Tensor, _: object) -> Tensor:
     return tensor
 
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Mixed precision is for training; spectra are computed in what they need."""
+    """Turn autocast off: spectra must be computed in full precision."""
     with contextlib.ExitStack() as stack:
         for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
             stack.enter_context(torch.autocast(device, enabled=False))

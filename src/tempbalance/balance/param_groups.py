@@ -1,4 +1,4 @@
-"""Parameter groups by unit: split from those of an optimizer, or built for one."""
+"""Parameter groups by unit: split from those of an optimizer, or built for a new optimizer."""
 
 from __future__ import annotations
 
@@ -9,33 +9,32 @@ from torch import Tensor, nn
 
 from tempbalance.balance.plan import make_plan
 from tempbalance.balance.recipe import Recipe
+from tempbalance.balance.state import KEY, new_state
 from tempbalance.errors import BalanceError
 from tempbalance.layers import Unit, parameter_names
 
-__all__ = ["KEY", "param_groups", "split_groups"]
-
-KEY = "tempbalance"  # what a group says of itself: unit, names of its parameters, multiplier, counters
+__all__ = ["param_groups", "split_groups"]
 
 
 def param_groups(
     model: nn.Module, recipe: Recipe, options: Callable[[str, Tensor], Mapping[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer that a ``Balancer`` will work on: one or more per unit, one for the rest.
+    """Build parameter groups by unit for an optimizer that a ``Balancer`` will balance.
 
-    ``Balancer`` makes the same groups out of those of any optimizer. This is for code that builds the optimizer from
-    groups of its own.
+    ``Balancer`` splits the groups of any optimizer in the same way. Use this function where groups cannot be split
+    later (ZeroRedundancyOptimizer).
 
     Args:
         model: A live model; parameters that require no gradient are left out.
-        recipe: The recipe that the balancer will get.
-        options: From a parameter's name and the parameter to the options it needs, such as ``{"weight_decay": 0.0}``;
+        recipe: The recipe of the balancer.
+        options: Function from a parameter's name and the parameter to its options, such as ``{"weight_decay": 0.0}``;
             parameters of one unit with equal options share a group.
 
     Returns:
-        Groups with ``params``, a ``name``, and their options; never an empty one.
+        Groups with ``params``, a ``name``, and their options; no group is empty.
 
     Raises:
-        BalanceError: Nothing is left to balance.
+        BalanceError: There is nothing to balance.
 
     Example:
         >>> from tempbalance.balance.assign import Linear
@@ -54,7 +53,7 @@ def param_groups(
         if group is None:
             originals.append(group := {**chosen[name], "params": []})
         group["params"].append(parameter)
-    groups = split_groups(originals, units, parameters)
+    groups, _ = split_groups(originals, units, parameters)
     order = {id(parameter): place for place, parameter in enumerate(parameters.values())}
     for group in groups:
         del group[KEY]
@@ -63,8 +62,8 @@ def param_groups(
 
 def split_groups(
     groups: Iterable[Mapping[str, Any]], units: Iterable[Unit], parameters: Mapping[str, Tensor]
-) -> list[dict[str, Any]]:
-    """Split groups so that none holds parameters of two units.
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """Split groups so that each contains parameters of one unit at most.
 
     Args:
         groups: Groups of an optimizer; they are not changed.
@@ -72,24 +71,24 @@ def split_groups(
         parameters: All parameters of the model by name.
 
     Returns:
-        The groups in their order, each as one group or several with the same options; under ``KEY`` the name of the
-        unit (None for the rest), the names of the parameters (None for one that is not of the model), and the place of
-        the group that it was split from.
+        The new groups in the order of the old ones, with the same options and a new state under ``KEY``; and for each
+        new group the index of the group that it was split from.
 
     Raises:
-        BalanceError: A group has a name that is no text.
+        BalanceError: The name of a group is not a string.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     unit_of = {name: unit.name for unit in units for name in unit.parameters}
     result: list[dict[str, Any]] = []
+    origins: list[int] = []
     taken: set[str] = set()
-    for number, group in enumerate(groups):
+    for origin, group in enumerate(groups):
         parts: dict[str | None, list[int]] = {}
         for place, parameter in enumerate(group["params"]):
             parts.setdefault(unit_of.get(names.get(id(parameter), "")), []).append(place)
         given = group.get("name")
         if given is not None and not isinstance(given, str):
-            raise BalanceError(f"the name of a parameter group must be text, got {given!r}")
+            raise BalanceError(f"the name of a parameter group must be a string, got {given!r}")
         for unit, places in parts.items():
             members = [group["params"][place] for place in places]
             new = {key: value.clone() if isinstance(value, Tensor) else value for key, value in group.items()}
@@ -98,17 +97,14 @@ def split_groups(
                 new["param_names"] = [group["param_names"][place] for place in places]
             label = given if len(parts) == 1 and given else " ".join(filter(None, [given, unit or "rest"]))
             new["name"] = _unique(label, taken)
-            new[KEY] = {
-                "unit": unit,
-                "names": [names.get(id(parameter)) for parameter in members],
-                "origin": number,
-            }
+            new[KEY] = new_state(unit, [names.get(id(parameter)) for parameter in members])
             result.append(new)
-    return result
+            origins.append(origin)
+    return result, origins
 
 
 def _unique(label: str, taken: set[str]) -> str:
-    """A name that no other group has: loggers tell groups apart by it."""
+    """Return a name that no other group has: loggers identify groups by name."""
     name, number = label, 1
     while name in taken:
         number += 1

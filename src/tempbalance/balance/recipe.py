@@ -1,29 +1,30 @@
-"""What a balancing method is made of: a frozen value that says what is measured, how it is mapped, what it changes."""
+"""A balancing method as a frozen dataclass: what is measured, how alphas become multipliers, what is multiplied."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from torch import nn
 
 from tempbalance.balance.assign import Assignment
-from tempbalance.layers import KINDS, Select
+from tempbalance.layers import KINDS, Select, Unit, Weight, find_units
 from tempbalance.spectra.windows import Windows
-from tempbalance.tail import Hill, TailEstimator
+from tempbalance.tail import Hill, TailEstimator, find_estimator
 
 __all__ = ["Every", "Recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Every:
-    """How often alphas are measured: at most ``steps`` optimizer steps and at most ``epochs`` of an epoch apart.
+    """How often alphas are measured: at most ``steps`` optimizer steps and at most ``epochs`` epochs apart.
 
     Attributes:
-        steps: Optimizer steps between two measurements, None for no limit.
-        epochs: Share of an epoch between two measurements (1 for once per epoch), None for no limit. It needs to know
+        steps: Optimizer steps between two measurements; None for no limit.
+        epochs: Epochs between two measurements (1 for once per epoch, 0.1 for ten times); None for no limit. Needs
             ``steps_per_epoch``.
-        early: How many steps earlier than at multiples of the interval the later measurements come (the code released
-            with AlphaDecay measures before step 499, not 500).
 
     Example:
         >>> Every(steps=100, epochs=0.1).interval(steps_per_epoch=128)
@@ -32,24 +33,27 @@ class Every:
 
     steps: int | None = None
     epochs: float | None = None
-    early: int = 0
 
     def __post_init__(self) -> None:
         """Check the limits.
 
         Raises:
-            ValueError: No limit at all, or one that is not positive.
+            ValueError: There is no limit, or one is not positive.
         """
         limits = [limit for limit in (self.steps, self.epochs) if limit is not None]
-        if not limits or min(limits) <= 0 or self.early < 0:
+        if not limits or min(limits) <= 0:
             raise ValueError(f"how often to measure must be given by positive steps or epochs, got {self}")
 
     def interval(self, steps_per_epoch: int | None) -> int | None:
-        """Optimizer steps from one measurement to the next, at least 1; None if that depends on an unknown epoch."""
+        """Return the optimizer steps between two measurements, at least 1; None if the length of an epoch is needed."""
         limits = [] if self.steps is None else [self.steps]
         if self.epochs is not None and steps_per_epoch is not None:
             limits.append(max(1, math.floor(self.epochs * steps_per_epoch)))
         return min(limits) if limits else None
+
+    def is_due(self, steps: int, interval: int) -> bool:
+        """Return whether to measure ``steps`` optimizer steps after the first measurement; a subclass may override."""
+        return steps % interval == 0
 
 
 _HILL, _ALL, _OFTEN = Hill(), Select(), Every(steps=100)
@@ -57,35 +61,35 @@ _HILL, _ALL, _OFTEN = Hill(), Select(), Every(steps=100)
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One way of balancing; ``tempbalance.recipes`` has those of the papers.
+    """A balancing method; ``tempbalance.recipes`` contains those of the papers.
 
     Attributes:
-        name: What it is called.
-        source: The paper or code it follows.
-        deviations: Where it departs from that source, a sentence each.
-        assignment: From what is known of all units, such as their alphas, to their multipliers.
-        target: What is multiplied: the learning rate, the weight decay, or both. (The decay of AdamW is a multiple of
-            the learning rate and follows it in any case.)
-        unit: Whether each layer gets its own multiplier, or each block, by the mean alpha of its layers. (Depths are
-            counted in blocks in any case.)
-        spectrum_of: Whether alpha is that of the weights, or that of the update: their change since the first step. An
-            update of zero is not judged. Costs one copy of the judged weights, kept in the optimizer's state.
-        estimator: How alpha is fitted.
-        windows: ``FARMS()`` frees alpha of the shape of a layer; None measures matrices whole.
-        select: Which weights are judged; the others keep the base value.
-        kinds: Kinds of weights that are judged (``linear``, ``conv2d``, ``spectral_conv``, ...); None for all.
-        first: Whether the first weight matrix of the model is judged.
-        last: Whether the last one is.
-        norms: Whether a norm follows the layer before it (``"follow"``), only the convolution of the same name
-            (``"by_name"``: ``bn1`` and ``conv1``), or keeps the base value (``"base"``). In a block everything follows.
-        lightest: Whether embeddings and the last layer count as having the largest alpha of all, unmeasured.
+        name: Name of the method.
+        source: The paper or code that it follows.
+        deviations: Differences from the source, one sentence each.
+        assignment: Maps alphas (and depths) of all units to multipliers.
+        target: What is multiplied: the learning rate, the weight decay, or both. (AdamW multiplies the weight decay by
+            the learning rate, so its effective decay follows the learning rate in any case.)
+        unit: ``"layer"``: one multiplier per layer. ``"block"``: one per block, by the mean alpha of its layers. (Depth
+            is counted in blocks in both cases.)
+        spectrum_of: ``"weights"``: alpha of the weights. ``"update"``: alpha of their change since the first step; an
+            update of zero has no alpha. This keeps one copy of the measured weights in the optimizer's state.
+        estimator: How alpha is fitted: an estimator, or its name (``"ks"``), which is replaced by the estimator.
+        windows: ``FARMS()`` makes alpha independent of the shape of a layer; None measures full matrices.
+        select: Which weights are measured; all others keep the base value.
+        kinds: Kinds of weights that are measured (``linear``, ``conv2d``, ``spectral_conv``, ...); None for all.
+        first: Whether the first weight matrix of the model is measured.
+        last: Whether the last weight matrix of the model is measured.
+        norms: ``"follow"``: a norm gets the multiplier of the layer before it. ``"base"``: norms keep the base value.
+            With ``unit="block"``, ``"follow"`` gives a norm the multiplier of its block.
+        embeddings_and_head_at_max: Whether embeddings and the last layer get the alpha of the unit with the largest
+            alpha, without being measured.
         every: How often alphas are measured.
-        start: Optimizer step from which on to balance; before it all multipliers are 1.
-        ramp: Optimizer steps in which a multiplier moves, in a straight line, to its new value.
-        delay: Whether a measurement takes effect one step late; a delay of the balancer goes before it.
-        unfreeze: How often the next block is freed, from the head to the embeddings: until its turn no gradient is
-            computed, and the optimizer leaves it alone. None trains everything from the start.
-        tolerance: A weight is measured again only once its alpha can have moved by more than this since it was last
+        start: Optimizer step of the first measurement; before it all multipliers are 1.
+        ramp: Optimizer steps in which a multiplier moves linearly to its new value.
+        unfreeze: How often the next block is unfrozen, from the head to the embeddings. A frozen block gets no gradient
+            and the optimizer does not change it. None trains all blocks from the start.
+        tolerance: A weight is measured again only if its alpha can have changed by more than this since it was last
             measured; 0 measures every weight at every refresh.
 
     Example:
@@ -95,6 +99,9 @@ class Recipe:
         ('layer', 'lr')
     """
 
+    effect_after: ClassVar[int] = 0
+    """Optimizer steps from a measurement without ``delay`` to its effect; a subclass may override it."""
+
     name: str
     source: str = ""
     deviations: tuple[str, ...] = ()
@@ -102,32 +109,32 @@ class Recipe:
     target: Literal["lr", "weight_decay", "both"] = "lr"
     unit: Literal["layer", "block"] = "layer"
     spectrum_of: Literal["weights", "update"] = "weights"
-    estimator: TailEstimator = _HILL
+    estimator: TailEstimator | str = _HILL
     windows: Windows | None = None
     select: Select = _ALL
     kinds: tuple[str, ...] | None = None
     first: bool = True
     last: bool = True
-    norms: Literal["follow", "by_name", "base"] = "follow"
-    lightest: bool = False
+    norms: Literal["follow", "base"] = "follow"
+    embeddings_and_head_at_max: bool = False
     every: Every = _OFTEN
     start: int = 0
     ramp: int = 0
-    delay: bool = False
     unfreeze: Every | None = None
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the options.
+        """Check the options, and find the estimator if a name was given.
 
         Raises:
-            ValueError: One is out of range.
+            ValueError: An option is out of range.
         """
+        object.__setattr__(self, "estimator", find_estimator(self.estimator))
         choices = {
             "target": (self.target, ("lr", "weight_decay", "both")),
             "unit": (self.unit, ("layer", "block")),
             "spectrum_of": (self.spectrum_of, ("weights", "update")),
-            "norms": (self.norms, ("follow", "by_name", "base")),
+            "norms": (self.norms, ("follow", "base")),
         }
         for name, (value, allowed) in choices.items():
             if value not in allowed:
@@ -139,5 +146,17 @@ class Recipe:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The options of a parameter group that are multiplied."""
+        """Names of the options of a parameter group that are multiplied."""
         return ("lr", "weight_decay") if self.target == "both" else (self.target,)
+
+    def find_units(self, model: nn.Module, weights: Sequence[Weight]) -> list[Unit]:
+        """Divide the parameters of a model into units; a subclass may override it.
+
+        Args:
+            model: The live model.
+            weights: The weights that are measured.
+
+        Returns:
+            The units, each with at least one weight. A parameter is in at most one unit.
+        """
+        return find_units(model, weights, unit=self.unit, norms=self.norms)

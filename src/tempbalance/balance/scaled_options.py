@@ -1,4 +1,4 @@
-"""Options of parameter groups that are multiplied for the length of one step."""
+"""Multiply options of parameter groups for the length of one step."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Applied"]
+__all__ = ["ScaledOptions"]
 
 
 class _Change(NamedTuple):
-    """An option of a group: what it was, and what it is for now."""
+    """An option of a group with its original and its multiplied value."""
 
     group: dict[str, Any]
     key: str
@@ -18,15 +18,15 @@ class _Change(NamedTuple):
     applied: Any
 
 
-class Applied:
-    """What is multiplied at the moment, and how to put it back.
+class ScaledOptions:
+    """The options that are multiplied now, with their original values.
 
     Example:
-        >>> group, applied = {"lr": 0.1}, Applied()
-        >>> applied.multiply(group, "lr", 2.0)
+        >>> group, scaled = {"lr": 0.1}, ScaledOptions()
+        >>> scaled.multiply(group, "lr", 2.0)
         >>> group["lr"]
         0.2
-        >>> applied.put_back()
+        >>> scaled.restore()
         >>> group["lr"]
         0.1
     """
@@ -35,7 +35,7 @@ class Applied:
         self._changes: list[_Change] = []
 
     def multiply(self, group: dict[str, Any], key: str, multiplier: float) -> None:
-        """Multiply an option, a number or a tensor.
+        """Multiply an option, which is a number or a tensor.
 
         Args:
             group: The parameter group.
@@ -43,7 +43,7 @@ class Applied:
             multiplier: The factor.
         """
         value = group[key]
-        if isinstance(value, Tensor):  # in place: a compiled or captured step reads this very tensor
+        if isinstance(value, Tensor):  # in place: a compiled or captured step reads this tensor
             original = value.clone()
             value.mul_(multiplier)
         else:
@@ -51,11 +51,11 @@ class Applied:
             group[key] = value * multiplier
         self._changes.append(_Change(group, key, original, group[key]))
 
-    def put_back(self) -> None:
-        """Give all options the values that they had."""
+    def restore(self) -> None:
+        """Restore the original values of all options."""
         for group, key, original, applied in self._changes:
             if isinstance(original, Tensor):
                 group[key].copy_(original)
-            elif group[key] == applied:  # else somebody has set it since a step that raised
+            elif group[key] == applied:  # else it was set by other code after a step that raised
                 group[key] = original
         self._changes.clear()

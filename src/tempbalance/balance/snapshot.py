@@ -1,7 +1,6 @@
-"""How far a weight has moved since it was last measured.
+"""Snapshots of parameters, kept in the optimizer's state, and how far weights have moved since (drift).
 
-Copies of the parameters as they were then lie in the optimizer's state, beside its momenta: so they are saved, loaded
-and sharded with them, and a resumed run takes the same decisions.
+Copies in the optimizer's state are saved, loaded and sharded with it, so a resumed run measures the same weights.
 """
 
 from __future__ import annotations
@@ -14,95 +13,104 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tempbalance.layers import Weight, is_sharded, local
+from tempbalance.layers import Weight, is_sharded, local_tensor
 
 __all__ = ["REFERENCE", "Copies", "Snapshot", "swapped"]
 
 REFERENCE = "tempbalance_reference"
-_PIECE = 1 << 17
+_CHUNK = 1 << 17
 
 
 class Copies:
-    """Copies of parameters in the optimizer's state, under a key of their own."""
+    """Copies of parameters in the optimizer's state.
+
+    Args:
+        optimizer: The optimizer.
+        key: Key of the copies in the state of each parameter.
+    """
 
     def __init__(self, optimizer: Optimizer, key: str) -> None:
         self._optimizer = optimizer
         self._key = key
         self._new: dict[Tensor, Tensor] = {}
 
-    def _copy_of(self, source: Tensor) -> Tensor | None:
-        state = self._optimizer.state.get(source) or {}  # ZeroRedundancyOptimizer: None where another process has it
+    def _copy_of(self, parameter: Tensor) -> Tensor | None:
+        state = self._optimizer.state.get(parameter) or {}  # ZeroRedundancyOptimizer: None on other processes
         return state.get(self._key)
 
     def store(self) -> None:
-        """Move new copies into the optimizer's state, once it has made that state itself.
+        """Move new copies into the optimizer's state, after the optimizer has initialised that state.
 
-        Many optimizers take an empty state for a sign to set it up, so nothing may be put there before. A parameter
-        without a gradient did not move; its copy waits.
+        Many optimizers initialise a state only if it is empty, so nothing may be put there before. A parameter without
+        a gradient did not move; its copy is stored later.
         """
         states = self._optimizer.state
-        for source in list(self._new):
-            elsewhere = source in states and states[source] is None
-            if not elsewhere and (source.grad is not None or states.get(source)):
-                states[source][self._key] = self._new.pop(source)
+        for parameter in list(self._new):
+            elsewhere = parameter in states and states[parameter] is None
+            if not elsewhere and (parameter.grad is not None or states.get(parameter)):
+                states[parameter][self._key] = self._new.pop(parameter)
 
     def remove(self) -> None:
-        """Take all copies out of the optimizer's state."""
+        """Remove all copies from the optimizer's state."""
         self._new.clear()
         for state in self._optimizer.state.values():
             (state or {}).pop(self._key, None)
 
 
 class Snapshot(Copies):
-    """The parameters that measured weights are made of, as they were when they were measured."""
+    """The parameters at the time when the weights computed from them were last measured.
+
+    Args:
+        optimizer: The optimizer.
+    """
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer, REFERENCE)
 
-    def squared_distance(self, weight: Weight, sources: Mapping[str, Tensor]) -> float:
-        """Squared Frobenius distance of a weight from where it was measured; of a sharded one, this rank's part.
+    def squared_drift(self, weight: Weight, parameters: Mapping[str, Tensor]) -> float:
+        """Return the squared Frobenius distance of a weight from the snapshot; for a shard, this rank's part.
 
         Args:
-            weight: The weight; of a part of a parameter, the distance of all of it is taken.
-            sources: The parameters that it is made of, by name.
+            weight: The weight; for a part of a parameter, the distance of the full parameter is returned.
+            parameters: The parameters that it is computed from, by name.
 
         Returns:
-            The square, or a little more; infinite where there is no copy to compare with.
+            The square or slightly more; infinite if the snapshot does not contain all parameters.
         """
-        copies = [self._copy_of(source) for source in sources.values()]
-        known = {p: c for p, c in zip(sources.values(), copies, strict=True) if c is not None and _alike(c, p)}
-        if not sources or len(known) < len(sources):
+        copies = [self._copy_of(parameter) for parameter in parameters.values()]
+        known = {p: c for p, c in zip(parameters.values(), copies, strict=True) if c is not None and _same_layout(c, p)}
+        if not parameters or len(known) < len(parameters):
             return math.inf
-        if len(sources) == 1 and weight.parameter in sources:
-            (source,) = sources.values()
-            return _squared_norm(local(source.detach()), local(known[source]))
-        if any(is_sharded(source) for source in sources.values()):
-            return math.inf  # a product of shards: simply measured again
+        if len(parameters) == 1 and weight.parameter in parameters:
+            (parameter,) = parameters.values()
+            return _squared_norm(local_tensor(parameter.detach()), local_tensor(known[parameter]))
+        if any(is_sharded(parameter) for parameter in parameters.values()):
+            return math.inf  # computed from shards: always measured again
         now = weight.load().clone()
         with swapped(known):
             return _squared_norm(now, weight.load())
 
-    def keep(self, sources: Iterable[Tensor]) -> None:
-        """Remember parameters as they are now.
-
-        Args:
-            sources: The parameters; copies that exist already are overwritten.
-        """
-        for source in sources:
-            copy = self._copy_of(source)
-            if copy is not None and _alike(copy, source):
-                copy.copy_(source.detach())
+    def keep(self, parameters: Iterable[Tensor]) -> None:
+        """Copy parameters; existing copies are overwritten."""
+        for parameter in parameters:
+            copy = self._copy_of(parameter)
+            if copy is not None and _same_layout(copy, parameter):
+                copy.copy_(parameter.detach())
             else:
-                self._new[source] = source.detach().clone()
+                self._new[parameter] = parameter.detach().clone()
 
     def store(self) -> None:
-        """As above; but what did not move is measured again next time."""
+        """See the base class; copies that cannot be stored yet are dropped, and their weights measured again."""
         super().store()
         self._new.clear()
 
 
 class swapped:
-    """Lets parameters hold other numbers for a moment."""
+    """Context manager that replaces the values of parameters.
+
+    Args:
+        values: The value of each parameter inside the context.
+    """
 
     def __init__(self, values: Mapping[Tensor, Tensor]) -> None:
         self._values = values
@@ -111,9 +119,9 @@ class swapped:
     def __enter__(self) -> None:
         self._own: dict[Tensor, Tensor] = {}
         for parameter, value in self._values.items():
-            if is_sharded(parameter):  # what FSDP2 gathers is the memory of the shard
-                self._own[parameter] = local(parameter).clone()
-                local(parameter).copy_(local(value))
+            if is_sharded(parameter):  # FSDP2 gathers the memory of the shard
+                self._own[parameter] = local_tensor(parameter).clone()
+                local_tensor(parameter).copy_(local_tensor(value))
             else:
                 self._own[parameter] = parameter.data
                 parameter.data = value
@@ -122,27 +130,26 @@ class swapped:
     def __exit__(self, *_: Any) -> None:
         for parameter, data in self._own.items():
             if is_sharded(parameter):
-                local(parameter).copy_(data)
+                local_tensor(parameter).copy_(data)
             else:
                 parameter.data = data
 
 
-def _alike(copy: Tensor, source: Tensor) -> bool:
-    """Whether a copy is sharded as its parameter is."""
+def _same_layout(copy: Tensor, parameter: Tensor) -> bool:
     return (
-        is_sharded(copy) == is_sharded(source)
-        and copy.shape == source.shape
-        and local(copy).shape == local(source).shape
+        is_sharded(copy) == is_sharded(parameter)
+        and copy.shape == parameter.shape
+        and local_tensor(copy).shape == local_tensor(parameter).shape
     )
 
 
 def _squared_norm(a: Tensor, b: Tensor) -> float:
-    """Squared norm of a difference, on a CPU piece by piece, so that the difference stays in the cache."""
-    size = _PIECE if a.device.type == "cpu" else max(1, a.numel())
+    """Return the squared norm of ``a - b``; on a CPU in chunks, so that the difference stays in the cache."""
+    size = _CHUNK if a.device.type == "cpu" else max(1, a.numel())
     total = 0.0
-    pieces = (torch.split(t.reshape(-1), size) for t in (a, b))
-    for one, other in zip(*pieces, strict=True):
+    chunks = (torch.split(t.reshape(-1), size) for t in (a, b))
+    for one, other in zip(*chunks, strict=True):
         difference = one - other
         norm = float(torch.linalg.vector_norm(difference, dtype=None if difference.is_complex() else torch.float32))
-        total += norm * norm  # not norm**2, which raises where this is infinite
+        total += norm * norm  # not norm**2, which raises if it overflows
     return math.inf if math.isnan(total) else total

@@ -1,56 +1,129 @@
-"""How a balancer travels in the state dict of its optimizer: one text per parameter group.
+"""The state of each parameter group, and its place in the state dict of the optimizer: one JSON text per group.
 
-A text is one leaf to whatever saves, flattens, gathers or broadcasts a state dict; torch.distributed.checkpoint drops
-empty containers, and what a container holds besides what it held before the first step.
+A text is one leaf for whatever saves, flattens, gathers or broadcasts a state dict; torch.distributed.checkpoint drops
+empty containers and any entry that a container did not have before the first step.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
-from tempbalance.balance.param_groups import KEY
 from tempbalance.errors import BalanceError
+from tempbalance.types import Status
 
-__all__ = ["pack", "read", "unpack"]
+__all__ = ["KEY", "CachedFit", "new_state", "pack", "read", "unpack"]
+
+KEY = "tempbalance"  # key of the state in a parameter group
+
+
+class CachedFit(NamedTuple):
+    """The last fit of one weight.
+
+    Attributes:
+        alpha: Exponent; NaN without a fit.
+        stderr: Standard error of alpha; NaN without a fit.
+        radius: How far the weight may move, in the Frobenius norm, before alpha can change by more than the tolerance.
+        status: ``OK``; ``RANDOM`` if the weight has a fit, but its spectrum is that of a random matrix; else why there
+            is no fit. None if measuring raised an error, or if a version that did not keep the status saved it.
+    """
+
+    alpha: float
+    stderr: float
+    radius: float
+    status: Status | None = None
+
+
+def new_state(unit: str | None, names: Sequence[str | None]) -> dict[str, Any]:
+    """Return the state of a parameter group before the first refresh; all its keys are here.
+
+    Args:
+        unit: Name of the unit; None for parameters in no unit.
+        names: Names of the parameters; None for a parameter that is not of the model.
+
+    Returns:
+        ``unit`` and ``names`` as given; ``alpha`` of the unit, its ``first`` alpha, and its ``status``; ``weights``,
+        the fits by name of weight; the ``multiplier``, the one before it (``from``), and the step at which it took
+        effect (``refreshed``); the ``next`` multiplier with its step; the number of ``steps`` taken.
+    """
+    return {
+        **{"unit": unit, "names": list(names)},
+        **{"alpha": math.nan, "first": math.nan, "status": None, "weights": dict[str, CachedFit]()},
+        **{"multiplier": 1.0, "from": 1.0, "refreshed": None, "next": None, "steps": 0},
+    }
 
 
 def pack(_optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """After an optimizer has made its state dict: put what the groups say of themselves into texts.
+    """After an optimizer has made its state dict: turn the state of each group into a text.
 
     Args:
         state_dict: The state dict; its groups are changed, those of the optimizer are not.
     """
     for group in state_dict["param_groups"]:
         if KEY in group:
-            group[KEY] = json.dumps(group[KEY])
+            group[KEY] = _to_text(group[KEY])
 
 
 def read(group: dict[str, Any]) -> None:
-    """Read the text of a group, where something has put it past ``unpack`` (ZeroRedundancyOptimizer does)."""
+    """Read the text of a group that was loaded without ``unpack`` (by ZeroRedundancyOptimizer)."""
     if isinstance(group.get(KEY), str):
-        group[KEY] = json.loads(group[KEY])
+        group[KEY] = _from_text(group[KEY])
 
 
 def unpack(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Before an optimizer loads a state dict: read the texts, and make sure that its groups are those that were saved.
+    """Before an optimizer loads a state dict: read the texts, and check that its groups are those that were saved.
 
     Args:
         optimizer: A balanced optimizer.
-        state_dict: What it is about to load.
+        state_dict: The state dict that it is about to load.
 
     Returns:
-        What it is to load instead.
+        The state dict to load instead.
 
     Raises:
         BalanceError: The groups differ.
     """
-    groups = [{**group, KEY: json.loads(group[KEY])} if KEY in group else group for group in state_dict["param_groups"]]
+    groups = [{**group, KEY: _from_text(group[KEY])} if KEY in group else group for group in state_dict["param_groups"]]
     _check(optimizer.param_groups, groups)
     return {**state_dict, "param_groups": groups}
+
+
+def _to_text(state: Mapping[str, Any]) -> str:
+    weights = {
+        name: (_or_null(fit.alpha), _or_null(fit.stderr), fit.radius, fit.status)
+        for name, fit in state["weights"].items()
+    }
+    saved = {**state, "alpha": _or_null(state["alpha"]), "first": _or_null(state["first"]), "weights": weights}
+    return json.dumps(saved)
+
+
+def _from_text(text: str) -> dict[str, Any]:
+    saved: dict[str, Any] = json.loads(text)
+    state = new_state(saved["unit"], saved["names"]) | saved
+    return state | {
+        "alpha": _or_nan(state["alpha"]),
+        "first": _or_nan(state["first"]),
+        "status": None if state["status"] is None else Status(state["status"]),
+        "weights": {name: _read_fit(*fit) for name, fit in state["weights"].items()},
+    }
+
+
+def _read_fit(alpha: float | None, stderr: float | None, radius: float, status: str | None = None) -> CachedFit:
+    if status is None and alpha is not None:  # saved before there was a status
+        status = Status.OK
+    return CachedFit(_or_nan(alpha), _or_nan(stderr), radius, None if status is None else Status(status))
+
+
+def _or_null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _check(own_groups: Sequence[Mapping[str, Any]], saved_groups: Sequence[Mapping[str, Any]]) -> None:
@@ -67,5 +140,5 @@ def _check(own_groups: Sequence[Mapping[str, Any]], saved_groups: Sequence[Mappi
     here, there = ((names[place] or ["?"])[0] if place < len(names) else "none" for names in (own, saved))
     raise BalanceError(
         f"this optimizer state was saved with other parameter groups ({len(saved)}, here {len(own)}): group {place} "
-        f"began with {there}, here with {here}; use the same model, optimizer groups and recipe as in the saved run"
+        f"started with {there}, here with {here}; use the same model, optimizer groups and recipe as in the saved run"
     )

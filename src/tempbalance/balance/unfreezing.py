@@ -1,4 +1,4 @@
-"""Gradual unfreezing: until the turn of a part of the model has come, no gradient is computed for it."""
+"""Gradual unfreezing: train more and more parts of a model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Unfreezing", "check_unfreezing"]
 
 
 class Unfreezing:
-    """Frees one part of a model after the other; what is free already is left as it is.
+    """Unfreezes one part of a model after the other. A part that is unfrozen is never changed again.
 
-    A frozen parameter has ``requires_grad`` False and no gradient, so the optimizer skips it: weight decay and momentum
-    leave it alone, too. Nothing is frozen before the first forward pass, because torch.distributed.checkpoint loads the
-    state of what requires a gradient, and of nothing else.
+    A frozen parameter has ``requires_grad=False`` and no gradient, so the optimizer skips it, including weight decay
+    and momentum. Nothing is frozen before the first forward pass, because torch.distributed.checkpoint only loads the
+    state of parameters that require a gradient.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -33,24 +33,24 @@ class Unfreezing:
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[Sequence[Tensor]], interval: int) -> None:
-        """Wait for the first forward pass of a model.
+        """Register hooks for the first forward pass.
 
         Args:
             model: The model.
-            parts: Its parameters in the order in which they are freed; the first part always is. Empty ones do not
-                count.
+            parts: Its parameters in the order in which they are unfrozen; the first part is never frozen. Empty parts
+                are ignored.
             interval: Optimizer steps from one part to the next.
         """
         self._model = model
         self._parts = [part for part in parts if part]
         self._interval = interval
-        self._free = len(self._parts)
+        self._num_unfrozen = len(self._parts)
         self._step = 0
-        waiting = model.modules() if self._parts else ()  # whichever of them is called first (Lightning: not the root)
-        begin = torch.compiler.disable(self._begin)  # type: ignore[no-untyped-call]
-        self._waiting = [module.register_forward_pre_hook(begin, prepend=True) for module in waiting]
+        waiting = model.modules() if self._parts else ()  # whichever is called first (in Lightning not the root)
+        start = torch.compiler.disable(self._start)  # type: ignore[no-untyped-call]
+        self._waiting = [module.register_forward_pre_hook(start, prepend=True) for module in waiting]
 
-    def _begin(self, _module: nn.Module, _args: Any) -> None:
+    def _start(self, _module: nn.Module, _args: Any) -> None:
         self._stop_waiting()
         self.at(self._step)
 
@@ -60,41 +60,41 @@ class Unfreezing:
         self._waiting.clear()
 
     def at(self, step: int) -> None:
-        """Freeze and free what a step needs; before the first forward pass, when that comes.
+        """Freeze and unfreeze parts for a step, at the first forward pass or later.
 
         Args:
-            step: Optimizer steps that were taken before it.
+            step: Optimizer steps taken before it.
         """
         self._step = step
         if self._waiting:
             return
-        free = min(len(self._parts), 1 + step // self._interval)
-        for part in self._parts[free : self._free]:
+        unfrozen = min(len(self._parts), 1 + step // self._interval)
+        for part in self._parts[unfrozen : self._num_unfrozen]:
             for parameter in part:
                 parameter.requires_grad_(False)
                 parameter.grad = None
-        for part in self._parts[self._free : free]:
+        for part in self._parts[self._num_unfrozen : unfrozen]:
             for parameter in part:
                 parameter.requires_grad_(True)
-        if free > self._free:
+        if unfrozen > self._num_unfrozen:
             refresh_fsdp(self._model)
-        self._free = free
+        self._num_unfrozen = unfrozen
 
     def end(self) -> None:
-        """Free everything."""
+        """Unfreeze all parts."""
         self._stop_waiting()
         self.at(self._interval * len(self._parts))
 
 
 def check_unfreezing(model: nn.Module, processes: int) -> None:
-    """Make sure that the gradients of what is freed later will reach all processes.
+    """Check that all processes will get the gradients of parameters that are unfrozen later.
 
     Args:
         model: The model.
-        processes: How many train it together.
+        processes: Number of processes that train it together.
 
     Raises:
-        BalanceError: It is in no DDP or FSDP2 yet, or in a DDP that waits for the gradients of what is frozen.
+        BalanceError: The model is not in DDP or FSDP2 yet, or DDP would wait for gradients of frozen parameters.
     """
     if processes == 1 or any(is_sharded(parameter) for parameter in model.parameters()):
         return
@@ -102,10 +102,10 @@ def check_unfreezing(model: nn.Module, processes: int) -> None:
     if not any(cls.__name__ == "DistributedDataParallel" for cls in type(model).__mro__):
         raise BalanceError(
             "gradual unfreezing: wrap the model in DDP or FSDP2 before the balancer is built; "
-            "DDP never averages the gradients of what is frozen when it wraps a model"
+            "DDP never averages the gradients of parameters that are frozen when it wraps a model"
         )
     if not ddp.find_unused_parameters or ddp.static_graph:
         raise BalanceError(
-            "gradual unfreezing: DDP would wait for the gradients of what is frozen; build it with "
+            "gradual unfreezing: DDP would wait for the gradients of frozen parameters; build it with "
             "find_unused_parameters=True and without static_graph"
         )

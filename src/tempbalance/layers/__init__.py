@@ -1,9 +1,9 @@
-"""Weights of a model: which there are, what they are called, what they are, how to read one.
+"""Find the weight matrices of a model, their names and kinds, and how to read them.
 
-``modules`` walks a live model, ``names`` judges a state dict by names and shapes, ``architecture`` gives a Hugging Face
-checkpoint the layer types of its configuration. All three make candidates; here they become rows, or are skipped with
-a reason: nothing is dropped silently. ``units`` says which parameters go together when rates are assigned, ``depth``
-how deep they lie.
+``modules`` walks a live model, ``names`` classifies the tensors of a state dict by name and shape, and ``architecture``
+uses the layer types in the configuration of a Hugging Face checkpoint. All three return candidates, which become rows
+here or are skipped with a reason; none is dropped silently. ``units`` groups parameters that get one learning rate, and
+``depth_groups`` groups parameters by depth.
 """
 
 from __future__ import annotations
@@ -20,8 +20,16 @@ from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.modules import module_candidates, wrapper_prefix
 from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
 from tempbalance.layers.select import EMBEDDING_OFF, Select
-from tempbalance.layers.sharded import is_sharded, local, mesh_ranks, refresh_fsdp, reshard, shards
-from tempbalance.layers.units import Unit, find_units, parameter_names, sources_of
+from tempbalance.layers.sharded import (
+    full_tensor,
+    is_sharded,
+    local_tensor,
+    mesh_ranks,
+    num_shards,
+    refresh_fsdp,
+    reshard,
+)
+from tempbalance.layers.units import Norm, Unit, find_norms, find_units, parameter_names, source_parameters
 from tempbalance.layers.weights import KINDS, Candidate, Weight, to_weights
 from tempbalance.types import Skipped
 
@@ -29,22 +37,25 @@ __all__ = [
     "KINDS",
     "Fused",
     "Index",
+    "Norm",
     "Select",
     "TensorInfo",
     "TensorStore",
     "Unit",
     "Weight",
     "find_depth_groups",
+    "find_norms",
     "find_units",
     "find_weights",
+    "full_tensor",
     "is_sharded",
-    "local",
+    "local_tensor",
     "mesh_ranks",
+    "num_shards",
     "parameter_names",
     "refresh_fsdp",
     "reshard",
-    "shards",
-    "sources_of",
+    "source_parameters",
     "wrapper_prefix",
 ]
 
@@ -56,14 +67,14 @@ def find_weights(
 ) -> tuple[list[Weight], list[Skipped]]:
     """Find the weight matrices of a model.
 
-    Every parameter with two axes or more ends up on exactly one side: as one row (or a row per part of a fused
-    parameter), or skipped with a reason. Biases, norms and scalars are no weight matrices and are not listed. What the
-    patterns of the selection leave out is on neither side. A live model is only read, never changed.
+    Every parameter with two axes or more is either one row (or one row per part of a fused parameter), or skipped with
+    a reason. Biases, norms and scalars are not weight matrices and are in neither list, nor are weights that the
+    patterns of the selection exclude. A live model is not changed.
 
     Args:
         source: A live model, a state dict, or an open checkpoint.
-        select: What to analyse; None for everything but embeddings.
-        sharded: Whether the parameters of a live model may be DTensors; to load such a row is then a collective call.
+        select: What to analyse; None for everything except embeddings.
+        sharded: Whether the parameters of a live model may be DTensors; loading such a row is a collective.
 
     Returns:
         The rows and the skipped weights, both in the order of the model.
@@ -94,7 +105,7 @@ def _candidates(
 
 
 def _tied(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Give each tensor to the first of its names; the others say so."""
+    """Keep each tensor under the first of its names; the others get a reason."""
     owners: dict[Hashable, str] = {}
     result = []
     for candidate in candidates:
@@ -108,7 +119,7 @@ def _tied(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _assemble(candidates: Sequence[Candidate], select: Select) -> tuple[list[Weight], list[Skipped]]:
-    """Rows and skipped weights of all candidates, before any pattern is applied."""
+    """Return rows and skipped weights of all candidates, before the patterns are applied."""
     weights: list[Weight] = []
     skipped: list[Skipped] = []
     for candidate in candidates:

@@ -1,8 +1,8 @@
 """Transformer blocks (and other repeated units), found from qualified names.
 
-``encoder.layer.0.attention.self.query.weight`` lies in ``encoder.layer.0``. The rule: a component ``block``,
-``blocks`` or ``h`` followed by a number wins (Swin's ``layers.0.blocks.1``), else the first component followed by a
-number. A number that holds a single layer (``features.3.weight``) makes no block, nor does an expert's.
+``encoder.layer.0.attention.self.query.weight`` is in ``encoder.layer.0``. The block is the first component ``block``,
+``blocks`` or ``h`` followed by a number (Swin's ``layers.0.blocks.1``), else the first component followed by a number.
+A number with a single layer (``features.3.weight``) is not a block, nor is an expert.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ _NOT_BLOCKS = frozenset({"experts"})
 
 
 def _numbered(parts: list[str]) -> Iterator[int]:
-    """Positions of number components that could name a block, the preferred ones first."""
+    """Yield the positions of number components that could name a block, the preferred ones first."""
     found = [i for i in range(1, len(parts)) if parts[i].isdigit() and parts[i - 1] not in _NOT_BLOCKS]
     yield from (i for i in found if parts[i - 1] in _BLOCKS)
     yield from found
 
 
 def block_namer(names: Iterable[str], is_container: Callable[[str], bool] | None = None) -> Callable[[str], str | None]:
-    """Make the function from a qualified parameter name to the name of its block.
+    """Return the function from a qualified parameter name to the name of its block.
 
     Args:
         names: Qualified names of all parameters of the model.
-        is_container: Whether the module of that name is a list of modules; None when only names are known.
+        is_container: Function that returns whether the module of a name is a list of modules; None if only names are
+            known.
 
     Returns:
-        A function from a parameter name to a block name, or to None where there is no block.
+        A function from a parameter name to a block name, or to None outside of blocks.
 
     Example:
         >>> block_of = block_namer(["h.0.attn.weight", "head.0.weight"])
@@ -43,7 +44,7 @@ def block_namer(names: Iterable[str], is_container: Callable[[str], bool] | None
         deeper.update(".".join(parts[: i + 1]) for i in _numbered(parts) if i < len(parts) - 2)
 
     def block_of(name: str) -> str | None:
-        """The outermost block that holds a parameter."""
+        """Return the outermost block of a parameter."""
         parts = name.split(".")
         for i in _numbered(parts):
             path = ".".join(parts[: i + 1])

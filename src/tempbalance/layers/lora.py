@@ -1,7 +1,7 @@
 """LoRA layers of a live model, recognised by their attributes (PEFT is not imported).
 
-``merged`` is ``W + sum (alpha / r) B A`` over the active adapters, ``update`` the sum alone. The factors themselves are
-no rows: ``A`` and ``B`` have no spectrum of their own that would say anything about the layer.
+``merged`` is ``W + sum (alpha / r) B A`` over the active adapters, ``update`` the sum alone. The factors ``A`` and
+``B`` are not rows: their spectra do not describe the layer.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from torch import Tensor, nn
 
 from tempbalance.errors import WeightError
 from tempbalance.layers.fused import Index, Reader
-from tempbalance.layers.sharded import whole
+from tempbalance.layers.sharded import full_tensor
 from tempbalance.layers.weights import Candidate
 
 __all__ = ["adapted_copies", "is_lora", "is_trained_copy", "lora_attribute", "lora_candidates"]
 
-_VARIANT = "LoRA variant ({}) that is more than W + (alpha/r) BA: merge it (merge_and_unload) and analyse the result"
+_VARIANT = "LoRA variant ({}) other than W + (alpha/r) BA: merge it (merge_and_unload) and analyse the result"
 
 
 def is_lora(module: nn.Module) -> bool:
-    """Whether a module is a LoRA layer around a base layer."""
+    """Return whether a module is a LoRA layer around a base layer."""
     return all(hasattr(module, name) for name in ("base_layer", "lora_A", "lora_B", "scaling"))
 
 
 def is_trained_copy(module: nn.Module) -> bool:
-    """Whether a module keeps an original beside the copies that PEFT trains in full (``modules_to_save``)."""
+    """Return whether a module has copies that PEFT trains in full (``modules_to_save``) and the original."""
     return hasattr(module, "original_module") and isinstance(getattr(module, "modules_to_save", None), nn.ModuleDict)
 
 
 def adapted_copies(module: Any) -> tuple[str, list[str]]:
-    """The children of a ``modules_to_save`` wrapper: the one in use, and the others."""
+    """Return the child of a ``modules_to_save`` wrapper that is in use, and the others."""
     paths = ["original_module", *(f"modules_to_save.{name}" for name in module.modules_to_save)]
     active = [f"modules_to_save.{name}" for name in _active(module)]
     used = next((path for path in active if path in paths), "original_module")
@@ -43,7 +43,7 @@ def adapted_copies(module: Any) -> tuple[str, list[str]]:
 
 
 def lora_attribute(module: nn.Module) -> str:
-    """Name of the parameter of the base layer that a LoRA layer adapts."""
+    """Return the name of the parameter of the base layer that a LoRA layer adapts."""
     name = getattr(module, "parameter_name", "weight")
     return name if isinstance(name, str) else "weight"
 
@@ -56,7 +56,7 @@ def _active(module: Any) -> list[str]:
 
 
 def _variant(module: Any, adapters: Iterable[str]) -> str | None:
-    """Name of the variant that makes an adapter more than a product, if any."""
+    """Return the name of a variant of LoRA that is not a plain product, if any."""
     if type(module).__name__ == "MultiheadAttention":
         return "nn.MultiheadAttention"
     for adapter in adapters:
@@ -69,7 +69,7 @@ def _variant(module: Any, adapters: Iterable[str]) -> str | None:
 
 
 def lora_candidates(module: Any, name: str, base: list[Candidate], mode: str) -> Iterator[Candidate]:
-    """What a LoRA layer stands for.
+    """Yield the candidates of a LoRA layer.
 
     Args:
         module: The LoRA layer.
@@ -78,8 +78,8 @@ def lora_candidates(module: Any, name: str, base: list[Candidate], mode: str) ->
         mode: ``"merged"`` or ``"update"``.
 
     Yields:
-        The candidates of the base layer, named as if there were no LoRA; the adapted one with the update added, or as
-        the update alone.
+        The candidates of the base layer under their names without LoRA. The adapted one is the weight plus the update,
+        or the update alone.
     """
     has_factors = {*module.lora_A, *getattr(module, "lora_embedding_A", {})}
     adapters = [adapter for adapter in _active(module) if adapter in has_factors]
@@ -102,7 +102,7 @@ def lora_candidates(module: Any, name: str, base: list[Candidate], mode: str) ->
 
 def _read_update(module: Any, adapters: tuple[str, ...], shape: tuple[int, ...], index: Index) -> Tensor:
     with torch.no_grad():
-        deltas = [whole(module.get_delta_weight(adapter)).detach() for adapter in adapters]
+        deltas = [full_tensor(module.get_delta_weight(adapter)).detach() for adapter in adapters]
     total = functools.reduce(torch.add, deltas)
     if tuple(total.shape) != shape:
         raise WeightError(f"the LoRA update has shape {tuple(total.shape)}, its base weight {shape}")

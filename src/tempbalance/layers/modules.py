@@ -16,7 +16,7 @@ from tempbalance.layers.fused import Index, Reader
 from tempbalance.layers.lora import adapted_copies, is_lora, is_trained_copy, lora_attribute, lora_candidates
 from tempbalance.layers.reasons import quantised_reason, tensor_reason
 from tempbalance.layers.roles import MATRIX_NDIM, Site, role_of
-from tempbalance.layers.sharded import FullTensorCache, whole
+from tempbalance.layers.sharded import FullTensorCache, full_tensor
 from tempbalance.layers.weights import Candidate, Role
 from tempbalance.spectra.matrices import Layout
 
@@ -29,7 +29,7 @@ _PREFIXES = ("_orig_mod.", "module.", "base_model.model.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Node:
-    """A module and its place in the tree."""
+    """A module and its position in the tree."""
 
     name: str
     module: nn.Module
@@ -37,19 +37,19 @@ class _Node:
     owner: nn.Module | None
     meta: bool
     lora: str
-    whole: FullTensorCache | None
+    gather: FullTensorCache | None
 
     def unreadable(self, tensor: Tensor) -> str | None:
-        """Why the numbers of a parameter cannot be read."""
-        return tensor_reason(tensor, meta=self.meta, sharded=self.whole is not None)
+        """Return why the values of a parameter cannot be read, if so."""
+        return tensor_reason(tensor, meta=self.meta, sharded=self.gather is not None)
 
     def descend(self, child: str) -> _Node:
-        """The node of a child module."""
+        """Return the node of a child module."""
         module = self.module.get_submodule(child)
         return replace(self, name=_join(self.name, child), module=module, child=child, owner=self.module)
 
     def site(self, attribute: str, shape: tuple[int, ...], dtype: torch.dtype) -> Site:
-        """Where a parameter of this module sits."""
+        """Return the site of a parameter of this module."""
         return Site(
             name=_join(self.name, attribute),
             attribute=attribute,
@@ -64,20 +64,20 @@ class _Node:
 def module_candidates(
     model: nn.Module, *, lora: str = "merged", meta: bool = False, sharded: bool = False
 ) -> list[Candidate]:
-    """List the weights of a live model, which is only read.
+    """List the weights of a live model, which is not changed.
 
     Args:
         model: Any module.
-        lora: ``"merged"`` or ``"update"``: what a LoRA layer stands for.
-        meta: Whether tensors on the meta device are welcome, because their numbers come from elsewhere.
-        sharded: Whether DTensors are welcome: reading one makes it whole, a collective call.
+        lora: ``"merged"`` or ``"update"``: the matrix of a LoRA layer.
+        meta: Whether tensors on the meta device are allowed (their values are read from a checkpoint).
+        sharded: Whether DTensors are allowed; reading one gathers it, which is a collective.
 
     Returns:
-        One candidate per parameter with two axes or more, tied names included, in the order of the model. Names that
-        wrappers (``torch.compile``, DDP, PEFT) add to the front are left out.
+        One candidate per parameter with two axes or more, including tied names, in the order of the model. Prefixes of
+        wrappers (``torch.compile``, DDP, PEFT) are removed from the names.
     """
     root = _Node(
-        name="", module=model, child="", owner=None, meta=meta, lora=lora, whole=FullTensorCache() if sharded else None
+        name="", module=model, child="", owner=None, meta=meta, lora=lora, gather=FullTensorCache() if sharded else None
     )
     found = list(_walk(root, ()))
     prefix = wrapper_prefix(model)
@@ -87,7 +87,7 @@ def module_candidates(
     )
 
     def strip(name: str | None) -> str | None:
-        """A name without what wrappers add to it."""
+        """Return a name without the prefixes of wrappers."""
         return name and name.removeprefix(prefix)
 
     return [replace(c, name=c.name.removeprefix(prefix), block=strip(block_of(c.name))) for c in found]
@@ -98,13 +98,13 @@ def _join(prefix: str, name: str) -> str:
 
 
 def wrapper_prefix(model: nn.Module) -> str:
-    """What wrappers (``torch.compile``, DDP, PEFT) put in front of every name of the wrapped model.
+    """Return the prefix that wrappers (``torch.compile``, DDP, PEFT) add to every name of the wrapped model.
 
     Args:
         model: Any module.
 
     Returns:
-        The prefix, with its dot; empty without wrappers.
+        The prefix with its trailing dot; empty without wrappers.
 
     Example:
         >>> wrapper_prefix(nn.DataParallel(nn.Linear(2, 2)))
@@ -132,7 +132,7 @@ def _is_wrapper(model: nn.Module, prefix: str) -> bool:
 
 
 def _walk(node: _Node, ancestors: tuple[int, ...]) -> Iterator[Candidate]:
-    """All candidates of a module and its descendants."""
+    """Yield the candidates of a module and its descendants."""
     module = node.module
     if id(module) in ancestors:
         return
@@ -155,7 +155,7 @@ def _walk(node: _Node, ancestors: tuple[int, ...]) -> Iterator[Candidate]:
 
 
 def _retarget(candidate: Candidate, node: _Node) -> Candidate:
-    """Judge the weight that LoRA adapts as if its layer stood where the LoRA layer stands (``c_attn`` is fused)."""
+    """Give the weight that LoRA adapts the role that it has without LoRA (``c_attn`` is fused)."""
     attribute = lora_attribute(node.module)
     if candidate.role.reason or candidate.dtype is None or candidate.name != f"{node.name}.base_layer.{attribute}":
         return candidate
@@ -166,7 +166,7 @@ def _retarget(candidate: Candidate, node: _Node) -> Candidate:
 
 
 def _trained_copy(node: _Node, seen: tuple[int, ...]) -> Iterator[Candidate]:
-    """The copy in use, under the name of the module; the others are skipped."""
+    """Yield the copy in use under the name of the module; the others are skipped."""
     used, others = adapted_copies(node.module)
     yield from _walk(replace(node.descend(used), name=node.name, child=node.child, owner=node.owner), seen)
     for path in others:
@@ -176,7 +176,7 @@ def _trained_copy(node: _Node, seen: tuple[int, ...]) -> Iterator[Candidate]:
 
 
 def _own(node: _Node) -> Iterator[Candidate]:
-    """Candidates of the parameters that a module holds itself."""
+    """Yield the candidates of a module's own parameters."""
     effective = effective_weights(node.module)
     hidden = frozenset().union(*(e.hides for e in effective.values()))
     dtypes: dict[str, Any] = {k: getattr(t, "dtype", None) for k, t in _tensors(node.module).items()}
@@ -208,21 +208,21 @@ def _unreadable(name: str, _: Index) -> Tensor:
     raise AssertionError(f"{name} is skipped and never read")
 
 
-def _read_live(parameter: Tensor, make_whole: FullTensorCache | None, index: Index) -> Tensor:
-    weight = make_whole(parameter) if make_whole is not None else parameter
+def _read_live(parameter: Tensor, gather: FullTensorCache | None, index: Index) -> Tensor:
+    weight = gather(parameter) if gather is not None else parameter
     return weight.detach()[index] if index else weight.detach()
 
 
 def _read_computed(computed: Effective, index: Index) -> Tensor:
-    weight = whole(computed.compute())
+    weight = full_tensor(computed.compute())
     return weight[index] if index else weight
 
 
 def _parameter(node: _Node, attribute: str, parameter: Tensor, quantised: str | None) -> Candidate | None:
-    """Candidate of one parameter, or None when it is no matrix."""
+    """Return the candidate of one parameter, or None if it is not a matrix."""
     name = _join(node.name, attribute)
     reason = quantised or node.unreadable(parameter)
-    if reason and ("lazy" in reason or "FSDP" in reason):  # no shape to look at, or a misleading one
+    if reason and ("lazy" in reason or "FSDP" in reason):  # the shape is missing or misleading
         return None if attribute.startswith("bias") else _skip(name, (), reason)
     shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
     if len(shape) < MATRIX_NDIM:
@@ -238,13 +238,13 @@ def _parameter(node: _Node, attribute: str, parameter: Tensor, quantised: str | 
         role=role,
         shape=shape,
         dtype=parameter.dtype,
-        read=functools.partial(_read_live, parameter, node.whole),
+        read=functools.partial(_read_live, parameter, node.gather),
         identity=storage_identity(parameter),
     )
 
 
 def _computed(node: _Node, attribute: str, computed: Effective) -> Candidate:
-    """Candidate of a weight computed from other tensors."""
+    """Return the candidate of a weight that is computed from other tensors."""
     name = _join(node.name, attribute)
     site = node.site(attribute, computed.shape, torch.get_default_dtype())
     role = role_of(site)
@@ -255,7 +255,7 @@ def _computed(node: _Node, attribute: str, computed: Effective) -> Candidate:
 
 
 def storage_identity(tensor: Tensor) -> Hashable:
-    """Equal for two tensors that are the same numbers in memory, however many Python objects there are."""
+    """Return a key that is equal for two tensors with the same memory, even if they are different objects."""
     try:
         if not tensor.is_meta and tensor.numel() and tensor.data_ptr():
             return (tensor.device, tensor.data_ptr(), tensor.numel(), tensor.dtype)
@@ -264,7 +264,7 @@ def storage_identity(tensor: Tensor) -> Hashable:
     return id(tensor)
 
 
-SEPARABLE = "separable spectral convolution: each mode scales every channel alone, so there is no matrix"
+SEPARABLE = "separable spectral convolution: each mode scales every channel separately, so there is no matrix"
 
 
 def _complex_role(node: _Node, role: Role) -> Role:
@@ -273,12 +273,12 @@ def _complex_role(node: _Node, role: Role) -> Role:
 
 
 def _is_factorised(module: nn.Module) -> bool:
-    """A tensor of TensorLy-Torch: what neuraloperator keeps its spectral weights in."""
+    """Return whether a module is a tensor of TensorLy-Torch, in which neuraloperator stores its spectral weights."""
     return any(cls.__name__ == "FactorizedTensor" for cls in type(module).__mro__)
 
 
 def _factorised(node: _Node) -> Iterator[Candidate]:
-    """One candidate for a factorised tensor: the tensor it stands for."""
+    """Yield one candidate for a factorised tensor: the product of its factors."""
     module: Any = node.module
     dense = module._parameters.get("tensor")
     shape = tuple(int(size) for size in module.shape)
@@ -293,7 +293,7 @@ def _factorised(node: _Node) -> Iterator[Candidate]:
             role=replace(role, reason=reason),
             shape=shape,
             dtype=dense.dtype,
-            read=functools.partial(_read_live, dense, node.whole),
+            read=functools.partial(_read_live, dense, node.gather),
             identity=storage_identity(dense),
         )
         return
@@ -305,12 +305,12 @@ def _factorised(node: _Node) -> Iterator[Candidate]:
 
 def _read_factorised(module: Any, index: Index) -> Tensor:
     with torch.no_grad():
-        tensor = whole(module.to_tensor())
+        tensor = full_tensor(module.to_tensor())
     return tensor.detach()[index] if index else tensor.detach()
 
 
 def _packed(node: _Node) -> Iterator[Candidate]:
-    """Quantised layers of torch keep no parameter at all: they would vanish without this."""
+    """Yield a skipped candidate for a quantised layer of torch, which has no parameter."""
     if type(node.module).__module__.startswith("torch.ao.nn.quantized") and hasattr(node.module, "_packed_params"):
         yield _skip(
             _join(node.name, "weight"),

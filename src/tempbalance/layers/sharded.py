@@ -1,4 +1,4 @@
-"""Parameters that lie in shards over several processes (DTensor: FSDP2, tensor parallelism)."""
+"""Sharded parameters (DTensor: FSDP2, tensor parallelism)."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from torch import Tensor, nn
 __all__ = [
     "FullTensorCache",
     "class_name",
+    "full_tensor",
     "is_sharded",
-    "local",
+    "local_tensor",
     "mesh_ranks",
+    "num_shards",
     "refresh_fsdp",
     "reshard",
-    "shards",
-    "whole",
 ]
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, told by its class so that torch.distributed need not be loaded."""
+    """Return whether a tensor is a DTensor, by its class name so that torch.distributed need not be imported."""
     return any(cls.__name__ == "DTensor" for cls in type(tensor).__mro__)
 
 
 def class_name(module: nn.Module) -> str:
-    """The name of a module's class, without the subclass that FSDP2 makes of it."""
+    """Return the name of a module's class, without the subclass that FSDP2 adds."""
     names = [cls.__name__ for cls in type(module).__mro__]
     return names[names.index("FSDPModule") + 1] if "FSDPModule" in names else names[0]
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return the shard of this process, or the tensor itself if it is not sharded."""
     sharded: Any = tensor
     return sharded.to_local() if is_sharded(tensor) else tensor
 
 
-def shards(tensor: Tensor) -> int:
-    """Into how many pieces a tensor is divided."""
+def num_shards(tensor: Tensor) -> int:
+    """Return the number of shards of a tensor, 1 if it is not sharded."""
     if not is_sharded(tensor):
         return 1
     sharded: Any = tensor
@@ -49,13 +49,13 @@ def shards(tensor: Tensor) -> int:
 
 
 def mesh_ranks(tensor: Tensor) -> tuple[int, ...]:
-    """Numbers of the processes that hold a sharded tensor together; none for any other."""
+    """Return the global ranks of the processes with a shard; empty if the tensor is not sharded."""
     sharded: Any = tensor
     return tuple(sharded.device_mesh.mesh.flatten().tolist()) if is_sharded(tensor) else ()
 
 
 def reshard(model: nn.Module) -> None:
-    """Give up what FSDP2 has left whole after an evaluation: the optimizer knows the shards only."""
+    """Free the full parameters that FSDP2 keeps after an evaluation; the optimizer has the shards alone."""
     for module in model.modules():
         if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
             wrapped: Any = module
@@ -63,7 +63,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def refresh_fsdp(model: nn.Module) -> None:
-    """Let FSDP2 see which parameters are trained now: it looks at them, and their dtypes, when it makes them whole."""
+    """Unshard and reshard: FSDP2 reads ``requires_grad`` and dtype of its parameters when it unshards them."""
     for module in model.modules():
         if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
             wrapped: Any = module
@@ -71,27 +71,27 @@ def refresh_fsdp(model: nn.Module) -> None:
             wrapped.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor made whole, on every rank: a collective call. Any other tensor as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor on every rank, which is a collective; return any other tensor as it is."""
     if not is_sharded(tensor):
         return tensor
     sharded: Any = tensor
-    with torch.no_grad():  # shards that are kept on the CPU meet where the processes do
+    with torch.no_grad():  # shards on the CPU are gathered on the device of the mesh
         full: Tensor = sharded.to(sharded.device_mesh.device_type).full_tensor()
     return full
 
 
 class FullTensorCache:
-    """Makes parameters whole and keeps the last one: the parts of a fused parameter are read one after the other."""
+    """Gathers parameters and keeps the last one: the parts of a fused parameter are read one after the other."""
 
     def __init__(self) -> None:
         self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, parameter: Tensor) -> Tensor:
-        """The whole of a parameter; of one that is not sharded, itself."""
+        """Return the full parameter; one that is not sharded as it is."""
         if not is_sharded(parameter):
             return parameter
         if self._last is None or self._last[0] is not parameter:
-            self._last = None  # its memory first
-            self._last = parameter, whole(parameter.detach())
+            self._last = None  # free its memory first
+            self._last = parameter, full_tensor(parameter.detach())
         return self._last[1]

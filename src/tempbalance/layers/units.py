@@ -1,8 +1,8 @@
-"""Units: the layers or blocks of a live model that get one learning rate each, with all parameters that follow them.
+"""Units: the layers or blocks of a live model that get one learning rate each, with all their parameters.
 
-A parameter belongs to the layer whose module holds it; what a layer keeps in submodules of its own (the factors of
-LoRA, parametrizations, factorised tensors) counts as held by it. A norm follows the layer before it, if its size is
-that of the layer's output or input. In a block everything follows the block.
+A parameter belongs to the layer whose module contains it, also if it is in an inner submodule (factors of LoRA,
+parametrizations, factorised tensors). A norm belongs to the layer before it if its size is that of the layer's output
+or input. With blocks, all parameters of a block belong to it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,19 @@ from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.modules import CONTAINERS, wrapper_prefix
 from tempbalance.layers.weights import Weight
 
-__all__ = ["Unit", "block_of_parameter", "find_units", "parameter_names", "sources_of"]
+__all__ = [
+    "Norm",
+    "Unit",
+    "block_of_parameter",
+    "find_norms",
+    "find_units",
+    "parameter_names",
+    "source_parameters",
+]
 
-# Wrappers that stand in the middle of a name: torch.compile and activation checkpointing of a submodule, PEFT's copies.
+# Wrappers inside a name: torch.compile and activation checkpointing of a submodule, copies of PEFT.
 _WRAPPERS = re.compile(r"_orig_mod\.|_checkpoint_wrapped_module\.|modules_to_save\.[^.]+\.|original_module\.")
-# What a layer keeps in submodules of its own: parametrizations, LoRA, factorised tensors.
+# Inner submodules of a layer: parametrizations, LoRA, factorised tensors.
 _INNER = re.compile(r"(^|\.)(parametrizations|base_layer|lora_\w+|weight)(\..*)?$")
 
 
@@ -32,9 +40,9 @@ class Unit:
     """A layer or block.
 
     Attributes:
-        name: Qualified name of the module; of a weight that lies loose in a larger module, its own.
-        weights: Names of its weight matrices, as ``find_weights`` gives them.
-        parameters: Names of all parameters that go with it, as ``parameter_names`` gives them.
+        name: Qualified name of the module; for a parameter of a module of unknown type, the name of the parameter.
+        weights: Names of its weight matrices, as in ``find_weights``.
+        parameters: Names of all its parameters, as in ``parameter_names``.
     """
 
     name: str
@@ -43,13 +51,13 @@ class Unit:
 
 
 def parameter_names(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a model by name, without what wrappers (``torch.compile``, DDP, PEFT) add to it.
+    """Return the parameters of a model by name, without the prefixes of wrappers (``torch.compile``, DDP, PEFT).
 
     Args:
         model: Any module.
 
     Returns:
-        Name to parameter, in the order of the model; a shared parameter once, under its first name.
+        Name to parameter in the order of the model; a shared parameter once, under its first name.
 
     Example:
         >>> list(parameter_names(nn.DataParallel(nn.Linear(2, 2))))
@@ -59,20 +67,20 @@ def parameter_names(model: nn.Module) -> dict[str, Tensor]:
     return {_plain(name, prefix): parameter for name, parameter in model.named_parameters()}
 
 
-def sources_of(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The parameters that a weight is made of: itself, or those it is computed from (LoRA, parametrizations).
+def source_parameters(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the parameters that a weight is computed from: itself, or those of LoRA or a parametrization.
 
     Args:
         weight: A weight of the model.
         parameters: All parameters of the model by name.
 
     Returns:
-        Their names; a bias is not among them.
+        Their names, without biases.
 
     Example:
         >>> from tempbalance.layers import find_weights
         >>> net = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
-        >>> sources_of(find_weights(net)[0][0], parameter_names(net))
+        >>> source_parameters(find_weights(net)[0][0], parameter_names(net))
         ('parametrizations.weight.original0', 'parametrizations.weight.original1')
     """
     name = _plain(weight.parameter)
@@ -83,7 +91,7 @@ def sources_of(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple[str, .
 
 
 def block_of_parameter(model: nn.Module) -> Callable[[str], str | None]:
-    """The function from a parameter's name, as ``parameter_names`` gives it, to its block's, None outside of blocks.
+    """Return the function from the name of a parameter to the name of its block, or to None outside of blocks.
 
     Args:
         model: Any module.
@@ -107,19 +115,19 @@ def find_units(
     weights: Sequence[Weight],
     *,
     unit: Literal["layer", "block"] = "layer",
-    norms: Literal["follow", "by_name", "base"] = "follow",
+    norms: Literal["follow", "base"] = "follow",
 ) -> list[Unit]:
     """Divide the parameters of a model into units.
 
     Args:
         model: The live model that the weights were found in.
-        weights: The weights that are judged, in the order of the model.
+        weights: The weights to put into units, in the order of the model.
         unit: Whether a unit is a layer or a block; with blocks, weights outside of all blocks are in no unit.
-        norms: Whether a norm belongs to the unit of the layer before it; with ``"by_name"`` only ``...bn1`` to
-            ``...conv1`` (as in the code released with TempBalance); with ``"base"`` norms are in no unit.
+        norms: ``"follow"``: a norm is in the unit of the layer before it, or of its block. ``"base"``: norms are in no
+            unit.
 
     Returns:
-        The units in the order of the model, each with at least one weight. A parameter is in one unit at most.
+        The units in the order of the model, each with at least one weight. A parameter is in at most one unit.
 
     Example:
         >>> from tempbalance.layers import find_weights
@@ -128,7 +136,7 @@ def find_units(
         [('0.weight', '0.bias', '1.weight', '1.bias'), ('3.weight', '3.bias')]
     """
     parameters = parameter_names(model)
-    norm_of = {name: norm for norm in _norms(model) for name in norm.parameters}
+    norm_of = {name: norm for norm in find_norms(model) for name in norm.parameters}
     if unit == "block":
         block_of = block_of_parameter(model)
         homes = {weight.name: block_of(_plain(weight.parameter)) for weight in weights}
@@ -136,9 +144,7 @@ def find_units(
     else:
         homes = {weight.name: _layer_of(weight) for weight in weights}
         owners = {name: home for name in parameters for home in (_home(name), name) if home in homes.values()}
-        if norms == "by_name":
-            owners.update(_by_name(norm_of, set(owners.values())))
-        elif norms == "follow":
+        if norms == "follow":
             widths: dict[str | None, set[int]] = {}
             for weight in weights:
                 widths.setdefault(homes[weight.name], set()).update(weight.shape[:2])
@@ -159,19 +165,26 @@ def _plain(name: str, prefix: str = "") -> str:
 
 
 def _home(name: str) -> str:
-    """Name of the layer that holds a parameter, be it in a submodule of its own."""
+    """Return the name of the layer that contains a parameter, directly or in an inner submodule."""
     return _INNER.sub("", name.rpartition(".")[0])
 
 
 def _layer_of(weight: Weight) -> str:
-    """Name of the layer of a weight; a parameter that lies loose in a module is a layer of its own."""
+    """Return the name of the layer of a weight; a parameter of a module of unknown type is a layer of its own."""
     name = _plain(weight.parameter)
     return name if weight.kind == "parameter" else _home(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Norm:
-    """A normalisation layer: its module's name and class, its parameters and how many numbers each of them has."""
+class Norm:
+    """A normalisation layer.
+
+    Attributes:
+        name: Qualified name of the module.
+        module: The module.
+        parameters: Names of its parameters, as in ``parameter_names``.
+        width: Number of elements of its largest parameter.
+    """
 
     name: str
     module: nn.Module
@@ -179,8 +192,8 @@ class _Norm:
     width: int
 
 
-def _norms(model: nn.Module) -> Iterator[_Norm]:
-    """The norms of a model: modules without children, of a class called so, with parameters of their own."""
+def find_norms(model: nn.Module) -> Iterator[Norm]:
+    """Yield the norms of a model: modules with parameters, without children, and with "norm" in their class name."""
     prefix = wrapper_prefix(model)
     for path, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
@@ -188,25 +201,16 @@ def _norms(model: nn.Module) -> Iterator[_Norm]:
         if is_norm and own and not list(module.children()):
             width = max(math.prod(parameter.shape) for parameter in own.values())
             parameters = tuple(_plain(f"{path}.{key}" if path else key, prefix) for key in own)
-            yield _Norm(name=_plain(path, prefix), module=module, parameters=parameters, width=width)
-
-
-def _by_name(norm_of: Mapping[str, _Norm], layers: set[str | None]) -> dict[str, str]:
-    found = {}
-    for name, norm in norm_of.items():
-        layer = norm.name.replace("bn", "conv")
-        if isinstance(norm.module, nn.BatchNorm2d) and layer in layers:
-            found[name] = layer
-    return found
+            yield Norm(name=_plain(path, prefix), module=module, parameters=parameters, width=width)
 
 
 def _following(
     parameters: Mapping[str, Tensor],
-    norm_of: Mapping[str, _Norm],
+    norm_of: Mapping[str, Norm],
     owners: Mapping[str, str | None],
     widths: Mapping[str | None, set[int]],
 ) -> dict[str, str | None]:
-    """The layer before each norm, if it is judged and as wide as the norm."""
+    """Return the layer before each norm, if it has a weight in ``widths`` and the width of the norm."""
     found = {}
     last: str | None = None
     for name, parameter in parameters.items():

@@ -1,4 +1,4 @@
-"""Methods by name: ``plain``, a recipe of ``tempbalance.recipes``, a control of a recipe, and what a task adds."""
+"""Methods by name: ``plain``, a recipe, a control of a recipe, and the methods that a task adds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from tempbalance import released
 from tempbalance.balance import Balancer, Every, Recipe, recipes
 from tempbalance.balance.assign import AlphaChange, Damped
 from tempbalance.errors import StudyError
@@ -20,6 +21,7 @@ from tempbalance.tail import find_estimator
 __all__ = ["PLAIN", "CustomMethods", "Method", "find_recipe", "list_methods", "read_method"]
 
 PLAIN = "plain"
+_AS_RELEASED = tuple(name for name in released.__all__ if name.endswith("_as_released"))
 _OPTIONS = ("unit", "estimator", "windows", "every", "spectrum_of", "kinds")  # fields that every recipe has
 _WRAPPERS = {"damped": Damped, "change": AlphaChange}  # around the recipe's assignment
 
@@ -123,12 +125,14 @@ def find_recipe(name: str) -> Callable[..., Recipe] | None:
     Returns:
         The function that builds it, None if there is none.
     """
-    return getattr(recipes, name) if name in recipes.__all__ else None
+    if name in recipes.__all__:
+        return getattr(recipes, name)  # type: ignore[no-any-return]
+    return getattr(released, name) if name in _AS_RELEASED else None
 
 
 def list_methods(custom: CustomMethods) -> str:
     """List the names of all methods, for an error message."""
-    return f"the methods are {', '.join([PLAIN, *recipes.__all__, *custom])}"
+    return f"the methods are {', '.join([PLAIN, *recipes.__all__, *_AS_RELEASED, *custom])}"
 
 
 def read_method(name: str, custom: CustomMethods) -> list[Part]:
@@ -191,7 +195,7 @@ def _build_recipe(name: str, values: Mapping[str, Any]) -> Recipe:
         changes["every"] = Every(steps=changes["every"])
     if "estimator" in changes:  # keeps the recipe's minimum number of eigenvalues
         name = str(changes["estimator"])
-        changes["estimator"] = find_estimator(name, min_eigenvalues=recipe.estimator.min_eigenvalues)
+        changes["estimator"] = find_estimator(name, min_eigenvalues=find_estimator(recipe.estimator).min_eigenvalues)
     wrappers = [wrapper for key, wrapper in _WRAPPERS.items() if changes.pop(key, False)]
     recipe = replace(recipe, **changes)
     for wrapper in wrappers:

@@ -1,4 +1,4 @@
-"""What an assignment is: a function from what is known of all units to one multiplier each."""
+"""The base class of assignments: functions from facts about all units to one multiplier per unit."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Around", "Assignment", "Times", "UnitFacts"]
+__all__ = ["AlphaTransform", "Assignment", "Times", "UnitFacts"]
 
 
 class UnitFacts(NamedTuple):
-    """What is known of a unit when multipliers are assigned.
+    """What an assignment gets about one unit.
 
     Attributes:
-        alpha: Its exponent; NaN or infinite where it cannot be judged.
-        stderr: Standard error of alpha; of a block, that of the mean over its weights.
-        first_alpha: Its exponent at the first measurement.
-        depth: How far it lies below the head of the model, in blocks: 0 for the head.
+        alpha: Exponent of the unit, greater than 1; the mean over its weights. NaN without a fit.
+        stderr: Standard error of ``alpha``; NaN without a fit.
+        first_alpha: ``alpha`` at the first refresh at which the unit had one; NaN before.
+        depth: Number of blocks between the unit and the head of the model: 0 for the head, 1 for the last block. Always
+            0 unless the assignment has ``uses_depth``.
     """
 
     alpha: float = math.nan
@@ -29,16 +30,32 @@ class UnitFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class Assignment(ABC):
-    """Turns what is known of all units into one multiplier each: a pure function."""
+    """Base class of all assignments. To write your own, implement ``assign``; see also ``ByAlpha`` and ``ByDepth``.
+
+    An assignment must be a pure function, and a frozen dataclass if it has parameters.
+
+    Example:
+        >>> class Extremes(Assignment):
+        ...     def assign(self, units):
+        ...         largest = max(unit.alpha for unit in units)
+        ...         return [2.0 if unit.alpha == largest else 1.0 for unit in units]
+        >>> Extremes().assign([UnitFacts(alpha=2.0), UnitFacts(alpha=4.0)])
+        [1.0, 2.0]
+    """
 
     @property
     def uses_alpha(self) -> bool:
-        """Whether it looks at alphas; without, no spectrum is computed."""
-        return False
+        """Whether ``assign`` reads alphas. If False, no spectrum is computed. True unless overridden."""
+        return True
 
     @property
     def uses_depth(self) -> bool:
-        """Whether it looks at depths; if so, every parameter that is trained gets a multiplier."""
+        """Whether ``assign`` reads depths. If True, every trained parameter is in a unit. False unless overridden."""
+        return False
+
+    @property
+    def stretches_to_range(self) -> bool:
+        """Whether the multipliers span a fixed range however little the alphas differ. False unless overridden."""
         return False
 
     @abstractmethod
@@ -46,7 +63,7 @@ class Assignment(ABC):
         """Assign a multiplier to every unit.
 
         Args:
-            units: What is known of each.
+            units: Facts about each unit, in the order of the model.
 
         Returns:
             One multiplier per unit, finite and not negative.
@@ -54,37 +71,32 @@ class Assignment(ABC):
 
 
 @dataclass(frozen=True)
-class Around(Assignment):
-    """An assignment that changes what another one gets to know of the alphas.
+class AlphaTransform(Assignment):
+    """Base class of assignments that change the alphas and pass them to another assignment.
 
     Attributes:
-        assignment: The other one.
+        assignment: The other assignment.
     """
 
     assignment: Assignment
 
     @property
-    def uses_alpha(self) -> bool:
-        """It does."""
-        return True
-
-    @property
     def uses_depth(self) -> bool:
-        """Whether the assignment inside does."""
+        """Whether the other assignment reads depths."""
         return self.assignment.uses_depth
 
 
 @dataclass(frozen=True)
 class Times(Assignment):
-    """The product of two assignments: a prior by depth times balancing by alpha.
+    """The product of two assignments, such as a prior by depth times balancing by alpha.
 
-    Where alpha says nothing (embeddings, norms, a failed fit), the factor by depth is left. Use it to find out whether
-    alpha adds anything to a rate by depth that is known to work; nobody has published the combination. A product of
+    A unit without an alpha (embeddings, norms, a failed fit) gets the factor by depth alone. Use it to find out whether
+    alpha improves on a learning rate by depth that is known to work; the combination is not published. A product of
     three is ``Times(a, Times(b, c))``.
 
     Attributes:
         first: One assignment.
-        second: The other.
+        second: The other assignment.
 
     Example:
         >>> from tempbalance.balance.assign import LayerwiseDecay, Linear
@@ -98,14 +110,14 @@ class Times(Assignment):
 
     @property
     def uses_alpha(self) -> bool:
-        """Whether one of the two looks at alphas."""
+        """Whether one of the two reads alphas."""
         return self.first.uses_alpha or self.second.uses_alpha
 
     @property
     def uses_depth(self) -> bool:
-        """Whether one of the two looks at depths."""
+        """Whether one of the two reads depths."""
         return self.first.uses_depth or self.second.uses_depth
 
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
-        """The products of what the two assign."""
+        """Return the products of the multipliers of the two assignments."""
         return [a * b for a, b in zip(self.first.assign(units), self.second.assign(units), strict=True)]

@@ -1,4 +1,4 @@
-"""Assignments by depth: rates that fall from the head of a model to its embeddings, whatever the spectra."""
+"""Assignments by depth alone: learning rates that fall from the head of a model to its embeddings."""
 
 from __future__ import annotations
 
@@ -8,37 +8,42 @@ from dataclasses import dataclass
 
 from tempbalance.balance.assign.assignment import Assignment, UnitFacts
 
-__all__ = ["LayerwiseDecay", "SlowLearner"]
+__all__ = ["ByDepth", "LayerwiseDecay", "SlowLearner"]
 
 
 @dataclass(frozen=True)
-class _ByDepth(Assignment):
-    """A function of the depth alone."""
+class ByDepth(Assignment):
+    """Base class of assignments by depth alone. To write your own, implement ``multiplier_at``."""
+
+    @property
+    def uses_alpha(self) -> bool:
+        """False: no spectrum is computed."""
+        return False
 
     @property
     def uses_depth(self) -> bool:
-        """It does."""
+        """True: every trained parameter gets a multiplier."""
         return True
 
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
-        """Assign a multiplier to every unit, by its depth alone."""
-        return [self._at(unit.depth) for unit in units]
+        """Assign a multiplier to every unit by its depth."""
+        return [self.multiplier_at(unit.depth) for unit in units]
 
     @abstractmethod
-    def _at(self, depth: int) -> float:
-        """The multiplier at a depth, 0 being the head."""
+    def multiplier_at(self, depth: int) -> float:
+        """Return the multiplier at a depth, finite and not negative; depth 0 is the head."""
 
 
 @dataclass(frozen=True)
-class LayerwiseDecay(_ByDepth):
-    """A power of the depth, ``decay ** depth``: the head learns at the full rate, each block below it a bit slower.
+class LayerwiseDecay(ByDepth):
+    """Layer-wise learning-rate decay, ``decay ** depth``: the head learns at the full rate, lower blocks more slowly.
 
     Source: ULMFiT (Howard and Ruder 2018, arXiv 1801.06146, section 3.2, "discriminative fine-tuning"), ELECTRA (2020)
-    and BEiT (2021), which has exactly these depths. Use it when a pre-trained transformer is fine-tuned: general
-    features lie low in the model and need the least change.
+    and BEiT (2021), whose depths are used here. Use it to fine-tune a pre-trained transformer: the lower blocks contain
+    general features that need the least change.
 
     Attributes:
-        decay: The ratio of the rates of a block and of the one above it, greater than 0; 0.65 to 0.9 in transformers,
+        decay: Learning rate of a block divided by that of the block above it, in (0, 1]; 0.65 to 0.9 for transformers,
             1/2.6 in ULMFiT.
 
     Example:
@@ -49,7 +54,7 @@ class LayerwiseDecay(_ByDepth):
     decay: float = 0.9
 
     def __post_init__(self) -> None:
-        """Check the ratio.
+        """Check ``decay``.
 
         Raises:
             ValueError: It is not greater than 0 and at most 1.
@@ -57,19 +62,21 @@ class LayerwiseDecay(_ByDepth):
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must be greater than 0 and at most 1, got {self.decay}")
 
-    def _at(self, depth: int) -> float:
+    def multiplier_at(self, depth: int) -> float:
+        """See the base class."""
         return float(self.decay**depth)
 
 
 @dataclass(frozen=True)
-class SlowLearner(_ByDepth):
-    """The head at the full rate, all below it at a fraction of that.
+class SlowLearner(ByDepth):
+    """The full learning rate for the head, a fraction of it for all other parameters.
 
-    Source: SLCA (Zhang et al., ICCV 2023, arXiv 2303.05118), "slow learner". Use it when a new head is trained on a
-    pre-trained model and the features must not be forgotten, above all on one task after the other.
+    Source: SLCA (Zhang et al., ICCV 2023, arXiv 2303.05118), "slow learner". Use it to train a new head on a
+    pre-trained model without forgetting its features, in particular in continual learning.
 
     Attributes:
-        fraction: Of the head's rate, from 0 to 1; 0.01 in the released code of SLCA. With 0 only the head learns.
+        fraction: Fraction of the head's learning rate, in [0, 1]; 0.01 in the released code of SLCA. With 0 only the
+            head is trained.
 
     Example:
         >>> SlowLearner(0.1).assign([UnitFacts(depth=2), UnitFacts(depth=1), UnitFacts(depth=0)])
@@ -79,7 +86,7 @@ class SlowLearner(_ByDepth):
     fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check the fraction.
+        """Check ``fraction``.
 
         Raises:
             ValueError: It is not from 0 to 1.
@@ -87,5 +94,6 @@ class SlowLearner(_ByDepth):
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"fraction must be from 0 to 1, got {self.fraction}")
 
-    def _at(self, depth: int) -> float:
+    def multiplier_at(self, depth: int) -> float:
+        """See the base class."""
         return 1.0 if depth == 0 else self.fraction

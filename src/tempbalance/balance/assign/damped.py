@@ -1,4 +1,4 @@
-"""An assignment that trusts an alpha as far as its standard error allows: an empirical-Bayes shrinkage estimate."""
+"""An assignment that shrinks alphas towards their mean by their standard errors (empirical Bayes)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tempbalance.balance.assign.assignment import Around, UnitFacts
-from tempbalance.balance.assign.by_alpha import Linear, Rank, RankAsReleased
+from tempbalance.balance.assign.assignment import AlphaTransform, UnitFacts
 
 __all__ = ["Damped"]
 
@@ -16,23 +15,26 @@ _PAIR = 2
 
 
 @dataclass(frozen=True)
-class Damped(Around):
-    """Another assignment, of alphas drawn towards their mean by as much as their standard errors ask for.
+class Damped(AlphaTransform):
+    """Shrink alphas towards their mean by their standard errors, and pass them to another assignment.
 
     With alphas ``a_i`` of standard errors ``s_i`` and a variance ``t`` of the true alphas between units, alpha becomes
     ``m + t / (t + s_i^2) (a_i - m)``, with ``m`` the mean weighted by ``1 / (t + s_i^2)``: the posterior mean of a
     normal model with estimated parameters (Efron and Morris 1975). ``t`` is the estimate of Paule and Mandel (1982; see
     DerSimonian and Kacker 2007): the one at which ``sum_i (a_i - m)^2 / (t + s_i^2)`` is as large as expected, the
-    number of units less one; 0 where even that is too much. Then all alphas become equal, and all multipliers 1.
+    number of units less one; 0 if the sum is smaller than expected at ``t = 0``. Then all alphas become equal and all
+    multipliers 1.
 
-    Use it where alphas differ by little more than their standard errors (small layers, few units): noise in alpha no
-    longer becomes noise in rates. It errs on the careful side: the standard error of a fit is that for independent
-    eigenvalues, but those of one matrix repel each other, and alpha varies less (of a Gaussian one: a quarter as much).
+    Use it where alphas differ by little more than their standard errors (small layers, few units), so that noise in
+    alpha does not become noise in learning rates. The estimate is conservative: the standard error of a fit assumes
+    independent eigenvalues, but the eigenvalues of one matrix repel each other, and alpha varies less (a quarter as
+    much for a Gaussian matrix).
 
-    ``Linear`` and ``Rank`` are refused: they stretch any difference to their full range, so shrinking does nothing.
+    Assignments that stretch any difference to a fixed range (``Linear``, ``Rank``) are refused: shrinking would have no
+    effect.
 
     Attributes:
-        assignment: What maps the shrunk alphas to multipliers, such as ``Sigmoid()``.
+        assignment: Maps the shrunk alphas to multipliers, such as ``Sigmoid()``.
 
     Example:
         >>> from tempbalance.balance.assign import Sigmoid
@@ -44,34 +46,34 @@ class Damped(Around):
     """
 
     def __post_init__(self) -> None:
-        """Check the assignment inside.
+        """Check the other assignment.
 
         Raises:
-            ValueError: It stretches any difference of alphas to its full range.
+            ValueError: It stretches any difference of alphas to a fixed range.
         """
-        if isinstance(self.assignment, (Linear, Rank, RankAsReleased)):
+        if self.assignment.stretches_to_range:
             name = type(self.assignment).__name__
-            raise ValueError(f"{name} must not be damped, it stretches what is shrunk again: use Sigmoid, Sqrt or Log2")
+            raise ValueError(f"{name} must not be damped: it undoes the shrinking; use Sigmoid, Sqrt or Log2")
 
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
-        """Assign a multiplier to every unit, by its shrunk alpha.
+        """Assign a multiplier to every unit by its shrunk alpha.
 
         Args:
-            units: What is known of each.
+            units: Facts about each unit.
 
         Returns:
-            One multiplier per unit; 1 where a unit cannot be judged.
+            One multiplier per unit; 1 for a unit without an alpha.
 
         Raises:
-            ValueError: An alpha comes without a positive standard error.
+            ValueError: The standard error of an alpha is not positive and finite.
         """
-        judged = [unit for unit in units if math.isfinite(unit.alpha)]
-        if not all(0 < unit.stderr < math.inf for unit in judged):
-            raise ValueError("every alpha must have a positive, finite standard error to be damped by")
-        if len(judged) < _PAIR:
+        fitted = [unit for unit in units if math.isfinite(unit.alpha)]
+        if not all(0 < unit.stderr < math.inf for unit in fitted):
+            raise ValueError("Damped needs a positive, finite standard error for every alpha")
+        if len(fitted) < _PAIR:
             return self.assignment.assign(units)
-        variance = _variance_between(judged)
-        mean = _mean(judged, variance)
+        variance = _variance_between(fitted)
+        mean = _mean(fitted, variance)
         return self.assignment.assign([unit._replace(alpha=_shrunk(unit, mean, variance)) for unit in units])
 
 
@@ -87,7 +89,7 @@ def _mean(units: Sequence[UnitFacts], variance: float) -> float:
 
 
 def _variance_between(units: Sequence[UnitFacts]) -> float:
-    """The estimate of Paule and Mandel, by bisection."""
+    """Return the estimate of Paule and Mandel, found by bisection."""
     centre = math.fsum(unit.alpha for unit in units) / len(units)
     low, high = 0.0, math.fsum((unit.alpha - centre) ** 2 for unit in units) / (len(units) - 1)
     for _ in range(_HALVINGS):

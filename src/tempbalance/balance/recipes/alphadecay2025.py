@@ -8,25 +8,23 @@ from __future__ import annotations
 
 from tempbalance.balance.assign import Linear
 from tempbalance.balance.recipe import Every, Recipe
-from tempbalance.layers import Select
 from tempbalance.spectra.windows import FARMS
 from tempbalance.tail import Hill
-from tempbalance.tail.as_released import HillAsReleased
 
-__all__ = ["alphadecay", "alphadecay_as_released"]
+__all__ = ["alphadecay"]
 
 
 def alphadecay(*, low: float = 0.67, high: float = 5.0, windows: FARMS | None = None) -> Recipe:
-    """Pre-training of language models: a weight decay per module, larger where the tail is lighter.
+    """Pre-training of language models: a weight decay per module, larger for lighter tails.
 
-    For Adam and AdamW. Each linear layer (q, k, v, o, gate, up, down) has its own; embeddings and norms keep the base
-    value. Alphas are measured every 500 steps.
+    For Adam and AdamW. Each linear layer (q, k, v, o, gate, up, down) has its own weight decay; embeddings and norms
+    keep the base value. Alphas are measured every 500 steps.
 
     Args:
         low: Multiplier of the module with the heaviest tail.
-        high: Multiplier of the module with the lightest tail. The paper uses 3 with Adam at weight decay 1e-5, and 5
-            elsewhere, with AdamW always.
-        windows: ``FARMS()`` frees alpha of the shape of the layers.
+        high: Multiplier of the module with the lightest tail. The paper uses 3 with Adam at weight decay 1e-5,
+            and 5 otherwise (always with AdamW).
+        windows: ``FARMS()`` makes alpha independent of the shape of a layer.
 
     Returns:
         The recipe.
@@ -39,9 +37,8 @@ def alphadecay(*, low: float = 0.67, high: float = 5.0, windows: FARMS | None = 
         name="alphadecay",
         source="AlphaDecay (He et al., NeurIPS 2025, arXiv 2506.14562), section 3",
         deviations=(
-            "The threshold of Hill's estimator is the largest eigenvalue outside the tail (the released code takes the "
-            "smallest one inside).",
-            "All modules take part, as in the paper (the released code leaves out the first and the last).",
+            "xmin of Hill's estimator is the largest eigenvalue outside the tail (released code: the smallest inside).",
+            "All modules are measured, as in the paper (the released code leaves out the first and the last).",
         ),
         assignment=Linear(low, high),
         target="weight_decay",
@@ -49,37 +46,4 @@ def alphadecay(*, low: float = 0.67, high: float = 5.0, windows: FARMS | None = 
         windows=windows,
         norms="base",
         every=Every(steps=500),
-    )
-
-
-def alphadecay_as_released(*, low: float = 0.6666, high: float = 5.0) -> Recipe:
-    """``alphadecay`` as the authors' code does it: the first and the last analysed layer keep the base value.
-
-    Args:
-        low: ``wd_min_ratio`` of the scripts.
-        high: ``wd_max_ratio``.
-
-    Returns:
-        The recipe; its multipliers equal those of the code wherever that gives finite ones and alphas differ.
-
-    Example:
-        >>> alphadecay_as_released().every
-        Every(steps=500, epochs=None, early=1)
-    """
-    return Recipe(
-        name="alphadecay_as_released",
-        source="github.com/hed-ucas/AlphaDecay, commit 23ce27c, LLaMa-pretraining",
-        deviations=(
-            "Equal alphas give multiplier 1 (the code: the highest for all); an all-zero layer keeps the base value "
-            "(the code divides by zero).",
-        ),
-        assignment=Linear(low, high),
-        target="weight_decay",
-        estimator=HillAsReleased(min_eigenvalues=50),
-        select=Select(split=False),
-        kinds=("linear", "conv2d"),
-        first=False,
-        last=False,
-        norms="by_name",
-        every=Every(steps=500, early=1),
     )

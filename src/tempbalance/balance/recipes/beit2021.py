@@ -13,17 +13,18 @@ __all__ = ["layerwise_decay"]
 
 
 def layerwise_decay(*, decay: float = 0.9) -> Recipe:
-    """Fine-tuning of transformers: each block learns by a factor slower than the one above it, embeddings slowest.
+    """Layer-wise learning-rate decay for fine-tuning transformers.
 
-    The multiplier of a parameter is ``decay ** depth``: depth 0 for all that comes after the last block (final norm,
-    pooler, head), 1 for the last block, the number of blocks plus 1 for embeddings. Use it whenever a pre-trained
-    transformer is fine-tuned with one rate so far; no spectrum is computed.
+    The multiplier of a parameter is ``decay ** depth``. Depth is 0 for everything after the last block (final norm,
+    pooler, head), 1 for the last block, and the number of blocks plus 1 for embeddings. Use it instead of one learning
+    rate for a pre-trained transformer. No spectrum is computed.
 
     Args:
-        decay: BEiT has 0.65 (base) and 0.75 (large), ELECTRA 0.8 (small, base) and 0.9 (large).
+        decay: Learning rate of a block divided by that of the block above it. BEiT uses 0.65 (base)
+            and 0.75 (large), ELECTRA 0.8 (small, base) and 0.9 (large).
 
     Returns:
-        The recipe; a factor on every parameter.
+        The recipe; every parameter has a multiplier.
 
     Example:
         >>> layerwise_decay(decay=0.65).assignment
@@ -33,10 +34,10 @@ def layerwise_decay(*, decay: float = 0.9) -> Recipe:
         name="layerwise_decay",
         source="BEiT (Bao et al., ICLR 2022, arXiv 2106.08254), github.com/microsoft/unilm, beit/optim_factory.py",
         deviations=(
-            "Parameters have the depth of their place in the definition of the model: position biases that all blocks "
-            "share and that are defined before them count as embeddings (BEiT: as the head).",
-            "ELECTRA counts a layer more above the last block, whose factor there is decay ** 2.",
-            "A model without blocks has a step of depth per layer.",
+            "Depth follows the order in which the model defines its parameters: position biases that all blocks share "
+            "and that are defined before the blocks count as embeddings (BEiT: as the head).",
+            "ELECTRA counts one more layer above the last block, whose factor is decay ** 2.",
+            "In a model without blocks each layer has its own depth.",
         ),
         assignment=LayerwiseDecay(decay),
         unit="block",

@@ -13,16 +13,16 @@ __all__ = ["slow_learner"]
 
 
 def slow_learner(*, fraction: float = 0.01) -> Recipe:
-    """Fine-tuning with a new head: all below the head learns at a fraction of its rate, so that features last.
+    """Fine-tuning with a new head: all other parameters learn at a fraction of the head's rate.
 
-    The rate of the optimizer is that of the head, larger than one would give to the whole model. Use it on one task
-    after the other, or on very little data; no spectrum is computed.
+    The optimizer's learning rate is that of the head, larger than usual for the full model. Use it for continual
+    learning, or with very little data. No spectrum is computed.
 
     Args:
-        fraction: Of the head's rate; the released code has 0.01.
+        fraction: Fraction of the head's learning rate; 0.01 in the released code.
 
     Returns:
-        The recipe; a factor on every parameter.
+        The recipe; every parameter has a multiplier.
 
     Example:
         >>> slow_learner().assignment
@@ -32,9 +32,9 @@ def slow_learner(*, fraction: float = 0.01) -> Recipe:
         name="slow_learner",
         source="SLCA (Zhang et al., ICCV 2023, arXiv 2303.05118), github.com/GengDavid/SLCA",
         deviations=(
-            "All that comes after the last block counts as the head, its final norm and pooler too (SLCA: the "
+            "Everything after the last block counts as the head, including the final norm and the pooler (SLCA: the "
             "classifier alone).",
-            "The alignment of the classifier afterwards is no matter of rates, and not here.",
+            "The alignment of the classifier after training is not included.",
         ),
         assignment=SlowLearner(fraction),
         unit="block",

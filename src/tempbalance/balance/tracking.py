@@ -1,0 +1,154 @@
+"""The weights that a recipe measures, and which of them have moved too far since they were last measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from tempbalance.analysis.distributed import ProcessGroup
+from tempbalance.balance.recipe import Recipe
+from tempbalance.balance.snapshot import Snapshot
+from tempbalance.balance.state import CachedFit
+from tempbalance.errors import RefreshError
+from tempbalance.layers import (
+    Weight,
+    find_weights,
+    is_sharded,
+    num_shards,
+    parameter_names,
+    reshard,
+    source_parameters,
+)
+
+__all__ = ["TrackedWeight", "Tracker"]
+
+
+class TrackedWeight(NamedTuple):
+    """A weight to measure.
+
+    Attributes:
+        weight: The weight.
+        parameters: The trained parameters that it is computed from, by name.
+    """
+
+    weight: Weight
+    parameters: dict[str, Tensor]
+
+
+class Tracker:
+    """Finds the weights to measure, and measures their drift: the distance from a snapshot.
+
+    Args:
+        model: A live model.
+        recipe: Its ``tolerance`` is the change of alpha up to which a weight is not measured again; with 0 every weight
+            is measured each time.
+        names: Names of the weights to measure.
+        snapshot: The parameters when their weights were last measured.
+        ranks: The processes that train the model.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, names: Collection[str], *, snapshot: Snapshot, ranks: ProcessGroup
+    ) -> None:
+        self._model = model
+        self._recipe = recipe
+        self._names = names
+        self._snapshot = snapshot
+        self._ranks = ranks
+        self._cache: tuple[list[tuple[str, int, bool]], dict[str, TrackedWeight]] | None = None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model has sharded parameters."""
+        return any(is_sharded(parameter) for parameter in self._model.parameters())
+
+    def weights(self) -> dict[str, TrackedWeight]:
+        """Return the weights to measure, by name; searched again if a parameter was replaced, frozen or unfrozen."""
+        parameters = parameter_names(self._model)
+        key = [(name, id(parameter), parameter.requires_grad) for name, parameter in parameters.items()]
+        if self._cache is not None and self._cache[0] == key:
+            return self._cache[1]
+        tracked = {}
+        for weight in find_weights(self._model, replace(self._recipe.select, embeddings=True), sharded=True)[0]:
+            if weight.name in self._names:
+                sources = {name: parameters[name] for name in source_parameters(weight, parameters)}
+                trained = {name: p for name, p in sources.items() if p.requires_grad}
+                if trained:
+                    tracked[weight.name] = TrackedWeight(weight, trained)
+        # How a computed or sharded weight is read may change (LoRA is merged, ...), so only plain ones are cached.
+        plain = all(each.weight.parameter in parameters for each in tracked.values()) and not self.sharded
+        self._cache = (key, tracked) if plain else None
+        return tracked
+
+    def parameters(self) -> list[Tensor]:
+        """Return the trained parameters that the weights are computed from."""
+        return [parameter for tracked in self.weights().values() for parameter in tracked.parameters.values()]
+
+    def find_due(self, fits: Mapping[str, CachedFit], what: str) -> tuple[list[str], list[TrackedWeight]]:
+        """Find the weights whose alpha can have changed by more than the tolerance; a collective.
+
+        Args:
+            fits: The last fit of each weight, by name.
+            what: Name of the operation in error messages.
+
+        Returns:
+            The names of all weights to measure, and those that are due now.
+
+        Raises:
+            RefreshError: It failed on one of several processes, or they train different weights.
+        """
+        weights: dict[str, TrackedWeight] = {}
+
+        def local_drift() -> dict[str, float]:
+            """Return the squared drift that this process sees; the weights themselves stay here."""
+            reshard(self._model)
+            weights.update(self.weights())
+            return self._squared_drift(weights)
+
+        squares = self._ranks.run_on_all_ranks(local_drift, what, RefreshError)
+        if any(list(part) != list(weights) for part in squares):
+            raise RefreshError(
+                f"{what} failed: the processes do not train the same weights any more; freeze them on all"
+            )
+        return list(weights), self._due(weights, fits, squares)
+
+    def keep(self, tracked: Iterable[TrackedWeight] | None = None) -> None:
+        """Take a snapshot of the parameters of some weights, or of all; without a tolerance none is needed."""
+        if self._recipe.tolerance:
+            tracked = self.weights().values() if tracked is None else tracked
+            self._snapshot.keep(parameter for each in tracked for parameter in each.parameters.values())
+
+    def _squared_drift(self, weights: Mapping[str, TrackedWeight]) -> dict[str, float]:
+        """Return the part of each squared drift that this process adds to the sum over all processes."""
+        if not self._recipe.tolerance:
+            return dict.fromkeys(weights, math.inf)
+        of_parameter: dict[tuple[str, ...], float] = {}  # parts of one parameter have one drift
+        squares = {}
+        for name, (weight, parameters) in weights.items():
+            key = (weight.parameter, *parameters)
+            if key not in of_parameter:
+                copies = self._ranks.size / max(num_shards(parameter) for parameter in parameters.values())
+                of_parameter[key] = self._snapshot.squared_drift(weight, parameters) / copies
+            squares[name] = of_parameter[key]
+        return squares
+
+    def _due(
+        self,
+        weights: Mapping[str, TrackedWeight],
+        fits: Mapping[str, CachedFit],
+        squares: Sequence[Mapping[str, float]],
+    ) -> list[TrackedWeight]:
+        if not self._recipe.tolerance:
+            return list(weights.values())
+        drift = {name: math.sqrt(sum(part[name] for part in squares)) for name in weights}
+        due = {name for name in weights if name not in fits or not drift[name] <= fits[name].radius}  # NaN is due
+        # A new snapshot of a parameter resets the drift of all weights computed from it, so all of them are due.
+        replaced: set[str] = set()
+        while more := {parameter for name in due for parameter in weights[name].parameters} - replaced:
+            replaced |= more
+            due |= {name for name, each in weights.items() if not replaced.isdisjoint(each.parameters)}
+        return [each for name, each in weights.items() if name in due]

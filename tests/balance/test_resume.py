@@ -1,0 +1,100 @@
+"""A run that is killed at a step and resumed from its last checkpoint ends in the same bits as an uninterrupted one."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+import tempbalance as tb
+from processes import exit_code
+
+from .conftest import make_net, train
+
+EXACT = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=3), ramp=2)
+RESUMED = {
+    "exact": EXACT,
+    "tolerance": dataclasses.replace(EXACT, tolerance=0.3),
+    "update": dataclasses.replace(EXACT, spectrum_of="update", unfreeze=tb.Every(steps=3)),
+    "change": dataclasses.replace(EXACT, assignment=tb.assign.AlphaChange(tb.assign.Damped(tb.assign.Sigmoid()))),
+    "depth": dataclasses.replace(
+        EXACT, assignment=tb.assign.Times(tb.assign.LayerwiseDecay(0.5), tb.assign.Linear()), unit="block"
+    ),
+    "unfreezing": tb.recipes.gradual_unfreezing(),
+    "asynchronous": dataclasses.replace(EXACT, tolerance=0.3),
+}
+DELAY = {"asynchronous": 2}
+
+
+STEPS = 20
+
+
+def run(recipe: str, folder: Path | None = None, kill: int = -1) -> dict[str, torch.Tensor]:
+    """Train to the end, from the checkpoint in the folder if there is one; save after every step if there is."""
+    net = make_net()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    tb.Balancer(optimizer, net, RESUMED[recipe], steps_per_epoch=3, delay=DELAY.get(recipe, 0))
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 30)
+    parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler}
+    start = 0
+    if folder is not None and (folder / "checkpoint").exists():
+        saved = torch.load(folder / "checkpoint", weights_only=True)
+        start = saved["step"]
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+
+    def at_step(step: int) -> None:
+        if folder is not None:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            torch.save({**state, "step": step + 1}, folder / "new")
+            (folder / "new").replace(folder / "checkpoint")
+        if step == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(net, optimizer, scheduler, steps=STEPS, start=start, at_step=at_step)
+    return net.state_dict()
+
+
+def killed(recipe: str, folder: Path, kill: int, threads: int) -> None:
+    """Run in a process of its own until it is killed."""
+    torch.set_num_threads(threads)
+    run(recipe, folder, kill)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, dict[str, torch.Tensor]]:
+    """Results of runs without a checkpoint, by recipe."""
+    return {}
+
+
+@pytest.mark.parametrize("recipe", RESUMED)
+@pytest.mark.parametrize("kill", [0, 4, 13])
+def test_killed_at_a_step_and_resumed_it_ends_in_the_same_bits(tmp_path, kill, recipe, uninterrupted):
+    assert exit_code(killed, recipe, tmp_path, kill, torch.get_num_threads()) == -signal.SIGKILL
+    assert torch.load(tmp_path / "checkpoint", weights_only=True)["step"] == kill + 1
+    resumed = run(recipe, tmp_path)
+    if recipe not in uninterrupted:
+        uninterrupted[recipe] = run(recipe)
+    expected = uninterrupted[recipe]
+    assert resumed.keys() == expected.keys()
+    assert [name for name in resumed if not torch.equal(resumed[name], expected[name])] == []
+
+
+def test_state_is_plain_and_loads_with_weights_only(net, recipe):
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    balancer = tb.Balancer(optimizer, net, dataclasses.replace(recipe, tolerance=0.1))
+    train(net, optimizer, steps=3)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    other = make_net()
+    fresh = torch.optim.AdamW(other.parameters(), lr=1e-3)
+    second = tb.Balancer(fresh, other, dataclasses.replace(recipe, tolerance=0.1))
+    file.seek(0)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert second.units == balancer.units
