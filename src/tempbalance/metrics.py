@@ -144,40 +144,13 @@ def _entropy(values: Tensor, total: float, rank: int) -> float:
 
 
 def mp_edges(shape: tuple[int, int], variance: float = 1.0) -> tuple[float, float]:
-    """Return the edges of the Marchenko-Pastur bulk of ``W^T W`` for entries of the given variance.
-
-    ``variance (sqrt(rows) -+ sqrt(columns))^2`` (Marchenko and Pastur 1967).
-
-    Args:
-        shape: ``(rows, columns)`` of the matrix.
-        variance: Variance of its entries.
-
-    Returns:
-        Lower and upper edge.
-
-    Example:
-        >>> mp_edges((400, 100))
-        (100.0, 900.0)
-    """
+    """Return the edges ``variance (sqrt(rows) -+ sqrt(columns))^2`` of the Marchenko-Pastur bulk of ``W^T W``."""
     a, b = math.sqrt(shape[0]), math.sqrt(shape[1])
     return variance * (a - b) ** 2, variance * (a + b) ** 2
 
 
 def mp_cdf(x: Tensor, shape: tuple[int, int], variance: float = 1.0) -> Tensor:
-    """Evaluate the distribution function of the Marchenko-Pastur law of the ``min(shape)`` eigenvalues.
-
-    Args:
-        x: Eigenvalues, any shape, float.
-        shape: ``(rows, columns)`` of the matrix.
-        variance: Variance of its entries.
-
-    Returns:
-        Probabilities, float64, of the shape of ``x``.
-
-    Example:
-        >>> mp_cdf(torch.tensor([100.0, 900.0]), (400, 100))
-        tensor([0., 1.], dtype=torch.float64)
-    """
+    """Evaluate the distribution function of the Marchenko-Pastur law of the ``min(shape)`` eigenvalues; float64."""
     tall, short = max(shape), min(shape)
     ratio = short / tall
     low, high = (1 - math.sqrt(ratio)) ** 2, (1 + math.sqrt(ratio)) ** 2
@@ -264,18 +237,7 @@ def is_random(spectrum: Spectrum, metrics: Metrics, independent: int | None = No
 
 
 def thin(eigenvalues: Tensor) -> ESD:
-    """Select eigenvalues with their ranks for plotting: the largest 64 and about 192 others, evenly spaced in rank.
-
-    Args:
-        eigenvalues: Ascending, shape ``(n,)``.
-
-    Returns:
-        At most 256 positive eigenvalues with their exact ranks from the top.
-
-    Example:
-        >>> thin(torch.tensor([0.0, 1.0, 4.0]))
-        ESD(eigenvalues=(1.0, 4.0), ranks=(2, 1))
-    """
+    """Select the largest 64 eigenvalues and about 192 others, evenly spaced in rank, with their ranks, for plotting."""
     n = int((eigenvalues > 0).sum())
     if n == 0:
         return ESD((), ())

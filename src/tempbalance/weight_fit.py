@@ -145,24 +145,7 @@ def fit_weights(
 
 
 def batch_key(shape: tuple[int, ...], layout: Layout, windows: Windows | None) -> object:
-    """Return a key that is equal for weights that can share a call of ``fit_weights``.
-
-    Args:
-        shape: Of the weight.
-        layout: Of the weight.
-        windows: Which windows are pooled; None for whole matrices.
-
-    Returns:
-        Shape and layout, or the sides of the window.
-
-    Raises:
-        WindowError: No window fits.
-
-    Example:
-        >>> from tempbalance.spectra import FARMS
-        >>> batch_key((384, 1536), Layout.MATRIX, FARMS()) == batch_key((384, 384), Layout.MATRIX, FARMS())
-        True
-    """
+    """Return a key that is equal for weights that can share a call of ``fit_weights``."""
     if windows is None:
         return shape, layout
     return sorted(windows.grid(matrix_shape(shape, layout), layout).size)

@@ -121,23 +121,8 @@ def fit_model_weights(  # noqa: PLR0913  options by keyword
 def should_parallelize(
     weights: Sequence[Weight], windows: Windows | None = None, limits: BatchLimits = _LIMITS
 ) -> bool:
-    """Return whether large weights are better computed in parallel; a few of them would leave threads idle at the end.
-
-    Args:
-        weights: All weights of a model, also those computed in another run or process: the answer, and with it the
-            last bits of the numbers, is then the same in all of them.
-        windows: FARMS windows whose spectra are pooled; None for whole matrices.
-        limits: Sizes of batches.
-
-    Returns:
-        Whether there are enough of them for all threads of torch.
-
-    Example:
-        >>> from tempbalance.layers import find_weights
-        >>> weights, _ = find_weights({"a": torch.ones(2000, 2000)})
-        >>> should_parallelize(weights), should_parallelize(weights * 2 * torch.get_num_threads())
-        (False, True)
-    """
+    """Return whether large weights are better computed in parallel: a few would leave threads idle at the end."""
+    # ``weights`` are all of a model, also those of another run or process: so all get the same last bits.
     costs = [cost(weight) for weight in weights if _is_large_but_fits(weight, windows, limits)]
     return sum(costs) >= _WEIGHTS_PER_THREAD * torch.get_num_threads() * max(costs, default=1.0)
 
@@ -150,22 +135,7 @@ def cost(weight: Weight) -> float:
 
 
 def weights_of_rank(weights: Sequence[Weight], rank: int, size: int) -> list[Weight]:
-    """Return the weights that one of several processes computes, so that all have about the same work.
-
-    Args:
-        weights: All of them, the same on every process.
-        rank: Rank of the process.
-        size: Number of processes.
-
-    Returns:
-        Its weights, in the order given.
-
-    Example:
-        >>> from tempbalance.layers import find_weights
-        >>> weights, _ = find_weights({"a": torch.ones(30, 30), "b": torch.ones(20, 20), "c": torch.ones(20, 20)})
-        >>> [[weight.name for weight in weights_of_rank(weights, rank, 2)] for rank in (0, 1)]
-        [['a'], ['b', 'c']]
-    """
+    """Return the weights that one of several processes computes, so that all have about the same work."""
     ranks = assign_ranks([cost(weight) for weight in weights], size)
     return [weight for weight, owner in zip(weights, ranks, strict=True) if owner == rank]
 

@@ -28,14 +28,7 @@ class ProcessGroup:
     """
 
     def __init__(self, group: Any = None) -> None:
-        """Wrap a process group.
-
-        Args:
-            group: A process group; by default all processes, or this one alone where torch.distributed is not set up.
-
-        Raises:
-            BalanceError: This process is not in the group.
-        """
+        """Wrap a group, by default that of all processes; without torch.distributed, this process alone."""
         alone = not dist.is_available() or not dist.is_initialized()
         self._group = group
         self.rank = 0 if alone else dist.get_rank(group)
@@ -50,18 +43,7 @@ class ProcessGroup:
         return self.size == 1 or set(dist.get_process_group_ranks(self._group)).issuperset(ranks)
 
     def all_gather(self, value: _T) -> list[_T]:
-        """Return the values of all processes, in rank order; a collective.
-
-        Args:
-            value: Anything that can be pickled.
-
-        Returns:
-            One value per process.
-
-        Example:
-            >>> ProcessGroup().all_gather("value")
-            ['value']
-        """
+        """Return the values of all processes, in rank order; a collective."""
         if self.size == 1:
             return [value]
         values = [value] * self.size
@@ -69,24 +51,7 @@ class ProcessGroup:
         return values
 
     def run_on_all_ranks(self, work: Callable[[], _T], what: str, error: type[BalanceError] = BalanceError) -> list[_T]:
-        """Call a function on every process and return all results; if it fails on one, every process raises.
-
-        Args:
-            work: The function; its result can be pickled.
-            what: Its name in the message.
-            error: The exception to raise.
-
-        Returns:
-            The results of all processes, in rank order.
-
-        Raises:
-            BalanceError: It failed on some process: the same message on all. (A single process raises what ``work``
-                raised.)
-
-        Example:
-            >>> ProcessGroup().run_on_all_ranks(lambda: 1 + 1, "the sum")
-            [2]
-        """
+        """Return the results of a function on every process; if it fails on one, all raise the same message."""
         if self.size == 1:
             return [work()]
         cause: Exception | None = None
@@ -118,13 +83,7 @@ class WorkQueue:
     """
 
     def __init__(self, store: Any = None, rank: int = 0, size: int = 1) -> None:
-        """Wrap a store.
-
-        Args:
-            store: A store of torch.distributed, used for one piece of work; None for a single process.
-            rank: Rank of this process.
-            size: Number of processes.
-        """
+        """Wrap a store of torch.distributed that is used for one piece of work; None for a single process."""
         self._store = store
         self._read = 0
         self.rank = rank
@@ -160,21 +119,7 @@ class WorkQueue:
         return queue
 
     def broadcast(self, value: _T) -> _T:
-        """Return the value of rank 0 on every process.
-
-        Args:
-            value: Anything that can be pickled; that of other ranks is ignored.
-
-        Returns:
-            The value of rank 0.
-
-        Raises:
-            AnalysisError: Another process has failed.
-
-        Example:
-            >>> WorkQueue().broadcast("value")
-            'value'
-        """
+        """Return the value of rank 0 on every process."""
         if self._store is None:
             return value
         if self.rank == 0:
@@ -186,21 +131,7 @@ class WorkQueue:
         return received
 
     def gather(self, results: Iterable[_T]) -> Iterator[_T]:
-        """Yield the results of all processes on every process, as they come.
-
-        Args:
-            results: Of this process; each can be pickled.
-
-        Yields:
-            Every result of every process, this one included.
-
-        Raises:
-            AnalysisError: Another process has failed.
-
-        Example:
-            >>> list(WorkQueue().gather([1, 2]))
-            [1, 2]
-        """
+        """Yield the results of all processes on every process, as they come."""
         if self._store is None:
             yield from results
             return
@@ -218,11 +149,7 @@ class WorkQueue:
             time.sleep(_POLL_SECONDS)
 
     def report_failure(self) -> bool:
-        """Make the other processes raise instead of waiting for this one.
-
-        Returns:
-            Whether this process is the first to fail, and should print the message.
-        """
+        """Make the other processes raise instead of waiting; return whether this is the first to fail."""
         return self._store is None or self._count("failed", 1) == 1
 
     def _count(self, counter: str, increment: int) -> int:
@@ -242,19 +169,7 @@ class WorkQueue:
 
 
 def assign_ranks(costs: Sequence[float], size: int) -> list[int]:
-    """Divide work among processes: the most expensive piece first, each to the process with the least so far.
-
-    Args:
-        costs: Of each piece, in any unit.
-        size: Number of processes.
-
-    Returns:
-        The rank that does each piece; the same on every process.
-
-    Example:
-        >>> assign_ranks([1.0, 3.0, 2.0], 2)
-        [1, 0, 1]
-    """
+    """Return the rank that does each piece: the most expensive first, each to the process with the least so far."""
     loads = [0.0] * size
     ranks = [0] * len(costs)
     for piece in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):

@@ -92,12 +92,12 @@ class Analysis:
         if writer is None:
             raise AnalysisError(f"cannot save to {path}: the ending must be one of {', '.join(_WRITERS)}")
         if history and suffix != ".html":
-            raise AnalysisError(f"cannot save a history to {path}: only an .html report has a place for it")
-        write_whole(path, renderer(suffix)(self, history).encode() if history else writer(self))
+            raise AnalysisError(f"cannot save a history to {path}: only an .html report can contain it")
+        write_whole(path, _html(self, history) if history else writer(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Analysis:
-        """Read what ``save("x.json")`` wrote.
+        """Load an analysis from a file that ``save("x.json")`` wrote, also with an older version.
 
         Args:
             path: A JSON file.
@@ -106,7 +106,7 @@ class Analysis:
             The analysis, equal to the one saved.
 
         Raises:
-            AnalysisError: The file is missing, is no analysis, or was written by a newer version.
+            AnalysisError: The file is missing, contains no analysis, or was written by a newer version.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -126,26 +126,20 @@ class Analysis:
 
 
 def _json(analysis: Analysis) -> bytes:
-    return _dumps(
-        {
-            "schema": SCHEMA,
-            "source": analysis.source,
-            "settings": dict(analysis.settings),
-            "imbalance": analysis.imbalance,
-            "block_imbalance": analysis.block_imbalance,
-            "layers": [row_to_json(layer) for layer in analysis.layers],
-            "skipped": [row._asdict() for row in analysis.skipped],
-        }
-    )
+    content = {
+        "schema": SCHEMA,
+        "source": analysis.source,
+        "settings": dict(analysis.settings),
+        "imbalance": analysis.imbalance,
+        "block_imbalance": analysis.block_imbalance,
+        "layers": [row_to_json(layer) for layer in analysis.layers],
+        "skipped": [row_to_json(row) for row in analysis.skipped],
+    }
+    return (dumps(content) + "\n").encode()
 
 
-def _dumps(value: Any) -> bytes:
-    return (dumps(value) + "\n").encode()
-
-
-def _csv(frame: pd.DataFrame) -> bytes:
-    text: str = frame.to_csv(index=False)
-    return text.encode()
+def _csv(analysis: Analysis) -> bytes:
+    return str(analysis.to_pandas().to_csv(index=False)).encode()
 
 
 def _parquet(analysis: Analysis) -> bytes:
@@ -158,9 +152,8 @@ def _parquet(analysis: Analysis) -> bytes:
     return content
 
 
-_WRITERS: dict[str, Callable[[Analysis], bytes]] = {
-    ".json": _json,
-    ".csv": lambda analysis: _csv(analysis.to_pandas()),
-    ".parquet": _parquet,
-    ".html": lambda analysis: renderer(".html")(analysis).encode(),
-}
+def _html(analysis: Analysis, history: Sequence[Any] = ()) -> bytes:
+    return renderer(".html")(analysis, history).encode()
+
+
+_WRITERS: dict[str, Callable[[Analysis], bytes]] = {".json": _json, ".csv": _csv, ".parquet": _parquet, ".html": _html}

@@ -30,16 +30,7 @@ class ResumeFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], source: object, settings: Any) -> None:
-        """Read the rows of an interrupted analysis of the same source and settings, and open the file for more.
-
-        Args:
-            path: The file; it need not exist.
-            source: What is analysed.
-            settings: Of the analysis.
-
-        Raises:
-            AnalysisError: The source is not a checkpoint, or the file cannot be written.
-        """
+        """Read the rows of an interrupted analysis of the same source and settings, and open the file for more."""
         if not isinstance(source, Checkpoint):
             raise AnalysisError("only an analysis of files can be resumed: a model in memory may have changed")
         header = dumps({"files": [list(map(str, file)) for file in source.files], "settings": settings})

@@ -22,15 +22,7 @@ _FLOATS = {f.name for f in fields(LayerStats) if f.type == "float"}
 
 
 def make_row(weight: Weight, found: WeightFit | TempBalanceError) -> Row:
-    """Return the row of a weight: its numbers, or the reason why there are none.
-
-    Args:
-        weight: The weight.
-        found: Its fit, or the error that was raised.
-
-    Returns:
-        The row; a weight that looks untrained has the status ``RANDOM`` and no alpha.
-    """
+    """Return the row of a weight: its numbers (no alpha if it looks untrained), or the reason for none."""
     if isinstance(found, TempBalanceError):
         return Skipped(weight.name, str(found))
     spectrum, fit, metrics = found.spectrum, found.fit, found.metrics

@@ -22,22 +22,8 @@ __all__ = ["streamed"]
 def streamed(
     batches: Iterable[Sequence[Weight]], device: torch.device
 ) -> Iterator[tuple[Sequence[Weight], list[Weight]]]:
-    """Copy weights to a device, one batch ahead of the one that is yielded.
-
-    Args:
-        batches: Weights that are elsewhere, in the order of use.
-        device: Where to copy them.
-
-    Yields:
-        Each batch, and its weights on the device. If the caller drops these, at most two batches are there at a time. A
-        weight that cannot be read or copied ahead is yielded unchanged: reading it raises the error.
-
-    Example:
-        >>> from tempbalance.layers import find_weights
-        >>> weights, _ = find_weights({"a": torch.ones(2, 3), "b": torch.ones(3, 2)})
-        >>> [copies[0].load().shape for _, copies in streamed([[weight] for weight in weights], torch.device("cpu"))]
-        [torch.Size([2, 3]), torch.Size([3, 2])]
-    """
+    """Yield each batch and its weights on the device; the next one is copied in the meantime, and no other."""
+    # A weight that cannot be read or copied ahead is yielded unchanged: reading it raises the error.
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     pool = ThreadPoolExecutor(1, thread_name_prefix="tempbalance")
     pending: tuple[Sequence[Weight], Future[list[Weight]]] | None = None

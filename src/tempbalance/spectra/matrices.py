@@ -32,19 +32,7 @@ class Layout(str, Enum):
 
 
 def matrix_shape(shape: Sequence[int], layout: Layout) -> tuple[int, int]:
-    """Return the shape of the matrices that ``as_matrices`` returns for a tensor.
-
-    Args:
-        shape: Of the tensor; it must fit the layout.
-        layout: Of the tensor.
-
-    Returns:
-        ``(rows, columns)``.
-
-    Example:
-        >>> matrix_shape((64, 32, 3, 3), Layout.TAPS)
-        (64, 32)
-    """
+    """Return ``(rows, columns)`` of the matrices that ``as_matrices`` returns for a tensor."""
     rows, columns = shape[1:3] if layout is Layout.STACK else shape[:2]
     return rows, columns
 

@@ -201,20 +201,7 @@ class FARMS(Windows):
 
 
 def coverage(shape: tuple[int, int], size: tuple[int, int], starts: Iterable[tuple[int, int]]) -> float:
-    """Return the fraction of a matrix's entries that lie inside at least one window.
-
-    Args:
-        shape: Of the matrix.
-        size: Of a window.
-        starts: Upper left corners.
-
-    Returns:
-        A number in [0, 1].
-
-    Example:
-        >>> coverage((4, 4), (2, 2), [(0, 0), (1, 1)])
-        0.4375
-    """
+    """Return the fraction of a matrix's entries that lie inside at least one window."""
     corners = list(starts)
     edges = [
         torch.tensor(sorted({0, shape[axis]}.union(*({c[axis], c[axis] + size[axis]} for c in corners))))

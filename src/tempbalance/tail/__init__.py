@@ -5,7 +5,7 @@ from tempbalance.tail.estimator import TailEstimator, Tails
 from tempbalance.tail.hill import Hill
 from tempbalance.tail.ks import KS
 from tempbalance.tail.peak import Peak
-from tempbalance.tail.registry import estimator_names, find_estimator, register_estimator
+from tempbalance.tail.registry import find_estimator, register_estimator
 
 __all__ = [
     "KS",
@@ -14,7 +14,6 @@ __all__ = [
     "Peak",
     "TailEstimator",
     "Tails",
-    "estimator_names",
     "find_estimator",
     "register_estimator",
 ]

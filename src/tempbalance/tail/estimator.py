@@ -158,18 +158,7 @@ class TailEstimator(ABC):
 
 
 def failed(status: Status) -> TailFit:
-    """Return the result for a spectrum without a fit.
-
-    Args:
-        status: The reason; not ``Status.OK``.
-
-    Returns:
-        NaN in every float, and an empty tail.
-
-    Example:
-        >>> failed(Status.TOO_FEW).alpha
-        nan
-    """
+    """Return the result for a spectrum without a fit: NaN in every float, and an empty tail."""
     return TailFit(status=status, alpha=math.nan, stderr=math.nan, xmin=math.nan, num_tail=0, ks_distance=math.nan)
 
 
@@ -194,16 +183,9 @@ def log_positive(eigenvalues: Tensor) -> Tensor:
 
 
 def mle_exponents(eigenvalues: Tensor) -> Tensor:
-    """Return the maximum-likelihood exponent of the tail that starts at each eigenvalue.
-
-    ``alpha_i = 1 + (n - i) / sum_{j >= i} ln(x_j / x_i)`` (Clauset, Shalizi and Newman 2009, eq. 3.1).
-
-    Args:
-        eigenvalues: Shape ``(B, n)``.
-
-    Returns:
-        Shape ``(B, n)``; Inf where all of the tail is equal, meaningless where the eigenvalue is 0.
-    """
+    """Return the maximum-likelihood exponents ``(B, n)`` of the tails that start at each eigenvalue ``(B, n)``."""
+    # alpha_i = 1 + (n - i) / sum_{j >= i} ln(x_j / x_i) (Clauset, Shalizi and Newman 2009, eq. 3.1); Inf where all of a
+    # tail is equal, meaningless where the eigenvalue is 0.
     logs = log_positive(eigenvalues)
     n = logs.shape[1]
     sizes = torch.arange(n, 0, -1, dtype=logs.dtype, device=logs.device)
@@ -214,20 +196,9 @@ def mle_exponents(eigenvalues: Tensor) -> Tensor:
 
 
 def ks_distances(logs: Tensor, log_xmin: Tensor, alpha: Tensor, first: Tensor) -> Tensor:
-    """Return the KS distance between a tail and the power law fitted to it.
-
-    ``max_j |P(X < x_j) - #{i: x_i < x_j} / num_tail|`` over the tail, the empirical distribution being taken from the
-    left as in the code of Clauset et al. and in WeightWatcher.
-
-    Args:
-        logs: Logarithms of the eigenvalues, shape ``(B, n)``.
-        log_xmin: Logarithm of the threshold, shape ``(B,)``.
-        alpha: Exponent, shape ``(B,)``.
-        first: Index of the smallest eigenvalue of the tail, shape ``(B,)``.
-
-    Returns:
-        Distances, shape ``(B,)``.
-    """
+    """Return the KS distances ``(B,)`` between tails that start at index ``first`` and their power laws."""
+    # max_j |P(X < x_j) - #{i: x_i < x_j} / num_tail|: the empirical distribution is taken from the left, as in the code
+    # of Clauset et al. and in WeightWatcher. ``logs`` is (B, n); ``log_xmin``, ``alpha`` and ``first`` are (B,).
     n = logs.shape[1]
     position = torch.arange(n, device=logs.device)
     survival = (n - position).to(logs.dtype) / (n - first).unsqueeze(1)

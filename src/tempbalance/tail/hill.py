@@ -58,7 +58,7 @@ class Hill(TailEstimator):
         together reach the tolerance, found by bisection.
 
         Args:
-            eigenvalues: A spectrum, or its eigenvalues: shape ``(n,)``.
+            eigenvalues: A spectrum, or its eigenvalues ``(n,)``.
             tolerance: Largest change of alpha.
 
         Returns:

@@ -13,7 +13,7 @@ from tempbalance.tail.hill import Hill
 from tempbalance.tail.ks import KS
 from tempbalance.tail.peak import Peak
 
-__all__ = ["estimator_names", "find_estimator", "register_estimator"]
+__all__ = ["find_estimator", "register_estimator"]
 
 _ESTIMATORS: dict[str, type[TailEstimator]] = {"hill": Hill, "peak": Peak, "ks": KS, "averaged_hill": AveragedHill}
 
@@ -46,18 +46,8 @@ def find_estimator(estimator: str | TailEstimator, **parameters: Any) -> TailEst
     return replace(found, **parameters) if parameters else found
 
 
-def estimator_names() -> tuple[str, ...]:
-    """Return the names that ``find_estimator`` accepts, those of ``tempbalance.released`` once that is imported."""
-    return tuple(_ESTIMATORS)
-
-
 def register_estimator(name: str, estimator: type[TailEstimator]) -> None:
-    """Add a name for ``find_estimator``.
-
-    Args:
-        name: In lower case, words joined by ``_``.
-        estimator: The class; it needs no arguments.
-    """
+    """Add a name (lower case, words joined by ``_``) of a class that needs no arguments."""
     _ESTIMATORS[name] = estimator
 
 
