@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tempbalance as tb
 from tempbalance.compress import Calibration, SparsitySettings, prune_folder
-from tempbalance.errors import AllocationError, CheckpointError, TokensError
+from tempbalance.errors import AllocationError, CheckpointError, SelectionError, TokensError
 
 NOTHING = Path("nowhere")
 
@@ -92,6 +92,19 @@ def test_an_earlier_output_is_measured_before_it_is_replaced(stories: tuple[Path
 def test_a_missing_calibration_is_refused_before_the_model_is_read(allocation: Any, method: Any, tmp_path: Path):
     with pytest.raises(TokensError, match=r"Calibration\(tokens=\.\.\.\)"):
         prune_folder(NOTHING, tmp_path / "out", allocation, method)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sparsity": 1.0}, {"sparsity": 0.5, "epsilon": 2.0}, {"sparsity": 0.5, "method": "x"}]
+)
+def test_invalid_sparsity_settings_are_refused_when_they_are_made(wrong: dict[str, Any]):
+    with pytest.raises(AllocationError, match="must be"):
+        SparsitySettings(**wrong)
+
+
+def test_an_unknown_estimator_is_refused_when_the_settings_are_made():
+    with pytest.raises(SelectionError, match="hull"):
+        SparsitySettings(sparsity=0.5, estimator="hull")
 
 
 def test_an_unknown_criterion_is_refused_before_the_model_is_read(tmp_path: Path):

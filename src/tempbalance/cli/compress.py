@@ -168,7 +168,7 @@ def perplexity_command(
 
       tempbalance perplexity path/to/llama tokens.npz --length 256 --stride 128
     """
-    from tempbalance.compress import perplexity_folder
+    from tempbalance.compress import perplexity
 
-    found = perplexity_folder(source, tokens, stride, length=length, device=device, progress=not quiet)
+    found = perplexity(source, tokens, stride, length=length, device=device, progress=not quiet)
     Console().print(f"perplexity {found} over {found.tokens} tokens", highlight=False)

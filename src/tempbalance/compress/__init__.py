@@ -12,7 +12,6 @@ from tempbalance.compress.evaluation import (
     load_causal_lm,
     load_tokens,
     perplexity,
-    perplexity_folder,
 )
 from tempbalance.compress.export import export_llmcompressor, export_npy, export_torch, lora_config
 from tempbalance.compress.prune_workflow import SparsitySettings, prune_folder
@@ -46,7 +45,6 @@ __all__ = [
     "lora_config",
     "outlier_ratios",
     "perplexity",
-    "perplexity_folder",
     "prune",
     "prune_checkpoint",
     "prune_folder",

@@ -57,13 +57,6 @@ def shift_to_budget(
     ``value_i = min(max(value_i + eta, low), high)`` with ``eta`` such that ``sum_i size_i value_i = budget``. Like
     ``scale_to_budget``, but differences are kept and not proportions.
 
-    Args:
-        values: One per unit; finite.
-        sizes: Cost of a value of 1 for each unit; not negative.
-        budget: Cost of all values together.
-        low: Smallest value.
-        high: Largest value.
-
     Returns:
         One value per unit, within the bounds.
 

@@ -14,18 +14,18 @@ from tempbalance._files import check_replaceable
 from tempbalance.analysis.analyzer import Source, analyze
 from tempbalance.checkpoints import open_checkpoint
 from tempbalance.compress.allocation import Allocation
-from tempbalance.compress.evaluation.causal_lm import load_causal_lm, perplexity_folder, transformers_bars
-from tempbalance.compress.evaluation.likelihood import Perplexity
+from tempbalance.compress.evaluation.causal_lm import load_causal_lm, transformers_bars
+from tempbalance.compress.evaluation.likelihood import Perplexity, perplexity
 from tempbalance.compress.evaluation.tokens import Calibration, Documents, read_documents
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruned_checkpoint import ALLOCATION_FILE, prune_checkpoint, save_pruned
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion, prune
 from tempbalance.compress.pruning_result import PruningResult
-from tempbalance.compress.sparsity import allocate_sparsity
+from tempbalance.compress.sparsity import allocate_sparsity, check_parameters
 from tempbalance.compress.sparsity_methods import SparsityMethod
 from tempbalance.errors import TokensError
 from tempbalance.spectra import Windows
-from tempbalance.tail import TailEstimator
+from tempbalance.tail import TailEstimator, find_estimator
 
 __all__ = ["SparsitySettings", "prune_folder"]
 
@@ -44,6 +44,10 @@ class SparsitySettings:
         group: M of N:M sparsity; None for unstructured sparsity.
         estimator: Tail estimator of the analysis, or its name.
         windows: FARMS windows of the analysis; None for whole matrices.
+
+    Raises:
+        AllocationError: A parameter is out of range.
+        SelectionError: There is no such estimator.
     """
 
     sparsity: float
@@ -53,6 +57,10 @@ class SparsitySettings:
     group: int | None = None
     estimator: TailEstimator | str = "hill"
     windows: Windows | None = None
+
+    def __post_init__(self) -> None:
+        check_parameters(self.sparsity, self.epsilon or 0.0, self.method)
+        find_estimator(self.estimator)
 
 
 def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
@@ -122,7 +130,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
         """Return the perplexity of a folder, if there is a text to measure it on."""
         if held_out is None:
             return None
-        return perplexity_folder(model, held_out, length=length, device=device, progress=progress)
+        return perplexity(model, held_out, length=length, device=device, progress=progress)
 
     before = measure(folder)
     if calibrated or settings.group is not None:

@@ -13,7 +13,7 @@ from tempbalance.compress.budget_units import find_units, make_allocation
 from tempbalance.compress.sparsity_methods import METHODS, SparsityBudget, SparsityMethod
 from tempbalance.errors import AllocationError
 
-__all__ = ["allocate_sparsity"]
+__all__ = ["allocate_sparsity", "check_parameters"]
 
 _TOLERANCE = 1e-9  # a value this close below a whole number is rounded up to it
 _WITH_EPSILON = {"alpha", "depth", "owl"}
@@ -74,10 +74,7 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         >>> [round(value, 2) for value in allocation.values()]
         [0.35, 0.5, 0.65]
     """
-    if not 0 <= sparsity < 1 or not 0 <= epsilon <= 1:
-        raise AllocationError(f"sparsity must be in [0, 1) and epsilon in [0, 1], got {sparsity} and {epsilon}")
-    if method not in METHODS:
-        raise AllocationError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    check_parameters(sparsity, epsilon, method)
     layers, units = find_units(analysis, unit)
     if group is not None:
         _check_groups(layers, group)
@@ -100,6 +97,14 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         unit=unit,
         group=group,
     )
+
+
+def check_parameters(sparsity: float, epsilon: float, method: str) -> None:
+    """Raise an AllocationError if a parameter of ``allocate_sparsity`` is out of range."""
+    if not 0 <= sparsity < 1 or not 0 <= epsilon <= 1:
+        raise AllocationError(f"sparsity must be in [0, 1) and epsilon in [0, 1], got {sparsity} and {epsilon}")
+    if method not in METHODS:
+        raise AllocationError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
 
 
 def _check_groups(layers: Sequence[LayerAllocation], group: int) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +49,15 @@ def test_perplexity_of_a_real_model_agrees_with_a_naive_loop(stories):
     assert found.value == pytest.approx(naive(model, documents[:20], 256, 256)[0], rel=1e-6)
     assert found.value == pytest.approx(3.8135, abs=1e-3)
     assert 0.05 < found.stderr < 0.3
+
+
+def test_the_perplexity_of_a_folder_on_a_file_is_that_of_the_loaded_model(stories, tmp_path):
+    folder, documents = stories
+    np.save(tmp_path / "tokens.npy", documents[0].numpy())
+    loaded = tb.compress.load_causal_lm(folder)
+    assert tb.perplexity(folder, tmp_path / "tokens.npy", 16, length=64) == tb.perplexity(
+        loaded, documents[0], 16, length=64
+    )
 
 
 def test_the_standard_error_is_the_spread_over_texts(stories):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tempbalance.compress.evaluation.causal_lm import load_causal_lm, perplexity_folder
+from tempbalance.compress.evaluation.causal_lm import load_causal_lm
 from tempbalance.compress.evaluation.harness import evaluate
 from tempbalance.compress.evaluation.likelihood import Perplexity, perplexity
 from tempbalance.compress.evaluation.tokens import Calibration, draw_calibration, load_tokens
@@ -15,5 +15,4 @@ __all__ = [
     "load_causal_lm",
     "load_tokens",
     "perplexity",
-    "perplexity_folder",
 ]

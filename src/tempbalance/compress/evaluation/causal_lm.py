@@ -1,4 +1,4 @@
-"""Load a causal language model from a folder or the hub, or compute its perplexity."""
+"""Load a causal language model from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tempbalance.compress.evaluation.likelihood import Perplexity, perplexity
-from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.errors import CheckpointError, MissingExtraError
 
-__all__ = ["load_causal_lm", "perplexity_folder", "transformers_bars"]
+__all__ = ["load_causal_lm", "transformers_bars"]
 
 
 def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | None = None) -> nn.Module:
@@ -46,39 +44,6 @@ def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | 
         raise CheckpointError(f"{source}: not a causal language model that Transformers can load ({reason})") from error
     loaded: nn.Module = model.to(device).eval()
     return loaded
-
-
-def perplexity_folder(
-    source: str | os.PathLike[str],
-    tokens: Documents,
-    stride: int | None = None,
-    *,
-    length: int | None = None,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-) -> Perplexity:
-    """Load a causal language model and compute its perplexity on a text.
-
-    Args:
-        source: Folder or hub id of the model.
-        tokens: File of tokens or text (see ``load_tokens``), or token ids.
-        stride: Tokens from one window to the next; by default windows do not overlap.
-        length: Tokens in a window; by default the model's context length, at most 2,048.
-        device: Device of the model; by default the CPU.
-        progress: Whether to show progress bars (on a terminal only).
-
-    Returns:
-        The perplexity, with its standard error.
-
-    Raises:
-        TokensError: The file cannot be read, or no window has two tokens.
-        CheckpointError: The source is not a causal language model.
-        MissingExtraError: Transformers is not installed.
-    """
-    documents = read_documents(tokens, source)
-    with transformers_bars(progress):
-        model = load_causal_lm(source, device)
-    return perplexity(model, documents, stride, length=length, progress=progress)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tempbalance._progress import progress_bar
-from tempbalance.compress.evaluation.tokens import batches
+from tempbalance.compress.evaluation.causal_lm import load_causal_lm, transformers_bars
+from tempbalance.compress.evaluation.tokens import Documents, batches, read_documents
 from tempbalance.errors import TokensError
 
 __all__ = ["Perplexity", "check_vocabulary", "default_length", "perplexity", "token_losses"]
@@ -45,11 +47,12 @@ class Perplexity:
 
 
 def perplexity(
-    model: nn.Module,
-    tokens: Tensor | Sequence[Tensor],
+    model: nn.Module | str | os.PathLike[str],
+    tokens: Tensor | Documents,
     stride: int | None = None,
     *,
     length: int | None = None,
+    device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Perplexity:
     """Compute the perplexity of a Hugging Face causal language model.
@@ -59,17 +62,22 @@ def perplexity(
     window is not predicted: GPTQ, Wanda and AlphaPruning report WikiText-2 in this way.
 
     Args:
-        model: Takes ``input_ids`` of shape ``(batch, length)`` and returns ``logits``. Its training mode is restored.
-        tokens: Token ids: one document of shape ``(length,)``, or a sequence of documents.
+        model: Takes ``input_ids`` of shape ``(batch, length)`` and returns ``logits``; or the folder or hub
+            id of one. Its training mode is restored.
+        tokens: Token ids: one document of shape ``(length,)``, or several; or, for a folder or hub id, also a file of
+            tokens or text (see ``load_tokens``).
         stride: Tokens from one window to the next, at most ``length``; a smaller stride gives each token more context.
         length: Tokens in a window; by default the model's context length, at most 2,048.
+        device: Device of a model that is loaded from a folder; by default the CPU.
         progress: Whether to show a progress bar (on a terminal only).
 
     Returns:
         The perplexity. Likelihoods are computed in float32 and added in float64.
 
     Raises:
-        TokensError: No document has two tokens, an id is outside the vocabulary, or a length is out of range.
+        TokensError: No document has two tokens, an id is outside the vocabulary, a length is out of range, or a file of
+            tokens cannot be read.
+        CheckpointError: The folder or hub id is not a causal language model.
 
     Example:
         >>> class Uniform(nn.Module):
@@ -78,7 +86,11 @@ def perplexity(
         >>> round(float(perplexity(Uniform(), torch.arange(40))), 3)
         50.0
     """
-    documents = [tokens] if isinstance(tokens, Tensor) else list(tokens)
+    tokenizer = None if isinstance(model, nn.Module) else model
+    documents = [tokens] if isinstance(tokens, Tensor) else read_documents(tokens, tokenizer)
+    if not isinstance(model, nn.Module):
+        with transformers_bars(progress):
+            model = load_causal_lm(model, device)
     if length is None:
         length = default_length(model)
     stride = length if stride is None else stride

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.checkpoints.writing import copy_beside, write_safetensors
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.pruning.masks import magnitude_scores
-from tempbalance.compress.pruning.targets import Target, find_targets, write_zeros
+from tempbalance.compress.pruning.targets import Target, find_targets
 from tempbalance.errors import AllocationError
 
 __all__ = ["ALLOCATION_FILE", "prune_checkpoint", "save_folder", "save_pruned"]
@@ -66,7 +66,18 @@ def prune_checkpoint(
     targets: dict[str, list[Target]] = {}
     for target in find_targets(checkpoint, allocation, checkpoint.tensors):
         targets.setdefault(target.weight.parameter, []).append(target)
-    pruning = _Pruning(checkpoint, targets)
+    achieved: dict[str, float] = {}
+
+    def load(name: str) -> Tensor:
+        """Load a tensor, pruned if it is in the allocation."""
+        tensor = checkpoint.load(name)
+        if name in targets:
+            tensor = tensor.clone()  # the loaded tensor is mapped from the file
+        for target in targets.get(name, ()):
+            target.prune(tensor, magnitude_scores)
+            achieved[target.name] = target.achieved(tensor)
+        return tensor
+
     with (
         whole_folder(Path(out), ALLOCATION_FILE) as folder,
         progress_bar("writing", len(checkpoint.tensors), progress) as advance,
@@ -74,7 +85,7 @@ def prune_checkpoint(
         files: dict[str, str] = {}
         for file, tensors in checkpoint.shards.items():
             name = _safetensors_name(file)
-            write_safetensors(folder / name, tensors, pruning.load)
+            write_safetensors(folder / name, tensors, load)
             files.update(dict.fromkeys(tensors, name))
             advance(len(tensors))
         if len(checkpoint.shards) > 1:
@@ -84,28 +95,7 @@ def prune_checkpoint(
         if checkpoint.path.is_dir():
             copy_beside(checkpoint.path, folder)
         allocation.save(folder / ALLOCATION_FILE)
-    return {name: pruning.achieved[name] for name in allocation}
-
-
-class _Pruning:
-    """Loads the tensors of a checkpoint, pruned, and records the sparsity of each weight."""
-
-    def __init__(self, checkpoint: Checkpoint, targets: Mapping[str, list[Target]]) -> None:
-        self._checkpoint = checkpoint
-        self._targets = targets
-        self.achieved: dict[str, float] = {}
-
-    def load(self, name: str) -> Tensor:
-        """Load a tensor, pruned if it is in the allocation."""
-        tensor = self._checkpoint.load(name)
-        if name not in self._targets:
-            return tensor
-        tensor = tensor.clone()  # the loaded tensor is mapped from the file
-        for target in self._targets[name]:
-            mask = target.choose(magnitude_scores(target.weight.within(tensor)))
-            write_zeros(tensor, target.weight, mask)
-            self.achieved[target.name] = float((target.weight.within(tensor) == 0).double().mean())
-        return tensor
+    return {name: achieved[name] for name in allocation}
 
 
 def _safetensors_name(file: Path) -> str:

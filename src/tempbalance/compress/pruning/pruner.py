@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
@@ -12,7 +13,7 @@ from tempbalance._progress import progress_bar
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.pruning.calibration import is_linear, is_transposed, norms_by_block
 from tempbalance.compress.pruning.masks import magnitude_scores, wanda_scores
-from tempbalance.compress.pruning.targets import Target, find_targets, write_zeros
+from tempbalance.compress.pruning.targets import Target, find_targets
 from tempbalance.errors import AllocationError, TokensError
 from tempbalance.layers import wrapper_prefix
 
@@ -74,7 +75,7 @@ def prune(
         from tempbalance.compress.pruning.sparsegpt import sparsegpt
 
         sparsegpt(root, allocation, calibration or (), progress)
-    return {t.name: float((t.weight.within(parameters[t.weight.parameter]) == 0).double().mean()) for t in targets}
+    return {target.name: target.achieved(parameters[target.weight.parameter]) for target in targets}
 
 
 def check_criterion(method: str) -> None:
@@ -88,11 +89,9 @@ def _by_magnitude(
 ) -> None:
     with progress_bar("pruning weights", len(targets), progress) as advance:
         for target in targets:
-            parameter = parameters[target.weight.parameter]
-            scores = magnitude_scores(target.weight.within(parameter))
-            turned = is_transposed(root.get_submodule(target.weight.parameter.rpartition(".")[0]))
-            mask = _turn(target.choose(_turn(scores, turned), group=group), turned)
-            write_zeros(parameter, target.weight, mask)
+            name = target.weight.parameter
+            transposed = is_transposed(root.get_submodule(name.rpartition(".")[0]))
+            target.prune(parameters[name], magnitude_scores, transposed=transposed, group=group)
             advance(1)
 
 
@@ -115,12 +114,8 @@ def _by_wanda(
     with contextlib.closing(norms_by_block(root, layers, calibration, progress)) as blocks:
         for block, norms in blocks:
             for target in (target for target in targets if target.weight.block == block):
-                layer = target.weight.parameter.rpartition(".")[0]
-                parameter, turned = parameters[target.weight.parameter], is_transposed(root.get_submodule(layer))
-                scores = wanda_scores(_turn(target.weight.within(parameter), turned), norms[layer])
-                write_zeros(parameter, target.weight, _turn(target.choose(scores, by_row=True, group=group), turned))
-
-
-def _turn(matrix: Tensor, transposed: bool) -> Tensor:
-    """Return a matrix as (outputs, inputs), or back."""
-    return matrix.T if transposed else matrix
+                name = target.weight.parameter
+                layer = name.rpartition(".")[0]
+                score = functools.partial(wanda_scores, norms=norms[layer])
+                transposed = is_transposed(root.get_submodule(layer))
+                target.prune(parameters[name], score, transposed=transposed, by_row=True, group=group)

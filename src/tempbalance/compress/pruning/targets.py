@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +30,28 @@ class Target:
         """Name of the weight."""
         return self.layer.name
 
-    def choose(self, scores: Tensor, *, by_row: bool = False, group: int | None = None) -> Tensor:
-        """Mark the smallest scores, as many as zeros are allocated: in all, by row, or by group of an N:M sparsity."""
+    def prune(
+        self,
+        parameter: Tensor,
+        score: Callable[[Tensor], Tensor],
+        *,
+        transposed: bool = False,
+        by_row: bool = False,
+        group: int | None = None,
+    ) -> None:
+        """Set the entries of smallest score to zero, in the whole weight, in each row, or in each N:M group.
+
+        ``score`` takes a matrix ``(outputs, inputs)``; ``transposed`` weights are stored as ``(inputs, outputs)``.
+        """
+        part = self.weight.within(parameter)
+        mask = self._choose(score(part.T if transposed else part), by_row, group)
+        write_zeros(parameter, self.weight, mask.T if transposed else mask)
+
+    def achieved(self, parameter: Tensor) -> float:
+        """Return the fraction of zeros."""
+        return float((self.weight.within(parameter) == 0).double().mean())
+
+    def _choose(self, scores: Tensor, by_row: bool, group: int | None) -> Tensor:
         if bool(scores.isnan().any()):
             raise NonFiniteError(f"{self.name}: a score is NaN, because its weights or activations are not finite")
         if group is not None:
