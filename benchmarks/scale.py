@@ -1,9 +1,8 @@
-"""Time and memory by the number of blocks, for the shapes of LLaMAs of 1, 7 and 70 billion parameters (Linux).
+"""Measure time and memory by number of blocks, for the shapes of LLaMAs of 1, 7 and 70 billion parameters (Linux).
 
-Run with ``python benchmarks/scale.py [--quick] [1B 7B 70B]``; what is measured replaces what ``scale.json`` beside this
-file holds of the same shapes (not with ``--quick``). One block lies on disk, in bfloat16; the other blocks of a model
-are the same file under names of their own, so that a model of any depth is read, shard by shard, from a few gigabytes
-at most.
+Run with ``python benchmarks/scale.py [--quick] [1B 7B 70B]``; results replace those of the same shapes in
+``scale.json`` (not with ``--quick``). One block is on disk, in bfloat16; the other blocks of a model are read from the
+same file under other names, so that a model of any depth needs a few gigabytes at most.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Shapes:
-    """A model.
+    """Shapes of a model.
 
     Attributes:
         hidden: Width of the model.
-        heads: Width of the keys and of the values.
+        heads: Width of the keys and values.
         inner: Width of the MLP.
-        blocks: How many blocks the whole model has.
-        measured: How many blocks are analysed, one run each.
+        blocks: Number of blocks of the full model.
+        measured: Numbers of blocks to analyse, one run each.
     """
 
     hidden: int
@@ -58,21 +57,21 @@ SMALL = Shapes(256, 64, 1024, 64, (1, 8, 64))
 
 
 class Repeated:
-    """The file of the first block under the names of another block."""
+    """The file of the first block with the tensor names of another block."""
 
     def __init__(self, shard: Shard, block: int) -> None:
-        """Change the names; nothing is read."""
+        """Rename the tensors without reading them."""
         self._shard = shard
         self._names = {name.replace(".0.", f".{block}.", 1): name for name in shard.tensors}
         self.tensors = {new: shard.tensors[old] for new, old in self._names.items()}
 
     def load(self, name: str, index: Index = ()) -> torch.Tensor:
-        """Read a tensor, or the part of it at an index."""
+        """Read a tensor or a part of it."""
         return self._shard.load(self._names[name], index)
 
 
 def write_block(path: Path, shapes: Shapes) -> None:
-    """The weight matrices of one block, Gaussian."""
+    """Write the weight matrices of one block, drawn from a Gaussian."""
     width, heads, inner = shapes.hidden, shapes.heads, shapes.inner
     sides = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (heads, width), "self_attn.v_proj": (heads, width)}
     sides |= {"self_attn.o_proj": (width, width), "mlp.down_proj": (width, inner)}
@@ -83,8 +82,8 @@ def write_block(path: Path, shapes: Shapes) -> None:
 
 
 def analyse(path: Path, blocks: int) -> dict[str, Any]:
-    """Analyse a model of so many blocks; in a fresh process, whose peak of memory this is."""
-    torch.linalg.eigvalsh(torch.eye(64, dtype=torch.float64))  # the linear-algebra library, loaded
+    """Analyse a model of a number of blocks; runs in a new process, whose peak memory is measured."""
+    torch.linalg.eigvalsh(torch.eye(64, dtype=torch.float64))  # loads the linear-algebra library
     shard = open_shard(path)
     shards = {path.with_name(f"model-{block:05}.safetensors"): Repeated(shard, block) for block in range(blocks)}
     checkpoint = Checkpoint(path, shards, None, None, ())
@@ -100,7 +99,7 @@ def analyse(path: Path, blocks: int) -> dict[str, Any]:
 
 
 def measure(shapes: Shapes) -> list[dict[str, Any]]:
-    """One row per number of blocks, each from a process of its own."""
+    """Measure one row per number of blocks, each in a new process."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "block.safetensors"
@@ -113,7 +112,7 @@ def measure(shapes: Shapes) -> list[dict[str, Any]]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results as a Markdown table."""
+    """Return the results as a Markdown table."""
     lines = ["| shapes | blocks | matrices | processor seconds a block | peak memory, MB |", "|---|---|---|---|---|"]
     for name, found in results.items():
         for row in found["runs"]:
@@ -124,10 +123,10 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run, print, write."""
+    """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small matrices, in seconds; writes nothing")
-    parser.add_argument("--shared", action="store_true", help="note that the machine was busy with other work, too")
+    parser.add_argument("--shared", action="store_true", help="record that the machine was busy with other work")
     parser.add_argument("models", nargs="*", choices=[[], *MODELS], help="all by default")
     options = parser.parse_args()
     models = {"small": SMALL} if options.quick else {name: MODELS[name] for name in options.models or MODELS}

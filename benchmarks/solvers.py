@@ -1,7 +1,7 @@
-"""Which solver is fastest at which size, on the device at hand: the eigenvalues of a Gram matrix, or singular values.
+"""Time the solvers by size on one device: eigenvalues of the Gram matrix, or singular values.
 
 Run with ``OMP_NUM_THREADS=1 python benchmarks/solvers.py [--device cuda] [--quick]``. Writes ``solvers-cpu.json`` or
-``solvers-cuda.json`` beside this file (not with ``--quick``).
+``solvers-cuda.json`` next to this file (not with ``--quick``).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ DRIVERS = {"cpu": [None], "cuda": [None, "gesvd", "gesvdj", "gesvda"]}
 
 
 def eigenvalues(library: str) -> Solver:
-    """From the Gram matrix, by one of torch's libraries."""
+    """Return a solver that uses the Gram matrix and one of torch's libraries."""
 
     def solve(matrices: Tensor) -> Tensor:
-        """Ascending, ``(B, n)``."""
+        """Return eigenvalues in ascending order, shape ``(B, n)``."""
         if matrices.is_cuda:
             torch.backends.cuda.preferred_linalg_library(library)
         return torch.linalg.eigvalsh(matrices.mT @ matrices)
@@ -39,17 +39,17 @@ def eigenvalues(library: str) -> Solver:
 
 
 def squares(driver: str | None) -> Solver:
-    """Of singular values, by one of cuSOLVER's drivers."""
+    """Return a solver that squares the singular values of one of cuSOLVER's drivers."""
 
     def solve(matrices: Tensor) -> Tensor:
-        """Ascending, ``(B, n)``."""
+        """Return eigenvalues in ascending order, shape ``(B, n)``."""
         return torch.linalg.svdvals(matrices, driver=driver).square().flip(-1)
 
     return solve
 
 
 def solvers(device: str) -> Iterator[tuple[str, torch.dtype, Solver]]:
-    """All ways that there are on a device, the one that is in use first."""
+    """Yield all solvers of a device, the one that the library uses first."""
     for dtype in (torch.float64, torch.float32):
         for library in LIBRARIES[device]:
             yield f"eigvalsh, {library}", dtype, eigenvalues(library)
@@ -58,7 +58,7 @@ def solvers(device: str) -> Iterator[tuple[str, torch.dtype, Solver]]:
 
 
 def seconds(solve: Solver, matrices: Tensor, runs: int) -> list[float]:
-    """Of each run, after one that does not count; on a CPU those of the processor, for it may be busy."""
+    """Return the seconds of each run after one that is not counted; on a CPU, processor seconds."""
     clock = time.perf_counter if matrices.is_cuda else time.process_time
     times = []
     for _ in range(runs + 1):
@@ -69,7 +69,7 @@ def seconds(solve: Solver, matrices: Tensor, runs: int) -> list[float]:
 
 
 def measure(device: str, batch: int, side: int, runs: int) -> list[dict[str, Any]]:
-    """Every solver on one batch of Gaussian matrices; errors are of the largest eigenvalue's size."""
+    """Run every solver on one batch of Gaussian matrices; errors are relative to the largest eigenvalue."""
     matrices = torch.randn(batch, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     exact = squares(None)(matrices)
     rows = []
@@ -86,9 +86,9 @@ def measure(device: str, batch: int, side: int, runs: int) -> list[dict[str, Any
 
 
 def main() -> None:
-    """Run, print, write."""
+    """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=list(SIZES), default="cpu", help="where to compute")
+    parser.add_argument("--device", choices=list(SIZES), default="cpu", help="torch device")
     parser.add_argument("--quick", action="store_true", help="the small sizes, once; writes nothing")
     given = parser.parse_args()
     sizes = SIZES[given.device][:2] if given.quick else SIZES[given.device]

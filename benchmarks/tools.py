@@ -1,4 +1,4 @@
-"""What is compared: each tool analyses all linear layers and convolutions of a live model."""
+"""The tools that are compared. Each analyses all linear layers and convolutions of a model in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tempbalance as tb
 
 
 def tempbalance(model: nn.Module, analysis: str) -> Callable[[], object]:
-    """``analyze`` with its defaults, but for the embeddings, which WeightWatcher analyses, too."""
+    """``analyze`` with its defaults; with KS including the embeddings, as WeightWatcher does."""
     estimator = tb.KS() if analysis == "KS" else tb.Hill()
     windows = tb.FARMS() if analysis == "FARMS" else None
     select = tb.Select(embeddings=analysis == "KS")
@@ -26,7 +26,7 @@ def tempbalance(model: nn.Module, analysis: str) -> Callable[[], object]:
 
 
 def weightwatcher(model: nn.Module) -> Callable[[], object]:
-    """WeightWatcher with its defaults: by ``KS``, embeddings included."""
+    """WeightWatcher with its defaults: ``KS``, embeddings included."""
     import weightwatcher as ww
 
     logging.disable(logging.ERROR)
@@ -34,9 +34,9 @@ def weightwatcher(model: nn.Module) -> Callable[[], object]:
 
 
 def released_tempbalance(model: nn.Module, folder: Path) -> Callable[[], object]:
-    """The code released with TempBalance, with its defaults: float32 SVDs, by ``Hill``."""
+    """The code released with TempBalance, with its defaults: float32 SVDs, ``Hill``."""
     spec = importlib.util.spec_from_file_location("released_tempbalance", folder / "TempBalance" / "tempbalance.py")
-    assert spec is not None  # the name of the file is also that of our package
+    assert spec is not None  # the file has the name of our package
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -44,14 +44,14 @@ def released_tempbalance(model: nn.Module, folder: Path) -> Callable[[], object]
 
 
 def released_farms(model: nn.Module, folder: Path, rows: int) -> Callable[[], object]:
-    """The code released with FARMS for language models, by ``Hill``: 10 x 10 windows of ``rows`` rows, by SVD."""
+    """The code released with FARMS for language models: SVDs of 10 x 10 windows of ``rows`` rows, ``Hill``."""
     sys.path.insert(0, str(folder / "FARMS" / "LLM_Pruning"))
     estimator = importlib.import_module("lib.esd_utils_farms").net_esd_estimator_farms
     return lambda: estimator(model, num_row_samples=rows, Q_ratio=1.0, sampling_ops_per_dim=10)
 
 
 def bare(model: nn.Module) -> Callable[[], object]:
-    """What cannot be done without: the Gram matrix of the smaller side and its eigenvalues, in float64, in turn."""
+    """The minimal work: the Gram matrix of the smaller side and its eigenvalues in float64, one after the other."""
     weights = [module.weight.detach() for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
 
     def compute() -> None:
@@ -65,7 +65,7 @@ def bare(model: nn.Module) -> Callable[[], object]:
 
 @contextlib.contextmanager
 def quiet_and_here(device: str) -> Iterator[None]:
-    """Nothing is printed; and ``.cuda()``, which the released code calls, leaves a tensor on a CPU where it is."""
+    """Silence all output; on a CPU, make ``.cuda()``, which the released code calls, a no-op."""
     cuda = torch.Tensor.cuda
     if device == "cpu":
         torch.Tensor.cuda = lambda self, *_, **__: self
