@@ -21,7 +21,7 @@ from run_study import DATA, RESULTS
 from studies.diagnosis import NETS, Net
 
 import tempbalance as tb
-from tempbalance._files import write_whole
+from tempbalance._files import write_atomically
 
 
 def measure(net: Net, path: Path) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None, *, results: Path = RESULTS, nets: Se
             rows.append(measure(net, path))
     file = results / "diagnosis.json"
     content = {"versions": {name: version(name) for name in ("tempbalance", "torch", "numpy")}, "nets": rows}
-    write_whole(file, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
     print(f"saved {file}")
     return 0 if len(rows) == len(nets) else 1
 

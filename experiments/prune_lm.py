@@ -40,7 +40,7 @@ from prune_lm_report import plot, summarize, table
 from torch import Tensor
 
 import tempbalance as tb
-from tempbalance._files import write_whole
+from tempbalance._files import write_atomically
 from tempbalance._progress import progress_bar
 
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
@@ -161,7 +161,7 @@ def kept(study: Study, runs: Sequence[Run], folder: Path) -> dict[Run, list[floa
             path = folder / ("_".join(map(str, run)) + ".json")
             if not path.exists():
                 losses = study.measure(run)
-                write_whole(path, json.dumps(losses).encode())
+                write_atomically(path, json.dumps(losses).encode())
                 print(*run, f"perplexity {math.exp(fmean(losses)):.2f}", flush=True)
             results[run] = json.loads(path.read_text(encoding="utf-8"))
             advance(1)
@@ -207,7 +207,7 @@ def open_runs(given: argparse.Namespace, settings: Settings) -> Path:
     described = json.dumps(named, indent=1, default=str).encode()
     if any(folder.iterdir()) and (given.out / "settings.json").read_bytes() != described:
         raise SystemExit(f"{given.out} has runs of another model, text or settings: choose another --out")
-    write_whole(given.out / "settings.json", described)
+    write_atomically(given.out / "settings.json", described)
     return folder
 
 
@@ -238,10 +238,10 @@ def main() -> None:
         "tuning": [{**run._asdict(), "perplexity": math.exp(fmean(losses))} for run, losses in tuned.items()],
         "rows": rows,
     }
-    write_whole(given.out / "results.json", json.dumps(results, allow_nan=False).encode() + b"\n")
-    write_whole(given.out / "table.md", table(rows).encode())
+    write_atomically(given.out / "results.json", json.dumps(results, allow_nan=False).encode() + b"\n")
+    write_atomically(given.out / "table.md", table(rows).encode())
     if find_spec("matplotlib"):
-        write_whole(given.out / "plot.svg", plot(rows))
+        write_atomically(given.out / "plot.svg", plot(rows))
     print(table(rows))
 
 

@@ -16,7 +16,7 @@ from pages import experiment_page, figures, fill, index_rows, new_page
 from results_file import load_results
 from studies import NAMES, load_experiment
 
-from tempbalance._files import write_whole
+from tempbalance._files import write_atomically
 from tempbalance.errors import TempBalanceError
 
 HERE = Path(__file__).parent
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for name in dict.fromkeys((*parser.parse_args(argv).experiments, DIAGNOSIS)):
             for path, content in {**report(name), **index()}.items():
-                write_whole(path, content.encode())
+                write_atomically(path, content.encode())
                 print(f"saved {path}")
     except TempBalanceError as error:
         print(f"error: {error}", file=sys.stderr)

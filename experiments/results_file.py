@@ -11,7 +11,7 @@ from typing import Any
 from claims import Experiment
 from gains import Results
 
-from tempbalance._files import dumps, write_whole
+from tempbalance._files import dumps, write_atomically
 from tempbalance.errors import StudyError
 
 _PARTS = ("settings", "summary", "runs")
@@ -48,7 +48,7 @@ def add_results(path: Path, name: str, entry: Mapping[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = read_results(path) | {name: entry}
-    write_whole(path, ("{\n" + ",\n".join(_text(*item) for item in entries.items()) + "\n}\n").encode())
+    write_atomically(path, ("{\n" + ",\n".join(_text(*item) for item in entries.items()) + "\n}\n").encode())
 
 
 def _text(name: str, entry: Mapping[str, Any]) -> str:

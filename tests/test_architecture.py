@@ -264,6 +264,19 @@ def test_importing_the_package_loads_neither_torch_nor_another_heavy_package():
     assert heavy_modules_loaded_by("import tempbalance, tempbalance.errors") == set()
 
 
+def test_help_of_every_command_loads_neither_torch_nor_another_heavy_package():
+    code = """
+from tempbalance.cli import app, main
+names = [command.name or command.callback.__name__ for command in app.registered_commands]
+for arguments in [["--help"], ["--version"], *([name, "--help"] for name in names)]:
+    try:
+        main(*arguments)
+    except SystemExit as stopped:
+        assert stopped.code == 0, arguments
+"""
+    assert heavy_modules_loaded_by(code) == set()
+
+
 def test_the_check_of_heavy_packages_finds_one():
     assert heavy_modules_loaded_by("import numpy") == {"numpy"}
 

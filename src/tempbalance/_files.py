@@ -14,7 +14,7 @@ from typing import Any
 
 from tempbalance.errors import AnalysisError, CheckpointError
 
-__all__ = ["check_replaceable", "dumps", "register_renderer", "renderer", "whole_folder", "write_whole"]
+__all__ = ["atomic_folder", "check_replaceable", "dumps", "register_renderer", "renderer", "write_atomically"]
 
 _renderers: dict[str, Callable[..., str]] = {}
 
@@ -56,7 +56,7 @@ def _without_nan(value: Any) -> Any:
     return value
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file atomically: a reader or a crash never sees a part of it.
 
     Args:
@@ -82,7 +82,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(out: Path, marker: str) -> Generator[Path]:
+def atomic_folder(out: Path, marker: str) -> Generator[Path]:
     """Write a folder atomically: it replaces ``out`` when the block ends without an error.
 
     Args:
@@ -112,7 +112,7 @@ def whole_folder(out: Path, marker: str) -> Generator[Path]:
 
 
 def check_replaceable(out: Path, marker: str) -> None:
-    """Raise, before the work starts, if ``whole_folder`` could not replace a folder.
+    """Raise, before the work starts, if ``atomic_folder`` could not replace a folder.
 
     Args:
         out: The folder.

@@ -1,4 +1,6 @@
+import functools
 import importlib.util
+import inspect
 import json
 import os
 import runpy
@@ -10,8 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 import tempbalance as tb
+import tempbalance.demo
 from command_line import check_error, run
 from tempbalance.cli import main
+from tempbalance.cli.demo import demo_command
 
 
 @pytest.fixture
@@ -69,8 +73,10 @@ def test_compare_takes_saved_analyses_and_models(model, tmp_path, capsys):
     assert (tmp_path / "c.csv").exists()
 
 
-def test_demo_writes_two_reports_and_prints_no_progress_when_piped(minilm, tmp_path, capfd):
+def test_demo_writes_two_reports_and_prints_no_progress_when_piped(minilm, tmp_path, capfd, monkeypatch):
     pytest.importorskip("sklearn")
+    short = functools.partial(tempbalance.demo.Settings, epochs=4, pretrain_epochs=2)
+    monkeypatch.setattr("tempbalance.demo.Settings", short)
     out = tmp_path / "demo"
     assert run("demo", "--out", out, "--seeds", 2, "--examples", 1) == 0
     assert {path.name for path in out.iterdir()} == {
@@ -84,6 +90,12 @@ def test_demo_writes_two_reports_and_prints_no_progress_when_piped(minilm, tmp_p
     assert "attention" in text
     assert "balanced - plain" in text
     assert progress == ""  # silent when piped
+
+
+def test_demo_defaults_are_those_of_its_settings():
+    parameters = inspect.signature(demo_command).parameters
+    settings = tempbalance.demo.Settings()
+    assert (parameters["seeds"].default, parameters["examples"].default) == (settings.seeds, settings.examples)
 
 
 def test_demo_without_scikit_learn_fails_before_it_writes(minilm, tmp_path, capsys, monkeypatch):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempbalance._files import dumps, write_whole
+from tempbalance._files import dumps, write_atomically
 from tempbalance.analysis.result import SCHEMA, Analysis
 from tempbalance.errors import AnalysisError
 from tempbalance.types import LayerStats
@@ -89,9 +89,9 @@ class Comparison:
         """
         suffix = Path(path).suffix.lower()
         if suffix == ".json":
-            write_whole(path, (dumps({"schema": SCHEMA, **asdict(self)}) + "\n").encode())
+            write_atomically(path, (dumps({"schema": SCHEMA, **asdict(self)}) + "\n").encode())
         elif suffix == ".csv":
-            write_whole(path, self.to_pandas().to_csv(index=False).encode())
+            write_atomically(path, self.to_pandas().to_csv(index=False).encode())
         else:
             raise AnalysisError(f"cannot save to {path}: the ending must be .json or .csv")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempbalance._files import dumps, renderer, write_whole
+from tempbalance._files import dumps, renderer, write_atomically
 from tempbalance.analysis.rows import layer_from_json, row_to_json
 from tempbalance.errors import AnalysisError, MissingExtraError
 from tempbalance.metrics import imbalance, mean_alpha
@@ -93,7 +93,7 @@ class Analysis:
             raise AnalysisError(f"cannot save to {path}: the ending must be one of {', '.join(_WRITERS)}")
         if history and suffix != ".html":
             raise AnalysisError(f"cannot save a history to {path}: only an .html report can contain it")
-        write_whole(path, _html(self, history) if history else writer(self))
+        write_atomically(path, _html(self, history) if history else writer(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Analysis:

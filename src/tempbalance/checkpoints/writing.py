@@ -16,7 +16,7 @@ from tempbalance.checkpoints.torch_file import TORCH_SUFFIXES
 from tempbalance.errors import CheckpointError
 from tempbalance.layers import TensorInfo
 
-__all__ = ["copy_beside", "write_safetensors"]
+__all__ = ["copy_non_weights", "write_safetensors"]
 
 _CODES = {getattr(torch, name): code for code, name in DTYPES.items() if hasattr(torch, name)}
 _ALIGNMENT = 8
@@ -56,7 +56,7 @@ def write_safetensors(path: Path, tensors: dict[str, TensorInfo], load: Callable
                 file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def copy_beside(source: Path, folder: Path) -> None:
+def copy_non_weights(source: Path, folder: Path) -> None:
     """Copy the files of a model that are not weights: configuration, tokenizer, licence.
 
     Args:

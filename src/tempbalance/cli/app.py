@@ -28,7 +28,7 @@ __all__ = [
     "check_outputs",
     "make_estimator",
     "make_windows",
-    "say_saved",
+    "print_saved",
 ]
 
 INTERRUPTED = 130  # exit status after Ctrl-C
@@ -109,7 +109,7 @@ def check_outputs(paths: list[Path], allowed: tuple[str, ...] = (".json", ".csv"
     return paths
 
 
-def say_saved(console: Console, paths: list[Path]) -> None:
+def print_saved(console: Console, paths: list[Path]) -> None:
     """Print the paths of the files that were written."""
     for path in paths:
         console.print(f"saved {path}", highlight=False, markup=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from tempbalance.cli.app import (
     check_outputs,
     make_estimator,
     make_windows,
-    say_saved,
+    print_saved,
 )
 from tempbalance.errors import AllocationError
 
@@ -142,7 +142,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     console = Console()
     if not quiet:
         print_pruning(console, result)
-        say_saved(console, [out, *reports])
+        print_saved(console, [out, *reports])
     elif result.perplexity is not None:
         print_perplexities(console, *result.perplexity)
 

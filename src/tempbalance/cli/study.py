@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from tempbalance.cli.app import INTERRUPTED, app, say_saved
+from tempbalance.cli.app import INTERRUPTED, app, print_saved
 from tempbalance.errors import MissingExtraError, StudyError
 
 __all__ = ["study"]
@@ -64,7 +64,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     """
     from rich.console import Console
 
-    from tempbalance._files import write_whole
+    from tempbalance._files import write_atomically
     from tempbalance.report.study_page import render_study
     from tempbalance.report.study_terminal import print_study
     from tempbalance.study import run
@@ -88,10 +88,10 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     except KeyboardInterrupt:
         typer.echo(f"interrupted; finished trials are in {out}: run the same command again to resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    write_whole(out / "report.html", render_study(summary).encode())
+    write_atomically(out / "report.html", render_study(summary).encode())
     console = Console()
     print_study(console, summary)
-    say_saved(console, [out / "summary.json", out / "report.html"])
+    print_saved(console, [out / "summary.json", out / "report.html"])
 
 
 def _parameters(settings: Sequence[str]) -> dict[str, Any]:

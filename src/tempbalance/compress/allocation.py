@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tempbalance._files import write_whole
+from tempbalance._files import write_atomically
 from tempbalance.errors import AllocationError
 
 __all__ = ["Allocation", "LayerAllocation", "Quantity"]
@@ -137,7 +137,7 @@ class Allocation(Mapping[str, float]):
             "settings": dict(self.settings),
             "layers": [_to_json(layer, self.quantity) for layer in self.layers],
         }
-        write_whole(path, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
+        write_atomically(path, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Allocation:

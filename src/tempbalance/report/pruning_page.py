@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tempbalance._files import dumps, write_whole
+from tempbalance._files import dumps, write_atomically
 from tempbalance.compress import PruningResult
 from tempbalance.report.page import render_page
 
@@ -73,4 +73,4 @@ def save_pruning_report(result: PruningResult, path: Path) -> None:
         MissingExtraError: plotly is not installed, which the page needs.
     """
     text = render_pruning(result) if path.suffix.lower() == ".html" else dumps(result.to_json())
-    write_whole(path, text.encode())
+    write_atomically(path, text.encode())

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tempbalance._files import dumps, write_whole
+from tempbalance._files import dumps, write_atomically
 from tempbalance.errors import StudyError
 from tempbalance.study.candidates import Configuration
 from tempbalance.study.task import Task, Trial
@@ -85,12 +85,12 @@ class StudyFolder:
         """
         path = self.file(Configuration(trial.method, trial.lr), trial.seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (dumps(asdict(trial)) + "\n").encode())
+        write_atomically(path, (dumps(asdict(trial)) + "\n").encode())
         return path
 
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
-        write_whole(self.path / _SUMMARY, (dumps(summary) + "\n").encode())
+        write_atomically(self.path / _SUMMARY, (dumps(summary) + "\n").encode())
 
 
 def common_settings(task: Task, parameters: Mapping[str, Any], lower_is_better: bool) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def open_folder(path: Path, settings: Mapping[str, Any], extent: Mapping[str, An
     with _locked(path):
         _check(path, settings)
         content = json.dumps({"settings": settings, **extent}, indent=1, default=str)
-        write_whole(path / _SETTINGS, (content + "\n").encode())
+        write_atomically(path / _SETTINGS, (content + "\n").encode())
         yield StudyFolder(path)
 
 
@@ -208,5 +208,5 @@ def restore_folder(collected: Mapping[str, Any], path: Path) -> None:
         folder = StudyFolder(Path(temporary) / path.name)
         for run in collected["runs"]:
             folder.save(Trial(**run))
-        write_whole(folder.path / _SETTINGS, (dumps(collected["settings"]) + "\n").encode())
+        write_atomically(folder.path / _SETTINGS, (dumps(collected["settings"]) + "\n").encode())
         folder.path.rename(path)

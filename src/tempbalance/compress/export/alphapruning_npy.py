@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from tempbalance._files import write_whole
+from tempbalance._files import write_atomically
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.export.whole_weights import check_whole_weights
 
@@ -42,4 +42,4 @@ def export_npy(allocation: Allocation, path: str | os.PathLike[str]) -> None:
     check_whole_weights(allocation, "the array")
     content = io.BytesIO()
     np.save(content, np.array(list(allocation.values()), dtype=np.float64))
-    write_whole(path, content.getvalue())
+    write_atomically(path, content.getvalue())

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from tempbalance._files import write_whole
+from tempbalance._files import write_atomically
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.export.whole_weights import check_whole_weights
 from tempbalance.compress.pruning.sparsegpt import sparsity_for_modifier
@@ -83,7 +83,7 @@ def export_llmcompressor(
         text = "\n".join(["pruning_stage:", *_pruning_lines(allocation, chosen)])
     else:
         text = json.dumps(_quantization(allocation, chosen, group_size), indent=1)  # JSON is YAML
-    write_whole(path, f"{text}\n".encode())
+    write_atomically(path, f"{text}\n".encode())
 
 
 def _pruning_lines(allocation: Allocation, modifier: Modifier) -> Iterator[str]:

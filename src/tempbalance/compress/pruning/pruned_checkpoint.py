@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tempbalance._files import whole_folder
+from tempbalance._files import atomic_folder
 from tempbalance._progress import progress_bar
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
-from tempbalance.checkpoints.writing import copy_beside, write_safetensors
+from tempbalance.checkpoints.writing import copy_non_weights, write_safetensors
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.pruning.masks import magnitude_scores
 from tempbalance.compress.pruning.targets import Target, find_targets
@@ -79,7 +79,7 @@ def prune_checkpoint(
         return tensor
 
     with (
-        whole_folder(Path(out), ALLOCATION_FILE) as folder,
+        atomic_folder(Path(out), ALLOCATION_FILE) as folder,
         progress_bar("writing", len(checkpoint.tensors), progress) as advance,
     ):
         files: dict[str, str] = {}
@@ -93,7 +93,7 @@ def prune_checkpoint(
             index = {"metadata": {"total_size": size}, "weight_map": files}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         if checkpoint.path.is_dir():
-            copy_beside(checkpoint.path, folder)
+            copy_non_weights(checkpoint.path, folder)
         allocation.save(folder / ALLOCATION_FILE)
     return {name: achieved[name] for name in allocation}
 
@@ -134,8 +134,8 @@ def save_folder(
     save: Any = getattr(model, "save_pretrained", None)
     if save is None:
         raise AllocationError(f"{type(model).__name__} has no save_pretrained: save its state dict and {name} yourself")
-    with whole_folder(Path(out), name) as folder:
+    with atomic_folder(Path(out), name) as folder:
         save(folder)
         if source is not None and Path(source).is_dir():
-            copy_beside(Path(source), folder)
+            copy_non_weights(Path(source), folder)
         write(folder / name)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from tempbalance._files import write_whole
+from tempbalance._files import write_atomically
 from tempbalance._progress import progress_bar
 from tempbalance.balance import Balancer, Recipe, Refresh
 from tempbalance.compress.evaluation.likelihood import Perplexity, check_vocabulary, default_length, token_losses
@@ -173,7 +173,7 @@ def save_recovered(
     record = {name: getattr(result, name) for name in ("recipe", "sparsity", "losses")}
     record = {"schema": _SCHEMA, "settings": asdict(result.settings), **record}
     content = json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
-    save_folder(model, out, source, (RECOVERY_FILE, lambda path: write_whole(path, content)))
+    save_folder(model, out, source, (RECOVERY_FILE, lambda path: write_atomically(path, content)))
 
 
 def _sequences(model: nn.Module, tokens: Sequence[Tensor], settings: RecoverySettings) -> Tensor:
