@@ -105,7 +105,7 @@ class Bounded(ByAlpha):
 
     @property
     def stretches_to_range(self) -> bool:
-        """True: the multipliers span the range however little the alphas differ."""
+        """Always True, because the multipliers span the range however little the alphas differ."""
         return True
 
 

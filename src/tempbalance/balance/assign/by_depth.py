@@ -17,12 +17,12 @@ class ByDepth(Assignment):
 
     @property
     def uses_alpha(self) -> bool:
-        """False: no spectrum is computed."""
+        """Always False, so no spectrum is computed."""
         return False
 
     @property
     def uses_depth(self) -> bool:
-        """True: every trained parameter gets a multiplier."""
+        """Always True, so every trained parameter gets a multiplier."""
         return True
 
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
