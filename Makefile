@@ -1,5 +1,5 @@
-# Every command makes its own set-up in .venv, from the versions pinned in constraints.txt; nothing but make and
-# Python >= 3.10 is needed. Choose another interpreter with: make PYTHON=python3.12 test
+# Each command sets up .venv with the versions pinned in constraints.txt; it needs only make and Python >= 3.10.
+# Choose another interpreter with: make PYTHON=python3.12 test
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +18,7 @@ SETUP := pyproject.toml constraints.txt requirements-nodeps.txt
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## Analyse a real transformer, fine-tune with and without balancing; print tables, write demo/*.html
+demo: $(VENV)/.demo ## Analyse a pretrained transformer, fine-tune with and without balancing; write demo/*.html
 	$(BIN)/tempbalance demo --out demo
 
 test: $(VENV)/.dev ## Run the tests, and the examples in the docstrings, the README and the docs
@@ -28,7 +28,7 @@ lint: $(VENV)/.dev ## Check style and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-format: $(VENV)/.dev ## Repair style and formatting where that can be done automatically
+format: $(VENV)/.dev ## Fix style and formatting automatically
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -38,14 +38,14 @@ types: $(VENV)/.dev ## Check the types of the package, strictly
 docs: $(VENV)/.docs ## Build the documentation into site/; a broken link is an error
 	$(BIN)/python -m sphinx -W --keep-going -n -q -E -b html docs site
 
-bench: $(VENV)/.bench ## One table: beside WeightWatcher, the bare calls and, in RELEASED=DIR, the released codes
+bench: $(VENV)/.bench ## Compare with WeightWatcher, bare linear algebra and, with RELEASED=DIR, the released code
 	$(BIN)/python benchmarks/run.py $(if $(RELEASED),--released $(RELEASED))
 
-clean: ## Remove what these commands made, except .venv
+clean: ## Remove the output of these commands, except .venv
 	rm -rf site demo build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
 	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch goes first and alone: a later pip call then keeps the build that is there (of the CPU, or of a CUDA version)
+# torch is installed first and alone: later pip calls keep its build (CPU or CUDA)
 $(VENV)/.base: $(SETUP)
 	@$(PYTHON) -c 'import sys; sys.exit("tempbalance needs Python 3.10 or newer; name one with: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

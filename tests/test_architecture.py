@@ -248,9 +248,9 @@ def test_the_check_of_the_tests_finds_files_without_source(tmp_path: Path):
     for name in ("tail/test_hill.py", "golden/test_golden.py", "test_metrics.py", "test_cuda.py"):
         write(tests / name)
     assert unmirrored_tests(tests, package) == []
-    write(tests / "arena" / "test_runs.py")
-    write(tests / "test_arena.py")
-    assert unmirrored_tests(tests, package) == ["arena/test_runs.py", "test_arena.py"]
+    write(tests / "novelty" / "test_runs.py")
+    write(tests / "test_novelty.py")
+    assert unmirrored_tests(tests, package) == ["novelty/test_runs.py", "test_novelty.py"]
 
 
 def heavy_modules_loaded_by(code: str) -> set[str]:

@@ -297,7 +297,7 @@ class TestHub:
         with pytest.raises(NotFoundError, match="nobody-here/nothing"):
             open_checkpoint("nobody-here/nothing")
 
-    def test_a_hub_id_without_huggingface_hub_says_what_to_install(self, monkeypatch):
+    def test_a_hub_id_without_huggingface_hub_names_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
         with pytest.raises(MissingExtraError, match=r"tempbalance\[hub\]"):
             open_checkpoint("someone/something")

@@ -15,7 +15,7 @@ pytest.importorskip("plotly")
 
 
 def embedded(page):
-    """The data of a page."""
+    """Return the data of a page."""
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
 
 
@@ -26,27 +26,27 @@ def analysis(trained):
     return tb.analyze(trained)
 
 
-def test_every_layer_is_in_the_page(analysis):
+def test_the_page_has_every_layer_and_every_skipped_weight(analysis):
     data = embedded(render_analysis(analysis))
     assert [row["name"] for row in data["layers"]] == ["0.weight", "2.weight", "3.weight"]
     assert data["layers"][0]["alpha"] == pytest.approx(analysis.layers[0].alpha, rel=1e-4)
     assert data["skipped"] == [{"reason": "1 of 6400 weights are NaN or Inf", "names": ["1.weight"]}]
 
 
-def test_a_layer_without_alpha_has_null_and_says_why(analysis):
+def test_a_layer_without_alpha_has_null_and_a_reason(analysis):
     row = embedded(render_analysis(analysis))["layers"][2]
     assert row["alpha"] is None
     assert "untrained" in row["message"]
 
 
-def test_nothing_is_loaded_from_anywhere(analysis):
+def test_the_page_loads_no_other_file(analysis):
     page = render_analysis(analysis)
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
     assert not re.search(r"(src|href)\s*=|@import|url\(", markup)
     assert "default-src 'none'" in markup
 
 
-def test_names_cannot_break_out(trained):
+def test_hostile_names_of_layers_are_escaped(trained):
     hostile = '</script><img src=x onerror=alert(1)><!--&"'
     analysis = tb.analyze({f"{hostile}.weight": trained[0].weight.detach()})
     page = render_analysis(dataclasses.replace(analysis, source=hostile))
@@ -55,7 +55,7 @@ def test_names_cannot_break_out(trained):
     assert embedded(page)["layers"][0]["name"] == f"{hostile}.weight"
 
 
-def test_a_7b_model_stays_under_8_mb(analysis):
+def test_the_page_of_a_7b_model_is_smaller_than_8_mb(analysis):
     row = dataclasses.replace(
         analysis.layers[0], esd=tb.types.ESD(tuple(1.2345678 * i for i in range(1, 257)), tuple(range(256, 0, -1)))
     )
@@ -63,19 +63,19 @@ def test_a_7b_model_stays_under_8_mb(analysis):
     assert len(render_analysis(dataclasses.replace(analysis, layers=rows)).encode()) < 8e6
 
 
-def test_empty_and_zero_layers(analysis):
+def test_an_analysis_without_layers_and_one_of_zeros_are_rendered(analysis):
     assert embedded(render_analysis(dataclasses.replace(analysis, layers=[])))["layers"] == []
     zero = tb.analyze({"a.weight": torch.zeros(20, 20)})
     assert embedded(render_analysis(zero))["layers"][0]["random"] == [[], []]
 
 
-def test_headline_counts_what_was_found(analysis):
+def test_the_summary_counts_fitted_and_untrained_layers(analysis):
     text = summary_sentences(analysis.layers)
     assert text.startswith("2 of 3 weight matrices have a fitted tail: median alpha ")
     assert "1 looks untrained, like a random matrix: 3.weight." in text
 
 
-def test_headline_without_any_fit():
+def test_the_summary_of_an_analysis_without_any_fit():
     zero = tb.analyze({"a.weight": torch.zeros(20, 20)})
     assert summary_sentences(zero.layers) == (
         "None of the 1 weight matrices has a tail that could be fitted. "
@@ -100,7 +100,7 @@ def refreshes(count, *units):
 
 
 class TestHistory:
-    def test_every_unit_is_a_line_of_alphas_and_one_of_multipliers(self, analysis):
+    def test_every_unit_has_its_alphas_and_multipliers_over_the_steps(self, analysis):
         data = embedded(render_analysis(analysis, refreshes(3, ("h.0", 2.0), ("h.1", 4.0))))["history"]
         assert data["steps"] == [0, 1, 2]
         assert data["refreshes"] == 3
@@ -110,39 +110,39 @@ class TestHistory:
             {"name": "h.1", "alphas": [4.0, 3.99, 3.98], "multipliers": [1.4, 1.4, 1.4]},
         ]
 
-    def test_no_history_no_section(self, analysis):
+    def test_a_page_without_history_has_null(self, analysis):
         assert embedded(render_analysis(analysis))["history"] is None
         assert embedded(render_analysis(analysis, []))["history"] is None
 
-    def test_one_refresh(self, analysis):
+    def test_a_history_of_one_refresh(self, analysis):
         assert embedded(render_analysis(analysis, refreshes(1, ("h.0", 2.0))))["history"]["steps"] == [0]
 
-    def test_a_unit_without_alpha_has_null(self, analysis):
+    def test_a_unit_of_the_history_without_alpha_has_null(self, analysis):
         data = embedded(render_analysis(analysis, refreshes(2, ("h.0", math.nan), ("h.1", 2.0))))["history"]
         assert data["units"][0]["alphas"] == [None, None]
 
-    def test_a_unit_that_comes_late_has_null_before(self, analysis):
+    def test_a_unit_that_is_added_later_has_null_before(self, analysis):
         history = [*refreshes(1, ("h.0", 2.0)), *refreshes(2, ("h.0", 2.0), ("h.1", 3.0))[1:]]
         assert embedded(render_analysis(analysis, history))["history"]["units"][1]["alphas"] == [None, 2.99]
 
-    def test_of_a_long_one_the_first_the_last_and_some_between_are_drawn(self, analysis):
+    def test_a_long_history_is_thinned_between_its_first_and_last_refresh(self, analysis):
         data = embedded(render_analysis(analysis, refreshes(10_001, ("h.0", 200.0))))["history"]
         assert data["refreshes"] == 10_001
         assert (data["steps"][0], data["steps"][-1]) == (0, 10_000)
         assert len(data["steps"]) == len(data["units"][0]["alphas"]) == len(set(data["steps"])) < 1000
 
-    def test_that_of_a_7b_model_takes_less_than_2_mb(self, analysis):
+    def test_the_history_of_a_7b_model_adds_less_than_2_mb(self, analysis):
         units = [(f"model.layers.{i // 7}.part{i % 7}", 200.12345) for i in range(224)]
         with_history = render_analysis(analysis, refreshes(1000, *units))
         assert len(with_history.encode()) - len(render_analysis(analysis).encode()) < 2e6
 
-    def test_names_cannot_break_out(self, analysis):
+    def test_hostile_names_of_units_are_escaped(self, analysis):
         hostile = "</script><img src=x onerror=alert(1)>"
         page = render_analysis(analysis, refreshes(2, (hostile, 3.0)))
         assert "<img" not in re.search(r'id="data">(.*?)</script>', page, re.S)[1]
         assert embedded(page)["history"]["units"][0]["name"] == hostile
 
-    def test_a_balancer_gives_what_the_report_takes(self, tmp_path):
+    def test_save_draws_the_history_of_a_balancer(self, tmp_path):
         model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         recipe = tb.Recipe(name="mine", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=2))
@@ -157,7 +157,7 @@ class TestHistory:
         assert sorted(unit["multipliers"][0] for unit in data["units"])[::2] == [0.5, 1.5]
 
 
-def test_missing_plotly_says_what_to_install(analysis, monkeypatch):
+def test_without_plotly_the_error_names_the_extra(analysis, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(MissingExtraError, match=r"tempbalance\[report\]"):
         render_analysis(analysis)

@@ -6,8 +6,8 @@ import math
 import re
 
 from rich.console import Console
-from rich.table import Table
 
+from tempbalance.report.terminal_tables import plain_table
 from tempbalance.study.summary import Row, Summary
 
 __all__ = ["print_study"]
@@ -23,10 +23,7 @@ def print_study(console: Console, summary: Summary) -> None:
     direction = "lower" if summary.lower_is_better else "higher"
     title = f"{summary.seeds} paired seeds; {direction} is better; a positive gain over {summary.baseline} is good"
     counted = [name for name in ("diverged", "failed") if any(getattr(row, name) for row in summary.rows)]
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
-    table.add_column("method", overflow="fold")
-    for heading in ("mean", "gain", "95 % interval", "won", "p", *counted):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = plain_table("method", "mean", "gain", "95 % interval", "won", "p", *counted, title=title)
     for row in summary.rows:
         name = re.sub(r"([:, ])", r"\1\n  ", row.chosen)
         table.add_row(name, _number(row.mean), *_gain(row), *(str(getattr(row, count)) for count in counted))
