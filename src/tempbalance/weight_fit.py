@@ -36,7 +36,7 @@ class WeightFit:
         num_windows: Windows cut from each matrix; 1 without windows.
         coverage: Fraction of the weight's entries inside at least one window; 1 without windows.
         metrics: Scalars of the spectrum and of the fit.
-        random: Whether the spectrum cannot be told from that of a random matrix (see ``metrics.is_random``).
+        random: Whether the spectrum cannot be distinguished from that of a random matrix (see ``metrics.is_random``).
     """
 
     spectrum: Spectrum

@@ -153,11 +153,6 @@ def test_zero_eigenvalues_do_not_change_alpha(estimator):
     assert estimator.fit(with_zeros).alpha == pytest.approx(estimator.fit(values).alpha, rel=1e-12)
 
 
-def test_hill_as_released_has_no_fit_if_the_tail_contains_a_zero():
-    values = torch.cat([torch.zeros(50), torch.arange(1.0, 31.0)])
-    assert tb.released.HillAsReleased().fit(values).status is tb.types.Status.NO_TAIL
-
-
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), exponent=st.integers(-30, 30), n=st.integers(12, 300))
 @pytest.mark.parametrize("estimator", SCALE_FREE, ids=scale_free_ids)
@@ -234,10 +229,6 @@ class TestBadInput:
     def test_share_out_of_range_raises(self, share):
         with pytest.raises(ValueError, match="share"):
             tb.Hill(share)
-
-    def test_xmin_position_out_of_range_raises(self):
-        with pytest.raises(ValueError, match="xmin_position"):
-            tb.released.HillAsReleased(1.0)
 
     def test_bins_out_of_range_raise(self):
         with pytest.raises(ValueError, match="bins"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tempbalance.released.assignments import RankAsReleased
+from tempbalance.released.farms import FARMSAsReleased
 from tempbalance.released.recipes_as_released import (
     alphadecay_as_released,
     llr_as_released,
@@ -10,8 +11,7 @@ from tempbalance.released.recipes_as_released import (
     model_balancing_sciml_as_released,
     tempbalance_as_released,
 )
-from tempbalance.spectra.farms_as_released import FARMSAsReleased
-from tempbalance.tail.as_released import HillAsReleased, KSAsReleased, PeakAsReleased
+from tempbalance.released.tails import HillAsReleased, KSAsReleased, PeakAsReleased
 
 __all__ = [
     "FARMSAsReleased",

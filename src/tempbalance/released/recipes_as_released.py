@@ -16,8 +16,8 @@ from torch import nn
 from tempbalance.balance.assign import Assignment, Linear, Sigmoid
 from tempbalance.balance.recipe import Every, Recipe
 from tempbalance.layers import Select, Unit, Weight, find_norms
-from tempbalance.spectra.farms_as_released import FARMSAsReleased
-from tempbalance.tail.as_released import HillAsReleased
+from tempbalance.released.farms import FARMSAsReleased
+from tempbalance.released.tails import HillAsReleased
 
 __all__ = [
     "alphadecay_as_released",
