@@ -1,4 +1,4 @@
-"""Time of imports and of ``--help``: what tempbalance adds to ``import torch``, and commands against an empty Python.
+"""Time imports and ``--help``: tempbalance added to ``import torch``, and commands compared with an empty Python.
 
 Run with ``OMP_NUM_THREADS=1 python benchmarks/import_time.py [--quick]``. Writes ``import_time.json`` next to this file
 and the table in ``README.md`` (not with ``--quick``).
@@ -80,7 +80,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     rows = measure(2 if quick else 11)
     for name, row in rows.items():
-        print(f"{name}: {row['seconds']:.3f} s, {row['processor_ratio']:.2f} times {row['base']}")
+        print(f"{name}: {row['processor_seconds']:.3f} s, {row['processor_ratio']:.2f} times {row['base']}")
     if not quick:
         results = {"command": "python benchmarks/import_time.py", "machine": machine(), "results": rows}
         (HERE / "import_time.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -52,46 +52,14 @@ _SUBMODULES = (
     *("balance", "released", "compress", "study", "report", "integrations"),
 )
 
-__all__ = [
-    # inspect
-    "Analysis",
-    "Checkpoint",
-    "Comparison",
-    "Select",
-    "analyze",
-    "compare",
-    "open_checkpoint",
-    # the core: estimators of the tail, windows, one weight
-    "FARMS",
-    "KS",
-    "AveragedHill",
-    "Hill",
-    "Peak",
-    "weight_spectrum",
-    # train
-    "Balancer",
-    "Every",
-    "Recipe",
-    "assign",
-    "recipes",
-    # compress
-    "Allocation",
-    "allocate_bits",
-    "allocate_ranks",
-    "allocate_sparsity",
-    "perplexity",
-    "prune",
-    "prune_checkpoint",
-    "recover",
-    "save_pruned",
-    # decide
-    "study",
-    # the rest
-    "TempBalanceError",
-    "__version__",
-    "errors",
-    "testing",
-]
+# inspect; one weight: estimators, windows; train; compress; compare methods; the rest
+__all__ = ["Analysis", "Checkpoint", "Comparison", "Select", "analyze", "compare", "open_checkpoint"]
+__all__ += ["FARMS", "KS", "AveragedHill", "Hill", "Peak", "weight_spectrum"]
+__all__ += ["Balancer", "Every", "Recipe", "assign", "recipes"]
+__all__ += ["Allocation", "allocate_bits", "allocate_ranks", "allocate_sparsity"]
+__all__ += ["perplexity", "prune", "prune_checkpoint", "recover", "save_pruned"]
+__all__ += ["study"]
+__all__ += ["TempBalanceError", "__version__", "errors", "testing"]
 
 
 def __getattr__(name: str) -> Any:

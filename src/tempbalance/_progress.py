@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
-from typing import Protocol
+from collections.abc import Callable, Generator
+from typing import Any
 
-__all__ = ["Advance", "progress_bar"]
-
-
-class Advance(Protocol):
-    """A function that moves a progress bar."""
-
-    def __call__(self, count: int, description: str | None = None) -> None:
-        """Add finished items; replace the description if one is given."""
+__all__ = ["progress_bar"]
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, total: int, wanted: bool = True) -> Generator[Advance]:
+def progress_bar(description: str, total: int, wanted: bool = True) -> Generator[Callable[..., Any]]:
     """Show a progress bar on standard error if that is a terminal.
 
     Args:
