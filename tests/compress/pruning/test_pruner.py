@@ -18,24 +18,24 @@ def counts(model, allocation):
     return {layer.name: int((parameters[layer.name] == 0).sum()) for layer in allocation.layers}
 
 
-def planned(model, sparsity=0.5, **options):
+def allocate(model, sparsity=0.5, **options):
     return tb.allocate_sparsity(tb.analyze(model), sparsity, **options)
 
 
-def share(name, shape, zeros):
+def layer(name, shape, zeros):
     return LayerAllocation(name=name, unit=name, shape=shape, zeros=zeros)
 
 
-def by_hand(*shares, **options):
-    total = sum(s.numel for s in shares)
-    part = sum(s.zeros for s in shares) / total
-    return tb.Allocation(source="m", budget=part, method="by hand", unit="layer", layers=shares, **options)
+def by_hand(*layers, **options):
+    total = sum(s.numel for s in layers)
+    part = sum(s.zeros for s in layers) / total
+    return tb.Allocation(source="m", budget=part, method="by hand", unit="layer", layers=layers, **options)
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
 def test_every_matrix_gets_the_allocated_number_of_zeros(method, make_llama, tokens):
     model = make_llama()
-    allocation = planned(model, 0.6123, method="depth", unit="layer")
+    allocation = allocate(model, 0.6123, method="depth", unit="layer")
     achieved = tb.prune(model, allocation, method, calibration=tokens)
     assert counts(model, allocation) == {layer.name: layer.zeros for layer in allocation.layers}
     assert achieved == dict(allocation)
@@ -46,7 +46,7 @@ def test_every_matrix_gets_the_allocated_number_of_zeros(method, make_llama, tok
 def test_remaining_weights_modes_and_hooks_do_not_change(method, make_llama, tokens):
     model = make_llama().train()
     before = copy.deepcopy(model.state_dict())
-    allocation = planned(model)
+    allocation = allocate(model)
     tb.prune(model, allocation, method, calibration=tokens)
     for name, tensor in model.state_dict().items():
         kept = tensor != 0
@@ -58,33 +58,14 @@ def test_remaining_weights_modes_and_hooks_do_not_change(method, make_llama, tok
 
 def test_magnitude_prunes_the_smallest_weights(trained):
     weight = trained[0].weight.detach().clone()
-    tb.prune(trained, by_hand(share("0.weight", (80, 80), 1000)))
+    tb.prune(trained, by_hand(layer("0.weight", (80, 80), 1000)))
     gone = trained[0].weight == 0
     assert weight[gone].abs().max() <= weight[~gone].abs().min()
 
 
-def naive_wanda(model, allocation, tokens):
-    """Yield Wanda scores (Sun et al. 2024) block by block in float64, from hooks on the whole pruned model."""
-    for number in range(len(model.model.layers)):
-        block = f"model.layers.{number}."
-        for layer in (layer for layer in allocation.layers if layer.name.startswith(block)):
-            module = model.get_submodule(layer.name.removesuffix(".weight"))
-            seen = []
-            hook = module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
-            with torch.no_grad():
-                for sequence in tokens:
-                    model(input_ids=sequence[None])
-            hook.remove()
-            inputs = torch.cat([x.flatten(0, 1) for x in seen]).double()
-            layer_scores = module.weight.detach().double().abs() * inputs.norm(dim=0)
-            yield layer.name, layer_scores
-        # the block changes only after all of its layers are scored
-        yield block, None
-
-
-def test_wanda_agrees_with_a_naive_pass_over_the_model_for_every_layer(make_llama, tokens):
+def test_wanda_agrees_with_a_naive_pass_over_the_model_for_every_layer(make_llama, tokens, naive_wanda):
     model, oracle = make_llama(), make_llama()
-    allocation = planned(model, 0.5, method="uniform")
+    allocation = allocate(model, 0.5, method="uniform")
     tb.prune(model, allocation, "wanda", calibration=tokens)
     waiting = {}
     for name, scores in naive_wanda(oracle, allocation, tokens):
@@ -130,7 +111,7 @@ def test_language_models_of_many_architectures_are_pruned_as_allocated(config, m
     """Fused weights (GPT-2, transposed; GPT-NeoX, by head), local and global attention, other module names."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    allocation = planned(model, 0.5, epsilon=0.2)
+    allocation = allocate(model, 0.5, epsilon=0.2)
     achieved = tb.prune(model, allocation, method, calibration=tokens)
     assert achieved == dict(allocation)
     total = sum(int((p == 0).sum()) for name, p in model.named_parameters() if p.ndim == 2)
@@ -141,7 +122,7 @@ def test_wanda_prunes_each_output_of_a_conv1d_equally(tokens):
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_positions=64)
     model = transformers.GPT2LMHeadModel(config)
-    allocation = planned(model, 0.5, method="uniform")
+    allocation = allocate(model, 0.5, method="uniform")
     tb.prune(model, allocation, "wanda", calibration=tokens)
     weight = model.transformer.h[0].mlp.c_fc.weight  # (inputs, outputs)
     assert (weight == 0).sum(dim=0).tolist() == [16] * 128
@@ -154,7 +135,7 @@ def test_stacked_experts_are_pruned_by_magnitude_only():
     )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.MixtralForCausalLM(config)
-    allocation = planned(model, 0.5)
+    allocation = allocate(model, 0.5)
     assert any(":" in name for name in allocation)
     assert tb.prune(model, allocation) == dict(allocation)
     with pytest.raises(AllocationError, match="by magnitude"):
@@ -164,7 +145,7 @@ def test_stacked_experts_are_pruned_by_magnitude_only():
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
 def test_n_of_m_sparsity_is_the_same_in_every_group_of_a_layer(method, make_llama, tokens):
     model = make_llama()
-    allocation = planned(model, 0.5, method="depth", epsilon=0.5, group=8)
+    allocation = allocate(model, 0.5, method="depth", epsilon=0.5, group=8)
     tb.prune(model, allocation, method, calibration=tokens)
     kept = set()
     for layer in allocation.layers:
@@ -177,23 +158,23 @@ def test_n_of_m_sparsity_is_the_same_in_every_group_of_a_layer(method, make_llam
 
 def test_a_wrapped_model_is_pruned(make_llama):
     model = make_llama()
-    allocation = planned(model)
+    allocation = allocate(model)
     assert tb.prune(nn.DataParallel(model), allocation) == dict(allocation)
 
 
 def test_prune_by_sparsegpt_gives_the_allocated_sparsity(make_llama, tokens):
     pytest.importorskip("llmcompressor", reason="needs llm-compressor")
     model = make_llama()
-    allocation = planned(model, 0.6, method="depth")
+    allocation = allocate(model, 0.6, method="depth")
     assert tb.prune(model, allocation, "sparsegpt", calibration=tokens) == dict(allocation)
 
 
 class TestRefusals:
     def test_an_allocation_for_another_model(self, trained):
         with pytest.raises(AllocationError, match=r"another model.*no 9\.weight"):
-            tb.prune(trained, by_hand(share("9.weight", (80, 80), 1)))
+            tb.prune(trained, by_hand(layer("9.weight", (80, 80), 1)))
         with pytest.raises(AllocationError, match=r"another model.*\(80, 80\) here and \(80, 81\)"):
-            tb.prune(trained, by_hand(share("0.weight", (80, 81), 1)))
+            tb.prune(trained, by_hand(layer("0.weight", (80, 81), 1)))
 
     def test_an_allocation_of_bits(self, trained):
         allocation = tb.allocate_bits(tb.analyze(trained, progress=False), 3)
@@ -202,34 +183,34 @@ class TestRefusals:
 
     def test_an_unknown_criterion(self, trained):
         with pytest.raises(AllocationError, match="magnitude, wanda, sparsegpt"):
-            tb.prune(trained, by_hand(share("0.weight", (80, 80), 1)), "random")
+            tb.prune(trained, by_hand(layer("0.weight", (80, 80), 1)), "random")
 
     @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
     @pytest.mark.parametrize("nothing", [None, []])
     def test_wanda_or_sparsegpt_without_calibration(self, method, nothing, make_llama):
         model = make_llama()
         with pytest.raises(TokensError, match="needs calibration tokens"):
-            tb.prune(model, planned(model), method, calibration=nothing)
+            tb.prune(model, allocate(model), method, calibration=nothing)
 
     def test_a_weight_with_nan_is_named(self, trained):
         with torch.no_grad():
             trained[1].weight[0, 0] = torch.nan
         with pytest.raises(NonFiniteError, match=r"1\.weight"):
-            tb.prune(trained, by_hand(share("1.weight", (80, 80), 10)))
+            tb.prune(trained, by_hand(layer("1.weight", (80, 80), 10)))
 
     def test_wanda_of_a_weight_outside_blocks(self, trained):
         with pytest.raises(AllocationError, match=r"not 0\.weight: prune it by magnitude"):
-            tb.prune(trained, by_hand(share("0.weight", (80, 80), 10)), "wanda", calibration=[torch.arange(4)])
+            tb.prune(trained, by_hand(layer("0.weight", (80, 80), 10)), "wanda", calibration=[torch.arange(4)])
 
     def test_a_weight_with_an_adapter(self, make_llama):
         peft = pytest.importorskip("peft")
         adapted = peft.get_peft_model(make_llama(), peft.LoraConfig(target_modules=["q_proj"], r=2))
         with pytest.raises(AllocationError, match="merge"):
-            tb.prune(adapted, planned(adapted))
+            tb.prune(adapted, allocate(adapted))
 
     def test_activations_that_are_not_finite(self, make_llama, tokens):
         model = make_llama()
-        allocation = planned(model)
+        allocation = allocate(model)
         with torch.no_grad():
             model.model.embed_tokens.weight.fill_(torch.inf)
         with pytest.raises(NonFiniteError, match="activation"):
@@ -237,34 +218,4 @@ class TestRefusals:
 
     def test_a_group_that_does_not_divide_the_weights(self, make_llama):
         with pytest.raises(AllocationError, match="groups of 7"):
-            planned(make_llama(), 0.5, group=7)
-
-
-class TestOutliers:
-    def test_owl_prunes_blocks_with_more_outliers_less(self, make_llama, tokens):
-        model = make_llama()
-        with torch.no_grad():
-            model.model.layers[1].mlp.up_proj.weight[:4] *= 50
-        found = tb.compress.outlier_ratios(model, tokens)
-        assert found["model.layers.1"] > found["model.layers.0"]
-        allocation = planned(model, 0.5, epsilon=0.08, method="owl", outliers=found)
-        dense, sparse = allocation["model.layers.1.mlp.up_proj.weight"], allocation["model.layers.0.mlp.up_proj.weight"]
-        assert sparse - dense == pytest.approx(0.16, abs=1e-3)
-
-    def test_outlier_ratios_agree_with_a_naive_count(self, make_llama, tokens):
-        model = make_llama()
-        allocation = planned(model, 0.5)
-        expected = {}
-        waiting = []
-        for name, scores in naive_wanda(model, allocation, tokens):
-            if scores is not None:
-                waiting.append(scores.flatten())
-                continue
-            pooled = torch.cat(waiting)
-            expected[name.rstrip(".")] = float((pooled > 3 * pooled.mean()).double().mean())
-            waiting = []
-        assert tb.compress.outlier_ratios(model, tokens, 3.0) == pytest.approx(expected, abs=1e-4)
-
-    def test_owl_without_outlier_ratios_is_refused(self, make_llama):
-        with pytest.raises(AllocationError, match="outlier_ratios"):
-            planned(make_llama(), 0.5, method="owl")
+            allocate(make_llama(), 0.5, group=7)
