@@ -1,11 +1,11 @@
-"""Are the simulations of ``low_data_pde.py`` right? Solves them again and prints how far the files lie.
+"""Check the simulations of ``low_data_pde.py``: solve them again and print the distance to the files.
 
     python experiments/check_pde.py DIR
 
 DIR holds neuraloperator's files. Burgers: Fourier series and fourth-order Runge-Kutta, from the 16 points at time 0.
 Darcy: finite volumes on a finer grid, the permeability of each fine cell that of the nearest of the n x n points. The
-files do not say at which times and with which two permeabilities they were made; found by fit: times 0.06 apart, and
-0.36 and 0.02 under a load of 1. About a minute on one core.
+files do not document times and permeabilities; by fit the times are 0.06 apart, and the permeabilities 0.36 and 0.02
+under a load of 1. About a minute on one core.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does alpha depend on the shape of a matrix? FullTensorCache matrices and FARMS windows, aspect ratios 1 to 16.
+"""Does alpha depend on the shape of a matrix? Full matrices and FARMS windows, aspect ratios 1 to 16.
 
 Matrices of ``SIDE`` rows and 1 to 16 times as many columns whose entries follow one distribution:
 
@@ -6,19 +6,22 @@ Matrices of ``SIDE`` rows and 1 to 16 times as many columns whose entries follow
 - ``student``: independent entries with the heavy tails of Student's t with 4 degrees of freedom;
 - ``pareto``: independent columns whose covariance has Pareto eigenvalues (alpha = 2.5), as after training.
 
-Run with ``python experiments/farms_aspect_ratio.py``; writes ``farms_aspect_ratio.json`` beside this file, and the plot
-of ``docs/concepts/farms.md`` (needs no package beyond tempbalance).
+Run ``python experiments/farms_aspect_ratio.py``; it writes ``farms_aspect_ratio.json`` and the plot of
+``docs/concepts/farms.md`` (with ``--plot`` only the plot, from the JSON).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from plotting import render
 from torch import Tensor
 
 import tempbalance as tb
@@ -32,7 +35,7 @@ KINDS = ("gaussian", "student", "pareto")
 
 
 def matrix(kind: str, ratio: int, seed: int) -> Tensor:
-    """One matrix of the given distribution, ``SIDE`` by ``ratio * SIDE``."""
+    """Make one matrix of the given distribution, ``SIDE`` by ``ratio * SIDE``."""
     generator = torch.Generator().manual_seed(1000 * ratio + seed)
     shape = (SIDE, ratio * SIDE)
     normal = torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -46,7 +49,7 @@ def matrix(kind: str, ratio: int, seed: int) -> Tensor:
 
 
 def measure(kind: str, ratio: int) -> dict[str, Any]:
-    """Alphas of ``SEEDS`` matrices, whole and in windows."""
+    """Measure the alphas of ``SEEDS`` matrices, full and in windows."""
     rows = []
     for seed in range(SEEDS):
         weight = matrix(kind, ratio, seed)
@@ -63,21 +66,21 @@ def measure(kind: str, ratio: int) -> dict[str, Any]:
     return {"kind": kind, "aspect_ratio": ratio, "matrices": rows}
 
 
-def judge(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each distribution: how far alpha moves from aspect ratio 1 on, and by how many standard errors."""
-    verdicts = []
+def summarize(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Summarize by distribution how far alpha moves from aspect ratio 1, in units of its standard error."""
+    rows = []
     for kind in KINDS:
         cells = [cell for cell in found if cell["kind"] == kind]
-        verdict: dict[str, Any] = {"kind": kind}
+        row: dict[str, Any] = {"kind": kind}
         for name in ("whole", "farms"):
-            first, *others = [[row[name] for row in cell["matrices"]] for cell in cells]
-            errors = [[row[f"{name}_stderr"] for row in cell["matrices"]] for cell in cells]
+            first, *others = [[each[name] for each in cell["matrices"]] for cell in cells]
+            errors = [[each[f"{name}_stderr"] for each in cell["matrices"]] for cell in cells]
             z = [
                 (alpha - alpha_1) / math.hypot(error, error_1)
                 for alphas, own in zip(others, errors[1:], strict=True)
                 for alpha, alpha_1, error, error_1 in zip(alphas, first, own, errors[0], strict=True)
             ]
-            verdict[name] = {
+            row[name] = {
                 "alpha_at_1": fmean(first),
                 "alpha_at_16": fmean(others[-1]),
                 "largest_change_of_the_mean": max(abs(fmean(alphas) - fmean(first)) for alphas in others),
@@ -85,76 +88,53 @@ def judge(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "pairs_within_2_stderr": fmean(abs(value) <= 2 for value in z),
                 "rms_z": math.sqrt(fmean(value**2 for value in z)),
             }
-        verdicts.append(verdict)
-    return verdicts
+        rows.append(row)
+    return rows
 
 
 def plot(found: list[dict[str, Any]]) -> str:
-    """Alpha against aspect ratio, a panel for each distribution, as SVG."""
-    width, height, left, top = 250, 190, 46, 34
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + len(KINDS) * (width + 40)} {height + 90}" '
-        'font-family="sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
-    ]
-    for panel, kind in enumerate(KINDS):
-        cells = [cell for cell in found if cell["kind"] == kind]
-        everything = [row[name] for cell in cells for row in cell["matrices"] for name in ("whole", "farms")]
-        low, high = math.floor(min(everything)), math.ceil(max(everything))
-        x0 = left + panel * (width + 40)
+    """Draw alpha against aspect ratio, a panel per distribution, as SVG; bars are two standard deviations."""
 
-        def place(ratio: float, alpha: float, x0: int = x0, low: int = low, high: int = high) -> tuple[float, float]:
-            x, y = math.log2(ratio) / 4, (alpha - low) / (high - low)
-            return x0 + x * width, top + (1 - y) * height
+    def draw(figure: Figure) -> None:
+        for axes, kind in zip(figure.subplots(1, len(KINDS)), KINDS, strict=True):
+            cells = [cell for cell in found if cell["kind"] == kind]
+            ratios = [cell["aspect_ratio"] for cell in cells]
+            for name, label, colour in (("whole", "full matrix", "#d55e00"), ("farms", "FARMS windows", "#0072b2")):
+                alphas = [[row[name] for row in cell["matrices"]] for cell in cells]
+                spread = [2 * stdev(each) for each in alphas]
+                style = {"marker": "o", "markersize": 3.5, "linewidth": 1, "elinewidth": 1.4, "color": colour}
+                axes.errorbar(ratios, [fmean(each) for each in alphas], yerr=spread, label=label, **style)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks((1, 2, 4, 8, 16), ("1", "2", "4", "8", "16"))
+            axes.minorticks_off()
+            axes.set_title(kind, fontweight="bold", fontsize="medium")
+        figure.axes[0].set_ylabel("alpha (Hill)")
+        figure.axes[1].set_xlabel(f"aspect ratio of the matrix ({SIDE} rows)")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
 
-        parts.append(f'<text x="{x0}" y="{top - 12}" font-weight="bold">{kind}</text>')
-        parts.append(f'<rect x="{x0}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#999"/>')
-        for ratio in (1, 2, 4, 8, 16):
-            x, y = place(ratio, low)
-            parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{ratio}</text>')
-        for alpha in range(low, high + 1, max(1, (high - low) // 5)):
-            x, y = place(1, alpha)
-            parts.append(f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{alpha}</text>')
-        for name, colour in (("whole", "#c0392b"), ("farms", "#1f5fa8")):
-            points = []
-            for cell in cells:
-                alphas = [row[name] for row in cell["matrices"]]
-                x, y = place(cell["aspect_ratio"], fmean(alphas))
-                points.append(f"{x:.1f},{y:.1f}")
-                (_, y_low), (_, y_high) = (place(1, fmean(alphas) + sign * 2 * stdev(alphas)) for sign in (-1, 1))
-                parts.append(f'<path d="M{x:.1f} {y_low:.1f}V{y_high:.1f}" stroke="{colour}" stroke-width="1.5"/>')
-                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
-            parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}"/>')
-    middle = (left + len(KINDS) * (width + 40)) / 2
-    parts.append(
-        f'<text x="{middle}" y="{top + height + 36}" text-anchor="middle">aspect ratio of the matrix '
-        f"({SIDE} rows)</text>"
-        f'<text x="12" y="{top + height / 2}" transform="rotate(-90 12 {top + height / 2})" '
-        'text-anchor="middle">alpha (Hill)</text>'
-        f'<text x="{middle - 130}" y="{top + height + 54}" fill="#c0392b">whole matrix</text>'
-        f'<text x="{middle + 30}" y="{top + height + 54}" fill="#1f5fa8">FARMS windows</text></svg>'
-    )
-    return "\n".join(parts) + "\n"
+    return render(draw, 8.8, 3.0, name="farms_aspect_ratio")
 
 
 def main() -> None:
-    """Run, print, write."""
-    found = [measure(kind, ratio) for kind in KINDS for ratio in RATIOS]
-    verdicts = judge(found)
-    for verdict in verdicts:
-        for name in ("whole", "farms"):
-            print(verdict["kind"], name, {key: round(value, 3) for key, value in verdict[name].items()})
-    results = {
-        "command": "python experiments/farms_aspect_ratio.py",
-        "side": SIDE,
-        "seeds": SEEDS,
-        "windows": repr(tb.FARMS()),
-        "estimator": repr(tb.Hill()),
-        "summary": verdicts,
-        "results": found,
-    }
-    (HERE / "farms_aspect_ratio.json").write_text(json.dumps(results, indent=1) + "\n")
-    PLOT.write_text(plot(found))
+    """Measure, print, write; with ``--plot`` only draw the results again."""
+    file = HERE / "farms_aspect_ratio.json"
+    if sys.argv[1:] != ["--plot"]:
+        found = [measure(kind, ratio) for kind in KINDS for ratio in RATIOS]
+        summary = summarize(found)
+        for row in summary:
+            for name in ("whole", "farms"):
+                print(row["kind"], name, {key: round(value, 3) for key, value in row[name].items()})
+        written = {
+            "command": "python experiments/farms_aspect_ratio.py",
+            "side": SIDE,
+            "seeds": SEEDS,
+            "windows": repr(tb.FARMS()),
+            "estimator": repr(tb.Hill()),
+            "summary": summary,
+            "results": found,
+        }
+        file.write_text(json.dumps(written, indent=1) + "\n")
+    PLOT.write_text(plot(json.loads(file.read_text())["results"]))
 
 
 if __name__ == "__main__":

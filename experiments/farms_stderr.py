@@ -1,16 +1,16 @@
-"""Is the standard error of FARMS honest? Its alpha beside that of 225 windows, on matrices of several kinds and sizes.
+"""Is the standard error of FARMS correct? Its alpha against that of 225 windows, on several kinds of matrices.
 
-Square matrices of side ``n``, windows of side ``n / 2``; ``FARMS()`` beside ``FARMS(windows=15)``, 15 x 15 windows:
+Square matrices of side ``n``, windows of side ``n / 2``; ``FARMS()`` against ``FARMS(windows=15)``, 15 x 15 windows:
 
 - ``gaussian``: independent normal entries, as at initialisation;
-- ``spikes``: the same plus a matrix of rank ``n / 32`` whose singular values stand out, as after some training;
+- ``spikes``: the same plus a matrix of rank ``n / 32`` with large singular values, as after some training;
 - ``student``: independent entries with the heavy tails of Student's t with 4 degrees of freedom;
 - ``pareto``: Pareto eigenvalues (alpha = 2.5) and random singular vectors, as after much training;
 - ``scaled``: normal entries, every eighth of the rows and every column of its own scale, as heads and channels have.
 
-Run with ``python experiments/farms_stderr.py`` (about 20 minutes on one core); writes ``farms_stderr.json`` beside this
-file. ``python experiments/farms_stderr.py 4096 1`` adds one matrix of each kind of side 4096 (10 minutes). Of a
-normal error with this standard deviation, 68 % would lie within 1 standard error and 95 % within 2.
+Run ``python experiments/farms_stderr.py`` (about 20 minutes on one core); it writes ``farms_stderr.json``.
+``python experiments/farms_stderr.py 4096 1`` adds one matrix of each kind of side 4096 (10 minutes). A normal error has
+68 % within 1 standard error and 95 % within 2.
 """
 
 from __future__ import annotations

@@ -1,21 +1,19 @@
-"""Figures by matplotlib, as SVG that depends on the numbers only."""
+"""The figures of the pages: gains by amount of data, and numbers with intervals."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 from claims import Claim, Experiment
 from gains import Gain, Results, brief, control_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from plotting import COLOURS, render
 
 ABREAST = 3  # panels in a row
 BEYOND = 3  # a control may extend the axis to this many times the reach of the methods
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
 CONTROL_COLOURS = ("#555555", "#888888", "#aaaaaa", "#555555", "#888888")
 CONTROL_STYLES: dict[str, Any] = {  # linestyle, marker
     "uniform": ("--", "s"),
@@ -23,27 +21,6 @@ CONTROL_STYLES: dict[str, Any] = {  # linestyle, marker
     "shuffled": ("-.", "D"),
     "untrained": ((0, (1, 3)), "o"),
 }
-
-
-def render(draw: Callable[[Figure], None], width: float, height: float, *, name: str, title: str | None = None) -> str:
-    """Draw a figure in the style of all figures here.
-
-    Args:
-        draw: Draws on an empty figure.
-        width: Inches.
-        height: Inches.
-        name: Seed of the identifiers in the SVG.
-        title: Title of the document.
-
-    Returns:
-        SVG.
-    """
-    file = io.BytesIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure)
-        figure.savefig(file, format="svg", metadata={"Date": None, "Title": title})
-    return file.getvalue().decode()
 
 
 class _Line(NamedTuple):

@@ -1,7 +1,7 @@
-"""How balanced a network is at the end of a run, measured alike for every method, plain training too.
+"""The imbalance of a network at the end of a trial, measured in the same way for every method, plain training included.
 
-The arena records the imbalance that a balancer saw, so plain training has none. A task adds these numbers to what it
-returns:
+A study records the imbalance that a balancer measured, and plain training has no balancer. A task adds these numbers
+to its metrics:
 
     return {"validation": ..., "test": ..., **final_alpha(model)}
 """
@@ -20,18 +20,18 @@ RECIPE = tb.Recipe(name="final", assignment=tb.assign.Linear(1.0, 1.0), estimato
 
 
 def final_alpha(model: nn.Module) -> dict[str, float]:
-    """Alphas of the trained layers, as a balancer measures them, so that they stand beside those the arena records.
+    """Measure the alphas of the trained layers as a balancer does.
 
-    A balancer fits a layer that still looks random, too, and its alpha then says no more than its shape. So how many
-    there are is returned as well; after a short training from scratch it is most of them.
+    A balancer also fits layers that look random, whose alpha depends on their shape only. Their number is returned as
+    well; after a short training from scratch it is most of them.
 
     Args:
         model: The network after its last step.
 
     Returns:
         ``imbalance``, the standard deviation of alpha over the layers (Model Balancing, section 4.4), and
-        ``mean_alpha``, both NaN where no layer has an alpha; ``layers``, how many have one; ``random``, how many
-        weight matrices ``tb.analyze`` cannot tell from random ones.
+        ``mean_alpha``, both NaN if no layer has an alpha; ``layers``, the number of layers with one; ``random``, the
+        number of weight matrices that ``tb.analyze`` reports as random.
     """
     balancer = tb.Balancer(torch.optim.SGD(model.parameters(), lr=0.0), model, RECIPE)
     refresh = balancer.refresh()

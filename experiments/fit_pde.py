@@ -1,10 +1,10 @@
-"""Why does balance help an FNO on Darcy flow and not on Burgers? How well each method fits its own few simulations.
+"""Why does balancing help an FNO on Darcy flow and not on Burgers? Training and test error of each method.
 
     python experiments/fit_pde.py
 
-The runs of ``low_data_pde.py`` with 4 simulations and 250 steps, all at the learning rate 0.01 that ten tuning seeds
-chose on both problems: the nRMSE on the simulations trained on beside that on the test data, 20 paired seeds, and
-the multipliers at the end. About ten minutes on one core; writes ``fit_pde.json`` beside this file.
+The trials of ``low_data_pde.py`` with 4 simulations and 250 steps, all at the learning rate 0.01 that ten tuning seeds
+chose on both problems: the nRMSE on the training simulations and on the test data, 20 paired seeds, and the last
+multipliers. About ten minutes on one core; writes ``fit_pde.json``.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ METHODS = ("plain", BALANCE, f"{BALANCE},kinds=('conv1d','linear')", f"{BALANCE}
 
 
 class Kept(Method):
-    """A method that keeps the network that it is given."""
+    """A method that stores the network."""
 
     model: nn.Module
 
     def balance(self, optimizer: Any, model: nn.Module, **options: Any) -> tb.Balancer | None:
-        """Balance as ever."""
+        """Balance, and store the network."""
         self.model = model
         return super().balance(optimizer, model, **options)
 
 
 def run(problem: Problem, name: str, seed: int) -> dict[str, Any]:
-    """Train once; errors on what was trained on and on the test data, and the last multipliers by layer."""
+    """Train once; return training and test error, and the last multipliers by layer."""
     torch.manual_seed(seed)
     method = Kept(name, seed)
     test = train(seed, method, LR, problem=problem, examples=EXAMPLES, steps=STEPS)["test"]

@@ -76,7 +76,7 @@ def train(
     """Train once.
 
     Args:
-        seed: Of everything random.
+        seed: Seed of everything random.
         method: How to balance, and with which weight decay.
         lr: Highest learning rate.
         steps: Optimizer steps, of 1,024 tokens each.

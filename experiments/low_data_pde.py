@@ -64,7 +64,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
     """Train once.
 
     Args:
-        seed: Of everything random.
+        seed: Seed of everything random.
         method: How to balance.
         lr: Learning rate at first; it is halved four times.
         problem: What is solved.

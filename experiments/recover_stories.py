@@ -1,11 +1,11 @@
-"""What recovery brings a pruned language model, with one learning rate for all and balanced: paired seeds.
+"""Recovery of a pruned language model, with one learning rate and balanced: paired seeds.
 
     python experiments/recover_stories.py FOLDER experiments/recover_stories.json
 
 FOLDER holds stories260k, a LLaMA of 260 thousand parameters, and a thousand tokenised TinyStories. It is pruned by
-Wanda to 50 %, the same in every layer, and recovered on stories 100 to 499. Each way takes the learning rate that is
-best for it on stories 20 to 59 with a seed of its own; the table is of stories 0 to 19. A seed draws the calibration
-sequences, the LoRA factors and the order of the data, the same for both ways. About eight minutes on one core.
+Wanda to 50 %, the same in every layer, and recovered on stories 100 to 499. Each method uses the learning rate that
+is best on stories 20 to 59 with another seed; the table is of stories 0 to 19. A seed chooses the calibration
+sequences, the LoRA factors and the order of the data, the same for both methods. About eight minutes on one core.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def measure(model: nn.Module, stories: Sequence[Tensor]) -> float:
 
 
 def pruned(folder: Path, training: Sequence[Tensor], seed: int) -> nn.Module:
-    """The model, half of the weights of its layers zero."""
+    """The model with half of its weights zero."""
     model = load_causal_lm(folder)
-    plan = tb.allocate_sparsity(tb.analyze(model, progress=False), sparsity=0.5, method="uniform")
+    allocation = tb.allocate_sparsity(tb.analyze(model, progress=False), sparsity=0.5, method="uniform")
     calibration = tb.compress.draw_calibration(training, 64, LENGTH, seed)
-    tb.prune(model, plan, "wanda", calibration=calibration, progress=False)
+    tb.prune(model, allocation, "wanda", calibration=calibration, progress=False)
     return model
 
 

@@ -1,17 +1,16 @@
-"""Train a small LLaMA on real text, for studies of pruning that need no download and no GPU.
+"""Train a small LLaMA on real text, for pruning studies without download or GPU.
 
     python experiments/train_lm.py --data DIR --out DIR [--steps 2200] [--threads 1] [--seed 0]
 
 ``--data`` has the files named in ``TRAINING`` and ``HELD_OUT`` below: the Brown corpus, War and Peace, Tiny
-Shakespeare, 1,000 TinyStories and WikiText-2, 12 MB of text to train on. ``--out`` becomes a Hugging Face folder
-(safetensors, configuration, tokenizer) with three files beside it: ``train.npz`` and ``held_out.npz``, each with one
-stream of ``tokens``, and ``training.json``, with settings, versions, losses and held-out perplexity.
+Shakespeare, 1,000 TinyStories and WikiText-2, 12 MB of training text. ``--out`` becomes a Hugging Face folder
+(safetensors, configuration, tokenizer) with three more files: ``train.npz`` and ``held_out.npz``, each with one stream
+of ``tokens``, and ``training.json``, with settings, versions, losses and held-out perplexity.
 
-Neither model nor tokenizer has seen what is held out: the last 5 % of each training file, and the test file of
-WikiText-2.
+Held out from model and tokenizer are the last 5 % of each training file, and the test file of WikiText-2.
 
-Killed, the same command goes on from its last checkpoint, and ends with the same losses; before the rate falls, also
-with another number of steps. 2,200 take about half an hour on one free core of a server with bfloat16 instructions.
+The same command resumes from the last checkpoint, with the same losses; before the rate decays, also with another
+number of steps. 2,200 steps take about half an hour on one free core of a server with bfloat16 instructions.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ END = "<|endoftext|>"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All that shapes the model. The number of steps was fitted to the time there was; nothing was tuned."""
+    """All settings. The number of steps was chosen by the available time; nothing was tuned."""
 
     steps: int = 2200
     seed: int = 0
@@ -63,15 +62,15 @@ class Settings:
     heads: int = 6
     lr: float = 1.5e-3
     weight_decay: float = 0.1
-    warmup: int = 250  # steps in which the rate rises
-    decay: float = 0.3  # share of the steps, the last ones, in which it falls to zero; in between it is constant
+    warmup: int = 250  # steps of warm-up
+    decay: float = 0.3  # part of the steps, at the end, in which the rate decays to zero
     clip: float = 1.0
     held_out_share: float = 0.05
-    every: int = 250  # steps between two looks at held-out text, and between two checkpoints
+    every: int = 250  # steps between evaluations, and between checkpoints
 
 
 def texts(folder: Path, held_out_share: float) -> tuple[list[str], list[str]]:
-    """Texts to train on, and held-out ones."""
+    """Read the training texts and the held-out texts."""
     training, held_out = list[str](), list[str]()
     for name in TRAINING:
         content = (folder / name).read_text(encoding="utf-8")
@@ -83,7 +82,7 @@ def texts(folder: Path, held_out_share: float) -> tuple[list[str], list[str]]:
 
 
 def train_tokenizer(training: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of its own for these texts."""
+    """Train a byte-level BPE tokenizer on the texts."""
     tokenizer = tokenizers.Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
@@ -98,18 +97,18 @@ def train_tokenizer(training: list[str], vocabulary: int) -> PreTrainedTokenizer
 
 
 def lines(parts: list[str]) -> Iterator[str]:
-    """All lines with their ends: whole books are too long for the tokenizer."""
+    """Yield all lines; books are too long for the tokenizer."""
     return (line for text in parts for line in text.splitlines(keepends=True))
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, parts: list[str]) -> np.ndarray:
-    """One stream of tokens, texts one after the other."""
+    """Encode the texts as one stream of tokens."""
     encoded = tokenizer(list(lines([text + END for text in parts])), return_attention_mask=False)["input_ids"]
     return np.concatenate([np.asarray(ids, dtype=np.uint16) for ids in encoded if ids])
 
 
 def prepare(data: Path, out: Path, settings: Settings) -> dict[str, Tensor]:
-    """Write tokenizer and tokens into ``out``, if they are not yet there, and read the tokens."""
+    """Write tokenizer and tokens to ``out`` if they are missing, and read the tokens."""
     paths = {name: out / f"{name}.npz" for name in ("train", "held_out")}
     if not all(path.exists() for path in paths.values()):
         training, held_out = texts(data, settings.held_out_share)
@@ -123,7 +122,7 @@ def prepare(data: Path, out: Path, settings: Settings) -> dict[str, Tensor]:
 
 
 def build(settings: Settings) -> LlamaForCausalLM:
-    """The untrained model."""
+    """Build the untrained model."""
     torch.manual_seed(settings.seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -142,26 +141,26 @@ def build(settings: Settings) -> LlamaForCausalLM:
 
 
 def batch(stream: Tensor, settings: Settings, step: int) -> Tensor:
-    """The sequences of a step: they depend on the seed and the step alone, so that a run can be resumed."""
+    """Return the sequences of a step, which depend on the seed and the step only."""
     generator = np.random.default_rng([settings.seed, step])
     starts = generator.integers(len(stream) - settings.context, size=settings.batch_size)
     return torch.stack([stream[start : start + settings.context] for start in starts])
 
 
 def perplexity(model: LlamaForCausalLM, stream: Tensor, context: int, sequences: int) -> float:
-    """Perplexity on sequences that lie evenly in the stream."""
+    """Compute the perplexity on sequences spread evenly over the stream."""
     starts = torch.linspace(0, len(stream) - context, sequences).long().tolist()
     chosen = [stream[start : start + context] for start in starts]
     return tb.perplexity(model, chosen, length=context, progress=False).value
 
 
 def rate(settings: Settings) -> Callable[[int], float]:
-    """Factor of the learning rate, by step."""
+    """Return the factor of the learning rate by step."""
     return lambda step: min(1, (step + 1) / settings.warmup, (1 - step / settings.steps) / settings.decay)
 
 
 def optimizer_for(model: LlamaForCausalLM, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW, without decay for the norms."""
+    """Build AdamW, without decay for the norms."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     norms = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices}, {"params": norms, "weight_decay": 0.0}]
@@ -180,7 +179,7 @@ def learn(model: LlamaForCausalLM, ids: Tensor, optimizer: torch.optim.Optimizer
 
 
 def restore(path: Path, settings: Settings, parts: dict[str, Any]) -> tuple[int, list[Any]]:
-    """Put model, optimizer and scheduler back; return the steps done and the losses on the way."""
+    """Restore model, optimizer and scheduler; return the number of steps and the losses so far."""
     if not path.exists():
         return 0, []
     saved = torch.load(path, weights_only=True)
@@ -192,7 +191,7 @@ def restore(path: Path, settings: Settings, parts: dict[str, Any]) -> tuple[int,
 
 
 def train(model: LlamaForCausalLM, streams: dict[str, Tensor], out: Path, settings: Settings) -> list[Any]:
-    """Train to the end, from the checkpoint if there is one; return the losses on the way."""
+    """Train, from the checkpoint if there is one; return the losses."""
     optimizer = optimizer_for(model, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate(settings))
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}

@@ -116,7 +116,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
     """Train once.
 
     Args:
-        seed: Of everything random.
+        seed: Seed of everything random.
         method: How to balance, or to regularise.
         lr: Highest learning rate.
         network: ``resnet20`` or ``vgg``.

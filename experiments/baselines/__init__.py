@@ -1,4 +1,4 @@
-"""Ways of training to compare balancing with, for the task files of ``tempbalance arena`` beside this folder."""
+"""Baselines to compare balancing with: custom methods for the task files of ``experiments/``."""
 
 from baselines.base import Baseline, Batch, Joined, Training, outputs_of
 from baselines.classifier_alignment import ClassifierAlignment

@@ -1,4 +1,4 @@
-"""What a baseline can do to a training: hooks that a task calls. Each does nothing unless a baseline overrides it."""
+"""The base class of baselines: hooks that a task calls. Each does nothing unless a baseline overrides it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 
 class Training(NamedTuple):
-    """What a baseline may know of the training that is to come.
+    """The training that a baseline prepares for.
 
     Attributes:
-        seed: Of everything that the baseline draws at random. It leaves the global generators as they are, so that
-            methods see the same initial weights, batches and dropout.
-        epochs: Passes over the data.
-        batches: Batches in one of them.
+        seed: Seed of the baseline's own generator. It does not use the global generators, so that all methods have the
+            same initial weights, batches and dropout.
+        epochs: Number of passes over the data.
+        batches: Batches per pass.
     """
 
     seed: int
@@ -27,11 +27,11 @@ class Training(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Some of the training data.
+    """A batch of the training data.
 
     Attributes:
-        inputs: What the model is called with: one argument, or several by name.
-        targets: Labels, or what else the loss compares the outputs with.
+        inputs: Arguments of the model: one, or several by name.
+        targets: Labels, or other targets of the loss.
     """
 
     inputs: Tensor | Mapping[str, Tensor]
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 def outputs_of(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """The outputs of a model; of a Hugging Face model its logits.
+    """Compute the outputs of a model; of a Hugging Face model its logits.
 
     Args:
         model: The model.
@@ -54,12 +54,12 @@ def outputs_of(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tenso
 
 
 class Baseline:
-    """A way of training that is no recipe, for ``METHODS`` of a task; a name may join several.
+    """A training method that is not a recipe, for ``METHODS`` of a task; a name may join several.
 
-    A task trains ``members`` models, each with data order, dropout and new weights of its own, and averages their
-    outputs. For each of them::
+    A task trains ``members`` models, each with its own data order, dropout and new weights, and averages their outputs.
+    For each of them::
 
-        model = own.prepare(model, training)      # before the optimizer is built, of what then requires a gradient
+        model = own.prepare(model, training)      # before the optimizer is built on the trainable parameters
         optimizer = AdamW(..., weight_decay=own.decay * weight_decay)
         for each batch:
             outputs = outputs_of(model, batch.inputs)
@@ -67,11 +67,10 @@ class Baseline:
             own.before_step(model)                # before optimizer.step()
         model = own.finish(model, batches)        # after training, before it is evaluated
 
-    where ``own`` is ``Joined(method.own)``. An object may train several models, one after the other: ``prepare`` begins
-    anew.
+    where ``own`` is ``Joined(method.custom)``. ``prepare`` resets the state, so an object may train several models.
 
     Attributes:
-        members: How many models are trained.
+        members: Number of models to train.
         decay: Factor on the task's weight decay.
     """
 
@@ -79,23 +78,23 @@ class Baseline:
     decay: float = 1.0
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
-        """Begin with a model; what is returned takes its place."""
+        """Prepare a model; return it, or another in its place."""
         return model
 
     def loss(self, model: nn.Module, batch: Batch, outputs: Tensor, loss: Tensor) -> Tensor:
-        """The loss of a batch, given the task's own."""
+        """Return the loss of a batch, given the loss of the task."""
         return loss
 
     def before_step(self, model: nn.Module) -> None:
         """Change the gradients."""
 
     def finish(self, model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
-        """End with the trained model and its training data; what is returned gets evaluated."""
+        """Finish the trained model; return the model to evaluate."""
         return model
 
 
 class Joined(Baseline):
-    """Several baselines at once: those named first stand outside, so that they begin first and finish last."""
+    """Several baselines at once: the first named prepares first and finishes last."""
 
     def __init__(self, parts: Iterable[Any]) -> None:
         self.parts: list[Baseline] = [*parts]
@@ -103,11 +102,11 @@ class Joined(Baseline):
         self.decay = prod(part.decay for part in self.parts)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
-        """Begin, in their order."""
+        """Prepare, in their order."""
         return functools.reduce(lambda model, part: part.prepare(model, training), self.parts, model)
 
     def loss(self, model: nn.Module, batch: Batch, outputs: Tensor, loss: Tensor) -> Tensor:
-        """The loss as all have it."""
+        """Return the loss after all of them."""
         return functools.reduce(lambda loss, part: part.loss(model, batch, outputs, loss), self.parts, loss)
 
     def before_step(self, model: nn.Module) -> None:
@@ -122,7 +121,7 @@ class Joined(Baseline):
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name."""
+    """Return the trainable parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -146,5 +145,5 @@ def linear_layers(model: nn.Module) -> tuple[dict[str, nn.Linear], str]:
 
 
 def generator(seed: int) -> torch.Generator:
-    """A generator of its own."""
+    """Make a generator."""
     return torch.Generator().manual_seed(seed)

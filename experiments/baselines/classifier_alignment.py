@@ -11,27 +11,27 @@ from torch import Tensor, nn
 from baselines.base import Baseline, Batch, Training, generator, linear_layers, outputs_of
 
 EPOCHS, BATCH, MOMENTUM, DECAY = 5, 32, 0.9, 5e-4
-JITTER = 1e-2  # standard deviation that is added to that of the features
+JITTER = 1e-2  # standard deviation added to the draws
 
 
 @dataclass
 class ClassifierAlignment(Baseline):
-    """Trains the head once more, after the rest: on features drawn from one Gaussian per class.
+    """Train the head once more, after fine-tuning, on features drawn from one Gaussian per class.
 
-    Each class gets mean and covariance of its features (what goes into the head), and equally many draws from them,
-    so that a head which lags behind its features, or leans to the frequent class, is put right. *When:* classes are
-    uneven, or came one after the other, and together with the recipe ``slow_learner``.
+    Each class has the mean and covariance of its features (the inputs of the head) and the same number of draws, which
+    corrects a head that favours frequent classes. *When:* classes are uneven or were learned in sequence, and together
+    with the recipe ``slow_learner``.
 
     SLCA, Zhang et al. 2023 (arXiv 2303.05118): 256 draws a class, 5 epochs of SGD, logits divided by their
-    norm times a temperature of 0.1. Deviations: one task, so no classes of earlier ones; batches of 32, since with two
-    classes those of 256 would leave 10 steps; a fixed rate, not a cosine. A class without an example is left out.
-    Where the head already tells the draws apart with certainty, which a temperature of 0.1 soon makes of two classes,
-    nothing changes.
+    norm times a temperature of 0.1. Deviations: one task, so no classes of earlier tasks; batches of 32,
+    since with two classes batches of 256 would give 10 steps; a fixed rate, not a cosine. A class without an example is
+    left out. If the head already separates the draws with certainty, as it does for two classes at a temperature of
+    0.1, nothing changes.
 
     Attributes:
-        draws: Features of each class per epoch.
+        draws: Number of drawn features per class and epoch.
         lr: Learning rate of the head.
-        temperature: Of the normalised logits.
+        temperature: Temperature of the normalised logits.
     """
 
     draws: int = 256
@@ -44,7 +44,7 @@ class ClassifierAlignment(Baseline):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
-        """Begin with a generator of its own."""
+        """Make the generator."""
         self._generator = generator(training.seed)
         return model
 
@@ -56,7 +56,7 @@ class ClassifierAlignment(Baseline):
         targets = labels.unique().repeat_interleave(self.draws)
         optimizer = torch.optim.SGD(head.parameters(), lr=self.lr, momentum=MOMENTUM, weight_decay=DECAY)
         for _ in range(EPOCHS):
-            drawn = torch.cat([self._draw(own) for own in classes])
+            drawn = torch.cat([self._draw(each) for each in classes])
             for picked in torch.randperm(len(drawn), generator=self._generator).split(BATCH):
                 logits = nn.functional.normalize(head(drawn[picked]), dim=1) / self.temperature
                 optimizer.zero_grad()
@@ -65,7 +65,7 @@ class ClassifierAlignment(Baseline):
         return model
 
     def _draw(self, features: Tensor) -> Tensor:
-        """Draws from the Gaussian with the mean and covariance of ``features (examples, width)``."""
+        """Draw from the Gaussian with the mean and covariance of ``features (examples, width)``."""
         count, width = features.shape
         mean = features.mean(dim=0)
         weights = torch.randn(self.draws, count, generator=self._generator) / max(count - 1, 1) ** 0.5
@@ -75,7 +75,7 @@ class ClassifierAlignment(Baseline):
 
 @torch.no_grad()
 def collect(model: nn.Module, head: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """What goes into the head, ``(examples, width)``, and the labels; the model is left in evaluation mode."""
+    """Collect the inputs of the head, ``(examples, width)``, and the labels; leaves the model in evaluation mode."""
     found: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].detach()))
     model.eval()

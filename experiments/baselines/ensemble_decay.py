@@ -9,17 +9,17 @@ from baselines.base import Baseline
 
 @dataclass
 class EnsembleDecay(Baseline):
-    """Trains several models with much stronger weight decay, and averages their outputs.
+    """Train several models with much stronger weight decay, and average their outputs.
 
-    Strong decay keeps each from overfitting the repeated data, the average takes out what they got by luck. *When:*
-    data are scarce and compute is not: it costs ``members`` times the training, and as much more at inference.
+    Strong decay reduces overfitting of repeated data, and the average reduces the variance. *When:* data are scarce and
+    compute is not: training and inference cost ``members`` times as much.
 
     Kim et al. 2025, "Pre-training under infinite compute" (arXiv 2509.14786), where the best decay is 30 times the
-    usual and logits are averaged. Deviations: fine-tuning, not pre-training; decay is towards 0 as there, though what
-    it takes away here are pre-trained weights. Members differ in the order of the data, in dropout and in the new head.
+    usual and logits are averaged. Deviations: fine-tuning, not pre-training; decay is towards 0 as there, and so
+    reduces pre-trained weights. Members differ in the order of the data, in dropout and in the new head.
 
     Attributes:
-        members: How many models.
+        members: Number of models.
         decay: Factor on the task's weight decay.
     """
 

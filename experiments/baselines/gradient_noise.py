@@ -14,13 +14,13 @@ DECAY = 0.55
 
 @dataclass
 class GradientNoise(Baseline):
-    """Adds to every gradient Gaussian noise of variance ``variance / (1 + t) ** 0.55`` at step t, from 0 on.
+    """Add Gaussian noise of variance ``variance / (1 + t) ** 0.55`` to every gradient at step t, starting at 0.
 
-    The noise helps to leave poor minima and plateaus at first, and vanishes as training goes on. *When:* deep or
-    hard-to-train nets, poor initial weights; on a pre-trained net there is less to leave.
+    The noise helps to leave poor minima and plateaus early in training. *When:* deep or hard-to-train networks, poor
+    initial weights; less so for a pre-trained network.
 
-    Neelakantan et al. 2015 (arXiv 1511.06807). No deviation; but Adam divides by the size of the gradients,
-    so that noise which is larger than them is all that is left of a step.
+    Neelakantan et al. 2015 (arXiv 1511.06807). No deviation. Adam divides by the size of the gradients, so noise
+    larger than the gradients dominates the step.
 
     Attributes:
         variance: ``eta`` in the paper, chosen from 0.01, 0.3 and 1.
@@ -33,7 +33,7 @@ class GradientNoise(Baseline):
             raise ValueError(f"variance must be 0 or more, got {self.variance}")
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
-        """Begin at step 0."""
+        """Start at step 0."""
         self._generator = generator(training.seed)
         self._steps = 0
         return model

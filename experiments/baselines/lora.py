@@ -14,19 +14,19 @@ from tempbalance.errors import MissingExtraError
 
 @dataclass
 class Lora(Baseline):
-    """Trains a product of two thin matrices beside every linear layer, and the head; all else stays as it was.
+    """Train a low-rank product added to every linear layer, and the head; all other weights are frozen.
 
-    Few weights can change, and little can be forgotten or overfitted. *When:* the model is too large to fine-tune, or
-    the data are so few that a tuned full fine-tuning is worse. It wants a learning rate about ten times as high.
+    *When:* the model is too large to fine-tune, or the data are so few that tuned full fine-tuning is worse. It
+    requires a learning rate about ten times as high.
 
     Hu et al. 2022 (arXiv 2106.09685); rank, scale and dropout as in Model Balancing's experiments with LoRA (rank 8,
-    ``lora_alpha`` 16, dropout 0.05). Deviation: all linear layers are adapted, not queries and values alone. Joined
+    ``lora_alpha`` 16, dropout 0.05). Deviation: all linear layers are adapted, not only queries and values. Joined
     with a recipe, alpha is that of ``W + scale * B A``, and the factors get the multiplier of their layer.
 
     Attributes:
         rank: Width of the factors.
         scale: Factor on the product, ``lora_alpha / rank``.
-        dropout: On what goes into the factors.
+        dropout: Dropout of the inputs of the factors.
     """
 
     rank: int = 8
@@ -57,6 +57,6 @@ class Lora(Baseline):
         return adapted
 
     def finish(self, model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
-        """Add the products to the weights, so that evaluation costs no more."""
+        """Merge the products into the weights."""
         merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]
         return merged

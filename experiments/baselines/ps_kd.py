@@ -13,18 +13,18 @@ from baselines.base import Baseline, Batch, Training, outputs_of
 
 @dataclass
 class SelfDistillation(Baseline):
-    """Mixes the labels with what the model said at the end of the last epoch, at a share that grows linearly.
+    """Mix the labels with the predictions of the model at the end of the last epoch, with a weight that grows linearly.
 
     The targets of epoch t of T are ``(1 - share) * label + share * softmax(last logits)`` with ``share = strength *
-    t / T``, so that hard and ambiguous examples get softer labels. *When:* a classifier gets overconfident; it needs
-    some epochs, and a forward pass more per step.
+    t / T``, so that hard and ambiguous examples get softer labels. *When:* a classifier becomes overconfident; it
+    requires several epochs, and one more forward pass per step.
 
-    PS-KD, Kim et al. 2021 (arXiv 2006.12000). As the cross-entropy is linear in the targets, the task's loss is kept
-    for the labels. A copy of the model at the end of the last epoch, in evaluation mode, is asked about the very inputs
-    of each batch; nothing it said before is kept, so that augmented inputs are right, too.
+    PS-KD, Kim et al. 2021 (arXiv 2006.12000). The cross-entropy is linear in the targets, so the task's loss is used
+    for the labels. The predictions are of a copy of the model at the end of the last epoch, in evaluation mode, on the
+    same inputs, which is correct for augmented inputs as well.
 
     Attributes:
-        strength: The share in the last epoch, ``alpha_T``; 0.8 in the paper.
+        strength: Weight in the last epoch, ``alpha_T``; 0.8 in the paper.
     """
 
     strength: float = 0.8
@@ -34,14 +34,14 @@ class SelfDistillation(Baseline):
             raise ValueError(f"strength must be in [0, 1], got {self.strength}")
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
-        """Begin without a teacher: in the first epoch labels are hard."""
+        """Start without a teacher: labels are hard in the first epoch."""
         self._training = training
         self._seen = 0
         self._teacher: nn.Module | None = None
         return model
 
     def loss(self, model: nn.Module, batch: Batch, outputs: Tensor, loss: Tensor) -> Tensor:
-        """The cross-entropy with the mixed targets."""
+        """Return the cross-entropy with the mixed targets."""
         epoch, place = divmod(self._seen, self._training.batches)
         self._seen += 1
         if epoch and not place:

@@ -9,21 +9,21 @@ from torch import Tensor, nn
 
 from baselines.base import Baseline, Training, generator, trained
 
-FIRST = 20  # power iterations of a matrix that is met for the first time
+FIRST = 20  # power iterations at the first step
 
 
 @dataclass
 class SpectralNorm(Baseline):
-    """Adds ``strength / 2`` times the squared spectral norms of all weights to the loss, so that the net gets smoother.
+    """Add ``strength / 2`` times the squared spectral norms of all weights to the loss.
 
-    Spectral norms come from power iteration, whose vectors are kept from step to step. *When:* the data are few or
-    noisy and the net could fit anything; it is what TempBalance is compared with.
+    Spectral norms are computed by power iteration, whose vectors are kept from step to step. *When:* few or noisy data
+    and a large network; TempBalance is compared with it.
 
     Yoshida and Miyato 2017 (arXiv 1705.10941), algorithm 1. As there, a convolution is the matrix ``(out, rest)`` and
-    every step makes one iteration. Deviations: the first step makes 20, so that it already knows its direction; the
-    gradient of the penalty, ``strength * spectral_norm * u v^T``, is added to the gradients, which is the same.
-    (TempBalance's code for this baseline makes 5 iterations from a new random vector at every step.) In a decoupled
-    optimizer such as AdamW the penalty goes through the moments, unlike weight decay.
+    every step makes one iteration. Deviations: the first step makes 20, to start with a good direction; the gradient of
+    the penalty, ``strength * spectral_norm * u v^T``, is added to the gradients, which is equivalent. (TempBalance's
+    code for this baseline makes 5 iterations from a new random vector at every step.) In a decoupled optimizer such as
+    AdamW the penalty passes through the moments, unlike weight decay.
 
     Attributes:
         strength: 0.0001 to 0.015 in TempBalance's experiments with SGD.
@@ -36,7 +36,7 @@ class SpectralNorm(Baseline):
             raise ValueError(f"strength must be 0 or more, got {self.strength}")
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
-        """Forget the vectors of the last model."""
+        """Reset the vectors."""
         self._generator = generator(training.seed)
         self._vectors: dict[str, Tensor] = {}
         return model

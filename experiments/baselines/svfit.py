@@ -1,4 +1,4 @@
-"""SVFit: the singular values are trained."""
+"""SVFit: train the singular values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from baselines.base import Baseline, Batch, Training, linear_layers
 
 
 class SingularValues(nn.Module):
-    """A weight as ``U diag(s) V^T`` plus the rest of it, of which only ``s`` is trained."""
+    """A weight as ``U diag(s) V^T`` plus a fixed remainder; only ``s`` is trained."""
 
     def __init__(self, weight: Tensor, rank: int | None) -> None:
         super().__init__()
@@ -23,27 +23,27 @@ class SingularValues(nn.Module):
         self.register_buffer("rest", weight.detach() - (self.u * s[:rank]) @ self.vh)
 
     def forward(self, values: Tensor) -> Tensor:
-        """The weight."""
+        """Return the weight."""
         return self.rest + (self.u * values) @ self.vh
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The singular values."""
+        """Return the singular values."""
         return torch.einsum("oi,or,ri->r", weight, self.u, self.vh)
 
 
 @dataclass
 class SVFit(Baseline):
-    """Trains the largest singular values of every linear layer, and the head; singular vectors and all else stay.
+    """Train the largest singular values of every linear layer, and the head; all other weights are frozen.
 
-    Only how much of each direction a layer uses can change, with far fewer trained weights than LoRA. *When:* as LoRA,
-    with still fewer data. It wants a learning rate about a hundred times that of fine-tuning.
+    It has far fewer trainable weights than LoRA. *When:* as LoRA, with even fewer data. It requires a learning rate
+    about a hundred times that of fine-tuning.
 
     Sun et al. 2024 (arXiv 2409.05926): ``W = W_r + W_e``, where only the top r singular values are trained. PEFT 0.21
-    has nothing of the kind (its KaSA adds a product), so this is a parametrization of PyTorch. Deviation: all linear
+    does not have it (its KaSA adds a product), so this is a parametrization of PyTorch. Deviation: all linear
     layers are adapted.
 
     Attributes:
-        rank: How many singular values; all unless given.
+        rank: Number of singular values, None for all.
     """
 
     rank: int | None = None
@@ -53,7 +53,7 @@ class SVFit(Baseline):
             raise ValueError(f"rank must be a whole number from 1 on, or none, got {self.rank}")
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
-        """Take the weights apart."""
+        """Decompose the weights."""
         layers, head = linear_layers(model)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -65,7 +65,7 @@ class SVFit(Baseline):
         return model
 
     def finish(self, model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
-        """Put them together."""
+        """Compose the weights."""
         for layer in linear_layers(model)[0].values():
             parametrize.remove_parametrizations(layer, "weight")
         return model

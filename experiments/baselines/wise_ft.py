@@ -14,27 +14,27 @@ from baselines.base import Baseline, Batch, Training, linear_layers, trained
 
 @dataclass
 class WiseFT(Baseline):
-    """Goes back a part of the way: after training the weights are ``W0 + coefficient * (W - W0)``.
+    """Interpolate between the weights before and after training: ``W0 + coefficient * (W - W0)``.
 
-    It keeps more of what pre-training knew, at no cost. *When:* fine-tuned on little or one-sided data, and tested on
-    other data. The last linear layer stays as trained, for before training it was random.
+    *When:* fine-tuned on little or biased data, and tested on other data; it costs nothing. The last linear layer is
+    kept as trained, because it was random before.
 
-    With ``strength`` each layer has a coefficient of its own, ``min(1, coefficient * multiplier)``, where multipliers
-    are those of Model Balancing (``TB_Sigmoid``) by the alphas of the fine-tuned layers: one that is read as
-    over-trained goes back further, an under-trained one less. That is what balancing does during training, done
-    afterwards; no paper has it. Weights that are not judged (embeddings, norms) keep the one coefficient.
+    With ``strength`` each layer has its own coefficient, ``min(1, coefficient * multiplier)``, with the multipliers of
+    Model Balancing (``TB_Sigmoid``) by the alphas of the fine-tuned layers: smaller for layers with a small alpha. It
+    is balancing applied after training, and in no paper. Weights without an alpha (embeddings, norms) keep
+    ``coefficient``.
 
-    With ``smoothing`` training uses that much label smoothing, against the overconfidence of the fine-tuned model.
+    ``smoothing`` is the amount of label smoothing in training, against overconfidence.
 
     WiSE-FT, Wortsman et al. 2022 (arXiv 2109.01903). BANG, Lin et al. 2024 (arXiv 2309.17230) adds the smoothing.
-    Deviations: WiSE-FT has a zero-shot head to interpolate, here it is new; buffers, such as running means, stay as
-    trained; of BANG's means only smoothing, no Mixup. With LoRA write ``wise_ft+lora``: so it interpolates the merged
-    weights, not the factors.
+    Deviations: WiSE-FT interpolates a zero-shot head, here the head is new; buffers, such as running means, are kept as
+    trained; of BANG only smoothing, no Mixup. With LoRA write ``wise_ft+lora``, so that the merged weights are
+    interpolated, not the factors.
 
     Attributes:
-        coefficient: 0 for the weights before, 1 for those after fine-tuning; 0.5 is the paper's choice without tuning.
-        strength: Of ``TB_Sigmoid``; 0 for one coefficient.
-        smoothing: Share of the target that goes to all classes alike.
+        coefficient: 0 for the weights before, 1 for those after fine-tuning; 0.5 in the paper without tuning.
+        strength: Strength of ``TB_Sigmoid``; 0 for the same coefficient everywhere.
+        smoothing: Part of the target that is spread evenly over all classes.
     """
 
     coefficient: float = 0.5
@@ -49,12 +49,12 @@ class WiseFT(Baseline):
             raise ValueError(f"strength must be 0 or more, got {self.strength}")
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
-        """Remember the weights."""
+        """Copy the weights."""
         self._before = {name: parameter.detach().clone() for name, parameter in trained(model).items()}
         return model
 
     def loss(self, model: nn.Module, batch: Batch, outputs: Tensor, loss: Tensor) -> Tensor:
-        """The loss with smoothed labels."""
+        """Return the loss with smoothed labels."""
         if not self.smoothing:
             return loss
         return (1 - self.smoothing) * loss - self.smoothing * outputs.log_softmax(-1).mean()

@@ -29,7 +29,7 @@ def batches(baselines):
 
 
 def train(baselines, names, net, batches, seed=0):
-    """A training loop with the hooks, as a task has it; returns the model and its losses."""
+    """Train with the hooks as a task does; returns the model and its losses."""
     joined = baselines.Joined(Method(names, custom=baselines.METHODS).custom)
     model = joined.prepare(copy.deepcopy(net), baselines.Training(seed, EPOCHS, BATCHES))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -57,7 +57,7 @@ def train(baselines, names, net, batches, seed=0):
         "snr:strength=0+ps_kd:strength=0",
     ],
 )
-def test_at_strength_0_training_is_as_it_was_bit_for_bit(baselines, net, batches, names):
+def test_a_baseline_of_strength_0_equals_plain_bit_for_bit(baselines, net, batches, names):
     plain, losses = train(baselines, "plain", net, batches)
     other, other_losses = train(baselines, names, net, batches)
     assert other_losses == losses
@@ -65,7 +65,7 @@ def test_at_strength_0_training_is_as_it_was_bit_for_bit(baselines, net, batches
 
 
 @pytest.mark.parametrize("name", ["snr", "gradient_noise", "classifier_alignment", "lora:dropout=0", "ps_kd"])
-def test_what_is_random_follows_the_seed_and_leaves_the_global_generator_alone(baselines, net, batches, name):
+def test_random_baselines_depend_on_the_seed_and_not_on_the_global_generator(baselines, net, batches, name):
     weights = []
     for state in (0, 1):
         torch.manual_seed(state)
@@ -83,7 +83,7 @@ def test_what_is_random_follows_the_seed_and_leaves_the_global_generator_alone(b
 
 @dataclass
 class Recorder:
-    """A part of a joined baseline that says what it is asked."""
+    """A part of a joined baseline that records its calls."""
 
     name: str
     calls: list
@@ -100,7 +100,7 @@ class Recorder:
         return model
 
 
-def test_joined_baselines_stand_around_each_other(baselines, net, batches):
+def test_the_first_joined_baseline_prepares_first_and_finishes_last(baselines, net, batches):
     calls = []
     joined = baselines.Joined([Recorder("a", calls), Recorder("b", calls)])
     joined.prepare(net, baselines.Training(0, 1, BATCHES))
@@ -109,7 +109,7 @@ def test_joined_baselines_stand_around_each_other(baselines, net, batches):
     assert (joined.members, joined.decay) == (4, 9)
 
 
-def test_outputs_of_a_model_are_its_logits_whatever_it_takes_and_returns(baselines):
+def test_outputs_are_the_logits_of_tensors_and_of_hugging_face_models(baselines):
     class Named(nn.Module):
         def forward(self, *, x):
             return type("Found", (), {"logits": x + 1})
@@ -157,7 +157,7 @@ def test_snr_follows_a_weight_with_one_iteration_a_step(baselines):
 
 
 @pytest.mark.parametrize("step", [0, 9])
-def test_the_variance_of_the_noise_falls_as_published(baselines, step):
+def test_the_variance_of_the_gradient_noise_decays_as_published(baselines, step):
     model = nn.Linear(400, 300, bias=False)
     noise = baselines.METHODS["gradient_noise"](variance=0.3)
     noise.prepare(model, baselines.Training(0, 1, 1))
@@ -173,7 +173,7 @@ def test_the_variance_of_the_noise_falls_as_published(baselines, step):
 # Self-distillation
 
 
-def test_the_targets_of_self_distillation_are_mixed_from_the_end_of_the_last_epoch(baselines, net, batches):
+def test_self_distillation_mixes_labels_with_predictions_of_the_last_epoch(baselines, net, batches):
     kd = baselines.METHODS["ps_kd"](strength=0.6)
     kd.prepare(net, baselines.Training(0, EPOCHS, BATCHES))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
@@ -192,7 +192,7 @@ def test_the_targets_of_self_distillation_are_mixed_from_the_end_of_the_last_epo
             optimizer.zero_grad()
 
 
-def test_self_distillation_of_a_second_model_begins_anew(baselines, net, batches):
+def test_self_distillation_resets_for_a_second_model(baselines, net, batches):
     kd = baselines.METHODS["ps_kd"](strength=1.0)
     for _ in range(2):
         kd.prepare(net, baselines.Training(0, 2, 1))
@@ -204,7 +204,7 @@ def test_self_distillation_of_a_second_model_begins_anew(baselines, net, batches
 # Alignment of the classifier
 
 
-def test_classifier_alignment_puts_a_shifted_head_right(baselines):
+def test_classifier_alignment_corrects_a_shifted_head(baselines):
     torch.manual_seed(0)
     labels = torch.arange(3).repeat_interleave(60)
     inputs = 3 * nn.functional.one_hot(labels, 8) + torch.randn(180, 8)
@@ -221,7 +221,7 @@ def test_classifier_alignment_puts_a_shifted_head_right(baselines):
     assert all(torch.equal(value, body[name]) for name, value in model[0].state_dict().items())
 
 
-def test_classifier_alignment_manages_with_one_example_of_a_class_and_none_of_another(baselines, net, batches):
+def test_classifier_alignment_works_with_one_example_of_a_class_and_none_of_another(baselines, net, batches):
     alignment = baselines.METHODS["classifier_alignment"]()
     alignment.prepare(net, baselines.Training(0, 1, 1))
     few = baselines.Batch(batches[0].inputs[:3], torch.tensor([0, 0, 2]))

@@ -7,7 +7,7 @@ from torch import nn
 import tempbalance as tb
 
 
-def test_layers_are_measured_as_a_balancer_measures_them(trained):
+def test_final_alpha_agrees_with_a_balancer(trained):
     from final_alpha import final_alpha
 
     found = final_alpha(trained)  # alphas 2.2, 3 and 4, and a random layer
@@ -18,7 +18,7 @@ def test_layers_are_measured_as_a_balancer_measures_them(trained):
     assert found["mean_alpha"] == pytest.approx(sum(unit.alpha for unit in refresh.units) / 4)
 
 
-def test_an_untrained_network_is_random():
+def test_final_alpha_counts_random_layers():
     from final_alpha import final_alpha
 
     torch.manual_seed(0)
@@ -26,7 +26,7 @@ def test_an_untrained_network_is_random():
     assert (found["layers"], found["random"]) == (2, 2)
 
 
-def test_without_a_layer_that_is_large_enough_there_is_no_alpha():
+def test_final_alpha_of_small_layers_is_nan():
     from final_alpha import final_alpha
 
     found = final_alpha(nn.Linear(8, 8))
@@ -35,7 +35,7 @@ def test_without_a_layer_that_is_large_enough_there_is_no_alpha():
     assert math.isnan(found["mean_alpha"])
 
 
-def test_the_model_is_left_as_it_is(trained):
+def test_final_alpha_does_not_change_the_model(trained):
     from final_alpha import final_alpha
 
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
@@ -43,7 +43,7 @@ def test_the_model_is_left_as_it_is(trained):
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
 
 
-def test_a_network_that_has_diverged_gives_no_alpha(trained):
+def test_final_alpha_of_a_diverged_network_is_nan(trained):
     from final_alpha import final_alpha
 
     for parameter in trained.parameters():

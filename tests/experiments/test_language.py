@@ -11,16 +11,16 @@ pytest.importorskip("transformers")
 
 
 @pytest.fixture
-def language(experiments, monkeypatch):
+def language(monkeypatch):
     import language
 
-    language.load.cache_clear()
     monkeypatch.setattr(language, "EVALUATED", 2)
     return language
 
 
-@pytest.fixture
-def data(tmp_path):
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("lm")
     rng = random.Random(0)
     (tmp_path / "wikitext-2").mkdir()
     for name in ("brown.txt", "warandpeace.txt", "tinyshakespeare.txt", "wikitext-2/valid.txt", "wikitext-2/test.txt"):
@@ -35,7 +35,7 @@ def run(language, data, name, **settings):
     return method, language.train(0, method, 1e-2, steps=3, data=data, **settings)
 
 
-def test_methods_differ_as_they_should(language, data):
+def test_recipes_and_decay_change_the_training_and_neutral_ones_do_not(language, data):
     _, plain = run(language, data, "plain")
     assert {"validation", "test", "train", "imbalance", "mean_alpha"} < set(plain)
     assert 4 < plain["test"] < 8  # a new network: about ln 1024
@@ -47,14 +47,14 @@ def test_methods_differ_as_they_should(language, data):
     assert run(language, data, "decay:weight_decay=3")[1]["test"] != plain["test"]
 
 
-def test_the_study_of_language_is_a_task(experiments, tmp_path):
+def test_the_language_task_names_missing_texts(experiments, tmp_path):
     task = load_task(experiments / "language.py", {"data": str(tmp_path)})
     found = task.run(Configuration("decay:weight_decay=1+alphadecay", 1e-3), 0)
     assert found.status == "failed"
     assert f"there is no {tmp_path}/brown.txt: get the texts that train_lm.py names" in found.error
 
 
-def test_what_is_held_out_is_nowhere_in_training(language, data):
+def test_held_out_text_is_not_in_the_training_text(language, data):
     streams = language.load(data)
     assert len(streams["validation"]) == pytest.approx(len(streams["test"]), rel=0.1)
     assert len(streams["validation"]) == pytest.approx(0.025 * len(streams["train"]), rel=0.2)
@@ -76,11 +76,11 @@ def test_a_seed_chooses_passages_of_the_text(language):
 
 
 @pytest.mark.parametrize("tokens", [0, 1023, 10_001])
-def test_so_much_text_is_not_there(language, tokens):
+def test_a_number_of_tokens_that_is_not_available_is_refused(language, tokens):
     with pytest.raises(StudyError, match=f"tokens must be 1024 to 10000, .* got {tokens}"):
         language.excerpt(torch.arange(10_000), tokens, seed=0)
 
 
 @pytest.mark.filterwarnings("ignore::tempbalance.errors.NumericsWarning")
-def test_a_network_that_has_diverged_has_no_finite_loss(language, data):
+def test_a_diverged_network_has_no_finite_loss(language, data):
     assert not math.isfinite(language.train(0, Method("plain"), 1e30, steps=3, data=data)["test"])

@@ -30,7 +30,7 @@ def run(name="plain", **settings):
 
 @pytest.mark.parametrize("problem", ["darcy", "burgers"])
 @pytest.mark.parametrize("network", ["fno", "unet"])
-def test_the_study_of_pdes_is_a_task(data, problem, network):
+def test_the_pde_task_trains_and_strength_0_equals_plain(data, problem, network):
     names = ("plain", BALANCED, f"{BALANCED},strength=0")
     plain, balanced, neutral = (run(name, data=data, problem=problem, network=network) for name in names)
     assert [each.error for each in (plain, balanced, neutral)] == ["", "", ""]
@@ -49,12 +49,12 @@ def test_the_spectral_weights_can_be_left_out(name, spectral, others):
     model = runpy.run_path(str(STUDY))["build"]("fno")
     balancer = Method(name).balance(torch.optim.Adam(model.parameters()), model, steps_per_epoch=1)
     balancer.refresh()
-    judged = [unit.name for unit in balancer.units if unit.alpha == unit.alpha]
-    assert sum("fno_blocks.convs" in each for each in judged) == spectral
-    assert len(judged) == spectral + others
+    measured = [unit.name for unit in balancer.units if unit.alpha == unit.alpha]
+    assert sum("fno_blocks.convs" in each for each in measured) == spectral
+    assert len(measured) == spectral + others
 
 
-def test_no_simulation_is_trained_and_tested_on(shared):
+def test_training_and_test_simulations_are_disjoint(shared):
     load = runpy.run_path(str(STUDY))["load"]
     for problem, sizes in (("darcy", [400, 100, 550]), ("burgers", [400, 100, 700])):
         parts = load(str(shared / "pde"), problem)
@@ -63,7 +63,7 @@ def test_no_simulation_is_trained_and_tested_on(shared):
         assert len(fields.unique(dim=0)) == len(fields)
 
 
-def test_missing_data_says_which_and_where_to_get_it(tmp_path):
+def test_missing_pde_files_are_named(tmp_path):
     result = run(data=str(tmp_path))
     assert result.status == "failed"
     assert f"there is no {tmp_path}/darcy_train_16.pt: get it from neuraloperator" in result.error
@@ -78,15 +78,15 @@ def test_missing_data_says_which_and_where_to_get_it(tmp_path):
         ({"network": "mlp"}, "network must be fno or unet, got mlp"),
     ],
 )
-def test_what_there_is_not(data, settings, message):
+def test_unknown_networks_problems_and_sizes_are_refused(data, settings, message):
     assert message in run(data=data, **settings).error
 
 
-def test_a_solver_finds_what_the_files_say(shared):
+def test_an_independent_solver_agrees_with_the_files(shared):
     check = runpy.run_path(str(EXPERIMENTS / "check_pde.py"))
     found = torch.load(shared / "pde" / "burgers_test_16.pt", weights_only=True)
     assert distance(check["burgers"](found["x"], 16 * check["INTERVAL"]), found["y"][:, 16]) < 3e-4
-    for side, tolerance in ((16, 0.08), (32, 0.04)):  # as points grow, the media are better known
+    for side, tolerance in ((16, 0.08), (32, 0.04)):  # more points describe the medium better
         found = torch.load(shared / "pde" / f"darcy_test_{side}.pt", weights_only=True)
         solved = [torch.from_numpy(check["darcy"](x)) for x in found["x"][:5].numpy()]
         assert distance(torch.stack(solved), found["y"][:5]) < tolerance

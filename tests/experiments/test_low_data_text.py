@@ -10,15 +10,16 @@ STUDY = Path(__file__).parents[2] / "experiments" / "low_data_text.py"
 pytest.importorskip("transformers")
 
 
-@pytest.fixture
-def data(tmp_path):
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("sst2")
     for part in ("train", "dev", "test"):
         rows = [f"a {'fine' if label else 'dull'} film {i}\t{label}" for i in range(3) for label in (0, 1)]
         (tmp_path / f"{part}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
     return str(tmp_path)
 
 
-def test_the_study_of_text_is_a_task(minilm, data):
+def test_the_text_task_trains_and_strength_0_equals_plain(minilm, data):
     task = load_task(STUDY, {"data": data, "examples": 3, "epochs": 2, "batch_size": 2})
     runs = [
         task.run(Configuration(name, 1e-3), 0) for name in ("plain", "model_balancing", "model_balancing:strength=0")
@@ -30,7 +31,7 @@ def test_the_study_of_text_is_a_task(minilm, data):
     assert runs[1].balance["refreshes"] == 4
 
 
-def test_the_baselines_are_methods_of_it(minilm, data):
+def test_baselines_are_methods_of_the_text_task(minilm, data):
     pytest.importorskip("peft")
     task = load_task(STUDY, {"data": data, "examples": 3, "epochs": 2, "batch_size": 2})
     names = ("plain", "ensemble_decay:members=1,decay=1", "ensemble_decay:members=2,decay=1", "wise_ft+lora+snr+ps_kd")
@@ -42,7 +43,7 @@ def test_the_baselines_are_methods_of_it(minilm, data):
 
 
 @pytest.mark.filterwarnings("ignore:.*NaN or Inf")
-def test_a_run_that_became_nan_has_no_accuracy(minilm, data):
+def test_a_diverged_text_trial_has_no_accuracy(minilm, data):
     run = load_task(STUDY, {"data": data, "examples": 4, "epochs": 2, "batch_size": 2}).run(
         Configuration("plain", 1e30), 0
     )
@@ -50,7 +51,7 @@ def test_a_run_that_became_nan_has_no_accuracy(minilm, data):
 
 
 @pytest.mark.parametrize("in_a_row", [1, 2, 3])
-def test_sentences_in_one_row_do_not_see_each_other(minilm, tmp_path, in_a_row):
+def test_sentences_in_one_row_do_not_attend_to_each_other(minilm, tmp_path, in_a_row):
     import transformers
 
     rows = ["which?\tthe short one\tno", "why?\tbecause it is by far the longest of these\tyes", "so?\tyes\tno"]
@@ -70,7 +71,7 @@ def test_sentences_in_one_row_do_not_see_each_other(minilm, tmp_path, in_a_row):
     assert batch.targets.tolist() == [0, 0, 1]
 
 
-def test_missing_data_says_which_and_how(minilm, tmp_path):
+def test_missing_sst2_files_are_named(minilm, tmp_path):
     run = load_task(STUDY, {"data": str(tmp_path)}).run(Configuration("plain", 1e-3), 0)
     assert run.status == "failed"
     assert f"there is no {tmp_path}/train.tsv: get SST-2" in run.error

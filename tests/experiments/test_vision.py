@@ -7,16 +7,16 @@ from tempbalance.study import Configuration, load_task
 
 
 @pytest.fixture
-def vision(experiments):
+def vision():
     import vision
 
-    vision.load.cache_clear()
     return vision
 
 
-@pytest.fixture
-def data(tmp_path):
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
     """Ten classes that differ in brightness, 12 and 3 images each."""
+    tmp_path = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     arrays = {}
     for part, count in (("train", 12), ("test", 3)):
@@ -32,7 +32,7 @@ SMALL = {"examples": 20, "epochs": 2, "batch_size": 10, "size": 8}
 
 
 @pytest.mark.parametrize("network", ["resnet20", "vgg"])
-def test_the_study_of_images_is_a_task(vision, experiments, data, network):
+def test_the_vision_task_trains_and_neutral_methods_equal_plain(vision, experiments, data, network):
     task = load_task(experiments / "vision.py", {**SMALL, "data": data, "network": network})
     names = ("plain", "tempbalance", "tempbalance:low=1,high=1", "snr:strength=0.1+tempbalance", "snr:strength=0")
     runs = {name: task.run(Configuration(name, 0.1), 0) for name in names}
@@ -58,7 +58,7 @@ def test_a_seed_trains_on_and_validates_on_other_images_of_all_classes(vision, d
     assert not torch.equal(few.images, others.images)
 
 
-def test_an_augmented_image_is_moved_and_half_of_them_are_flipped(vision):
+def test_augmentation_shifts_images_and_flips_half_of_them(vision):
     rng = torch.Generator().manual_seed(0)
     images = torch.arange(1.0, 17).expand(400, 2, 16, 16)  # columns count up
     moved = vision.augmented(images, rng)
@@ -75,7 +75,7 @@ def test_an_augmented_image_is_moved_and_half_of_them_are_flipped(vision):
     assert 1 < len({int((image[0, :, 8] == 0).sum()) for image in moved})
 
 
-def test_networks_and_images_are_read_as_published(vision, shared):
+def test_a_published_resnet20_has_its_accuracy_on_our_images(vision, shared):
     from safetensors.torch import load_file
 
     model = vision.ResNet20(10)
@@ -84,13 +84,13 @@ def test_networks_and_images_are_read_as_published(vision, shared):
     assert vision.accuracy(model, test) > 0.88  # 91.73 % of all 10,000, with the normalisation it was trained with
 
 
-def test_a_network_that_has_diverged_has_no_accuracy(vision, data):
+def test_a_diverged_vision_network_has_no_accuracy(vision, data):
     model = vision.vgg(10)
     torch.nn.init.constant_(model[-1].weight, float("nan"))
     assert np.isnan(vision.accuracy(model, vision.load(data, 10, "test", 8)))
 
 
-def test_missing_data_says_which_and_how(vision, experiments, tmp_path):
+def test_missing_cifar_files_are_named(vision, experiments, tmp_path):
     run = load_task(experiments / "vision.py", {"data": str(tmp_path), "classes": 100}).run(
         Configuration("plain", 0.1), 0
     )
@@ -106,7 +106,7 @@ def test_examples_that_cannot_be_drawn_are_refused(vision, data, examples):
         vision.draw(vision.load(data, 10, "train", 8), examples, seed=0)
 
 
-def test_a_size_that_does_not_divide_is_refused(vision, data):
+def test_an_image_size_that_does_not_divide_32_is_refused(vision, data):
     with pytest.raises(StudyError, match="size must divide 32, got 20"):
         vision.load(data, 10, "train", 20)
 
