@@ -1,5 +1,6 @@
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ def language(monkeypatch):
     import language
 
     monkeypatch.setattr(language, "EVALUATED", 2)
+    monkeypatch.setattr(language, "SMALL", replace(language.SMALL, batch_size=2, context=64))
     return language
 
 

@@ -1,9 +1,9 @@
-"""What ``tempbalance demo`` trains: small enough for any machine, on data that anyone has."""
+"""The fine-tuning of ``tempbalance demo``: a small network on the handwritten digits of scikit-learn."""
 
 from __future__ import annotations
 
-from tempbalance.demo.arms import ARMS, Outcome, SeedResult, finetune_digits
 from tempbalance.demo.digits import DigitsNet, NewDigits, Settings, Start, pretrain_digits
+from tempbalance.demo.finetuning import ARMS, Outcome, SeedResult, finetune_digits
 from tempbalance.demo.printing import print_outcome, to_json
 
 __all__ = [

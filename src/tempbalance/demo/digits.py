@@ -1,4 +1,4 @@
-"""Handwritten digits, a small network that knows some of them, and how it is fine-tuned on a few of the others."""
+"""Handwritten digits, a small network pretrained on five of them, and its fine-tuning on a few of the others."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _Batches: TypeAlias = DataLoader[tuple[Tensor, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that shapes the numbers. Nothing in it was tuned, for any of the arms.
+    """Settings of the demo. None of them was tuned, for any arm.
 
     Attributes:
-        seeds: How many times the comparison is made; seed ``i`` chooses images, the new head, and the batches.
-        examples: Images of each of the five new digits to fine-tune on.
-        epochs: Passes over them; accuracy is that after the last.
-        batch_size: Images in a batch.
-        lr: Highest learning rate; that and the weight decay are the defaults of ``torch.optim.AdamW``.
+        seeds: Number of paired seeds; a seed chooses the images, the new head and the batches.
+        examples: Training images of each of the five new digits.
+        epochs: Passes over them; accuracy is measured after the last.
+        batch_size: Images per batch.
+        lr: Highest learning rate; the default of ``torch.optim.AdamW``, like the weight decay.
         weight_decay: Weight decay.
-        warmup: Share of the steps in which the rate rises; it falls to zero in the rest. As in Model Balancing.
-        blocks: Residual blocks of the network, all of one shape, so that their alphas can be compared.
-        width: Its width, and the number of eigenvalues of each weight matrix of a block.
+        warmup: Fraction of the steps with linear warm-up, before linear decay to zero. As in Model Balancing.
+        blocks: Residual blocks of the network, all of the same shape, so that their alphas are comparable.
+        width: Width of the network, the number of eigenvalues of each weight matrix of a block.
         pretrain_epochs: Passes over the images of the digits 0 to 4.
-        pretrain_lr: The smallest of 0.001, 0.003 and 0.01 at which no block looks untrained afterwards.
-        pretrain_batch_size: Images in a batch.
+        pretrain_lr: The smallest of 0.001, 0.003 and 0.01 after which no block looks random.
+        pretrain_batch_size: Images per batch in pretraining.
     """
 
     seeds: int = 20
@@ -55,17 +55,17 @@ class Settings:
     pretrain_batch_size: int = 32
 
     def __post_init__(self) -> None:
-        """Check what a user may set.
+        """Check the settings that a user may change.
 
         Raises:
-            ValueError: There is nothing to compare or to learn from.
+            ValueError: ``seeds`` or ``examples`` is out of range.
         """
         if self.seeds < 2 or not 1 <= self.examples <= 100:  # noqa: PLR2004  each digit has at least 174 images
             raise ValueError(f"seeds must be at least 2 and examples 1 to 100, got {self.seeds} and {self.examples}")
 
 
 class _Block(nn.Module):
-    """What a transformer block does to each token, without the attention."""
+    """The MLP block of a transformer."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Block(nn.Module):
         self.down = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add to the input what the block makes of it."""
+        """Apply the block."""
         out: Tensor = x + self.down(F.gelu(self.up(self.norm(x))))
         return out
 
@@ -91,7 +91,7 @@ class DigitsNet(nn.Module):
         """Make a network with random weights.
 
         Args:
-            blocks: How many blocks.
+            blocks: Number of blocks.
             width: Their width.
         """
         super().__init__()
@@ -101,25 +101,25 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(width, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of five classes.
+        """Compute logits.
 
         Args:
-            images: Pixels between 0 and 1, an image a row.
+            images: Pixels in [0, 1], ``(images, 64)``.
 
         Returns:
-            A row for each image.
+            Logits, ``(images, 5)``.
         """
         logits: Tensor = self.head(self.norm(self.blocks(self.stem(images))))
         return logits
 
 
 class Start(NamedTuple):
-    """A fine-tuning that is about to begin.
+    """The start of a fine-tuning.
 
     Attributes:
         model: The pretrained network with a new head.
-        batches: The images to train on.
-        others: The places of all other images, in random order.
+        batches: The training images.
+        others: Indices of all other images, in random order.
     """
 
     model: DigitsNet
@@ -129,7 +129,7 @@ class Start(NamedTuple):
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Matrices so small gain nothing from more, and sums keep their order."""
+    """One thread: as fast for small matrices, and sums keep their order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -140,13 +140,13 @@ def _one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class NewDigits:
-    """What all fine-tunings share: the images of the digits 5 to 9, and a network that knows 0 to 4.
+    """The images of the digits 5 to 9, and a network pretrained on 0 to 4.
 
     Attributes:
-        images: Pixels between 0 and 1, an image a row.
-        labels: Classes 0 to 4, which stand for the digits 5 to 9.
+        images: Pixels in [0, 1], ``(images, 64)``.
+        labels: Classes 0 to 4, for the digits 5 to 9.
         pretrained: The network.
-        settings: How it was trained, and shall be fine-tuned.
+        settings: Settings of pretraining and fine-tuning.
     """
 
     images: Tensor
@@ -155,13 +155,13 @@ class NewDigits:
     settings: Settings
 
     def start(self, seed: int) -> Start:
-        """Get everything ready for an optimizer.
+        """Prepare a fine-tuning.
 
         Args:
             seed: Chooses the images, the new head, and the batches.
 
         Returns:
-            The network, and the images.
+            The network and the images.
         """
         model = copy.deepcopy(self.pretrained)
         with torch.random.fork_rng(devices=[]):
@@ -174,38 +174,38 @@ class NewDigits:
         return Start(model, batches, shuffled[~torch.isin(shuffled, few)])
 
     def finetune(self, start: Start, optimizer: torch.optim.Optimizer) -> None:
-        """A usual training loop, which knows nothing of balancing.
+        """Train by an ordinary loop, without balancing in it.
 
         Args:
             start: The network and the images.
-            optimizer: Of the network.
+            optimizer: The optimizer of the network.
         """
         _train(start.model, optimizer, start.batches, self.settings.epochs, self.settings.warmup)
 
     @_one_thread()
     @torch.no_grad()
     def accuracy(self, model: nn.Module, places: Tensor) -> float:
-        """The share of images that are recognised.
+        """Compute the accuracy.
 
         Args:
             model: A network.
-            places: Which images.
+            places: Indices of images.
 
         Returns:
-            Between 0 and 1.
+            The accuracy, in [0, 1].
         """
-        recognised = model(self.images[places]).argmax(dim=1) == self.labels[places]
-        return int(recognised.sum()) / len(places)
+        correct = model(self.images[places]).argmax(dim=1) == self.labels[places]
+        return int(correct.sum()) / len(places)
 
 
 def pretrain_digits(settings: Settings) -> NewDigits:
     """Train a network on the digits 0 to 4.
 
     Args:
-        settings: How.
+        settings: The settings.
 
     Returns:
-        The network, with the images of the digits 5 to 9.
+        The network, and the images of the digits 5 to 9.
 
     Raises:
         MissingExtraError: scikit-learn, which has the images, is not installed.
@@ -222,13 +222,11 @@ def pretrain_digits(settings: Settings) -> NewDigits:
 
 
 def _digits() -> tuple[Tensor, Tensor]:
-    """1,797 images of 8 x 8 pixels as rows of numbers between 0 and 1, and the digits they show."""
+    """1,797 images ``(images, 64)`` with pixels in [0, 1], and their digits."""
     try:
-        from sklearn.datasets import load_digits  # only for the demo
+        from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingExtraError(
-            "the demo fine-tunes on the digits that come with scikit-learn: pip install 'tempbalance[demo]'"
-        ) from error
+        raise MissingExtraError("the demo needs the digits of scikit-learn: pip install 'tempbalance[demo]'") from error
     digits = load_digits()
     return torch.tensor(digits.data, dtype=torch.float32) / _BRIGHTEST, torch.tensor(digits.target)
 
@@ -250,12 +248,12 @@ def _train(model: DigitsNet, optimizer: torch.optim.Optimizer, batches: _Batches
 
 
 def _warmup_and_decay(
-    optimizer: torch.optim.Optimizer, steps: int, share: float
+    optimizer: torch.optim.Optimizer, steps: int, fraction: float
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    warmup = max(1, round(share * steps))
+    warmup = max(1, round(fraction * steps))
 
     def rate(step: int) -> float:
-        """The factor on the learning rate."""
+        """Factor of the learning rate."""
         return min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)

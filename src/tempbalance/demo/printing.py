@@ -1,4 +1,4 @@
-"""The outcome of the demo for people, whichever way it falls, and as JSON."""
+"""The results of the demo as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tempbalance.demo.arms import ARMS, Outcome
+from tempbalance.demo.finetuning import ARMS, Outcome
 from tempbalance.study import FEWEST, Paired, paired
 
 __all__ = ["print_outcome", "to_json"]
@@ -21,25 +21,25 @@ _NAMES = {"plain": "plain", "balanced": "balanced", "one_rate": "one rate"}
 
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
-    """Print every seed, the means, the paired differences, and what they show.
+    """Print all seeds, the means, the paired differences and the conclusion.
 
     Args:
-        console: Where to print.
-        outcome: The outcome.
+        console: The console.
+        outcome: The results.
     """
     settings = outcome.settings
     steps = settings.epochs * -(-5 * settings.examples // settings.batch_size)
     mean_multiplier = fmean(result.mean_multiplier for result in outcome.results)
     lines = [
-        f"A network that knows the digits 0 to 4 learns 5 to 9, from {settings.examples} images each.",
-        "plain     a usual training loop with AdamW",
-        "balanced  the same, and one line:",
+        f"A network pretrained on the digits 0 to 4 is fine-tuned on {settings.examples} images each of 5 to 9.",
+        "plain     AdamW, without tempbalance",
+        "balanced  the same with one more line:",
         "          tb.Balancer(optimizer, model, tb.recipes.model_balancing(), ...)",
-        f"one rate  plain, but the rate of all blocks is multiplied by {mean_multiplier:.2f},",
-        "          the mean multiplier of balanced (each seed its own)",
+        f"one rate  plain with the learning rate of all blocks multiplied by {mean_multiplier:.2f},",
+        "          the mean multiplier of balanced (per seed)",
         f"{settings.blocks} blocks of width {settings.width}; AdamW: rate {settings.lr:g}, weight decay "
         f"{settings.weight_decay:g}, {settings.warmup:.0%} warm-up,",
-        f"linear decay, {steps} steps of {settings.batch_size} images; nothing was tuned, for any of the three",
+        f"linear decay, {steps} steps of {settings.batch_size} images; nothing was tuned",
     ]
     console.print("\n".join(lines), highlight=False)
     console.print(_seeds_table(outcome))
@@ -49,10 +49,10 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
-    """The raw results: enough to make the tables again.
+    """Return the raw results, from which the tables can be made again.
 
     Args:
-        outcome: The outcome.
+        outcome: The results.
 
     Returns:
         Plain lists, strings and numbers.
@@ -76,7 +76,7 @@ def _differences(outcome: Outcome) -> list[tuple[tuple[str, str], Paired]]:
 
 
 def _seeds_table(outcome: Outcome) -> Table:
-    title = f"Accuracy in % of {outcome.test_images} other images"
+    title = f"Accuracy in % on {outcome.test_images} test images"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     for heading in ("seed", *(_NAMES[arm] for arm in ARMS), "balanced - plain", "balanced - one rate"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -113,19 +113,19 @@ def _differences_table(outcome: Outcome) -> Table:
 
 def _conclusions(outcome: Outcome) -> list[str]:
     if len(outcome.results) < FEWEST:
-        return [f"{len(outcome.results)} seeds are too few for a conclusion: take {FEWEST} or more."]
+        return [f"{len(outcome.results)} seeds are too few for a conclusion: run {FEWEST} or more."]
     found = dict(_differences(outcome))
     return [
-        f"Balancing {_verdict(found['balanced', 'plain'])} plain fine-tuning.",
-        f"Balancing {_verdict(found['balanced', 'one_rate'])} one rate for all blocks.",
-        "One small network, one easy data set, one pre-training for all seeds:",
-        "this shows how to compare, not what balancing does for your model.",
+        f"Balancing was {_verdict(found['balanced', 'plain'])} plain fine-tuning.",
+        f"Balancing was {_verdict(found['balanced', 'one_rate'])} one rate for all blocks.",
+        "This is one small network on one easy data set: it shows how to compare methods,",
+        "not whether balancing helps your model. Run tempbalance study on your own task.",
     ]
 
 
 def _verdict(difference: Paired) -> str:
     if difference.low > 0:
-        return "did better than"
+        return "better than"
     if difference.high < 0:
-        return "did worse than"
-    return "was, as far as these seeds show, neither better nor worse than"
+        return "worse than"
+    return "not significantly different from"

@@ -1,14 +1,14 @@
-"""Fine-tuning on a few images, with and without balancing, seed by seed.
+"""Fine-tuning on a few images, with and without balancing, over paired seeds.
 
-A small network learns the handwritten digits 0 to 4. Then, for every seed, it is fine-tuned three times on a few images
-each of the digits 5 to 9, and tested on all their other images:
+A small network is pretrained on the handwritten digits 0 to 4. For every seed, it is fine-tuned three times on a few
+images each of the digits 5 to 9, and tested on all other images of these:
 
-- ``plain``: as one would do it without tempbalance;
-- ``balanced``: the same, with one line more;
-- ``one_rate``: the same as ``plain``, but the learning rate of all blocks is multiplied by the mean multiplier of
-  ``balanced``. It is the control: does it matter which block gets more, or only that the rate has changed?
+- ``plain``: without tempbalance;
+- ``balanced``: the same with a balancer, one more line;
+- ``one_rate``: ``plain``, with the learning rate of all blocks multiplied by the mean multiplier of ``balanced``. This
+  control shows whether the rates of the blocks matter, or only the mean rate.
 
-Within a seed all three have the same images, the same initial weights and the same batches.
+Within a seed all three have the same images, initial weights and batches.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ ARMS = ("plain", "balanced", "one_rate")
 
 
 class SeedResult(NamedTuple):
-    """What one seed gave.
+    """The results of one seed.
 
     Attributes:
         seed: The seed.
-        accuracy: Per cent of the test images that are recognised, by arm.
-        mean_multiplier: Mean over blocks and refreshes of the multipliers in ``balanced``; the factor of ``one_rate``.
+        accuracy: Test accuracy in per cent, by arm.
+        mean_multiplier: Mean multiplier over blocks and refreshes of ``balanced``; the factor of ``one_rate``.
     """
 
     seed: int
@@ -47,14 +47,14 @@ class SeedResult(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """All that the runs gave.
+    """The results of all seeds.
 
     Attributes:
         settings: The settings.
-        test_images: How many images each accuracy is a share of.
+        test_images: Number of test images.
         results: One entry per seed.
         model: The network of the first seed after balanced fine-tuning.
-        history: What the balancer did to it.
+        history: The refreshes of its balancer.
     """
 
     settings: Settings
@@ -69,7 +69,7 @@ def finetune_digits(settings: Settings | None = None, *, progress: bool = True) 
 
     Args:
         settings: By default ``Settings()``.
-        progress: Whether to show a progress bar (only ever on a terminal).
+        progress: Whether to show a progress bar (only on a terminal).
 
     Returns:
         Accuracies of all seeds and arms.
@@ -81,19 +81,17 @@ def finetune_digits(settings: Settings | None = None, *, progress: bool = True) 
     with progress_bar("fine-tuning", 1 + len(ARMS) * settings.seeds, progress) as advance:
         digits = pretrain_digits(settings)
         advance(1)
-        results = []
+        results, factor = [], 1.0
         for seed in range(settings.seeds):
-            plain = _run(digits, seed, "plain")
-            advance(1)
-            balanced = _run(digits, seed, "balanced")
-            advance(1)
-            factor = fmean(unit.multiplier for refresh in balanced.history for unit in refresh.units)
-            one_rate = _run(digits, seed, "one_rate", factor)
-            advance(1)
+            runs: dict[str, _Run] = {}
+            for arm in ARMS:  # the factor of the last is the mean multiplier of the one before
+                runs[arm] = _run(digits, seed, arm, factor)
+                if arm == "balanced":
+                    factor = fmean(unit.multiplier for refresh in runs[arm].history for unit in refresh.units)
+                advance(1)
             if seed == 0:
-                first = balanced
-            runs = zip(ARMS, (plain, balanced, one_rate), strict=True)
-            results.append(SeedResult(seed, {arm: run.accuracy for arm, run in runs}, factor))
+                first = runs["balanced"]
+            results.append(SeedResult(seed, {arm: run.accuracy for arm, run in runs.items()}, factor))
     test_images = len(digits.labels) - CLASSES * settings.examples
     return Outcome(
         settings=settings, test_images=test_images, results=results, model=first.model, history=first.history
@@ -101,31 +99,28 @@ def finetune_digits(settings: Settings | None = None, *, progress: bool = True) 
 
 
 class _Run(NamedTuple):
-    """A network after fine-tuning."""
-
     model: DigitsNet
     accuracy: float
     history: list[Refresh]
 
 
-def _run(digits: NewDigits, seed: int, arm: str, factor: float = 1.0) -> _Run:
-    """Fine-tune on a few images and test on the others; balancing takes one line."""
+def _run(digits: NewDigits, seed: int, arm: str, factor: float) -> _Run:
     settings = digits.settings
     start = digits.start(seed)
     model = start.model
-    parameters = model.parameters() if arm != "one_rate" else _faster_blocks(model, factor * settings.lr)
+    parameters = model.parameters() if arm != "one_rate" else _with_block_rate(model, factor * settings.lr)
     steps, balancer = len(start.batches), None
 
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     if arm == "balanced":
-        balancer = Balancer(optimizer, model, recipes.model_balancing(), steps_per_epoch=steps)  # <- !
+        balancer = Balancer(optimizer, model, recipes.model_balancing(), steps_per_epoch=steps)  # the one line
     digits.finetune(start, optimizer)
 
     accuracy = 100 * digits.accuracy(model, start.others)
     return _Run(model, accuracy, balancer.history if balancer is not None else [])
 
 
-def _faster_blocks(model: DigitsNet, lr: float) -> list[dict[str, Any]]:
-    """All parameters, with another rate for the blocks, which are what the balancer balances."""
+def _with_block_rate(model: DigitsNet, lr: float) -> list[dict[str, Any]]:
+    """All parameters, with another learning rate for the blocks, the units of the balancer."""
     ends = chain(model.stem.parameters(), model.norm.parameters(), model.head.parameters())
     return [{"params": list(ends)}, {"params": list(model.blocks.parameters()), "lr": lr}]
