@@ -162,7 +162,12 @@ def test_an_unexpected_error_prints_one_line_and_how_to_see_the_traceback(model,
 
 
 def test_commands_and_options_that_do_not_exist_are_usage_errors(model, capsys):
-    for arguments in [("frobnicate",), ("analyze", model, "--nonsense"), ("analyze", model, "--estimator", "magic")]:
+    for arguments in [
+        ("frobnicate",),
+        ("arena",),
+        ("analyze", model, "--nonsense"),
+        ("analyze", model, "--estimator", "magic"),
+    ]:
         assert run(*arguments) == 2
         assert "Traceback" not in capsys.readouterr().err
 
