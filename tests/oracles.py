@@ -14,6 +14,12 @@ def eigenvalues(matrices):
     return np.sort(np.linalg.svd(_double(np.asarray(matrices)), compute_uv=False).ravel() ** 2)
 
 
+def cut(matrices, size, starts):
+    """The submatrices of one size at these upper left corners: ``(W * B, rows, columns)``."""
+    height, width = size
+    return np.concatenate([matrices[:, row : row + height, column : column + width] for row, column in starts])
+
+
 def hill(values, share=0.5):
     """Model Balancing, eq. 2: 1 + k / sum ln(x_{n-i+1} / x_{n-k})."""
     x = np.sort(values)

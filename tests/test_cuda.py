@@ -1,4 +1,4 @@
-"""On a GPU, where there is one: the numbers of the CPU, streamed and beside training."""
+"""On a GPU: the numbers of the CPU, for analyses and for asynchronous measurement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECIPE = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.
 
 
 @pytest.mark.parametrize("windows", [None, tb.FARMS()], ids=["whole", "farms"])
-def test_a_checkpoint_gives_what_it_gives_on_the_cpu(tmp_path, windows):
+def test_the_analysis_of_a_checkpoint_equals_that_on_the_cpu(tmp_path, windows):
     generator = torch.Generator().manual_seed(0)
     shapes = [(300, 100), (100, 300), (128, 128)] * 4 + [(1200, 1000)] * 3
     state = {f"w{i}": torch.randn(shape, generator=generator).bfloat16() for i, shape in enumerate(shapes)}
@@ -47,12 +47,12 @@ def trained(recipe: tb.Recipe, delay: int) -> tuple[dict[str, torch.Tensor], lis
     return net.state_dict(), balancer.history
 
 
-def test_beside_training_the_bits_are_the_same_each_time():
+def test_asynchronous_measurement_has_the_same_bits_each_time():
     first, second = (trained(RECIPE, 3)[0] for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_beside_training_alphas_are_those_measured_in_place():
+def test_asynchronous_alphas_equal_synchronous_ones():
     neutral = dataclasses.replace(RECIPE, assignment=tb.assign.Linear(1.0, 1.0))
     in_place, beside = (trained(neutral, delay)[1] for delay in (0, 3))
     for one, other in zip(in_place, beside, strict=False):

@@ -20,12 +20,6 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def cut(matrices, size, starts):
-    """The windows themselves, by slicing: ``(W * B, rows, columns)``."""
-    height, width = size
-    return np.concatenate([matrices[:, row : row + height, column : column + width] for row, column in starts])
-
-
 class TestWholeMatrix:
     def test_spectrum_fit_and_metrics_are_those_of_the_parts(self):
         weight = matrix_with_spectrum(pareto_quantiles(80, 3.0), (80, 120))
@@ -93,7 +87,7 @@ class TestWindows:
         found = fit_weight(weight, windows=farms)
         grid = farms.grid(shape)
         numbers = weight.to(torch.complex128 if dtype.is_complex else torch.float64)[None].numpy()
-        expected = oracles.eigenvalues(cut(numbers, grid.size, grid.starts[: found.num_windows]))
+        expected = oracles.eigenvalues(oracles.cut(numbers, grid.size, grid.starts[: found.num_windows]))
         np.testing.assert_allclose(
             found.spectrum.eigenvalues.numpy(), expected, rtol=1e-10, atol=found.spectrum.error_bound * expected[-1]
         )
@@ -103,7 +97,7 @@ class TestWindows:
         found = fit_weight(taps, tb.spectra.Layout.TAPS, windows=tb.FARMS(windows=2))
         assert found.spectrum.num_matrices == 9 * 4
         matrices = taps.flatten(2).permute(2, 0, 1).numpy()
-        expected = oracles.eigenvalues(cut(matrices, (15, 15), [(0, 0), (0, 15), (25, 0), (25, 15)]))
+        expected = oracles.eigenvalues(oracles.cut(matrices, (15, 15), [(0, 0), (0, 15), (25, 0), (25, 15)]))
         np.testing.assert_allclose(found.spectrum.eigenvalues.numpy(), expected, rtol=1e-9, atol=1e-12 * expected[-1])
         stacked = fit_weight(taps.flatten(2).permute(2, 0, 1), tb.spectra.Layout.STACK, windows=tb.FARMS(windows=2))
         assert torch.equal(stacked.spectrum.eigenvalues, found.spectrum.eigenvalues)

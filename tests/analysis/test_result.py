@@ -61,11 +61,11 @@ class TestFiles:
             analysis.save(tmp_path / "a.json", history=history)
         assert list(tmp_path.iterdir()) == []
 
-    def test_missing_folder(self, analysis, tmp_path):
+    def test_a_missing_folder_raises(self, analysis, tmp_path):
         with pytest.raises(AnalysisError, match="cannot write"):
             analysis.save(tmp_path / "nowhere" / "a.json")
 
-    def test_missing_parquet_engine(self, analysis, tmp_path, monkeypatch):
+    def test_parquet_without_pyarrow_names_the_extra(self, analysis, tmp_path, monkeypatch):
         for module in ("pyarrow", "fastparquet"):
             monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(MissingExtraError, match=r"tempbalance\[parquet\]"):
@@ -85,18 +85,18 @@ class TestFiles:
         assert path.read_text() == "old"
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 99, "layers": []}'])
-    def test_what_is_no_analysis_is_refused(self, text, tmp_path):
+    def test_a_file_without_an_analysis_raises(self, text, tmp_path):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(AnalysisError, match=r"a\.json"):
             tb.Analysis.load(tmp_path / "a.json")
 
-    def test_missing_file(self, tmp_path):
+    def test_a_missing_file_raises(self, tmp_path):
         with pytest.raises(AnalysisError, match="No such file"):
             tb.Analysis.load(tmp_path / "a.json")
 
 
 class TestCompare:
-    def test_deltas_in_units_of_their_standard_error(self, trained):
+    def test_deltas_are_in_units_of_their_standard_error(self, trained):
         before = tb.analyze(trained)
         with torch.no_grad():
             trained[0].weight += 0.3 * torch.randn(80, 80, generator=torch.Generator().manual_seed(1))
@@ -109,13 +109,13 @@ class TestCompare:
         assert (rows["1.weight"].delta, rows["1.weight"].z) == (0.0, 0.0)
         assert math.isnan(rows["3.weight"].delta)
 
-    def test_layers_of_one_side_are_listed(self, trained):
+    def test_layers_in_one_analysis_only_are_listed(self, trained):
         whole, part = tb.analyze(trained), tb.analyze(trained, select="[0-1].weight")
         comparison = tb.compare(whole, part)
         assert comparison.only_before == ["2.weight", "3.weight"]
         assert comparison.only_after == []
 
-    def test_files(self, trained, tmp_path):
+    def test_a_comparison_is_saved_as_json_and_csv(self, trained, tmp_path):
         analysis = tb.analyze(trained)
         comparison = tb.compare(analysis, analysis)
         comparison.save(tmp_path / "c.csv")
@@ -125,10 +125,10 @@ class TestCompare:
         with pytest.raises(AnalysisError, match=r"\.json or \.csv"):
             comparison.save(tmp_path / "c.html")
 
-    def test_different_estimators_are_refused(self, trained):
+    def test_different_estimators_raise(self, trained):
         with pytest.raises(AnalysisError, match="different estimators"):
             tb.compare(tb.analyze(trained), tb.analyze(trained, estimator=tb.KS()))
 
-    def test_nothing_in_common_is_refused(self, trained):
+    def test_analyses_without_a_common_layer_raise(self, trained):
         with pytest.raises(AnalysisError, match="no layer is in both"):
             tb.compare(tb.analyze(trained, select="0.*"), tb.analyze(trained, select="1.*"))

@@ -1,4 +1,4 @@
-"""The numbers of other people's code, kept with the commit or version that gave them."""
+"""The output of the released code and of WeightWatcher, with the commit or version that computed it."""
 
 import json
 import math
@@ -18,7 +18,7 @@ WEIGHTWATCHER = json.loads((GOLDEN / "weightwatcher.json").read_text())["results
 
 @pytest.fixture(scope="module")
 def weights(minilm, request):
-    """The spectra that the released code was run on: its own scaling of convolutions included."""
+    """The spectra of which the released code computed alpha, with its scale of convolutions."""
     path = request.getfixturevalue("shared") / "weights" / "resnet20_cifar10.safetensors"
     scaled = {
         "minilm": load_file(minilm / "model.safetensors"),
@@ -44,7 +44,7 @@ def weights(minilm, request):
         ("goodness-of-fit", tb.KS(min_eigenvalues=2)),
     ],
 )
-def test_released_tempbalance_code(weights, model, setting, estimator):
+def test_alphas_equal_those_of_the_code_of_tempbalance(weights, model, setting, estimator):
     golden = RELEASED[f"{model} {setting}"]
     assert len(golden) == {"minilm": 37, "resnet20_cifar10": 20}[model]
     for name, expected in golden.items():
@@ -64,7 +64,7 @@ def test_released_tempbalance_code(weights, model, setting, estimator):
         ("goodness-of-fit", tb.KS(min_eigenvalues=2)),
     ],
 )
-def test_released_code_of_four_papers(name, setting, estimator):
+def test_alphas_equal_those_of_the_code_of_four_papers(name, setting, estimator):
     if name == "ties" and setting == "goodness-of-fit":
         pytest.skip("the released code also starts tails within a run of equal eigenvalues")
     expected = SPECTRA[name]["results"][setting]
@@ -74,7 +74,7 @@ def test_released_code_of_four_papers(name, setting, estimator):
     assert fit.ks_distance == pytest.approx(expected["D"], abs=1e-6)
 
 
-def test_the_window_of_the_released_code_is_another():
+def test_peak_differs_from_the_released_code():
     found = {
         name: tuple(
             estimator.fit(torch.tensor(case["eigenvalues"], dtype=torch.float64)).alpha
@@ -88,13 +88,13 @@ def test_the_window_of_the_released_code_is_another():
 
 @pytest.fixture(scope="module")
 def rows(minilm):
-    """Our rows of MiniLM, embeddings included."""
+    """The rows of MiniLM, with embeddings."""
     analysis = tb.analyze(minilm, estimator=tb.KS(), select=tb.Select(embeddings=True))
     return {row.name.removesuffix(".weight"): row for row in analysis.layers}
 
 
 class TestWeightWatcher:
-    def test_alpha_wherever_it_reports_one(self, minilm, rows):
+    def test_alpha_equals_that_of_weightwatcher_if_it_reports_one(self, minilm, rows):
         tensors = load_file(minilm / "model.safetensors")
         assert len(WEIGHTWATCHER) == 39
         for name, expected in WEIGHTWATCHER.items():
@@ -107,7 +107,7 @@ class TestWeightWatcher:
                 rows[name].alpha == pytest.approx(fit.alpha, rel=1e-9) or rows[name].status is tb.types.Status.RANDOM
             ), name
 
-    def test_its_alpha_of_the_untrained_pooler_is_not_reported(self, rows):
+    def test_the_untrained_pooler_has_no_alpha(self, rows):
         assert WEIGHTWATCHER["pooler.dense"]["alpha"] > 12
         assert [name for name, row in rows.items() if row.status is tb.types.Status.RANDOM] == ["pooler.dense"]
 
@@ -122,7 +122,7 @@ class TestWeightWatcher:
             ("matrix_rank", lambda row: row.matrix_rank),
         ],
     )
-    def test_scalars(self, rows, column, of_row):
+    def test_metrics_equal_those_of_weightwatcher(self, rows, column, of_row):
         for name, expected in WEIGHTWATCHER.items():
             assert of_row(rows[name]) == pytest.approx(expected[column], rel=1e-4), name
 
@@ -134,7 +134,7 @@ class TestWeightWatcher:
             ("sigma", lambda row: row.stderr),
         ],
     )
-    def test_scalars_that_need_alpha(self, rows, column, of_row):
+    def test_metrics_that_depend_on_alpha_equal_those_of_weightwatcher(self, rows, column, of_row):
         for name, expected in WEIGHTWATCHER.items():
             if rows[name].status is tb.types.Status.OK:
                 assert of_row(rows[name]) == pytest.approx(expected[column], rel=1e-4), name

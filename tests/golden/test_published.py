@@ -27,18 +27,18 @@ def distiller(shared):
 
 
 class TestWeightWatcher2019:
-    def test_alpha(self, distiller):
+    def test_alpha_is_the_published_one(self, distiller):
         for published, spectra in distiller.values():
             fits = tb.released.KSAsReleased().fit_batch(torch.stack(spectra))
             assert fmean(fit.alpha for fit in fits) == pytest.approx(published["alpha"], abs=5e-6)
 
-    def test_weighted_alpha(self, distiller):
+    def test_weighted_alpha_is_the_published_one(self, distiller):
         for published, spectra in distiller.values():
             fits = tb.released.KSAsReleased().fit_batch(torch.stack(spectra))
             weighted = [fit.alpha * math.log10(values[-1]) for fit, values in zip(fits, spectra, strict=True)]
             assert fmean(weighted) == pytest.approx(published["alpha_weighted"], abs=5e-6)
 
-    def test_norms(self, distiller):
+    def test_norms_are_the_published_ones(self, distiller):
         for published, spectra in distiller.values():
             norms = [math.sqrt(values.sum()) for values in spectra]
             assert fmean(norms) == pytest.approx(published["norm"], rel=1e-6)
@@ -55,20 +55,20 @@ def spread(integers):
 class TestClausetShaliziNewman2009:
     """Table 6.1 of the paper, with its uncertainties. KS is for reals; two of the three sets are counts."""
 
-    def test_blackouts(self, shared):
+    def test_the_fit_of_blackouts_is_the_published_one(self, shared):
         fit = tb.KS().fit(torch.from_numpy(np.loadtxt(shared / "powerlaw" / "blackouts.txt")))
         assert (round(fit.alpha, 1), fit.xmin) == (2.3, 230_000)
 
     @pytest.mark.parametrize(
         ("name", "alpha", "xmin"), [("words", (1.95, 0.02), (7, 2)), ("terrorism", (2.4, 0.2), (12, 4))]
     )
-    def test_counts(self, shared, name, alpha, xmin):
+    def test_the_fit_of_counts_is_the_published_one(self, shared, name, alpha, xmin):
         fit = tb.KS().fit(spread(np.loadtxt(shared / "powerlaw" / f"{name}.txt")))
         assert fit.alpha == pytest.approx(alpha[0], abs=alpha[1])
         assert fit.xmin == pytest.approx(xmin[0], abs=xmin[1])
 
     @pytest.mark.parametrize(("name", "alpha", "xmin"), [("words", 1.95, 7), ("terrorism", 2.37, 12)])
-    def test_counts_at_the_published_threshold(self, shared, name, alpha, xmin):
+    def test_alpha_of_counts_at_the_published_threshold_is_the_published_one(self, shared, name, alpha, xmin):
         values = spread(np.loadtxt(shared / "powerlaw" / f"{name}.txt"))
         below = int((values < xmin - 0.5).sum())
         fit = tb.released.HillAsReleased(xmin_position=(len(values) + 0.5) / (below + 0.5)).fit(values)

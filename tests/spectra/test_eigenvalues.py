@@ -33,7 +33,7 @@ def assert_eigenvalues(spectrum, matrices):
     seed=st.integers(0, 9),
 )
 @settings(deadline=None, max_examples=50)
-def test_without_float64_the_bound_holds_and_small_eigenvalues_keep_their_digits(logs, zeros, extra, seed):
+def test_float32_eigenvalues_are_within_the_bound_and_small_ones_keep_half_of_the_digits(logs, zeros, extra, seed):
     # As on a device without float64: the Gram matrix in float32, an SVD in float32 where that is not accurate enough.
     singular = [10**log for log in logs] + [0.0] * zeros
     side = len(singular)
@@ -58,20 +58,20 @@ def test_eigenvalues_are_squared_singular_values(shape):
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 )
-def test_narrow_floats_are_cast_up(dtype):
+def test_half_and_8_bit_floats_are_cast_up(dtype):
     weight = random(60, 30).to(dtype)
     assert_eigenvalues(tb.weight_spectrum(weight), weight.double()[None])
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
-def test_complex_modes(dtype):
+def test_complex_modes_are_pooled(dtype):
     weight = torch.complex(random(12, 10, 4, 3), random(12, 10, 4, 3, seed=1)).to(dtype)
     assert_eigenvalues(
         tb.weight_spectrum(weight, tb.spectra.Layout.TAPS), weight.permute(2, 3, 0, 1).reshape(12, 12, 10).numpy()
     )
 
 
-def test_taps_are_pooled():
+def test_kernel_taps_are_pooled():
     weight = random(20, 15, 3, 3)
     spectrum = tb.weight_spectrum(weight, tb.spectra.Layout.TAPS)
     assert (spectrum.num_matrices, spectrum.shape) == (9, (20, 15))

@@ -21,18 +21,12 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def cut(matrices, size, starts):
-    """The windows themselves, by slicing: ``(W * B, rows, columns)``."""
-    height, width = size
-    return np.concatenate([matrices[:, row : row + height, column : column + width] for row, column in starts])
-
-
 def test_the_standard_error_is_that_of_a_jackknife():
     weight = random(60, 90)
     farms = tb.FARMS(windows=(2, 3))
     found = fit_weight(weight, windows=farms)
     grid = farms.grid((60, 90))
-    windows = [oracles.eigenvalues(cut(weight[None].numpy(), grid.size, [start])) for start in grid.starts]
+    windows = [oracles.eigenvalues(oracles.cut(weight[None].numpy(), grid.size, [start])) for start in grid.starts]
     alphas = [oracles.hill(np.concatenate(windows[:j] + windows[j + 1 :])) for j in range(6)]
     jackknife = math.sqrt(5 / 6 * np.sum((np.array(alphas) - np.mean(alphas)) ** 2))
     assert found.fit.stderr == pytest.approx(jackknife * 2.5706 / 1.9600, rel=1e-3)

@@ -19,12 +19,6 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def cut(matrices, size, starts):
-    """The windows themselves, by slicing: ``(W * B, rows, columns)``."""
-    height, width = size
-    return np.concatenate([matrices[:, row : row + height, column : column + width] for row, column in starts])
-
-
 SHAPES = [(90, 70), (70, 90), (64, 64), (40, 200)]
 DTYPES = [torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
 
@@ -61,7 +55,7 @@ def test_windows_have_the_eigenvalues_of_the_submatrices(case, slide, little_mem
     least = 64 * max(size) * np.finfo(float).eps  # below this share of the largest, eigenvalues count as zero
     for place, start in enumerate(starts):
         for index, matrix in enumerate(numbers):
-            expected = oracles.eigenvalues(cut(matrix[None], size, [start]))
+            expected = oracles.eigenvalues(oracles.cut(matrix[None], size, [start]))
             values = found.eigenvalues[place, index].numpy()
             zero = expected <= least * expected[-1]
             np.testing.assert_allclose(values[~zero], expected[~zero], rtol=2e-3)
@@ -107,7 +101,7 @@ def test_huge_rows_leave_no_error_in_a_sliding_gram_matrix_below_them():
         if start[0] == 0:
             continue  # all but the largest of their eigenvalues are numerically zero
         np.testing.assert_allclose(
-            values.numpy(), oracles.eigenvalues(cut(weight[None].numpy(), grid.size, [start])), rtol=1e-3
+            values.numpy(), oracles.eigenvalues(oracles.cut(weight[None].numpy(), grid.size, [start])), rtol=1e-3
         )
 
 

@@ -118,12 +118,10 @@ def compare(before: Analysis, after: Analysis) -> Comparison:
         >>> tb.compare(analysis, analysis).layers[0].delta
         0.0
     """
-    estimators = before.settings.get("estimator"), after.settings.get("estimator")
-    if estimators[0] != estimators[1]:
-        raise AnalysisError(f"alphas of different estimators cannot be compared: {estimators[0]} and {estimators[1]}")
-    windows = before.settings.get("windows"), after.settings.get("windows")
-    if windows[0] != windows[1]:
-        raise AnalysisError(f"alphas of different windows cannot be compared: {windows[0]} and {windows[1]}")
+    for key in ("estimator", "windows"):
+        one, other = before.settings.get(key), after.settings.get(key)
+        if one != other:
+            raise AnalysisError(f"alphas of different {key.rstrip('s')}s cannot be compared: {one} and {other}")
     first = {layer.name: layer for layer in before.layers}
     second = {layer.name: layer for layer in after.layers}
     common = [name for name in first if name in second]

@@ -48,23 +48,11 @@ class TailEstimator(ABC):
     """Base class: fits a power law ``p(x) ~ x^-alpha`` to the tail of a spectrum.
 
     A subclass is a frozen dataclass that implements ``fit_tails``, that is, how ``xmin`` and alpha are chosen. It can
-    also override ``radius``.
+    also override ``radius``. docs/how-to/custom-methods.md has an example.
 
     Attributes:
         min_eigenvalues: Spectra with fewer non-zero eigenvalues are not fitted (10, as in WeightWatcher; 50, zeros
             included, in TempBalance's released code).
-
-    Example:
-        >>> @dataclass(frozen=True)
-        ... class LargestTen(TailEstimator):
-        ...     def fit_tails(self, eigenvalues):
-        ...         first = torch.full((len(eigenvalues),), eigenvalues.shape[1] - 10)
-        ...         logs = log_positive(eigenvalues)
-        ...         alpha, xmin = mle_exponents(eigenvalues)[:, -10], eigenvalues[:, -10]
-        ...         distance = ks_distances(logs, logs[:, -10], alpha, first)
-        ...         return Tails(alpha, xmin, torch.full_like(first, 10), distance)
-        >>> LargestTen().fit(torch.arange(1.0, 200.0) ** -2).num_tail
-        10
     """
 
     _: KW_ONLY
