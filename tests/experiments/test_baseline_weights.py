@@ -57,7 +57,7 @@ def test_wise_ft_interpolates_all_but_the_head(baselines, net, coefficient):
         torch.testing.assert_close(weight, expected)
 
 
-def test_wise_ft_by_alpha_takes_over_trained_layers_back_further(baselines, trained):
+def test_wise_ft_by_alpha_interpolates_layers_with_a_small_alpha_further(baselines, trained):
     before = nn.Sequential(*(nn.Linear(80, 80) for _ in range(4)))
     for parameter in before.parameters():
         nn.init.zeros_(parameter)
@@ -73,7 +73,7 @@ def test_wise_ft_by_alpha_takes_over_trained_layers_back_further(baselines, trai
     assert torch.equal(trained[3].weight, after[3].weight)  # the head
 
 
-def test_smoothing_is_that_of_pytorch(baselines, net):
+def test_label_smoothing_of_wise_ft_agrees_with_pytorch(baselines, net):
     x, y = torch.randn(5, 70), torch.randint(3, (5,))
     outputs = net(x)
     wise = baselines.METHODS["wise_ft"](smoothing=0.2)
@@ -112,7 +112,7 @@ def test_lora_is_balanced_by_the_alphas_of_the_merged_weights(baselines, net):
     assert [owners[factor] for factor in factors] == [unit.name for unit in refresh.units[:2] for _ in "AB"]
 
 
-def test_wise_ft_outside_of_lora_interpolates_the_merged_weights(baselines, net):
+def test_wise_ft_joined_before_lora_interpolates_the_merged_weights(baselines, net):
     *_, last, _, found = tuned(baselines, "wise_ft:coefficient=0.5+lora:rank=4", net)
     merged = last.merge_and_unload()
     for place in (0, 2):
@@ -120,7 +120,7 @@ def test_wise_ft_outside_of_lora_interpolates_the_merged_weights(baselines, net)
     assert torch.equal(found[4].weight, merged[4].weight)
 
 
-def test_wise_ft_by_alpha_judges_the_merged_weights_of_lora(baselines, net):
+def test_wise_ft_by_alpha_uses_the_alphas_of_the_merged_weights_of_lora(baselines, net):
     *_, even = tuned(baselines, "wise_ft:coefficient=0.5+lora:rank=4", net)
     *_, last, _, found = tuned(baselines, "wise_ft:coefficient=0.5,strength=1+lora:rank=4", net)
     assert not torch.equal(even[0].weight, found[0].weight)
@@ -129,7 +129,7 @@ def test_wise_ft_by_alpha_judges_the_merged_weights_of_lora(baselines, net):
     assert 0.5 * 10**-0.5 <= ratio.median().item() <= 0.5 * 10**0.5
 
 
-def test_lora_without_peft_says_how_to_get_it(baselines, net, monkeypatch):
+def test_lora_without_peft_names_the_extra(baselines, net, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tempbalance\[peft\]'"):
         baselines.METHODS["lora"]().prepare(net, baselines.Training(0, 1, 1))

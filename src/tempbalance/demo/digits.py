@@ -155,14 +155,7 @@ class NewDigits:
     settings: Settings
 
     def start(self, seed: int) -> Start:
-        """Prepare a fine-tuning.
-
-        Args:
-            seed: Chooses the images, the new head, and the batches.
-
-        Returns:
-            The network and the images.
-        """
+        """Prepare a fine-tuning; the seed chooses the images, the new head and the batches."""
         model = copy.deepcopy(self.pretrained)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -174,26 +167,13 @@ class NewDigits:
         return Start(model, batches, shuffled[~torch.isin(shuffled, few)])
 
     def finetune(self, start: Start, optimizer: torch.optim.Optimizer) -> None:
-        """Train by an ordinary loop, without balancing in it.
-
-        Args:
-            start: The network and the images.
-            optimizer: The optimizer of the network.
-        """
+        """Train by an ordinary loop, without balancing in it."""
         _train(start.model, optimizer, start.batches, self.settings.epochs, self.settings.warmup)
 
     @_one_thread()
     @torch.no_grad()
     def accuracy(self, model: nn.Module, places: Tensor) -> float:
-        """Compute the accuracy.
-
-        Args:
-            model: A network.
-            places: Indices of images.
-
-        Returns:
-            The accuracy, in [0, 1].
-        """
+        """Compute the accuracy on the images of these indices, in [0, 1]."""
         correct = model(self.images[places]).argmax(dim=1) == self.labels[places]
         return int(correct.sum()) / len(places)
 

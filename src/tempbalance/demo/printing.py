@@ -21,12 +21,7 @@ _NAMES = {"plain": "plain", "balanced": "balanced", "one_rate": "one rate"}
 
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
-    """Print all seeds, the means, the paired differences and the conclusion.
-
-    Args:
-        console: The console.
-        outcome: The results.
-    """
+    """Print all seeds, the means, the paired differences and the conclusion."""
     settings = outcome.settings
     steps = settings.epochs * -(-5 * settings.examples // settings.batch_size)
     mean_multiplier = fmean(result.mean_multiplier for result in outcome.results)
@@ -49,14 +44,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
-    """Return the raw results, from which the tables can be made again.
-
-    Args:
-        outcome: The results.
-
-    Returns:
-        Plain lists, strings and numbers.
-    """
+    """Return the raw results as plain lists, strings and numbers, from which the tables can be made again."""
     return {
         "settings": asdict(outcome.settings),
         "versions": {"tempbalance": version("tempbalance"), "torch": torch.__version__},

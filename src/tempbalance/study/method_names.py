@@ -71,18 +71,7 @@ def _choices(text: str, options: str) -> dict[str, list[ast.expr]]:
 
 
 def read_value(text: str, node: ast.expr) -> Any:
-    """Parse one value.
-
-    Args:
-        text: The method name, for the error message.
-        node: The value.
-
-    Returns:
-        A Python literal, the meaning of a word such as ``true`` or ``farms``, or the word itself.
-
-    Raises:
-        StudyError: The value is something else.
-    """
+    """Parse a literal, or a word such as ``true``, ``farms`` or ``ks``; ``text`` is the name, for the error."""
     if isinstance(node, ast.Name):
         return _WORDS.get(node.id.lower(), node.id)
     try:
@@ -92,12 +81,5 @@ def read_value(text: str, node: ast.expr) -> Any:
 
 
 def join(parts: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """Write names with their options in the form that :func:`read_parts` reads.
-
-    Args:
-        parts: Name and ``parameter=value`` texts of each part.
-
-    Returns:
-        The text, without spaces.
-    """
+    """Write names with their ``parameter=value`` texts in the form that :func:`read_parts` reads, without spaces."""
     return "+".join(f"{name}:{','.join(options)}".removesuffix(":") for name, options in parts).replace(" ", "")

@@ -117,14 +117,7 @@ class Method:
 
 
 def find_recipe(name: str) -> Callable[..., Recipe] | None:
-    """Look up a recipe.
-
-    Args:
-        name: Its name.
-
-    Returns:
-        The function that builds it, None if there is none.
-    """
+    """The function that builds the recipe of that name, None if there is none."""
     if name in recipes.__all__:
         return getattr(recipes, name)  # type: ignore[no-any-return]
     return getattr(released, name) if name in _AS_RELEASED else None
@@ -136,18 +129,7 @@ def list_methods(custom: CustomMethods) -> str:
 
 
 def read_method(name: str, custom: CustomMethods) -> list[Part]:
-    """Parse the name of a method, and check that its parts and parameters exist.
-
-    Args:
-        name: The name; a list is a choice to tune.
-        custom: Methods that the task adds, by name.
-
-    Returns:
-        Its parts.
-
-    Raises:
-        StudyError: The method does not exist, has no such parameter, or its parts cannot be joined.
-    """
+    """Parse the name of a method, and check that its parts and parameters exist and can be joined."""
     parts = read_parts(name)
     for part in parts:
         allowed = _parameters(part.name, custom)

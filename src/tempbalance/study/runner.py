@@ -127,22 +127,7 @@ def count_trials(
     tuning_seeds: int = 3,
     baseline: str = PLAIN,
 ) -> int:
-    """Count the trials of a study, tuning included.
-
-    Args:
-        task: The task, as for :func:`run`.
-        methods: Names of methods.
-        seeds: Number of seeds.
-        lr: Learning rates that each method chooses from.
-        tuning_seeds: Number of other seeds for that choice.
-        baseline: Method that the others are compared with.
-
-    Returns:
-        The number of trials.
-
-    Raises:
-        StudyError: A method is wrong.
-    """
+    """Count the trials of a study, tuning included; the arguments are those of :func:`run`."""
     return _count(read_candidates(methods, lr, baseline, load_task(task).custom_methods), seeds, tuning_seeds)
 
 

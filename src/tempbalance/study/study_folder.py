@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,20 +29,11 @@ _LOCK, _SETTINGS, _SUMMARY = ".lock", "settings.json", "summary.json"
 _LONGEST = 80  # characters of a name before its hash
 
 
+@dataclass(frozen=True)
 class StudyFolder:
-    """Trials on disk, by method, learning rate and seed.
+    """Trials on disk, by method, learning rate and seed."""
 
-    Attributes:
-        path: The folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Use a folder that exists.
-
-        Args:
-            path: The folder.
-        """
-        self.path = path
+    path: Path
 
     def file(self, configuration: Configuration, seed: int) -> Path:
         """The file of a trial."""
@@ -51,18 +42,7 @@ class StudyFolder:
         return self.path / "runs" / f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}" / f"seed-{seed}.json"
 
     def load(self, configuration: Configuration, seed: int) -> Trial | None:
-        """Read a trial.
-
-        Args:
-            configuration: Its method and learning rate.
-            seed: Its seed.
-
-        Returns:
-            The trial, None if it has not been run.
-
-        Raises:
-            StudyError: The file is damaged.
-        """
+        """Read a trial; None if it has not been run. Raises StudyError if its file is damaged."""
         path = self.file(configuration, seed)
         if not path.exists():
             return None
@@ -75,14 +55,7 @@ class StudyFolder:
             raise StudyError(f"cannot read {path}: {error}; delete it to run that trial again") from error
 
     def save(self, trial: Trial) -> Path:
-        """Write a trial.
-
-        Args:
-            trial: The trial.
-
-        Returns:
-            Its file.
-        """
+        """Write a trial, and return its file."""
         path = self.file(Configuration(trial.method, trial.lr), trial.seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (dumps(asdict(trial)) + "\n").encode())
@@ -94,16 +67,7 @@ class StudyFolder:
 
 
 def common_settings(task: Task, parameters: Mapping[str, Any], lower_is_better: bool) -> dict[str, Any]:
-    """The settings that all trials of a folder share.
-
-    Args:
-        task: The task.
-        parameters: Arguments of the training function that define the study.
-        lower_is_better: Whether a smaller metric is better.
-
-    Returns:
-        The settings, for ``open_folder``.
-    """
+    """The settings that all trials of a folder share; ``parameters`` are those that define the study."""
     return {
         "task": f"{task.name} ({task.digest})",
         "parameters": parameters,
@@ -114,19 +78,7 @@ def common_settings(task: Task, parameters: Mapping[str, Any], lower_is_better: 
 
 @contextmanager
 def open_folder(path: Path, settings: Mapping[str, Any], extent: Mapping[str, Any]) -> Iterator[StudyFolder]:
-    """Open a folder for one process, if its trials have the same settings.
-
-    Args:
-        path: The folder; it is created if it is missing.
-        settings: Settings that all trials must share.
-        extent: Settings that may change from call to call, such as the number of seeds; written to the same file.
-
-    Yields:
-        The folder.
-
-    Raises:
-        StudyError: It is in use, cannot be created, or contains trials with other settings or other files.
-    """
+    """Open or create a folder for one process and for trials of these settings; ``extent`` may change later."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -97,16 +97,7 @@ class Summary:
 def summarize(
     results: Sequence[Result], *, lower_is_better: bool = False, settings: Mapping[str, Any] | None = None
 ) -> Summary:
-    """Compare every method with the first.
-
-    Args:
-        results: The baseline, then the others, with the same seeds.
-        lower_is_better: Whether a smaller metric is better.
-        settings: Settings of the study.
-
-    Returns:
-        The summary.
-    """
+    """Compare every method with the first, the baseline, over the same seeds."""
     scores = [_scores(result, lower_is_better) for result in results]
     gains = [_compare(each, scores[0]) for each in scores]
     corrected = iter(holm([gain.p_value for gain in gains[1:] if gain is not None]))

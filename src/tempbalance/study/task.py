@@ -76,14 +76,7 @@ class Task:
     custom_methods: CustomMethods = field(default_factory=dict[str, Callable[..., object]])
 
     def check(self, configuration: Configuration) -> None:
-        """Check that the function accepts the arguments.
-
-        Args:
-            configuration: One of the configurations.
-
-        Raises:
-            StudyError: The function has no such parameter, or requires another one.
-        """
+        """Check that the function accepts the arguments of a configuration."""
         signature = inspect.signature(self.function)
         method = Method(configuration.method, custom=self.custom_methods)
         try:
