@@ -32,10 +32,8 @@ def pareto_sample(n: int, alpha: float, *, xmin: float = 1.0, seed: int = 0) -> 
         >>> pareto_sample(3, 2.0).shape
         torch.Size([3])
     """
-    if not alpha > 1:
-        raise ValueError(f"alpha must be greater than 1, got {alpha}")
     uniform = 1 - torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (xmin * uniform ** (-1 / (alpha - 1))).sort().values
+    return _pareto(uniform, alpha, xmin).sort().values
 
 
 def pareto_quantiles(n: int, alpha: float, *, xmin: float = 1.0) -> Tensor:
@@ -56,9 +54,12 @@ def pareto_quantiles(n: int, alpha: float, *, xmin: float = 1.0) -> Tensor:
         >>> pareto_quantiles(2, 2.0)
         tensor([1.3333, 4.0000], dtype=torch.float64)
     """
+    return _pareto((torch.arange(n, 0, -1, dtype=torch.float64) - 0.5) / n, alpha, xmin)
+
+
+def _pareto(survival: Tensor, alpha: float, xmin: float) -> Tensor:
     if not alpha > 1:
         raise ValueError(f"alpha must be greater than 1, got {alpha}")
-    survival = (torch.arange(n, 0, -1, dtype=torch.float64) - 0.5) / n
     return xmin * survival ** (-1 / (alpha - 1))
 
 

@@ -116,14 +116,6 @@ def fit_weights(
         NonFiniteError: A weight contains NaN or Inf.
         WeightError: The tensors are not three-dimensional, or whole matrices differ in shape.
         WindowError: No window fits.
-
-    Example:
-        >>> from tempbalance.spectra import FARMS
-        >>> from tempbalance.tail import Hill
-        >>> weights, layouts = [torch.ones(1, 8, 8), torch.ones(3, 8, 16)], [Layout.MATRIX, Layout.STACK]
-        >>> found = fit_weights(weights, layouts, estimator=Hill(), windows=FARMS(windows=2))
-        >>> [fit.spectrum.num_matrices for fit in found]
-        [4, 12]
     """
     if windows is None:
         found = spectra(matrices, device=device)

@@ -15,7 +15,7 @@ import oracles
 import tempbalance as tb
 from command_line import interrupted, run
 from tempbalance.analysis.batching import BatchLimits, fit_model_weights
-from tempbalance.errors import AnalysisError, NonFiniteError, SelectionError, WeightError
+from tempbalance.errors import AnalysisError, NonFiniteError, SelectionError, WeightError, WindowError
 from tempbalance.layers import find_weights
 from tempbalance.weight_fit import fit_weight
 
@@ -125,6 +125,11 @@ class TestBadInput:
     def test_an_unknown_estimator_raises_with_the_names(self, trained, estimator):
         with pytest.raises(SelectionError, match=r"averaged_hill|not a subclass|cannot load|expected an estimator"):
             tb.analyze(trained, estimator=estimator)
+
+    @pytest.mark.parametrize("windows", ["farms", 3, tb.FARMS])
+    def test_windows_of_another_type_raise(self, trained, windows):
+        with pytest.raises(WindowError, match="windows must be None or windows such as"):
+            tb.analyze(trained, windows=windows)
 
     def test_resume_of_a_live_model_raises(self, trained, tmp_path):
         with pytest.raises(AnalysisError, match="model in memory"):

@@ -22,7 +22,7 @@ from tempbalance.analysis.result import Analysis
 from tempbalance.analysis.resume import ResumeFile
 from tempbalance.analysis.rows import Row, make_row
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
-from tempbalance.errors import SelectionError, TempBalanceError, WeightError
+from tempbalance.errors import SelectionError, TempBalanceError, WeightError, WindowError
 from tempbalance.layers import Select, Weight, find_weights
 from tempbalance.spectra.windows import Windows
 from tempbalance.tail import TailEstimator, find_estimator
@@ -75,6 +75,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     Raises:
         CheckpointError: The source cannot be read.
         SelectionError: A glob matches no weight, or there is no such estimator or device.
+        WindowError: ``windows`` is not a ``Windows``.
         WeightError: The source contains no weight matrix.
         AnalysisError: ``resume`` is given for a source that is not on disk, or its file cannot be written; or another
             process has failed.
@@ -87,6 +88,8 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         ('weight', (128, 256), 'random')
     """
     estimator, processes = find_estimator(estimator), processes or WorkQueue()
+    if not isinstance(windows, Windows | None):
+        raise WindowError(f"windows must be None or windows such as FARMS(), got {windows!r}")
     selection = Select.parse(select)
     _check_device(device)
     with contextlib.ExitStack() as stack:

@@ -73,11 +73,6 @@ def spectra(
     Raises:
         NonFiniteError: A weight contains NaN or Inf.
         WeightError: The tensors are not three-dimensional or differ in the shape of their matrices.
-
-    Example:
-        >>> import torch
-        >>> [s.num_matrices for s in spectra([torch.ones(9, 4, 4), torch.ones(1, 4, 4)])]
-        [9, 1]
     """
     shapes = {tuple(batch.shape[1:]) if batch.ndim == BATCH_NDIM else None for batch in batches}
     if len(shapes) != 1 or None in shapes:
@@ -86,7 +81,12 @@ def spectra(
     options = options.on(batches[0], device)
     pieces = [readable(matrices if device is None else matrices.to(device)) for matrices in batches]
     scales = [power_of_two_scale(matrices, options.work) for matrices in pieces]
-    values = _eigenvalues(pieces, scales, options)
+    grams = [gram_matrices(matrices, scale, options) for matrices, scale in zip(pieces, scales, strict=True)]
+    gram = grams[0] if len(grams) == 1 else torch.cat(grams)
+    del grams
+    sources = [GramSource(matrix, scale) for matrices, scale in zip(pieces, scales, strict=True) for matrix in matrices]
+    values = solve_gram(gram, sources, options.work)
+    del gram
     bound = math.sqrt(max(rows, columns)) * torch.finfo(options.work).eps
     results, start = [], 0
     for matrices, scale in zip(pieces, scales, strict=True):
@@ -97,12 +97,3 @@ def spectra(
             Spectrum(eigenvalues=pooled, shape=(rows, columns), num_matrices=len(matrices), error_bound=bound)
         )
     return results
-
-
-def _eigenvalues(pieces: Sequence[Tensor], scales: Sequence[float], options: GramOptions) -> Tensor:
-    """Return eigenvalues ``(sum B_i, min(rows, columns))`` on the CPU, float64, of each piece times its scale."""
-    grams = [gram_matrices(matrices, scale, options) for matrices, scale in zip(pieces, scales, strict=True)]
-    gram = grams[0] if len(grams) == 1 else torch.cat(grams)
-    del grams
-    sources = [GramSource(matrix, scale) for matrices, scale in zip(pieces, scales, strict=True) for matrix in matrices]
-    return solve_gram(gram, sources, options.work)

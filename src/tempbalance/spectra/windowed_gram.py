@@ -74,11 +74,6 @@ def window_values(
     Raises:
         NonFiniteError: A weight contains NaN or Inf.
         WeightError: A tensor is not three-dimensional, or too large or small to be squared.
-
-    Example:
-        >>> found = window_values([torch.eye(8).unsqueeze(0)], [(4, 4)], [[(0, 0), (4, 4), (0, 4)]])[0]
-        >>> found.eigenvalues[:, 0, 0]
-        tensor([1., 1., 0.], dtype=torch.float64)
     """
     if any(batch.ndim != BATCH_NDIM for batch in batches):
         raise WeightError(f"expected tensors (B, rows, columns), got {[tuple(batch.shape) for batch in batches]}")

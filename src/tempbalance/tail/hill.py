@@ -63,12 +63,6 @@ class Hill(TailEstimator):
 
         Returns:
             A Frobenius norm; 0 if an eigenvalue is zero (a change of rank moves the threshold) or there is no fit.
-
-        Example:
-            >>> import torch
-            >>> singular_values = torch.linspace(1, 3, 100, dtype=torch.float64)
-            >>> Hill().radius(singular_values**2, tolerance=0.01) > 0.001
-            True
         """
         values = eigenvalues.eigenvalues if isinstance(eigenvalues, Spectrum) else eigenvalues
         s = values.to(torch.float64).sort().values.clamp(min=0).sqrt()
