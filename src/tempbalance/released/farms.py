@@ -33,8 +33,8 @@ class FARMSAsReleased(Windows):
     and ``int(c // (1 / aspect_ratio))`` columns (for an aspect ratio above 1: ``int(c // aspect_ratio)`` rows, all
     columns), times ``sqrt(1/2)``. The taps at one place are pooled and fitted, and alpha is the mean over the places.
 
-    Where a window would be wider than the matrix, the released code goes on with a sliver of another aspect ratio (28
-    columns for a window of 128 on a matrix of 100); here that raises.
+    If a window is wider than the matrix, the released code uses one of another aspect ratio (28 columns for a window of
+    128 on a matrix of 100); here that raises.
 
     Attributes:
         rows: Rows of a window; 2000 for LLaMA, 100 for images.
@@ -61,7 +61,7 @@ class FARMSAsReleased(Windows):
         check_real("aspect_ratio", self.aspect_ratio)
 
     def grid(self, shape: tuple[int, int], layout: Layout = Layout.MATRIX) -> WindowGrid:
-        """Return where the windows of a matrix lie.
+        """Return size and positions of the windows of a matrix.
 
         Args:
             shape: ``(rows, columns)`` of the matrix; a kernel tap is turned tall first.

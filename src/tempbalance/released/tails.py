@@ -20,10 +20,9 @@ class HillAsReleased(TailEstimator):
     """The ``median`` fit of the code released with TempBalance, Model Balancing, FARMS, AlphaPruning and AlphaDecay.
 
     The tail starts at index ``floor(n / xmin_position)`` of the ascending spectrum, zeros included, and its smallest
-    eigenvalue serves as the threshold too. So one of the terms is zero: ``n`` terms are counted and ``n - 1`` say
-    something, which biases alpha upwards, notably in small spectra (5.05 instead of 3.13 for the eigenvalues 1..8).
-    For replays of published numbers; otherwise use ``Hill``. There is no fit where the tail holds a zero, which the
-    released code turns into an infinite logarithm.
+    eigenvalue is also the threshold. So one of the ``n`` terms is always zero, which biases alpha upwards, notably in
+    small spectra (5.05 instead of 3.13 for the eigenvalues 1..8). Use ``Hill`` except to replay published numbers.
+    There is no fit if the tail contains a zero, of which the released code takes the logarithm.
 
     Attributes:
         xmin_position: 2 keeps the top half (the default of all the released code), 1.5 the top third (the GLUE script

@@ -104,7 +104,7 @@ def unscaled(scaled: Tensor, scale: float) -> Tensor:
     vanished = float(values[..., -1].max()) == 0.0 < float(scaled[..., -1].max())
     if vanished or bool(torch.isinf(values[..., -1]).any()):
         size = "small" if scale > 1 else "large"
-        raise WeightError(f"the weights are too {size}: their squares lie outside the range of float64")
+        raise WeightError(f"the weights are too {size}: their squares are outside the range of float64")
     return values
 
 

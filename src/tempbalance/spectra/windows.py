@@ -1,8 +1,8 @@
 """FARMS windows: submatrices of one aspect ratio, so that alphas of layers of different shapes can be compared.
 
 The spectrum of a matrix depends on its aspect ratio even where its entries do not (Marchenko and Pastur 1967). FARMS
-(Hu et al. 2025) therefore pools the spectra of windows of one fixed aspect ratio. This module computes where the
-windows lie.
+(Hu et al. 2025) therefore pools the spectra of windows of one fixed aspect ratio. This module computes their
+positions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PAIR = 2
 
 
 class WindowGrid(NamedTuple):
-    """Where the windows of one matrix lie.
+    """Size and positions of the windows of one matrix.
 
     Attributes:
         size: ``(rows, columns)`` of a window.
@@ -68,7 +68,7 @@ class Windows(ABC):
 
     @abstractmethod
     def grid(self, shape: tuple[int, int], layout: Layout = Layout.MATRIX) -> WindowGrid:
-        """Return where the windows of a matrix lie.
+        """Return size and positions of the windows of a matrix.
 
         Args:
             shape: ``(rows, columns)`` of the matrix.
@@ -179,7 +179,7 @@ class FARMS(Windows):
         return (length, side) if shape[0] >= shape[1] else (side, length)
 
     def grid(self, shape: tuple[int, int], layout: Layout = Layout.MATRIX) -> WindowGrid:
-        """Return where the windows of a matrix lie; the layout makes no difference."""
+        """Return size and positions of the windows of a matrix; the layout makes no difference."""
         del layout
         size = self.size(shape)
         spans = (shape[0] - size[0], shape[1] - size[1])
