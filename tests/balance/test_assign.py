@@ -32,29 +32,29 @@ ids = [repr(assignment) for assignment in ALL + NORMALIZED]
 
 @pytest.mark.parametrize("assignment", ALL + NORMALIZED, ids=ids)
 class TestNeutral:
-    def test_equal_alphas(self, assignment):
+    def test_equal_alphas_give_multiplier_one(self, assignment):
         assert assignment([2.5] * 7) == [1.0] * 7
 
-    def test_alphas_equal_up_to_their_error(self, assignment):
+    def test_alphas_equal_within_their_accuracy_give_multiplier_one(self, assignment):
         assert assignment([2.5, 2.5 * (1 + 1e-9), 2.5]) == [1.0] * 3
 
-    def test_one_unit(self, assignment):
+    def test_a_single_unit_gets_multiplier_one(self, assignment):
         assert assignment([3.0]) == [1.0]
 
-    def test_no_unit(self, assignment):
+    def test_no_units_give_no_multipliers(self, assignment):
         assert assignment([]) == []
 
-    def test_nothing_judged(self, assignment):
+    def test_units_without_an_alpha_get_multiplier_one(self, assignment):
         assert assignment([math.nan, math.inf]) == [1.0, 1.0]
 
-    def test_one_judged_among_many(self, assignment):
+    def test_one_alpha_among_many_units_gives_multiplier_one(self, assignment):
         assert assignment([math.nan, 3.0, math.inf]) == [1.0] * 3
 
-    def test_what_cannot_be_judged_does_not_count(self, assignment):
-        judged = assignment([2.0, 3.0, 4.5])
-        assert assignment([math.nan, 2.0, 3.0, math.inf, 4.5]) == [1.0, judged[0], judged[1], 1.0, judged[2]]
+    def test_units_without_an_alpha_do_not_affect_the_others(self, assignment):
+        fitted = assignment([2.0, 3.0, 4.5])
+        assert assignment([math.nan, 2.0, 3.0, math.inf, 4.5]) == [1.0, fitted[0], fitted[1], 1.0, fitted[2]]
 
-    def test_no_exponent(self, assignment):
+    def test_an_alpha_of_at_most_one_is_refused(self, assignment):
         with pytest.raises(ValueError, match="greater than 1"):
             assignment([2.0, 0.9])
 
@@ -62,13 +62,13 @@ class TestNeutral:
 @pytest.mark.parametrize("assignment", ALL + NORMALIZED, ids=ids)
 class TestShape:
     @given(alphas=ALPHAS)
-    def test_never_falls_as_alpha_rises(self, assignment, alphas):
+    def test_multipliers_never_fall_as_alpha_rises(self, assignment, alphas):
         ordered = sorted(set(alphas))
         multipliers = assignment(ordered)
         assert all(a <= b * (1 + 1e-12) for a, b in pairwise(multipliers))
 
     @given(alphas=ALPHAS, seed=st.randoms(use_true_random=False))
-    def test_does_not_depend_on_the_order_of_the_units(self, assignment, alphas, seed):
+    def test_multipliers_do_not_depend_on_the_order_of_the_units(self, assignment, alphas, seed):
         alphas = list(set(alphas))
         order = list(range(len(alphas)))
         seed.shuffle(order)
@@ -77,18 +77,18 @@ class TestShape:
         assert shuffled == pytest.approx([expected[i] for i in order], rel=1e-12)
 
     @given(alphas=ALPHAS)
-    def test_finite_and_not_negative(self, assignment, alphas):
+    def test_multipliers_are_finite_and_not_negative(self, assignment, alphas):
         assert all(math.isfinite(m) and m >= 0 for m in assignment(alphas))
 
 
 @pytest.mark.parametrize("assignment", [*NORMALIZED, tb.assign.Sqrt(), tb.assign.Log2()], ids=repr)
 @given(alphas=ALPHAS)
-def test_mean_one(assignment, alphas):
+def test_normalized_multipliers_have_mean_one(assignment, alphas):
     assert math.fsum(assignment(alphas)) / len(alphas) == pytest.approx(1.0)
 
 
 @given(alphas=ALPHAS, low=st.floats(0.0, 1.0), width=st.floats(0.0, 4.0))
-def test_bounds_are_kept_and_reached(alphas, low, width):
+def test_multipliers_stay_within_the_bounds_and_reach_them(alphas, low, width):
     high = low + width
     for assignment in (tb.assign.Linear(low, high), tb.assign.Rank(low, high)):
         multipliers = assignment(alphas)
@@ -118,11 +118,11 @@ def test_sigmoid_does_not_overflow():
     assert tb.assign.Sigmoid(1.0, temperature=1e6)([1.5, 900.0]) == pytest.approx([10**-0.5, 10**0.5])
 
 
-def test_a_strength_of_zero_is_neutral():
+def test_a_sigmoid_of_strength_zero_gives_multiplier_one():
     assert tb.assign.Sigmoid(0.0)([1.5, 2.0, 9.0]) == [1.0] * 3
 
 
-def test_equal_alphas_share_their_rank():
+def test_equal_alphas_get_the_mean_of_their_ranks():
     assert tb.assign.Rank(0.0, 1.0)([2.0, 3.0, 3.0, 4.0]) == [0.0, 0.5, 0.5, 1.0]
 
 
@@ -150,18 +150,18 @@ DAMPED = [
 class TestDamped:
     """Noise in alpha is no longer noise in rates; what is no noise stays."""
 
-    def test_units_of_one_alpha_keep_their_rates(self):
+    def test_damping_removes_most_of_the_spread_of_units_with_one_true_alpha(self):
         equal = [3.0] * 8
         assert spread(tb.assign.Sigmoid(), equal) > 0.7
         assert spread(tb.assign.Damped(tb.assign.Sigmoid()), equal) < spread(tb.assign.Sigmoid(), equal) / 3
 
     @pytest.mark.parametrize("assignment", [tb.assign.Sigmoid(), tb.assign.Sqrt(), tb.assign.Log2()], ids=repr)
-    def test_units_of_different_alphas_are_moved_as_before(self, assignment):
+    def test_damping_hardly_changes_multipliers_of_different_alphas(self, assignment):
         for seed in range(20):
             units = samples([2.0, 2.5, 6.0, 7.0], seed)
             assert tb.assign.Damped(assignment).assign(units) == pytest.approx(assignment.assign(units), rel=0.1)
 
-    def test_shrinking_is_the_published_estimate(self):
+    def test_damping_is_the_estimate_of_paule_and_mandel(self):
         """Paule and Mandel 1982: the variance t at which the weighted sum of squares is the number of units less 1."""
         units = samples([2.0, 2.2, 3.0, 3.5, 4.0], seed=0)
         alphas, errors = [unit.alpha for unit in units], [unit.stderr for unit in units]
@@ -184,40 +184,40 @@ class TestDamped:
 
     @pytest.mark.parametrize("assignment", DAMPED, ids=repr)
     @given(facts=FACTS)
-    def test_finite_and_not_negative(self, assignment, facts):
+    def test_multipliers_are_finite_and_not_negative(self, assignment, facts):
         units = [UnitFacts(alpha=alpha, stderr=stderr) for alpha, stderr in facts]
         assert all(math.isfinite(m) and m >= 0 for m in assignment.assign(units))
 
     @given(facts=FACTS)
-    def test_alphas_never_leave_the_range_that_was_measured(self, facts):
+    def test_damped_alphas_stay_within_the_measured_range(self, facts):
         units = [UnitFacts(alpha=alpha, stderr=stderr) for alpha, stderr in facts]
         found = tb.assign.Damped(tb.assign.Sqrt()).assign(units)
         plain = tb.assign.Sqrt().assign(units)
         assert max(found) / min(found) <= max(plain) / min(plain) * (1 + 1e-9)
 
-    def test_the_less_certain_is_moved_less(self):
+    def test_a_larger_standard_error_gives_a_smaller_change(self):
         units = [UnitFacts(alpha=2.0, stderr=s) for s in (0.1, 1.0)] + [
             UnitFacts(alpha=5.0, stderr=s) for s in (0.1, 1)
         ]
         low, low_uncertain, high, high_uncertain = tb.assign.Damped(tb.assign.Sqrt()).assign(units)
         assert low < low_uncertain < high_uncertain < high
 
-    def test_without_a_difference_beyond_the_errors_all_are_one(self):
+    def test_differences_within_the_errors_give_multiplier_one(self):
         units = [UnitFacts(alpha=alpha, stderr=0.5) for alpha in (2.9, 3.0, 3.3)]
         assert tb.assign.Damped(tb.assign.Sigmoid()).assign(units) == [1.0] * 3
 
-    def test_units_that_cannot_be_judged_do_not_count(self):
-        judged = [UnitFacts(alpha=alpha, stderr=0.1) for alpha in (2.0, 3.0, 4.5)]
-        units = [UnitFacts(), *judged, UnitFacts(alpha=math.inf)]
-        found = tb.assign.Damped(tb.assign.Sigmoid()).assign(judged)
+    def test_damping_ignores_units_without_an_alpha(self):
+        fitted = [UnitFacts(alpha=alpha, stderr=0.1) for alpha in (2.0, 3.0, 4.5)]
+        units = [UnitFacts(), *fitted, UnitFacts(alpha=math.inf)]
+        found = tb.assign.Damped(tb.assign.Sigmoid()).assign(fitted)
         assert tb.assign.Damped(tb.assign.Sigmoid()).assign(units) == [1.0, *found, 1.0]
 
     @pytest.mark.parametrize("units", [[], [UnitFacts()], [UnitFacts(alpha=3.0, stderr=0.1)]], ids=len)
-    def test_nothing_to_compare(self, units):
+    def test_damping_fewer_than_two_alphas_gives_multiplier_one(self, units):
         assert tb.assign.Damped(tb.assign.Sigmoid()).assign(units) == [1.0] * len(units)
 
     @pytest.mark.parametrize("stderr", [math.nan, 0.0, -1.0, math.inf])
-    def test_an_alpha_without_an_error(self, stderr):
+    def test_damping_refuses_an_alpha_without_a_standard_error(self, stderr):
         with pytest.raises(ValueError, match="standard error"):
             tb.assign.Damped(tb.assign.Sigmoid()).assign(
                 [UnitFacts(alpha=2.0, stderr=0.1), UnitFacts(alpha=3.0, stderr=stderr)]
@@ -226,13 +226,13 @@ class TestDamped:
     @pytest.mark.parametrize(
         "assignment", [tb.assign.Linear(), tb.assign.Rank(), tb.released.RankAsReleased()], ids=repr
     )
-    def test_maps_that_stretch_again_are_refused(self, assignment):
+    def test_damping_refuses_assignments_that_stretch_to_their_range(self, assignment):
         with pytest.raises(ValueError, match=rf"{type(assignment).__name__} must not be damped.*Sigmoid"):
             tb.assign.Damped(assignment)
 
 
 class TestAlphaChange:
-    def test_only_the_change_counts(self):
+    def test_alpha_change_uses_only_the_change_of_alpha(self):
         units = [UnitFacts(alpha=2.0 + c, first_alpha=2.0) for c in (0.1, 0.2)] + [
             UnitFacts(alpha=9.3, first_alpha=9.0)
         ]
@@ -240,43 +240,43 @@ class TestAlphaChange:
             tb.assign.Sigmoid()([5.1, 5.2, 5.3])
         )
 
-    def test_units_begin_at_the_mean(self):
+    def test_alpha_change_starts_all_units_at_the_mean_of_first_alphas(self):
         units = [UnitFacts(alpha=3.0, first_alpha=2.0), UnitFacts(alpha=4.0, first_alpha=4.0)]
         assert tb.assign.AlphaChange(tb.assign.Sqrt()).assign(units) == pytest.approx(tb.assign.Sqrt()([4.0, 3.0]))
 
-    def test_no_change_is_neutral(self):
+    def test_alpha_change_without_a_change_gives_multiplier_one(self):
         units = [UnitFacts(alpha=alpha, first_alpha=alpha) for alpha in (2.0, 3.0, 7.0)]
         assert tb.assign.AlphaChange(tb.assign.Linear()).assign(units) == [1.0] * 3
 
-    def test_a_fall_by_more_than_the_mean_leaves_exponents(self):
+    def test_alpha_change_keeps_exponents_above_one(self):
         units = [UnitFacts(alpha=2.0, first_alpha=9.0), UnitFacts(alpha=2.0, first_alpha=2.0)]
         assert tb.assign.AlphaChange(tb.assign.Linear(0.5, 1.5)).assign(units) == [0.5, 1.5]
 
-    def test_units_without_a_first_or_a_present_alpha_are_left_alone(self):
+    def test_alpha_change_gives_units_without_both_alphas_multiplier_one(self):
         known = [UnitFacts(alpha=2.0, first_alpha=3.0), UnitFacts(alpha=4.0, first_alpha=4.0)]
         units = [*known, UnitFacts(alpha=2.0), UnitFacts(first_alpha=2.0)]
         assert tb.assign.AlphaChange(tb.assign.Linear(0.5, 1.5)).assign(units) == [0.5, 1.5, 1.0, 1.0]
 
     @pytest.mark.parametrize("units", [[], [UnitFacts()] * 2], ids=len)
-    def test_nothing_known(self, units):
+    def test_alpha_change_without_any_alpha_gives_multiplier_one(self, units):
         assert tb.assign.AlphaChange(tb.assign.Sigmoid()).assign(units) == [1.0] * len(units)
 
 
 class TestTimes:
     UNITS = (UnitFacts(alpha=2.0, stderr=0.1, depth=2), UnitFacts(alpha=4.0, stderr=0.1, depth=1), UnitFacts())
 
-    def test_the_product(self):
+    def test_times_multiplies_its_two_assignments(self):
         a, b = tb.assign.LayerwiseDecay(0.5), tb.assign.Linear(0.5, 1.5)
         assert tb.assign.Times(a, b).assign(self.UNITS) == [0.125, 0.75, 1.0]
         assert tb.assign.Times(a, tb.assign.Times(a, b)).assign(self.UNITS) == [0.03125, 0.375, 1.0]
 
-    def test_it_uses_what_its_factors_use(self):
+    def test_times_uses_alpha_or_depth_if_one_of_its_assignments_does(self):
         depth, alpha = tb.assign.LayerwiseDecay(), tb.assign.Sigmoid()
         assert (tb.assign.Times(depth, depth).uses_alpha, tb.assign.Times(depth, alpha).uses_alpha) == (False, True)
         assert (tb.assign.Times(alpha, alpha).uses_depth, tb.assign.Times(alpha, depth).uses_depth) == (False, True)
 
     @pytest.mark.parametrize("wrap", [tb.assign.Damped, tb.assign.AlphaChange])
-    def test_depth_is_seen_through_wrappers(self, wrap):
+    def test_alpha_transforms_pass_depth_on(self, wrap):
         wrapped = wrap(tb.assign.Times(tb.assign.LayerwiseDecay(0.5), tb.assign.Sigmoid(0.0)))
         assert wrapped.uses_depth
         assert wrapped.assign(self.UNITS) == [0.25, 0.5, 1.0]
@@ -293,6 +293,6 @@ class TestTimes:
         lambda: tb.assign.Sigmoid(temperature=-1.0),
     ],
 )
-def test_impossible_parameters(make):
+def test_parameters_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match="must"):
         make()

@@ -1,4 +1,4 @@
-"""Measured beside training: what is found takes effect a fixed number of steps later, whatever the timing."""
+"""Asynchronous measuring: results take effect a fixed number of steps later, whatever their timing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def rates(optimizer: torch.optim.Optimizer) -> list[set[float]]:
 
 
 class TestWhen:
-    def test_multipliers_are_those_of_the_weights_as_they_were_so_many_steps_before(self, net: Net):
+    def test_alphas_are_those_of_the_weights_when_the_measurement_started(self, net: Net):
         optimizer, balancer = balanced(net)
         alphas: list[dict[str, float]] = []
 
@@ -83,7 +83,7 @@ class TestWhen:
             for unit in refresh.units:
                 assert unit.alpha == pytest.approx(alphas[refresh.step][unit.name], rel=1e-12, nan_ok=True)
 
-    def test_not_a_step_earlier_nor_later(self, net: Net):
+    def test_multipliers_take_effect_exactly_delay_steps_later(self, net: Net):
         optimizer, balancer = balanced(net)
         seen = rates(optimizer)
         train(net, optimizer, steps=9)
@@ -101,12 +101,12 @@ class TestWhen:
             assert [rate[unit.name] for rate in seen] == pytest.approx(expected)
 
     @pytest.mark.parametrize("recipe", [RECIPE, LAZY], ids=["all", "tolerance"])
-    def test_the_bits_do_not_depend_on_the_timing(self, recipe: tb.Recipe):
+    def test_results_do_not_depend_on_the_speed_of_the_measurement(self, recipe: tb.Recipe):
         fast, _ = trained(recipe)
         slow, _ = trained(dataclasses.replace(recipe, estimator=Slow()))
         assert same(fast, slow)
 
-    def test_with_a_tolerance_the_same_weights_are_measured_as_in_place(self):
+    def test_asynchronous_and_synchronous_measurements_measure_the_same_weights(self):
         recipe = dataclasses.replace(LAZY, assignment=tb.assign.Linear(1.0, 1.0))  # the same training in both
         _, beside = trained(recipe, steps=24)
         _, in_place = trained(recipe, steps=24, delay=0)
@@ -123,7 +123,7 @@ class TestWhen:
         ],
         ids=["update", "farms", "delay equal to the interval", "recipe with a lag of its own"],
     )
-    def test_alphas_are_those_measured_in_place(self, recipe: tb.Recipe):
+    def test_asynchronous_alphas_are_the_synchronous_ones(self, recipe: tb.Recipe):
         neutral = dataclasses.replace(recipe, assignment=tb.assign.Linear(1.0, 1.0))
         _, beside = trained(neutral)
         _, in_place = trained(neutral, delay=0)
@@ -133,7 +133,7 @@ class TestWhen:
             for a, b in zip(one.units, other.units, strict=True):
                 assert a.alpha == pytest.approx(b.alpha, rel=1e-12, nan_ok=True)
 
-    def test_training_goes_on_meanwhile(self, net: Net):
+    def test_training_does_not_wait_for_the_measurement(self, net: Net):
         optimizer, balancer = balanced(net, dataclasses.replace(RECIPE, estimator=Slow(seconds=0.5)))
         began = time.perf_counter()
         train(net, optimizer, steps=1)
@@ -142,7 +142,7 @@ class TestWhen:
         train(net, optimizer, steps=4, start=1)
         assert len(balancer.history) == 1
 
-    def test_the_thread_uses_one_thread_and_training_keeps_its_own(self, net: Net):
+    def test_the_measurement_uses_one_thread_and_training_keeps_its_number(self, net: Net):
         threads: dict[str, int] = {}
 
         class Counting(tb.Hill):
@@ -169,7 +169,7 @@ class TestWhen:
 class TestResume:
     @pytest.mark.parametrize("recipe", [RECIPE, LAZY, dataclasses.replace(RECIPE, spectrum_of="update", ramp=2)])
     @pytest.mark.parametrize("saved", [1, 2, 3, 7], ids="saved after {} steps".format)
-    def test_saved_with_a_measurement_under_way_it_ends_in_the_same_bits(
+    def test_a_run_saved_during_a_measurement_ends_in_the_same_bits(
         self, tmp_path: Path, recipe: tb.Recipe, saved: int
     ):
         whole, history = trained(recipe)
@@ -190,7 +190,7 @@ class TestResume:
         assert same(net.state_dict(), whole)
         assert [(each.step, each.applied) for each in first.history] == [(0, 3), (5, 8)]
 
-    def test_what_was_under_way_is_given_up_when_another_state_is_loaded(self, net: Net):
+    def test_loading_a_state_discards_the_measurement_in_progress(self, net: Net):
         optimizer, balancer = balanced(net)
         other = make_net()
         state = balanced(other)[0].state_dict()
@@ -203,13 +203,13 @@ class TestResume:
 
 
 class TestEnds:
-    def test_training_may_end_with_a_measurement_under_way(self, net: Net):
+    def test_training_may_end_during_a_measurement(self, net: Net):
         optimizer, balancer = balanced(net)
         train(net, optimizer, steps=2)
         assert {unit.multiplier for unit in balancer.units} == {1.0}
         assert balancer.history == []
 
-    def test_removed_with_a_measurement_under_way_it_leaves_no_trace(self, net: Net):
+    def test_a_balancer_removed_during_a_measurement_leaves_no_state(self, net: Net):
         optimizer, balancer = balanced(net, LAZY)
         train(net, optimizer, steps=2)
         balancer.remove()
@@ -218,7 +218,7 @@ class TestEnds:
         assert all("tempbalance" not in group for group in optimizer.param_groups)
         assert all("tempbalance_reference" not in state for state in optimizer.state.values())
 
-    def test_a_refresh_by_hand_replaces_the_one_under_way(self, net: Net):
+    def test_a_manual_refresh_replaces_the_measurement_in_progress(self, net: Net):
         optimizer, balancer = balanced(net, LAZY)
         train(net, optimizer, steps=2)
         found = balancer.refresh()
@@ -230,7 +230,7 @@ class TestEnds:
 
 
 class TestSafe:
-    def test_an_error_comes_at_the_step_that_needs_the_result(self, net: Net):
+    def test_an_error_is_raised_at_the_step_that_needs_the_result(self, net: Net):
         optimizer, balancer = balanced(net, dataclasses.replace(RECIPE, estimator=Broken()))
         train(net, optimizer, steps=3)
         with pytest.raises(RefreshError, match=r"started at step 0 failed: RuntimeError: no luck") as caught:
@@ -239,7 +239,7 @@ class TestSafe:
         train(net, optimizer, steps=5, start=3)  # who goes on does so with the multipliers as they were
         assert {unit.multiplier for unit in balancer.units} == {1.0}
 
-    def test_or_when_a_checkpoint_is_written(self, net: Net):
+    def test_an_error_of_the_measurement_is_raised_when_a_checkpoint_is_written(self, net: Net):
         optimizer, _ = balanced(net, dataclasses.replace(RECIPE, estimator=Broken()))
         train(net, optimizer, steps=1)
         with pytest.raises(RefreshError, match="no luck"):
@@ -247,7 +247,7 @@ class TestSafe:
         optimizer.state_dict()
 
     @pytest.mark.parametrize("recipe", [RECIPE, LAZY], ids=["all", "tolerance"])
-    def test_a_nan_weight_keeps_the_multipliers_and_all_is_measured_again(self, net: Net, recipe: tb.Recipe):
+    def test_a_nan_weight_keeps_the_multipliers_and_all_weights_are_measured_again(self, net: Net, recipe: tb.Recipe):
         optimizer, balancer = balanced(net, recipe)
         weight = net.blocks[1]["fc1"].weight
         value = weight[0, 0].item()
@@ -265,7 +265,7 @@ class TestSafe:
         assert balancer.history[1].measured == balancer.history[0].measured
         assert len({unit.multiplier for unit in balancer.units}) > 2
 
-    def test_a_step_that_raises_and_is_taken_again(self, net: Net):
+    def test_a_step_that_raises_and_is_repeated_changes_nothing(self, net: Net):
         optimizer, _ = balanced(net)
         broken = optimizer.register_step_pre_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -277,11 +277,11 @@ class TestSafe:
 
 class TestBadInput:
     @pytest.mark.parametrize("delay", [-1, 6])
-    def test_longer_than_from_one_measurement_to_the_next(self, net: Net, delay: int):
+    def test_a_delay_longer_than_the_interval_is_refused(self, net: Net, delay: int):
         with pytest.raises(BalanceError, match=rf"delay={delay}.*at most 5"):
             balanced(net, delay=delay)
 
-    def test_as_long_as_the_shortest_interval(self, net: Net):
+    def test_a_delay_may_be_as_long_as_the_shortest_interval(self, net: Net):
         recipe = dataclasses.replace(RECIPE, every=EveryAsReleased(steps=5))  # steps 0, 4, 9, ...
         with pytest.raises(BalanceError, match="at most 4"):
             balanced(net, recipe, delay=5)
@@ -289,19 +289,19 @@ class TestBadInput:
         train(net, optimizer, steps=9)
         assert [(refresh.step, refresh.applied) for refresh in balancer.history] == [(0, 4), (4, 8)]
 
-    def test_an_epoch_shorter_than_the_delay(self, net: Net):
+    def test_a_delay_longer_than_an_epoch_is_refused(self, net: Net):
         with pytest.raises(BalanceError, match="at most 2"):
             balanced(net, dataclasses.replace(RECIPE, every=tb.Every(epochs=1)), steps_per_epoch=2)
 
 
-def test_with_every_multiplier_one_training_is_as_without(net: Net):
+def test_asynchronous_measuring_with_multipliers_of_one_changes_no_bit(net: Net):
     plain = make_net()
     train(plain, torch.optim.AdamW(plain.parameters(), lr=3e-3), steps=12)
     neutral, _ = trained(dataclasses.replace(LAZY, assignment=tb.assign.Linear(1.0, 1.0)))
     assert same(neutral, plain.state_dict())
 
 
-def test_mixed_precision_and_a_compiled_model(net: Net):
+def test_asynchronous_measuring_with_autocast_and_a_compiled_model(net: Net):
     running = torch.compile(net, backend="eager")
     optimizer, balancer = balanced(running)
     for x, y in batches(4):

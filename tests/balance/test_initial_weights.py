@@ -42,7 +42,7 @@ def alphas(balancer: tb.Balancer) -> dict[str, float]:
 
 
 class TestUpdate:
-    def test_alpha_is_that_of_what_was_added_since_the_first_step(self, net, update):
+    def test_alpha_of_an_update_is_that_of_the_change_since_the_first_step(self, net, update):
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
         balancer = tb.Balancer(optimizer, net, update)
         net.load_state_dict(make_net(3).state_dict())  # a pre-trained model that comes late
@@ -55,7 +55,7 @@ class TestUpdate:
             assert unit.alpha == pytest.approx(expected, rel=1e-5, nan_ok=True)
         assert sum(math.isfinite(unit.alpha) for unit in balancer.units) > 5
 
-    def test_before_anything_was_added_all_multipliers_are_one(self, net, update):
+    def test_before_the_first_update_all_multipliers_are_one(self, net, update):
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
         balancer = tb.Balancer(optimizer, net, update)
         balancer.refresh()
@@ -65,7 +65,7 @@ class TestUpdate:
         assert {unit.multiplier for unit in first.units} == {1.0}
         assert len({unit.multiplier for unit in second.units}) > 3
 
-    def test_a_parameter_that_gets_its_first_gradient_late_is_compared_with_the_first_step_too(self, net, update):
+    def test_a_parameter_with_a_late_first_gradient_is_compared_with_the_first_step(self, net, update):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         balancer = tb.Balancer(optimizer, net, dataclasses.replace(update, unfreeze=tb.Every(steps=3)))
         before = net.blocks[0]["fc1"].weight.detach().clone()
@@ -74,7 +74,7 @@ class TestUpdate:
         found = alphas(balancer)["blocks.0.fc1"]
         assert found == pytest.approx(alpha_of(net.blocks[0]["fc1"].weight.detach() - before), rel=1e-5)
 
-    def test_parts_of_a_parameter_are_read_in_threads(self, update):
+    def test_updates_of_parts_of_a_parameter_are_read_in_threads(self, update):
         torch.manual_seed(0)
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=32, n_layer=4, n_head=2, vocab_size=50))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -95,7 +95,7 @@ class TestUpdate:
             assert alphas(balancer)[name] == pytest.approx(expected, rel=1e-5)
 
     @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks Transformers for it
-    def test_of_lora_it_is_the_change_of_the_merged_weight(self, update):
+    def test_the_update_of_lora_is_the_change_of_the_merged_weight(self, update):
         config = peft.LoraConfig(task_type="SEQ_CLS", r=16, target_modules=["query"], init_lora_weights=False)
         model = peft.get_peft_model(bert_model(), config)
         layer = model.get_submodule("base_model.model.bert.encoder.layer.2.attention.self.query")
@@ -108,7 +108,7 @@ class TestUpdate:
         expected = alpha_of(layer.get_delta_weight("default").detach() - before)
         assert alphas(balancer)["bert.encoder.layer.2.attention.self.query"] == pytest.approx(expected, rel=1e-3)
 
-    def test_weights_are_left_as_they_are(self, net, update):
+    def test_measuring_updates_does_not_change_the_weights(self, net, update):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         balancer = tb.Balancer(optimizer, net, update)
         train(net, optimizer, steps=2)
@@ -117,7 +117,7 @@ class TestUpdate:
         assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
         assert [p.data_ptr() for p in net.parameters()] == places
 
-    def test_one_copy_of_the_judged_weights_is_kept_and_removed(self, net, update):
+    def test_one_copy_of_the_measured_weights_is_kept_and_removed(self, net, update):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         balancer = tb.Balancer(optimizer, net, update)
         train(net, optimizer, steps=2)
@@ -126,7 +126,7 @@ class TestUpdate:
         balancer.remove()
         assert not any(optimizer.state.values())
 
-    def test_only_what_moved_is_measured_again(self, net, update):
+    def test_only_weights_that_moved_are_measured_again(self, net, update):
         lazy = dataclasses.replace(update, tolerance=0.5, every=tb.Every(steps=1))
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
         balancer = tb.Balancer(optimizer, net, lazy)
@@ -150,7 +150,7 @@ class TestUpdate:
 
 
 class TestChange:
-    def test_multipliers_follow_the_change_since_the_first_refresh(self, net, recipe):
+    def test_alpha_change_follows_the_change_since_the_first_refresh(self, net, recipe):
         recipe = dataclasses.replace(recipe, assignment=tb.assign.AlphaChange(tb.assign.Linear(0.5, 1.5)))
         optimizer = torch.optim.SGD(net.parameters(), lr=0.3)
         balancer = tb.Balancer(optimizer, net, recipe)
@@ -185,13 +185,13 @@ class TestDamped:
             model["blocks"].append(block)
         return model
 
-    def test_alphas_that_are_different_are_moved_as_before(self):
+    def test_damping_in_training_hardly_changes_different_alphas(self):
         model = self.model([2.0, 3.0, 4.5, 7.0])
         plain, damped = self.balanced(model, tb.assign.Sqrt()), self.balanced(model, tb.assign.Damped(tb.assign.Sqrt()))
         assert [unit.multiplier for unit in damped] == pytest.approx([unit.multiplier for unit in plain], rel=0.06)
         assert [unit.alpha for unit in damped] == [unit.alpha for unit in plain]  # as measured
 
-    def test_the_error_of_a_block_is_that_of_the_mean_over_its_layers(self):
+    def test_the_standard_error_of_a_block_is_that_of_the_mean_over_its_layers(self):
         model = self.model([2.0, 3.0, 4.5, 7.0])
         units = []
         for block in model["blocks"]:
@@ -201,7 +201,7 @@ class TestDamped:
         found = self.balanced(model, tb.assign.Damped(tb.assign.Sqrt()))
         assert [unit.multiplier for unit in found] == pytest.approx(tb.assign.Damped(tb.assign.Sqrt()).assign(units))
 
-    def test_embeddings_that_count_as_the_lightest_are_damped_with_it(self):
+    def test_embeddings_at_the_maximum_are_damped_with_it(self):
         recipe = dataclasses.replace(
             tb.recipes.llr(), assignment=tb.assign.Damped(tb.assign.Sqrt()), estimator=tb.Hill()
         )
@@ -211,6 +211,6 @@ class TestDamped:
         assert multipliers["bert.embeddings.word_embeddings"] == max(multipliers.values())
 
 
-def test_what_is_measured_must_be_known(recipe):
+def test_an_unknown_spectrum_is_refused(recipe):
     with pytest.raises(ValueError, match="spectrum_of must be one of weights, update"):
         dataclasses.replace(recipe, spectrum_of="gradient")

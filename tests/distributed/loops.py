@@ -39,14 +39,14 @@ class Net(nn.Module):
         return self.head(torch.relu(self.neck(self.norm(x))))
 
 
-JUDGED = ["stem", "blocks.0.0", "blocks.0.2", "blocks.1.0", "blocks.1.2", "neck"]  # the head has too few eigenvalues
+FITTED = ["stem", "blocks.0.0", "blocks.0.2", "blocks.1.0", "blocks.1.2", "neck"]  # the head has too few eigenvalues
 
 
 def make_net(seed: int = 0) -> Net:
     torch.manual_seed(seed)
     net = Net()
     with torch.no_grad():
-        for i, name in enumerate(JUDGED):
+        for i, name in enumerate(FITTED):
             weight = net.get_submodule(name).weight
             weight.mul_(torch.linspace(1, 2 + i, len(weight))[:, None])
     return net
@@ -86,13 +86,13 @@ def train(
         optimizer.zero_grad()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().clone()
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name.removeprefix("module."): whole(p) for name, p in model.named_parameters()}
+    return {name.removeprefix("module."): full_tensor(p) for name, p in model.named_parameters()}
 
 
 def states_of(balancer: tb.Balancer) -> list[dict[str, Any]]:
@@ -120,7 +120,7 @@ def trained(engine: str, recipe: tb.Recipe | None, steps: int = 7, shared: bool 
     train(model, optimizer, steps, shared=shared)
     return {
         "weights": weights_of(model),
-        "moments": [whole(optimizer.state[p]["exp_avg"]) for p in model.parameters()],
+        "moments": [full_tensor(optimizer.state[p]["exp_avg"]) for p in model.parameters()],
         "states": states_of(balancer) if balancer else None,
         "measured": [refresh.measured for refresh in balancer.history] if balancer else None,
     }

@@ -72,7 +72,7 @@ def analysed(folder: Path, **options: Any) -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize("windows", [None, tb.FARMS()], ids=["whole", "farms"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_every_process_gets_what_one_finds_alone(size, windows, checkpoint):
+def test_every_process_gets_the_result_of_a_single_process(size, windows, checkpoint):
     alone = repr(tb.analyze(checkpoint, windows=windows))
     assert "NaN" in alone
     assert [found for found, _ in run(size, _with, analysed, checkpoint, {"windows": windows})] == [alone] * size
@@ -130,7 +130,7 @@ def fails_in_the_middle(folder: Path, partial: Path, bad_rank: int) -> str:
 
 
 @pytest.mark.parametrize("bad_rank", [0, 1])
-def test_what_was_done_before_a_failure_is_not_done_again_by_more_or_fewer_processes(bad_rank, checkpoint, tmp_path):
+def test_weights_done_before_a_failure_are_reused_by_more_or_fewer_processes(bad_rank, checkpoint, tmp_path):
     partial = tmp_path / "partial"
     messages = run(2, fails_in_the_middle, checkpoint, partial, bad_rank)
     assert messages[bad_rank] == "no room"
@@ -210,7 +210,7 @@ def starts_alone() -> str:
     return ""
 
 
-def test_a_command_that_one_process_of_a_training_starts_does_not_wait_for_ever():
+def test_a_command_started_by_one_process_of_a_training_raises_after_its_timeout():
     message, _ = run_once(2, starts_alone)
     assert "torchrun has started 2 processes, but only 1 of them run this command" in message
     assert "unset TORCHELASTIC_RUN_ID" in message
@@ -246,7 +246,7 @@ def test_a_model_in_training_is_analysed_by_one_process_without_the_others():
 
 
 @pytest.mark.slow
-def test_torchrun_is_interrupted_and_goes_on_with_another_number_of_processes(tmp_path):
+def test_an_interrupted_torchrun_resumes_with_another_number_of_processes(tmp_path):
     path, out = tmp_path / "model.safetensors", tmp_path / "out.json"
     generator = torch.Generator().manual_seed(0)
     save_file({f"layers.{i}.weight": torch.randn(900 + i, 900, generator=generator) for i in range(40)}, path)

@@ -26,7 +26,20 @@ from torch.distributed.checkpoint.state_dict import (
 
 import tempbalance as tb
 
-from .loops import ENGINES, LAZY, RECIPE, equal, make, make_net, states_of, train, trained, weights_of, whole, wrap
+from .loops import (
+    ENGINES,
+    LAZY,
+    RECIPE,
+    equal,
+    full_tensor,
+    make,
+    make_net,
+    states_of,
+    train,
+    trained,
+    weights_of,
+    wrap,
+)
 from .worlds import run
 
 RECIPES = {
@@ -115,7 +128,7 @@ WAYS = {
 
 def all_of(model: nn.Module, optimizer: torch.optim.Optimizer, balancer: tb.Balancer) -> dict[str, Any]:
     states = [optimizer.state[p] for p in model.parameters()]
-    tensors = [{k: whole(v) for k, v in sorted(state.items()) if isinstance(v, torch.Tensor)} for state in states]
+    tensors = [{k: full_tensor(v) for k, v in sorted(state.items()) if isinstance(v, torch.Tensor)} for state in states]
     return {"weights": weights_of(model), "tensors": tensors, "states": states_of(balancer)}
 
 
@@ -144,7 +157,7 @@ def interrupted(engine: str, recipe: tb.Recipe, folder: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_training_goes_on_bit_for_bit(engine, recipe, tmp_path):
+def test_a_resumed_distributed_run_is_bit_identical(engine, recipe, tmp_path):
     run(2, interrupted, engine, RECIPES[recipe], str(tmp_path))
     assert list(Path(tmp_path).iterdir())
 
@@ -166,7 +179,7 @@ def loaded_by_others(folder: str) -> dict[str, Any]:
     return all_of(model, optimizer, balancer)
 
 
-def test_training_goes_on_with_another_number_of_processes(tmp_path):
+def test_a_run_resumes_with_another_number_of_processes(tmp_path):
     expected = run(2, saved_by_some, str(tmp_path))[0]
     for rank in run(4, loaded_by_others, str(tmp_path)):
         assert equal(rank, expected)
@@ -240,5 +253,5 @@ def divided_optimizer() -> None:
     assert equal(states_of(balancer), expected["states"])
 
 
-def test_an_optimizer_divided_among_processes_from_groups_that_are_ready():
+def test_a_zero_redundancy_optimizer_built_from_param_groups_resumes():
     run(2, divided_optimizer)

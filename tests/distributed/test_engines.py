@@ -12,7 +12,7 @@ import torch
 
 import tempbalance as tb
 
-from .loops import JUDGED, LAZY, RECIPE, alone, equal, make, states_of, train, trained, units_of, weights_of
+from .loops import FITTED, LAZY, RECIPE, alone, equal, make, states_of, train, trained, units_of, weights_of
 from .worlds import run
 
 
@@ -35,7 +35,7 @@ def measured_by_each(engine: str) -> dict[str, Any]:
     estimator.largest[0].clear()
     balancer.refresh()
     weights = weights_of(model)
-    of_weight = {name: float(torch.linalg.matrix_norm(weights[f"{name}.weight"], 2)) ** 2 for name in JUDGED}
+    of_weight = {name: float(torch.linalg.matrix_norm(weights[f"{name}.weight"], 2)) ** 2 for name in FITTED}
     mine = [
         name
         for value in estimator.largest[0]
@@ -55,7 +55,7 @@ def test_all_have_the_multipliers_of_a_single_process_and_share_its_work(engine,
         assert equal(rank["units"], expected)
         assert equal(rank["states"], ranks[0]["states"])
     assert all(rank["mine"] for rank in ranks)
-    assert sorted(itertools.chain.from_iterable(rank["mine"] for rank in ranks)) == sorted(JUDGED)
+    assert sorted(itertools.chain.from_iterable(rank["mine"] for rank in ranks)) == sorted(FITTED)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -67,7 +67,7 @@ def test_a_run_on_shared_data_is_that_of_a_single_process(engine, size):
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_with_a_tolerance_all_decide_alike_as_a_single_process_does(engine):
+def test_with_a_tolerance_all_processes_measure_the_weights_of_a_single_process(engine):
     expected = trained("none", LAZY)
     assert expected["measured"][0] == 7
     assert 0 < sum(expected["measured"][1:]) < 6 * 7  # some weights have moved too far, others have not
@@ -76,7 +76,7 @@ def test_with_a_tolerance_all_decide_alike_as_a_single_process_does(engine):
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_on_data_of_their_own_all_decide_alike(engine):
+def test_processes_with_different_data_measure_the_same_weights(engine):
     first, *others = run(4, trained, engine, LAZY, 7, False)
     assert 0 < sum(first["measured"][1:]) < 6 * 7
     for other in others:

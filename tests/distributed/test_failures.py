@@ -162,7 +162,7 @@ def test_weights_that_are_not_finite_leave_the_multipliers_as_they_are(engine, r
     assert category is NumericsWarning
     assert "neck.weight: 230 of 230 weights are NaN or Inf; the multipliers stay as they are" in message
     assert first["steps"] == {10}
-    assert first["healed"] == 0.0  # one unit can be judged again
+    assert first["healed"] == 0.0  # one unit has an alpha again
     assert all(equal(first, other) for other in others)
 
 
@@ -185,7 +185,7 @@ def other_models() -> list[str]:
     return messages
 
 
-def test_other_models_or_plans_on_the_processes_are_refused():
+def test_different_models_or_intervals_on_the_processes_are_refused():
     first, second = run(2, other_models)
     assert first == second
     shapes, layers, nothing, epochs = first
@@ -239,7 +239,7 @@ def shards_elsewhere() -> str:
     return error_of(BalanceError, tb.Balancer, optimizer, net, RECIPE, process_group=groups[dist.get_rank() // 2])
 
 
-def test_a_process_group_without_all_holders_of_the_shards_is_refused():
+def test_a_process_group_without_all_ranks_of_the_mesh_is_refused():
     assert all("sharded over processes outside of the process_group" in message for message in run(4, shards_elsewhere))
 
 

@@ -20,11 +20,12 @@ import tempbalance as tb
 from tempbalance.layers import find_weights
 
 from .loops import (
-    JUDGED,
+    FITTED,
     LAZY,
     RECIPE,
     alone,
     equal,
+    full_tensor,
     make,
     make_net,
     states_of,
@@ -32,7 +33,6 @@ from .loops import (
     trained,
     units_of,
     weights_of,
-    whole,
 )
 from .worlds import run
 
@@ -138,13 +138,13 @@ def after_an_evaluation() -> dict[str, Any]:
     evaluate()
     balancer.refresh()
     units, weights = units_of(balancer), weights_of(model)
-    judged = [dict(model.named_parameters())[f"{name}.weight"] for name in JUDGED]
-    moved = [not torch.equal(whole(p), whole(optimizer.state[p]["tempbalance_reference"])) for p in judged]
+    fitted = [dict(model.named_parameters())[f"{name}.weight"] for name in FITTED]
+    moved = [not torch.equal(full_tensor(p), full_tensor(optimizer.state[p]["tempbalance_reference"])) for p in fitted]
     train(model, optimizer, 5, start=3)
     return {"units": units, "weights": weights, "moved": moved}
 
 
-def test_weights_that_an_evaluation_has_left_whole_are_sharded_again():
+def test_weights_gathered_by_an_evaluation_are_sharded_again():
     for rank in run(2, after_an_evaluation):
         assert equal(rank["units"], alone(rank["weights"]))
         assert rank["moved"] == [False] * 6  # references are of the moment of the refresh
@@ -164,7 +164,7 @@ def test_a_model_that_is_sharded_in_part():
     first, second = run(2, some_are_not_sharded)
     assert equal(first["states"], second["states"])
     assert equal(first["weights"], second["weights"])
-    assert {name for name, alpha, _ in first["units"] if not math.isnan(alpha)} == set(JUDGED)
+    assert {name for name, alpha, _ in first["units"] if not math.isnan(alpha)} == set(FITTED)
 
 
 def two_replicas() -> dict[str, Any]:
@@ -176,7 +176,7 @@ def two_replicas() -> dict[str, Any]:
     return {"states": states_of(balancer), "measured": [refresh.measured for refresh in balancer.history]}
 
 
-def test_replicas_of_a_sharded_model_decide_as_one():
+def test_replicas_of_a_sharded_model_measure_the_same_weights():
     expected = trained("none", LAZY, 4)
     for rank in run(4, two_replicas):
         assert equal(rank["states"], expected["states"])

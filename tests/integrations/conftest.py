@@ -61,7 +61,7 @@ def make_recipe() -> Callable[..., tb.Recipe]:
 
 @pytest.fixture
 def refresh() -> tb.balance.Refresh:
-    """Two units that are judged and one that is not."""
+    """Two units with an alpha and one without."""
     units = [("blocks.0", 2.0, 0.5), ("blocks.1", 5.0, 1.5), ("blocks.2", float("nan"), 1.0)]
     return tb.balance.Refresh(
         step=7,

@@ -84,7 +84,7 @@ class TestPrepare:
         assert min(multipliers.values()) == 0.5
 
     @pytest.mark.parametrize("tolerance", [0.0, 0.2])
-    def test_a_resumed_run_goes_on_bit_for_bit(self, make_recipe, late, tolerance, tmp_path: Path):
+    def test_a_resumed_run_is_bit_identical(self, make_recipe, late, tolerance, tmp_path: Path):
         recipe = make_recipe(tolerance=tolerance)
         whole = Run(recipe, late=late).train()
         Run(recipe, late=late).train(stop=6).accelerator.save_state(str(tmp_path))

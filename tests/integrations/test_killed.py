@@ -90,7 +90,7 @@ def kill_each(train: Any, folder: Path, threads: int) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # both frameworks warn about a run that starts within an epoch
 @pytest.mark.parametrize("train", [train_with_transformers, train_with_lightning])
-def test_killed_and_resumed_it_ends_in_the_same_bits(train: Any, tmp_path: Path):
+def test_a_killed_and_resumed_run_ends_in_the_same_bits(train: Any, tmp_path: Path):
     assert exit_code(kill_each, train, tmp_path, torch.get_num_threads()) == 0
     for delay in DELAYS:
         resumed = train(tmp_path / str(delay), delay, resume=True)

@@ -107,7 +107,7 @@ class TestTraining:
 
     @pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # on purpose, to keep the runs apart
     @pytest.mark.parametrize("tolerance", [0.0, 0.2])
-    def test_a_resumed_run_goes_on_bit_for_bit(self, pl, tmp_path, make_recipe, tolerance):
+    def test_a_resumed_run_is_bit_identical(self, pl, tmp_path, make_recipe, tolerance):
         recipe = make_recipe(every=tb.Every(epochs=0.67), tolerance=tolerance)  # 4 of 6 steps: epoch 2 begins between
 
         def run(callback, folder, **settings):
@@ -133,7 +133,7 @@ class TestTraining:
         fit(pl, tmp_path, resumed, ckpt_path=tmp_path / "after.ckpt")
         assert [refresh.step for refresh in resumed.balancer.history] == [6, 8, 10]
 
-    def test_measured_beside_training(self, pl, tmp_path, make_recipe):
+    def test_asynchronous_measuring_takes_effect_after_its_delay(self, pl, tmp_path, make_recipe):
         callback = BalanceCallback(make_recipe(), delay=2)
         fit(pl, tmp_path, callback, max_epochs=1)
         assert [(refresh.step, refresh.applied) for refresh in callback.balancer.history] == [(0, 2), (2, 4)]
@@ -187,12 +187,12 @@ class TestConfigureOptimizers:
         return {group["lr"] for group in groups}
 
     @pytest.mark.parametrize("form", PLAIN)
-    def test_any_form_without_scheduler(self, tmp_path, make_recipe, form):
+    def test_configure_optimizers_may_return_any_form_without_scheduler(self, tmp_path, make_recipe, form):
         configured = self.rates(tmp_path, make_recipe(), lambda p: PLAIN[form](torch.optim.SGD(p, lr=0.01)))
         assert configured == {0.01}
 
     @pytest.mark.parametrize("form", SCHEDULED)
-    def test_any_form_with_scheduler(self, tmp_path, make_recipe, form):
+    def test_configure_optimizers_may_return_any_form_with_scheduler(self, tmp_path, make_recipe, form):
         def configure(parameters):
             optimizer = torch.optim.SGD(parameters, lr=0.01)
             return SCHEDULED[form](optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5))
@@ -200,7 +200,7 @@ class TestConfigureOptimizers:
         assert self.rates(tmp_path, make_recipe(), configure) == {0.01 * 0.5**2}
 
     @pytest.mark.parametrize("number", [0, 2])
-    def test_exactly_one_optimizer(self, pl, tmp_path, make_recipe, number):
+    def test_several_optimizers_are_refused(self, pl, tmp_path, make_recipe, number):
         def configure(parameters):
             parameters = list(parameters)
             return [torch.optim.SGD([p], lr=0.1) for p in parameters[:number]] or None
@@ -209,7 +209,7 @@ class TestConfigureOptimizers:
             fit(pl, tmp_path, BalanceCallback(make_recipe()), configure=configure)
 
     @pytest.mark.parametrize("own", [False, True], ids=["of the class", "of the instance"])
-    def test_the_module_is_itself_again_afterwards(self, pl, tmp_path, make_recipe, own):
+    def test_configure_optimizers_is_restored_after_fit(self, pl, tmp_path, make_recipe, own):
         module = make_module(pl)
         if own:
             module.configure_optimizers = given = module.configure_optimizers
@@ -265,7 +265,7 @@ class TestLogging:
 
 
 class TestBadInput:
-    def test_the_function_is_not_the_recipe(self):
+    def test_a_recipe_function_instead_of_a_recipe_is_refused(self):
         with pytest.raises(tb.errors.BalanceError, match=r"got the function llr"):
             BalanceCallback(tb.recipes.llr)
 

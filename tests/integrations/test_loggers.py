@@ -34,18 +34,18 @@ PER_UNIT = {
 }
 
 
-def test_nan_is_left_out(refresh):
+def test_scalars_leave_nan_out(refresh):
     assert scalars(refresh) == SUMMARY | PER_UNIT
 
 
-def test_before_anything_is_judged_there_is_no_alpha(refresh):
-    unjudged = replace(refresh, units=refresh.units[2:])
-    assert set(scalars(unjudged)) == {
+def test_scalars_without_any_alpha_have_no_alpha_tags(refresh):
+    without_alpha = replace(refresh, units=refresh.units[2:])
+    assert set(scalars(without_alpha)) == {
         *("tempbalance/measured", "tempbalance/seconds"),
         *(f"tempbalance/multiplier_{what}" for what in ("min", "mean", "max")),
         "tempbalance_multiplier/blocks.2",
     }
-    assert summary(unjudged) == {"multiplier_min": 1.0, "multiplier_max": 1.0}
+    assert summary(without_alpha) == {"multiplier_min": 1.0, "multiplier_max": 1.0}
 
 
 class TestTensorBoard:
@@ -87,7 +87,7 @@ class TestTensorBoard:
             [unit.alpha for unit in balancer.units]
         )
 
-    def test_anything_else_is_refused(self):
+    def test_a_writer_of_another_type_is_refused(self):
         with pytest.raises(TypeError, match=r"expected a SummaryWriter.*got a int"):
             TensorBoardLogger(3)
 
@@ -141,14 +141,14 @@ class TestWandb:
         values = SUMMARY | {"loss": 0.5}
         assert self.rows(tmp_path) == [values | {"tempbalance/step": step} for step in range(2)]
 
-    def test_where_nothing_else_is_logged_no_refresh_is_lost(self, wandb, tmp_path, refresh):
+    def test_every_refresh_is_kept_if_nothing_else_is_logged(self, wandb, tmp_path, refresh):
         with wandb.init(project="test", dir=tmp_path):
             logger = WandbLogger()
             for step in (0, 5, 9):
                 logger(replace(refresh, step=step))
         assert self.rows(tmp_path) == [SUMMARY | PER_UNIT | {"tempbalance/step": step} for step in (0, 5, 9)]
 
-    def test_without_a_run_it_says_what_to_do(self, wandb):
+    def test_without_an_active_run_the_error_says_what_to_do(self, wandb):
         with pytest.raises(RuntimeError, match=r"wandb\.init\(\)"):
             WandbLogger()
         with pytest.raises(TypeError, match="got a str"):
@@ -189,7 +189,7 @@ class TestMLflow:
         assert len(written) == 9 + 2 * 500
         assert written["tempbalance_alpha/layers.499.q_499_"] == 501.0
 
-    def test_without_a_run_it_says_what_to_do(self, mlflow):
+    def test_without_an_active_run_the_error_says_what_to_do(self, mlflow):
         with pytest.raises(RuntimeError, match=r"mlflow\.start_run\(\)"):
             MLflowLogger()
         assert mlflow.active_run() is None

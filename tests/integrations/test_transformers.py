@@ -114,7 +114,7 @@ class TestTraining:
         assert len(seen[0]) == len(decays) > len(trainer.balancer.units)
 
     @pytest.mark.parametrize("tolerance", [0.0, 0.2])
-    def test_a_resumed_run_goes_on_bit_for_bit(self, tmp_path, make_recipe, tolerance):
+    def test_a_resumed_run_is_bit_identical(self, tmp_path, make_recipe, tolerance):
         recipe = make_recipe(tolerance=tolerance, every=tb.Every(epochs=0.34))  # 2 of 6 steps
         save = {"save_strategy": "steps", "save_steps": 7, "weight_decay": 0.1}
         whole = make_trainer(tmp_path, recipe, **save)
@@ -127,7 +127,7 @@ class TestTraining:
         measured = [refresh.measured for refresh in whole.balancer.history]
         assert [refresh.measured for refresh in resumed.balancer.history] == measured[4:]
 
-    def test_measured_beside_training(self, tmp_path, make_recipe):
+    def test_asynchronous_measuring_takes_effect_after_its_delay(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(), delay=2, max_steps=6)
         trainer.train()
         assert [(refresh.step, refresh.applied) for refresh in trainer.balancer.history] == [(0, 2), (2, 4)]
@@ -168,13 +168,13 @@ class TestTraining:
         assert trainer.balancer.optimizer is optimizer
         assert {group["lr"] for group in optimizer.param_groups} == {0.1 * 0.5**3}
 
-    def test_bfloat16(self, tmp_path, make_recipe):
+    def test_training_in_bfloat16_measures_and_balances(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(), bf16=True, max_steps=3)
         trainer.train()
         assert min(unit.multiplier for unit in trainer.balancer.units) == 0.5
 
     @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 reads it
-    def test_lora(self, tmp_path, make_recipe):
+    def test_training_with_lora_balances_the_adapted_layers(self, tmp_path, make_recipe):
         peft = pytest.importorskip("peft")
         torch.manual_seed(0)
         config = peft.LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS")
@@ -205,7 +205,7 @@ class TestStepsPerEpoch:
             ({"max_steps": 7}, [0, 3, 6]),
         ],
     )
-    def test_is_the_trainers(self, tmp_path, make_recipe, settings, steps):
+    def test_steps_per_epoch_are_those_of_the_trainer(self, tmp_path, make_recipe, settings, steps):
         trainer = make_trainer(tmp_path, make_recipe(every=EPOCHS), **settings)
         before = trainer.create_optimizer()  # by the length of the data set
         estimated = repr(trainer.balancer)
@@ -214,7 +214,7 @@ class TestStepsPerEpoch:
         assert repr(trainer.balancer) == estimated
         assert [refresh.step for refresh in trainer.balancer.history] == steps
 
-    def test_a_loader_of_ones_own_counts(self, tmp_path, make_recipe):
+    def test_steps_per_epoch_follow_a_custom_loader(self, tmp_path, make_recipe):
         class Mine(BalancedTrainer):
             def get_train_dataloader(self):
                 return torch.utils.data.DataLoader(Data(8), batch_size=2, collate_fn=self.data_collator)
@@ -247,7 +247,7 @@ class TestStepsPerEpoch:
 class TestLogging:
     KEYS = ("alpha_imbalance", "multiplier_min", "multiplier_max")
 
-    def test_the_first_log_after_a_refresh_has_it(self, tmp_path, make_recipe):
+    def test_the_first_log_after_a_refresh_has_the_summary(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(), max_steps=6, logging_steps=2, save_strategy="steps")
         trainer.train()
         logged = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -257,12 +257,12 @@ class TestLogging:
         ]
         assert json.loads(json.dumps(trainer.state.log_history)) == trainer.state.log_history
 
-    def test_it_is_not_repeated_nor_in_the_final_summary(self, tmp_path, make_recipe):
+    def test_the_summary_is_logged_once_and_not_in_the_final_log(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(every=tb.Every(steps=4)), max_steps=6)
         trainer.train()
         assert [e["step"] for e in trainer.state.log_history if "alpha_imbalance" in e] == [1, 5]
 
-    def test_it_reaches_the_backends(self, tmp_path, make_recipe, monkeypatch):
+    def test_the_summary_reaches_the_logging_backends(self, tmp_path, make_recipe, monkeypatch):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
@@ -281,7 +281,7 @@ class TestLogging:
 
 
 class TestOtherTrainers:
-    def test_the_factory(self, tmp_path, make_recipe):
+    def test_balanced_makes_one_subclass_per_trainer_class(self, tmp_path, make_recipe):
         made = balanced(transformers.Seq2SeqTrainer)
         assert issubclass(made, transformers.Seq2SeqTrainer)
         assert issubclass(made, BalanceMixin)
@@ -310,7 +310,7 @@ class TestBadInput:
         with pytest.raises(TypeError, match="recipe"):
             BalancedTrainer(make_model(), transformers.TrainingArguments(str(tmp_path), report_to=[]))
 
-    def test_the_function_is_not_the_recipe(self, tmp_path):
+    def test_a_recipe_function_instead_of_a_recipe_is_refused(self, tmp_path):
         with pytest.raises(tb.errors.BalanceError, match=r"model_balancing\(\), got the function llr"):
             make_trainer(tmp_path, tb.recipes.llr)
 

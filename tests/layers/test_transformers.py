@@ -129,7 +129,7 @@ def test_tied_head_is_listed_once():
 
 
 class TestConfiguration:
-    def test_base_model_prefix(self, tmp_path):
+    def test_a_base_model_checkpoint_matches_with_and_without_prefix(self, tmp_path):
         build(*MODELS["bert"][:2], **MODELS["bert"][2]).save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["BertModel"]}))
@@ -188,43 +188,43 @@ class TestLoRA:
         layer = self.layer(adapted)
         return 32 / 4 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
 
-    def test_merged(self, adapted):
+    def test_lora_merged_is_the_weight_plus_its_update(self, adapted):
         expected = self.layer(adapted).base_layer.weight + self.update(adapted)
         torch.testing.assert_close(self.row(adapted).load(), expected.detach())
 
-    def test_update_alone(self, adapted):
+    def test_lora_update_is_the_update_alone(self, adapted):
         row = self.row(adapted, lora="update")
         torch.testing.assert_close(row.load(), self.update(adapted).detach())
         assert row.kind == "lora"
 
-    def test_names_are_those_of_the_base_model(self, adapted):
+    def test_lora_rows_have_the_names_of_the_base_model(self, adapted):
         base = build(*MODELS["llama"][:2], **MODELS["llama"][2])
         assert [row.name for row in find_weights(adapted)[0]] == [row.name for row in find_weights(base)[0]]
 
-    def test_without_update_is_skipped_under_update(self, adapted):
+    def test_weights_without_lora_are_skipped_with_lora_update(self, adapted):
         left = dict(find_weights(adapted, Select(lora="update"))[1])
         assert "no LoRA update" in left["model.layers.0.mlp.down_proj.weight"]
 
-    def test_dora_is_skipped(self):
+    def test_dora_is_skipped_with_a_reason(self):
         peft = pytest.importorskip("peft")
         model = build(*MODELS["llama"][:2], **MODELS["llama"][2])
         model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
         assert "Dora" in dict(find_weights(model)[1])["model.layers.0.self_attn.q_proj.weight"]
 
     @pytest.mark.parametrize("mode", ["merged", "update"])
-    def test_adapter_folder_holds_updates(self, adapted, tmp_path, mode):
+    def test_an_adapter_folder_has_one_row_per_update(self, adapted, tmp_path, mode):
         adapted.save_pretrained(tmp_path)
         row = self.row(open_checkpoint(tmp_path), lora=mode)
         assert (row.kind, row.block) == ("lora", "model.layers.1")
         torch.testing.assert_close(row.load().float(), self.update(adapted).detach())
 
-    def test_adapter_beside_its_base(self, adapted, tmp_path):
+    def test_an_adapter_in_one_store_with_its_base_is_merged(self, adapted, tmp_path):
         adapted.save_pretrained(tmp_path)
         build(*MODELS["llama"][:2], **MODELS["llama"][2]).save_pretrained(tmp_path)
         expected = self.layer(adapted).base_layer.weight + self.update(adapted)
         torch.testing.assert_close(self.row(open_checkpoint(tmp_path)).load().float(), expected.detach())
 
-    def test_factors_without_their_scale_are_skipped(self, adapted):
+    def test_lora_factors_without_their_scale_are_skipped(self, adapted):
         left = dict(find_weights(adapted.state_dict())[1])
         assert all("adapter_config.json" in reason for name, reason in left.items() if "lora_" in name)
         assert any("lora_A" in name for name in left)

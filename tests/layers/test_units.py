@@ -23,14 +23,14 @@ def small_bert() -> transformers.BertModel:
     return transformers.BertForSequenceClassification(config)
 
 
-def test_a_bias_goes_with_its_layer():
+def test_a_bias_is_in_the_unit_of_its_layer():
     assert units(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))) == {
         "0": ("0.weight", "0.bias"),
         "1": ("1.weight", "1.bias"),
     }
 
 
-def test_a_model_that_is_one_layer():
+def test_a_model_of_one_layer_is_one_unit():
     assert units(nn.Linear(4, 4)) == {"": ("weight", "bias")}
 
 
@@ -41,30 +41,30 @@ def test_a_norm_follows_the_layer_before_it(norm):
     assert units(model, norms="base")["0"] == ("0.weight", "0.bias")
 
 
-def test_a_norm_of_another_width_follows_nothing():
+def test_a_norm_of_another_width_is_in_no_unit():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(7), nn.Linear(4, 4))
     assert not any("1." in name for names in units(model).values() for name in names)
 
 
-def test_a_norm_after_a_layer_that_is_not_judged_follows_nothing():
+def test_a_norm_after_a_layer_without_a_unit_is_in_no_unit():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4))
     (found,) = find_units(model, find_weights(model, tb.Select(include=("0.*",)))[0])
     assert found.parameters == ("0.weight", "0.bias")
 
 
-def test_a_norm_before_all_layers_follows_nothing():
+def test_a_norm_before_all_layers_is_in_no_unit():
     model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
     assert units(model) == {"1": ("1.weight", "1.bias")}
 
 
-def test_a_block_has_everything_in_it():
+def test_a_block_has_all_its_parameters():
     found = units(small_bert(), unit="block")
     assert list(found) == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
     inside = [name for name in parameter_names(small_bert()) if name.startswith("bert.encoder.layer.1.")]
     assert found["bert.encoder.layer.1"] == tuple(inside)
 
 
-def test_blocks_without_norms():
+def test_blocks_with_norms_at_the_base_value_have_no_norms():
     found = units(small_bert(), unit="block", norms="base")
     assert not any("LayerNorm" in name for name in found["bert.encoder.layer.0"])
 
@@ -83,7 +83,7 @@ def test_attention_and_recurrent_layers_are_one_unit_each():
     assert set(found["lstm"]) == {f"lstm.{name}" for name, _ in model["lstm"].named_parameters()}
 
 
-def test_a_loose_parameter_does_not_swallow_the_model():
+def test_a_parameter_of_the_root_module_is_its_own_unit():
     class Loose(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -94,7 +94,7 @@ def test_a_loose_parameter_does_not_swallow_the_model():
     assert units(Loose()) == {"projection": ("projection",), "fc": ("fc.weight", "fc.bias")}
 
 
-def test_what_a_weight_is_computed_from_goes_with_it():
+def test_parameters_that_a_weight_is_computed_from_are_in_its_unit():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
     assert set(units(model)["0"]) == {
         "0.bias",
@@ -104,13 +104,13 @@ def test_what_a_weight_is_computed_from_goes_with_it():
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
-def test_wrappers_do_not_show_in_names(wrap):
+def test_names_have_no_prefix_of_wrappers(wrap):
     model = small_bert()
     assert units(wrap(model)) == units(model)
     assert list(parameter_names(wrap(model))) == list(parameter_names(model))
 
 
-def test_compiled_blocks_do_not_show_in_names():
+def test_names_have_no_prefix_of_compiled_blocks():
     model = small_bert()
     expected = units(model, unit="block")
     for i, layer in enumerate(model.bert.encoder.layer):
@@ -174,7 +174,7 @@ class TestLora:
         expected = tb.Hill(min_eigenvalues=2).fit(tb.weight_spectrum(update)).alpha
         assert alphas["bert.encoder.layer.1.attention.self.value"] == pytest.approx(expected, rel=1e-5)
 
-    def test_only_what_moved_is_measured_again_without_a_copy_of_the_whole_weight(self, model, recipe):
+    def test_lora_weights_that_did_not_move_are_not_measured_and_only_factors_are_copied(self, model, recipe):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-7)
         balancer = tb.Balancer(
             optimizer, model, dataclasses.replace(recipe, every=tb.Every(steps=1), tolerance=0.2, unit="block")

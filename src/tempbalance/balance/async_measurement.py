@@ -33,13 +33,7 @@ class AsyncMeasurement(Generic[_T]):
     """
 
     def __init__(self, work: Callable[[], _T], reads: Iterable[Tensor], *, step: int) -> None:
-        """Start the function.
-
-        Args:
-            work: The function.
-            reads: The tensors that it reads; nothing else may write to them.
-            step: Optimizer steps taken before.
-        """
+        """Start the function."""
         self.step = step
         streams = _side_streams(reads)
         ready = threading.Event()
@@ -51,14 +45,7 @@ class AsyncMeasurement(Generic[_T]):
         torch.set_num_threads(threads)  # setting it in one thread also sets the default of new threads
 
     def result(self) -> _T:
-        """Wait for the function and return its result.
-
-        Returns:
-            The result.
-
-        Raises:
-            RefreshError: The function raised; its error is the cause.
-        """
+        """Wait for the function and return its result."""
         try:
             return self._future.result()
         except Exception as error:

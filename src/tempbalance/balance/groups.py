@@ -18,13 +18,7 @@ __all__ = ["Groups"]
 
 
 class Groups:
-    """The balanced groups of an optimizer; groups that were added later are left out.
-
-    Args:
-        optimizer: Its groups are split by unit.
-        plan: The units.
-        recipe: Maps alphas to multipliers.
-    """
+    """The balanced groups of an optimizer; groups that were added later are left out."""
 
     def __init__(self, optimizer: Optimizer, plan: Plan, recipe: Recipe) -> None:
         self._optimizer = optimizer
@@ -64,12 +58,7 @@ class Groups:
             group[KEY]["weights"] = {name: fits[name] for name in fits if name not in names}
 
     def assign(self, fits: Mapping[str, CachedFit], at: int) -> None:
-        """Compute the next multipliers.
-
-        Args:
-            fits: The last fit of each weight, by name.
-            at: Number of optimizer steps after which they take effect.
-        """
+        """Compute the next multipliers from all fits; they take effect after ``at`` optimizer steps."""
         facts = self._plan.facts(fits, {group[KEY]["unit"]: group[KEY]["first"] for group in self})
         multipliers = dict(zip(facts, self._recipe.assignment.assign(list(facts.values())), strict=True))
         weights = {unit.name: {name: fits[name] for name in unit.weights if name in fits} for unit in self._plan.units}

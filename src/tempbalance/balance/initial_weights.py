@@ -24,11 +24,7 @@ START = "tempbalance_start"
 
 
 class InitialWeights(Copies):
-    """The parameters that the measured weights are computed from, as they were before the first step.
-
-    Args:
-        optimizer: The optimizer.
-    """
+    """The parameters that the measured weights are computed from, as they were before the first step."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer, START)
@@ -52,15 +48,7 @@ class InitialWeights(Copies):
         self._copied = False
 
     def update_of(self, weight: Weight, parameters: Mapping[str, Tensor]) -> Weight:
-        """Return the update of a weight as a weight.
-
-        Args:
-            weight: The weight.
-            parameters: The trained parameters that it is computed from, by name.
-
-        Returns:
-            The weight minus its initial value, in float32 or a wider dtype; zero if it has not moved.
-        """
+        """Return a weight minus its initial value, in float32 or a wider dtype; zero if it has not moved."""
         return replace(weight, read=functools.partial(self._difference, weight, parameters))
 
     @torch.no_grad()

@@ -61,14 +61,7 @@ class PreparedMeasurement(NamedTuple):
 
 
 class Measurer:
-    """Measures the weights that are due.
-
-    Args:
-        recipe: The estimator, the windows and the tolerance.
-        tracker: Finds the weights.
-        initial: The parameters before the first step, for recipes that measure updates.
-        ranks: The processes that share the work.
-    """
+    """Measures the weights that are due."""
 
     def __init__(self, recipe: Recipe, tracker: Tracker, initial: InitialWeights, ranks: ProcessGroup) -> None:
         self._recipe = recipe
@@ -79,7 +72,7 @@ class Measurer:
         self._logged: set[str] = set()
 
     def measure(self, fits: Mapping[str, CachedFit], what: str) -> Measurement:
-        """Measure the weights that are due. In distributed training a collective.
+        """Measure the weights that are due, given the last fits; a collective, which fails on all processes or on none.
 
         Args:
             fits: The last fit of each weight, by name.
@@ -105,15 +98,7 @@ class Measurer:
         return found
 
     def prepare(self, fits: Mapping[str, CachedFit], what: str) -> PreparedMeasurement:
-        """Copy the weights that are due, to be measured later; for a single process.
-
-        Args:
-            fits: The last fit of each weight, by name.
-            what: Name of the operation in error messages.
-
-        Returns:
-            The copies and the function that measures them.
-        """
+        """Copy the weights that are due, to be measured later; for a single process."""
         with _full_precision():
             names, due = self._tracker.find_due(fits, what)
             weights = [self._weight(each) for each in due]

@@ -62,23 +62,7 @@ def prepare(  # noqa: PLR0913  options by keyword
     delay: int,
     schedulers: Iterable[Any],
 ) -> Preparation:
-    """Check the arguments of a balancer and plan its groups. In distributed training a collective.
-
-    Args:
-        optimizer: The optimizer, or a wrapper; its groups are not changed.
-        model: The model.
-        recipe: The recipe.
-        ranks: The processes that train the model.
-        steps_per_epoch: Optimizer steps per epoch, if known.
-        delay: Optimizer steps from a measurement to its effect.
-        schedulers: Schedulers on the optimizer; they are extended to the new groups.
-
-    Returns:
-        The plan and the new groups.
-
-    Raises:
-        BalanceError: A check failed on one of the processes, or they do not agree.
-    """
+    """Check the arguments of a balancer and plan its groups without changing the optimizer; a collective."""
     prepared: list[Preparation] = []
 
     def plan() -> Agreement:

@@ -35,13 +35,7 @@ class ScaledOptions:
         self._changes: list[_Change] = []
 
     def multiply(self, group: dict[str, Any], key: str, multiplier: float) -> None:
-        """Multiply an option, which is a number or a tensor.
-
-        Args:
-            group: The parameter group.
-            key: Name of the option.
-            multiplier: The factor.
-        """
+        """Multiply an option, which is a number or a tensor."""
         value = group[key]
         if isinstance(value, Tensor):  # in place: a compiled or captured step reads this tensor
             original = value.clone()

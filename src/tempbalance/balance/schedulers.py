@@ -19,17 +19,7 @@ _PER_GROUP = ("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_
 
 
 def extend_schedulers(optimizer: Optimizer, origins: Sequence[int], schedulers: Iterable[Any]) -> None:
-    """Extend the lists of schedulers to the new groups of an optimizer.
-
-    Args:
-        optimizer: The optimizer before its groups are split.
-        origins: For each new group, the index of the old group that it was split from.
-        schedulers: The schedulers that the user passed.
-
-    Raises:
-        BalanceError: The optimizer has a scheduler that the user did not pass and that would ignore the new groups; or
-            its groups cannot be split any more.
-    """
+    """Extend the lists of schedulers to new groups; ``origins`` are the old groups that these were split from."""
     old = len(optimizer.param_groups)
     if list(origins) == list(range(old)):
         return

@@ -22,12 +22,7 @@ _CHUNK = 1 << 17
 
 
 class Copies:
-    """Copies of parameters in the optimizer's state.
-
-    Args:
-        optimizer: The optimizer.
-        key: Key of the copies in the state of each parameter.
-    """
+    """Copies of parameters in the optimizer's state."""
 
     def __init__(self, optimizer: Optimizer, key: str) -> None:
         self._optimizer = optimizer
@@ -58,25 +53,13 @@ class Copies:
 
 
 class Snapshot(Copies):
-    """The parameters at the time when the weights computed from them were last measured.
-
-    Args:
-        optimizer: The optimizer.
-    """
+    """The parameters at the time when the weights computed from them were last measured."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer, REFERENCE)
 
     def squared_drift(self, weight: Weight, parameters: Mapping[str, Tensor]) -> float:
-        """Return the squared Frobenius distance of a weight from the snapshot; for a shard, this rank's part.
-
-        Args:
-            weight: The weight; for a part of a parameter, the distance of the full parameter is returned.
-            parameters: The parameters that it is computed from, by name.
-
-        Returns:
-            The square or slightly more; infinite if the snapshot does not contain all parameters.
-        """
+        """Return (a bound of) the squared drift of a weight on this rank; infinite without a snapshot."""
         copies = [self._copy_of(parameter) for parameter in parameters.values()]
         known = {p: c for p, c in zip(parameters.values(), copies, strict=True) if c is not None and _same_layout(c, p)}
         if not parameters or len(known) < len(parameters):
@@ -106,11 +89,7 @@ class Snapshot(Copies):
 
 
 class swapped:
-    """Context manager that replaces the values of parameters.
-
-    Args:
-        values: The value of each parameter inside the context.
-    """
+    """Context manager that replaces the values of parameters."""
 
     def __init__(self, values: Mapping[Tensor, Tensor]) -> None:
         self._values = values

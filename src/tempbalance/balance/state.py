@@ -58,11 +58,7 @@ def new_state(unit: str | None, names: Sequence[str | None]) -> dict[str, Any]:
 
 
 def pack(_optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """After an optimizer has made its state dict: turn the state of each group into a text.
-
-    Args:
-        state_dict: The state dict; its groups are changed, those of the optimizer are not.
-    """
+    """After an optimizer has made its state dict: turn the state of each group into a text."""
     for group in state_dict["param_groups"]:
         if KEY in group:
             group[KEY] = _to_text(group[KEY])
@@ -75,18 +71,7 @@ def read(group: dict[str, Any]) -> None:
 
 
 def unpack(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Before an optimizer loads a state dict: read the texts, and check that its groups are those that were saved.
-
-    Args:
-        optimizer: A balanced optimizer.
-        state_dict: The state dict that it is about to load.
-
-    Returns:
-        The state dict to load instead.
-
-    Raises:
-        BalanceError: The groups differ.
-    """
+    """Before an optimizer loads a state dict: read the texts, and check that its groups are those that were saved."""
     groups = [{**group, KEY: _from_text(group[KEY])} if KEY in group else group for group in state_dict["param_groups"]]
     _check(optimizer.param_groups, groups)
     return {**state_dict, "param_groups": groups}

@@ -40,16 +40,7 @@ class TrackedWeight(NamedTuple):
 
 
 class Tracker:
-    """Finds the weights to measure, and measures their drift: the distance from a snapshot.
-
-    Args:
-        model: A live model.
-        recipe: Its ``tolerance`` is the change of alpha up to which a weight is not measured again; with 0 every weight
-            is measured each time.
-        names: Names of the weights to measure.
-        snapshot: The parameters when their weights were last measured.
-        ranks: The processes that train the model.
-    """
+    """Finds the weights to measure, and measures their drift: the distance from a snapshot."""
 
     def __init__(
         self, model: nn.Module, recipe: Recipe, names: Collection[str], *, snapshot: Snapshot, ranks: ProcessGroup
@@ -89,18 +80,7 @@ class Tracker:
         return [parameter for tracked in self.weights().values() for parameter in tracked.parameters.values()]
 
     def find_due(self, fits: Mapping[str, CachedFit], what: str) -> tuple[list[str], list[TrackedWeight]]:
-        """Find the weights whose alpha can have changed by more than the tolerance; a collective.
-
-        Args:
-            fits: The last fit of each weight, by name.
-            what: Name of the operation in error messages.
-
-        Returns:
-            The names of all weights to measure, and those that are due now.
-
-        Raises:
-            RefreshError: It failed on one of several processes, or they train different weights.
-        """
+        """Find the weights whose alpha can have changed by more than the tolerance; a collective."""
         weights: dict[str, TrackedWeight] = {}
 
         def local_drift() -> dict[str, float]:

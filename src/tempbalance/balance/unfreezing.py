@@ -33,14 +33,7 @@ class Unfreezing:
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[Sequence[Tensor]], interval: int) -> None:
-        """Register hooks for the first forward pass.
-
-        Args:
-            model: The model.
-            parts: Its parameters in the order in which they are unfrozen; the first part is never frozen. Empty parts
-                are ignored.
-            interval: Optimizer steps from one part to the next.
-        """
+        """Register hooks for the first forward pass."""
         self._model = model
         self._parts = [part for part in parts if part]
         self._interval = interval
@@ -60,11 +53,7 @@ class Unfreezing:
         self._waiting.clear()
 
     def at(self, step: int) -> None:
-        """Freeze and unfreeze parts for a step, at the first forward pass or later.
-
-        Args:
-            step: Optimizer steps taken before it.
-        """
+        """Freeze and unfreeze parts for a step, at the first forward pass or later."""
         self._step = step
         if self._waiting:
             return
@@ -87,15 +76,7 @@ class Unfreezing:
 
 
 def check_unfreezing(model: nn.Module, processes: int) -> None:
-    """Check that all processes will get the gradients of parameters that are unfrozen later.
-
-    Args:
-        model: The model.
-        processes: Number of processes that train it together.
-
-    Raises:
-        BalanceError: The model is not in DDP or FSDP2 yet, or DDP would wait for gradients of frozen parameters.
-    """
+    """Check that all processes will get the gradients of parameters that are unfrozen later."""
     if processes == 1 or any(is_sharded(parameter) for parameter in model.parameters()):
         return
     ddp: Any = model

@@ -38,17 +38,7 @@ FSDP1 = (
 
 
 def unwrap(optimizer: Any) -> Optimizer:
-    """Return the optimizer inside a wrapper (Accelerate, Lightning, Lookahead and the like).
-
-    Args:
-        optimizer: An optimizer, or an object with one in its attribute ``optimizer``.
-
-    Returns:
-        An optimizer with step hooks.
-
-    Raises:
-        BalanceError: There is none.
-    """
+    """Return the optimizer inside a wrapper (Accelerate, Lightning, Lookahead and the like)."""
     inner = optimizer
     while isinstance(getattr(inner, "optimizer", None), Optimizer):
         inner = inner.optimizer
@@ -72,30 +62,14 @@ def is_divided(optimizer: Optimizer) -> bool:
 
 
 def check_recipe(recipe: object) -> None:
-    """Check that a recipe is a ``Recipe`` and not the function that makes one.
-
-    Args:
-        recipe: What the user passed.
-
-    Raises:
-        BalanceError: It is not a ``Recipe``.
-    """
+    """Check that a recipe is a ``Recipe`` and not the function that makes one."""
     if not isinstance(recipe, Recipe):
         given = f"the function {recipe.__name__}" if inspect.isfunction(recipe) else f"a {type(recipe).__name__}"
         raise BalanceError(f"expected a recipe, such as tempbalance.recipes.model_balancing(), got {given}")
 
 
 def check_optimizer(optimizer: Optimizer, recipe: Recipe) -> None:
-    """Check that an optimizer has the options to multiply, and can keep the tensors of the recipe.
-
-    Args:
-        optimizer: The optimizer.
-        recipe: The recipe.
-
-    Raises:
-        BalanceError: An option is missing or not a number; the optimizer takes a single group; or its state is divided
-            among processes and the recipe needs all of it.
-    """
+    """Check that an optimizer has the options to multiply, and can keep the tensors of the recipe."""
     if isinstance(optimizer, torch.optim.LBFGS):
         raise BalanceError("LBFGS takes all parameters in one group, so units cannot have different learning rates")
     if recipe.spectrum_of == "update" and is_divided(optimizer):
@@ -115,16 +89,7 @@ def check_optimizer(optimizer: Optimizer, recipe: Recipe) -> None:
 
 
 def check_delay(delay: int, most: int, processes: int) -> None:
-    """Check that an asynchronous measurement ends before the next one starts, on a single process.
-
-    Args:
-        delay: Optimizer steps from a measurement to its effect.
-        most: Smallest number of steps between two measurements.
-        processes: Number of processes that train the model.
-
-    Raises:
-        BalanceError: It does not.
-    """
+    """Check that an asynchronous measurement ends before the next one starts, on a single process."""
     if not 0 <= delay <= most:
         raise BalanceError(
             f"delay={delay}: it must be 0 or more, and at most {most}, the steps between two measurements"
@@ -137,14 +102,7 @@ def check_delay(delay: int, most: int, processes: int) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse models whose parameters are flattened or partitioned.
-
-    Args:
-        model: The model.
-
-    Raises:
-        BalanceError: It is not a module, or wrapped by FSDP1, or partitioned by DeepSpeed.
-    """
+    """Refuse models whose parameters are flattened or partitioned."""
     if not isinstance(model, nn.Module):
         raise BalanceError(f"expected the model, a torch.nn.Module, got a {type(model).__name__}")
     if any(cls.__name__ == "FullyShardedDataParallel" for m in model.modules() for cls in type(m).__mro__):
@@ -166,14 +124,7 @@ class Agreement(NamedTuple):
 
 
 def check_agreement(agreements: Sequence[Agreement]) -> None:
-    """Check that all processes train the same parameters and measure at the same steps.
-
-    Args:
-        agreements: The agreement of each process.
-
-    Raises:
-        BalanceError: They differ; the same message on all.
-    """
+    """Check that all processes train the same parameters and measure at the same steps."""
     first = agreements[0]
     for rank, other in enumerate(agreements):
         if other.groups != first.groups:

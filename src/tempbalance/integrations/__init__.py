@@ -1,7 +1,7 @@
-"""Balancing in other people's training loops, and its numbers in their loggers; import the module you need.
+"""Balancing in Hugging Face Trainer and Lightning, and loggers; import the module you need.
 
-``tempbalance.integrations.transformers``, ``.lightning`` and ``.loggers``: each loads its framework, ``import
-tempbalance`` none of them.
+``tempbalance.integrations.transformers``, ``.lightning`` and ``.loggers`` each import their framework; ``import
+tempbalance`` imports none of them.
 """
 
 __all__: list[str] = []

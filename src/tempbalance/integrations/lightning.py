@@ -1,4 +1,4 @@
-"""Balancing in Lightning, as a callback."""
+"""A Lightning callback that balances training."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ __all__ = ["BalanceCallback"]
 class BalanceCallback(Callback):  # type: ignore[misc]
     """Balances the optimizer that ``configure_optimizers`` returns: ``Trainer(callbacks=[BalanceCallback(recipe)])``.
 
-    During ``fit`` it wraps the module's ``configure_optimizers``, puts a ``Balancer`` on the optimizer and fits the
-    schedulers to its groups. Alphas and multipliers are in the optimizer state of every checkpoint, so
-    ``trainer.fit(model, ckpt_path=...)`` goes on bit for bit. Every refresh writes ``alpha_imbalance``,
-    ``multiplier_min`` and ``multiplier_max`` to the trainer's loggers. The groups have unique names, by which
-    ``LearningRateMonitor`` lists the scheduled rates.
+    During ``fit`` it wraps the module's ``configure_optimizers``, creates a ``Balancer`` and extends the schedulers to
+    its groups. Alphas and multipliers are in the optimizer state of every checkpoint, so a run resumed by
+    ``trainer.fit(model, ckpt_path=...)`` is bit-identical to an uninterrupted one. Every refresh writes
+    ``alpha_imbalance``, ``multiplier_min`` and ``multiplier_max`` to the trainer's loggers. ``LearningRateMonitor``
+    lists the scheduled rates by the names of the groups.
 
     Attributes:
-        recipe: What is measured, how it is mapped, what is multiplied.
-        balancer: The balancer, once ``fit`` has configured the optimizer; None before.
+        recipe: The method.
+        balancer: The balancer; None until ``fit`` has configured the optimizer.
 
     Example:
         >>> import torch, tempbalance as tb
@@ -61,18 +61,19 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         on_refresh: Iterable[Callable[[Refresh], object]] = (),
         delay: int = 0,
     ) -> None:
-        """Say what to do.
+        """Create the callback.
 
         Args:
-            recipe: See ``tempbalance.recipes``. One that counts in epochs gets the trainer's number of optimizer steps
-                per epoch, for which the training loader is made before the optimizer; it is refused where the loader
-                has no length.
-            exact: Whether to measure every weight at every refresh, even where the recipe has a tolerance.
-            on_refresh: Called with each ``Refresh`` on rank 0, such as ``tempbalance.integrations.loggers``.
-            delay: Optimizer steps from a refresh, then measured beside training, to its effect; see ``Balancer``.
+            recipe: See ``tempbalance.recipes``. A recipe that counts in epochs gets the trainer's number of optimizer
+                steps per epoch, for which the training loader is created before the optimizer; the loader must have a
+                length.
+            exact: Whether to measure every weight at every refresh, even if the recipe has a tolerance.
+            on_refresh: Functions called with each ``Refresh`` on rank 0, such as the loggers in
+                ``tempbalance.integrations``.
+            delay: Optimizer steps from an asynchronous refresh to its effect; see ``Balancer``.
 
         Raises:
-            BalanceError: The recipe is none.
+            BalanceError: ``recipe`` is not a recipe.
         """
         super().__init__()
         check_recipe(recipe)
@@ -89,7 +90,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         Args:
             trainer: The trainer.
             pl_module: The module.
-            stage: What is set up; only ``"fit"`` matters.
+            stage: The stage; only ``"fit"`` is used.
 
         Raises:
             BalanceError: The trainer uses DeepSpeed or FSDP1, which cannot be balanced.
@@ -102,18 +103,18 @@ class BalanceCallback(Callback):  # type: ignore[misc]
             raise BalanceError(DEEPSPEED)
         if "FSDPStrategy" in strategies:
             raise BalanceError(f"{FSDP1} (in Lightning: ModelParallelStrategy)")
-        own = pl_module.__dict__.get("configure_optimizers")  # where the user has put a function on the instance
+        own = pl_module.__dict__.get("configure_optimizers")  # if the user has set a function on the instance
         configure = pl_module.configure_optimizers
 
         @functools.wraps(configure)
         def configure_and_balance(*args: Any, **kwargs: Any) -> Any:
-            """As the module does, with a balancer on the optimizer."""
+            """Configure as the module does, and balance the optimizer."""
             configured = configure(*args, **kwargs)
             self._balance(trainer, pl_module, configured)
             return configured
 
         def undo() -> None:
-            """Put back what was there."""
+            """Restore ``configure_optimizers``."""
             if own is None:
                 del pl_module.configure_optimizers
             else:
@@ -123,23 +124,11 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         self._undo = undo
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Give the module its own ``configure_optimizers`` back. The balancer stays, for ``save_checkpoint``.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: What is torn down.
-        """
+        """Restore ``configure_optimizers`` of the module. The balancer stays, for ``save_checkpoint``."""
         self._restore()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """The same where training is interrupted: Lightning then calls no ``teardown``.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            exception: What interrupted it.
-        """
+        """Do the same after an exception, when Lightning does not call ``teardown``."""
         self._restore()
 
     def _restore(self) -> None:
@@ -151,7 +140,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         optimizers, schedulers = _parts(configured)
         if len(optimizers) != 1:
             raise BalanceError(
-                f"BalanceCallback balances exactly one optimizer, but configure_optimizers gave {len(optimizers)}: "
+                f"BalanceCallback balances exactly one optimizer, but configure_optimizers returned {len(optimizers)}: "
                 "build a tempbalance.Balancer for each inside configure_optimizers instead"
             )
 
@@ -173,7 +162,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
 
 
 def _steps_per_epoch(trainer: Any) -> int | None:
-    """Optimizer steps in an epoch; None where the training loader has no length."""
+    """Return the optimizer steps in an epoch; None if the training loader has no length."""
     if trainer.train_dataloader is None:
         trainer.fit_loop.setup_data()  # as trainer.estimated_stepping_batches does
     batches = trainer.num_training_batches
@@ -181,14 +170,7 @@ def _steps_per_epoch(trainer: Any) -> int | None:
 
 
 def _parts(configured: Any) -> tuple[list[Any], list[Any]]:
-    """The optimizers and schedulers in what ``configure_optimizers`` returns, in any of the forms that Lightning takes.
-
-    Args:
-        configured: None, an optimizer, a dictionary, a list of these, or a pair of lists.
-
-    Returns:
-        The optimizers, and the schedulers.
-    """
+    """Return the optimizers and schedulers in a result of ``configure_optimizers``, which has one of several forms."""
     if configured is None:
         return [], []
     if isinstance(configured, Mapping):

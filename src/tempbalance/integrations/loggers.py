@@ -1,8 +1,8 @@
 """Loggers for ``Balancer(on_refresh=[...])``: TensorBoard, Weights & Biases, MLflow.
 
-Each is called with every ``Refresh``, on rank 0, and writes its scalars at the number of optimizer steps taken before
-it. Tags come in three sections, which the dashboards show apart and folded: ``tempbalance/`` has the summary,
-``tempbalance_alpha/`` and ``tempbalance_multiplier/`` have one value per unit. What cannot be judged is left out.
+Each is called with every ``Refresh`` on rank 0, and writes its scalars at the number of optimizer steps taken so far.
+Tags have three sections, which dashboards show separately: ``tempbalance/`` contains the summary,
+``tempbalance_alpha/`` and ``tempbalance_multiplier/`` one value per unit. Units without an alpha have no alpha value.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _MLFLOW_BATCH = 1000  # the most metrics that MLflow takes in one call
 
 
 def scalars(refresh: Refresh, *, per_unit: bool = True) -> dict[str, float]:
-    """What a logger writes of a refresh.
+    """Return the scalars that a logger writes for a refresh.
 
     Args:
         refresh: The refresh.
-        per_unit: Whether alpha and multiplier of every unit are among them.
+        per_unit: Whether to include alpha and multiplier of every unit.
 
     Returns:
-        Finite numbers by tag, with the imbalance, the least, mean and largest alpha and multiplier, how many weights
-        were measured, and the seconds it took.
+        Finite numbers by tag: the imbalance; minimum, mean and maximum of alpha and multiplier; the number of measured
+        weights; and the time in seconds.
 
     Example:
         >>> from tempbalance.balance import UnitState
@@ -63,13 +63,13 @@ def scalars(refresh: Refresh, *, per_unit: bool = True) -> dict[str, float]:
 
 
 def summary(refresh: Refresh) -> dict[str, float]:
-    """The three numbers that the trainers put beside the loss.
+    """Return the three numbers that the trainers log with the loss.
 
     Args:
         refresh: The refresh.
 
     Returns:
-        ``alpha_imbalance`` (left out where no unit is judged), ``multiplier_min`` and ``multiplier_max``.
+        ``alpha_imbalance`` (missing if no unit has an alpha), ``multiplier_min`` and ``multiplier_max``.
 
     Example:
         >>> from tempbalance.balance import UnitState
@@ -83,7 +83,7 @@ def summary(refresh: Refresh) -> dict[str, float]:
 
 
 class _Logger(ABC):
-    """Turns a refresh into scalars; subclasses write them."""
+    """Converts a refresh to scalars; subclasses write them."""
 
     def __init__(self, per_unit: bool) -> None:
         self._per_unit = per_unit
@@ -108,11 +108,11 @@ class TensorBoardLogger(_Logger):
     """
 
     def __init__(self, writer: Any, *, per_unit: bool = True) -> None:
-        """Take a writer, or make one.
+        """Use a writer, or create one.
 
         Args:
-            writer: A ``SummaryWriter`` (``logger.experiment`` in Lightning), or the folder that a new one writes to.
-            per_unit: Whether to write alpha and multiplier of every unit, too.
+            writer: A ``SummaryWriter`` (``logger.experiment`` in Lightning), or the folder of a new one.
+            per_unit: Whether to write alpha and multiplier of every unit.
 
         Raises:
             MissingExtraError: A folder is given and tensorboard is not installed.
@@ -137,7 +137,7 @@ class TensorBoardLogger(_Logger):
             self._writer.flush()
 
     def close(self) -> None:
-        """Close the writer, if it was made here."""
+        """Close the writer if it was created here."""
         if self._owns:
             self._writer.close()
 
@@ -145,22 +145,22 @@ class TensorBoardLogger(_Logger):
 class WandbLogger(_Logger):
     """Writes every refresh to a run of Weights & Biases.
 
-    The x-axis of its charts is ``tempbalance/step``, the optimizer steps. Values join the row that the run is writing
-    and do not advance it, so that loops which pass ``step=`` to ``run.log`` keep their rows; only where nothing else
-    was logged since the last refresh does a row of its own begin.
+    The x-axis of the charts is ``tempbalance/step``, the optimizer steps. Values are added to the current row of the
+    run without advancing it, so that loops which pass ``step=`` to ``run.log`` keep their rows. A new row is started
+    only if nothing else was logged since the last refresh.
     """
 
     def __init__(self, run: Any = None, *, per_unit: bool = True) -> None:
-        """Take a run.
+        """Use a run.
 
         Args:
-            run: What ``wandb.init`` returned (``logger.experiment`` in Lightning); by default the run that is active.
-            per_unit: Whether to write alpha and multiplier of every unit, too.
+            run: The result of ``wandb.init`` (``logger.experiment`` in Lightning); by default the active run.
+            per_unit: Whether to write alpha and multiplier of every unit.
 
         Raises:
             MissingExtraError: No run is given and wandb is not installed.
             RuntimeError: No run is given and none is active.
-            TypeError: What is given is no run.
+            TypeError: ``run`` is not a run.
         """
         super().__init__(per_unit)
         if run is None:
@@ -180,7 +180,7 @@ class WandbLogger(_Logger):
             run.define_metric(f"{section}/*", step_metric=_STEP)
 
     def _write(self, values: Mapping[str, float], step: int) -> None:
-        if self._run.step == self._row:  # still the row of the last refresh, which this one would overwrite
+        if self._run.step == self._row:  # the row of the last refresh, which would be overwritten
             self._run.log({})
         self._run.log({**values, _STEP: step}, commit=False)
         self._row = self._run.step
@@ -189,15 +189,15 @@ class WandbLogger(_Logger):
 class MLflowLogger(_Logger):
     """Writes every refresh to a run of MLflow.
 
-    Characters that MLflow does not allow in names (it allows letters, digits, ``_ - . : /`` and spaces) become ``_``.
+    Characters that MLflow does not allow in names (other than letters, digits, ``_ - . : /`` and spaces) become ``_``.
     """
 
     def __init__(self, run_id: str | None = None, *, per_unit: bool = True) -> None:
-        """Take a run.
+        """Use a run.
 
         Args:
-            run_id: Its id; by default that of the run that is active now.
-            per_unit: Whether to write alpha and multiplier of every unit, too.
+            run_id: Its id; by default that of the active run.
+            per_unit: Whether to write alpha and multiplier of every unit.
 
         Raises:
             MissingExtraError: mlflow is not installed.

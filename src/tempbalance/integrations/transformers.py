@@ -1,4 +1,4 @@
-"""Balancing in the Trainer of Hugging Face Transformers, and in any trainer derived from it (TRL, ...)."""
+"""Balancing in the Hugging Face Trainer, and in trainers derived from it (TRL, ...)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _UNKNOWN = -1  # no loader seen yet
 class BalanceMixin:
     """Adds balancing to a trainer: ``class MyTrainer(BalanceMixin, TheirTrainer)``.
 
-    The optimizer that the trainer creates, or is given, gets a ``Balancer`` before its scheduler exists. Alphas and
-    multipliers are in the ``optimizer.pt`` of every checkpoint, so ``resume_from_checkpoint`` goes on bit for bit. The
-    first log of the loss after a refresh has ``alpha_imbalance``, ``multiplier_min`` and ``multiplier_max``, too, in
-    every backend of ``report_to``.
+    The optimizer that the trainer creates, or is given, gets a ``Balancer`` before its scheduler is created. Alphas and
+    multipliers are in the ``optimizer.pt`` of every checkpoint, so a run with ``resume_from_checkpoint`` is
+    bit-identical to an uninterrupted one. The first log of the loss after a refresh also contains ``alpha_imbalance``,
+    ``multiplier_min`` and ``multiplier_max``, in every backend of ``report_to``.
 
     Attributes:
-        recipe: What is measured, how it is mapped, what is multiplied.
-        balancer: The balancer, once training has begun; None before.
+        recipe: The method.
+        balancer: The balancer; None until training starts.
     """
 
     def __init__(
@@ -44,19 +44,20 @@ class BalanceMixin:
         on_refresh: Iterable[Callable[[Refresh], object]] = (),
         **kwargs: Any,
     ) -> None:
-        """Build the trainer, to be balanced.
+        """Build the trainer.
 
         Args:
-            *args: What the trainer takes.
-            recipe: What to do; see ``tempbalance.recipes``. One that counts in epochs gets the trainer's number of
-                optimizer steps per epoch, and is refused where the loader has no length.
-            exact: Whether to measure every weight at every refresh, even where the recipe has a tolerance.
-            delay: Optimizer steps from a refresh, then measured beside training, to its effect; see ``Balancer``.
-            on_refresh: Called with each ``Refresh`` on rank 0, such as ``tempbalance.integrations.loggers``.
-            **kwargs: What the trainer takes.
+            *args: Arguments of the trainer.
+            recipe: The method; see ``tempbalance.recipes``. A recipe that counts in epochs gets the trainer's number of
+                optimizer steps per epoch; the loader must have a length.
+            exact: Whether to measure every weight at every refresh, even if the recipe has a tolerance.
+            delay: Optimizer steps from an asynchronous refresh to its effect; see ``Balancer``.
+            on_refresh: Functions called with each ``Refresh`` on rank 0, such as the loggers in
+                ``tempbalance.integrations``.
+            **kwargs: Arguments of the trainer.
 
         Raises:
-            BalanceError: The recipe is none; or the trainer is to use DeepSpeed or FSDP1, which cannot be balanced.
+            BalanceError: ``recipe`` is not a recipe; or the trainer uses DeepSpeed or FSDP1, which cannot be balanced.
         """
         check_recipe(recipe)
         self.recipe = recipe
@@ -77,33 +78,13 @@ class BalanceMixin:
                 raise BalanceError(f"{FSDP1} (fsdp_version 2 in the configuration of the trainer)")
 
     def set_initial_training_values(self, args: Any, dataloader: Any, *rest: Any) -> Any:
-        """What the trainer counts before it creates the optimizer; its steps per epoch are kept for the recipe.
-
-        Args:
-            args: The training arguments.
-            dataloader: The loader that it trains with.
-            *rest: What the trainer's own method takes.
-
-        Returns:
-            What the trainer's own method returns.
-        """
+        """Compute the initial values as the trainer does, and keep the steps per epoch for the recipe."""
         values = super().set_initial_training_values(args, dataloader, *rest)  # type: ignore[misc]
         self._loader_steps = None if _length(dataloader) is None else values[1]
         return values
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Create the optimizer as the trainer does, and put the balancer on it.
-
-        Args:
-            *args: What the trainer's own method takes: nothing, or the model.
-            **kwargs: The same, by name.
-
-        Returns:
-            The optimizer, with its parameter groups split by unit.
-
-        Raises:
-            BalanceError: It cannot be balanced; the message says what to do.
-        """
+        """Create the optimizer as the trainer does, and balance it."""
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         trainer: Any = self
         steps = self._estimate() if self._loader_steps == _UNKNOWN else self._loader_steps
@@ -126,13 +107,7 @@ class BalanceMixin:
         return optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the trainer does; beside the loss what the last refresh has found, if it was not logged yet.
-
-        Args:
-            logs: Values by name.
-            *args: What the trainer's own method takes.
-            **kwargs: The same, by name.
-        """
+        """Log as the trainer does, and add a summary of the last refresh to the loss if it was not logged yet."""
         history = self.balancer.history if self.balancer is not None else []
         if "loss" in logs and history and history[-1] is not self._logged:
             self._logged = history[-1]
@@ -140,7 +115,7 @@ class BalanceMixin:
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _estimate(self) -> int | None:
-        """Optimizer steps per epoch by the length of the data set, for an optimizer that is created before training."""
+        """Return the optimizer steps per epoch by the size of the data, for an optimizer created before training."""
         trainer: Any = self
         args = trainer.args
         examples = _length(trainer.train_dataset)
@@ -154,7 +129,7 @@ class BalanceMixin:
 
 
 class BalancedTrainer(BalanceMixin, Trainer):  # type: ignore[misc]
-    """``transformers.Trainer`` with balancing: takes ``recipe=`` beside all that the Trainer takes.
+    """``transformers.Trainer`` with balancing: takes ``recipe=`` and all arguments of the Trainer.
 
     Example:
         >>> import tempfile, torch, tempbalance as tb
@@ -179,7 +154,7 @@ def balanced(trainer_class: type) -> type:
         trainer_class: ``Seq2SeqTrainer``, ``SFTTrainer``, or any other subclass of ``transformers.Trainer``.
 
     Returns:
-        A subclass that takes ``recipe=``, ``exact=``, ``delay=`` and ``on_refresh=`` too; one for each class.
+        A subclass that also takes ``recipe=``, ``exact=``, ``delay=`` and ``on_refresh=``; the same for each call.
 
     Raises:
         BalanceError: It is not a trainer class.
@@ -200,7 +175,7 @@ def balanced(trainer_class: type) -> type:
 
 
 def _length(data: Any) -> int | None:
-    """The length of a data set or loader; None if it has none."""
+    """Return the length of a data set or loader; None if it has none."""
     try:
         return len(data)
     except (TypeError, AttributeError, NotImplementedError):

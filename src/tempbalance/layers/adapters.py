@@ -1,4 +1,4 @@
-"""LoRA adapters on disk: pairs of factors become the update that they stand for, ``(alpha / r) B A``."""
+"""LoRA adapters on disk: each pair of factors becomes its update ``(alpha / r) B A``."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["adapter_candidates"]
 _FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<factor>[AB])(\.(?P<adapter>[^.]+))?\.weight")
 _PREFIX = "base_model.model."
 _MATRIX_NDIM = 2
-_NO_SCALE = "LoRA factor: its scale lies in adapter_config.json; analyse the adapter folder, or the model in memory"
+_NO_SCALE = "LoRA factor: its scale is in adapter_config.json; analyse the adapter folder, or the model in memory"
 _NO_PARTNER = "LoRA factor without its partner"
 _NOT_LINEAR = "LoRA on a layer that is not linear: merge it (merge_and_unload) and analyse the result"
-_DORA = "DoRA is more than W + (alpha/r) BA: merge it (merge_and_unload) and analyse the result"
+_DORA = "DoRA is not W + (alpha/r) BA: merge it (merge_and_unload) and analyse the result"
 
 
 class _Pair(NamedTuple):
@@ -36,15 +36,15 @@ class _Pair(NamedTuple):
 
 
 def adapter_candidates(store: TensorStore, candidates: Sequence[Candidate], mode: str) -> list[Candidate]:
-    """Put the updates in the place of their factors.
+    """Replace factors by their updates.
 
     Args:
         store: The tensors.
-        candidates: What was found among them.
-        mode: ``"merged"`` adds an update to its base weight where the store has it; ``"update"`` never does.
+        candidates: The candidates of the tensors.
+        mode: ``"merged"`` adds an update to its base weight if the store has it; ``"update"`` does not.
 
     Returns:
-        The candidates, the factors replaced.
+        The candidates, without factors.
     """
     if not any(_FACTOR.fullmatch(candidate.name) for candidate in candidates):
         return list(candidates)
@@ -78,7 +78,7 @@ def _pairs(store: TensorStore) -> dict[str, _Pair]:
 
 
 def _reason(store: TensorStore, layer: str, pair: _Pair | None) -> str | None:
-    """Why a factor cannot be made an update, if so."""
+    """Return why a factor has no update, if so."""
     if store.adapter_config is None:
         return _NO_SCALE
     if pair is None:
@@ -91,7 +91,7 @@ def _reason(store: TensorStore, layer: str, pair: _Pair | None) -> str | None:
 
 
 def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
-    """``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` for rank-stabilised LoRA; patterns as PEFT reads them."""
+    """``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` for rank-stabilised LoRA; patterns as in PEFT."""
     patterns = config.get("alpha_pattern") or {}
     own = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), None)
     alpha = float(config.get("lora_alpha", rank) if own is None else own)
@@ -119,7 +119,7 @@ def _read_update(store: TensorStore, pair: _Pair, scale: float, index: Index) ->
 
 def _merged(base: Candidate, update: Candidate) -> Candidate:
     def read(index: Index) -> Tensor:
-        """The weight with its update, or the part of it at an index."""
+        """Read the weight with its update, or the part of it at an index."""
         change = update.read(())
         weight = base.read(()).to(torch.float64)
         merged = weight + (change if change.shape == weight.shape else change.mT)  # Conv1D is stored (in, out)

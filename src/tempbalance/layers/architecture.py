@@ -1,4 +1,4 @@
-"""Checkpoints whose configuration says what their layers are: the architecture is built without data."""
+"""Layer types of a checkpoint from its configuration: the architecture is built without data."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _logger = logging.getLogger("tempbalance")
 def checkpoint_candidates(store: TensorStore) -> list[Candidate]:
     """List the weights of a state dict or checkpoint.
 
-    With a configuration and Transformers installed, the architecture is built on the meta device and says what each
-    tensor is. What it does not know (names that Transformers converts while loading, such as single experts), and
-    everything without a configuration, is judged by name and shape.
+    With a configuration and Transformers installed, the architecture is built on the meta device and gives the type of
+    each tensor. Tensors that it does not contain (Transformers renames single experts while loading), and all tensors
+    of a checkpoint without a configuration, are classified by name and shape.
 
     Args:
         store: Named tensors.
 
     Returns:
-        One candidate per tensor with two axes or more: in the order of the model, then of the store.
+        One candidate per tensor with two axes or more, in the order of the model, then of the store.
     """
     model = _architecture(store.config) if store.config else None
     if model is None:
@@ -45,7 +45,7 @@ def checkpoint_candidates(store: TensorStore) -> list[Candidate]:
 
 
 def _architecture(config: Mapping[str, Any]) -> nn.Module | None:
-    """The model of a configuration, without data; None where Transformers does not know it."""
+    """Return the model of a configuration, without data; None if Transformers cannot build it."""
     try:
         import transformers
     except ImportError:
@@ -64,7 +64,7 @@ def _architecture(config: Mapping[str, Any]) -> nn.Module | None:
             with contextlib.suppress(AttributeError):
                 model.tie_weights()  # type: ignore[operator]
             return model
-    except Exception as error:  # whatever a model raises on an incomplete or newer configuration
+    except Exception as error:  # any error of a model with an incomplete or newer configuration
         _logger.info("%s cannot be built (%s): layer types come from names and shapes", names, error)
         return None
     finally:
@@ -72,7 +72,7 @@ def _architecture(config: Mapping[str, Any]) -> nn.Module | None:
 
 
 def _matched(store: TensorStore, model: nn.Module) -> list[Candidate]:
-    """Candidates of the architecture that the store has the numbers for, under their stored names."""
+    """Return the candidates of the architecture that are in the store, under their stored names."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     reasons = unreadable(store)
     found: list[Candidate] = []
@@ -100,7 +100,7 @@ def _matched(store: TensorStore, model: nn.Module) -> list[Candidate]:
 
 
 def _spellings(name: str, prefix: str) -> tuple[str, ...]:
-    """How a checkpoint may call a parameter: with or without the prefix of the base model."""
+    """Return the names of a parameter in checkpoints: with or without the prefix of the base model."""
     return (name, prefix + name, name.removeprefix(prefix))
 
 
@@ -111,5 +111,5 @@ def _respell(block: str | None, name: str, stored: str, prefix: str) -> str | No
 
 
 def _is_second_name(candidate: Candidate, found: list[Candidate]) -> bool:
-    """Whether a tied weight was stored under its first name only."""
+    """Return whether a tied weight is stored under its first name only."""
     return candidate.identity is not None and any(other.identity == candidate.identity for other in found)

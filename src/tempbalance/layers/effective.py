@@ -1,8 +1,8 @@
 """Weights that are computed from other tensors: parametrizations, the older hooks, pruning masks.
 
-The effective weight is what the layer applies, so it is what gets measured, under the name it has in the module.
-Nothing here changes the model: a parametrization is evaluated on a copy in evaluation mode, because reading
-``module.weight`` of a spectral norm in training mode advances its power iteration.
+The effective weight, which the layer applies, is measured under its name in the module. The model is not changed: a
+parametrization is evaluated on a copy in evaluation mode, because reading ``module.weight`` of a spectral norm in
+training mode advances its power iteration.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Effective:
 
     Attributes:
         shape: Its shape.
-        compute: Computes it, without gradient and without a trace in the module.
-        hides: Names of the parameters (within the module) that it is computed from.
-        meta: Whether the tensors behind it hold no data.
+        compute: Computes it without gradient and without changing the module.
+        hides: Names of the parameters of the module that it is computed from.
+        meta: Whether these parameters have no data.
     """
 
     shape: tuple[int, ...]
@@ -59,8 +59,8 @@ def _pruned(hook: object, module: nn.Module) -> Tensor:
     return result.detach()
 
 
-# Class name of a forward pre-hook along its inheritance, the attribute with the weight's name, how to compute it, the
-# suffixes of the parameters it is computed from; the last one has the weight's shape.
+# Class name of a forward pre-hook, its attribute with the name of the weight, the function that computes the weight,
+# the suffixes of the parameters it is computed from; the last one has the shape of the weight.
 _HOOKS: tuple[tuple[str, str, Callable[[object, nn.Module], Tensor], tuple[str, ...]], ...] = (
     ("WeightNorm", "name", _weight_norm, ("_g", "_v")),
     ("SpectralNorm", "name", _spectral_norm, ("_orig",)),
@@ -69,13 +69,13 @@ _HOOKS: tuple[tuple[str, str, Callable[[object, nn.Module], Tensor], tuple[str, 
 
 
 def effective_weights(module: nn.Module) -> dict[str, Effective]:
-    """Find the weights that a module computes from other tensors.
+    """Return the weights that a module computes from other tensors.
 
     Args:
-        module: Any module; its children are not looked at.
+        module: Any module; its children are ignored.
 
     Returns:
-        Attribute name (``weight``) to how it is computed.
+        The weights by attribute name (``weight``).
 
     Example:
         >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))

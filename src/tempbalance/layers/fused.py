@@ -1,9 +1,9 @@
-"""Fused weights: one parameter that holds several weight matrices, and where each of them lies.
+"""Fused weights: parameters that contain several weight matrices.
 
-One description covers every layout in use. The fused axis is ``groups`` times a run of parts: GPT-2 stores ``q k v``
-(one group), GPT-NeoX ``q k v q k v ...`` (a group per head), Falcon ``q q q k v ...`` (a group per key-value head),
-GPT-OSS ``gate up gate up ...`` (a group per neuron). :data:`FUSED` says which module stores what; the next
-architecture is one row there.
+The fused axis consists of ``groups`` repetitions of the parts: GPT-2 stores ``q k v`` (one group), GPT-NeoX
+``q k v q k v ...`` (one group per head), Falcon ``q q q k v ...`` (one group per key-value head), GPT-OSS
+``gate up gate up ...`` (one group per neuron). :data:`FUSED` lists the layout of each module; a new architecture is one
+row there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Reader = Callable[[Index], "Tensor"]
 QKV = ("q", "k", "v")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
-_CODEGEN_SHARDS = 4  # CodeGenAttention.forward: mp_num = 4, a trace of the TPU it was trained on
+_CODEGEN_SHARDS = 4  # CodeGenAttention.forward: mp_num = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +35,8 @@ class Fused:
 
     Attributes:
         parts: Names of the parts, in stored order.
-        sizes: Length of each part along the fused axis, within one group.
-        groups: How often the run of parts repeats.
+        sizes: Length of each part along the fused axis, in one group.
+        groups: Number of groups.
         axis: The fused axis.
     """
 
@@ -46,41 +46,32 @@ class Fused:
     axis: int = 0
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether the parts fill the fused axis of ``shape`` exactly."""
+        """Return whether the parts fill the fused axis of ``shape`` exactly."""
         return min(self.sizes) > 0 and self.groups * sum(self.sizes) == shape[self.axis]
 
     def shape_of(self, part: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of one part of a parameter of shape ``shape``."""
+        """Return the shape of one part of a parameter of shape ``shape``."""
         length = self.groups * self.sizes[part]
         return (*shape[: self.axis], length, *shape[self.axis + 1 :])
 
     def take(self, part: int, read: Reader, index: Index = ()) -> Tensor:
-        """Read one part; of a contiguous one, nothing else is read.
-
-        Args:
-            part: Which part, counted as stored.
-            read: Reads the parameter at an index.
-            index: Where in the parameter the fused matrix lies (an expert of a stack), ``()`` for all of it.
-
-        Returns:
-            The part, of the shape that :meth:`shape_of` says.
-        """
+        """Read one part (of the matrix at ``index``, such as an expert); if it is contiguous, nothing else is read."""
         start = sum(self.sizes[:part])
         stop = start + self.sizes[part]
         if self.groups == 1:
             return read((*index, *(slice(None),) * self.axis, slice(start, stop)))
-        whole = read(index)
-        grouped = whole.reshape(*whole.shape[: self.axis], self.groups, sum(self.sizes), *whole.shape[self.axis + 1 :])
+        full = read(index)
+        grouped = full.reshape(*full.shape[: self.axis], self.groups, sum(self.sizes), *full.shape[self.axis + 1 :])
         return grouped.narrow(self.axis + 1, start, stop - start).flatten(self.axis, self.axis + 1)
 
 
 def thirds(length: int, axis: int = 0) -> Fused | None:
-    """Queries, keys and values of equal size, one after the other."""
+    """Return the layout of queries, keys and values of equal size, one after the other."""
     return Fused(parts=QKV, sizes=(length // 3,) * 3, axis=axis)
 
 
 def halves(length: int, axis: int = 0) -> Fused | None:
-    """Gate and up projection of a gated MLP, one after the other."""
+    """Return the layout of the gate and up projections of a gated MLP, one after the other."""
     return Fused(parts=("gate", "up"), sizes=(length // 2,) * 2, axis=axis)
 
 
@@ -92,10 +83,10 @@ class FusedRule:
     """One row of :data:`FUSED`.
 
     Attributes:
-        attribute: Regular expression for the name of the linear layer within its owner.
+        attribute: Regular expression for the name of the linear layer in its owner.
         owner: Regular expression for the class name of the owner (the attention or MLP module).
-        sizer: ``(owner, length of the fused axis, length of the other axis)`` to the layout; None when the owner
-            does not say how.
+        sizer: ``(owner, length of the fused axis, length of the other axis)`` to the layout; None if the owner
+            does not define it.
     """
 
     attribute: str
@@ -104,7 +95,7 @@ class FusedRule:
 
 
 def _number(owner: nn.Module, names: tuple[str, ...]) -> int | None:
-    """The first of these attributes, on the module or its config, that is a positive integer."""
+    """Return the first of these attributes of the module or its config that is a positive integer."""
     for source in (owner, getattr(owner, "config", None)):
         for name in names:
             value: Any = getattr(source, name, None)
@@ -201,16 +192,16 @@ FUSED: tuple[FusedRule, ...] = (
 
 
 def find_fused(owner: nn.Module | None, attribute: str, shape: tuple[int, ...], axis: int = 0) -> Fused | None:
-    """Look up how a linear layer is fused.
+    """Return the layout of a fused linear layer.
 
     Args:
-        owner: The module that has the layer as a child (its class and configuration say how), or None.
-        attribute: Name of the layer within its owner, such as ``c_attn``.
+        owner: The parent module of the layer (its class and configuration define the layout), or None.
+        attribute: Name of the layer in its owner, such as ``c_attn``.
         shape: Shape of the weight, two axes.
         axis: The output axis: 0 for ``nn.Linear``, 1 for the ``Conv1D`` of Transformers.
 
     Returns:
-        The layout, or None when the layer is not fused or its owner does not say how.
+        The layout; None if the layer is not fused or its layout is unknown.
 
     Example:
         >>> import torch

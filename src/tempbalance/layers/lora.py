@@ -69,18 +69,7 @@ def _variant(module: Any, adapters: Iterable[str]) -> str | None:
 
 
 def lora_candidates(module: Any, name: str, base: list[Candidate], mode: str) -> Iterator[Candidate]:
-    """Yield the candidates of a LoRA layer.
-
-    Args:
-        module: The LoRA layer.
-        name: Its qualified name.
-        base: Candidates of its base layer.
-        mode: ``"merged"`` or ``"update"``.
-
-    Yields:
-        The candidates of the base layer under their names without LoRA. The adapted one is the weight plus the update,
-        or the update alone.
-    """
+    """Yield the candidates of a LoRA layer."""
     has_factors = {*module.lora_A, *getattr(module, "lora_embedding_A", {})}
     adapters = [adapter for adapter in _active(module) if adapter in has_factors]
     variant = _variant(module, adapters)

@@ -1,4 +1,4 @@
-"""Names, shapes and dtypes alone: what a state dict or a checkpoint without an architecture says."""
+"""Classify the tensors of a state dict, or of a checkpoint without an architecture, by name, shape and dtype."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _RNN_WEIGHT = re.compile(r"weight_(ih|hh)(_l\d+(_reverse)?)?")
 
 
 class TensorInfo(NamedTuple):
-    """What is known of a stored tensor without reading it.
+    """A stored tensor that is not read yet.
 
     Attributes:
         shape: Its shape.
         dtype: Its dtype.
-        identity: Equal for two names of one stored tensor; None when unknown.
+        identity: A key that is equal for two names of one stored tensor; None if unknown.
         reason: Why it cannot be read, if so.
     """
 
@@ -41,7 +41,7 @@ class TensorInfo(NamedTuple):
 
 
 class TensorStore(Protocol):
-    """Named tensors that can be read one by one, or in part: a state dict, a checkpoint on disk."""
+    """Named tensors that can be read one by one or in part: a state dict, or a checkpoint on disk."""
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -67,7 +67,7 @@ class StateDict:
     """A mapping of names to tensors in memory, as a :class:`TensorStore`.
 
     Args:
-        tensors: A state dict; entries that are no tensors are ignored.
+        tensors: A state dict; entries that are not tensors are ignored.
 
     Example:
         >>> StateDict(torch.nn.Linear(3, 2).state_dict()).tensors["weight"].shape
@@ -86,21 +86,13 @@ class StateDict:
         }
 
     def load(self, name: str, index: Index = ()) -> Tensor:
-        """Read a tensor, or the part of it at an index.
-
-        Args:
-            name: Name of the tensor.
-            index: Which part, ``()`` for all of it.
-
-        Returns:
-            A view of the tensor.
-        """
+        """Read a tensor, or the part of it at an index."""
         tensor = self._tensors[name].detach()
         return tensor[index] if index else tensor
 
 
 class _Named(NamedTuple):
-    """A stored tensor among its siblings, the tensors of the same module."""
+    """A stored tensor with its siblings, the tensors of the same module."""
 
     name: str
     attribute: str
@@ -114,7 +106,7 @@ def _in_proj(named: _Named) -> Role | None:
 
 
 def _rnn(named: _Named) -> Role:
-    """Gates from the shape of ``weight_hh``, which is ``(gates * hidden, hidden)`` unless there is a projection."""
+    """Find the gates from the shape of ``weight_hh``: ``(gates * hidden, hidden)`` unless there is a projection."""
     hidden = named.siblings.get(named.attribute.replace("weight_ih", "weight_hh"))
     count = 0
     if hidden is not None and len(hidden.shape) == MATRIX_NDIM and hidden.shape[0] % hidden.shape[1] == 0:
@@ -140,8 +132,7 @@ def _has_kernel(named: _Named) -> bool:
     )
 
 
-# (axes, test, role); the first test that holds counts. What none of them knows is judged as a parameter of a module of
-# unknown type.
+# (axes, test, role): the first test that is true counts; other tensors are parameters of a module of unknown type.
 _RULES: tuple[tuple[int, Callable[[_Named], bool], Callable[[_Named], Role | None]], ...] = (
     (2, lambda n: n.attribute == "in_proj_weight", _in_proj),
     (2, lambda n: re.fullmatch(r"[qkv]_proj_weight", n.attribute) is not None, lambda _: Role(kind="attention")),
@@ -166,15 +157,7 @@ def _role(named: _Named) -> Role:
 
 
 def name_candidates(store: TensorStore, names: Mapping[str, str] | None = None) -> list[Candidate]:
-    """List the weights of a state dict or checkpoint, judged by name, shape and dtype.
-
-    Args:
-        store: Named tensors.
-        names: Stored name to the name a row gets, for the tensors wanted; None for all, under their stored names.
-
-    Returns:
-        One candidate per tensor with two axes or more, in stored order.
-    """
+    """List the tensors with two axes or more; ``names`` maps the stored names wanted to the names of their rows."""
     renamed = {name: name for name in store.tensors} if names is None else dict(names)
     modules = _modules(store)
     block_of = block_namer(renamed.values())
@@ -188,7 +171,7 @@ def name_candidates(store: TensorStore, names: Mapping[str, str] | None = None) 
 
 
 def _modules(store: TensorStore) -> dict[str, dict[str, TensorInfo]]:
-    """The stored tensors of each module, by their names within it."""
+    """Return the stored tensors of each module, by their names in it."""
     modules: dict[str, dict[str, TensorInfo]] = {}
     for stored, info in store.tensors.items():
         layer, attribute = _owner(stored, store)
@@ -197,7 +180,7 @@ def _modules(store: TensorStore) -> dict[str, dict[str, TensorInfo]]:
 
 
 def _owner(stored: str, store: TensorStore) -> tuple[str, str]:
-    """Module and attribute; ``fc.weight.absmax`` belongs to ``fc`` when ``fc.weight`` is a tensor itself."""
+    """Return module and attribute; ``fc.weight.absmax`` belongs to ``fc`` if ``fc.weight`` is a tensor itself."""
     layer, _, attribute = stored.rpartition(".")
     parts = stored.split(".")
     for count in range(1, len(parts)):
@@ -207,14 +190,7 @@ def _owner(stored: str, store: TensorStore) -> tuple[str, str]:
 
 
 def unreadable(store: TensorStore) -> dict[str, str]:
-    """Why the numbers of a stored tensor are not its weights as they are.
-
-    Args:
-        store: Named tensors.
-
-    Returns:
-        Stored name to reason, for quantised, integer, unreadable and empty tensors.
-    """
+    """Return the names of quantised, integer, unreadable and empty tensors, with the reasons."""
     reasons = {
         f"{layer}.{attribute}" if layer else attribute: _reason(attribute, siblings)
         for layer, siblings in _modules(store).items()
@@ -226,12 +202,12 @@ def unreadable(store: TensorStore) -> dict[str, str]:
 def _reason(attribute: str, siblings: Mapping[str, TensorInfo]) -> str | None:
     info = siblings[attribute]
     quantised = quantised_reason(attribute, {name: other.dtype for name, other in siblings.items()})
-    empty = f"holds no numbers (shape {info.shape})" if 0 in info.shape else None
+    empty = f"is empty (shape {info.shape})" if 0 in info.shape else None
     return quantised or dtype_reason(info.dtype) or info.reason or empty
 
 
 def _candidate(store: TensorStore, stored: str, named: _Named) -> Candidate | None:
-    """The candidate of one stored tensor, or None when it is no matrix."""
+    """Return the candidate of one stored tensor, or None if it is not a matrix."""
     info = named.info
     reason = _reason(named.attribute, named.siblings)
     quantised = reason is not None and named.attribute in {"weight", "qweight"}

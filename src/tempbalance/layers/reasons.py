@@ -1,4 +1,4 @@
-"""Why a weight cannot be analysed: one table of quantised formats, one of tensors without data."""
+"""Reasons why a weight cannot be analysed: a table of quantised formats, and one of tensors without data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["dtype_reason", "quantised_reason", "tensor_reason"]
 
 _UNQUANTISED = "quantised weights are not supported yet: load the unquantised checkpoint"
 
-# Name of the tensor within its module, a tensor that must lie beside it, the format. The first match counts.
+# Name of the tensor in its module, name of another tensor that the module must have, format. The first match counts.
 _FORMATS: tuple[tuple[str, str, str], ...] = (
     (r"qweight", r"g_idx", "GPTQ"),
     (r"qweight", r"qzeros|scales", "AWQ or GPTQ"),
@@ -29,14 +29,14 @@ _FORMATS: tuple[tuple[str, str, str], ...] = (
     (r"W_q", r"\w+", "HQQ"),
 )
 _SCALED = (r"(?P<w>\w+)", r"{w}_scale(_inv|_2)?|scale_{w}|{w}\.scale|{w}\.scale_weight")
-# Tensors that only serve a quantised weight beside them.
+# Auxiliary tensors of a quantised weight.
 _AUXILIARY = r"qzeros|scales|g_idx|SCB|\w+_scales|\w+_scale(_inv|_2)?|scale_\w+|\w+_zero_point|\w+_shape|\w+\.\w+"
 _FLOAT8 = frozenset(getattr(torch, name) for name in dir(torch) if name.startswith("float8_"))
 _QUANTISED = frozenset({torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4})
 
 
 def is_plain(dtype: torch.dtype | None) -> bool:
-    """Whether numbers of this dtype are the weights themselves, at the usual precision."""
+    """Return whether tensors of this dtype contain the weights themselves."""
     return dtype is None or ((dtype.is_floating_point or dtype.is_complex) and dtype not in _FLOAT8)
 
 
@@ -49,11 +49,11 @@ def _beside(tensor: str, pattern: tuple[str, str], siblings: Iterable[str]) -> b
 
 
 def quantised_reason(tensor: str, siblings: Mapping[str, torch.dtype | None]) -> str | None:
-    """Recognise a quantised weight by the tensors beside it.
+    """Recognise a quantised weight by the other tensors of its module.
 
     Args:
-        tensor: Name of the tensor within its module (``qweight``).
-        siblings: Names and dtypes of all tensors of that module, this one included.
+        tensor: Name of the tensor in its module (``qweight``).
+        siblings: Names and dtypes of all tensors of that module, including this one.
 
     Returns:
         The reason to skip it, naming the format, or None.
@@ -80,7 +80,7 @@ def quantised_reason(tensor: str, siblings: Mapping[str, torch.dtype | None]) ->
 
 
 def dtype_reason(dtype: torch.dtype | None) -> str | None:
-    """Why numbers of this dtype are no weights, or None for floating-point and complex ones."""
+    """Return why tensors of this dtype are not weights; None for floating-point and complex ones."""
     if dtype is None or dtype.is_floating_point or dtype.is_complex:
         return None
     label = str(dtype).removeprefix("torch.")
@@ -89,7 +89,7 @@ def dtype_reason(dtype: torch.dtype | None) -> str | None:
     return f"integer buffer ({label}), not a weight; if it is a quantised one, load the unquantised checkpoint"
 
 
-# Class names along the inheritance of a tensor, and what they mean for us.
+# Class names in the inheritance of a tensor, and the reason.
 _TENSOR_CLASSES: tuple[tuple[str, str], ...] = (
     (r"DTensor", "sharded over several processes (DTensor): analyse the full state dict, or the saved checkpoint"),
     (
@@ -106,7 +106,7 @@ _ZERO3 = (
 
 
 def _class_reason(tensor: Tensor) -> str | None:
-    """Reason by the class of a tensor subclass."""
+    """Return the reason for the class of a tensor subclass."""
     if {type(tensor), type(tensor.data)} <= {torch.Tensor, torch.nn.Parameter}:  # nearly always, and many times
         return None
     for cls in (*type(tensor).__mro__, *type(tensor.data).__mro__):
@@ -123,21 +123,12 @@ _CHECKS: tuple[Callable[[Tensor], str | None], ...] = (
     lambda t: _ZERO3 if hasattr(t, "ds_id") and t.numel() == 0 else None,
     lambda t: "no data (meta device): load the weights first, or analyse the checkpoint" if t.is_meta else None,
     lambda t: dtype_reason(t.dtype),
-    lambda t: f"holds no numbers (shape {tuple(t.shape)})" if t.numel() == 0 else None,
+    lambda t: f"is empty (shape {tuple(t.shape)})" if t.numel() == 0 else None,
 )
 
 
 def tensor_reason(tensor: Tensor, *, meta: bool = False, sharded: bool = False) -> str | None:
-    """Why the numbers of a live tensor cannot be read.
-
-    Args:
-        tensor: A parameter.
-        meta: Whether tensors on the meta device are welcome (their numbers come from elsewhere).
-        sharded: Whether DTensors are welcome (all ranks read them together).
-
-    Returns:
-        A reason, or None when all is well.
-    """
+    """Return why a live tensor cannot be read; ``meta`` and ``sharded`` allow such tensors."""
     if sharded and is_sharded(tensor):
         return dtype_reason(tensor.dtype)
     for check in _CHECKS:

@@ -1,7 +1,7 @@
-"""What a parameter of a live module is: the table of layer types.
+"""Classify a parameter of a live module: the table of layer types.
 
-A new layer type is one row in :data:`ROLES`. Modules of optional packages are recognised by the names of their
-classes, so that none of them has to be imported.
+A new layer type is one row in :data:`ROLES`. Modules of optional packages are recognised by class name, so that no
+optional package is imported.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _BIAS = re.compile(r"(.*_)?bias(_[kv]|es)?(_\w\d*(_reverse)?)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Where a parameter sits.
+    """The position of a parameter in a model.
 
     Attributes:
         name: Qualified name of the parameter.
-        attribute: Its name within the module (``weight``).
+        attribute: Its name in the module (``weight``).
         shape: Its shape.
         dtype: Its dtype.
-        module: The module that has it.
-        child: Name of that module within its owner (``c_attn``).
-        owner: The module that has the module as a child; None at the root.
+        module: Its module.
+        child: Name of the module in its owner (``c_attn``).
+        owner: The parent of the module; None at the root.
     """
 
     name: str
@@ -56,21 +56,14 @@ class Site:
 
 
 def is_embedding_name(name: str) -> bool:
-    """Whether a parameter name alone says embedding: by the layer's own name, never by an enclosing module's.
-
-    Args:
-        name: Qualified parameter name.
-
-    Returns:
-        True for ``wte.weight`` or ``pos_embed``, False for ``patch_embed.proj.weight``.
-    """
+    """Return whether a parameter is an embedding by the name of its layer (``wte.weight``, ``pos_embed``)."""
     layer, _, attribute = name.rpartition(".")
     leaf = layer.rpartition(".")[2] if attribute in {"weight", ""} else attribute
     return bool(_EMBEDDING.fullmatch(leaf))
 
 
 def conv_role(kind: str, shape: tuple[int, ...]) -> Role:
-    """Role of a convolution: one matrix per kernel tap, unless the taps are vectors."""
+    """Return the role of a convolution: one matrix per kernel tap, unless the taps are vectors."""
     if min(shape[:2]) == 1:
         reason = (
             f"every kernel tap of shape {shape[0]}x{shape[1]} is a vector (depthwise, or a single channel): no spectrum"
@@ -116,7 +109,7 @@ def _conv(kind: str) -> Callable[[Site], Role]:
 
 
 def experts_role(shape: tuple[int, ...], *, gate_up: bool, transposed: bool, interleaved: bool = False) -> Role:
-    """Role of stacked experts ``(experts, rows, columns)``.
+    """Return the role of stacked experts ``(experts, rows, columns)``; ``transposed`` ones are ``(experts, in, out)``.
 
     Args:
         shape: Shape of the stack.
@@ -137,7 +130,7 @@ def experts_role(shape: tuple[int, ...], *, gate_up: bool, transposed: bool, int
 
 
 def _experts(site: Site) -> Role | None:
-    """Experts of Transformers: 3-D parameters; ``down_proj`` tells which axis of ``gate_up_proj`` is the output."""
+    """Return the role of experts of Transformers; ``down_proj`` shows which axis of ``gate_up_proj`` is the output."""
     module: Any = site.module
     if len(site.shape) == MATRIX_NDIM and hasattr(module, "moe_num_experts"):  # DBRX: (experts * neurons, hidden)
         count = int(module.moe_num_experts)
@@ -185,7 +178,7 @@ def _loose_table(name: str, shape: tuple[int, ...]) -> Role:
     return Role(kind="embedding", layout=Layout.MATRIX if len(shape) == MATRIX_NDIM else Layout.STACK)
 
 
-# (test, role), both of (name, shape, is complex); the first test that holds counts.
+# (test, role), both functions of (name, shape, is complex); the first test that is true counts.
 _Loose = tuple[Callable[[str, tuple[int, ...], bool], bool], Callable[[str, tuple[int, ...]], Role]]
 _LOOSE: tuple[_Loose, ...] = (
     (lambda name, _, __: is_embedding_name(name), _loose_table),
@@ -207,16 +200,7 @@ _LOOSE: tuple[_Loose, ...] = (
 
 
 def loose_role(name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Role:
-    """Role of a parameter of which nothing but name, shape and dtype is known, from a module of unknown type.
-
-    Args:
-        name: Qualified parameter name.
-        shape: Its shape, two axes or more.
-        dtype: Its dtype.
-
-    Returns:
-        The role; one with a reason where the shape is ambiguous.
-    """
+    """Return the role of a parameter of a module of unknown type, with a reason if its shape is ambiguous."""
     is_complex = dtype is not None and dtype.is_complex
     for test, role in _LOOSE:
         if test(name, shape, is_complex):
@@ -225,14 +209,7 @@ def loose_role(name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> 
 
 
 def role_of(site: Site) -> Role:
-    """What a parameter of a live module is.
-
-    Args:
-        site: Where it sits.
-
-    Returns:
-        The role; one with a reason where it cannot be analysed.
-    """
+    """Return the role of a parameter of a live module, with a reason if it cannot be analysed."""
     if _BIAS.fullmatch(site.attribute) and not is_embedding_name(site.name):
         return loose_role(site.name, site.shape, site.dtype)
     for key, rule in ROLES:

@@ -1,4 +1,4 @@
-"""Selection by glob on the qualified name, and the options that decide what becomes a row."""
+"""Select weights by patterns on their qualified names, and by options."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Select:
-    """Which weights to analyse, and how fused ones are cut.
+    """Which weights to analyse, and how fused ones are split.
 
-    Patterns are shell globs, case-sensitive, matched against the row's name (``h.0.attn.c_attn.weight:q``) and the
-    parameter's (``h.0.attn.c_attn.weight``); ``*`` crosses dots.
+    Patterns are case-sensitive shell globs, which match the name of the row (``h.0.attn.c_attn.weight:q``) or that of
+    the parameter (``h.0.attn.c_attn.weight``); ``*`` also matches dots.
 
     Attributes:
-        include: Patterns of which at least one must match.
-        exclude: Patterns of which none may match.
+        include: At least one of these patterns must match.
+        exclude: None of these patterns may match.
         embeddings: Whether token and position embeddings are analysed.
-        split: Whether fused parameters (``q``, ``k``, ``v``; gates of an LSTM) get a row per part, where the module
-            says how they are fused. Stacked experts always get a row per expert.
+        split: Whether fused parameters (``q``, ``k``, ``v``; gates of an LSTM) get one row per part, if their layout is
+            known. Stacked experts always get one row per expert.
         lora: ``"merged"`` analyses ``W + (alpha / r) B A``, ``"update"`` the update ``(alpha / r) B A`` alone.
 
     Raises:
-        SelectionError: ``lora`` is neither of the two, or there is no pattern to include.
+        SelectionError: ``lora`` has another value, or ``include`` is empty.
 
     Example:
         >>> Select.parse("encoder.*").include
@@ -51,7 +51,7 @@ class Select:
         """Check the options.
 
         Raises:
-            SelectionError: An option has a value that does not exist.
+            SelectionError: An option has an unknown value.
         """
         if self.lora not in {"merged", "update"}:
             raise SelectionError(f"lora must be 'merged' or 'update', got {self.lora!r}")
@@ -60,13 +60,13 @@ class Select:
 
     @classmethod
     def parse(cls, patterns: str | Sequence[str] | Select | None = None) -> Select:
-        """Make a selection out of what a user may write.
+        """Build a selection from patterns.
 
         Args:
-            patterns: A pattern, several, a ready ``Select``, or None for everything.
+            patterns: A pattern, several patterns, a ``Select``, or None for everything.
 
         Returns:
-            The selection; all else than the patterns at its default.
+            The selection, with all other options at their defaults.
         """
         if isinstance(patterns, Select):
             return patterns
@@ -75,11 +75,11 @@ class Select:
         return cls(include=(patterns,) if isinstance(patterns, str) else tuple(patterns))
 
     def admits(self, name: str) -> bool:
-        """Whether a row or a skipped weight of this name belongs to the selection."""
+        """Return whether a row or a skipped weight of this name is selected."""
         return any(_matches(name, p) for p in self.include) and not any(_matches(name, p) for p in self.exclude)
 
     def check(self, names: Sequence[str]) -> None:
-        """Make sure that every pattern matches something.
+        """Check that every pattern matches a weight.
 
         Args:
             names: Names of all weights of the model.
@@ -97,7 +97,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _known(pattern: str, names: Sequence[str]) -> str:
-    """Help for a pattern that matches nothing: close names, else the first ones."""
+    """List similar names for a pattern that matches nothing, or the first names."""
     if not names:
         return "the model has no weight matrix at all"
     bare = pattern.strip("*")

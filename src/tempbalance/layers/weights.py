@@ -1,4 +1,4 @@
-"""What the finders find: candidates, and the rows they become."""
+"""Candidates, and the weights (rows) that they become."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ KINDS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
-    """One weight matrix (or batch of equal ones) of a model: one future row.
+    """One weight matrix of a model, or a batch of matrices of one shape: one row of an analysis.
 
     Attributes:
         name: Qualified parameter name; a part of a fused parameter is ``name:part``.
         kind: One of ``KINDS``.
-        block: Name of the transformer block (or other repeated unit) that holds it, or None.
+        block: Name of its transformer block (or other repeated unit), or None.
         shape: Shape of this part.
-        layout: How the axes are laid out.
+        layout: How the axes form matrices.
         read: Reads its parameter, or the part of it at an index, in the stored dtype.
-        cut: Takes this part out of whatever reads the parameter.
+        cut: Reads this part, given a function that reads the parameter.
     """
 
     name: str
@@ -46,27 +46,27 @@ class Weight:
     cut: Callable[[Reader], Tensor]
 
     def load(self) -> Tensor:
-        """Read this part and nothing else, in the stored dtype; of a live model it may be a view: do not write."""
+        """Read this part in the stored dtype; for a live model it may be a view, which must not be written to."""
         return self.cut(self.read)
 
     def within(self, tensor: Tensor) -> Tensor:
-        """This part of a tensor that has the shape of its parameter: a view where the layout allows it."""
+        """Return this part of a tensor with the shape of its parameter, as a view if the layout allows it."""
         return self.cut(lambda index: tensor[index] if index else tensor)
 
     @property
     def parameter(self) -> str:
-        """Qualified name of the parameter that it is, or is a part of."""
+        """Qualified name of its parameter."""
         return self.name.partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """What a parameter is, before anything is known of its numbers.
+    """What a parameter is, by its module, name, shape and dtype.
 
     Attributes:
         kind: As in :class:`Weight`.
-        layout: How the axes are laid out; ``Layout.STACK`` with kind ``experts`` becomes a row per expert.
-        fused: Layout of the parts, when several matrices share the parameter (of one expert, in a stack).
+        layout: How the axes form matrices; ``Layout.STACK`` with kind ``experts`` becomes one row per expert.
+        fused: Layout of the parts if the parameter (or one expert of a stack) contains several matrices.
         reason: Why it cannot be analysed, if so.
     """
 
@@ -78,17 +78,17 @@ class Role:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidate:
-    """A parameter with two axes or more: it becomes rows, or is skipped with a reason.
+    """A parameter with two axes or more, which becomes rows or is skipped with a reason.
 
     Attributes:
         name: Qualified parameter name.
         role: What it is.
         shape: Shape as stored.
-        dtype: Dtype as stored, None where a row is computed from several tensors.
+        dtype: Dtype as stored; None if it is computed from several tensors.
         read: Reads the parameter at an index, ``()`` for all of it.
-        identity: Equal for two names of one tensor (tied weights), None when unknown.
-        block: Name of the block that holds it.
-        tied_to: Name of the tensor that it is tied to, where the model says so.
+        identity: A key that is equal for two names of one tensor (tied weights); None if unknown.
+        block: Name of its block.
+        tied_to: Name of the tensor that it is tied to, if the model declares it.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Candidate:
 
 
 def to_weights(candidate: Candidate, *, split: bool) -> Iterator[Weight]:
-    """Turn a candidate into its rows.
+    """Yield the rows of a candidate: one, or one per expert, and with ``split`` one per fused part.
 
     Args:
         candidate: A parameter that can be analysed.
@@ -120,7 +120,7 @@ def to_weights(candidate: Candidate, *, split: bool) -> Iterator[Weight]:
 
 
 def _parts(candidate: Candidate, name: str, index: Index, shape: tuple[int, ...], split: bool) -> Iterator[Weight]:
-    """The rows of one matrix of a candidate: one, or one per fused part."""
+    """Yield the rows of one matrix of a candidate: one, or one per fused part."""
     role = candidate.role
     make = functools.partial(
         Weight,

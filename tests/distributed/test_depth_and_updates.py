@@ -1,4 +1,4 @@
-"""Rates by depth, gradual unfreezing and the spectra of updates, on several processes as on one."""
+"""Recipes by depth, gradual unfreezing and spectra of updates give the same on several processes as on one."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def unfrozen_in_mixed_precision() -> list[set[torch.dtype]]:
     return seen
 
 
-def test_what_is_freed_has_gradients_of_the_precision_that_fsdp2_was_given():
+def test_unfrozen_parameters_have_gradients_in_the_precision_of_fsdp2():
     for rank in run(2, unfrozen_in_mixed_precision):
         assert rank == [{torch.float32}] * STEPS
 
@@ -118,7 +118,7 @@ def refusals() -> list[str]:
     return messages
 
 
-def test_unfreezing_is_refused_where_gradients_would_be_lost_or_waited_for():
+def test_unfreezing_is_refused_if_ddp_would_lose_or_wait_for_gradients():
     for bare, strict in run(2, refusals):
         assert "before the balancer is built" in bare
         assert "find_unused_parameters=True" in strict
