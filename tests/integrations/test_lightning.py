@@ -205,7 +205,7 @@ class TestConfigureOptimizers:
             parameters = list(parameters)
             return [torch.optim.SGD([p], lr=0.1) for p in parameters[:number]] or None
 
-        with pytest.raises(tb.errors.BalanceError, match=rf"exactly one optimizer.*gave {number}"):
+        with pytest.raises(tb.errors.BalanceError, match=rf"exactly one optimizer.*returned {number}"):
             fit(pl, tmp_path, BalanceCallback(make_recipe()), configure=configure)
 
     @pytest.mark.parametrize("own", [False, True], ids=["of the class", "of the instance"])
