@@ -1,7 +1,7 @@
 """Language modelling from scratch, a task for ``tempbalance study`` (as in AlphaDecay and LLR, at a size for a CPU).
 
 A LLaMA of 0.9 million parameters, AdamW, warm-up and cosine, on the real text of ``train_lm.py``: cross-entropy in nats
-a token after the last step, so lower is better. The seed chooses the initial weights, the sequences of each step and,
+per token after the last step, so lower is better. The seed chooses the initial weights, the sequences of each step and,
 with ``tokens``, the passages. Validation and test are the two halves of the last 5 % of each text. The papers
 train 60 million to 1 billion parameters on C4. For example
 
@@ -52,10 +52,10 @@ PASSAGE = SMALL.batch_size * SMALL.context  # tokens, as many as in a step
 
 @dataclass(frozen=True)
 class Decay:
-    """A base weight decay of its own.
+    """Another base weight decay.
 
     Attributes:
-        weight_decay: Of AdamW, for all matrices.
+        weight_decay: Weight decay of AdamW, for all matrices.
     """
 
     weight_decay: float
@@ -80,7 +80,7 @@ def train(
         method: How to balance, and with which weight decay.
         lr: Highest learning rate.
         steps: Optimizer steps, of 1,024 tokens each.
-        tokens: How much text to train on, over and over, in passages of 1,024 tokens from everywhere; all unless given.
+        tokens: Tokens of training text, in passages of 1,024 drawn from all texts; None for all.
         data: Folder of the texts.
 
     Returns:
@@ -107,7 +107,7 @@ def train(
 
 @functools.cache
 def load(data: str) -> dict[str, Tensor]:
-    """The texts to train on, to validate on and to test on, each as one stream of tokens."""
+    """Read the training, validation and test texts, each as one stream of tokens."""
     folder = Path(data)
     for name in (*TRAINING, *HELD_OUT):
         if not (folder / name).is_file():
@@ -127,7 +127,7 @@ def load(data: str) -> dict[str, Tensor]:
 
 
 def excerpt(stream: Tensor, tokens: int | None, seed: int) -> Tensor:
-    """So many tokens, rounded down to whole passages, from passages that the seed draws; all of them for None."""
+    """A number of tokens, rounded down to complete passages, which the seed draws; all tokens for None."""
     if tokens is None:
         return stream
     if not PASSAGE <= tokens <= len(stream):

@@ -2,20 +2,20 @@
 
 An FNO (neuraloperator's) or a small UNet learns from a few simulations of
 
-- ``darcy``: from where a medium is permeable to the pressure in it, 16 x 16 points;
-- ``burgers``: from a speed at time 0 to that at 16 later times, 16 points each, 1-D Burgers with viscosity 0.01.
+- ``darcy``: permeability of a medium to pressure, 16 x 16 points;
+- ``burgers``: speed at time 0 to speed at 16 later times, 16 points each, 1-D Burgers with viscosity 0.01.
 
-Adam with the rate halved every fifth of the training, as published; the metric is the nRMSE after the last step, the
-lower the better: the root mean square error of a simulation over the root mean square of its solution, averaged. The
-seed chooses the simulations, the initial weights and the batches. Validated and tested on simulations that no seed
-trains on: 100 and, for Darcy, 550; for Burgers, 700. For example
+Adam with the rate halved every fifth of the training, as published; the metric is the nRMSE after the last step, lower is
+better: the root mean square error of a simulation over the root mean square of its solution, averaged. The seed chooses
+the simulations, the initial weights and the batches. Held out for validation are 100 simulations, for the test 550
+(Darcy) or 700 (Burgers). For example
 
     tempbalance study --task experiments/low_data_pde.py --out pde/darcy-4 --lower-is-better --seeds 20 \
         --set examples=4 steps=250 --lr 1e-3 3e-3 1e-2 --methods model_balancing_sciml:normalize=true,every=25 \
         "model_balancing_sciml:normalize=true,every=25,kinds=('conv1d','linear')"
 
-where the last leaves out the complex weights of the FNO, as the released code does. ``every=25``: with a few
-simulations a step is an epoch, and to measure after each takes longer than to train. ``--set data=DIR`` names a folder
+where the last leaves out the complex weights of the FNO, as the released code does. ``every=25``, because with a few
+simulations a step is an epoch, and measuring takes longer than the step. ``--set data=DIR`` names a folder
 with the files of neuraloperator, ``darcy_train_16.pt`` and so on; ``check_pde.py`` solves them again.
 """
 
@@ -33,8 +33,8 @@ from tempbalance.study import Method
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "pde"
 SIDE = 16  # points along each axis, of space or time
-TRAINING, VALIDATION = 400, 100  # simulations of the training file; the rest is for the test, with its own file
-CHANNELS = 3  # what is known at a point, and where the point lies
+TRAINING, VALIDATION = 400, 100  # simulations of the training file; the others and the test file are for the test
+CHANNELS = 3  # the field at a point, and its two coordinates
 STAGES = 5  # of the learning rate: published are 500 epochs, halved every 100
 WIDTH, MODES, LAYERS = 20, 8, 4  # of the FNO; 20, 12 and 4 in the released code, on grids of 128 points
 FIRST_CHANNELS = 16  # of the UNet; 32 in the released code
@@ -104,7 +104,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
 
 @torch.no_grad()
 def nrmse(model: nn.Module, simulations: Simulations) -> float:
-    """Error over size, each a root mean square over a simulation; the mean over simulations."""
+    """Root mean square error over root mean square of the solution, averaged over simulations."""
     model.eval()
     solutions = simulations.solutions.flatten(1)
     found = torch.cat([model(part) for part in simulations.fields.split(EVALUATION_BATCH)])
@@ -113,7 +113,7 @@ def nrmse(model: nn.Module, simulations: Simulations) -> float:
 
 
 def build(network: str) -> nn.Module:
-    """The network by its name, with random weights."""
+    """Build a network by its name, with random weights."""
     if network == "unet":
         return UNet(FIRST_CHANNELS)
     if network != "fno":
@@ -155,7 +155,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Solutions for fields."""
+        """Compute solutions."""
         passed = []
         for level, down in enumerate(self.down):
             x = down(nn.functional.max_pool2d(x, 2) if level else x)
@@ -177,7 +177,7 @@ def convolutions(before: int, after: int) -> nn.Sequential:
 
 @functools.cache
 def load(data: str, problem: str) -> dict[str, Simulations]:
-    """The simulations by what they are for: ``train`` (those to draw from), ``validation`` and ``test``."""
+    """Read the simulations: ``train`` (to draw from), ``validation`` and ``test``."""
     if problem not in ("darcy", "burgers"):
         raise ValueError(f"problem must be darcy or burgers, got {problem}")
     first, second = (read(Path(data) / f"{problem}_{part}_{SIDE}.pt") for part in ("train", "test"))

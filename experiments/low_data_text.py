@@ -40,19 +40,19 @@ LONGEST = 128  # tokens, as in the paper
 EVALUATION_BATCH = 64
 NEXT_MEMBER = 2**32  # beyond every seed
 
-transformers.logging.set_verbosity_error()  # not at every run that the head is new
+transformers.logging.set_verbosity_error()  # no warning about the new head
 transformers.logging.disable_progress_bar()
 
 
 class Texts(NamedTuple):
-    """Sentences (or pairs of them) as token ids, which of a pair each token is of, and the numbers of their labels."""
+    """Sentences or pairs as token ids, token types (the sentence of a pair), and labels as numbers."""
 
     ids: list[list[int]]
     types: list[list[int]]
     labels: list[int]
 
     def batch(self, chosen: list[int], in_a_row: int) -> Batch:
-        """Some of them for ``Classifier``, so many in each row."""
+        """Make a batch for ``Classifier`` with several sentences per row."""
         rows = [chosen[first : first + in_a_row] for first in range(0, len(chosen), in_a_row)]
         columns = {
             "input_ids": [[token for i in row for token in self.ids[i]] for row in rows],
@@ -81,7 +81,7 @@ class Classifier(transformers.BertForSequenceClassification):
 
 
 class Settings(NamedTuple):
-    """What is the same for all members of an ensemble."""
+    """Settings of all members of an ensemble."""
 
     lr: float
     weight_decay: float
@@ -134,7 +134,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
 def finetune(
     texts: Texts, chosen: list[int], method: Method, own: Joined, settings: Settings, seed: int
 ) -> tuple[nn.Module, float]:
-    """One model, and its mean loss in the last epoch."""
+    """Train one model; return it, and its mean loss in the last epoch."""
     epochs, size = settings.epochs, settings.batch_size
     torch.manual_seed(seed)
     model = Classifier.from_pretrained(minilm(), num_labels=len(set(texts.labels)))
@@ -174,7 +174,7 @@ def minilm() -> Path:
 
 @functools.cache
 def load(data: str, part: str, count: int | None = None) -> Texts:
-    """One file of sentences and labels, or some of them, as token ids."""
+    """Read one file of sentences and labels, or a part of it, as token ids."""
     names = sorted({row[-1] for row in read(data, "train")})
     rows = read(data, part)
     if count is not None:
@@ -196,7 +196,7 @@ def read(data: str, part: str) -> list[list[str]]:
 
 @torch.inference_mode()
 def evaluate(models: list[nn.Module], texts: Texts) -> tuple[float, float]:
-    """Accuracy and mean loss of the mean logits; batches are of similar lengths."""
+    """Compute accuracy and mean loss of the mean logits, in batches of similar lengths."""
     by_length = sorted(range(len(texts.labels)), key=lambda i: len(texts.ids[i]))
     right, loss = 0, 0.0
     with torch.autocast("cpu", torch.bfloat16):

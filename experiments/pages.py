@@ -147,9 +147,9 @@ def _growths(experiment: Experiment, claim: Claim, results: Mapping[str, Results
     for panel, names in claim.panels.items():
         slope = growth(claim, [results[name] for name in names if name in results], experiment.size[0])
         if slope is not None:
-            word = "grows" if slope.low > 0 else "shrinks" if slope.high < 0 else "does not clearly change"
+            word = "grows" if slope.low > 0 else "shrinks" if slope.high < 0 else "does not change significantly"
             found.append(
-                f"{panel}: with less data the gain {word}, by {gain_text(slope, experiment.metric)} "
+                f"{panel}: with less data the gain {word}: {gain_text(slope, experiment.metric)} "
                 f"{experiment.metric.unit} per halving of the {experiment.size[1]}."
             )
     return found

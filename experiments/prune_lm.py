@@ -188,7 +188,7 @@ def test_runs(settings: Settings, pruners: Sequence[str], tuned: Mapping[Run, li
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Perplexity of seven allocations of sparsity, pruned alike.")
+    parser = argparse.ArgumentParser(description="Perplexity of a pruned language model by allocation of sparsity.")
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="held-out text, or its tokens")
     parser.add_argument("--calibration", type=Path, nargs="+", default=(), help="calibration text, or its tokens")

@@ -2,7 +2,7 @@
 
 ResNet-20 or a small VGG, SGD with momentum 0.9 and weight decay 5e-4, a cosine over the epochs, flips and crops,
 accuracy after the last epoch. The seed chooses the images, the initial weights, the order, flips and crops. Training
-and validation images are drawn from the training file, as many of each class; tested is on the whole test file. The
+and validation images are drawn from the training file, the same number per class; the test uses the complete test file. The
 paper trains on 50,000 images of 32 x 32 pixels for 200 epochs in batches of 128. For example
 
     tempbalance study --task experiments/vision.py --out vision/cifar10 --set examples=1000 --seeds 20 \
@@ -38,7 +38,7 @@ METHODS = {"snr": SpectralNorm}
 
 
 class Block(nn.Module):
-    """Two convolutions and what goes around them; where it halves the image, new channels are padded with zeros."""
+    """A residual block of two convolutions; where it halves the image, new channels are padded with zeros."""
 
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Images(NamedTuple):
     labels: Tensor
 
     def at(self, places: Tensor) -> Images:
-        """Some of them."""
+        """Select images by index."""
         return Images(self.images[places], self.labels[places])
 
 
@@ -185,7 +185,7 @@ def load(data: str, classes: int, part: str, size: int) -> Images:
 
 
 def draw(all_images: Images, examples: int, seed: int) -> tuple[Images, Images]:
-    """Images to train on and others to validate on, as many of each class."""
+    """Draw training images and other validation images, the same number per class."""
     labels = all_images.labels
     counts = labels.bincount()
     classes, least = len(counts), int(counts.min())
@@ -200,7 +200,7 @@ def draw(all_images: Images, examples: int, seed: int) -> tuple[Images, Images]:
 
 
 def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Half of them flipped, and each moved by up to an eighth of its side (4 pixels of 32); zeros come in."""
+    """Flip half of the images, and shift each by up to an eighth of its side (4 pixels of 32), padded with zeros."""
     count, size = len(images), images.shape[-1]
     most = size // 8
     flipped = torch.rand(count, 1, generator=rng) < 0.5
@@ -214,7 +214,7 @@ def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Images) -> float:
-    """The share of images whose class is found; NaN where the network has diverged."""
+    """Compute the accuracy; NaN if the network has diverged."""
     model.eval()
     logits = torch.cat([model(some) for some in images.images.split(EVALUATION_BATCH)])
     right = logits.argmax(dim=1) == images.labels

@@ -48,6 +48,6 @@ NETS = (
 )
 
 LOWERED = "Balancing lowers the imbalance, the standard deviation of alpha over the layers."
-PREDICTS = "A network whose alphas are more even has a smaller test error."
+PREDICTS = "A network with a lower imbalance has a smaller test error."
 LOWERED_PAPER = "Model Balancing, EMNLP 2024, section 4.4 (figures only, no numbers)"
 PREDICTS_PAPER = "Model Balancing, EMNLP 2024, section 4.4 (over amounts of data); no correlation is printed there"

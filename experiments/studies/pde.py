@@ -101,8 +101,8 @@ EXPERIMENT = Experiment(
     claims=(
         Claim(
             name="layer",
-            sentence="A learning rate per layer, by alpha, lowers the error of neural PDE solvers, and the more so the "
-            "less data there is.",
+            sentence="A learning rate per layer, by alpha, lowers the error of neural PDE solvers, and lowers it more "
+            "with less data.",
             paper="Model Balancing, EMNLP 2024, table 23",
             published=(
                 Published(where="FNO, Darcy, nRMSE in %", size="0.6 %", baseline=6.28, method=5.67),

@@ -104,7 +104,7 @@ EXPERIMENT = Experiment(
     claims=(
         Claim(
             name="block",
-            sentence="A learning rate per block, by alpha, helps fine-tuning, and the more so the less data there is.",
+            sentence="A learning rate per block, by alpha, helps fine-tuning, and helps more with less data.",
             paper="Model Balancing, EMNLP 2024, table 17",
             published=(
                 Published(where="RoBERTa-base, SST-2", size="0.02 %", baseline=58.49, method=68.39),
@@ -119,7 +119,7 @@ EXPERIMENT = Experiment(
         ),
         Claim(
             name="same-rate",
-            sentence="It helps at the same mean rate, too: the published multipliers raise the mean, these do not.",
+            sentence="It also helps at the same mean rate (the published multipliers raise the mean).",
             paper="our question, not in the paper",
             published=(),
             method=BALANCE,
@@ -127,7 +127,7 @@ EXPERIMENT = Experiment(
         ),
         Claim(
             name="lora",
-            sentence="A learning rate per block, by alpha, helps LoRA on little data, too.",
+            sentence="A learning rate per block, by alpha, also helps LoRA on little data.",
             paper="Model Balancing, EMNLP 2024, table 21",
             published=(
                 Published(where="RoBERTa-base with LoRA, SST-2", size="0.02 %", baseline=66.82, method=70.11),
