@@ -123,6 +123,7 @@ class Experiment:
         claims: The claims.
         quick: Studies of about ten minutes on two cores.
         full: All studies.
+        same_tasks: Hashes of earlier versions of the task file with the same numbers, whose results can be restored.
         sources: Where to get the data, by ``data`` of a study.
         packages: How to install the packages that the task imports, by package.
     """
@@ -134,6 +135,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     quick: tuple[Study, ...]
     full: tuple[Study, ...]
+    same_tasks: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
 

@@ -5,10 +5,10 @@ An FNO (neuraloperator's) or a small UNet learns from a few simulations of
 - ``darcy``: permeability of a medium to pressure, 16 x 16 points;
 - ``burgers``: speed at time 0 to speed at 16 later times, 16 points each, 1-D Burgers with viscosity 0.01.
 
-Adam with the rate halved every fifth of the training, as published; the metric is the nRMSE after the last step, lower is
-better: the root mean square error of a simulation over the root mean square of its solution, averaged. The seed chooses
-the simulations, the initial weights and the batches. Held out for validation are 100 simulations, for the test 550
-(Darcy) or 700 (Burgers). For example
+Adam with the rate halved every fifth of the training, as published; the metric is the nRMSE after the last step (lower
+is better): the root mean square error of a simulation over the root mean square of its solution, averaged. The seed
+chooses the simulations, the initial weights and the batches. 100 simulations are held out for validation, 550 (Darcy)
+or 700 (Burgers) for the test. For example
 
     tempbalance study --task experiments/low_data_pde.py --out pde/darcy-4 --lower-is-better --seeds 20 \
         --set examples=4 steps=250 --lr 1e-3 3e-3 1e-2 --methods model_balancing_sciml:normalize=true,every=25 \

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -145,7 +146,7 @@ def main(
             else:
                 studies[folder / study.name] = study
         if given.restore:
-            restore(studies, read_results(results / f"{experiment.name}.json"))
+            restore(experiment, studies, read_results(results / f"{experiment.name}.json"))
         file = folder / "quick.json" if given.quick else results / f"{experiment.name}.json"
         given_options = {out: options(experiment, study, given) for out, study in studies.items()}
         with closing(run_many(given_options, processes=given.jobs)) as running:  # closing stops the processes
@@ -161,12 +162,17 @@ def main(
     return 0 if len(done) == len(chosen) and all(done) else 1
 
 
-def restore(studies: Mapping[Path, Study], entries: Mapping[str, Any]) -> None:
+def restore(experiment: Experiment, studies: Mapping[Path, Study], entries: Mapping[str, Any]) -> None:
     """Unpack committed results where there is no folder yet."""
+    task = tb.study.load_task(HERE / experiment.task)
     for out, study in studies.items():
         if study.name in entries and not out.exists():
-            tb.study.restore_folder(entries[study.name], out)
-            print(f"{study.name}: {len(entries[study.name]['runs'])} trials restored")
+            entry = json.loads(json.dumps(entries[study.name]))
+            settings = entry["settings"]["settings"]
+            if settings["task"] in {f"{task.name} ({digest})" for digest in experiment.same_tasks}:
+                settings["task"] = f"{task.name} ({task.digest})"
+            tb.study.restore_folder(entry, out)
+            print(f"{study.name}: {len(entry['runs'])} trials restored")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 ResNet-20 or a small VGG, SGD with momentum 0.9 and weight decay 5e-4, a cosine over the epochs, flips and crops,
 accuracy after the last epoch. The seed chooses the images, the initial weights, the order, flips and crops. Training
-and validation images are drawn from the training file, the same number per class; the test uses the complete test file. The
-paper trains on 50,000 images of 32 x 32 pixels for 200 epochs in batches of 128. For example
+and validation images are drawn from the training file, the same number per class; the test is on the complete test
+file. The paper trains on 50,000 images of 32 x 32 pixels for 200 epochs in batches of 128. For example
 
     tempbalance study --task experiments/vision.py --out vision/cifar10 --set examples=1000 --seeds 20 \
         --lr 0.003 0.01 0.03 0.1 --methods tempbalance tempbalance:control=shuffled

@@ -29,6 +29,7 @@ QUICK = Study(
 EXPERIMENT = Experiment(
     name="language",
     task="language.py",
+    same_tasks=("487206e94a09",),  # before names of tempbalance changed
     metric=Metric(name="cross-entropy", unit="nats per token", lower_is_better=True, digits=4),
     size=("tokens", "tokens to train on"),
     claims=(

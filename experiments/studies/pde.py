@@ -96,6 +96,7 @@ QUICK = replace(
 EXPERIMENT = Experiment(
     name="pde",
     task="low_data_pde.py",
+    same_tasks=("a97cb95ab48c",),  # before names of tempbalance changed
     metric=Metric(name="nRMSE, %", unit="% of plain's nRMSE", scale=100, lower_is_better=True, relative=True),
     size=("examples", "simulations to train on"),
     claims=(

@@ -129,6 +129,20 @@ def test_trials_of_a_changed_task_are_refused(command, tmp_path, capsys):
     assert "trials with other settings" in err
 
 
+def test_trials_of_an_earlier_task_with_the_same_numbers_are_restored(command, tmp_path):
+    log = tmp_path / "log"
+    one = study("one", {"log": str(log)})
+    assert command(one)("--full") == 0
+    digest = tb.study.load_task(tmp_path / "toy.py").digest
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    before = log.read_text()
+    run = command(one, same_tasks=(digest,))
+    (tmp_path / "toy.py").write_text(TASK + "\n")
+    assert run("--full", "--restore") == 0
+    assert log.read_text() == before
+    assert digest not in results(tmp_path)["one"]["settings"]["settings"]["task"]
+
+
 def test_collect_trains_nothing_and_takes_complete_seeds(command, tmp_path, capsys):
     log = tmp_path / "log"
     run = command(study("one", {"log": str(log)}, seeds=4))
