@@ -141,7 +141,7 @@ class TestTraining:
         ]
         assert fewest[0][1] < fewest[1][1] == fewest[1][0] == fewest[0][0]
 
-    def test_training_again_goes_on_with_the_same_balancer(self, tmp_path, make_recipe):
+    def test_training_again_continues_with_the_same_balancer(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(), max_steps=3)
         trainer.train()
         balancer = trainer.balancer
