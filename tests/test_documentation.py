@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -152,6 +153,32 @@ def test_the_page_on_the_command_line_has_every_option_and_no_other():
     documented = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "reference" / "cli.md").read_text("utf-8")))
     assert documented - set().union(*options) == {"--help"}
     assert [names for names in options if not names & documented] == []
+
+
+def unknown_names(text: str) -> list[str]:
+    """Dotted names of a page, such as ``tb.assign.Linear``, that do not exist."""
+    names = re.findall(r"(?<![\w/@.-])(?:tb|tempbalance)((?:\.[A-Za-z_]\w*)+)", text)
+    return [name[1:] for name in names if not _exists(f"tempbalance{name}")]
+
+
+def _exists(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_names_of_the_package_exist(page: Path):
+    assert unknown_names(page.read_text("utf-8")) == []
+
+
+def test_the_check_of_names_can_fail():
+    page = "`tb.Hill`, `tb.assign.Linear(0.5, 1.5)`, tempbalance.report, `tb.Hil`, `tb.assign.Circular`, me@tb.org"
+    assert unknown_names(page) == ["Hil", "assign.Circular"]
 
 
 def unknown_options(text: str) -> list[str]:
