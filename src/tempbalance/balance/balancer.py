@@ -114,7 +114,7 @@ class Balancer:
         self._on_refresh = list(on_refresh)
         self._scaled = ScaledOptions()
         self._idle = False
-        self._warned: set[str] = set()
+        self._warned_late = self._warned_non_finite = False
         self._ranks = ProcessGroup(process_group)
         effective = replace(recipe, tolerance=0.0) if exact else recipe
         ready = prepare(
@@ -251,8 +251,8 @@ class Balancer:
         return all(self._ranks.all_gather(idle)) if self._tracker.sharded else idle  # a shard may be empty
 
     def _warn_late(self, group: Mapping[str, Any]) -> None:
-        if "late" not in self._warned:
-            self._warned.add("late")
+        if not self._warned_late:
+            self._warned_late = True
             _logger.warning(
                 "a parameter group (%d parameters) was added after the balancer: it keeps its own learning rate; to "
                 "balance it, call balancer.remove() and build a new Balancer",
@@ -291,10 +291,12 @@ class Balancer:
 
     def _apply(self, found: Measurement, steps: int, delay: int, started: float) -> Refresh:
         """Compute the next multipliers from a measurement, and report."""
-        if found.non_finite:
-            self._warn_non_finite(steps, found.non_finite)
-        else:
+        if not found.non_finite:
             self._groups.assign(found.fits, steps + delay)
+        elif not self._warned_non_finite:
+            self._warned_non_finite = True
+            text = "the multipliers stay as they are until all weights are finite again"
+            warnings.warn(f"step {steps}: {found.non_finite}; {text}", NumericsWarning, stacklevel=2)
         seconds = time.perf_counter() - started
         refresh = Refresh(step=steps, delay=delay, units=self.units, measured=len(found.due), seconds=seconds)
         self.history.append(refresh)
@@ -303,18 +305,8 @@ class Balancer:
         return refresh
 
     def _report(self, refresh: Refresh) -> None:
-        if self._ranks.rank == 0:
-            for call in self._on_refresh:
-                call(refresh)
-
-    def _warn_non_finite(self, steps: int, message: str) -> None:
-        if "non-finite" not in self._warned:
-            self._warned.add("non-finite")
-            warnings.warn(
-                f"step {steps}: {message}; the multipliers stay as they are until all weights are finite again",
-                NumericsWarning,
-                stacklevel=2,
-            )
+        for call in self._on_refresh if self._ranks.rank == 0 else ():
+            call(refresh)
 
 
 def _name(steps: int) -> str:

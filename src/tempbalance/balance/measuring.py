@@ -115,19 +115,21 @@ class Measurer:
     def _measure(self, weights: Sequence[Weight]) -> tuple[dict[str, CachedFit], str]:
         """Return the fits of this process's share of the weights, and a message about one that is not finite."""
         fits, non_finite = {}, ""
-        for name, fit in self._fit_sharded(weights) if self._tracker.sharded else self._fit_share(weights):
+        for name, fit in self._fit_all(weights):
             if isinstance(fit, NonFiniteError):
                 non_finite = non_finite or f"{name}: {fit}"
             else:
                 fits[name] = self._cached(name, fit)
         return fits, non_finite
 
+    def _fit_all(self, weights: Sequence[Weight]) -> list[_Fitted]:
+        if self._tracker.sharded:
+            return self._fit_sharded(weights)
+        return self._fit(weights_of_rank(weights, self._ranks.rank, self._ranks.size))
+
     def _fit(self, weights: Sequence[Weight]) -> list[_Fitted]:
         batches = fit_model_weights(weights, estimator=self._estimator, windows=self._recipe.windows)
         return [(weight.name, fit) for batch in batches for weight, fit in batch]
-
-    def _fit_share(self, weights: Sequence[Weight]) -> list[_Fitted]:
-        return self._fit(weights_of_rank(weights, self._ranks.rank, self._ranks.size))
 
     def _fit_sharded(self, weights: Sequence[Weight]) -> list[_Fitted]:
         """Gather one parameter per process; each process then fits its own; repeat for the next ones."""

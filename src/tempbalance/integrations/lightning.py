@@ -85,16 +85,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         self._undo: Callable[[], None] | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Wrap ``configure_optimizers`` of the module.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: The stage; only ``"fit"`` is used.
-
-        Raises:
-            BalanceError: The trainer uses DeepSpeed or FSDP1, which cannot be balanced.
-        """
+        """Wrap ``configure_optimizers`` of the module; DeepSpeed and FSDP1 are refused."""
         self._restore()
         if stage != "fit":
             return

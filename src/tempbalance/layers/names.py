@@ -64,10 +64,7 @@ class TensorStore(Protocol):
 
 
 class StateDict:
-    """A mapping of names to tensors in memory, as a :class:`TensorStore`.
-
-    Args:
-        tensors: A state dict; entries that are not tensors are ignored.
+    """A state dict as a :class:`TensorStore`; entries that are not tensors are ignored.
 
     Example:
         >>> StateDict(torch.nn.Linear(3, 2).state_dict()).tensors["weight"].shape

@@ -40,12 +40,12 @@ def is_plain(dtype: torch.dtype | None) -> bool:
     return dtype is None or ((dtype.is_floating_point or dtype.is_complex) and dtype not in _FLOAT8)
 
 
-def _beside(tensor: str, pattern: tuple[str, str], siblings: Iterable[str]) -> bool:
+def _has_sibling(tensor: str, pattern: tuple[str, str], siblings: Iterable[str]) -> bool:
     match = re.fullmatch(pattern[0], tensor)
     if not match:
         return False
-    beside = pattern[1].replace("{w}", re.escape(match.groupdict().get("w", "")))
-    return any(other != tensor and re.fullmatch(beside, other) for other in siblings)
+    expected = pattern[1].replace("{w}", re.escape(match.groupdict().get("w", "")))
+    return any(other != tensor and re.fullmatch(expected, other) for other in siblings)
 
 
 def quantised_reason(tensor: str, siblings: Mapping[str, torch.dtype | None]) -> str | None:
@@ -64,10 +64,10 @@ def quantised_reason(tensor: str, siblings: Mapping[str, torch.dtype | None]) ->
     """
     dtype = siblings[tensor]
     if not is_plain(dtype):
-        for name, beside, label in _FORMATS:
-            if _beside(tensor, (name, beside), siblings):
+        for name, sibling, label in _FORMATS:
+            if _has_sibling(tensor, (name, sibling), siblings):
                 return f"{label}: {_UNQUANTISED}"
-        if _beside(tensor, _SCALED, siblings):
+        if _has_sibling(tensor, _SCALED, siblings):
             label = "fp8 with scales" if dtype in _FLOAT8 else f"{str(dtype).removeprefix('torch.')} with scales"
             return f"{label}: {_UNQUANTISED}"
     if re.fullmatch(_AUXILIARY, tensor) and any(
@@ -75,7 +75,7 @@ def quantised_reason(tensor: str, siblings: Mapping[str, torch.dtype | None]) ->
         for other in siblings
         if other != tensor and not re.fullmatch(_AUXILIARY, other)
     ):
-        return "belongs to the quantised weight beside it"
+        return "belongs to a quantised weight"
     return None
 
 

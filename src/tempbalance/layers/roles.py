@@ -170,7 +170,7 @@ ROLES: tuple[tuple[type[nn.Module] | str, Callable[[Site], Role | None]], ...] =
 
 _AMBIGUOUS = (
     "shape {} in a module of unknown type: it could be a convolution, a stack or a table; "
-    "to analyse it, pass a state dict with the matrices that it holds"
+    "to analyse it, pass a state dict of its matrices"
 )
 
 
