@@ -143,10 +143,11 @@ def fine_tuning(sst2: Path, epochs: int) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     found = balancer.history
     kept = {unit.name: unit.alpha for unit in balancer.units}
-    known = {name: pair[0] for g in optimizer.param_groups for name, pair in g["tempbalance"]["weights"].items()}
+    fits = [fit for group in optimizer.param_groups for fit in group["tempbalance"]["weights"].items()]
+    known = {name: fit.alpha for name, fit in fits if fit.alpha > 0}  # NaN without a fit
     balancer.remove()
     exact = tb.analyze(model, progress=False)
-    drift = max(abs(row.alpha - known[row.name]) for row in exact.layers if known.get(row.name))
+    drift = max(abs(row.alpha - known[row.name]) for row in exact.layers if row.name in known)
     return {
         "largest_drift_of_alpha": drift,
         "alphas": kept,

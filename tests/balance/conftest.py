@@ -45,7 +45,7 @@ def make_net(seed: int = 0, width: int = 24) -> Net:
 
 
 def batches(steps: int, seed: int = 1, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The same data at the same step, wherever a loop begins."""
+    """Yield batches that depend only on the step."""
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(1000 * seed + step)
         x = torch.randn(16, 8, generator=generator)

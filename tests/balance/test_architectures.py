@@ -1,4 +1,4 @@
-"""Recipes on the real architectures that they are for: neural operators, experts, fused attention."""
+"""Recipes on real architectures: neural operators, experts, fused attention."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Assignments: neutral where they should be, monotone, in range, and the same numbers as the papers' formulas."""
+"""Assignments: one without differences, monotone, in range, and equal to the papers' formulas."""
 
 import math
 from itertools import pairwise
@@ -148,7 +148,7 @@ DAMPED = [
 
 
 class TestDamped:
-    """Noise in alpha is no longer noise in rates; what is no noise stays."""
+    """Damping removes noise and keeps differences beyond the standard errors."""
 
     def test_damping_removes_most_of_the_spread_of_units_with_one_true_alpha(self):
         equal = [3.0] * 8

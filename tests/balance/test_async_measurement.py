@@ -26,7 +26,7 @@ LAZY = dataclasses.replace(RECIPE, tolerance=0.05)
 
 @dataclasses.dataclass(frozen=True)
 class Slow(tb.Hill):
-    """An estimator that takes its time: a slow machine."""
+    """A slow estimator."""
 
     seconds: float = 0.05
 
@@ -60,7 +60,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def rates(optimizer: torch.optim.Optimizer) -> list[set[float]]:
-    """Fills with the rates that apply, step by step."""
+    """Return a list that is filled with the learning rates of each step."""
     seen: list[set[float]] = []
     optimizer.register_step_pre_hook(lambda o, *_: seen.append({group["lr"] for group in o.param_groups}))
     return seen

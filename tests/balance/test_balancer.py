@@ -1,4 +1,4 @@
-"""The balancer: an add-on that is exact where it acts and leaves no trace where it does not."""
+"""The balancer: the learning rate of a step is the multiplier times the scheduled rate, and nothing else changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rates by depth: the published factors on every parameter, frozen parts that nothing touches, and no spectra."""
+"""Recipes by depth: the published factors on every parameter, and no spectra."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ NO_DECAY = ("bias", "norm")
 
 
 def factors(model: nn.Module, recipe: tb.Recipe) -> dict[str, float]:
-    """What applies in a step, by parameter; two groups of options, as fine-tuning has them."""
+    """Return the learning rate of a step by parameter; weights and others have different options, as in fine-tuning."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     plain = [name for name in named if any(word in name.lower() for word in NO_DECAY)]
     groups = [

@@ -1,4 +1,4 @@
-"""Spectra of what training has added, of how alpha has changed, and of how far it can be trusted."""
+"""Spectra of updates; the change of alpha; damping by its standard error."""
 
 import copy
 import dataclasses
@@ -28,7 +28,7 @@ def alpha_of(weight: torch.Tensor) -> float:
 
 
 def nudge(model: nn.Module, seed: int = 0) -> None:
-    """Gradients of every size and direction, without a loss."""
+    """Set random gradients."""
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
         if p.requires_grad:
@@ -164,7 +164,7 @@ class TestChange:
 
 
 class TestDamped:
-    """In training the standard errors come from the fits; those of a block from its layers."""
+    """In training the standard errors are those of the fits, and for a block those of its layers."""
 
     def balanced(self, model: nn.Module, assignment: tb.assign.Assignment) -> list[tb.balance.UnitState]:
         recipe = tb.Recipe(name="test", assignment=assignment, unit="block")

@@ -1,4 +1,4 @@
-"""Recipes: the as-released twins give the multipliers of the authors' code, on seeded models."""
+"""Recipes: the released variants give the multipliers of the authors' code, on seeded models."""
 
 import json
 from pathlib import Path

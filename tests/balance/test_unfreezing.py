@@ -17,7 +17,7 @@ from .conftest import batches, make_net, train
 
 
 def parts(net: nn.Module) -> list[list[nn.Parameter]]:
-    """From the head down."""
+    """Return the parts of the network, the head first."""
     return [list(part.parameters()) for part in (net.head, *reversed(net.blocks), net.stem)]
 
 

@@ -76,7 +76,7 @@ def train(
     shared: bool = False,
     at_step: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Every process has data of its own, unless they are shared; those of a step are the same whenever it is done."""
+    """Train with data that depend on the step, and on the rank unless they are shared."""
     rank = dist.get_rank() if dist.is_initialized() and not shared else 0
     for step in range(start, steps):
         x = torch.randn(8, 12, generator=torch.Generator().manual_seed(100 * step + rank))
@@ -96,7 +96,7 @@ def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def states_of(balancer: tb.Balancer) -> list[dict[str, Any]]:
-    """All that a balancer remembers in the groups, and their names."""
+    """Return the state of each group, with its name."""
     return [{"name": g["name"], **copy.deepcopy(g["tempbalance"])} for g in balancer.optimizer.param_groups]
 
 
@@ -105,7 +105,7 @@ def units_of(balancer: tb.Balancer) -> list[tuple[str, float, float]]:
 
 
 def alone(weights: dict[str, torch.Tensor], recipe: tb.Recipe = RECIPE) -> list[tuple[str, float, float]]:
-    """What a single process finds for these weights."""
+    """Return the units that a single process finds for these weights."""
     net = make_net()
     net.load_state_dict(weights)
     balancer = tb.Balancer(torch.optim.AdamW(net.parameters()), net, recipe)
@@ -114,7 +114,7 @@ def alone(weights: dict[str, torch.Tensor], recipe: tb.Recipe = RECIPE) -> list[
 
 
 def trained(engine: str, recipe: tb.Recipe | None, steps: int = 7, shared: bool = True) -> dict[str, Any]:
-    """A run, and all that came of it."""
+    """Train, and return weights, optimizer state and balancer state."""
     model, optimizer = make(engine)
     balancer = tb.Balancer(optimizer, model, recipe) if recipe is not None else None
     train(model, optimizer, steps, shared=shared)
@@ -127,7 +127,7 @@ def trained(engine: str, recipe: tb.Recipe | None, steps: int = 7, shared: bool 
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two results are the same, bit for bit; NaN is itself."""
+    """Return whether two results are bit-identical; NaN equals NaN."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):

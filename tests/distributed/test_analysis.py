@@ -1,4 +1,4 @@
-"""Processes that share an analysis find what one finds alone, number by number; what fails on one ends all."""
+"""Processes that share an analysis get the result of a single process; an error on one ends all."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def checkpoint(tmp_path):
 
 
 def joined(folder: Path) -> WorkQueue:
-    """The processes of this world, as they share one analysis."""
+    """Return the queue of the processes of this world."""
     store = dist.FileStore(str(folder.with_name(f"messages{dist.get_world_size()}")), dist.get_world_size())
     return WorkQueue(store, dist.get_rank(), dist.get_world_size())
 
 
 def analysed(folder: Path, **options: Any) -> tuple[str, list[str]]:
-    """All that an analysis says, and what this process has read."""
+    """Return the analysis as text, and the names that this process read."""
     read: list[str] = []
     load = Checkpoint.load
 
@@ -90,7 +90,7 @@ def test_each_process_reads_its_own_share(checkpoint):
 
 
 def counted(folder: Path) -> tuple[bool, int]:
-    """Whether a process shows its progress, and how many weights it has counted."""
+    """Return whether a process shows progress, and how many weights it counted."""
     shown: list[bool] = []
     counts: list[int] = []
 
@@ -110,7 +110,7 @@ def test_one_progress_bar_counts_the_weights_of_all(checkpoint):
 
 
 def fails_in_the_middle(folder: Path, partial: Path, bad_rank: int) -> str:
-    """What the error says, where one process fails at its third batch."""
+    """Return the message of the error if one process fails at its third batch."""
     processes = joined(folder)
     if dist.get_rank() == bad_rank:
         gather = processes.gather
@@ -149,7 +149,7 @@ def test_weights_done_before_a_failure_are_reused_by_more_or_fewer_processes(bad
 
 @contextlib.contextmanager
 def launch() -> Iterator[None]:
-    """What torchrun sets up in each process of a world: a store, which it keeps, and variables that lead there."""
+    """Set up what torchrun does in each process: a store, and environment variables with its address."""
     rank, size = dist.get_rank(), dist.get_world_size()
     server = dist.TCPStore("localhost", 0, is_master=True) if rank == 0 else None
     port = [server.port if server else 0]
@@ -164,7 +164,7 @@ def launch() -> Iterator[None]:
 
 
 def command(arguments: list[str], bad_rank: int | None = None) -> tuple[Any, str, str]:
-    """Exit status, output and errors of a command that torchrun starts."""
+    """Return exit status, output and errors of a command that torchrun starts."""
     output, errors = io.StringIO(), io.StringIO()
     with launch(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         status = run_command(*(arguments if dist.get_rank() != bad_rank else ["analyze", "nowhere"]))

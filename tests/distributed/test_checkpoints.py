@@ -1,4 +1,4 @@
-"""Every way of saving a distributed optimizer brings the balancer back, and training goes on bit for bit."""
+"""Every way of saving a distributed optimizer restores the balancer, and the resumed run is bit-identical."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_the_update_of_a_weight_that_is_computed_from_shards():
 
 
 def unfrozen(engine: str) -> dict[str, Any]:
-    """One part more every two steps, the last one at step 6."""
+    """Unfreeze one more part every two steps, the last one at step 6."""
     if engine == "ddp":
         model = DistributedDataParallel(make_net(), find_unused_parameters=True)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)

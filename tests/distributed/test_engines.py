@@ -1,4 +1,4 @@
-"""DDP: every process has all weights, measures some of them, and knows what the others have found."""
+"""DDP and FSDP2: every process measures some weights and gets the alphas of all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong on one process goes wrong on all, with one message; nobody waits for one that has raised."""
+"""An error on one process is raised on all, with one message, and no process waits for another."""
 
 from __future__ import annotations
 

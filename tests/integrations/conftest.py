@@ -28,7 +28,7 @@ def spread(model: nn.Module) -> None:
 
 
 def make_net() -> nn.Sequential:
-    """Three layers of 24 x 24 with a norm that is in the middle."""
+    """Three layers of 24 x 24 and a norm."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24))
     spread(net)
@@ -36,7 +36,7 @@ def make_net() -> nn.Sequential:
 
 
 def applied(optimizer: Any, seen: list[dict[str, float]]) -> Any:
-    """Note the rate of every group as the step itself finds it."""
+    """Record the learning rate of every group inside a step."""
 
     def note(inner: Any, *_: Any) -> None:
         seen.append({group["name"]: float(group["lr"]) for group in inner.param_groups})

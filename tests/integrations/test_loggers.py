@@ -1,4 +1,4 @@
-"""What the loggers write is read back from where they wrote it."""
+"""The scalars of the loggers are read back from their files and servers."""
 
 import json
 import struct
@@ -103,7 +103,7 @@ class TestWandb:
 
     @staticmethod
     def records(path: Path) -> list[Any]:
-        """What the file of an offline run holds: a LevelDB log of protocol buffers."""
+        """Return the records of an offline run's file, a LevelDB log of protocol buffers."""
         from wandb.proto.wandb_internal_pb2 import Record
 
         data, place, block, whole, found = path.read_bytes(), 7, 32768, b"", []

@@ -1,4 +1,4 @@
-"""Balancing in the Trainer of Transformers: what it changes, what it must not change, and what it logs."""
+"""Balancing in the Hugging Face Trainer: learning rates, resumed runs and logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of layer of a live model becomes the rows it should."""
+"""Every kind of layer of a live model has the expected rows."""
 
 import pytest
 import torch

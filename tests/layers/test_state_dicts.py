@@ -1,4 +1,4 @@
-"""Names, shapes and dtypes alone; and the quantised formats that are named and refused."""
+"""State dicts are classified by names, shapes and dtypes; quantised formats are skipped with their name."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Real architectures of Transformers and PEFT, small and random: alive, and from their saved checkpoints."""
+"""Architectures of Transformers and PEFT, small and random: live, and from their saved checkpoints."""
 
 import json
 
