@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 
 import tempbalance as tb
 from tempbalance.checkpoints import Checkpoint
-from tempbalance.checkpoints.shards import Shard, open_shard
+from tempbalance.checkpoints.checkpoint import Shard
+from tempbalance.checkpoints.opening import open_shard
 from tempbalance.layers import Index
 
 HERE = Path(__file__).parent

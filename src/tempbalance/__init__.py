@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tempbalance._files import register_renderer
+from tempbalance._files import RENDERERS
 
 if TYPE_CHECKING:
     from tempbalance import errors, study, testing
@@ -87,4 +87,4 @@ def _render_html(*arguments: Any) -> str:
     return str(importlib.import_module("tempbalance.report").render_analysis(*arguments))
 
 
-register_renderer(".html", _render_html)
+RENDERERS[".html"] = _render_html

@@ -14,35 +14,15 @@ from typing import Any
 
 from tempbalance.errors import AnalysisError, CheckpointError
 
-__all__ = ["atomic_folder", "check_replaceable", "dumps", "register_renderer", "renderer", "write_atomically"]
+__all__ = ["RENDERERS", "atomic_folder", "check_replaceable", "dumps", "write_atomically"]
 
-_renderers: dict[str, Callable[..., str]] = {}
-
-
-def register_renderer(suffix: str, render: Callable[..., str]) -> None:
-    """Register the function that renders a result as text for files of a suffix.
-
-    ``analysis.save("report.html")`` finds its renderer here, so that ``analysis`` does not import ``report``. The
-    package registers ``.html`` when it is imported.
-
-    Args:
-        suffix: File suffix with its dot.
-        render: Takes the result and returns the text of the file.
-    """
-    _renderers[suffix] = render
-
-
-def renderer(suffix: str) -> Callable[..., str]:
-    """Return the function that was registered for a suffix."""
-    return _renderers[suffix]
+# Functions that render a result as text, by file suffix: ``analysis.save("report.html")`` finds its renderer here, so
+# that ``analysis`` does not import ``report``. The package registers ``.html`` when it is imported.
+RENDERERS: dict[str, Callable[..., str]] = {}
 
 
 def dumps(value: Any) -> str:
-    """Return one line of JSON, with null for NaN and Inf.
-
-    Args:
-        value: Mappings, sequences, strings, numbers.
-    """
+    """Return one line of JSON, with null for NaN and Inf."""
     return json.dumps(_without_nan(value), allow_nan=False)
 
 
@@ -57,15 +37,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file atomically: a reader or a crash never sees a part of it.
-
-    Args:
-        path: The file; its folder must exist.
-        content: The content.
-
-    Raises:
-        AnalysisError: The file cannot be written.
-    """
+    """Write a file, in an existing folder, such that a reader or a crash never sees a part of it."""
     target = Path(path)
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -83,18 +55,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(out: Path, marker: str) -> Generator[Path]:
-    """Write a folder atomically: it replaces ``out`` when the block ends without an error.
-
-    Args:
-        out: The folder. An existing one is replaced if it is empty or contains the marker.
-        marker: Name of a file that only an earlier output contains.
-
-    Yields:
-        A temporary folder to write to, on the same disk.
-
-    Raises:
-        CheckpointError: ``out`` is something else, or cannot be written; it is then unchanged.
-    """
+    """Yield a temporary folder that replaces ``out``, if that is replaceable, when the block ends without an error."""
     out = out.absolute()
     check_replaceable(out, marker)
     try:
@@ -112,15 +73,7 @@ def atomic_folder(out: Path, marker: str) -> Generator[Path]:
 
 
 def check_replaceable(out: Path, marker: str) -> None:
-    """Raise, before the work starts, if ``atomic_folder`` could not replace a folder.
-
-    Args:
-        out: The folder.
-        marker: Name of a file that only an earlier output contains.
-
-    Raises:
-        CheckpointError: ``out`` is neither empty nor an earlier output, or its parent folder does not exist.
-    """
+    """Raise a CheckpointError unless a folder is new, empty or has the marker, a file of earlier outputs only."""
     if out.exists() and not (out.is_dir() and ((out / marker).is_file() or not any(out.iterdir()))):
         raise CheckpointError(f"{out} exists and is not an earlier output (it has no {marker}): choose another folder")
     if not out.absolute().parent.is_dir():

@@ -11,20 +11,7 @@ __all__ = ["progress_bar"]
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, wanted: bool = True) -> Generator[Callable[..., Any]]:
-    """Show a progress bar on standard error if that is a terminal.
-
-    Args:
-        description: Text in front of the bar.
-        total: Number of items.
-        wanted: False shows nothing.
-
-    Yields:
-        A function that takes the number of items finished since its last call, and a new description if it changes.
-
-    Example:
-        >>> with progress_bar("counting", total=3) as advance:
-        ...     advance(3)
-    """
+    """Yield a function of the number of items finished since its last call, and of a new description if it changes."""
     if not wanted:
         yield lambda count, description=None: None
         return

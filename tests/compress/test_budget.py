@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tempbalance.compress.budget import apportion, raise_levels, scale_to_budget
+from tempbalance.compress.budget import apportion, raise_levels, scale_to_budget, shift_to_budget
 
 UNITS = st.lists(st.tuples(st.floats(0.05, 20.0), st.integers(1, 10**9)), min_size=1, max_size=60)
 
@@ -50,6 +50,18 @@ def test_scaled_proportions_meet_the_budget_within_other_bounds(low, high, units
 def test_equal_proportions_give_equal_values(size, value, count):
     values = scale_to_budget([2.0] * count, [size] * count, value * size * count)
     assert values == pytest.approx([value] * count, abs=1e-9)
+
+
+def test_a_proportion_that_exceeds_the_upper_bound_is_cut_off_and_redistributed():
+    assert scale_to_budget([1.0, 2.0, 3.0], [10, 10, 10], 24.0) == pytest.approx([0.4 + 0.2 / 3, 0.8 + 0.4 / 3, 1.0])
+
+
+def test_shifted_values_keep_their_differences_within_the_bounds():
+    assert shift_to_budget([0.0, 0.25, 1.0], [10, 10, 10], 15.0) == [0.125, 0.375, 1.0]
+
+
+def test_the_largest_remainders_are_rounded_up_and_the_first_of_equal_ones():
+    assert apportion([0.5, 0.5, 0.5], [3, 3, 2], 4) == [2, 1, 1]
 
 
 @pytest.mark.parametrize("budget", [-1.0, 31.0, math.nan])

@@ -75,6 +75,10 @@ def test_the_summary_counts_fitted_and_untrained_layers(analysis):
     assert "1 looks untrained, like a random matrix: 3.weight." in text
 
 
+def test_the_summary_of_an_analysis_without_layers():
+    assert summary_sentences([]) == "No weight matrix was analysed."
+
+
 def test_the_summary_of_an_analysis_without_any_fit():
     zero = tb.analyze({"a.weight": torch.zeros(20, 20)})
     assert summary_sentences(zero.layers) == (

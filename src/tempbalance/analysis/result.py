@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempbalance._files import dumps, renderer, write_atomically
+from tempbalance._files import RENDERERS, dumps, write_atomically
 from tempbalance.analysis.rows import layer_from_json, row_to_json
 from tempbalance.errors import AnalysisError, MissingExtraError
 from tempbalance.metrics import imbalance, mean_alpha
@@ -153,7 +153,7 @@ def _parquet(analysis: Analysis) -> bytes:
 
 
 def _html(analysis: Analysis, history: Sequence[Any] = ()) -> bytes:
-    return renderer(".html")(analysis, history).encode()
+    return RENDERERS[".html"](analysis, history).encode()
 
 
 _WRITERS: dict[str, Callable[[Analysis], bytes]] = {".json": _json, ".csv": _csv, ".parquet": _parquet, ".html": _html}

@@ -5,16 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from tempbalance.checkpoints.shards import Shard
 from tempbalance.errors import CheckpointError, NotFoundError
 from tempbalance.layers import Index, TensorInfo
 
-__all__ = ["Checkpoint", "FileInfo"]
+__all__ = ["Checkpoint", "FileInfo", "Shard"]
 
 
 class FileInfo(NamedTuple):
@@ -31,6 +29,20 @@ class FileInfo(NamedTuple):
     mtime: float
 
 
+class Shard(Protocol):
+    """A file of named tensors.
+
+    It is reopened and mapped into memory for each read, so that the memory of a tensor is freed with the tensor: the
+    pages of a file that stays open count towards the process.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+
+    def load(self, name: str, index: Index = ()) -> Tensor:
+        """Read a tensor or a part of it."""
+        ...
+
+
 class Checkpoint:
     """Named tensors on disk. Names, shapes and dtypes are in memory; a tensor is read by ``load``.
 
@@ -40,6 +52,9 @@ class Checkpoint:
         config: The parsed ``config.json``, or None.
         adapter_config: The parsed ``adapter_config.json``, or None.
         files: All files of the checkpoint.
+
+    Raises:
+        CheckpointError: Two files contain a tensor of the same name.
     """
 
     def __init__(
@@ -50,11 +65,6 @@ class Checkpoint:
         adapter_config: Mapping[str, Any] | None,
         files: tuple[FileInfo, ...],
     ) -> None:
-        """Merge the shards.
-
-        Raises:
-            CheckpointError: Two files contain a tensor of the same name.
-        """
         self.path = path
         self.config = config
         self.adapter_config = adapter_config
@@ -106,9 +116,8 @@ class Checkpoint:
         """
         if name not in self._tensors:
             close = difflib.get_close_matches(name, self._tensors, n=3)
-            raise NotFoundError(
-                f"{self.path}: no tensor {name!r}" + (f"; did you mean {', '.join(close)}?" if close else "")
-            )
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise NotFoundError(f"{self.path}: no tensor {name!r}{hint}")
         if name not in self._homes:
             raise CheckpointError(f"{self.path}: the checkpoint is closed; open it again")
         return self._homes[name][1].load(name, index)
@@ -118,15 +127,10 @@ class Checkpoint:
         self._homes.clear()
 
     def __enter__(self) -> Checkpoint:
-        """Enter a ``with`` block."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close at the end of a ``with`` block."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        """Path and number of tensors."""
         return f"Checkpoint({str(self.path)!r}, {len(self._tensors)} tensors)"

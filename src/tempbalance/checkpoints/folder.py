@@ -1,9 +1,10 @@
-"""Find the weight files of a folder and check that none is missing."""
+"""The files of a model folder: find the weights, check that none is missing, copy the others."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,31 +12,22 @@ from typing import Any
 from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_SUFFIXES
 from tempbalance.errors import CheckpointError, CorruptFileError
 
-__all__ = ["read_json", "weight_files"]
+__all__ = ["ADAPTERS", "copy_non_weights", "read_json", "weight_files"]
 
 # In order of preference: the first match is the checkpoint, other files are ignored.
 _INDEXES = ("model.safetensors.index.json", "*.safetensors.index.json")
 _TORCH_INDEXES = ("pytorch_model.bin.index.json", "*.bin.index.json")
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # Files that are not weights: optimizer state and the like, and copies in the original naming of the model.
 _NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*|consolidated.*|adapter_model)\..*"
 )
+_ALL_WEIGHTS = (".safetensors", *TORCH_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".index.json")
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The object.
-
-    Raises:
-        CorruptFileError: It is not readable, or not an object.
-    """
+    """Read a JSON object, or raise a CorruptFileError."""
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -46,24 +38,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """Choose the weight files: safetensors before pickles, an index before a single file.
-
-    Args:
-        folder: A folder.
-
-    Returns:
-        The files, and the index (tensor name to file name; empty without one).
-
-    Raises:
-        CheckpointError: The folder has no weights, or cannot be listed.
-        CorruptFileError: A shard is missing.
-    """
+    """Return the weight files, safetensors rather than pickles, and the index from tensor to file name, or {}."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be listed: {error.strerror or error}") from error
     files = [entry for entry in entries if entry.is_file()]
-    adapters = [folder / name for name in _ADAPTERS if (folder / name) in files][:1]
+    adapters = [folder / name for name in ADAPTERS if (folder / name) in files][:1]
     for indexes, suffixes, single in (
         (_INDEXES, (".safetensors",), "model.safetensors"),
         (_TORCH_INDEXES, TORCH_SUFFIXES, "pytorch_model.bin"),
@@ -127,3 +108,10 @@ def _listed(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError:
         return []
+
+
+def copy_non_weights(source: Path, folder: Path) -> None:
+    """Copy configuration, tokenizer and licence of a model; files that exist in the target folder stay."""
+    for entry in sorted(source.iterdir()):
+        if entry.is_file() and not entry.name.lower().endswith(_ALL_WEIGHTS) and not (folder / entry.name).exists():
+            shutil.copyfile(entry, folder / entry.name)

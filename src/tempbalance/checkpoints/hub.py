@@ -20,19 +20,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def snapshot(repo_id: str, revision: str | None = None) -> Path:
-    """Download a model repository, or find it in the cache. Pickles are downloaded only if it has no safetensors.
-
-    Args:
-        repo_id: ``organisation/name``.
-        revision: Branch, tag or commit.
-
-    Returns:
-        The folder in the cache.
-
-    Raises:
-        MissingExtraError: ``huggingface_hub`` is not installed.
-        NotFoundError: The hub has no such repository or revision, denies access, or cannot be reached.
-    """
+    """Return the cached folder of a hub repository, after a download; pickles only if it has no safetensors."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

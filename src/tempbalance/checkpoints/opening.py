@@ -8,17 +8,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tempbalance.checkpoints.checkpoint import Checkpoint, FileInfo
-from tempbalance.checkpoints.folder import read_json, weight_files
+from tempbalance.checkpoints.checkpoint import Checkpoint, FileInfo, Shard
+from tempbalance.checkpoints.folder import ADAPTERS, read_json, weight_files
 from tempbalance.checkpoints.hub import is_hub_id, snapshot
-from tempbalance.checkpoints.shards import Shard, open_shard
+from tempbalance.checkpoints.safetensors_file import SafetensorsShard
+from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_MAGIC, TORCH_SUFFIXES, TorchShard
 from tempbalance.errors import CheckpointError, CorruptFileError, NotFoundError
 
-__all__ = ["open_checkpoint"]
+__all__ = ["open_checkpoint", "open_shard"]
 
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _MODELS = frozenset({"model.safetensors", "pytorch_model.bin"})  # a file of such a name belongs to the config.json
-_ADAPTERS = frozenset({"adapter_model.safetensors", "adapter_model.bin"})
+# Suffix, first bytes, description, advice.
+_UNSUPPORTED: tuple[tuple[str, bytes, str, str], ...] = (
+    (".gguf", b"GGUF", "a GGUF file", "its weights are quantised for llama.cpp: use the original checkpoint"),
+    (".onnx", b"\x08", "an ONNX graph", "use the PyTorch checkpoint that it was exported from"),
+    (".h5", b"\x89HDF", "an HDF5 (Keras) file", "convert it to safetensors first"),
+    (".keras", b"", "a Keras file", "convert it to safetensors first"),
+    (".msgpack", b"", "a Flax file", "convert it to safetensors first"),
+    (".npz", b"", "a NumPy archive", "save its arrays with safetensors.numpy.save_file"),
+    (".npy", b"\x93NUMPY", "a NumPy array", "save it with safetensors.numpy.save_file"),
+    (".tflite", b"", "a TensorFlow Lite file", "use the checkpoint that it was exported from"),
+)
 
 
 def open_checkpoint(path_or_hub_id: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
@@ -48,20 +59,39 @@ def open_checkpoint(path_or_hub_id: str | os.PathLike[str], revision: str | None
     path = _resolve(path_or_hub_id, revision)
     if path.is_dir():
         files, indexed = weight_files(path)
-        folder, is_adapter = path, any(file.name in _ADAPTERS for file in files)
-        is_model = any(file.name not in _ADAPTERS for file in files)
+        folder, is_adapter = path, any(file.name in ADAPTERS for file in files)
+        is_model = any(file.name not in ADAPTERS for file in files)
     else:
         files, indexed, folder = [path], {}, path.parent
-        is_model, is_adapter = path.name in _MODELS, path.name in _ADAPTERS
+        is_model, is_adapter = path.name in _MODELS, path.name in ADAPTERS
     config, config_files = _read_config(folder / _CONFIG, is_model)
     adapter_config, adapter_files = _read_config(folder / _ADAPTER_CONFIG, is_adapter)
     shards = {file: open_shard(file) for file in files}
     _check_index(path, shards, indexed)
-    infos = tuple(_file_info(file) for file in (*files, *config_files, *adapter_files))
+    stats = {file: file.stat() for file in (*files, *config_files, *adapter_files)}
+    infos = tuple(FileInfo(file, stat.st_size, stat.st_mtime) for file, stat in stats.items())
     checkpoint = Checkpoint(path, shards, config, adapter_config, infos)
     if not checkpoint.tensors:
         raise CheckpointError(f"{path}: the checkpoint has no tensor")
     return checkpoint
+
+
+def open_shard(path: Path) -> Shard:
+    """Open one existing file; the error for an unsupported format names it and the supported ones."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened: {error.strerror or error}") from error
+    suffix = path.suffix.lower()
+    for unsupported, magic, description, advice in _UNSUPPORTED:
+        if suffix == unsupported or (len(magic) > 1 and head.startswith(magic)):
+            raise CheckpointError(f"{path} is {description}, which cannot be analysed: {advice}; {SUPPORTED}")
+    if suffix == ".safetensors":
+        return SafetensorsShard(path)
+    if suffix in TORCH_SUFFIXES or head.startswith(TORCH_MAGIC):
+        return TorchShard(path)
+    raise CheckpointError(f"{path} is not a checkpoint; {SUPPORTED}")
 
 
 def _resolve(source: str | os.PathLike[str], revision: str | None) -> Path:
@@ -85,11 +115,6 @@ def _read_config(path: Path, needed: bool) -> tuple[dict[str, Any] | None, list[
     if needed and path.is_file():
         return read_json(path), [path]
     return None, []
-
-
-def _file_info(path: Path) -> FileInfo:
-    stat = path.stat()
-    return FileInfo(path, stat.st_size, stat.st_mtime)
 
 
 def _check_index(path: Path, shards: Mapping[Path, Shard], indexed: Mapping[str, str]) -> None:

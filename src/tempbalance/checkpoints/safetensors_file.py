@@ -1,9 +1,11 @@
-"""Read one ``.safetensors`` file."""
+"""Read and write one ``.safetensors`` file."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from torch import Tensor
 from tempbalance.errors import CheckpointError, CorruptFileError
 from tempbalance.layers import Index, TensorInfo
 
-__all__ = ["DTYPES", "SafetensorsShard"]
+__all__ = ["SafetensorsShard", "write_safetensors"]
 
-DTYPES = {
+_DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -36,17 +38,14 @@ DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+_CODES = {getattr(torch, name): code for code, name in _DTYPES.items() if hasattr(torch, name)}
+_ALIGNMENT = 8
 
 
 class SafetensorsShard:
-    """A ``.safetensors`` file.
-
-    Args:
-        path: The file.
-    """
+    """A ``.safetensors`` file; only its header is read until ``load`` is called."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header."""
         self._path = path
         with self._open() as file:
             slices = {name: file.get_slice(name) for name in sorted(file.keys(), key=_model_order)}
@@ -79,8 +78,32 @@ def _model_order(name: str) -> list[tuple[int, int, str]]:
 
 def _info(part: Any) -> TensorInfo:
     stored = part.get_dtype()
-    dtype = getattr(torch, DTYPES.get(stored, ""), None)
+    dtype = getattr(torch, _DTYPES.get(stored, ""), None)
     if dtype is None:
         reason = f"stored as {stored}: quantised weights are not supported yet: load the unquantised checkpoint"
         return TensorInfo(tuple(part.get_shape()), torch.uint8, None, reason)
     return TensorInfo(tuple(part.get_shape()), dtype)
+
+
+def write_safetensors(path: Path, tensors: dict[str, TensorInfo], load: Callable[[str], Tensor]) -> None:
+    """Write a ``.safetensors`` file with one tensor in memory at a time, which ``safetensors`` does not offer."""
+    for name, info in tensors.items():
+        if info.reason is not None or info.dtype not in _CODES:
+            raise CheckpointError(f"{name} cannot be copied: {info.reason or info.dtype}")
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    ordered = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # keeps every tensor aligned
+    for name in ordered:
+        info = tensors[name]
+        size = math.prod(info.shape) * info.dtype.itemsize
+        header[name] = {"dtype": _CODES[info.dtype], "shape": list(info.shape), "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in ordered:
+            tensor = load(name).detach().contiguous()
+            if tensor.numel():
+                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -28,14 +28,9 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "networ
 
 
 class TorchShard:
-    """A state dict saved by ``torch.save``.
-
-    Args:
-        path: The file.
-    """
+    """A state dict saved by ``torch.save``; tensor data is read by ``load`` where the format allows it."""
 
     def __init__(self, path: Path) -> None:
-        """Read the pickle, without tensor data where the format allows it."""
         self._path = path
         in_memory = StateDict(self._read())
         self._unmapped = None if self._is_zip() else in_memory

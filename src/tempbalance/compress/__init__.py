@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from tempbalance.compress.allocation import Allocation, LayerAllocation
 from tempbalance.compress.bits import allocate_bits
-from tempbalance.compress.evaluation import (
-    Calibration,
-    Perplexity,
-    draw_calibration,
-    evaluate,
-    load_causal_lm,
-    load_tokens,
-    perplexity,
-)
+from tempbalance.compress.evaluation.causal_lm import load_causal_lm
+from tempbalance.compress.evaluation.harness import evaluate
+from tempbalance.compress.evaluation.likelihood import Perplexity, perplexity
+from tempbalance.compress.evaluation.tokens import Calibration, draw_calibration, load_tokens
 from tempbalance.compress.export import export_llmcompressor, export_npy, export_torch, lora_config
 from tempbalance.compress.prune_workflow import SparsitySettings, prune_folder
-from tempbalance.compress.pruning import outlier_ratios, prune, prune_checkpoint, save_pruned
+from tempbalance.compress.pruning.outliers import outlier_ratios
+from tempbalance.compress.pruning.pruned_checkpoint import prune_checkpoint, save_pruned
+from tempbalance.compress.pruning.pruner import prune
 from tempbalance.compress.pruning_result import PruningResult, UnitSparsity
 from tempbalance.compress.ranks import allocate_ranks
 from tempbalance.compress.recover_workflow import recover_folder
-from tempbalance.compress.recovery import RecoveryResult, RecoverySettings, recover, save_recovered
+from tempbalance.compress.recovery.lora_recovery import RecoveryResult, RecoverySettings, recover, save_recovered
 from tempbalance.compress.sparsity import allocate_sparsity
 
 __all__ = [

@@ -164,13 +164,9 @@ class Allocation(Mapping[str, float]):
 
 
 def _to_json(layer: LayerAllocation, quantity: Quantity) -> dict[str, Any]:
-    numbers = {"alpha": layer.alpha, "stderr": layer.stderr}
     amounts = ("zeros", "sparsity") if quantity == "sparsity" else (quantity,)
-    return {
-        **{name: getattr(layer, name) for name in ("name", "unit", "shape", "numel")},
-        **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
-        **{name: getattr(layer, name) for name in amounts},
-    }
+    row = {name: getattr(layer, name) for name in ("name", "unit", "shape", "numel", "alpha", "stderr", *amounts)}
+    return row | {name: None for name in ("alpha", "stderr") if not math.isfinite(row[name])}
 
 
 def _from_json(row: Mapping[str, Any], quantity: Quantity) -> LayerAllocation:

@@ -18,29 +18,9 @@ __all__ = ["apportion", "raise_levels", "scale_to_budget", "shift_to_budget"]
 def scale_to_budget(
     proportions: Sequence[float], sizes: Sequence[int], budget: float, *, low: float = 0.0, high: float = 1.0
 ) -> list[float]:
-    """Scale proportions by one factor, within bounds, so that they add up to a budget.
-
-    ``value_i = min(max(eta proportion_i, low), high)`` with ``eta`` such that ``sum_i size_i value_i = budget``. If no
-    bound is reached, this is AlphaPruning's rule (Lu et al. 2024). What a bound cuts off is redistributed over the
-    other units, which keep their proportions. ``eta`` is unique unless every value is at a bound.
-
-    Args:
-        proportions: One per unit; positive and finite.
-        sizes: Cost of a value of 1 for each unit; not negative.
-        budget: Cost of all values together.
-        low: Smallest value.
-        high: Largest value.
-
-    Returns:
-        One value per unit, within the bounds.
-
-    Raises:
-        ValueError: The budget cannot be met within the bounds, or a proportion or size is invalid.
-
-    Example:
-        >>> scale_to_budget([1.0, 2.0, 3.0], [10, 10, 10], budget=24.0)
-        [0.4666666666666667, 0.9333333333333333, 1.0]
-    """
+    """Scale positive proportions by one factor, within bounds, so that ``sum_i size_i value_i = budget``."""
+    # value_i = min(max(eta proportion_i, low), high). If no bound is reached, this is AlphaPruning's rule (Lu et al.
+    # 2024). What a bound cuts off is redistributed over the other units, which keep their proportions.
     if any(not 0 < proportion < math.inf for proportion in proportions):
         raise ValueError("every unit needs a positive, finite proportion")
     corners = [bound / proportion for proportion in proportions for bound in (low, high)]
@@ -49,28 +29,12 @@ def scale_to_budget(
     )
 
 
-def shift_to_budget(
-    values: Sequence[float], sizes: Sequence[int], budget: float, *, low: float = 0.0, high: float = 1.0
-) -> list[float]:
-    """Shift values by one amount, within bounds, so that they add up to a budget.
-
-    ``value_i = min(max(value_i + eta, low), high)`` with ``eta`` such that ``sum_i size_i value_i = budget``. Like
-    ``scale_to_budget``, but differences are kept and not proportions.
-
-    Returns:
-        One value per unit, within the bounds.
-
-    Raises:
-        ValueError: The budget cannot be met within the bounds, or a value or size is invalid.
-
-    Example:
-        >>> shift_to_budget([0.0, 0.25, 1.0], [10, 10, 10], budget=15.0)
-        [0.125, 0.375, 1.0]
-    """
+def shift_to_budget(values: Sequence[float], sizes: Sequence[int], budget: float) -> list[float]:
+    """Shift values by one amount, within [0, 1], so that they add up to a budget; as ``scale_to_budget`` scales."""
     if any(not math.isfinite(value) for value in values):
         raise ValueError("every unit needs a finite value")
-    corners = [bound - value for value in values for bound in (low, high)]
-    return _fill(lambda eta: [min(max(value + eta, low), high) for value in values], corners, sizes, budget)
+    corners = [bound - value for value in values for bound in (0.0, 1.0)]
+    return _fill(lambda eta: [min(max(value + eta, 0.0), 1.0) for value in values], corners, sizes, budget)
 
 
 def _fill(
@@ -100,23 +64,7 @@ def _fill(
 
 
 def apportion(values: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
-    """Round ``size_i value_i`` to integers that add up to a total: the largest remainders are rounded up.
-
-    Args:
-        values: One per unit, in [0, 1].
-        sizes: Sizes of the units.
-        total: Sum of the result; within one per unit of ``sum_i size_i value_i``.
-
-    Returns:
-        One integer per unit, from 0 to its size, less than 1 away from ``size_i value_i``.
-
-    Raises:
-        ValueError: The total is too far from the values.
-
-    Example:
-        >>> apportion([0.5, 0.5, 0.5], [3, 3, 2], total=4)
-        [2, 1, 1]
-    """
+    """Round ``size_i value_i`` to integers that add up to a total: the largest remainders are rounded up."""
     exact = [Fraction(value) * size for value, size in zip(values, sizes, strict=True)]
     result = [min(math.floor(amount + Fraction(1, 10**9)), size) for amount, size in zip(exact, sizes, strict=True)]
     missing = total - sum(result)
@@ -132,29 +80,11 @@ def apportion(values: Sequence[float], sizes: Sequence[int], total: int) -> list
 def raise_levels(
     levels: Sequence[int], sizes: Sequence[int], budget: float, worth: Callable[[int, int, int], float]
 ) -> list[int]:
-    """Give every unit one of a few levels: start at the lowest, and take the step of highest worth that fits.
-
-    No further step fits into the rest of the budget. If the worth of a unit's steps decreases as the unit rises
-    (diminishing returns), the sum of ``worth * cost`` over the steps taken is at most one step (the first one that did
-    not fit) below the maximum: up to that step it is the optimum of the linear relaxation (Sinha and Zoltners 1979). If
-    all steps cost the same, it is the maximum.
-
-    Args:
-        levels: The levels, ascending.
-        sizes: Cost of a level of 1 for each unit; not negative.
-        budget: Upper bound of ``sum_i size_i value_i``.
-        worth: Worth of a step per unit of budget, from the unit's index, its level and its next level.
-
-    Returns:
-        One of the levels per unit.
-
-    Raises:
-        ValueError: The lowest level of all units already costs more than the budget.
-
-    Example:
-        >>> raise_levels([2, 3, 4], [10, 10], budget=60, worth=lambda unit, now, _: [5.0, 1.0][unit] / now)
-        [4, 2]
-    """
+    """Give every unit one of a few ascending levels: take the step of highest worth per cost while one fits."""
+    # ``worth`` is per unit of budget, from the unit's index, its level and its next level. If the worth of a unit's
+    # steps decreases as it rises (diminishing returns), the sum of worth * cost over the steps taken is at most one
+    # step (the first that did not fit) below the maximum: up to that step it is the optimum of the linear relaxation
+    # (Sinha and Zoltners 1979). If all steps cost the same, it is the maximum.
     left = budget - levels[0] * sum(sizes)
     if not left >= 0:
         raise ValueError(f"a budget of {budget} cannot be met by {sum(sizes)} times a value of at least {levels[0]}")

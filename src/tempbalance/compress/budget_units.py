@@ -22,19 +22,11 @@ _MATRIX_NDIM = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetUnit:
-    """A layer, or all layers of a block.
-
-    Attributes:
-        name: Name of the layer or block.
-        layers: Its layers, in model order, without a value yet.
-        rows: Its rows of the analysis, in model order.
-        alpha: Mean alpha over the rows; NaN if none has one.
-        stderr: Standard error of that mean; NaN if it is unknown.
-    """
+    """A layer, or all layers of a block, with its mean alpha (see ``mean_alpha``)."""
 
     name: str
-    layers: tuple[LayerAllocation, ...]
-    rows: tuple[LayerStats, ...]
+    layers: tuple[LayerAllocation, ...]  # in model order, without a value yet
+    rows: tuple[LayerStats, ...]  # of the analysis
     alpha: float
     stderr: float
 
@@ -47,19 +39,8 @@ class BudgetUnit:
 def find_units(
     analysis: Analysis, unit: Literal["layer", "block"], kinds: Collection[str] | None = None
 ) -> tuple[list[LayerAllocation], list[BudgetUnit]]:
-    """Group the weights inside blocks into units; in a model without blocks, group all weights.
-
-    Args:
-        analysis: The result of ``analyze``.
-        unit: Whether each layer or each block is a unit.
-        kinds: Kinds of weights that count, the parts of fused weights joined to modules; by default every row.
-
-    Returns:
-        The layers in model order, without a value yet, and the units in model order.
-
-    Raises:
-        AllocationError: There is no such weight.
-    """
+    """Return the layers, without a value yet, and the units of the weights inside blocks, or else of all weights."""
+    # ``kinds``: kinds of weights that count, the parts of fused weights joined to modules; None for every row.
     rows = analysis.layers
     if kinds is not None:
         rows = [row for row in rows if row.kind in kinds and len(row.shape) == _MATRIX_NDIM]
@@ -74,9 +55,12 @@ def find_units(
     members: dict[str, list[LayerAllocation]] = {}
     for layer in layers:
         members.setdefault(layer.unit, []).append(layer)
-    return layers, [
-        _unit(name, inside, [row for layer in inside for row in parts[layer.name]]) for name, inside in members.items()
-    ]
+    units = []
+    for name, inside in members.items():
+        joined = [row for layer in inside for row in parts[layer.name]]
+        alpha, stderr = mean_alpha((row.alpha, row.stderr) for row in joined)
+        units.append(BudgetUnit(name=name, layers=tuple(inside), rows=tuple(joined), alpha=alpha, stderr=stderr))
+    return layers, units
 
 
 def relative_alphas(units: Sequence[BudgetUnit]) -> list[float]:
@@ -109,11 +93,6 @@ def _layer(name: str, parts: Sequence[LayerStats], unit: str) -> LayerAllocation
     alpha, stderr = mean_alpha((part.alpha, part.stderr) for part in parts)
     owner = parts[0].block if unit == "block" else None
     return LayerAllocation(name=name, unit=owner or name, shape=_joined_shape(parts), alpha=alpha, stderr=stderr)
-
-
-def _unit(name: str, layers: Sequence[LayerAllocation], rows: Sequence[LayerStats]) -> BudgetUnit:
-    alpha, stderr = mean_alpha((row.alpha, row.stderr) for row in rows)
-    return BudgetUnit(name=name, layers=tuple(layers), rows=tuple(rows), alpha=alpha, stderr=stderr)
 
 
 def _joined_shape(parts: Sequence[LayerStats]) -> tuple[int, ...]:

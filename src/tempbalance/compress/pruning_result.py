@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,21 +70,17 @@ class PruningResult:
         members: dict[str, list[LayerAllocation]] = {}
         for layer in self.allocation.layers:
             members.setdefault(layer.unit, []).append(layer)
-        return [self._unit(name, layers) for name, layers in members.items()]
-
-    def _unit(self, name: str, layers: Sequence[LayerAllocation]) -> UnitSparsity:
-        numel = sum(layer.numel for layer in layers)
-        alpha, stderr = mean_alpha((layer.alpha, layer.stderr) for layer in layers)
-        planned = sum(layer.zeros for layer in layers) / numel
-        achieved = sum(self.achieved[layer.name] * layer.numel for layer in layers) / numel
-        return UnitSparsity(name=name, alpha=alpha, stderr=stderr, planned=planned, achieved=achieved)
+        units = []
+        for name, layers in members.items():
+            numel = sum(layer.numel for layer in layers)
+            alpha, stderr = mean_alpha((layer.alpha, layer.stderr) for layer in layers)
+            planned = sum(layer.zeros for layer in layers) / numel
+            achieved = sum(self.achieved[layer.name] * layer.numel for layer in layers) / numel
+            units.append(UnitSparsity(name=name, alpha=alpha, stderr=stderr, planned=planned, achieved=achieved))
+        return units
 
     def to_json(self) -> dict[str, Any]:
-        """Return all numbers as plain JSON values.
-
-        Returns:
-            Mappings, lists, strings and numbers; None for numbers that are not finite or not known.
-        """
+        """Return all numbers as plain JSON values, None for those that are not finite or not known."""
         perplexity = self.perplexity and {
             key: {"value": found.value, "stderr": found.stderr, "tokens": found.tokens}
             for key, found in zip(("before", "after"), self.perplexity, strict=True)

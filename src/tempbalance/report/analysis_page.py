@@ -47,18 +47,7 @@ def render_analysis(analysis: Analysis, history: Sequence[Refresh] = ()) -> str:
 
 
 def summary_sentences(layers: Sequence[LayerStats]) -> str:
-    """Summarise an analysis in one to three sentences of plain text.
-
-    Args:
-        layers: All rows.
-
-    Returns:
-        The number of fitted layers, the spread of alpha, the untrained layers, and the layers without an alpha.
-
-    Example:
-        >>> summary_sentences([])
-        'No weight matrix was analysed.'
-    """
+    """Summarise an analysis in one to three sentences of plain text: fitted layers, alpha, untrained layers."""
     if not layers:
         return "No weight matrix was analysed."
     alphas = [layer.alpha for layer in layers if layer.status is Status.OK]

@@ -31,21 +31,9 @@ _WITHOUT_ALPHA = {
 
 
 def layer_findings(layers: Sequence[LayerStats]) -> list[tuple[LayerStats, str]]:
-    """Return the layers to look at first, each with the reason, in model order.
-
-    These are the smallest and the largest alphas within each of the two most common shapes (alphas of different
-    shapes are not comparable), poor fits (KS distance above 0.2), and layers without an alpha.
-
-    Args:
-        layers: All rows of an analysis.
-
-    Returns:
-        Pairs of row and reason; several reasons are joined by commas.
-
-    Example:
-        >>> layer_findings([])
-        []
-    """
+    """Return the layers to look at first, each with the reasons, in model order."""
+    # The smallest and the largest alphas are within each of the two most common shapes: alphas of different shapes are
+    # not comparable.
     reasons: dict[str, list[str]] = {}
     fitted = [layer for layer in layers if layer.status is Status.OK]
     for shape, _ in Counter(map(_unordered_shape, fitted)).most_common(2):
@@ -69,12 +57,7 @@ def _unordered_shape(layer: LayerStats) -> tuple[int, int]:
 
 
 def print_analysis(console: Console, analysis: Analysis) -> None:
-    """Print the summary, the findings (all layers of a small model) and the skipped weights.
-
-    Args:
-        console: Where to print.
-        analysis: The analysis.
-    """
+    """Print the summary, the findings (all layers of a small model) and the skipped weights."""
     console.print(Text(analysis.source, style="bold"), soft_wrap=True)
     print_overview(console, analysis)
     findings = layer_findings(analysis.layers)
@@ -96,12 +79,7 @@ def print_analysis(console: Console, analysis: Analysis) -> None:
 
 
 def print_overview(console: Console, analysis: Analysis) -> None:
-    """Print the number of layers and the spread of their alphas, without a table.
-
-    Args:
-        console: Where to print.
-        analysis: The analysis.
-    """
+    """Print the number of layers and the spread of their alphas, without a table."""
     fitted = [layer for layer in analysis.layers if layer.status is Status.OK]
     estimator = str(analysis.settings.get("estimator", "")).partition("(")[0]
     counts = f"{count(len(analysis.layers), 'weight matrix', 'weight matrices')}, {len(fitted)} with an alpha"

@@ -17,12 +17,7 @@ _CLEAR = 2.0  # standard errors
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Print the largest changes of alpha in standard errors, and the layers that are not in both.
-
-    Args:
-        console: Where to print.
-        comparison: The comparison.
-    """
+    """Print the largest changes of alpha in standard errors, and the layers that are not in both."""
     console.print(Text(f"{comparison.before}  ->  {comparison.after}", style="bold"), soft_wrap=True)
     console.print(
         f"{count(len(comparison.layers), 'common layer', 'common layers')}; "

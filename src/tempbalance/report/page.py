@@ -14,20 +14,7 @@ __all__ = ["render_page"]
 
 
 def render_page(name: str, *, title: str, data: Any, **texts: str) -> str:
-    """Build a page from the files in ``report/assets``.
-
-    Args:
-        name: Name of the assets: body ``NAME.html`` and script ``NAME.js``.
-        title: Title of the page.
-        data: Data for the script: plain values without NaN and Inf.
-        **texts: Texts that replace the ``$`` placeholders of the body; they are escaped.
-
-    Returns:
-        HTML with its style, script, plotly.js and data; the page loads no other file.
-
-    Raises:
-        MissingExtraError: plotly is not installed.
-    """
+    """Build one HTML file from the body and script ``report/assets/NAME.*``, with finite data and escaped texts."""
     try:
         from plotly.offline import get_plotlyjs  # heavy: loaded when a report is rendered
     except ImportError as error:

@@ -13,14 +13,7 @@ __all__ = ["headline", "render_pruning", "save_pruning_report"]
 
 
 def headline(result: PruningResult) -> str:
-    """Return the result in words.
-
-    Args:
-        result: The pruned model.
-
-    Returns:
-        Two or three sentences, plain text.
-    """
+    """Return the result in two or three sentences of plain text."""
     units = sorted(result.units, key=lambda unit: unit.achieved)
     sentences = [
         f"{result.zeros:,} of {result.weights:,} weights are zero: {result.zeros / result.weights:.1%}, "
@@ -36,17 +29,7 @@ def headline(result: PruningResult) -> str:
 
 
 def render_pruning(result: PruningResult) -> str:
-    """Render a pruned model as one HTML page.
-
-    Args:
-        result: The pruned model.
-
-    Returns:
-        HTML with its style, script, plotly.js and data; the page loads no other file.
-
-    Raises:
-        MissingExtraError: plotly is not installed.
-    """
+    """Render a pruned model as one HTML page."""
     settings: dict[str, Any] = {"pruning criterion": result.method, "allocation": result.allocation.method}
     if result.allocation.group is not None:
         settings["zeros in groups of"] = result.allocation.group
@@ -62,15 +45,6 @@ def render_pruning(result: PruningResult) -> str:
 
 
 def save_pruning_report(result: PruningResult, path: Path) -> None:
-    """Save a pruned model as an HTML page or as JSON.
-
-    Args:
-        result: The pruned model.
-        path: The file; the suffix ``.html`` selects the page, any other JSON.
-
-    Raises:
-        AnalysisError: The file cannot be written.
-        MissingExtraError: plotly is not installed, which the page needs.
-    """
+    """Save a pruned model as an HTML page if the suffix is ``.html``, else as JSON."""
     text = render_pruning(result) if path.suffix.lower() == ".html" else dumps(result.to_json())
     write_atomically(path, text.encode())

@@ -20,12 +20,7 @@ _BAR = 20  # characters
 
 
 def print_pruning(console: Console, result: PruningResult) -> None:
-    """Print the allocated and the achieved sparsity of each unit, and the perplexity if it was measured.
-
-    Args:
-        console: Where to print.
-        result: The pruned model.
-    """
+    """Print the allocated and the achieved sparsity of each unit, and the perplexity if it was measured."""
     allocation, units = result.allocation, result.units
     console.print(Text(allocation.source, style="bold"), soft_wrap=True)
     console.print(
@@ -46,13 +41,7 @@ def print_pruning(console: Console, result: PruningResult) -> None:
 
 
 def print_perplexities(console: Console, before: Perplexity, after: Perplexity) -> None:
-    """Print the perplexity of a model before and after it was changed.
-
-    Args:
-        console: Where to print.
-        before: Perplexity before.
-        after: Perplexity after.
-    """
+    """Print the perplexity of a model before and after it was changed."""
     text = f"perplexity {before} before, {after} after"
     console.print(text, highlight=False, soft_wrap=True)
 

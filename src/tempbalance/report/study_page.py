@@ -12,14 +12,7 @@ __all__ = ["render_study"]
 
 
 def render_study(summary: Summary) -> str:
-    """Render a study as one page.
-
-    Args:
-        summary: The summary of the study.
-
-    Returns:
-        HTML that loads nothing from elsewhere.
-    """
+    """Render the summary of a study as one HTML page."""
     task = str(summary.settings.get("task", "")).rpartition(" (")[0]
     data = summary.to_json() | {"settings": {key: str(value) for key, value in summary.settings.items()}}
     return render_page(

@@ -14,12 +14,7 @@ __all__ = ["print_study"]
 
 
 def print_study(console: Console, summary: Summary) -> None:
-    """Print one row per method, the recommendation, and notes on the numbers.
-
-    Args:
-        console: The console.
-        summary: The summary of the study.
-    """
+    """Print one row per method, the recommendation, and notes on the numbers."""
     direction = "lower" if summary.lower_is_better else "higher"
     title = f"{summary.seeds} paired seeds; {direction} is better; a positive gain over {summary.baseline} is good"
     counted = [name for name in ("diverged", "failed") if any(getattr(row, name) for row in summary.rows)]

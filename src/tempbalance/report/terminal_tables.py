@@ -42,18 +42,7 @@ def print_names(console: Console, label: str, names: Sequence[str]) -> None:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Return a bar chart of one line.
-
-    Args:
-        values: Finite numbers.
-
-    Returns:
-        One block character per number.
-
-    Example:
-        >>> sparkline([1.0, 2.0, 3.0])
-        '▁▄█'
-    """
+    """Return a bar chart of finite numbers in one line, one block character per number."""
     low, high = min(values), max(values)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(BARS[int((value - low) * scale)] for value in values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import tempbalance as tb
-from tempbalance.compress.pruning.sparsegpt import sparsegpt
+from tempbalance.compress import Allocation, LayerAllocation
 from tempbalance.errors import AllocationError, MissingExtraError, NonFiniteError, TokensError
 
 transformers = pytest.importorskip("transformers")
@@ -29,6 +30,17 @@ def linear_names(model: nn.Module) -> list[str]:
     return [
         f"{name}.weight" for name, module in model.named_modules() if type(module) is nn.Linear and "layers" in name
     ]
+
+
+def sparsegpt(model: nn.Module, sparsities: dict[str, float], tokens: list[Tensor]) -> None:
+    """Prune by SparseGPT to a sparsity for each weight name; the names need not be in the model."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    layers = []
+    for name, sparsity in sparsities.items():
+        shape = shapes.get(name, (1, 1))
+        layers.append(LayerAllocation(name=name, unit=name, shape=shape, zeros=round(sparsity * math.prod(shape))))
+    allocation = Allocation(source="test", budget=0.5, method="by hand", unit="layer", layers=tuple(layers))
+    tb.prune(model, allocation, "sparsegpt", calibration=tokens, progress=False)
 
 
 def zeros(model: nn.Module) -> dict[str, int]:
@@ -164,14 +176,14 @@ def test_the_conv1d_of_gpt2_is_refused(tokens: list[Tensor]):
         sparsegpt(model, {"transformer.h.0.mlp.c_fc.weight": 0.5}, tokens)
 
 
-@pytest.mark.parametrize("sparsity", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("sparsity", [-0.1, 1.1])
 def test_a_sparsity_out_of_range_is_refused(sparsity: float, make_llama: Any, tokens: list[Tensor]):
     with pytest.raises(AllocationError, match="up_proj"):
         sparsegpt(make_llama(), {UP: sparsity}, tokens)
 
 
 def test_an_empty_calibration_set_is_refused(make_llama: Any):
-    with pytest.raises(TokensError, match="empty"):
+    with pytest.raises(TokensError, match="needs calibration tokens"):
         sparsegpt(make_llama(), {UP: 0.5}, [])
 
 

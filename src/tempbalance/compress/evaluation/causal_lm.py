@@ -14,7 +14,7 @@ from torch import nn
 
 from tempbalance.errors import CheckpointError, MissingExtraError
 
-__all__ = ["load_causal_lm", "transformers_bars"]
+__all__ = ["load_causal_lm", "restored_modes", "transformers_bars"]
 
 
 def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | None = None) -> nn.Module:
@@ -61,3 +61,14 @@ def transformers_bars(progress: bool) -> Generator[None]:
     finally:
         if enabled:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def restored_modes(model: nn.Module) -> Generator[None]:
+    """Restore the training mode of every module at the end of a ``with`` block."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from tempbalance.compress.evaluation.causal_lm import restored_modes
 from tempbalance.errors import MissingExtraError
 
 __all__ = ["evaluate"]
@@ -48,22 +48,12 @@ def evaluate(
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise MissingExtraError("tasks need lm-evaluation-harness: pip install 'tempbalance[eval]'") from error
-    with _restored(model):
-        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        found = lm_eval.simple_evaluate(model=wrapped, tasks=[*tasks], limit=limit, log_samples=False)
-    return {task: dict(metrics) for task, metrics in found["results"].items()}
-
-
-@contextlib.contextmanager
-def _restored(model: nn.Module) -> Generator[None]:
-    """Restore the mode of every module and the state of every random generator; the harness sets both."""
-    modes = [(module, module.training) for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
-            yield
+        with restored_modes(model), torch.random.fork_rng():  # the harness sets modes and seeds
+            wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            found = lm_eval.simple_evaluate(model=wrapped, tasks=[*tasks], limit=limit, log_samples=False)
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        for module, training in modes:
-            module.training = training
+    return {task: dict(metrics) for task, metrics in found["results"].items()}

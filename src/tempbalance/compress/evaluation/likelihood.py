@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tempbalance._progress import progress_bar
-from tempbalance.compress.evaluation.causal_lm import load_causal_lm, transformers_bars
+from tempbalance.compress.evaluation.causal_lm import load_causal_lm, restored_modes, transformers_bars
 from tempbalance.compress.evaluation.tokens import Documents, batches, read_documents
 from tempbalance.errors import TokensError
 
@@ -151,16 +151,12 @@ def _windows(document: Tensor, length: int, stride: int) -> Iterator[tuple[Tenso
 def _measure(model: nn.Module, windows: Sequence[tuple[Tensor, int]], progress: bool) -> tuple[Tensor, Tensor]:
     """Return the sum of negative log-likelihoods and the number of tokens of each window."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    training = model.training
     counts = torch.tensor([count for _, count in windows], dtype=torch.float64)
     sums: list[Tensor] = []
-    model.eval()
-    try:
-        with torch.inference_mode(), progress_bar("perplexity", len(windows), progress) as advance:
-            for batch in batches([window.long() for window, _ in windows]):
-                for row in token_losses(model, batch.to(device)).double().cpu():
-                    sums.append(row[len(row) - int(counts[len(sums)]) :].sum())
-                advance(len(batch))
-    finally:
-        model.train(training)
+    with restored_modes(model), torch.inference_mode(), progress_bar("perplexity", len(windows), progress) as advance:
+        model.eval()
+        for batch in batches([window.long() for window, _ in windows]):
+            for row in token_losses(model, batch.to(device)).double().cpu():
+                sums.append(row[len(row) - int(counts[len(sums)]) :].sum())
+            advance(len(batch))
     return torch.stack(sums), counts

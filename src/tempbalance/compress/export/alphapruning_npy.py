@@ -9,9 +9,9 @@ import numpy as np
 
 from tempbalance._files import write_atomically
 from tempbalance.compress.allocation import Allocation
-from tempbalance.compress.export.whole_weights import check_whole_weights
+from tempbalance.errors import AllocationError
 
-__all__ = ["export_npy"]
+__all__ = ["check_whole_weights", "export_npy"]
 
 
 def export_npy(allocation: Allocation, path: str | os.PathLike[str]) -> None:
@@ -43,3 +43,14 @@ def export_npy(allocation: Allocation, path: str | os.PathLike[str]) -> None:
     content = io.BytesIO()
     np.save(content, np.array(list(allocation.values()), dtype=np.float64))
     write_atomically(path, content.getvalue())
+
+
+def check_whole_weights(allocation: Allocation, target: str) -> None:
+    """Raise an AllocationError unless sparsity is allocated, to whole weights of modules only."""
+    allocation.check_quantity("sparsity")
+    for name in allocation:
+        if not name.endswith(".weight"):
+            raise AllocationError(
+                f"{name} is not the whole weight of a module, and {target} can address nothing else: prune with "
+                "tempbalance, or allocate to whole fused weights (Select(split=False))"
+            )

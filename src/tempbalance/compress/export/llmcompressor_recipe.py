@@ -10,7 +10,7 @@ from typing import Literal
 
 from tempbalance._files import write_atomically
 from tempbalance.compress.allocation import Allocation
-from tempbalance.compress.export.whole_weights import check_whole_weights
+from tempbalance.compress.export.alphapruning_npy import check_whole_weights
 from tempbalance.compress.pruning.sparsegpt import sparsity_for_modifier
 from tempbalance.errors import AllocationError
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tempbalance._progress import progress_bar
+from tempbalance.compress.evaluation.causal_lm import restored_modes
 from tempbalance.compress.evaluation.tokens import batches
 from tempbalance.errors import AllocationError, NonFiniteError, TokensError
 
@@ -53,38 +53,24 @@ def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> 
     return {name: found.sqrt() for name, found in squares.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """Arguments of a block for one batch, except the hidden states."""
-
-    rest: tuple[Any, ...]
-    options: Mapping[str, Any]
+_Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a block for one batch, except the hidden states
 
 
 def through_blocks(
     model: nn.Module, wanted: Collection[str], sequences: Sequence[Tensor], progress: bool = True
 ) -> Generator[tuple[str, Callable[[], object]]]:
-    """Run a causal language model block by block, so that each block sees the outputs of the pruned blocks before it.
-
-    Use ``contextlib.closing`` if the loop can end early; closing the generator restores the model's training mode.
-
-    Args:
-        model: A Hugging Face causal language model.
-        wanted: Names of the blocks of interest, all children of one module.
-        sequences: Token ids, each of shape ``(length,)``.
-        progress: Whether to show a progress bar (on a terminal only).
-
-    Yields:
-        The name of a block of interest, and a function that passes all tokens through it. Changes to its weights before
-        the next step of the loop change the inputs of later blocks.
-
-    Raises:
-        TokensError: There is no token.
-    """
+    """Run a language model block by block: each block gets the outputs of the changed blocks before it."""
+    # Yields the name of each wanted block, and a function that passes all tokens through it. Use contextlib.closing if
+    # the loop can end early: closing the generator restores the model's training mode.
     if not sequences:
         raise TokensError("the calibration set is empty: pass token sequences")
     stack = _stack(model, wanted)
-    with _evaluating(model), progress_bar("pruning blocks", len(stack), progress) as advance:
+    with (
+        restored_modes(model),
+        torch.no_grad(),
+        progress_bar("pruning blocks", len(stack), progress) as advance,
+    ):
+        model.eval()
         hidden, calls = _capture(model, list(stack), sequences)
         for name, block in stack.items():
             run = functools.partial(_run, block, hidden, calls[name])
@@ -114,18 +100,6 @@ def _stack(model: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:
     return dict(list(blocks.items())[: last + 1])
 
 
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
-    modes = [(module, module.training) for module in model.modules()]  # modules may differ in mode
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _capture(
     model: nn.Module, blocks: Sequence[str], sequences: Sequence[Tensor]
 ) -> tuple[list[Tensor], dict[str, list[_Call]]]:
@@ -143,7 +117,7 @@ def _capture(
                 hidden.append(args[0])
             shape = tuple(args[0].shape)
             number = known.setdefault(shape, len(hidden) - 1)
-            same = calls[name][number] if number < len(calls[name]) else _Call(args[1:], options)
+            same = calls[name][number] if number < len(calls[name]) else (args[1:], options)
             calls[name].append(same)
 
         return keep
@@ -161,5 +135,5 @@ def _capture(
 
 def _run(block: nn.Module, hidden: Sequence[Tensor], calls: Sequence[_Call]) -> list[Tensor]:
     """Return the hidden states after a block, for every batch."""
-    results = [block(states, *call.rest, **call.options) for states, call in zip(hidden, calls, strict=True)]
+    results = [block(states, *rest, **options) for states, (rest, options) in zip(hidden, calls, strict=True)]
     return [result[0] if isinstance(result, tuple) else result for result in results]

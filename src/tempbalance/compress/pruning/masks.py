@@ -20,16 +20,7 @@ def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
 
 
 def mask_smallest(scores: Tensor, zeros: int) -> Tensor:
-    """Mark the smallest scores of a tensor; among equal scores, the first.
-
-    Args:
-        scores: Any shape, without NaN.
-        zeros: Number of scores to mark.
-
-    Returns:
-        A boolean tensor of the same shape with exactly ``zeros`` true entries.
-
-    """
+    """Mark the given number of smallest scores of a tensor; among equal scores, the first."""
     flat = scores.flatten()
     if zeros == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
@@ -41,17 +32,8 @@ def mask_smallest(scores: Tensor, zeros: int) -> Tensor:
 
 
 def mask_by_row(scores: Tensor, zeros: int) -> Tensor:
-    """Mark the smallest scores of each row, the same number in each: Wanda compares weights of one output only.
-
-    Args:
-        scores: Shape ``(rows, columns)``, without NaN.
-        zeros: Number of scores to mark in all. If the rows do not divide it, the rows whose next score is smallest get
-            one more.
-
-    Returns:
-        A boolean tensor of the same shape with exactly ``zeros`` true entries.
-
-    """
+    """Mark the smallest scores of a matrix, the same number in each row: Wanda compares weights of one output only."""
+    # If the rows do not divide ``zeros``, the rows whose next score is smallest get one more.
     rows = len(scores)
     each, extra = divmod(zeros, rows)
     order = scores.argsort(dim=1, stable=True)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tempbalance._files import atomic_folder
 from tempbalance._progress import progress_bar
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
-from tempbalance.checkpoints.writing import copy_non_weights, write_safetensors
+from tempbalance.checkpoints.folder import copy_non_weights
+from tempbalance.checkpoints.safetensors_file import write_safetensors
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.pruning.masks import magnitude_scores
 from tempbalance.compress.pruning.targets import Target, find_targets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from tempbalance._progress import progress_bar
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.pruning.calibration import is_linear, is_transposed, norms_by_block
 from tempbalance.compress.pruning.masks import magnitude_scores, wanda_scores
+from tempbalance.compress.pruning.sparsegpt import sparsegpt
 from tempbalance.compress.pruning.targets import Target, find_targets
 from tempbalance.errors import AllocationError, TokensError
 from tempbalance.layers import wrapper_prefix
@@ -65,16 +66,28 @@ def prune(
     root = model.get_submodule(wrapper_prefix(model).rstrip("."))
     parameters = dict(root.named_parameters())
     targets = find_targets(root, allocation, parameters)
+
+    def set_zeros(target: Target, score: Callable[[Tensor], Tensor], by_row: bool = False) -> None:
+        transposed = is_transposed(root.get_submodule(target.module))
+        parameter = parameters[target.weight.parameter]
+        target.prune(parameter, score, transposed=transposed, by_row=by_row, group=allocation.group)
+
     if method == "magnitude":
-        _by_magnitude(root, targets, parameters, allocation.group, progress)
+        with progress_bar("pruning weights", len(targets), progress) as advance:
+            for target in targets:
+                set_zeros(target, magnitude_scores)
+                advance(1)
     elif method == "wanda":
-        _by_wanda(root, targets, parameters, allocation.group, calibration or (), progress)
+        by_block = _linear_layers(root, targets)
+        layers = {block: [target.module for target in found] for block, found in by_block.items()}
+        with contextlib.closing(norms_by_block(root, layers, calibration or (), progress)) as blocks:
+            for block, norms in blocks:
+                for target in by_block[block]:
+                    set_zeros(target, functools.partial(wanda_scores, norms=norms[target.module]), by_row=True)
     else:
         if allocation.group is not None:
             raise AllocationError("SparseGPT does not support N:M sparsity here: use magnitude or Wanda")
-        from tempbalance.compress.pruning.sparsegpt import sparsegpt
-
-        sparsegpt(root, allocation, calibration or (), progress)
+        sparsegpt(root, targets, calibration or (), progress)
     return {target.name: target.achieved(parameters[target.weight.parameter]) for target in targets}
 
 
@@ -84,38 +97,12 @@ def check_criterion(method: str) -> None:
         raise AllocationError(f"method must be one of {', '.join(get_args(Criterion))}, got {method!r}")
 
 
-def _by_magnitude(
-    root: nn.Module, targets: Sequence[Target], parameters: Mapping[str, Tensor], group: int | None, progress: bool
-) -> None:
-    with progress_bar("pruning weights", len(targets), progress) as advance:
-        for target in targets:
-            name = target.weight.parameter
-            transposed = is_transposed(root.get_submodule(name.rpartition(".")[0]))
-            target.prune(parameters[name], magnitude_scores, transposed=transposed, group=group)
-            advance(1)
-
-
-def _by_wanda(
-    root: nn.Module,
-    targets: Sequence[Target],
-    parameters: Mapping[str, Tensor],
-    group: int | None,
-    calibration: Sequence[Tensor],
-    progress: bool,
-) -> None:
-    layers: dict[str, list[str]] = {}
+def _linear_layers(root: nn.Module, targets: Sequence[Target]) -> dict[str, list[Target]]:
+    """Return the targets by block, if each is a linear layer inside a block or a part of one."""
+    by_block: dict[str, list[Target]] = {}
     for target in targets:
-        layer, _, attribute = target.weight.parameter.rpartition(".")
-        if target.weight.block is None or attribute != "weight" or not is_linear(root.get_submodule(layer)):
+        block, attribute = target.weight.block, target.weight.parameter.rpartition(".")[2]
+        if block is None or attribute != "weight" or not is_linear(root.get_submodule(target.module)):
             raise AllocationError(f"Wanda prunes linear layers inside blocks, not {target.name}: prune it by magnitude")
-        names = layers.setdefault(target.weight.block, [])
-        if layer not in names:
-            names.append(layer)
-    with contextlib.closing(norms_by_block(root, layers, calibration, progress)) as blocks:
-        for block, norms in blocks:
-            for target in (target for target in targets if target.weight.block == block):
-                name = target.weight.parameter
-                layer = name.rpartition(".")[0]
-                score = functools.partial(wanda_scores, norms=norms[layer])
-                transposed = is_transposed(root.get_submodule(layer))
-                target.prune(parameters[name], score, transposed=transposed, by_row=True, group=group)
+        by_block.setdefault(block, []).append(target)
+    return by_block

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tempbalance.compress.pruning.calibration import input_norms, through_blocks
 from tempbalance.compress.pruning.masks import mask_smallest, wanda_scores
+from tempbalance.compress.pruning.targets import Target
 from tempbalance.errors import AllocationError, MissingExtraError
-from tempbalance.layers import Select, find_weights
 
 __all__ = ["sparsegpt", "sparsity_for_modifier"]
 
@@ -21,76 +21,40 @@ _COLUMNS = 128  # pruned together, before the columns to the right are updated: 
 _LOG_OFF = "LLM_COMPRESSOR_LOG_DISABLED"
 
 
-def sparsegpt(
-    model: nn.Module, sparsities: Mapping[str, float], tokens: Sequence[Tensor], progress: bool = True
-) -> None:
-    """Prune linear layers of a causal language model in place, and update the remaining weights.
+def sparsegpt(model: nn.Module, targets: Sequence[Target], tokens: Sequence[Tensor], progress: bool = True) -> None:
+    """Prune whole linear layers of a causal language model in place, and update the remaining weights.
 
     SparseGPT (Frantar and Alistarh, ICML 2023) prunes a matrix in blocks of 128 columns. In each block the weights that
     change the outputs on the calibration tokens least are set to zero, and the columns to the right are updated to
-    compensate (dampening 0.01). Each transformer block is calibrated on the outputs of the pruned blocks before it.
-    llm-compressor prunes, with one ``SparseGPTModifier`` per matrix, because a list of sparsities goes by model order.
+    compensate (dampening 0.01). llm-compressor does it, with one ``SparseGPTModifier`` per matrix, because a list of
+    sparsities goes by model order.
 
-    Each matrix gets exactly ``round(sparsity * entries)`` zeros, or more if it had more before. llm-compressor sets up
-    to one weight too many to zero in each block of columns, and all weights of an input that no token uses. So it gets
-    a slightly lower sparsity here; then the missing zeros are chosen by Wanda score, and surplus zeros are undone.
-
-    Args:
-        model: A Hugging Face causal language model; its mode, configuration and hooks are restored.
-        sparsities: Fraction of zeros, in [0, 1], by weight name; other weights do not change.
-        tokens: Calibration tokens: token ids, each of shape ``(length,)``, int64. The paper uses 128 times 2048.
-        progress: Whether to show a progress bar (on a terminal only).
+    Each matrix gets exactly its number of zeros, or more if it had more before. llm-compressor sets up to one weight
+    too many to zero in each block of columns, and all weights of an input that no token uses. So it gets a slightly
+    lower sparsity here; then the missing zeros are chosen by Wanda score, and surplus zeros are undone.
 
     Raises:
-        AllocationError: A weight is not a whole linear layer inside a block, or a sparsity is out of range. Prune parts
-            of fused weights, experts in a stack and ``Conv1D`` (GPT-2) by magnitude or Wanda.
-        TokensError: There is no token, or none reached a layer, as can happen to an expert.
-        NonFiniteError: An activation is not finite.
-        MissingExtraError: llm-compressor is not installed.
-
-    Example:
-        >>> import torch, transformers
-        >>> sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
-        >>> config = transformers.LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=4)
-        >>> model = transformers.LlamaForCausalLM(config)
-        >>> tokens = [torch.randint(64, (16,), generator=torch.Generator().manual_seed(i)) for i in range(4)]
-        >>> sparsegpt(model, {"model.layers.1.mlp.up_proj.weight": 0.7}, tokens)
-        >>> int((model.model.layers[1].mlp.up_proj.weight == 0).sum())  # of 2048
-        1434
+        AllocationError: A target is not a whole ``nn.Linear`` inside a block.
     """
-    zeros = _zeros_by_block(model, sparsities)
+    zeros: dict[str, dict[str, int]] = {}
+    for target in targets:
+        block, attribute = target.weight.block, target.name.rpartition(".")[2]
+        if block is None or attribute != "weight" or not isinstance(model.get_submodule(target.module), nn.Linear):
+            raise AllocationError(
+                f"SparseGPT prunes whole nn.Linear layers inside blocks, not {target.name!r} (a part of a fused "
+                "weight, an expert in a stack, a Conv1D, or not in this model): prune it by magnitude or Wanda"
+            )
+        zeros.setdefault(block, {})[target.module] = target.layer.zeros
     if not zeros:
         return
     with _llmcompressor(), contextlib.closing(through_blocks(model, zeros, tokens, progress)) as blocks:
-        for block, run in blocks:
-            _prune_block(model, zeros[block], run)
-
-
-def _zeros_by_block(model: nn.Module, sparsities: Mapping[str, float]) -> dict[str, dict[str, int]]:
-    """Return the number of zeros of each linear layer, by the name of its block and its own."""
-    weights, _ = find_weights(model, Select(split=False))
-    blocks = {weight.name: weight.block for weight in weights}
-    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    zeros: dict[str, dict[str, int]] = {}
-    for name, sparsity in sparsities.items():
-        if not 0 <= sparsity <= 1:
-            raise AllocationError(f"{name}: sparsity must be in [0, 1], got {sparsity}")
-        block = blocks.get(name)
-        if block is None or name not in linear:
-            raise AllocationError(
-                f"SparseGPT prunes whole nn.Linear layers inside blocks, not {name!r} (a part of a fused weight, an "
-                "expert in a stack, a Conv1D, or not in this model): prune it by magnitude or Wanda"
-            )
-        zeros.setdefault(block, {})[name.removesuffix(".weight")] = round(sparsity * model.get_parameter(name).numel())
-    return zeros
+        for name, run in blocks:
+            _prune_block(model, zeros[name], run)
 
 
 def sparsity_for_modifier(zeros: int, shape: Sequence[int]) -> float:
-    """Return the sparsity at which llm-compressor's ``SparseGPTModifier`` makes at most a given number of zeros.
-
-    It makes up to one zero too many in each block of columns, and fails at a sparsity of 1. The result is negative if
-    even a sparsity of 0 makes too many.
-    """
+    """Return a sparsity at which ``SparseGPTModifier`` makes at most a given number of zeros; negative if none does."""
+    # It makes up to one zero too many in each block of columns, and fails at a sparsity of 1.
     return (zeros - math.ceil(shape[1] / _COLUMNS)) / math.prod(shape)
 
 

@@ -30,6 +30,11 @@ class Target:
         """Name of the weight."""
         return self.layer.name
 
+    @property
+    def module(self) -> str:
+        """Name of the module that has the parameter."""
+        return self.weight.parameter.rpartition(".")[0]
+
     def prune(
         self,
         parameter: Tensor,
@@ -86,6 +91,8 @@ def _match(layer: LayerAllocation, known: Mapping[str, Weight], stored: Mapping[
         raise AllocationError(
             f"{layer.name} is computed from other tensors (an adapter, a parametrization): merge them first"
         )
+    if not 0 <= layer.zeros <= layer.numel:
+        raise AllocationError(f"{layer.name} has {layer.numel} weights, but {layer.zeros} zeros are allocated")
     return weight
 
 

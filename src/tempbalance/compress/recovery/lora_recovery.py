@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tempbalance._files import write_atomically
 from tempbalance._progress import progress_bar
 from tempbalance.balance import Balancer, Recipe, Refresh
+from tempbalance.compress.evaluation.causal_lm import restored_modes
 from tempbalance.compress.evaluation.likelihood import Perplexity, check_vocabulary, default_length, token_losses
 from tempbalance.compress.pruning.calibration import is_linear
 from tempbalance.compress.pruning.pruned_checkpoint import save_folder
@@ -205,16 +206,12 @@ def _zeros(model: nn.Module) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _training(model: nn.Module, seed: int) -> Generator[None]:
-    """Set training mode and seed; restore mode and random state at the end."""
-    mode = model.training
+    """Set training mode and seed; restore modes and random state at the end."""
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=sorted(devices)):
-            torch.manual_seed(seed)
-            model.train()
-            yield
-    finally:
-        model.train(mode)
+    with restored_modes(model), torch.random.fork_rng(devices=sorted(devices)):
+        torch.manual_seed(seed)
+        model.train()
+        yield
 
 
 def _rate(step: int, total: int) -> float:

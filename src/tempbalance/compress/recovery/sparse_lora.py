@@ -25,24 +25,9 @@ _ADAPTER = "default"
 
 @contextlib.contextmanager
 def sparse_lora(model: nn.Module, layers: Sequence[str], rank: int) -> Generator[list[nn.Parameter]]:
-    """Add LoRA to linear layers of a model inside a ``with`` block, and merge it at the end.
-
-    The zeros of a layer stay zero (in half precision a weight and its update may cancel to a few more), and the merged
-    layers have the outputs of the adapted layers. If the block raises, LoRA is removed and the model is unchanged.
-
-    ``lora_alpha`` is twice the rank, as in SQFT.
-
-    Args:
-        model: A live model; it changes in place.
-        layers: Names of linear layers (``nn.Linear``, or ``Conv1D`` of Transformers).
-        rank: Rank of the factors.
-
-    Yields:
-        The factors, the only parameters that require a gradient inside the block.
-
-    Raises:
-        MissingExtraError: PEFT is not installed.
-    """
+    """Add LoRA to linear layers inside a ``with`` block, yield its factors, and merge it at the end."""
+    # In half precision a weight and its update may cancel to a few more zeros. ``lora_alpha`` is twice the rank, as in
+    # SQFT. If the block raises, LoRA is removed and the model is unchanged.
     try:
         import peft
     except ImportError as error:
