@@ -14,7 +14,7 @@ from typing import Any
 
 from tempbalance.errors import AnalysisError, CheckpointError
 
-__all__ = ["RENDERERS", "atomic_folder", "check_replaceable", "dumps", "write_atomically"]
+__all__ = ["RENDERERS", "atomic_folder", "check_replaceable", "dumps", "without_nan", "write_atomically"]
 
 # Functions that render a result as text, by file suffix: ``analysis.save("report.html")`` finds its renderer here, so
 # that ``analysis`` does not import ``report``. The package registers ``.html`` when it is imported.
@@ -23,16 +23,17 @@ RENDERERS: dict[str, Callable[..., str]] = {}
 
 def dumps(value: Any) -> str:
     """Return one line of JSON, with null for NaN and Inf."""
-    return json.dumps(_without_nan(value), allow_nan=False)
+    return json.dumps(without_nan(value), allow_nan=False)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Return nested mappings and sequences as dicts and lists, with None for NaN and Inf."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return value
 
 

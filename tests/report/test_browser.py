@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import tempbalance as tb
-from tempbalance.report.pruning_page import render_pruning
-from tempbalance.report.study_page import render_study
+from tempbalance.report.pruning_report import render_pruning
+from tempbalance.report.study_report import render_study
 from tempbalance.study import paired
 from tempbalance.study.summary import Row, Summary
 

@@ -6,8 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
-from tempbalance.report.study_page import render_study
-from tempbalance.report.study_terminal import print_study
+from tempbalance.report.study_report import print_study, render_study
 from tempbalance.study import Trial, read_candidates
 from tempbalance.study.summary import Result, summarize
 

@@ -30,11 +30,7 @@ class FileInfo(NamedTuple):
 
 
 class Shard(Protocol):
-    """A file of named tensors.
-
-    It is reopened and mapped into memory for each read, so that the memory of a tensor is freed with the tensor: the
-    pages of a file that stays open count towards the process.
-    """
+    """A file of named tensors, reopened and mapped for each read: the pages of an open file count as our memory."""
 
     tensors: Mapping[str, TensorInfo]
 

@@ -6,7 +6,6 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tempbalance.checkpoints.checkpoint import Checkpoint, FileInfo, Shard
 from tempbalance.checkpoints.folder import ADAPTERS, read_json, weight_files
@@ -64,13 +63,13 @@ def open_checkpoint(path_or_hub_id: str | os.PathLike[str], revision: str | None
     else:
         files, indexed, folder = [path], {}, path.parent
         is_model, is_adapter = path.name in _MODELS, path.name in ADAPTERS
-    config, config_files = _read_config(folder / _CONFIG, is_model)
-    adapter_config, adapter_files = _read_config(folder / _ADAPTER_CONFIG, is_adapter)
+    needed = [folder / name for name, used in ((_CONFIG, is_model), (_ADAPTER_CONFIG, is_adapter)) if used]
+    configs = {file: read_json(file) for file in needed if file.is_file()}
     shards = {file: open_shard(file) for file in files}
     _check_index(path, shards, indexed)
-    stats = {file: file.stat() for file in (*files, *config_files, *adapter_files)}
+    stats = {file: file.stat() for file in (*files, *configs)}
     infos = tuple(FileInfo(file, stat.st_size, stat.st_mtime) for file, stat in stats.items())
-    checkpoint = Checkpoint(path, shards, config, adapter_config, infos)
+    checkpoint = Checkpoint(path, shards, configs.get(folder / _CONFIG), configs.get(folder / _ADAPTER_CONFIG), infos)
     if not checkpoint.tensors:
         raise CheckpointError(f"{path}: the checkpoint has no tensor")
     return checkpoint
@@ -109,12 +108,6 @@ def _resolve(source: str | os.PathLike[str], revision: str | None) -> Path:
     parent = next(p for p in path.absolute().parents if p.exists())
     hint = f"did you mean {' or '.join(str(path.parent / n) for n in near)}?" if near else f"looked in {parent}"
     raise NotFoundError(f"there is no file or folder {path}; {hint}; a hub id has the form organisation/name")
-
-
-def _read_config(path: Path, needed: bool) -> tuple[dict[str, Any] | None, list[Path]]:
-    if needed and path.is_file():
-        return read_json(path), [path]
-    return None, []
 
 
 def _check_index(path: Path, shards: Mapping[Path, Shard], indexed: Mapping[str, str]) -> None:

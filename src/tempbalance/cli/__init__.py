@@ -21,14 +21,7 @@ _TRACEBACK = "TEMPBALANCE_TRACEBACK"
 
 
 def main(*args: Any) -> None:
-    """Run the command line. Errors print one line and exit with status 1.
-
-    Args:
-        *args: Arguments; those of the process by default.
-
-    Raises:
-        SystemExit: Always, with the exit status.
-    """
+    """Run the command line with these arguments or those of the process; an error exits with status 1 and one line."""
     try:
         app(args=list(args) or None, prog_name="tempbalance")
     except TempBalanceError as error:

@@ -28,18 +28,9 @@ __all__ = ["LengthOption", "perplexity_command", "prune_command"]
 
 Criterion = Enum("Criterion", {"magnitude": "magnitude", "wanda": "wanda", "sparsegpt": "sparsegpt"}, type=str)
 Unit = Enum("Unit", {"block": "block", "layer": "layer"}, type=str)
-
-
-class AllocationMethod(str, Enum):
-    """Names of the allocation methods."""
-
-    alpha = "alpha"
-    uniform = "uniform"
-    erk = "erk"
-    depth = "depth"
-    owl = "owl"
-
-
+AllocationMethod = Enum(
+    "AllocationMethod", {"alpha": "alpha", "uniform": "uniform", "erk": "erk", "depth": "depth", "owl": "owl"}, type=str
+)
 _LENGTH = 2048
 _FILES = ".npz, .npy, .txt, .json, .jsonl"
 LengthOption = Annotated[
@@ -106,8 +97,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         raise AllocationError("give either --sparsity S or --from-allocation FILE")
     reports = check_outputs(report or [], (".json", ".html"))
     from tempbalance.compress import Allocation, Calibration, SparsitySettings, prune_folder
-    from tempbalance.report.pruning_page import save_pruning_report
-    from tempbalance.report.pruning_terminal import print_perplexities, print_pruning
+    from tempbalance.report.pruning_report import print_perplexities, print_pruning, save_pruning_report
 
     settings: Allocation | SparsitySettings
     if sparsity is None:

@@ -33,11 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["analyze_command", "compare_command"]
 
 
-class Lora(str, Enum):
-    """The weight that is analysed for a LoRA layer."""
-
-    merged = "merged"
-    update = "update"
+Lora = Enum("Lora", {"merged": "merged", "update": "update"}, type=str)
 
 
 @app.command("analyze")
@@ -87,6 +83,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     from tempbalance.analysis.distributed import WorkQueue
     from tempbalance.checkpoints import open_checkpoint
     from tempbalance.layers import Select
+    from tempbalance.report.analysis_terminal import print_analysis
 
     outputs = out or []
     partial = outputs[0].with_name(f"{outputs[0].name}.partial") if outputs else None
@@ -122,13 +119,8 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         if processes.report_failure():
             raise
         raise typer.Exit(1) from None  # another process prints the error
-    if processes.rank == 0:
-        _save_and_print(analysis, outputs, quiet)
-
-
-def _save_and_print(analysis: Analysis, outputs: list[Path], quiet: bool) -> None:
-    from tempbalance.report.analysis_terminal import print_analysis
-
+    if processes.rank != 0:
+        return
     for path in outputs:
         analysis.save(path)
     if not quiet:

@@ -65,8 +65,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     from rich.console import Console
 
     from tempbalance._files import write_atomically
-    from tempbalance.report.study_page import render_study
-    from tempbalance.report.study_terminal import print_study
+    from tempbalance.report.study_report import print_study, render_study
     from tempbalance.study import run
 
     if importlib.util.find_spec("plotly") is None:

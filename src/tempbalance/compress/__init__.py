@@ -8,7 +8,10 @@ from tempbalance.compress.evaluation.causal_lm import load_causal_lm
 from tempbalance.compress.evaluation.harness import evaluate
 from tempbalance.compress.evaluation.likelihood import Perplexity, perplexity
 from tempbalance.compress.evaluation.tokens import Calibration, draw_calibration, load_tokens
-from tempbalance.compress.export import export_llmcompressor, export_npy, export_torch, lora_config
+from tempbalance.compress.export.alphapruning_npy import export_npy
+from tempbalance.compress.export.llmcompressor_recipe import export_llmcompressor
+from tempbalance.compress.export.peft_config import lora_config
+from tempbalance.compress.export.torch_masks import export_torch
 from tempbalance.compress.prune_workflow import SparsitySettings, prune_folder
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruned_checkpoint import prune_checkpoint, save_pruned

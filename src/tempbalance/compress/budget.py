@@ -30,7 +30,7 @@ def scale_to_budget(
 
 
 def shift_to_budget(values: Sequence[float], sizes: Sequence[int], budget: float) -> list[float]:
-    """Shift values by one amount, within [0, 1], so that they add up to a budget; as ``scale_to_budget`` scales."""
+    """Shift values by one amount, within [0, 1], so that ``sum_i size_i value_i = budget``; differences are kept."""
     if any(not math.isfinite(value) for value in values):
         raise ValueError("every unit needs a finite value")
     corners = [bound - value for value in values for bound in (0.0, 1.0)]

@@ -120,10 +120,11 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
             "wanda, sparsegpt and owl need calibration text: pass calibration=Calibration(tokens=...), or "
             "--calibration FILE on the command line"
         )
+    calibration = calibration if calibrated else None
     check_replaceable(Path(out), ALLOCATION_FILE)
     with open_checkpoint(source, revision) as checkpoint:
         folder = checkpoint.path
-    sequences = calibration.draw(folder) if calibrated and calibration is not None else None
+    sequences = None if calibration is None else calibration.draw(folder)
     held_out = None if evaluate is None else read_documents(evaluate, folder)
 
     def measure(model: str | os.PathLike[str]) -> Perplexity | None:
@@ -149,7 +150,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
         allocation=used,
         method=method,
         achieved=achieved,
-        calibration=calibration.settings if calibrated and calibration is not None else None,
+        calibration=None if calibration is None else calibration.settings,
         perplexity=(before, after) if before is not None and after is not None else None,
     )
 

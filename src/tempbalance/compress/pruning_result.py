@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tempbalance._files import dumps
+from tempbalance._files import without_nan
 from tempbalance.compress.allocation import Allocation, LayerAllocation
 from tempbalance.compress.evaluation.likelihood import Perplexity
 from tempbalance.metrics import mean_alpha
@@ -106,5 +105,5 @@ class PruningResult:
             "units": [asdict(unit) for unit in self.units],
             "layers": layers,
         }
-        plain: dict[str, Any] = json.loads(dumps(data))
+        plain: dict[str, Any] = without_nan(data)
         return plain

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
+from tempbalance import compress
 from tempbalance.compress import Allocation, LayerAllocation, export_llmcompressor, export_npy
-from tempbalance.compress.export import EXPORTERS
 from tempbalance.errors import AllocationError, AnalysisError
 
 Allocate = Callable[..., Allocation]
 WRONG_QUANTITIES = {
-    "llm-compressor": ["rank"],
-    "alphapruning": ["bits", "rank"],
-    "torch": ["bits", "rank"],
-    "peft": ["sparsity", "bits"],
+    "export_llmcompressor": ["rank"],
+    "export_npy": ["bits", "rank"],
+    "export_torch": ["bits", "rank"],
+    "lora_config": ["sparsity", "bits"],
 }
 
 
@@ -35,16 +35,19 @@ def test_a_file_that_cannot_be_written_is_an_analysis_error(export: Any, allocat
 
 
 @pytest.mark.parametrize(
-    ("tool", "quantity"), [(tool, quantity) for tool, quantities in WRONG_QUANTITIES.items() for quantity in quantities]
+    ("export", "quantity"),
+    [(name, quantity) for name, quantities in WRONG_QUANTITIES.items() for quantity in quantities],
 )
-def test_an_allocation_of_another_quantity_is_refused(tool: str, quantity: Any, tmp_path: Path, trained: Any):
+def test_an_allocation_of_another_quantity_is_refused(export: str, quantity: Any, tmp_path: Path, trained: Any):
     layer = LayerAllocation(name="0.weight", unit="0", shape=(80, 80), zeros=1, bits=2, rank=3)
     allocation = Allocation(source="m", quantity=quantity, budget=2, method="x", unit="layer", layers=(layer,))
-    target = {"torch": [trained], "peft": []}.get(tool, [tmp_path / "out"])
+    target = {"export_torch": [trained], "lora_config": []}.get(export, [tmp_path / "out"])
     with pytest.raises(AllocationError, match=f"of {quantity}"):
-        EXPORTERS[tool](allocation, *target)
+        getattr(compress, export)(allocation, *target)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_every_exporter_has_a_row_of_wrong_quantities():
-    assert WRONG_QUANTITIES.keys() == EXPORTERS.keys()
+    assert WRONG_QUANTITIES.keys() == {name for name in compress.__all__ if name.startswith("export_")} | {
+        "lora_config"
+    }

@@ -85,7 +85,7 @@ def prune_checkpoint(
     ):
         files: dict[str, str] = {}
         for file, tensors in checkpoint.shards.items():
-            name = _safetensors_name(file)
+            name = re.sub(r"^pytorch_model(?=\b)", "model", file.stem) + ".safetensors"
             write_safetensors(folder / name, tensors, load)
             files.update(dict.fromkeys(tensors, name))
             advance(len(tensors))
@@ -97,10 +97,6 @@ def prune_checkpoint(
             copy_non_weights(checkpoint.path, folder)
         allocation.save(folder / ALLOCATION_FILE)
     return {name: achieved[name] for name in allocation}
-
-
-def _safetensors_name(file: Path) -> str:
-    return re.sub(r"^pytorch_model(?=\b)", "model", file.stem) + ".safetensors"
 
 
 def save_pruned(

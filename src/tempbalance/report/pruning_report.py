@@ -1,17 +1,21 @@
-"""Print a pruned model: the sparsity of its units, and its perplexity before and after."""
+"""A pruned model as a table on the terminal and as one HTML page: sparsities, and perplexity before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tempbalance._files import dumps, write_atomically
 from tempbalance.compress import Perplexity, PruningResult, UnitSparsity
+from tempbalance.report.page import render_page
 from tempbalance.report.terminal_tables import BARS, count, number, plain_table
 
-__all__ = ["print_perplexities", "print_pruning"]
+__all__ = ["headline", "print_perplexities", "print_pruning", "render_pruning", "save_pruning_report"]
 
 _ALL = 40  # up to this many units are all printed
 _EXTREMES = 4
@@ -72,3 +76,41 @@ def _units_table(units: Sequence[UnitSparsity]) -> Table:
             BARS[-1] * round(_BAR * unit.achieved),
         )
     return table
+
+
+def headline(result: PruningResult) -> str:
+    """Return the result in two or three sentences of plain text."""
+    units = sorted(result.units, key=lambda unit: unit.achieved)
+    sentences = [
+        f"{result.zeros:,} of {result.weights:,} weights are zero: {result.zeros / result.weights:.1%}, "
+        f"target {result.allocation.budget:.1%}."
+    ]
+    if len(units) > 1:
+        low, high = units[0], units[-1]
+        sentences.append(f"It ranges from {low.achieved:.1%} in {low.name} to {high.achieved:.1%} in {high.name}.")
+    if result.perplexity is not None:
+        before, after = result.perplexity
+        sentences.append(f"Perplexity was {before} before and is {after} after pruning.")
+    return " ".join(sentences)
+
+
+def render_pruning(result: PruningResult) -> str:
+    """Render a pruned model as one HTML page."""
+    settings: dict[str, Any] = {"pruning criterion": result.method, "allocation": result.allocation.method}
+    if result.allocation.group is not None:
+        settings["zeros in groups of"] = result.allocation.group
+    settings |= {f"calibration, {key}": value for key, value in (result.calibration or {}).items()}
+    settings |= result.allocation.settings
+    return render_page(
+        "pruning",
+        title=f"Pruning of {result.allocation.source}",
+        data=result.to_json() | {"settings": {key: str(value) for key, value in settings.items()}},
+        source=result.allocation.source,
+        headline=headline(result),
+    )
+
+
+def save_pruning_report(result: PruningResult, path: Path) -> None:
+    """Save a pruned model as an HTML page if the suffix is ``.html``, else as JSON."""
+    text = render_pruning(result) if path.suffix.lower() == ".html" else dumps(result.to_json())
+    write_atomically(path, text.encode())

@@ -1,4 +1,4 @@
-"""A study on the terminal."""
+"""A study as a table on the terminal and as one HTML page."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import re
 
 from rich.console import Console
 
+from tempbalance._files import without_nan
+from tempbalance.report.page import render_page
 from tempbalance.report.terminal_tables import plain_table
 from tempbalance.study.summary import Row, Summary
 
-__all__ = ["print_study"]
+__all__ = ["print_study", "render_study"]
 
 
 def print_study(console: Console, summary: Summary) -> None:
@@ -38,3 +40,17 @@ def _gain(row: Row) -> tuple[str, ...]:
 
 def _number(value: float, form: str = ".4g") -> str:
     return f"{value:{form}}" if math.isfinite(value) else "–"
+
+
+def render_study(summary: Summary) -> str:
+    """Render the summary of a study as one HTML page."""
+    task = str(summary.settings.get("task", "")).rpartition(" (")[0]
+    data = summary.to_json() | {"settings": {key: str(value) for key, value in summary.settings.items()}}
+    return render_page(
+        "study",
+        title=f"Study: {task}",
+        data=without_nan(data),
+        task=task,
+        recommendation=summary.recommendation,
+        baseline=summary.baseline,
+    )
