@@ -128,7 +128,7 @@ def _leads_somewhere(page: Path, link: str) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path):
+def test_links_have_a_target(page: Path):
     assert broken_links(page) == []
 
 

@@ -68,7 +68,7 @@ class TestScalars:
 
 class TestMarchenkoPastur:
     @pytest.mark.parametrize("shape", [(400, 100), (100, 400), (120, 100), (100, 100)])
-    def test_distribution_function_is_the_integral_of_the_density(self, shape):
+    def test_the_marchenko_pastur_distribution_is_the_integral_of_its_density(self, shape):
         tall, ratio = max(shape), min(shape) / max(shape)
         low, high = mp_edges(shape)
 
@@ -111,7 +111,7 @@ class TestIsRandom:
         spectrum = spectra([weight])[0]
         assert is_random(spectrum, measured(spectrum))
 
-    def test_heavy_tail_is_not_random(self, heavy):
+    def test_a_matrix_with_a_heavy_tail_is_not_random(self, heavy):
         _, spectrum, metrics = heavy
         assert not is_random(spectrum, metrics)
 
@@ -145,17 +145,17 @@ class TestThin:
 
 
 class TestMeanAlpha:
-    def test_mean_and_standard_error_are_those_of_independent_layers(self):
+    def test_mean_alpha_and_its_standard_error_are_those_of_independent_layers(self):
         assert mean_alpha([(2.0, 0.3), (4.0, 0.4)]) == (3.0, pytest.approx(math.sqrt(0.3**2 + 0.4**2) / 2))
 
-    def test_layers_without_alpha_are_left_out(self):
+    def test_mean_alpha_excludes_layers_without_alpha(self):
         assert mean_alpha([(2.0, 0.3), (math.nan, math.nan)]) == (2.0, 0.3)
 
-    def test_an_unknown_standard_error_makes_that_of_the_mean_unknown(self):
+    def test_an_unknown_standard_error_makes_that_of_the_mean_alpha_unknown(self):
         alpha, stderr = mean_alpha([(2.0, 0.3), (4.0, math.nan)])
         assert alpha == 3.0
         assert math.isnan(stderr)
 
     @pytest.mark.parametrize("pairs", [[], [(math.nan, math.nan)]])
-    def test_no_alpha_gives_nan(self, pairs):
+    def test_mean_alpha_without_any_alpha_is_nan(self, pairs):
         assert all(map(math.isnan, mean_alpha(pairs)))

@@ -169,7 +169,7 @@ class TestRealTransformer:
             assert fit.num_tail == num_tail
             assert (fit.xmin, fit.ks_distance) == (pytest.approx(xmin, rel=1e-6), pytest.approx(distance, rel=1e-6))
 
-    def test_only_the_pooler_is_random(self, minilm):
+    def test_only_the_pooler_of_minilm_is_random(self, minilm):
         # Sentence embeddings average the tokens and do not use the pooler: its bias is zero, its weights are Gaussian.
         statuses = {row.name: row.status for row in tb.analyze(minilm).layers}
         assert [name for name, status in statuses.items() if status is not tb.types.Status.OK] == [
@@ -186,12 +186,12 @@ class TestRealTransformer:
         expected = {row.name: row.alpha for row in plain.layers}
         assert {row.name: row.alpha for row in scaled.layers} == pytest.approx(expected, rel=1e-9)
 
-    def test_blocks_are_those_of_the_encoder(self, minilm):
+    def test_blocks_of_minilm_are_those_of_the_encoder(self, minilm):
         analysis = tb.analyze(minilm)
         assert {row.block for row in analysis.layers} == {f"encoder.layer.{i}" for i in range(6)} | {None}
         assert 0 < analysis.block_imbalance < analysis.imbalance
 
-    def test_embeddings_are_listed_as_skipped(self, minilm):
+    def test_embeddings_of_minilm_are_listed_as_skipped(self, minilm):
         skipped = dict(tb.analyze(minilm).skipped)
         assert "embedding" in skipped["embeddings.word_embeddings.weight"]
 
@@ -227,7 +227,7 @@ def partial(checkpoint, tmp_path) -> Path:
 
 
 class TestResume:
-    def test_finished_rows_are_not_computed_again(self, checkpoint, tmp_path):
+    def test_a_resumed_analysis_does_not_compute_finished_rows_again(self, checkpoint, tmp_path):
         expected = tb.analyze(checkpoint, estimator=Interrupted(calls=iter(range(100, 200))))
         partial = tmp_path / "partial"
         with pytest.raises(KeyboardInterrupt):
@@ -240,7 +240,7 @@ class TestResume:
         assert next(calls) == 100 + 12 - done
         assert not partial.exists()
 
-    def test_a_row_that_was_cut_short_is_computed_again(self, checkpoint, partial, caplog):
+    def test_a_resumed_analysis_computes_an_incomplete_row_again(self, checkpoint, partial, caplog):
         expected = tb.analyze(checkpoint)
         text = partial.read_text()
         partial.write_text(text[:-100])
@@ -248,7 +248,7 @@ class TestResume:
             assert repr(tb.analyze(checkpoint, resume=partial).layers) == repr(expected.layers)
         assert f"resuming: {len(text.splitlines()) - 2} of 12" in caplog.text
 
-    def test_other_settings_start_afresh(self, checkpoint, partial, caplog):
+    def test_a_resume_file_of_other_settings_is_not_used(self, checkpoint, partial, caplog):
         with caplog.at_level(logging.WARNING, logger="tempbalance"):
             analysis = tb.analyze(checkpoint, estimator=tb.Hill(0.3), resume=partial)
         assert "starting afresh" in caplog.text
@@ -287,7 +287,7 @@ class TestWindows:
         assert {"num_windows", "coverage"} <= set(analysis.to_pandas().columns)
         analysis.save(tmp_path / "a.html")
 
-    def test_norms_do_not_grow_with_the_number_of_windows(self, trained):
+    def test_norms_do_not_depend_on_the_number_of_windows(self, trained):
         few, many = (tb.analyze(trained, windows=tb.FARMS(windows=k)).layers[0] for k in (2, 8))
         assert many.log10_frobenius_norm == pytest.approx(few.log10_frobenius_norm, abs=0.02)
         assert few.log10_frobenius_norm < tb.analyze(trained).layers[0].log10_frobenius_norm
@@ -321,7 +321,7 @@ class TestWindows:
         assert [row.name for row in analysis.layers] == ["a.weight"]
         assert "fits into 2 x 3" in analysis.skipped[0].reason
 
-    def test_numbers_do_not_depend_on_resuming(self, checkpoint, tmp_path):
+    def test_numbers_of_windows_do_not_depend_on_resuming(self, checkpoint, tmp_path):
         expected = tb.analyze(checkpoint, windows=tb.FARMS())
         partial = tmp_path / "partial"
         with pytest.raises(KeyboardInterrupt):

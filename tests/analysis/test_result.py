@@ -42,26 +42,26 @@ class TestFiles:
         frame = pd.read_parquet(tmp_path / "a.parquet")
         assert frame["status"].tolist() == ["ok", "ok", "random"]
 
-    def test_html_is_a_page(self, analysis, tmp_path):
+    def test_saving_as_html_writes_a_page(self, analysis, tmp_path):
         analysis.save(tmp_path / "a.html")
         assert "<html" in (tmp_path / "a.html").read_text()[:500]
 
-    def test_the_table_has_a_column_per_field(self, analysis):
+    def test_the_data_frame_has_a_column_per_field(self, analysis):
         frame = analysis.to_pandas()
         assert set(frame.columns) == set(tb.types.LayerStats.__dataclass_fields__) - {"esd"}
         assert len(frame) == 3
 
-    def test_other_endings_raise(self, analysis, tmp_path):
+    def test_saving_with_an_unknown_suffix_raises(self, analysis, tmp_path):
         with pytest.raises(AnalysisError, match=r"\.json, \.csv, \.parquet, \.html"):
             analysis.save(tmp_path / "a.xlsx")
 
-    def test_a_history_for_another_format_raises(self, analysis, tmp_path):
+    def test_saving_a_history_in_another_format_raises(self, analysis, tmp_path):
         history = [tb.balance.Refresh(step=0, units=[], measured=0, seconds=0.0)]
         with pytest.raises(AnalysisError, match=r"only an \.html report"):
             analysis.save(tmp_path / "a.json", history=history)
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_missing_folder_raises(self, analysis, tmp_path):
+    def test_saving_in_a_missing_folder_raises(self, analysis, tmp_path):
         with pytest.raises(AnalysisError, match="cannot write"):
             analysis.save(tmp_path / "nowhere" / "a.json")
 
@@ -71,7 +71,7 @@ class TestFiles:
         with pytest.raises(MissingExtraError, match=r"tempbalance\[parquet\]"):
             analysis.save(tmp_path / "a.parquet")
 
-    def test_a_failed_write_keeps_the_old_file(self, analysis, tmp_path, monkeypatch):
+    def test_a_failed_save_keeps_the_old_file(self, analysis, tmp_path, monkeypatch):
         path = tmp_path / "a.json"
         path.write_text("old")
 
@@ -85,18 +85,18 @@ class TestFiles:
         assert path.read_text() == "old"
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 99, "layers": []}'])
-    def test_a_file_without_an_analysis_raises(self, text, tmp_path):
+    def test_loading_a_file_without_an_analysis_raises(self, text, tmp_path):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(AnalysisError, match=r"a\.json"):
             tb.Analysis.load(tmp_path / "a.json")
 
-    def test_a_missing_file_raises(self, tmp_path):
+    def test_loading_a_missing_file_raises(self, tmp_path):
         with pytest.raises(AnalysisError, match="No such file"):
             tb.Analysis.load(tmp_path / "a.json")
 
 
 class TestCompare:
-    def test_deltas_are_in_units_of_their_standard_error(self, trained):
+    def test_changes_of_alpha_are_also_in_units_of_their_standard_error(self, trained):
         before = tb.analyze(trained)
         with torch.no_grad():
             trained[0].weight += 0.3 * torch.randn(80, 80, generator=torch.Generator().manual_seed(1))
@@ -109,7 +109,7 @@ class TestCompare:
         assert (rows["1.weight"].delta, rows["1.weight"].z) == (0.0, 0.0)
         assert math.isnan(rows["3.weight"].delta)
 
-    def test_layers_in_one_analysis_only_are_listed(self, trained):
+    def test_a_comparison_lists_layers_of_only_one_analysis(self, trained):
         whole, part = tb.analyze(trained), tb.analyze(trained, select="[0-1].weight")
         comparison = tb.compare(whole, part)
         assert comparison.only_before == ["2.weight", "3.weight"]
@@ -125,10 +125,10 @@ class TestCompare:
         with pytest.raises(AnalysisError, match=r"\.json or \.csv"):
             comparison.save(tmp_path / "c.html")
 
-    def test_different_estimators_raise(self, trained):
+    def test_comparing_different_estimators_raises(self, trained):
         with pytest.raises(AnalysisError, match="different estimators"):
             tb.compare(tb.analyze(trained), tb.analyze(trained, estimator=tb.KS()))
 
-    def test_analyses_without_a_common_layer_raise(self, trained):
+    def test_comparing_analyses_without_a_common_layer_raises(self, trained):
         with pytest.raises(AnalysisError, match="no layer is in both"):
             tb.compare(tb.analyze(trained, select="0.*"), tb.analyze(trained, select="1.*"))

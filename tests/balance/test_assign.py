@@ -184,7 +184,7 @@ class TestDamped:
 
     @pytest.mark.parametrize("assignment", DAMPED, ids=repr)
     @given(facts=FACTS)
-    def test_multipliers_are_finite_and_not_negative(self, assignment, facts):
+    def test_damped_multipliers_are_finite_and_not_negative(self, assignment, facts):
         units = [UnitFacts(alpha=alpha, stderr=stderr) for alpha, stderr in facts]
         assert all(math.isfinite(m) and m >= 0 for m in assignment.assign(units))
 

@@ -301,7 +301,7 @@ def test_asynchronous_measuring_with_multipliers_of_one_changes_no_bit(net: Net)
     assert same(neutral, plain.state_dict())
 
 
-def test_asynchronous_measuring_with_autocast_and_a_compiled_model(net: Net):
+def test_asynchronous_measuring_works_with_autocast_and_a_compiled_model(net: Net):
     running = torch.compile(net, backend="eager")
     optimizer, balancer = balanced(running)
     for x, y in batches(4):

@@ -48,7 +48,7 @@ def test_multipliers_of_one_change_no_bit(optimizer, schedule):
     ],
     ids=["layerwise_decay", "slow_learner", "update", "damped change", "times"],
 )
-def test_multipliers_of_one_by_depth_update_and_transforms_change_no_bit(recipe):
+def test_multipliers_of_one_from_depth_updates_and_transforms_change_no_bit(recipe):
     build, scheduling = OPTIMIZERS["AdamW foreach"], SCHEDULERS["cosine"]
     assert_same_bits(finished(build, scheduling, recipe, steps=50), finished(build, scheduling, None, steps=50))
 
@@ -62,7 +62,7 @@ def test_other_multipliers_change_the_parameters(recipe):
 class TestExact:
     @pytest.mark.parametrize("schedule", SCHEDULERS)
     @pytest.mark.parametrize("optimizer", ["SGD", "AdamW tensor lr", "Lion"])
-    def test_the_rate_that_applies_is_multiplier_times_scheduled_rate(self, net, recipe, optimizer, schedule):
+    def test_the_applied_rate_is_multiplier_times_scheduled_rate(self, net, recipe, optimizer, schedule):
         opt = OPTIMIZERS[optimizer](net.parameters())
         tb.Balancer(opt, net, recipe)
         scheduler = SCHEDULERS[schedule](opt)

@@ -73,7 +73,7 @@ def test_layerwise_decay_is_the_published_formula_on_every_parameter(build, bloc
 
 
 class TestDepth:
-    def test_depth_of_a_network_of_stages(self):
+    def test_depth_counts_the_blocks_of_all_stages(self):
         found = factors(vision_model(), recipes.layerwise_decay(decay=0.5))
         assert found["linear.weight"] == 1
         assert [found[f"layer{stage}.{block}.bn1.weight"] for stage in (3, 2, 1) for block in (1, 0)] == [

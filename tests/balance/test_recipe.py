@@ -21,7 +21,7 @@ def test_an_unknown_estimator_is_refused(recipe):
         dataclasses.replace(recipe, estimator="kolmogorov")
 
 
-def test_an_assignment_of_a_user_gets_alphas_without_saying_so(net):
+def test_a_custom_assignment_gets_alphas_by_default(net):
     class ByStep(tb.assign.Assignment):
         def assign(self, units):
             return [2.0 if unit.alpha > 3 else 1.0 for unit in units]
@@ -32,7 +32,7 @@ def test_an_assignment_of_a_user_gets_alphas_without_saying_so(net):
     assert sum(math.isfinite(unit.alpha) for unit in balancer.units) > 5
 
 
-def test_an_assignment_by_depth_of_a_user_computes_no_spectrum(net):
+def test_a_custom_assignment_by_depth_computes_no_spectrum(net):
     class Halves(tb.assign.ByDepth):
         def multiplier_at(self, depth):
             return 1.0 if depth < 2 else 0.5

@@ -85,7 +85,7 @@ def test_equal_alphas_are_neutral_where_the_released_code_takes_the_maximum(twin
 
 
 @pytest.mark.parametrize("twin", TWINS)
-def test_a_layer_of_zeros_keeps_the_base_rate_and_leaves_the_others_alone(twin):
+def test_a_layer_of_zeros_keeps_the_base_rate_and_does_not_affect_the_others(twin):
     optimizer, balancer = balanced(chain_model("zeros"), TWINS[twin])
     multipliers = by_parameter(optimizer)
     assert multipliers["layers.2.fc.weight"] == multipliers["layers.2.fc.bias"] == 1.0
@@ -100,18 +100,18 @@ ALL = [*(getattr(recipes, name) for name in recipes.__all__), *AS_RELEASED]
 
 @pytest.mark.parametrize("make", ALL, ids=lambda make: make.__name__)
 class TestEveryRecipe:
-    def test_says_where_it_comes_from_and_where_it_departs(self, make):
+    def test_every_recipe_has_a_source_and_deviations(self, make):
         recipe = make()
         assert recipe.name == make.__name__
         assert recipe.source
         assert recipe.deviations
 
-    def test_balances_a_transformer(self, make):
+    def test_every_recipe_balances_a_transformer(self, make):
         _, balancer = balanced(llama_model(), make())
         multipliers = [unit.multiplier for unit in balancer.units]
         assert len(set(multipliers)) > 1
 
-    def test_can_be_told_apart_and_used_as_a_key(self, make):
+    def test_recipes_of_equal_settings_are_equal_and_hashable(self, make):
         assert make() == make()
         assert len({make(), make()}) == 1
 
@@ -128,8 +128,8 @@ def test_every_recipe_takes_farms_windows(make):
     assert [unit.multiplier for unit in plain.units] != [unit.multiplier for unit in farms.units]
 
 
-class TestOurs:
-    def test_vision_norms_follow_in_shortcuts_too(self):
+class TestPublishedSettings:
+    def test_tempbalance_gives_norms_the_multiplier_of_their_layer_also_in_shortcuts(self):
         optimizer, balancer = balanced(vision_model(32), recipes.tempbalance())
         multipliers = by_parameter(optimizer)
         for unit in balancer.units:
@@ -137,7 +137,7 @@ class TestOurs:
             assert multipliers[f"{norm}.weight"] == multipliers[f"{unit.name}.weight"] == unit.multiplier
         assert multipliers["layer3.0.shortcut.1.weight"] != 1.0
 
-    def test_vision_first_and_last_layer_keep_the_base_rate_by_name(self):
+    def test_tempbalance_keeps_the_base_rate_of_the_first_and_last_layer(self):
         optimizer, balancer = balanced(vision_model(), recipes.tempbalance())
         multipliers = by_parameter(optimizer)
         assert {multipliers[name] for name in ("conv1.weight", "bn1.weight", "linear.weight", "linear.bias")} == {1.0}
@@ -145,20 +145,20 @@ class TestOurs:
         assert "first layer" in reasons["conv1.weight"]
         assert "last layer" in reasons["linear.weight"]
 
-    def test_fine_tuning_leaves_embeddings_pooler_and_head_alone(self):
+    def test_model_balancing_keeps_the_base_rate_of_embeddings_pooler_and_head(self):
         optimizer, balancer = balanced(bert_model(), recipes.model_balancing())
         at_base = {name for name, multiplier in by_parameter(optimizer).items() if multiplier == 1.0}
         outside = {name for name in by_parameter(optimizer) if ".encoder.layer." not in name}
         assert at_base == outside
         assert [unit.name for unit in balancer.units] == [f"bert.encoder.layer.{i}" for i in range(4)]
 
-    def test_sciml_judges_complex_weights_and_its_twin_does_not(self):
+    def test_model_balancing_sciml_measures_complex_weights_and_as_released_does_not(self):
         ours = balanced(fno2d_model(), recipes.model_balancing_sciml())[1]
         theirs = balanced(fno2d_model(), tb.released.model_balancing_sciml_as_released())[1]
         assert {f"conv{i}" for i in range(4)} <= {unit.name for unit in ours.units}
         assert not {f"conv{i}" for i in range(4)} & {unit.name for unit in theirs.units}
 
-    def test_weight_decay_is_what_alphadecay_changes(self):
+    def test_alphadecay_changes_the_weight_decay_only(self):
         model = llama_model()
         optimizer, _ = balanced(model, recipes.alphadecay())
         seen = []
@@ -176,6 +176,6 @@ class TestOurs:
         assert multipliers["model.embed_tokens.weight"] == multipliers["lm_head.weight"] == 5.0
         assert multipliers["model.norm.weight"] == 1.0
 
-    def test_normalised_fine_tuning_keeps_the_mean_rate(self):
+    def test_model_balancing_with_normalize_keeps_the_mean_rate(self):
         _, balancer = balanced(bert_model(), recipes.model_balancing(normalize=True))
         assert sum(unit.multiplier for unit in balancer.units) / 4 == pytest.approx(1.0)

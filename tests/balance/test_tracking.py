@@ -66,7 +66,7 @@ class TestTolerance:
             optimizer.step()
         assert [refresh.measured for refresh in balancer.history[1:]] == [3] * 8
 
-    def test_exact_measures_all_weights_and_keeps_no_copies(self, net, recipe):
+    def test_with_exact_all_weights_are_measured_and_no_copies_are_kept(self, net, recipe):
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9)
         balancer = tb.Balancer(optimizer, net, self.lazy(recipe), exact=True)
         train(net, optimizer, steps=3)

@@ -95,7 +95,7 @@ class TestEveryFormat:
         with open_checkpoint(write(tmp_path)) as checkpoint:
             assert checkpoint.load("layers.7.weight", (slice(1, 3),)).tolist() == [[7.0] * 3] * 2
 
-    def test_analyze_reads_every_layer(self, write, tmp_path):
+    def test_analyze_reads_every_layer_of_a_checkpoint(self, write, tmp_path):
         assert len(tb.analyze(write(tmp_path)).layers) == 12
 
 
@@ -105,7 +105,7 @@ def test_safetensors_are_listed_in_model_order(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.complex64])
-def test_dtype_of_stored_tensors(tmp_path, dtype):
+def test_tensors_keep_their_stored_dtype(tmp_path, dtype):
     save_file({"fc.weight": torch.ones(4, 3).to(dtype)}, tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint.tensors["fc.weight"].dtype == checkpoint.load("fc.weight").dtype == dtype
@@ -135,7 +135,7 @@ def test_load_of_an_unknown_tensor_suggests_names(tmp_path):
         checkpoint.load("layers.1.weigth")
 
 
-def test_number_of_layers_of_three_pretrained_models(minilm, shared):
+def test_three_pretrained_models_have_their_known_number_of_layers(minilm, shared):
     assert len(tb.analyze(minilm).layers) == 37
     assert len(tb.analyze(shared / "weights" / "stories260k").layers) == 35
     assert len(tb.analyze(shared / "weights" / "resnet20_cifar10.safetensors").layers) == 20
@@ -204,7 +204,7 @@ class TestMissingAndBroken:
         with pytest.raises(CorruptFileError, match="1 of 3 shards are missing: model-00002-of-00003"):
             open_checkpoint(tmp_path)
 
-    def test_a_missing_shard_is_noticed_without_an_index(self, tmp_path):
+    def test_a_missing_shard_without_an_index_raises(self, tmp_path):
         write_shards_without_index(tmp_path)
         (tmp_path / "model-00002-of-00003.safetensors").unlink()
         with pytest.raises(CorruptFileError, match="model-00002-of-00003"):
@@ -273,7 +273,7 @@ class TestUnsafeFiles:
         with pytest.raises(UnsafeFileError, match=r"state_dict\(\)"):
             open_checkpoint(tmp_path / "model.pt")
 
-    def test_a_file_without_a_state_dict_raises(self, tmp_path):
+    def test_a_torch_file_without_a_state_dict_raises(self, tmp_path):
         torch.save({"epoch": 3}, tmp_path / "model.pt")
         with pytest.raises(CheckpointError, match="no state dict"):
             open_checkpoint(tmp_path / "model.pt")

@@ -107,13 +107,13 @@ def test_demo_without_scikit_learn_fails_before_it_writes(minilm, tmp_path, caps
 
 
 class TestErrorsAreOneLine:
-    def test_analyze_of_a_missing_path(self, capsys, tmp_path):
+    def test_analyze_of_a_missing_path_prints_one_line(self, capsys, tmp_path):
         check_error(capsys, "analyze", tmp_path / "nowhere.safetensors", match="nowhere.safetensors")
 
-    def test_select_that_matches_no_weight(self, capsys, model):
+    def test_select_without_a_match_prints_one_line(self, capsys, model):
         check_error(capsys, "analyze", model, "--select", "*.nothing", match="no weight matches")
 
-    def test_out_with_an_unknown_suffix(self, capsys, model, tmp_path):
+    def test_an_output_with_an_unknown_suffix_is_refused(self, capsys, model, tmp_path):
         check_error(capsys, "analyze", model, "--out", tmp_path / "x.xlsx", match=".json, .csv")
 
     def test_an_unwritable_folder_is_reported_before_the_source_is_opened(self, capsys, tmp_path):
@@ -123,13 +123,13 @@ class TestErrorsAreOneLine:
         monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
         check_error(capsys, "analyze", "missing.pt", "--out", tmp_path / "x.html", match="tempbalance[report]")
 
-    def test_compare_of_a_json_file_that_is_no_analysis(self, capsys, tmp_path):
+    def test_compare_refuses_a_json_file_that_is_not_an_analysis(self, capsys, tmp_path):
         (tmp_path / "a.json").write_text("{}")
         check_error(capsys, "compare", tmp_path / "a.json", tmp_path / "a.json", match="not an analysis")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_out_in_a_read_only_folder(model, tmp_path):
+def test_an_output_in_a_read_only_folder_is_refused(model, tmp_path):
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
     assert run("analyze", model, "--out", folder / "x.json") == 1

@@ -126,24 +126,24 @@ def test_recover_prints_the_perplexities_and_saves_the_folder(llama, stories, tm
 
 
 class TestErrorsOfOneLine:
-    def test_prune_with_neither_sparsity_nor_allocation(self, capsys, model, tmp_path):
+    def test_prune_with_neither_sparsity_nor_allocation_is_refused(self, capsys, model, tmp_path):
         check_error(capsys, "prune", model, "-o", tmp_path / "p", match="--sparsity")
 
-    def test_prune_by_wanda_without_calibration(self, capsys, model, tmp_path):
+    def test_prune_by_wanda_without_calibration_is_refused(self, capsys, model, tmp_path):
         check_error(capsys, "prune", model, "-s", 0.5, "-m", "wanda", "-o", tmp_path / "p", match="--calibration")
 
     @pytest.mark.parametrize(("report", "match"), [("r.csv", ".json, .html"), ("nowhere/r.json", "cannot write")])
-    def test_prune_with_a_report_that_cannot_be_saved(self, capsys, model, tmp_path, report, match):
+    def test_prune_with_a_report_that_cannot_be_saved_is_refused(self, capsys, model, tmp_path, report, match):
         out = tmp_path / "p"
         check_error(capsys, "prune", model, "-s", 0.5, "-o", out, "--report", tmp_path / report, match=match)
         assert not out.exists()
 
-    def test_perplexity_of_a_folder_without_a_language_model(self, capsys, tmp_path):
+    def test_perplexity_of_a_folder_without_a_language_model_is_refused(self, capsys, tmp_path):
         pytest.importorskip("transformers")
         np.savez(tmp_path / "t.npz", tokens=np.arange(9))
         check_error(capsys, "perplexity", tmp_path, tmp_path / "t.npz", match="not a causal language model")
 
-    def test_recover_to_a_folder_that_is_not_an_earlier_recovery(self, capsys, tmp_path):
+    def test_recover_refuses_a_folder_that_is_not_an_earlier_recovery(self, capsys, tmp_path):
         (tmp_path / "keep.txt").write_text("mine")
         options = ("--tokens", "nothing.npy", "--out", tmp_path)
         check_error(capsys, "recover", "nowhere", *options, match="choose another folder")

@@ -15,7 +15,7 @@ def model(trained, tmp_path):
 
 
 @pytest.mark.parametrize("options", [("--farms",), ("--farms-rows", 20)])
-def test_analyze_with_windows(model, tmp_path, options):
+def test_analyze_uses_the_windows_of_the_command(model, tmp_path, options):
     assert run("analyze", model, *options, "--quiet", "--out", tmp_path / "a.json") == 0
     saved = tb.Analysis.load(tmp_path / "a.json")
     assert saved.settings["windows"].startswith("FARMS(")

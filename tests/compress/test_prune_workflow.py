@@ -33,7 +33,7 @@ def test_a_file_is_pruned_to_a_sparsity(model: Path, tmp_path: Path):
     assert (result.calibration, result.perplexity) == (None, None)
 
 
-def test_a_given_allocation_is_used_as_it_is(model: Path, tmp_path: Path):
+def test_an_allocation_passed_to_prune_folder_is_used_unchanged(model: Path, tmp_path: Path):
     first = prune_folder(model, tmp_path / "a", SparsitySettings(sparsity=0.3, method="uniform", unit="layer"))
     assert prune_folder(model, tmp_path / "b", first.allocation) == first
 

@@ -101,12 +101,12 @@ class TestPrinting:
         text = shown(made_up(*[(80.0, 80.0 + gain + (-1) ** i * 0.5, 80.0) for i in range(12)]))
         assert words in " ".join(text.split())
 
-    def test_the_control_is_compared_as_well(self):
+    def test_the_control_is_compared_with_the_other_arms(self):
         text = shown(made_up(*[(80.0, 81.0, 82.0)] * 12))
         assert "Balancing was better than plain fine-tuning." in text
         assert "Balancing was worse than one rate for all blocks." in text
 
-    def test_9_seeds_have_no_conclusion(self):
+    def test_9_seeds_are_too_few_for_a_conclusion(self):
         text = shown(made_up(*[(80.0, 90.0, 80.0)] * 9))
         assert "9 seeds are too few for a conclusion: run 10 or more." in text
         assert "Balancing was" not in text

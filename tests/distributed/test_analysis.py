@@ -82,7 +82,7 @@ def _with(function: Any, folder: Path, options: dict[str, Any]) -> Any:
     return function(folder, **options)
 
 
-def test_each_process_reads_its_own_share(checkpoint):
+def test_each_process_reads_its_own_part(checkpoint):
     parts = [set(read) for _, read in run(2, analysed, checkpoint)]
     assert all(len(part) > 3 for part in parts)
     assert parts[0].isdisjoint(parts[1])
@@ -104,7 +104,7 @@ def counted(folder: Path) -> tuple[bool, int]:
     return shown[0], sum(counts)
 
 
-def test_one_progress_bar_counts_the_weights_of_all(checkpoint):
+def test_one_progress_bar_counts_the_weights_of_all_processes(checkpoint):
     count = 3 * len(SHAPES)
     assert run(2, counted, checkpoint) == [(True, count), (False, count)]
 
@@ -171,7 +171,7 @@ def command(arguments: list[str], bad_rank: int | None = None) -> tuple[Any, str
     return status, output.getvalue(), errors.getvalue()
 
 
-def test_the_command_prints_and_writes_once(checkpoint, tmp_path):
+def test_analyze_under_torchrun_prints_and_writes_once(checkpoint, tmp_path):
     arguments = ["analyze", str(checkpoint), "--out", str(tmp_path / "a.json")]
     first, second = run(2, command, arguments)
     assert second == (0, "", "")
@@ -191,7 +191,7 @@ def test_the_command_prints_and_writes_once(checkpoint, tmp_path):
         (["--out", "nowhere/a.json"], None, "error: cannot write nowhere/a.json"),
     ],
 )
-def test_an_error_ends_all_with_one_message(options, bad_rank, message, checkpoint):
+def test_an_error_ends_all_processes_with_one_message(options, bad_rank, message, checkpoint):
     outcomes = run(2, command, ["analyze", str(checkpoint), *options], bad_rank)
     assert [status for status, _, _ in outcomes] == [1, 1]
     assert [output for _, output, _ in outcomes] == ["", ""]
@@ -222,13 +222,13 @@ def in_a_script(folder: Path) -> list[str]:
         return [repr(tb.analyze(source, processes=WorkQueue.launched())) for source in (folder, model, folder)]
 
 
-def test_a_script_can_share_one_analysis_after_the_other(checkpoint):
+def test_a_script_can_distribute_several_analyses_in_turn(checkpoint):
     first, second = run(2, in_a_script, checkpoint)
     assert first[0] == first[2] == second[0] == second[2] == repr(tb.analyze(checkpoint))
     assert first[1] == second[1]
 
 
-def test_without_torchrun_a_process_is_alone(monkeypatch):
+def test_without_torchrun_the_work_queue_has_one_process(monkeypatch):
     monkeypatch.setenv("RANK", "1")  # as other tools set them
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
@@ -241,7 +241,7 @@ def on_one_process_only() -> int:
     return len(tb.analyze(model).layers) if dist.get_rank() == 1 else 0
 
 
-def test_a_model_in_training_is_analysed_by_one_process_without_the_others():
+def test_one_process_of_a_training_can_analyse_the_model():
     assert run(2, on_one_process_only) == [0, 1]
 
 

@@ -48,7 +48,7 @@ def of_adapters(sharding: bool) -> dict[str, Any]:
     return {"units": units_of(balancer), "weights": weights_of(model), "left alone": equal(before, weights_of(model))}
 
 
-def test_the_update_of_a_weight_that_is_computed_from_shards():
+def test_alpha_of_an_update_computed_from_shards_is_that_of_a_single_process():
     expected = of_adapters(False)
     assert all(multiplier != 1 for _, _, multiplier in expected["units"])
     for rank in run(2, of_adapters, True):

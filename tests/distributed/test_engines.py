@@ -47,7 +47,7 @@ def measured_by_each(engine: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_all_have_the_multipliers_of_a_single_process_and_share_its_work(engine, size):
+def test_all_processes_have_the_multipliers_of_a_single_process_and_divide_its_work(engine, size):
     ranks = run(size, measured_by_each, engine)
     expected = alone(ranks[0]["weights"])
     assert len({multiplier for _, _, multiplier in expected}) == 7

@@ -160,7 +160,7 @@ def some_are_not_sharded() -> dict[str, Any]:
     return {"units": units_of(balancer), "states": states_of(balancer), "weights": weights_of(net)}
 
 
-def test_a_model_that_is_sharded_in_part():
+def test_a_model_that_is_sharded_in_part_is_balanced():
     first, second = run(2, some_are_not_sharded)
     assert equal(first["states"], second["states"])
     assert equal(first["weights"], second["weights"])

@@ -27,18 +27,18 @@ def distiller(shared):
 
 
 class TestWeightWatcher2019:
-    def test_alpha_is_the_published_one(self, distiller):
+    def test_alpha_of_a_network_is_the_published_one(self, distiller):
         for published, spectra in distiller.values():
             fits = tb.released.KSAsReleased().fit_batch(torch.stack(spectra))
             assert fmean(fit.alpha for fit in fits) == pytest.approx(published["alpha"], abs=5e-6)
 
-    def test_weighted_alpha_is_the_published_one(self, distiller):
+    def test_weighted_alpha_of_a_network_is_the_published_one(self, distiller):
         for published, spectra in distiller.values():
             fits = tb.released.KSAsReleased().fit_batch(torch.stack(spectra))
             weighted = [fit.alpha * math.log10(values[-1]) for fit, values in zip(fits, spectra, strict=True)]
             assert fmean(weighted) == pytest.approx(published["alpha_weighted"], abs=5e-6)
 
-    def test_norms_are_the_published_ones(self, distiller):
+    def test_norms_of_a_network_are_the_published_ones(self, distiller):
         for published, spectra in distiller.values():
             norms = [math.sqrt(values.sum()) for values in spectra]
             assert fmean(norms) == pytest.approx(published["norm"], rel=1e-6)

@@ -70,7 +70,7 @@ class TestPrepare:
         run = Run(make_recipe(), late=late).train()
         assert [refresh.step for refresh in run.balancer.history] == [0, 2, 4]  # of 6 steps with 12 batches
 
-    def test_the_rate_is_multiplier_times_scheduled(self, make_recipe, late):
+    def test_the_rate_is_multiplier_times_scheduled_rate(self, make_recipe, late):
         run = Run(make_recipe(), late=late)
         seen: list[dict[str, float]] = []
         applied(run.balancer.optimizer, seen)
@@ -96,7 +96,7 @@ class TestPrepare:
         assert [r.step for r in resumed.balancer.history] == [4]
 
 
-def test_an_accelerated_scheduler_that_is_not_named_is_refused(make_recipe):
+def test_an_accelerated_scheduler_that_is_not_passed_is_refused(make_recipe):
     run = Run(None)
     with pytest.raises(tb.errors.BalanceError, match=r"schedulers=\[scheduler\]"):
         tb.Balancer(run.optimizer, run.net, make_recipe())

@@ -89,7 +89,7 @@ class TestTraining:
         assert torch.equal(state, torch.get_rng_state())
         assert not same(states_of(plain), states_of(fit(pl, tmp_path, BalanceCallback(make_recipe(every=every)))))
 
-    def test_the_rate_is_multiplier_times_scheduled(self, pl, tmp_path, make_recipe):
+    def test_the_rate_is_multiplier_times_scheduled_rate(self, pl, tmp_path, make_recipe):
         seen: list[dict[str, float]] = []
 
         class Note(pl.Callback):
@@ -138,7 +138,7 @@ class TestTraining:
         fit(pl, tmp_path, callback, max_epochs=1)
         assert [(refresh.step, refresh.applied) for refresh in callback.balancer.history] == [(0, 2), (2, 4)]
 
-    def test_exact_measures_every_weight_every_time(self, pl, tmp_path, make_recipe):
+    def test_with_exact_every_weight_is_measured_at_every_refresh(self, pl, tmp_path, make_recipe):
         measured = []
         for exact in (False, True):
             callback = BalanceCallback(make_recipe(tolerance=5.0), exact=exact)
@@ -269,7 +269,7 @@ class TestBadInput:
         with pytest.raises(tb.errors.BalanceError, match=r"got the function llr"):
             BalanceCallback(tb.recipes.llr)
 
-    def test_a_loader_without_length_and_a_recipe_in_epochs(self, pl, tmp_path, make_recipe):
+    def test_a_recipe_in_epochs_is_refused_for_a_loader_without_length(self, pl, tmp_path, make_recipe):
         class Stream(IterableDataset):
             def __iter__(self):
                 return iter(torch.randn(8, 24))

@@ -34,7 +34,7 @@ PER_UNIT = {
 }
 
 
-def test_scalars_leave_nan_out(refresh):
+def test_scalars_exclude_nan(refresh):
     assert scalars(refresh) == SUMMARY | PER_UNIT
 
 
@@ -56,7 +56,7 @@ class TestTensorBoard:
         events = EventAccumulator(str(folder)).Reload()
         return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
-    def test_writes_a_folder_that_can_be_read_while_it_is_open(self, tmp_path, refresh):
+    def test_tensorboard_writes_a_folder_that_can_be_read_while_it_is_open(self, tmp_path, refresh):
         logger = TensorBoardLogger(tmp_path)
         logger(refresh)
         assert self.read(tmp_path) == {tag: {7: value} for tag, value in (SUMMARY | PER_UNIT).items()}
@@ -64,7 +64,7 @@ class TestTensorBoard:
         logger.close()
         assert self.read(tmp_path)["tempbalance/imbalance"] == {7: 1.5, 9: 1.5}
 
-    def test_takes_a_writer_and_leaves_it_open(self, tmp_path, refresh):
+    def test_tensorboard_takes_a_writer_and_keeps_it_open(self, tmp_path, refresh):
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(tmp_path) as writer:
@@ -74,7 +74,7 @@ class TestTensorBoard:
             writer.add_scalar("loss", 1.0, 8)
         assert self.read(tmp_path) == {tag: {7: value} for tag, value in SUMMARY.items()} | {"loss": {8: 1.0}}
 
-    def test_writes_each_refresh_of_a_balancer(self, tmp_path, make_recipe):
+    def test_tensorboard_gets_each_refresh_of_a_balancer(self, tmp_path, make_recipe):
         net = torch.nn.Sequential(torch.nn.Linear(24, 24), torch.nn.Linear(24, 24))
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         balancer = tb.Balancer(optimizer, net, make_recipe(), on_refresh=[TensorBoardLogger(tmp_path)])
@@ -87,7 +87,7 @@ class TestTensorBoard:
             [unit.alpha for unit in balancer.units]
         )
 
-    def test_a_writer_of_another_type_is_refused(self):
+    def test_a_tensorboard_writer_of_another_type_is_refused(self):
         with pytest.raises(TypeError, match=r"expected a SummaryWriter.*got a int"):
             TensorBoardLogger(3)
 
@@ -132,7 +132,7 @@ class TestWandb:
         rows = [{"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items} for items in histories]
         return [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
 
-    def test_a_refresh_joins_the_row_of_the_loop(self, wandb, tmp_path, refresh):
+    def test_wandb_adds_a_refresh_to_the_row_of_the_training_loop(self, wandb, tmp_path, refresh):
         with wandb.init(project="test", dir=tmp_path) as run:
             logger = WandbLogger(run, per_unit=False)
             for step in range(2):
@@ -141,14 +141,14 @@ class TestWandb:
         values = SUMMARY | {"loss": 0.5}
         assert self.rows(tmp_path) == [values | {"tempbalance/step": step} for step in range(2)]
 
-    def test_every_refresh_is_kept_if_nothing_else_is_logged(self, wandb, tmp_path, refresh):
+    def test_wandb_keeps_every_refresh_if_nothing_else_is_logged(self, wandb, tmp_path, refresh):
         with wandb.init(project="test", dir=tmp_path):
             logger = WandbLogger()
             for step in (0, 5, 9):
                 logger(replace(refresh, step=step))
         assert self.rows(tmp_path) == [SUMMARY | PER_UNIT | {"tempbalance/step": step} for step in (0, 5, 9)]
 
-    def test_without_an_active_run_the_error_says_what_to_do(self, wandb):
+    def test_wandb_without_an_active_run_raises_with_the_fix(self, wandb):
         with pytest.raises(RuntimeError, match=r"wandb\.init\(\)"):
             WandbLogger()
         with pytest.raises(TypeError, match="got a str"):
@@ -173,7 +173,7 @@ class TestMLflow:
         names = client.get_run(run_id).data.metrics
         return {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in names}
 
-    def test_writes_to_the_active_run(self, mlflow, refresh):
+    def test_mlflow_writes_to_the_active_run(self, mlflow, refresh):
         with mlflow.start_run() as run:
             logger = MLflowLogger()
         logger(refresh)  # the run it was made in, active or not
@@ -181,7 +181,7 @@ class TestMLflow:
             name: [(7, value)] for name, value in (SUMMARY | PER_UNIT).items()
         }
 
-    def test_writes_more_units_than_one_call_takes_and_any_name(self, mlflow, refresh):
+    def test_mlflow_writes_more_units_than_one_call_accepts_and_any_name(self, mlflow, refresh):
         units = [tb.balance.UnitState(name=f"layers.{i}.q[{i}]", alpha=2.0 + i, multiplier=1.0) for i in range(500)]
         with mlflow.start_run() as run:
             MLflowLogger(run.info.run_id)(replace(refresh, units=units))
@@ -189,7 +189,7 @@ class TestMLflow:
         assert len(written) == 9 + 2 * 500
         assert written["tempbalance_alpha/layers.499.q_499_"] == 501.0
 
-    def test_without_an_active_run_the_error_says_what_to_do(self, mlflow):
+    def test_mlflow_without_an_active_run_raises_with_the_fix(self, mlflow):
         with pytest.raises(RuntimeError, match=r"mlflow\.start_run\(\)"):
             MLflowLogger()
         assert mlflow.active_run() is None
@@ -203,7 +203,7 @@ class TestMLflow:
         (MLflowLogger, "mlflow", "mlflow"),
     ],
 )
-def test_a_missing_package_is_named(monkeypatch, logger, module, extra):
+def test_a_logger_without_its_package_names_the_extra(monkeypatch, logger, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(tb.errors.MissingExtraError, match=rf"pip install 'tempbalance\[{extra}\]'"):
         logger()

@@ -89,13 +89,13 @@ class TestTraining:
         ]
         assert logged[0] == logged[1]
 
-    def test_balancing_does_change_the_model(self, tmp_path, make_recipe):
+    def test_balancing_changes_the_model(self, tmp_path, make_recipe):
         (plain, _), (balancing, _) = trained(tmp_path, None), trained(tmp_path, make_recipe())
         assert not same(states_of(plain.model), states_of(balancing.model))
         plain_again, _ = trained(tmp_path, None)
         assert same(states_of(plain.model), states_of(plain_again.model))
 
-    def test_the_rate_is_multiplier_times_scheduled(self, tmp_path, make_recipe):
+    def test_the_rate_is_multiplier_times_scheduled_rate(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(), weight_decay=0.1, warmup_steps=3, gradient_accumulation_steps=2)
         seen: list[dict[str, float]] = []
         optimizer = trainer.create_optimizer()
@@ -132,7 +132,7 @@ class TestTraining:
         trainer.train()
         assert [(refresh.step, refresh.applied) for refresh in trainer.balancer.history] == [(0, 2), (2, 4)]
 
-    def test_exact_measures_every_weight_every_time(self, tmp_path, make_recipe):
+    def test_with_exact_every_weight_is_measured_at_every_refresh(self, tmp_path, make_recipe):
         recipe = make_recipe(tolerance=5.0)  # more than any alpha moves
         fewest = [
             [refresh.measured for refresh in trainer.balancer.history]
@@ -159,7 +159,7 @@ class TestTraining:
         assert trainer.balancer is not first
         assert len(trainer.balancer.history) == 1
 
-    def test_takes_the_optimizer_and_scheduler_it_is_given(self, tmp_path, make_recipe):
+    def test_an_optimizer_and_scheduler_passed_to_the_trainer_are_used(self, tmp_path, make_recipe):
         model = make_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
@@ -224,19 +224,19 @@ class TestStepsPerEpoch:
         trainer.train()
         assert [refresh.step for refresh in trainer.balancer.history] == [0, 2, 4, 6]
 
-    def test_without_a_length_a_recipe_in_epochs_is_refused(self, tmp_path, make_recipe):
+    def test_a_recipe_in_epochs_is_refused_for_data_without_length(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(every=EPOCHS), train_dataset=Stream(), max_steps=2)
         with pytest.raises(tb.errors.BalanceError, match=r"counts in epochs: pass steps_per_epoch"):
             trainer.train()
         with pytest.raises(tb.errors.BalanceError, match=r"counts in epochs: pass steps_per_epoch"):
             make_trainer(tmp_path, make_recipe(every=EPOCHS), train_dataset=Stream(), max_steps=2).create_optimizer()
 
-    def test_without_a_length_a_recipe_in_steps_works(self, tmp_path, make_recipe):
+    def test_a_recipe_in_steps_works_for_data_without_length(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(), train_dataset=Stream(), max_steps=4)
         trainer.train()
         assert [refresh.step for refresh in trainer.balancer.history] == [0, 2]
 
-    def test_no_random_state_is_touched(self, tmp_path, make_recipe):
+    def test_balancing_does_not_change_the_random_state(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(every=EPOCHS))
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
         trainer.create_optimizer()
@@ -247,7 +247,7 @@ class TestStepsPerEpoch:
 class TestLogging:
     KEYS = ("alpha_imbalance", "multiplier_min", "multiplier_max")
 
-    def test_the_first_log_after_a_refresh_has_the_summary(self, tmp_path, make_recipe):
+    def test_the_first_log_after_a_refresh_has_its_summary(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(), max_steps=6, logging_steps=2, save_strategy="steps")
         trainer.train()
         logged = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -257,12 +257,12 @@ class TestLogging:
         ]
         assert json.loads(json.dumps(trainer.state.log_history)) == trainer.state.log_history
 
-    def test_the_summary_is_logged_once_and_not_in_the_final_log(self, tmp_path, make_recipe):
+    def test_the_summary_of_a_refresh_is_logged_once_and_not_in_the_final_log(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(every=tb.Every(steps=4)), max_steps=6)
         trainer.train()
         assert [e["step"] for e in trainer.state.log_history if "alpha_imbalance" in e] == [1, 5]
 
-    def test_the_summary_reaches_the_logging_backends(self, tmp_path, make_recipe, monkeypatch):
+    def test_the_summary_of_a_refresh_reaches_the_logging_backends(self, tmp_path, make_recipe, monkeypatch):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
@@ -289,7 +289,7 @@ class TestOtherTrainers:
         assert balanced(made) is made
         assert balanced(transformers.Trainer) is BalancedTrainer
 
-    def test_a_trainer_with_an_optimizer_of_its_own(self, tmp_path, make_recipe):
+    def test_a_trainer_that_creates_its_own_optimizer_is_balanced(self, tmp_path, make_recipe):
         class Theirs(transformers.Trainer):
             def create_optimizer(self, *args, **kwargs):
                 if self.optimizer is None:
@@ -306,7 +306,7 @@ class TestOtherTrainers:
 
 
 class TestBadInput:
-    def test_a_recipe_is_needed(self, tmp_path):
+    def test_a_balanced_trainer_without_a_recipe_is_refused(self, tmp_path):
         with pytest.raises(TypeError, match="recipe"):
             BalancedTrainer(make_model(), transformers.TrainingArguments(str(tmp_path), report_to=[]))
 

@@ -36,7 +36,7 @@ def skipped(model, **options):
         (nn.ConvTranspose3d(4, 6, 2), "conv_transpose3d", (8, 4, 6)),
     ],
 )
-def test_kinds_and_matrices(layer, kind, matrices):
+def test_every_layer_type_has_its_kind_and_matrices(layer, kind, matrices):
     (row,) = rows(nn.Sequential(layer))
     assert (row.name, row.kind, row.shape) == ("0.weight", kind, tuple(layer.weight.shape))
     assert as_matrices(row.load(), row.layout).shape == matrices
@@ -48,25 +48,25 @@ def test_biases_and_norms_are_not_listed():
     assert names(model) == ["0.weight"]
 
 
-def test_depthwise_convolution_is_skipped():
+def test_a_depthwise_convolution_is_skipped():
     assert "vector" in skipped(nn.Sequential(nn.Conv2d(8, 8, 3, groups=8)))["0.weight"]
 
 
 class TestEmbeddings:
-    def test_off_by_default_with_a_reason(self):
+    def test_embeddings_are_skipped_by_default_with_a_reason(self):
         assert "embeddings=True" in skipped(nn.Sequential(nn.Embedding(9, 4)))["0.weight"]
 
-    def test_on_request(self):
+    def test_embeddings_are_listed_on_request(self):
         assert names(nn.Sequential(nn.Embedding(9, 4)), embeddings=True) == ["0.weight"]
 
-    def test_position_parameter(self):
+    def test_a_position_parameter_is_skipped_as_an_embedding(self):
         model = nn.Module()
         model.pos_embed = nn.Parameter(torch.zeros(1, 10, 4))
         assert "embedding" in skipped(model)["pos_embed"]
 
 
 class TestRecurrentLayers:
-    def test_lstm_is_split_by_gate(self):
+    def test_an_lstm_is_split_by_gate(self):
         lstm = nn.LSTM(6, 5, num_layers=2, bidirectional=True)
         found = rows(lstm)
         assert len(found) == 2 * 2 * 2 * 4
@@ -74,43 +74,43 @@ class TestRecurrentLayers:
         assert torch.equal(found[1].load(), lstm.weight_ih_l0[5:10])
         assert found[0].kind == "rnn"
 
-    def test_gru_has_three_gates(self):
+    def test_a_gru_is_split_into_three_gates(self):
         assert [name.partition(":")[2] for name in names(nn.GRU(6, 5))] == list("rznrzn")
 
-    def test_plain_rnn_is_whole(self):
+    def test_a_plain_rnn_is_not_split(self):
         assert names(nn.RNN(6, 5)) == ["weight_ih_l0", "weight_hh_l0"]
 
-    def test_projection(self):
+    def test_the_projection_of_an_lstm_is_listed(self):
         assert "weight_hr_l0" in names(nn.LSTM(6, 5, proj_size=3))
 
-    def test_cell(self):
+    def test_an_lstm_cell_is_split_by_gate(self):
         assert len(names(nn.LSTMCell(6, 5))) == 8
 
-    def test_not_split_on_request(self):
+    def test_an_lstm_is_not_split_on_request(self):
         assert names(nn.LSTM(6, 5), split=False) == ["weight_ih_l0", "weight_hh_l0"]
 
 
 class TestMultiheadAttention:
-    def test_in_proj_is_split(self):
+    def test_the_fused_projection_of_attention_is_split(self):
         attention = nn.MultiheadAttention(8, 2)
         found = {row.name: row for row in rows(attention)}
         assert list(found) == ["in_proj_weight:q", "in_proj_weight:k", "in_proj_weight:v", "out_proj.weight"]
         assert torch.equal(found["in_proj_weight:k"].load(), attention.in_proj_weight[8:16])
 
-    def test_separate_projections(self):
+    def test_separate_projections_of_attention_are_listed(self):
         attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=4)
         assert names(attention) == ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]
 
 
 class TestOtherParameters:
-    def test_complex_spectral_convolution(self):
+    def test_a_complex_spectral_convolution_is_one_row(self):
         model = nn.Module()
         model.weights1 = nn.Parameter(torch.zeros(3, 4, 5, 6, dtype=torch.cfloat))
         (row,) = rows(model)
         assert (row.kind, row.layout) == ("spectral_conv", Layout.TAPS)
         assert as_matrices(row.load(), row.layout).shape == (30, 3, 4)
 
-    def test_neuraloperator(self):
+    def test_the_spectral_convolution_of_neuraloperator_is_one_row(self):
         convolution = pytest.importorskip("neuralop.layers.spectral_convolution")
         (row,) = rows(nn.Sequential(convolution.SpectralConv(4, 6, n_modes=(8, 8))))
         assert row.kind == "spectral_conv"
@@ -125,43 +125,43 @@ class TestOtherParameters:
         assert [row.name for row in found] == [f"experts.down_proj:{i}" for i in range(3)]
         assert torch.equal(found[2].load(), model.experts.down_proj[2])
 
-    def test_matrix_in_a_module_of_unknown_type(self):
+    def test_a_matrix_in_a_module_of_unknown_type_is_listed(self):
         model = nn.Module()
         model.mixing = nn.Parameter(torch.zeros(5, 6))
         assert [row.kind for row in rows(model)] == ["parameter"]
 
-    def test_ambiguous_shape_is_skipped_with_advice(self):
+    def test_an_ambiguous_shape_is_skipped_with_advice(self):
         model = nn.Module()
         model.table = nn.Parameter(torch.zeros(5, 6, 7))
         assert "unknown type" in skipped(model)["table"]
 
-    def test_tied_weights_once(self):
+    def test_tied_weights_are_listed_once(self):
         model = nn.ModuleDict({"a": nn.Linear(4, 4, bias=False), "b": nn.Linear(4, 4, bias=False)})
         model["b"].weight = model["a"].weight
         assert names(model) == ["a.weight"]
         assert skipped(model) == {"b.weight": "tied to a.weight"}
 
-    def test_weight_norm_is_the_effective_weight(self):
+    def test_a_layer_with_weight_norm_has_its_effective_weight(self):
         layer = parametrizations.weight_norm(nn.Linear(4, 6))
         (row,) = rows(nn.Sequential(layer))
         assert row.name == "0.weight"
         torch.testing.assert_close(row.load(), layer.weight.detach())
 
-    def test_integer_parameter(self):
+    def test_an_integer_parameter_is_skipped(self):
         model = nn.Module()
         model.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
         assert "uint8" in skipped(model)["weight"]
 
-    def test_meta_device(self):
+    def test_a_parameter_on_the_meta_device_is_skipped(self):
         with torch.device("meta"):
             model = nn.Linear(4, 4)
         assert "no data" in skipped(model)["weight"]
 
-    def test_lazy_module(self):
+    def test_a_lazy_module_is_skipped(self):
         assert "forward pass" in skipped(nn.Sequential(nn.LazyLinear(4)))["0.weight"]
 
     @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.compile uses it
-    def test_wrappers_leave_no_trace_in_names(self):
+    def test_names_have_no_prefix_of_data_parallel_or_compile(self):
         assert names(nn.DataParallel(nn.Sequential(nn.Linear(3, 3)))) == ["0.weight"]
         assert names(torch.compile(nn.Sequential(nn.Linear(3, 3)))) == ["0.weight"]
 
@@ -180,11 +180,11 @@ class TestBlocks:
             ("pooler.dense", None),
         ],
     )
-    def test_from_names(self, path, block):
+    def test_the_block_of_a_weight_follows_from_its_name(self, path, block):
         (row,) = rows({f"{path}.weight": torch.zeros(4, 4)})
         assert row.block == block
 
-    def test_module_that_is_no_list_makes_no_block(self):
+    def test_a_numbered_child_of_a_module_that_is_not_a_list_is_not_a_block(self):
         model, inner = nn.Module(), nn.Module()
         inner.add_module("0", nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}))
         model.parts = inner
@@ -196,27 +196,27 @@ class TestSelection:
         {"encoder": nn.Linear(4, 4), "decoder": nn.Linear(4, 4), "attention": nn.MultiheadAttention(4, 1)}
     )
 
-    def test_globs(self):
+    def test_select_includes_and_excludes_by_glob(self):
         assert names(self.model, include=("*coder*",), exclude=("enc*",)) == ["decoder.weight"]
 
-    def test_part_or_whole_of_a_fused_weight(self):
+    def test_select_takes_one_part_or_all_parts_of_a_fused_weight(self):
         assert names(self.model, include=("*:q",)) == ["attention.in_proj_weight:q"]
         assert len(names(self.model, include=("*in_proj_weight",))) == 3
 
     @pytest.mark.parametrize("options", [{"include": ("nothing.*",)}, {"exclude": ("nothing.*",)}])
-    def test_pattern_that_matches_nothing(self, options):
+    def test_a_pattern_that_matches_no_weight_raises_with_the_known_names(self, options):
         with pytest.raises(SelectionError, match=r"known names: encoder\.weight"):
             rows(self.model, **options)
 
-    def test_similar_names_are_suggested(self):
+    def test_a_pattern_that_matches_no_weight_suggests_similar_names(self):
         with pytest.raises(SelectionError, match=r"similar names: encoder\.weight, decoder\.weight"):
             rows(self.model, include=("*coder",))
 
     @pytest.mark.parametrize("patterns", ["a.*", ["a.*"], ("a.*",), Select(include=("a.*",))])
-    def test_parse(self, patterns):
+    def test_select_parses_patterns_of_every_type(self, patterns):
         assert Select.parse(patterns).include == ("a.*",)
 
-    def test_bad_options(self):
+    def test_invalid_options_of_select_raise(self):
         with pytest.raises(SelectionError, match="merged"):
             Select(lora="both")
         with pytest.raises(SelectionError, match="empty"):

@@ -28,7 +28,7 @@ def described(source):
     ],
     ids=lambda model: type(model).__name__,
 )
-def test_state_dict_agrees_with_the_live_model(model):
+def test_a_state_dict_agrees_with_the_live_model(model):
     assert described(model.state_dict()) == described(model)
 
 
@@ -42,23 +42,23 @@ def test_state_dict_agrees_with_the_live_model(model):
         ("mixing", (6, 4), "parameter"),
     ],
 )
-def test_kind_from_name_and_shape(name, shape, kind):
+def test_kinds_are_inferred_from_name_and_shape(name, shape, kind):
     assert described({name: torch.zeros(shape)}) == [(name, kind, shape)]
 
 
-def test_stacked_experts_by_name():
+def test_stacked_experts_are_recognised_by_name():
     assert len(described({"mlp.experts.w1": torch.zeros(3, 60, 40)})) == 3
 
 
 @pytest.mark.parametrize("name", ["wte.weight", "embed_tokens.weight", "position_embeddings.weight", "pos_embed"])
-def test_embeddings_by_name(name):
+def test_embeddings_are_recognised_by_name(name):
     rows, left = find_weights({name: torch.zeros(9, 4)})
     assert rows == []
     assert "embeddings=True" in left[0].reason
     assert len(find_weights({name: torch.zeros(9, 4)}, Select(embeddings=True))[0]) == 1
 
 
-def test_ambiguous_stack_is_skipped_with_advice():
+def test_an_ambiguous_stack_is_skipped_with_advice():
     assert "could be" in find_weights({"table": torch.zeros(50, 60, 70)})[1][0].reason
 
 
@@ -90,7 +90,7 @@ def test_quantised_formats_are_named_and_skipped(tensors, label):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch announces the end of its own quantised dtypes
-def test_quantised_dtypes_of_torch():
+def test_quantised_dtypes_of_torch_are_named_and_skipped():
     weight = torch.quantize_per_tensor(torch.zeros(8, 8), 0.1, 0, torch.qint8)
     assert "qint8" in find_weights({"fc.weight": weight})[1][0].reason
 

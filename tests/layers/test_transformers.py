@@ -56,7 +56,7 @@ def described(rows):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_live_model_and_its_checkpoint_agree(name, tmp_path):
+def test_a_live_model_and_its_checkpoint_agree(name, tmp_path):
     model = build(*MODELS[name][:2], **MODELS[name][2])
     model.save_pretrained(tmp_path)
     live, left_live = find_weights(model)
@@ -68,7 +68,7 @@ def test_live_model_and_its_checkpoint_agree(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", RENAMED)
-def test_renamed_checkpoint_has_the_same_matrices(name, tmp_path):
+def test_a_checkpoint_that_transformers_renames_has_the_same_matrices(name, tmp_path):
     model = build(*RENAMED[name][:2], **RENAMED[name][2])
     model.save_pretrained(tmp_path)
     with open_checkpoint(tmp_path) as checkpoint:
@@ -78,7 +78,7 @@ def test_renamed_checkpoint_has_the_same_matrices(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS | RENAMED)
-def test_every_stored_matrix_is_accounted_for(name, tmp_path):
+def test_every_stored_matrix_is_a_row_or_skipped(name, tmp_path):
     model = build(*(MODELS | RENAMED)[name][:2], **(MODELS | RENAMED)[name][2])
     model.save_pretrained(tmp_path)
     with open_checkpoint(tmp_path) as checkpoint:
@@ -109,7 +109,7 @@ class TestFusedWeights:
         assert self.row(model, "model.layers.0.self_attn.qkv_proj.weight:q").shape == (32, 32)
         assert self.row(model, "model.layers.0.self_attn.qkv_proj.weight:v").shape == (16, 32)
 
-    def test_mixtral_experts(self):
+    def test_mixtral_experts_are_split_into_gate_and_up(self):
         model = build(*RENAMED["mixtral"][:2], **RENAMED["mixtral"][2])
         stack = model.model.layers[1].mlp.experts.gate_up_proj
         found = self.row(model, "model.layers.1.mlp.experts.gate_up_proj:2:up")
@@ -121,7 +121,7 @@ class TestFusedWeights:
         assert torch.equal(self.row(model, "model.layers.0.mlp.experts.gate_up_proj:1:gate"), stack[1, :, ::2])
 
 
-def test_tied_head_is_listed_once():
+def test_a_tied_head_is_listed_once():
     model = build("LlamaForCausalLM", "LlamaConfig", **LLAMA, tie_word_embeddings=True)
     rows, left = find_weights(model, Select(embeddings=True))
     assert "model.embed_tokens.weight" in {row.name for row in rows}
@@ -139,7 +139,7 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         "change", [{"architectures": ["NotAModel"]}, {"model_type": "nothing"}, {"hidden_size": "x"}]
     )
-    def test_unknown_architecture_falls_back_to_names(self, tmp_path, change):
+    def test_an_unknown_architecture_falls_back_to_names(self, tmp_path, change):
         model = build(*MODELS["bert"][:2], **MODELS["bert"][2])
         model.save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
@@ -147,7 +147,7 @@ class TestConfiguration:
         rows, _ = find_weights(open_checkpoint(tmp_path))
         assert {row.name for row in rows} == {row.name for row in find_weights(model)[0]}
 
-    def test_fp8_with_scales_is_recognised_behind_the_architecture(self, tmp_path):
+    def test_fp8_with_scales_is_recognised_in_a_known_architecture(self, tmp_path):
         from safetensors.torch import load_file, save_file
 
         build(*MODELS["llama"][:2], **MODELS["llama"][2]).save_pretrained(tmp_path)

@@ -140,7 +140,7 @@ class TestLora:
         optimizer.zero_grad()
 
     @pytest.mark.parametrize("unit", ["layer", "block"])
-    def test_units_are_the_adapted_layers(self, model, recipe, unit):
+    def test_units_of_a_lora_model_are_the_adapted_layers(self, model, recipe, unit):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         balancer = tb.Balancer(optimizer, model, dataclasses.replace(recipe, unit=unit))
         names = {g["name"]: g["tempbalance"]["names"] for g in optimizer.param_groups}
@@ -154,7 +154,7 @@ class TestLora:
         adapted = [u for u in balancer.units if u.name.startswith("bert")]
         assert len({u.multiplier for u in adapted}) == len(adapted) == (4 if unit == "layer" else 2)
 
-    def test_alpha_is_that_of_the_merged_weight(self, model, recipe):
+    def test_alpha_of_a_lora_layer_is_that_of_the_merged_weight(self, model, recipe):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         balancer = tb.Balancer(optimizer, model, recipe)
         balancer.refresh()
@@ -163,7 +163,7 @@ class TestLora:
         expected = tb.Hill().fit(tb.weight_spectrum(merged)).alpha
         assert alphas["bert.encoder.layer.1.attention.self.value"] == pytest.approx(expected, rel=1e-5)
 
-    def test_alpha_of_the_update(self, model, recipe):
+    def test_alpha_of_a_lora_update_is_that_of_the_update_alone(self, model, recipe):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         recipe = dataclasses.replace(recipe, select=tb.Select(lora="update"), estimator=tb.Hill(min_eigenvalues=2))
         balancer = tb.Balancer(optimizer, model, recipe)

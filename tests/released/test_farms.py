@@ -37,7 +37,7 @@ def test_a_window_of_another_aspect_ratio_raises():
         fit_weight(random(100, 100), windows=tb.released.FARMSAsReleased(64, 3, 2.0))
 
 
-def test_the_far_edge_can_stay_uncovered():
+def test_released_windows_may_not_cover_the_far_edge():
     found = fit_weight(random(105, 105), windows=tb.released.FARMSAsReleased(20, 10))
     assert (found.num_windows, found.coverage < 1) == (100, True)
 

@@ -75,11 +75,11 @@ def test_the_summary_counts_fitted_and_untrained_layers(analysis):
     assert "1 looks untrained, like a random matrix: 3.weight." in text
 
 
-def test_the_summary_of_an_analysis_without_layers():
+def test_the_summary_of_an_analysis_without_layers_states_it():
     assert summary_sentences([]) == "No weight matrix was analysed."
 
 
-def test_the_summary_of_an_analysis_without_any_fit():
+def test_the_summary_of_an_analysis_without_any_fit_states_it():
     zero = tb.analyze({"a.weight": torch.zeros(20, 20)})
     assert summary_sentences(zero.layers) == (
         "None of the 1 weight matrices has a tail that could be fitted. "
@@ -114,11 +114,11 @@ class TestHistory:
             {"name": "h.1", "alphas": [4.0, 3.99, 3.98], "multipliers": [1.4, 1.4, 1.4]},
         ]
 
-    def test_a_page_without_history_has_null(self, analysis):
+    def test_a_page_without_history_has_null_as_history(self, analysis):
         assert embedded(render_analysis(analysis))["history"] is None
         assert embedded(render_analysis(analysis, []))["history"] is None
 
-    def test_a_history_of_one_refresh(self, analysis):
+    def test_a_history_of_one_refresh_is_rendered(self, analysis):
         assert embedded(render_analysis(analysis, refreshes(1, ("h.0", 2.0))))["history"]["steps"] == [0]
 
     def test_a_unit_of_the_history_without_alpha_has_null(self, analysis):

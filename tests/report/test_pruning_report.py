@@ -58,7 +58,7 @@ class TestPruningPage:
         assert not re.search(r"(src|href)\s*=|@import|url\(", markup)
         assert "default-src 'none'" in markup
 
-    def test_hostile_names_are_escaped(self):
+    def test_hostile_names_of_weights_are_escaped(self):
         hostile = '</script><img src=x onerror=alert(1)><!--&"'
         pruned = pruned_model()
         allocation = dataclasses.replace(

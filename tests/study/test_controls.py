@@ -74,7 +74,7 @@ def multipliers(name, seed=0, steps=1, alphas=(2.2, 3.0, 4.0)):
 
 
 class TestOnAnOptimizer:
-    def test_inverted_uniform_and_shuffled_of_a_recipe(self):
+    def test_controls_of_a_recipe_invert_average_or_permute_its_multipliers(self):
         plain = multipliers("model_balancing_sciml:strength=0.5")
         assert plain == sorted(plain)
         assert multipliers("model_balancing_sciml:strength=0.5,control=inverted") == plain[::-1]
@@ -98,7 +98,7 @@ class TestRandomWeights:
             raise RuntimeError("boom")
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
-    def test_random_weights_leave_the_global_generators_alone(self):
+    def test_random_weights_do_not_use_the_global_generators(self):
         model, _ = model_and_optimizer()
         before = torch.get_rng_state(), random.getstate()
         with random_weights(model, seed=0):

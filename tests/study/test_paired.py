@@ -38,7 +38,7 @@ def test_a_constant_difference_has_an_interval_of_width_0():
     assert (found.share_won, found.seeds) == (1.0, 3)
 
 
-def test_ties_count_neither_as_won_nor_as_lost():
+def test_tied_seeds_are_neither_won_nor_lost():
     found = paired([1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 4.0, 4.0])
     assert (found.won, found.tied, found.lost) == (1, 2, 1)
     assert found.share_won == 0.25

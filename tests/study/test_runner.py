@@ -63,7 +63,7 @@ class TestTrials:
         run(METHOD, "llr", seeds=4)
         assert len(log.read_text().splitlines()) == 3 * 4
 
-    def test_first_seed_starts_at_other_seeds(self, run, log):
+    def test_first_seed_chooses_the_seeds_of_a_run(self, run, log):
         run(first_seed=20)
         assert log.read_text().splitlines()[::2] == ["plain 20", "plain 21", "plain 22"]
 

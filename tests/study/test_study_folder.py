@@ -35,12 +35,12 @@ def test_the_file_of_a_trial_is_named_by_method_rate_and_seed(tmp_path):
     assert str(path.relative_to(tmp_path)) == "runs/llr_high=3_low=1_lr=0.1-43a60cdc/seed-4.json"
 
 
-def test_names_that_are_similar_as_files_are_kept_apart(tmp_path):
+def test_methods_with_similar_file_names_have_different_folders(tmp_path):
     a, b = (Configuration(name, None) for name in ("llr:high=3,low=1", "llr:high=3,low=1.0"))
     assert StudyFolder(tmp_path).file(a, 0) != StudyFolder(tmp_path).file(b, 0)
 
 
-def test_other_settings_are_refused_and_another_extent_is_not(tmp_path):
+def test_a_folder_refuses_other_settings_and_accepts_another_extent(tmp_path):
     with open_folder(tmp_path / "a", {"task": "x", "parameters": {"n": 1}}, {"seeds": 2}):
         pass
     with open_folder(tmp_path / "a", {"task": "x", "parameters": {"n": 1}}, {"seeds": 5}):

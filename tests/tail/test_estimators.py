@@ -171,11 +171,11 @@ def test_alpha_does_not_depend_on_scale_or_order(estimator, seed, exponent, n):
 
 class TestSpectraWithoutATail:
     @pytest.mark.parametrize("estimator", ESTIMATORS, ids=ids)
-    def test_zeros_have_the_status_zero(self, estimator):
+    def test_a_spectrum_of_zeros_has_the_status_zero(self, estimator):
         assert estimator.fit(torch.zeros(20)).status is tb.types.Status.ZERO
 
     @pytest.mark.parametrize("estimator", ESTIMATORS, ids=ids)
-    def test_rank_one_has_the_status_too_few(self, estimator):
+    def test_a_matrix_of_rank_one_has_the_status_too_few(self, estimator):
         assert estimator.fit(torch.tensor([0.0] * 19 + [5.0])).status is tb.types.Status.TOO_FEW
 
     @pytest.mark.parametrize("estimator", ESTIMATORS, ids=ids)
@@ -212,7 +212,7 @@ class TestBadInput:
         with pytest.raises(WeightError, match="real eigenvalues"):
             tb.Hill().fit(torch.ones(30, dtype=torch.complex64))
 
-    def test_nan_raises(self):
+    def test_nan_eigenvalues_raise(self):
         with pytest.raises(NonFiniteError):
             tb.Hill().fit(torch.tensor([1.0, math.nan]))
 

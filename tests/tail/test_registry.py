@@ -28,7 +28,7 @@ def test_an_estimator_is_found_by_name_place_or_itself(name, expected):
     assert find_estimator(name) == expected
 
 
-def test_parameters_replace_the_defaults():
+def test_parameters_replace_the_defaults_of_an_estimator():
     assert find_estimator("hill", share=0.3, min_eigenvalues=20) == tb.Hill(0.3, min_eigenvalues=20)
     assert find_estimator(tb.Hill(0.3), min_eigenvalues=20) == tb.Hill(0.3, min_eigenvalues=20)
 
@@ -48,7 +48,7 @@ def test_an_unknown_estimator_raises_with_the_known_names(name, message):
         find_estimator(name)
 
 
-def test_an_unknown_parameter_raises_with_the_known_ones():
+def test_an_unknown_estimator_parameter_raises_with_the_known_ones():
     with pytest.raises(SelectionError, match="Hill has no parameter 'bins'; it has min_eigenvalues, share"):
         find_estimator("hill", bins=3)
 

@@ -145,13 +145,13 @@ class TestAtomicOutput:
 
 
 class TestRefusals:
-    def test_an_allocation_for_another_model(self, folder, make_llama, tmp_path):
+    def test_prune_checkpoint_refuses_an_allocation_for_another_model(self, folder, make_llama, tmp_path):
         other = make_llama(hidden_size=64)
         with pytest.raises(AllocationError, match="another model"):
             tb.prune_checkpoint(folder, allocation_for(other), tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
-    def test_a_weight_with_nan(self, tmp_path):
+    def test_prune_checkpoint_names_a_weight_with_nan(self, tmp_path):
         weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
         save_file({"a": weight}, tmp_path / "m.safetensors")
         allocation = allocation_for(tmp_path / "m.safetensors")
@@ -160,11 +160,11 @@ class TestRefusals:
         with pytest.raises(NonFiniteError, match="a: a score is NaN"):
             tb.prune_checkpoint(tmp_path / "m.safetensors", allocation, tmp_path / "out")
 
-    def test_n_of_m_sparsity_without_the_model(self, folder, tmp_path):
+    def test_prune_checkpoint_refuses_n_of_m_sparsity(self, folder, tmp_path):
         with pytest.raises(AllocationError, match="load the model"):
             tb.prune_checkpoint(folder, allocation_for(folder, group=8), tmp_path / "out")
 
-    def test_a_model_without_save_pretrained(self, trained, tmp_path):
+    def test_save_pruned_refuses_a_model_without_save_pretrained(self, trained, tmp_path):
         with pytest.raises(AllocationError, match="save_pretrained"):
             tb.save_pruned(trained, allocation_for(trained), tmp_path / "out")
 

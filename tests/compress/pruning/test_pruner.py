@@ -170,45 +170,45 @@ def test_prune_by_sparsegpt_gives_the_allocated_sparsity(make_llama, tokens):
 
 
 class TestRefusals:
-    def test_an_allocation_for_another_model(self, trained):
+    def test_prune_refuses_an_allocation_for_another_model(self, trained):
         with pytest.raises(AllocationError, match=r"another model.*no 9\.weight"):
             tb.prune(trained, by_hand(layer("9.weight", (80, 80), 1)))
         with pytest.raises(AllocationError, match=r"another model.*\(80, 80\) here and \(80, 81\)"):
             tb.prune(trained, by_hand(layer("0.weight", (80, 81), 1)))
 
-    def test_an_allocation_of_bits(self, trained):
+    def test_prune_refuses_an_allocation_of_bits(self, trained):
         allocation = tb.allocate_bits(tb.analyze(trained, progress=False), 3)
         with pytest.raises(AllocationError, match="expected an allocation of sparsity, got one of bits"):
             tb.prune(trained, allocation)
 
-    def test_an_unknown_criterion(self, trained):
+    def test_an_unknown_pruning_criterion_is_refused(self, trained):
         with pytest.raises(AllocationError, match="magnitude, wanda, sparsegpt"):
             tb.prune(trained, by_hand(layer("0.weight", (80, 80), 1)), "random")
 
     @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
     @pytest.mark.parametrize("nothing", [None, []])
-    def test_wanda_or_sparsegpt_without_calibration(self, method, nothing, make_llama):
+    def test_wanda_or_sparsegpt_without_calibration_is_refused(self, method, nothing, make_llama):
         model = make_llama()
         with pytest.raises(TokensError, match="needs calibration tokens"):
             tb.prune(model, allocate(model), method, calibration=nothing)
 
-    def test_a_weight_with_nan_is_named(self, trained):
+    def test_prune_names_a_weight_with_nan(self, trained):
         with torch.no_grad():
             trained[1].weight[0, 0] = torch.nan
         with pytest.raises(NonFiniteError, match=r"1\.weight"):
             tb.prune(trained, by_hand(layer("1.weight", (80, 80), 10)))
 
-    def test_wanda_of_a_weight_outside_blocks(self, trained):
+    def test_wanda_refuses_a_weight_outside_blocks(self, trained):
         with pytest.raises(AllocationError, match=r"not 0\.weight: prune it by magnitude"):
             tb.prune(trained, by_hand(layer("0.weight", (80, 80), 10)), "wanda", calibration=[torch.arange(4)])
 
-    def test_a_weight_with_an_adapter(self, make_llama):
+    def test_prune_refuses_a_weight_with_an_adapter(self, make_llama):
         peft = pytest.importorskip("peft")
         adapted = peft.get_peft_model(make_llama(), peft.LoraConfig(target_modules=["q_proj"], r=2))
         with pytest.raises(AllocationError, match="merge"):
             tb.prune(adapted, allocate(adapted))
 
-    def test_activations_that_are_not_finite(self, make_llama, tokens):
+    def test_wanda_refuses_activations_that_are_not_finite(self, make_llama, tokens):
         model = make_llama()
         allocation = allocate(model)
         with torch.no_grad():
@@ -216,6 +216,6 @@ class TestRefusals:
         with pytest.raises(NonFiniteError, match="activation"):
             tb.prune(model, allocation, "wanda", calibration=tokens)
 
-    def test_a_group_that_does_not_divide_the_weights(self, make_llama):
+    def test_a_group_that_does_not_divide_the_weights_is_refused(self, make_llama):
         with pytest.raises(AllocationError, match="groups of 7"):
             allocate(make_llama(), 0.5, group=7)

@@ -77,7 +77,7 @@ def test_every_matrix_gets_its_own_number_of_zeros_in_any_order(make_llama: Any,
     assert {name: zeros(model)[name] for name in names} == {name: round(s * sizes[name]) for name, s in wanted.items()}
 
 
-def test_weights_that_are_not_named_do_not_change(make_llama: Any, tokens: list[Tensor]):
+def test_sparsegpt_does_not_change_weights_outside_the_allocation(make_llama: Any, tokens: list[Tensor]):
     model, before = make_llama(), make_llama().state_dict()
     sparsegpt(model, {UP: 0.5}, tokens)
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
@@ -87,7 +87,7 @@ def test_weights_that_are_not_named_do_not_change(make_llama: Any, tokens: list[
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_run_changes_no_state_and_prints_nothing(
+def test_sparsegpt_changes_no_other_state_and_prints_nothing(
     make_llama: Any, tokens: list[Tensor], dtype: torch.dtype, capfd: pytest.CaptureFixture[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_run_changes_no_state_and_prints_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_run_leaves_no_hooks(make_llama: Any, tokens: list[Tensor]):
+def test_a_failed_sparsegpt_leaves_no_hooks(make_llama: Any, tokens: list[Tensor]):
     model = make_llama().train()
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
