@@ -22,6 +22,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
+
 __all__ = [
     "AllocationError",
     "AnalysisError",
@@ -105,6 +108,15 @@ class AnalysisError(TempBalanceError):
 
 class MissingExtraError(TempBalanceError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
+
+
+@contextlib.contextmanager
+def require_extra(extra: str, need: str) -> Generator[None]:
+    """Raise a ``MissingExtraError`` with the extra to install if an import inside the ``with`` block fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(f"{need}: pip install 'tempbalance[{extra}]'") from error
 
 
 class NumericsWarning(UserWarning):

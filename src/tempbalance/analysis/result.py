@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tempbalance._files import RENDERERS, dumps, write_atomically
 from tempbalance.analysis.rows import layer_from_json, row_to_json
-from tempbalance.errors import AnalysisError, MissingExtraError
+from tempbalance.errors import AnalysisError, require_extra
 from tempbalance.metrics import imbalance, mean_alpha
 from tempbalance.types import LayerStats, Skipped
 
@@ -145,10 +145,8 @@ def _csv(analysis: Analysis) -> bytes:
 def _parquet(analysis: Analysis) -> bytes:
     frame = analysis.to_pandas()
     frame["shape"] = [list(shape) for shape in frame["shape"]]
-    try:
+    with require_extra("parquet", "parquet needs pyarrow"):
         content: bytes = frame.to_parquet(index=False)
-    except ImportError as error:
-        raise MissingExtraError("parquet needs pyarrow: pip install 'tempbalance[parquet]'") from error
     return content
 
 

@@ -51,14 +51,11 @@ def _copy_batch(batch: Iterable[Weight], device: torch.device, stream: torch.cud
 
 def _copy(tensor: Tensor, device: torch.device, stream: torch.cuda.Stream | None) -> Callable[[Reader], Tensor]:
     if stream is None or tensor.device.type != "cpu":
-        return functools.partial(_same, tensor.to(device))
+        on_device = tensor.to(device)
+        return lambda _: on_device
     with torch.cuda.stream(stream):
         copy = tensor.pin_memory().to(device, non_blocking=True)
         return functools.partial(_arrived, copy, stream.record_event())
-
-
-def _same(tensor: Tensor, _: Reader) -> Tensor:
-    return tensor
 
 
 def _arrived(tensor: Tensor, copied: torch.cuda.Event, _: Reader) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import logging
 import math
@@ -192,11 +191,7 @@ def _merged(
 
 def _loaded(weight: Weight, tensor: Tensor) -> Weight:
     """Return a weight that reads a tensor in memory."""
-    return replace(weight, cut=functools.partial(_constant, tensor))
-
-
-def _constant(tensor: Tensor, _: object) -> Tensor:
-    return tensor
+    return replace(weight, cut=lambda _: tensor)
 
 
 @contextlib.contextmanager

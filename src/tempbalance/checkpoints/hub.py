@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tempbalance.errors import MissingExtraError, NotFoundError
+from tempbalance.errors import NotFoundError, require_extra
 
 __all__ = ["is_hub_id", "snapshot"]
 
@@ -21,13 +21,9 @@ def is_hub_id(source: str) -> bool:
 
 def snapshot(repo_id: str, revision: str | None = None) -> Path:
     """Return the cached folder of a hub repository, after a download; pickles only if it has no safetensors."""
-    try:
+    need = f"there is no path {repo_id!r} here; if it is a Hugging Face hub id, install the extra that downloads it"
+    with require_extra("hub", need):
         from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise MissingExtraError(
-            f"there is no path {repo_id!r} here; if it is a Hugging Face hub id, install the extra that downloads it: "
-            "pip install 'tempbalance[hub]'"
-        ) from error
     folder = Path()
     for weights in ("*.safetensors", "*.bin"):
         patterns = [*_METADATA, weights]

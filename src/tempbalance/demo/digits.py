@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from tempbalance.errors import MissingExtraError
+from tempbalance.errors import require_extra
 
 __all__ = ["CLASSES", "DigitsNet", "NewDigits", "Settings", "Start", "pretrain_digits"]
 
@@ -203,10 +203,8 @@ def pretrain_digits(settings: Settings) -> NewDigits:
 
 def _digits() -> tuple[Tensor, Tensor]:
     """1,797 images ``(images, 64)`` with pixels in [0, 1], and their digits."""
-    try:
+    with require_extra("demo", "the demo needs the digits of scikit-learn"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtraError("the demo needs the digits of scikit-learn: pip install 'tempbalance[demo]'") from error
     digits = load_digits()
     return torch.tensor(digits.data, dtype=torch.float32) / _BRIGHTEST, torch.tensor(digits.target)
 

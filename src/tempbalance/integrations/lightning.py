@@ -9,16 +9,14 @@ from typing import Any
 
 from tempbalance.balance import Balancer, Recipe, Refresh
 from tempbalance.balance.validation import DEEPSPEED, FSDP1, check_recipe
-from tempbalance.errors import BalanceError, MissingExtraError
+from tempbalance.errors import BalanceError, require_extra
 from tempbalance.integrations.loggers import summary
 
-try:
-    from lightning.pytorch import Callback
-except ImportError:
+with require_extra("lightning", "Lightning is not installed"):
     try:
+        from lightning.pytorch import Callback
+    except ImportError:
         from pytorch_lightning import Callback
-    except ImportError as error:
-        raise MissingExtraError("Lightning is not installed: pip install 'tempbalance[lightning]'") from error
 
 __all__ = ["BalanceCallback"]
 

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from tempbalance.balance import Refresh
-from tempbalance.errors import MissingExtraError
+from tempbalance.errors import require_extra
 
 __all__ = ["MLflowLogger", "TensorBoardLogger", "WandbLogger", "scalars", "summary"]
 
@@ -121,10 +121,8 @@ class TensorBoardLogger(_Logger):
         super().__init__(per_unit)
         self._owns = isinstance(writer, (str, os.PathLike))
         if self._owns:
-            try:
+            with require_extra("tensorboard", "TensorBoard is not installed"):
                 from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise MissingExtraError(_missing("TensorBoard", "tensorboard")) from error
             writer = SummaryWriter(writer)
         elif not hasattr(writer, "add_scalar"):
             raise TypeError(f"expected a SummaryWriter or the folder for one, got a {type(writer).__name__}")
@@ -164,10 +162,8 @@ class WandbLogger(_Logger):
         """
         super().__init__(per_unit)
         if run is None:
-            try:
+            with require_extra("wandb", "Weights & Biases is not installed"):
                 import wandb
-            except ImportError as error:
-                raise MissingExtraError(_missing("Weights & Biases", "wandb")) from error
             run = wandb.run
             if run is None:
                 raise RuntimeError("there is no active run of Weights & Biases: call wandb.init() first, or pass run=")
@@ -204,10 +200,8 @@ class MLflowLogger(_Logger):
             RuntimeError: No id is given and no run is active.
         """
         super().__init__(per_unit)
-        try:
+        with require_extra("mlflow", "MLflow is not installed"):
             import mlflow
-        except ImportError as error:
-            raise MissingExtraError(_missing("MLflow", "mlflow")) from error
         if run_id is None:
             active = mlflow.active_run()
             if active is None:
@@ -220,7 +214,3 @@ class MLflowLogger(_Logger):
         left = iter((re.sub(r"[^\w\-.:/ ]", "_", tag), value) for tag, value in values.items())
         while batch := dict(islice(left, _MLFLOW_BATCH)):
             self._mlflow.log_metrics(batch, step=step, run_id=self._run_id)
-
-
-def _missing(name: str, extra: str) -> str:
-    return f"{name} is not installed: pip install 'tempbalance[{extra}]'"

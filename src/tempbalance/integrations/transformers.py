@@ -9,13 +9,11 @@ from typing import Any
 
 from tempbalance.balance import Balancer, Recipe, Refresh
 from tempbalance.balance.validation import DEEPSPEED, FSDP1, check_recipe, unwrap
-from tempbalance.errors import BalanceError, MissingExtraError
+from tempbalance.errors import BalanceError, require_extra
 from tempbalance.integrations.loggers import summary
 
-try:
+with require_extra("transformers", "Transformers is not installed"):
     from transformers import Trainer
-except ImportError as error:
-    raise MissingExtraError("Transformers is not installed: pip install 'tempbalance[transformers]'") from error
 
 __all__ = ["BalanceMixin", "BalancedTrainer", "balanced"]
 

@@ -109,10 +109,8 @@ def _tied(candidates: Sequence[Candidate]) -> list[Candidate]:
     owners: dict[Hashable, str] = {}
     result = []
     for candidate in candidates:
-        owner = candidate.tied_to
-        if candidate.identity is not None and owner is None:
-            owner = owners.setdefault(candidate.identity, candidate.name)
-        if owner is not None and owner != candidate.name:
+        owner = candidate.name if candidate.identity is None else owners.setdefault(candidate.identity, candidate.name)
+        if owner != candidate.name:
             candidate = replace(candidate, role=replace(candidate.role, reason=f"tied to {owner}"))  # noqa: PLW2901
         result.append(candidate)
     return result

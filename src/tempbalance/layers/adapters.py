@@ -74,7 +74,7 @@ def _pairs(store: TensorStore) -> dict[str, _Pair]:
         match = _FACTOR.fullmatch(name)
         if match is not None:
             names.setdefault(match["layer"], {})[match["factor"]] = name
-    return {layer: _Pair(found["A"], found["B"]) for layer, found in names.items() if len(found) == len("AB")}
+    return {layer: _Pair(found["A"], found["B"]) for layer, found in names.items() if found.keys() == {"A", "B"}}
 
 
 def _reason(store: TensorStore, layer: str, pair: _Pair | None) -> str | None:

@@ -40,8 +40,7 @@ def checkpoint_candidates(store: TensorStore) -> list[Candidate]:
         return name_candidates(store)
     known = _matched(store, model)
     stored = {candidate.name for candidate in known}
-    rest = name_candidates(store, {name: name for name in store.tensors if name not in stored})
-    return known + rest
+    return known + name_candidates(store, [name for name in store.tensors if name not in stored])
 
 
 def _architecture(config: Mapping[str, Any]) -> nn.Module | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -153,17 +152,17 @@ def _role(named: _Named) -> Role:
     return loose_role(named.name, shape, dtype)
 
 
-def name_candidates(store: TensorStore, names: Mapping[str, str] | None = None) -> list[Candidate]:
-    """List the tensors with two axes or more; ``names`` maps the stored names wanted to the names of their rows."""
-    renamed = {name: name for name in store.tensors} if names is None else dict(names)
+def name_candidates(store: TensorStore, names: Sequence[str] | None = None) -> list[Candidate]:
+    """List the tensors with two axes or more, by default all, else those of the given names."""
+    names = list(store.tensors) if names is None else names
     modules = _modules(store)
-    block_of = block_namer(renamed.values())
+    block_of = block_namer(names)
     found = []
-    for stored, name in renamed.items():
-        layer, attribute = _owner(stored, store)
-        candidate = _candidate(store, stored, _Named(name, attribute, store.tensors[stored], modules[layer]))
+    for name in names:
+        layer, attribute = _owner(name, store)
+        candidate = _candidate(store, _Named(name, attribute, store.tensors[name], modules[layer]), block_of(name))
         if candidate is not None:
-            found.append(replace(candidate, name=name, block=block_of(name)))
+            found.append(candidate)
     return found
 
 
@@ -203,7 +202,7 @@ def _reason(attribute: str, siblings: Mapping[str, TensorInfo]) -> str | None:
     return quantised or dtype_reason(info.dtype) or info.reason or empty
 
 
-def _candidate(store: TensorStore, stored: str, named: _Named) -> Candidate | None:
+def _candidate(store: TensorStore, named: _Named, block: str | None) -> Candidate | None:
     """Return the candidate of one stored tensor, or None if it is not a matrix."""
     info = named.info
     reason = _reason(named.attribute, named.siblings)
@@ -216,6 +215,7 @@ def _candidate(store: TensorStore, stored: str, named: _Named) -> Candidate | No
         role=role,
         shape=info.shape,
         dtype=info.dtype,
-        read=functools.partial(store.load, stored),
+        read=functools.partial(store.load, named.name),
         identity=info.identity,
+        block=block,
     )

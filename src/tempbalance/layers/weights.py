@@ -88,7 +88,6 @@ class Candidate:
         read: Reads the parameter at an index, ``()`` for all of it.
         identity: A key that is equal for two names of one tensor (tied weights); None if unknown.
         block: Name of its block.
-        tied_to: Name of the tensor that it is tied to, if the model declares it.
     """
 
     name: str
@@ -98,7 +97,6 @@ class Candidate:
     read: Reader
     identity: Hashable = None
     block: str | None = None
-    tied_to: str | None = None
 
 
 def to_weights(candidate: Candidate, *, split: bool) -> Iterator[Weight]:

@@ -8,17 +8,15 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from tempbalance.errors import MissingExtraError
+from tempbalance.errors import require_extra
 
 __all__ = ["render_page"]
 
 
 def render_page(name: str, *, title: str, data: Any, **texts: str) -> str:
     """Build one HTML file from the body and script ``report/assets/NAME.*``, with finite data and escaped texts."""
-    try:
-        from plotly.offline import get_plotlyjs  # heavy: loaded when a report is rendered
-    except ImportError as error:
-        raise MissingExtraError("the HTML report needs plotly: pip install 'tempbalance[report]'") from error
+    with require_extra("report", "the HTML report needs plotly"):
+        from plotly.offline import get_plotlyjs  # slow to import
     folder = resources.files("tempbalance.report") / "assets"
 
     def read(file: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tempbalance.errors import CheckpointError, MissingExtraError
+from tempbalance.errors import CheckpointError, require_extra
 
 __all__ = ["load_causal_lm", "restored_modes", "transformers_bars"]
 
@@ -31,12 +31,8 @@ def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | 
         MissingExtraError: Transformers is not installed.
         CheckpointError: Transformers cannot load it as a causal language model.
     """
-    try:
+    with require_extra("transformers", "loading a language model needs Transformers"):
         from transformers import AutoModelForCausalLM
-    except ImportError as error:
-        raise MissingExtraError(
-            "loading a language model needs Transformers: pip install 'tempbalance[transformers]'"
-        ) from error
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     except Exception as error:  # Transformers, the hub and the reader raise many types

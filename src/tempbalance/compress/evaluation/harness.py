@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tempbalance.compress.evaluation.causal_lm import restored_modes
-from tempbalance.errors import MissingExtraError
+from tempbalance.errors import require_extra
 
 __all__ = ["evaluate"]
 
@@ -43,11 +43,9 @@ def evaluate(
     Raises:
         MissingExtraError: lm-evaluation-harness is not installed.
     """
-    try:
+    with require_extra("eval", "tasks need lm-evaluation-harness"):
         import lm_eval
         from lm_eval.models.huggingface import HFLM
-    except ImportError as error:
-        raise MissingExtraError("tasks need lm-evaluation-harness: pip install 'tempbalance[eval]'") from error
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with restored_modes(model), torch.random.fork_rng():  # the harness sets modes and seeds

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tempbalance.errors import MissingExtraError, TokensError
+from tempbalance.errors import TokensError, require_extra
 
 __all__ = ["Calibration", "Documents", "batches", "draw_calibration", "load_tokens", "read_documents"]
 
@@ -80,10 +80,8 @@ def _texts(path: Path, suffix: str) -> list[str]:
 def _tokenized(texts: Sequence[str], path: Path, tokenizer: str | os.PathLike[str] | None) -> list[Any]:
     if tokenizer is None:
         raise TokensError(f"{path} is text: pass the folder or hub id of a tokenizer, or token ids as .npz")
-    try:
+    with require_extra("transformers", "reading text needs Transformers"):
         from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingExtraError("reading text needs Transformers: pip install 'tempbalance[transformers]'") from error
     try:
         encode = AutoTokenizer.from_pretrained(tokenizer)
     except Exception as error:  # tokenizers and the hub raise many types

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from tempbalance.compress.allocation import Allocation
-from tempbalance.errors import MissingExtraError
+from tempbalance.errors import require_extra
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -41,10 +41,8 @@ def lora_config(allocation: Allocation, *, scaling: float = 1, **options: Any) -
         (16, [5], [10])
     """
     allocation.check_quantity("rank")
-    try:
+    with require_extra("peft", "LoRA needs PEFT"):
         from peft import LoraConfig
-    except ImportError as error:
-        raise MissingExtraError("LoRA needs PEFT: pip install 'tempbalance[peft]'") from error
     ranks = {f"^{re.escape(layer.name)}": layer.rank for layer in allocation.layers}
     return LoraConfig(
         r=int(allocation.budget),

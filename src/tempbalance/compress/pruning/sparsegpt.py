@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tempbalance.compress.pruning.calibration import input_norms, through_blocks
 from tempbalance.compress.pruning.masks import mask_smallest, wanda_scores
 from tempbalance.compress.pruning.targets import Target
-from tempbalance.errors import AllocationError, MissingExtraError
+from tempbalance.errors import AllocationError, require_extra
 
 __all__ = ["sparsegpt", "sparsity_for_modifier"]
 
@@ -98,9 +98,8 @@ def _llmcompressor() -> Generator[None]:
     chosen = os.environ.get(_LOG_OFF)
     os.environ[_LOG_OFF] = "true"
     try:
-        import llmcompressor
-    except ImportError as error:
-        raise MissingExtraError("SparseGPT needs llm-compressor: pip install 'tempbalance[prune]'") from error
+        with require_extra("prune", "SparseGPT needs llm-compressor"):
+            import llmcompressor
     finally:
         os.environ.pop(_LOG_OFF)
         if chosen is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tempbalance.compress.pruning.calibration import is_transposed
-from tempbalance.errors import MissingExtraError
+from tempbalance.errors import require_extra
 
 __all__ = ["sparse_lora"]
 
@@ -28,10 +28,8 @@ def sparse_lora(model: nn.Module, layers: Sequence[str], rank: int) -> Generator
     """Add LoRA to linear layers inside a ``with`` block, yield its factors, and merge it at the end."""
     # In half precision a weight and its update may cancel to a few more zeros. ``lora_alpha`` is twice the rank, as in
     # SQFT. If the block raises, LoRA is removed and the model is unchanged.
-    try:
+    with require_extra("peft", "recovery needs PEFT"):
         import peft
-    except ImportError as error:
-        raise MissingExtraError("recovery needs PEFT: pip install 'tempbalance[peft]'") from error
     frozen = {parameter: parameter.requires_grad for parameter in model.parameters()}
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(layers))
     kinds = {type(model.get_submodule(layer)) for layer in layers}
