@@ -14,7 +14,7 @@
     ├── BalanceError           an optimizer, model and recipe that do not fit together (also a ValueError)
     │   └── RefreshError       a refresh failed during training, on this or another rank (also a RuntimeError)
     ├── AllocationError        an impossible budget, or an allocation that cannot be read (also a ValueError)
-    ├── StudyError             a study that cannot be run, or not in this folder (also a ValueError)
+    ├── StudyError             a study that cannot be run, or cannot use a folder (also a ValueError)
     ├── TokensError            token ids that cannot be read or used, an empty calibration set (also a ValueError)
     ├── AnalysisError          an analysis that cannot be saved, loaded or compared
     └── MissingExtraError      an optional dependency is needed (also an ImportError)
@@ -95,7 +95,7 @@ class AllocationError(TempBalanceError, ValueError):
 
 
 class StudyError(TempBalanceError, ValueError):
-    """A study cannot be run, or not in this folder; the message contains the fix."""
+    """A study cannot be run, or cannot use the given folder; the message contains the fix."""
 
 
 class TokensError(TempBalanceError, ValueError):

@@ -18,7 +18,7 @@ __all__ = ["Metrics", "imbalance", "is_random", "mean_alpha", "measure", "mp_cdf
 _LN10 = math.log(10)
 _TAIL_POINTS = 64
 _BULK_POINTS = 192
-_FEWEST_EIGENVALUES = 50  # for a verdict; TempBalance requires as many for a fit
+_FEWEST_EIGENVALUES = 50  # needed for is_random; the same number that TempBalance requires for a fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def measure(spectrum: Spectrum, fit: TailFit, num_windows: int = 1) -> Metrics:
     ``alpha_hat = alpha log10(lambda_max)``; ``log10_alpha_norm = log10 sum_i lambda_i^alpha``; ``stable_rank =
     sum_i lambda_i / lambda_max`` (of a pooled spectrum: per matrix); ``spectral_entropy = -sum_i p_i ln p_i /
     ln(matrix_rank)`` with ``p_i = lambda_i / sum_j lambda_j``. Norms are of the weight, not of its square:
-    WeightWatcher's ``log_norm`` and ``log_spectral_norm`` are twice ours.
+    WeightWatcher's ``log_norm`` and ``log_spectral_norm`` are twice as large.
 
     The variance of the Marchenko-Pastur edge is estimated from the median eigenvalue, so that spikes do not increase it
     (Gavish and Donoho 2014, section III-D). The Marchenko-Pastur distance is to the law of a random matrix of the same
@@ -55,8 +55,8 @@ def measure(spectrum: Spectrum, fit: TailFit, num_windows: int = 1) -> Metrics:
     Args:
         spectrum: The spectrum.
         fit: A tail fitted to it; if it failed, the scalars that depend on alpha are NaN.
-        num_windows: FARMS windows of each matrix that are pooled in the spectrum; the Frobenius norm and the alpha-norm
-            are then those of one window, on average.
+        num_windows: Number of FARMS windows of each matrix that are pooled in the spectrum; the Frobenius norm and the
+            alpha-norm are then those of one window, on average.
 
     Returns:
         The scalars; for an all-zero weight, logarithms and ratios are NaN.
@@ -160,13 +160,13 @@ def mp_cdf(x: Tensor, shape: tuple[int, int], variance: float = 1.0) -> Tensor:
     if ratio < 1:
         angle = angle - (1 - ratio) * ((low * root - high / root) / (2 * (1 - ratio))).atan()
     cdf = 0.5 + (((high - y) * (y - low)).sqrt() - angle) / (2 * math.pi * ratio)
-    # The closed form is that of the law with its atom at zero where the matrix is wide; ours has none.
+    # For a wide matrix the closed form includes an atom at zero, which the law of min(shape) eigenvalues does not have.
     return torch.where(y <= low, 0.0, torch.where(y >= high, 1.0, cdf.clamp(0.0, 1.0)))
 
 
 @functools.lru_cache(maxsize=1024)
 def _mp_median(shape: tuple[int, int]) -> float:
-    """Median of the law for unit variance, to 9 digits, on a grid that is refined around it."""
+    """Return the median of the law for unit variance, to 9 digits, on a grid that is refined around it."""
     low, high = mp_edges(shape)
     for _ in range(6):
         grid = torch.linspace(low, high, 65, dtype=torch.float64)

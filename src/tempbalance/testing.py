@@ -20,7 +20,7 @@ def pareto_sample(n: int, alpha: float, *, xmin: float = 1.0, seed: int = 0) -> 
         n: Number of samples.
         alpha: Exponent, greater than 1.
         xmin: Smallest possible value.
-        seed: Of the generator.
+        seed: Seed of the generator.
 
     Returns:
         Shape ``(n,)``, float64, ascending.
@@ -69,7 +69,7 @@ def matrix_with_spectrum(eigenvalues: Tensor, shape: tuple[int, int], *, seed: i
     Args:
         eigenvalues: Shape ``(min(shape),)``, not negative.
         shape: ``(rows, columns)``.
-        seed: Of the singular vectors.
+        seed: Seed for the singular vectors.
 
     Returns:
         Shape ``shape``, float64.

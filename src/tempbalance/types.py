@@ -33,7 +33,7 @@ class Status(str, Enum):
 
     @property
     def message(self) -> str:
-        """What the status means, in one sentence."""
+        """Explanation of the status in one sentence."""
         return _MESSAGES[self]
 
 
@@ -55,8 +55,8 @@ class Spectrum:
     """The empirical spectral density (ESD) of one weight matrix, or pooled over a batch of matrices of one shape.
 
     Attributes:
-        eigenvalues: Of ``W^T W`` (squared singular values), ascending, float, shape ``(num_matrices * min(shape),)``.
-            Numerically zero ones are exactly 0.
+        eigenvalues: Eigenvalues of ``W^T W`` (squared singular values), ascending, float, shape
+            ``(num_matrices * min(shape),)``. Numerically zero ones are exactly 0.
         shape: ``(rows, columns)`` of one matrix.
         num_matrices: Number of matrices that are pooled.
         error_bound: Bound on the absolute error of an eigenvalue, as a fraction of the largest. It is probabilistic;
@@ -76,7 +76,8 @@ class TailFit:
     Attributes:
         status: ``Status.OK``, or the reason for no fit; then every float is NaN and ``num_tail`` is 0.
         alpha: Exponent of the density (one more than the exponent of the survival function).
-        stderr: Standard error of alpha, ``(alpha - 1) / sqrt(num_tail)`` unless estimator or windows have their own.
+        stderr: Standard error of alpha, ``(alpha - 1) / sqrt(num_tail)`` unless the estimator or the windows
+            define another one.
         xmin: Threshold, in units of eigenvalues.
         num_tail: Number of eigenvalues in the tail.
         ks_distance: Kolmogorov-Smirnov distance between the tail and the fitted law, in [0, 1].
@@ -119,23 +120,24 @@ class LayerStats:
         kind: Kind of weight: ``linear``, ``conv2d``, ``embedding``, ``attention``, ``rnn``, ``experts``, ...
         block: Name of the transformer block (or other repeated module) that contains it, or None.
         shape: Shape of the weight as stored, after splitting fused parameters.
-        num_matrices: Matrices whose spectra are pooled (kernel taps, modes), 1 for a linear layer.
-        num_windows: FARMS windows cut from each of these matrices, whose spectra are pooled too; 1 without windows.
-            The fields below are then those of the windows.
+        num_matrices: Number of matrices whose spectra are pooled (kernel taps, modes), 1 for a linear layer.
+        num_windows: Number of FARMS windows per matrix; 1 without windows. The fields below then describe their pooled
+            spectrum.
         coverage: Fraction of the weight's entries inside at least one window; 1 without windows.
         num_eigenvalues: Eigenvalues in the pooled spectrum, numerically zero ones included.
         num_zero: Numerically zero eigenvalues, left out of the fit.
         status: Outcome of the fit; ``alpha`` is NaN unless ``Status.OK``.
-        alpha: Power-law exponent; the smaller, the heavier the tail.
+        alpha: Power-law exponent; a smaller alpha means a heavier tail.
         stderr: Standard error of alpha.
         xmin: Threshold of the tail.
         num_tail: Eigenvalues in the tail.
         ks_distance: Kolmogorov-Smirnov distance of the tail from the fitted law.
         alpha_hat: ``alpha * log10(lambda_max)``.
         lambda_max: Largest eigenvalue, the square of the spectral norm.
-        log10_frobenius_norm: log10 of the Frobenius norm (of windows: the root mean square of theirs).
+        log10_frobenius_norm: log10 of the Frobenius norm (with windows: the root mean square over windows).
         log10_spectral_norm: log10 of the largest singular value.
-        log10_alpha_norm: log10 of the alpha-norm, ``sum_i eigenvalue_i ** alpha`` (of windows: the mean of theirs).
+        log10_alpha_norm: log10 of the alpha-norm, ``sum_i eigenvalue_i ** alpha`` (with windows: the mean over
+            windows).
         stable_rank: ``||W||_F^2 / lambda_max``.
         matrix_rank: Eigenvalues that are not numerically zero.
         spectral_entropy: Shannon entropy of the normalised eigenvalues over log(matrix_rank), in [0, 1].

@@ -1,6 +1,6 @@
-"""From a weight to its spectrum, tail fit, metrics and verdict: the one pipeline of the library.
+"""Compute the spectrum of a weight, fit its tail, and test whether it is random.
 
-Whole matrices and FARMS windows take the same path, one weight or a batch.
+Analysis, balancing and compression all use these functions, for full matrices and for FARMS windows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tempbalance.types import Spectrum, Status, TailFit
 
 __all__ = ["WeightFit", "batch_key", "fit_weight", "fit_weights"]
 
-_GROWTH = 4  # windows are added in steps of at least a quarter, and at most doubled
+_GROWTH = 4  # each step adds at least a quarter of the windows in use, and at most doubles them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,9 +31,9 @@ class WeightFit:
     """The spectrum of one weight, its tail, and whether it is that of a random matrix.
 
     Attributes:
-        spectrum: Pooled over the matrices of the weight and their windows; with windows, its shape is that of a window.
-        fit: The tail, as the estimator gave it; with windows, its standard error is that of the choice of windows.
-        num_windows: Windows cut from each matrix; 1 without windows.
+        spectrum: Spectrum pooled over the matrices of the weight and their windows; its ``shape`` is that of a window.
+        fit: Tail fit of the estimator; with windows, the standard error is that due to the choice of windows.
+        num_windows: Number of windows cut from each matrix; 1 without windows.
         coverage: Fraction of the weight's entries inside at least one window; 1 without windows.
         metrics: Scalars of the spectrum and of the fit.
         random: Whether the spectrum cannot be distinguished from that of a random matrix (see ``metrics.is_random``).
@@ -65,16 +65,16 @@ def fit_weight(
     Args:
         weight: Floating-point or complex tensor whose axes fit ``layout``.
         layout: How the axes of ``weight`` form matrices; the spectra of all of them are pooled.
-        estimator: How the tail is fitted: an estimator or its name (see ``tail.find_estimator``).
-        windows: ``FARMS()`` pools the spectra of windows of one aspect ratio; by default each matrix is taken whole.
-        device: Where to compute; by default where the weight is.
+        estimator: Estimator of the tail, or its name (see ``tail.find_estimator``).
+        windows: ``FARMS()`` pools the spectra of windows of one aspect ratio; by default full matrices are used.
+        device: Device for the computation; by default that of the weight.
 
     Returns:
         The spectrum, its tail and its metrics.
 
     Raises:
         NonFiniteError: The weight contains NaN or Inf.
-        WeightError: Its shape or dtype is not a weight's.
+        WeightError: Its shape or dtype is not that of a weight.
         WindowError: No window of this aspect ratio fits into its matrices.
 
     Example:
@@ -104,18 +104,18 @@ def fit_weights(
 
     Args:
         matrices: One tensor of shape ``(B_i, rows_i, columns_i)`` per weight; all have the same ``batch_key``.
-        layouts: Of the weights.
-        estimator: How the tails are fitted.
-        windows: Which windows are pooled; by default each matrix is taken whole.
-        device: Where to compute; by default where each weight is.
+        layouts: Layout of each weight.
+        estimator: Estimator of the tails.
+        windows: Windows whose spectra are pooled; by default full matrices are used.
+        device: Device for the computation; by default that of each weight.
 
     Returns:
         One fit per weight. On a CPU the numbers do not depend on which weights share a batch.
 
     Raises:
         NonFiniteError: A weight contains NaN or Inf.
-        WeightError: The tensors are not three-dimensional, or whole matrices differ in shape.
-        WindowError: No window fits.
+        WeightError: The tensors are not three-dimensional, or differ in shape without windows.
+        WindowError: No window fits into a matrix.
     """
     if windows is None:
         found = spectra(matrices, device=device)
@@ -146,7 +146,7 @@ def batch_key(shape: tuple[int, ...], layout: Layout, windows: Windows | None) -
 def _weight_fit(
     spectrum: Spectrum, fit: TailFit, num_windows: int = 1, covered: float = 1.0, disjoint: int = 1
 ) -> WeightFit:
-    """Add metrics and verdict; ``disjoint`` is the number of windows of a matrix that share no entry."""
+    """Add metrics and ``random``; ``disjoint`` is the number of windows of a matrix that share no entry."""
     metrics = measure(spectrum, fit, num_windows)
     independent = spectrum.num_matrices // num_windows * disjoint
     random = fit.status in {Status.OK, Status.NO_TAIL} and is_random(spectrum, metrics, independent)
@@ -157,7 +157,7 @@ def _weight_fit(
 
 @dataclass
 class _Windowed:
-    """A weight while windows are added: ``used`` windows are computed, ``wanted`` are needed."""
+    """The windows of one weight: ``used`` are computed, ``wanted`` are needed."""
 
     windows: Windows
     matrices: Tensor
@@ -174,7 +174,7 @@ class _Windowed:
         self.values = torch.empty(0, len(self.matrices), min(self.grid.size), dtype=torch.float64)
 
     def add(self, new: WindowValues, estimator: TailEstimator) -> None:
-        """Fit with new windows, and decide whether more are needed."""
+        """Fit again with new windows, and update ``wanted``."""
         self.values = torch.cat([self.values, new.eigenvalues])
         self.used = len(self.values)
         self.error_bound = max(self.error_bound, new.error_bound)
@@ -188,7 +188,7 @@ class _Windowed:
         self.wanted = min(len(self.grid.starts), max(least, math.ceil(self.used * min(ratio, 2.0))))
 
     def result(self) -> WeightFit:
-        """Return the outcome, once no more windows are needed."""
+        """Return the fit of all windows in use."""
         rows, columns = self.matrices.shape[1:]
         height, width = self.grid.size
         spectrum = Spectrum(

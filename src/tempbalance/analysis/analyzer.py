@@ -56,18 +56,19 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     Args:
         source: A live model, a state dict, a checkpoint (``.safetensors``, ``.bin``, ``.pt``), a folder of them with
             or without an index and a ``config.json``, or a Hugging Face hub id.
-        estimator: How the tail is fitted: an estimator, or its name (``"ks"``; see ``tail.find_estimator``).
+        estimator: Estimator of the tail, or its name (``"ks"``; see ``tail.find_estimator``).
         windows: ``FARMS()`` pools the spectra of windows of one aspect ratio, so that alphas of layers of different
-            shapes can be compared; the numbers of a row are then those of its windows. By default each matrix is
-            taken whole.
-        select: Which weights: a ``Select``, or one or several globs on the qualified parameter name.
-        device: Where to compute; by default where the weights are.
+            shapes can be compared; the numbers of a row are then those of its windows. By default full
+            matrices are used.
+        select: Weights to analyse: a ``Select``, or one or several globs on the qualified parameter name.
+        device: Device for the computation; by default that of each weight.
         progress: Whether to show a progress bar (on a terminal only).
         strict: Whether a weight that cannot be analysed raises. By default it is listed under ``skipped``.
-        resume: A file for the rows that are done. If it exists and belongs to the same source and settings, its rows
-            are not computed again. It is kept when the analysis is interrupted, and removed otherwise.
-        processes: The processes that divide the work, as ``tempbalance.analysis.distributed.WorkQueue.launched()``
-            finds them under torchrun. All call this; each reads its part and returns all rows. By default one process.
+        resume: A file for the finished rows. If it exists and belongs to the same source and settings, its rows are not
+            computed again. It is kept when the analysis is interrupted, and removed otherwise.
+        processes: The processes that divide the work: ``tempbalance.analysis.distributed.WorkQueue.launched()`` under
+            torchrun. All of them call this function, read a part of the weights, and return all rows. By default one
+            process.
 
     Returns:
         One row per weight matrix, in model order, and the weights that were skipped, with the reason.
@@ -96,7 +97,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         opened, name = stack.enter_context(_opened(source))
         weights, skipped = find_weights(opened, selection)
         if not weights and not skipped:
-            raise WeightError(f"{name} holds no weight matrix: nothing in it has two or more axes")
+            raise WeightError(f"{name} contains no weight matrix: no tensor in it has two or more axes")
         settings = _settings(estimator, windows, selection, device) | {"revision": _revision(opened)}
         partial = None
         if resume is not None and processes.rank == 0:
@@ -146,7 +147,7 @@ def _check_device(device: torch.device | str | None) -> None:
 
 @contextlib.contextmanager
 def _opened(source: Source) -> Generator[tuple[_Opened, str]]:
-    """Yield what ``find_weights`` takes, and the name of the source."""
+    """Yield a model, state dict or open checkpoint, and the name of the source."""
     if isinstance(source, nn.Module):
         yield source, type(source).__name__
     elif isinstance(source, (str, os.PathLike)):

@@ -1,8 +1,7 @@
-"""Fit the weights of a model: equal shapes in one batch, several batches in parallel threads, a part per process.
+"""Fit the weights of a model in batches of equal shape, in parallel threads, and on several processes.
 
-On a CPU the reduction to tridiagonal form is limited by memory, and threads within one linear-algebra call wait for
-each other, for long on a busy machine. So weights are computed in parallel, each in one thread, where that keeps all
-threads busy.
+On a CPU the reduction to tridiagonal form is limited by memory bandwidth, and the threads of one linear-algebra call
+wait for each other. Therefore weights are computed in parallel, each in one thread, if this keeps all threads busy.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ Fitted: TypeAlias = tuple[Weight, WeightFit | TempBalanceError]
 
 _BATCHES_PER_THREAD = 4  # at least, where there are enough weights
 _WEIGHTS_PER_THREAD = 2  # of the cost of the most expensive one, so that threads end at about the same time
-_WINDOWS_BYTES = 10  # at most, for each number of a float32 weight
+_WINDOWS_BYTES = 10  # at most, per entry of a float32 weight
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """When weights share a batch or run in parallel threads.
+    """Limits for weights that share a batch or are computed in parallel threads.
 
     Attributes:
-        batch: Numbers in a batch of weights of equal shape, at most.
-        smallest_batch: Numbers in a batch up to which weights are not distributed over threads.
-        small: Numbers of a weight that gains little from a second thread of linear algebra, at most.
-        memory: Bytes that a large weight in a parallel thread may need, itself not counted.
+        batch: Largest number of entries in a batch of weights of equal shape.
+        smallest_batch: Number of entries up to which a batch is not distributed over threads.
+        small: Largest number of entries of a small weight, which gains little from a second thread of linear algebra.
+        memory: Largest memory in bytes, without the weight itself, for a large weight in a parallel thread.
     """
 
     batch: int = 1 << 21
@@ -71,12 +70,12 @@ def fit_model_weights(  # noqa: PLR0913  options by keyword
     ones one after the other with all threads, or in parallel too.
 
     Args:
-        weights: Which weights are read and fitted.
-        estimator: How the tails are fitted.
-        windows: FARMS windows whose spectra are pooled; None for whole matrices.
-        device: Where to compute; by default where each weight is.
+        weights: Weights to read and fit.
+        estimator: Estimator of the tails.
+        windows: FARMS windows whose spectra are pooled; None for full matrices.
+        device: Device for the computation; by default that of each weight.
         parallel: Whether large weights are computed in parallel too, the most expensive first, if none needs more than
-            512 MB besides itself. Without ``device`` only: weights on an accelerator are computed one by one.
+            512 MB in addition. Without ``device`` only: weights on an accelerator are computed one by one.
         stream: Whether the next weights are copied to the device during the computation; by default to a GPU only.
         limits: Sizes of batches.
 
@@ -122,7 +121,7 @@ def should_parallelize(
     weights: Sequence[Weight], windows: Windows | None = None, limits: BatchLimits = _LIMITS
 ) -> bool:
     """Return whether large weights are better computed in parallel: a few would leave threads idle at the end."""
-    # ``weights`` are all of a model, also those of another run or process: so all get the same last bits.
+    # ``weights`` must be all of the model, also those of another run or process: the choice changes the last bits.
     costs = [cost(weight) for weight in weights if _is_large_but_fits(weight, windows, limits)]
     return sum(costs) >= _WEIGHTS_PER_THREAD * torch.get_num_threads() * max(costs, default=1.0)
 
@@ -163,7 +162,7 @@ class _BatchFitter:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def batches(self, weights: Sequence[Weight], most: int) -> Iterator[list[Weight]]:
-        """Yield runs of consecutive weights with equal keys that have at most so many numbers together."""
+        """Yield consecutive weights with equal keys, with at most ``most`` entries in total."""
         batch: list[Weight] = []
         last: object = None
         total = 0
@@ -195,9 +194,9 @@ class _BatchFitter:
     def _key(self, weight: Weight) -> object:
         try:
             return batch_key(weight.shape, weight.layout, self.windows)
-        except WindowError:  # raised again, and listed, when this weight is fitted
+        except WindowError:  # raised again when this weight is fitted
             return weight.name
 
     def _takes_turns(self, tensor: Tensor) -> bool:
-        """Whether it is computed alone: an accelerator gains nothing from several large matrices in parallel."""
+        """Return whether a batch is computed alone, as an accelerator does not compute large matrices in parallel."""
         return tensor.device.type != "cpu" and tensor.numel() > self.limits.small

@@ -50,11 +50,11 @@ class Comparison:
 
     Attributes:
         before: Source of the first analysis.
-        after: Source of the second.
-        settings: Settings of the second.
+        after: Source of the second analysis.
+        settings: Settings of the second analysis.
         layers: One row per layer that is in both, in model order.
-        only_before: Layers that are only in the first.
-        only_after: Layers that are only in the second.
+        only_before: Names of the layers that are only in the first.
+        only_after: Names of the layers that are only in the second.
         imbalance_before: Standard deviation of alpha over all layers, before.
         imbalance_after: The same, after.
     """
@@ -69,12 +69,12 @@ class Comparison:
     imbalance_after: float
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per common layer, one column per field of ``LayerDelta``.
+        """Return a table with one row per common layer and one column per field of ``LayerDelta``.
 
         Returns:
             The table.
         """
-        import pandas as pd  # loading it costs more than importing tempbalance may
+        import pandas as pd  # slow to import
 
         return pd.DataFrame([asdict(row) for row in self.layers], columns=[f.name for f in fields(LayerDelta)])
 
@@ -82,10 +82,10 @@ class Comparison:
         """Write a file atomically.
 
         Args:
-            path: Ends in ``.json`` or ``.csv``.
+            path: A path that ends in ``.json`` or ``.csv``.
 
         Raises:
-            AnalysisError: Another ending, or the file cannot be written.
+            AnalysisError: The path ends differently, or the file cannot be written.
         """
         suffix = Path(path).suffix.lower()
         if suffix == ".json":
@@ -100,8 +100,8 @@ def compare(before: Analysis, after: Analysis) -> Comparison:
     """Compare two analyses layer by layer, for example before and after fine-tuning.
 
     Args:
-        before: The first.
-        after: The second, measured with the same estimator.
+        before: The first analysis.
+        after: The second analysis, measured with the same estimator.
 
     Returns:
         The changes of alpha, with their standard errors.

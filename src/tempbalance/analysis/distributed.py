@@ -1,4 +1,4 @@
-"""Divide the weights among processes, and pass results and failures to all of them; built on torch.distributed."""
+"""Divide work among processes and exchange results and failures, with torch.distributed."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ class WorkQueue:
         """Find the processes that torchrun has started.
 
         Args:
-            timeout: Seconds to wait until all have started; they may need very different times to import.
+            timeout: Seconds to wait until all have started; their imports may take different times.
 
         Returns:
             A queue of all of them, once all have started; without torchrun, of this process.
 
         Raises:
-            AnalysisError: Some do not start, for example because one process of a training runs a command of its own.
+            AnalysisError: Some do not call this, for example because one process of a training job runs a command.
         """
         if not dist.is_available() or not dist.is_torchelastic_launched():
             return cls()

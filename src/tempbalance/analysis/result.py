@@ -1,4 +1,4 @@
-"""The result of an analysis: rows, summaries, files."""
+"""The result of an analysis, and its files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Analysis:
     """The metrics of a model: one row per weight matrix, in model order.
 
     Attributes:
-        source: What was analysed: a path, a hub id, or the class of a live model.
+        source: The analysed source: a path, a hub id, or the class of a live model.
         settings: Estimator, windows, selection, device and versions.
         layers: One row per analysed weight matrix.
         skipped: Weights that were not analysed, each with the reason.
@@ -61,12 +61,12 @@ class Analysis:
         return imbalance([mean_alpha(layers)[0] for layers in blocks.values()])
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per layer, one column per field of ``LayerStats`` but ``esd``; ``status`` as a string.
+        """Return a table with one row per layer and one column per field of ``LayerStats`` but ``esd``.
 
         Returns:
-            The table; where a layer has no alpha, floats are NaN.
+            The table; ``status`` is a string, and a missing alpha is NaN.
         """
-        import pandas as pd  # loading it costs more than importing tempbalance may
+        import pandas as pd  # slow to import
 
         names = [f.name for f in fields(LayerStats) if f.name != "esd"]
         rows = [{name: getattr(layer, name) for name in names} for layer in self.layers]
@@ -97,7 +97,7 @@ class Analysis:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Analysis:
-        """Load an analysis from a file that ``save("x.json")`` wrote, also with an older version.
+        """Load an analysis from a file that ``save("x.json")`` wrote, in this version or an older one.
 
         Args:
             path: A JSON file.

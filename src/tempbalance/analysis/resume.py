@@ -1,4 +1,4 @@
-"""The file of an analysis that was interrupted: the rows that are done."""
+"""The resume file of an analysis, with the finished rows."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _logger = logging.getLogger("tempbalance")
 
 
 class ResumeFile:
-    """Rows that are done, one JSON line each, after a line with the files and settings they belong to.
+    """Finished rows, one JSON line each, after a line with the files and settings of the analysis.
 
     Use it as a context manager. The file is kept after an error or an interrupt, and removed otherwise.
 
     Attributes:
-        rows: The rows that are done, by name.
+        rows: The finished rows by name.
     """
 
     def __init__(self, path: str | os.PathLike[str], source: object, settings: Any) -> None:

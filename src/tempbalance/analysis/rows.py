@@ -22,7 +22,7 @@ _FLOATS = {f.name for f in fields(LayerStats) if f.type == "float"}
 
 
 def make_row(weight: Weight, found: WeightFit | TempBalanceError) -> Row:
-    """Return the row of a weight: its numbers (no alpha if it looks untrained), or the reason for none."""
+    """Return the row of a weight: its metrics, without alpha if it looks untrained, or the reason why it is skipped."""
     if isinstance(found, TempBalanceError):
         return Skipped(weight.name, str(found))
     spectrum, fit, metrics = found.spectrum, found.fit, found.metrics

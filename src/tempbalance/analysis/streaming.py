@@ -22,7 +22,7 @@ __all__ = ["streamed"]
 def streamed(
     batches: Iterable[Sequence[Weight]], device: torch.device
 ) -> Iterator[tuple[Sequence[Weight], list[Weight]]]:
-    """Yield each batch and its weights on the device; the next one is copied in the meantime, and no other."""
+    """Yield each batch and its weights on the device, while the next batch (and no other) is copied."""
     # A weight that cannot be read or copied ahead is yielded unchanged: reading it raises the error.
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     pool = ThreadPoolExecutor(1, thread_name_prefix="tempbalance")

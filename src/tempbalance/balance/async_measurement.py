@@ -55,7 +55,7 @@ class AsyncMeasurement(Generic[_T]):
 
 
 def _one_thread(ready: threading.Event) -> None:
-    torch.get_num_threads()  # the first call sets the thread's number to the default; only then can it be changed
+    torch.get_num_threads()  # initialises the number of this thread, which would otherwise override the next line
     torch.set_num_threads(1)
     ready.set()
 

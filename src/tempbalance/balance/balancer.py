@@ -55,8 +55,8 @@ class Balancer:
 
     Attributes:
         optimizer: The optimizer, with its groups split.
-        recipe: What is measured, how alphas become multipliers, what is multiplied.
-        skipped: Weights that are not measured, and why; they keep the base value.
+        recipe: The balancing method.
+        skipped: Weights that are not measured, with the reason; they keep the base value.
         history: One entry per refresh in this process.
     """
 
@@ -86,14 +86,14 @@ class Balancer:
                 memory of one copy of the measured weights.
             delay: Optimizer steps from a refresh to its effect. With 0, training waits for the measurement. With more,
                 copies of the weights are measured asynchronously in one thread (on a GPU on a separate stream), and the
-                result takes effect exactly so many steps later. For a single process only.
+                result takes effect exactly ``delay`` steps later. For a single process only.
             schedulers: Schedulers that were built before the balancer; build them after it if possible.
             on_refresh: Functions called with each ``Refresh`` on rank 0, such as the loggers in
                 ``tempbalance.integrations``.
             process_group: The processes that train this model together; by default all.
 
         Raises:
-            BalanceError: Optimizer, model and recipe do not fit together; the message says what to do.
+            BalanceError: Optimizer, model and recipe do not fit together; the message contains the fix.
 
         Example:
             >>> import tempbalance as tb
@@ -155,7 +155,7 @@ class Balancer:
         BALANCED.add(self.optimizer)
 
     def __repr__(self) -> str:
-        """Name of the recipe and number of units."""
+        """Return the name of the recipe, the number of units and the interval."""
         return f"Balancer({self.recipe.name}, {self._num_units} {self.recipe.unit}s, every {self._interval} steps)"
 
     @property
@@ -242,7 +242,7 @@ class Balancer:
         self._unfreezing.at(self._groups.steps)
 
     def _is_idle(self) -> bool:
-        """Return whether a step can change nothing. Such a step is not counted."""
+        """Return whether a step cannot change any parameter. Such a step is not counted."""
         # torch.distributed.checkpoint initialises a state by a step with all learning rates and gradients zero.
         groups = self.optimizer.param_groups
         if self.optimizer.state or any(float(group.get("lr", 1.0)) != 0 for group in groups):

@@ -37,13 +37,13 @@ class InitialWeights(Copies):
         self._parameters = tuple(parameters)
 
     def copy_missing(self) -> None:
-        """Before the first step, and the first step after a load: copy the parameters that have no copy yet."""
+        """Copy the parameters without a copy, once before the first step and once after each load."""
         if not self._copied:
             self._new = {p: p.detach().clone() for p in self._parameters if self._copy_of(p) is None}
             self._copied = True
 
     def loaded(self) -> None:
-        """After the optimizer has loaded a state: use its copies alone."""
+        """Drop new copies, because the loaded state of the optimizer has its own."""
         self._new.clear()
         self._copied = False
 

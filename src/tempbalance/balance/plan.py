@@ -1,4 +1,4 @@
-"""A recipe applied to a model: which weights are measured, and which parameters share a multiplier."""
+"""A recipe applied to a model: the measured weights, and the parameters of each multiplier."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Plan:
     Attributes:
         units: Units with a multiplier of their own, in the order of the model.
         at_max: Names of the units that get the largest alpha of all without being measured.
-        skipped: Weights that are not measured, and why. They keep the base value, or get the multiplier of their depth.
+        skipped: Weights that are not measured, with the reason. They keep the base value, or get the multiplier of
+            their depth.
         depths: Depth of each unit by name, 0 for the head; empty if the recipe does not use depth.
         depth_groups: Names of the trained parameters at each depth, the head first; empty likewise.
     """
@@ -53,7 +54,7 @@ class Plan:
         return frozenset(name for unit in self.units if unit.name not in self.at_max for name in unit.weights)
 
     def facts(self, fits: Mapping[str, CachedFit], first: Mapping[str, float]) -> dict[str, UnitFacts]:
-        """Collect what the assignment needs about every unit.
+        """Collect the facts about every unit for the assignment.
 
         Args:
             fits: The last fit of each weight, by name.
@@ -166,7 +167,7 @@ def _measured(
     parameters: Mapping[str, Tensor],
     trained: Collection[str],
 ) -> tuple[list[Weight], list[Skipped]]:
-    """Return the weights in units (with those at the maximum), and why the others are left out."""
+    """Return the weights in units (with those at the maximum), and the others with the reason."""
     eligible, skipped = [], []
     for weight in found:
         if weight.kind == "embedding" and not recipe.select.embeddings and weight.name not in at_max:

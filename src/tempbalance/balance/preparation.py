@@ -66,7 +66,7 @@ def prepare(  # noqa: PLR0913  options by keyword
     prepared: list[Preparation] = []
 
     def plan() -> Agreement:
-        """Plan on this process, and return what must be the same on all."""
+        """Plan on this process, and return the settings that must be equal on all."""
         prepared.append(_plan(optimizer, model, recipe, ranks, steps_per_epoch, delay))
         return _agreement(prepared[0], recipe)
 

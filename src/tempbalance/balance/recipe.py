@@ -1,4 +1,4 @@
-"""A balancing method as a frozen dataclass: what is measured, how alphas become multipliers, what is multiplied."""
+"""A balancing method as a frozen dataclass: the measured weights, the assignment, and the multiplied options."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ class Recipe:
         source: The paper or code that it follows.
         deviations: Differences from the source, one sentence each.
         assignment: Maps alphas (and depths) of all units to multipliers.
-        target: What is multiplied: the learning rate, the weight decay, or both. (AdamW multiplies the weight decay by
-            the learning rate, so its effective decay follows the learning rate in any case.)
+        target: Option that is multiplied: the learning rate, the weight decay, or both. (AdamW multiplies the weight
+            decay by the learning rate, so its effective decay follows the learning rate in any case.)
         unit: ``"layer"``: one multiplier per layer. ``"block"``: one per block, by the mean alpha of its layers. (Depth
             is counted in blocks in both cases.)
         spectrum_of: ``"weights"``: alpha of the weights. ``"update"``: alpha of their change since the first step; an
             update of zero has no alpha. This keeps one copy of the measured weights in the optimizer's state.
-        estimator: How alpha is fitted: an estimator, or its name (``"ks"``), which is replaced by the estimator.
+        estimator: Estimator of alpha, or its name (``"ks"``), which is replaced by the estimator.
         windows: ``FARMS()`` makes alpha independent of the shape of a layer; None measures full matrices.
-        select: Which weights are measured; all others keep the base value.
+        select: Weights to measure; all others keep the base value.
         kinds: Kinds of weights that are measured (``linear``, ``conv2d``, ``spectral_conv``, ...); None for all.
         first: Whether the first weight matrix of the model is measured.
         last: Whether the last weight matrix of the model is measured.

@@ -1,4 +1,4 @@
-"""Snapshots of parameters, kept in the optimizer's state, and how far weights have moved since (drift).
+"""Snapshots of parameters in the optimizer's state, and the drift: the distance of weights from their snapshot.
 
 Copies in the optimizer's state are saved, loaded and sharded with it, so a resumed run measures the same weights.
 """
@@ -53,7 +53,7 @@ class Copies:
 
 
 class Snapshot(Copies):
-    """The parameters at the time when the weights computed from them were last measured."""
+    """The parameters as they were when the weights computed from them were last measured."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer, REFERENCE)

@@ -1,7 +1,7 @@
 """The state of each parameter group, and its place in the state dict of the optimizer: one JSON text per group.
 
-A text is one leaf for whatever saves, flattens, gathers or broadcasts a state dict; torch.distributed.checkpoint drops
-empty containers and any entry that a container did not have before the first step.
+A text is a single leaf for code that saves, flattens, gathers or broadcasts a state dict; torch.distributed.checkpoint
+drops empty containers and any entry that a container did not have before the first step.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class CachedFit(NamedTuple):
     Attributes:
         alpha: Exponent; NaN without a fit.
         stderr: Standard error of alpha; NaN without a fit.
-        radius: How far the weight may move, in the Frobenius norm, before alpha can change by more than the tolerance.
-        status: ``OK``; ``RANDOM`` if the weight has a fit, but its spectrum is that of a random matrix; else why there
-            is no fit. None if measuring raised an error, or if a version that did not keep the status saved it.
+        radius: Frobenius norm of a change of the weight up to which alpha stays within the tolerance.
+        status: ``OK``; ``RANDOM`` if the weight has a fit, but its spectrum is that of a random matrix; else the
+            reason for no fit. None if measuring raised an error, or if a version that did not keep the status saved it.
     """
 
     alpha: float
@@ -58,7 +58,7 @@ def new_state(unit: str | None, names: Sequence[str | None]) -> dict[str, Any]:
 
 
 def pack(_optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """After an optimizer has made its state dict: turn the state of each group into a text."""
+    """Post-hook of ``Optimizer.state_dict``: convert the state of each group to a text."""
     for group in state_dict["param_groups"]:
         if KEY in group:
             group[KEY] = _to_text(group[KEY])
@@ -71,7 +71,7 @@ def read(group: dict[str, Any]) -> None:
 
 
 def unpack(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Before an optimizer loads a state dict: read the texts, and check that its groups are those that were saved."""
+    """Pre-hook of ``Optimizer.load_state_dict``: read the texts, and check that the groups match the saved ones."""
     groups = [{**group, KEY: _from_text(group[KEY])} if KEY in group else group for group in state_dict["param_groups"]]
     _check(optimizer.param_groups, groups)
     return {**state_dict, "param_groups": groups}
@@ -98,7 +98,7 @@ def _from_text(text: str) -> dict[str, Any]:
 
 
 def _read_fit(alpha: float | None, stderr: float | None, radius: float, status: str | None = None) -> CachedFit:
-    if status is None and alpha is not None:  # saved before there was a status
+    if status is None and alpha is not None:  # saved by a version without statuses
         status = Status.OK
     return CachedFit(_or_nan(alpha), _or_nan(stderr), radius, None if status is None else Status(status))
 

@@ -70,7 +70,7 @@ class Tracker:
                 trained = {name: p for name, p in sources.items() if p.requires_grad}
                 if trained:
                     tracked[weight.name] = TrackedWeight(weight, trained)
-        # How a computed or sharded weight is read may change (LoRA is merged, ...), so only plain ones are cached.
+        # Only plain weights are cached: a computed or sharded one may be read differently later (LoRA is merged, ...).
         plain = all(each.weight.parameter in parameters for each in tracked.values()) and not self.sharded
         self._cache = (key, tracked) if plain else None
         return tracked
@@ -84,7 +84,7 @@ class Tracker:
         weights: dict[str, TrackedWeight] = {}
 
         def local_drift() -> dict[str, float]:
-            """Return the squared drift that this process sees; the weights themselves stay here."""
+            """Return the squared drift on this process; the weights are not sent."""
             reshard(self._model)
             weights.update(self.weights())
             return self._squared_drift(weights)

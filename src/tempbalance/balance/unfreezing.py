@@ -15,7 +15,7 @@ __all__ = ["Unfreezing", "check_unfreezing"]
 
 
 class Unfreezing:
-    """Unfreezes one part of a model after the other. A part that is unfrozen is never changed again.
+    """Unfreezes one part of a model after another. The parameters of an unfrozen part are not changed again.
 
     A frozen parameter has ``requires_grad=False`` and no gradient, so the optimizer skips it, including weight decay
     and momentum. Nothing is frozen before the first forward pass, because torch.distributed.checkpoint only loads the
@@ -39,7 +39,7 @@ class Unfreezing:
         self._interval = interval
         self._num_unfrozen = len(self._parts)
         self._step = 0
-        waiting = model.modules() if self._parts else ()  # whichever is called first (in Lightning not the root)
+        waiting = model.modules() if self._parts else ()  # one of them is called first: in Lightning not the root
         start = torch.compiler.disable(self._start)  # type: ignore[no-untyped-call]
         self._waiting = [module.register_forward_pre_hook(start, prepend=True) for module in waiting]
 

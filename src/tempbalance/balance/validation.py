@@ -1,4 +1,4 @@
-"""Checks of recipe, optimizer and model; each error says what to do."""
+"""Checks of recipe, optimizer and model; each error message contains the fix."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def is_divided(optimizer: Optimizer) -> bool:
 
 
 def check_recipe(recipe: object) -> None:
-    """Check that a recipe is a ``Recipe`` and not the function that makes one."""
+    """Check that a recipe is a ``Recipe`` and not the function that returns one."""
     if not isinstance(recipe, Recipe):
         given = f"the function {recipe.__name__}" if inspect.isfunction(recipe) else f"a {type(recipe).__name__}"
         raise BalanceError(f"expected a recipe, such as tempbalance.recipes.model_balancing(), got {given}")
@@ -80,7 +80,7 @@ def check_optimizer(optimizer: Optimizer, recipe: Recipe) -> None:
     for key in recipe.keys:
         for group in optimizer.param_groups:
             if key not in group:
-                raise BalanceError(f"{type(optimizer).__name__} has no {key}, which the recipe is to multiply")
+                raise BalanceError(f"{type(optimizer).__name__} has no {key}, which the recipe multiplies")
             if not isinstance(group[key], (int, float, torch.Tensor)):
                 raise BalanceError(
                     f"the {key} of {type(optimizer).__name__} is {group[key]!r}, not a number: set it "
@@ -102,7 +102,7 @@ def check_delay(delay: int, most: int, processes: int) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse models whose parameters are flattened or partitioned."""
+    """Reject models whose parameters are flattened or partitioned."""
     if not isinstance(model, nn.Module):
         raise BalanceError(f"expected the model, a torch.nn.Module, got a {type(model).__name__}")
     if any(cls.__name__ == "FullyShardedDataParallel" for m in model.modules() for cls in type(m).__mro__):
@@ -112,11 +112,11 @@ def check_model(model: nn.Module) -> None:
 
 
 class Agreement(NamedTuple):
-    """What must be the same on all processes.
+    """Settings that must be equal on all processes.
 
     Attributes:
         groups: Name and shape of every parameter of every group.
-        schedule: When weights are measured.
+        schedule: Interval and start of the measurements.
     """
 
     groups: list[list[tuple[str | None, tuple[int, ...]]]]

@@ -31,7 +31,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
     lists the scheduled rates by the names of the groups.
 
     Attributes:
-        recipe: The method.
+        recipe: The balancing method.
         balancer: The balancer; None until ``fit`` has configured the optimizer.
 
     Example:
@@ -83,7 +83,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         self._undo: Callable[[], None] | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Wrap ``configure_optimizers`` of the module; DeepSpeed and FSDP1 are refused."""
+        """Wrap ``configure_optimizers`` of the module; DeepSpeed and FSDP1 raise an error."""
         self._restore()
         if stage != "fit":
             return
@@ -117,7 +117,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         self._restore()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Do the same after an exception, when Lightning does not call ``teardown``."""
+        """Restore it after an exception, when Lightning does not call ``teardown``."""
         self._restore()
 
     def _restore(self) -> None:

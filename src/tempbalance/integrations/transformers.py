@@ -29,7 +29,7 @@ class BalanceMixin:
     ``multiplier_min`` and ``multiplier_max``, in every backend of ``report_to``.
 
     Attributes:
-        recipe: The method.
+        recipe: The balancing method.
         balancer: The balancer; None until training starts.
     """
 

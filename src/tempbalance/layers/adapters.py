@@ -78,7 +78,7 @@ def _pairs(store: TensorStore) -> dict[str, _Pair]:
 
 
 def _reason(store: TensorStore, layer: str, pair: _Pair | None) -> str | None:
-    """Return why a factor has no update, if so."""
+    """Return the reason why a factor has no update, or None."""
     if store.adapter_config is None:
         return _NO_SCALE
     if pair is None:
@@ -91,7 +91,7 @@ def _reason(store: TensorStore, layer: str, pair: _Pair | None) -> str | None:
 
 
 def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
-    """``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` for rank-stabilised LoRA; patterns as in PEFT."""
+    """Return ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` for rank-stabilised LoRA; patterns as in PEFT."""
     patterns = config.get("alpha_pattern") or {}
     own = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), None)
     alpha = float(config.get("lora_alpha", rank) if own is None else own)

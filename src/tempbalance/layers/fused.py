@@ -31,7 +31,7 @@ _CODEGEN_SHARDS = 4  # CodeGenAttention.forward: mp_num = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
-    """How several weight matrices share one parameter.
+    """Layout of several weight matrices in one parameter.
 
     Attributes:
         parts: Names of the parts, in stored order.

@@ -40,7 +40,7 @@ class _Node:
     gather: FullTensorCache | None
 
     def unreadable(self, tensor: Tensor) -> str | None:
-        """Return why the values of a parameter cannot be read, if so."""
+        """Return the reason why the values of a parameter cannot be read, or None."""
         return tensor_reason(tensor, meta=self.meta, sharded=self.gather is not None)
 
     def descend(self, child: str) -> _Node:

@@ -30,7 +30,7 @@ class TensorInfo(NamedTuple):
         shape: Its shape.
         dtype: Its dtype.
         identity: A key that is equal for two names of one stored tensor; None if unknown.
-        reason: Why it cannot be read, if so.
+        reason: Reason why it cannot be read, or None.
     """
 
     shape: tuple[int, ...]
@@ -128,7 +128,7 @@ def _has_kernel(named: _Named) -> bool:
     )
 
 
-# (axes, test, role): the first test that is true counts; other tensors are parameters of a module of unknown type.
+# (axes, test, role): the first test that is true applies; other tensors are parameters of a module of unknown type.
 _RULES: tuple[tuple[int, Callable[[_Named], bool], Callable[[_Named], Role | None]], ...] = (
     (2, lambda n: n.attribute == "in_proj_weight", _in_proj),
     (2, lambda n: re.fullmatch(r"[qkv]_proj_weight", n.attribute) is not None, lambda _: Role(kind="attention")),

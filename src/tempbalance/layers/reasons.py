@@ -17,7 +17,7 @@ __all__ = ["dtype_reason", "quantised_reason", "tensor_reason"]
 
 _UNQUANTISED = "quantised weights are not supported yet: load the unquantised checkpoint"
 
-# Name of the tensor in its module, name of another tensor that the module must have, format. The first match counts.
+# Name of the tensor in its module, name of another tensor that the module must have, format. The first match applies.
 _FORMATS: tuple[tuple[str, str, str], ...] = (
     (r"qweight", r"g_idx", "GPTQ"),
     (r"qweight", r"qzeros|scales", "AWQ or GPTQ"),

@@ -113,7 +113,7 @@ def experts_role(shape: tuple[int, ...], *, gate_up: bool, transposed: bool, int
 
     Args:
         shape: Shape of the stack.
-        gate_up: Whether each matrix holds the gate and the up projection.
+        gate_up: Whether each matrix contains the gate and the up projection.
         transposed: Whether the matrices are ``(in, out)``.
         interleaved: Whether gate and up alternate neuron by neuron.
 
@@ -178,7 +178,7 @@ def _loose_table(name: str, shape: tuple[int, ...]) -> Role:
     return Role(kind="embedding", layout=Layout.MATRIX if len(shape) == MATRIX_NDIM else Layout.STACK)
 
 
-# (test, role), both functions of (name, shape, is complex); the first test that is true counts.
+# (test, role), both functions of (name, shape, is complex); the first test that is true applies.
 _Loose = tuple[Callable[[str, tuple[int, ...], bool], bool], Callable[[str, tuple[int, ...]], Role]]
 _LOOSE: tuple[_Loose, ...] = (
     (lambda name, _, __: is_embedding_name(name), _loose_table),

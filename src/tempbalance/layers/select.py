@@ -20,7 +20,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Select:
-    """Which weights to analyse, and how fused ones are split.
+    """Selection of the weights to analyse, and options for fused, embedding and LoRA weights.
 
     Patterns are case-sensitive shell globs, which match the name of the row (``h.0.attn.c_attn.weight:q``) or that of
     the parameter (``h.0.attn.c_attn.weight``); ``*`` also matches dots.

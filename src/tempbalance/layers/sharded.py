@@ -72,7 +72,7 @@ def refresh_fsdp(model: nn.Module) -> None:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor on every rank, which is a collective; return any other tensor as it is."""
+    """Gather a sharded tensor on every rank, which is a collective; return any other tensor unchanged."""
     if not is_sharded(tensor):
         return tensor
     sharded: Any = tensor
@@ -88,7 +88,7 @@ class FullTensorCache:
         self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, parameter: Tensor) -> Tensor:
-        """Return the full parameter; one that is not sharded as it is."""
+        """Return the full parameter; one that is not sharded is returned unchanged."""
         if not is_sharded(parameter):
             return parameter
         if self._last is None or self._last[0] is not parameter:

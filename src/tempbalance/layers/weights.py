@@ -61,13 +61,13 @@ class Weight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """What a parameter is, by its module, name, shape and dtype.
+    """Classification of a parameter by its module, name, shape and dtype.
 
     Attributes:
         kind: As in :class:`Weight`.
         layout: How the axes form matrices; ``Layout.STACK`` with kind ``experts`` becomes one row per expert.
         fused: Layout of the parts if the parameter (or one expert of a stack) contains several matrices.
-        reason: Why it cannot be analysed, if so.
+        reason: Reason why it cannot be analysed, or None.
     """
 
     kind: str
@@ -82,7 +82,7 @@ class Candidate:
 
     Attributes:
         name: Qualified parameter name.
-        role: What it is.
+        role: Its classification.
         shape: Shape as stored.
         dtype: Dtype as stored; None if it is computed from several tensors.
         read: Reads the parameter at an index, ``()`` for all of it.

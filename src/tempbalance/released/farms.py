@@ -26,12 +26,13 @@ class FARMSAsReleased(Windows):
 
     Linear layers, ``fixed_sampling`` of the language-model code: the window has ``min(rows, matrix rows, matrix
     columns)`` rows and ``int(rows * aspect_ratio)`` columns; along each axis ``step = max(1, (dim - window) //
-    (ops_per_dim - 1))``, ``min(ops_per_dim, (dim - window) // step + 1)`` windows from 0 on, so the far edge may stay
-    uncovered; all eigenvalues are pooled and fitted once.
+    (ops_per_dim - 1))``, ``min(ops_per_dim, (dim - window) // step + 1)`` windows from 0 on (the far edge may stay
+    uncovered); all eigenvalues are pooled and fitted once.
 
     Convolutions: each kernel tap, turned tall (``r x c``), is cut into ``r // c`` windows along its rows, of ``c`` rows
-    and ``int(c // (1 / aspect_ratio))`` columns (for an aspect ratio above 1: ``int(c // aspect_ratio)`` rows, all
-    columns), times ``sqrt(1/2)``. The taps at one place are pooled and fitted, and alpha is the mean over the places.
+        and ``int(c // (1 / aspect_ratio))`` columns (for an aspect ratio above 1: ``int(c // aspect_ratio)`` rows, all
+        columns), times ``sqrt(1/2)``. The taps at one position are pooled and fitted, and alpha is the mean over the
+        positions.
 
     If a window is wider than the matrix, the released code uses one of another aspect ratio (28 columns for a window of
     128 on a matrix of 100); here that raises.
@@ -54,7 +55,8 @@ class FARMSAsReleased(Windows):
         """Check the parameters.
 
         Raises:
-            WindowError: One is out of range or of the wrong type. (The released code divides by zero for one position.)
+            WindowError: A parameter is out of range or of the wrong type. (The released code divides by zero for one
+                position.)
         """
         check_integer("rows", self.rows, 1)
         check_integer("ops_per_dim", self.ops_per_dim, _FEWEST_OPS)
@@ -65,7 +67,7 @@ class FARMSAsReleased(Windows):
 
         Args:
             shape: ``(rows, columns)`` of the matrix; a kernel tap is turned tall first.
-            layout: Of the weight: ``TAPS`` is treated as a convolution, everything else as a linear layer.
+            layout: Layout of the weight: ``TAPS`` is treated as a convolution, everything else as a linear layer.
 
         Returns:
             Size and positions.
@@ -102,7 +104,7 @@ class FARMSAsReleased(Windows):
         return len(grid.starts) * min(grid.size)
 
     def fit(self, values: Tensor, layout: Layout, fit_batch: FitBatch) -> tuple[Tensor, TailFit]:
-        """Fit a linear layer once; for a convolution, average the fits at its places. No jackknife."""
+        """Fit a linear layer once; for a convolution, average the fits of its window positions. No jackknife."""
         if layout is not Layout.TAPS:
             return values, fit_batch(values.reshape(1, -1))[0]
         values = values / 2  # of weights times sqrt(1/2)
@@ -114,7 +116,7 @@ class FARMSAsReleased(Windows):
 
 
 def _mean_fit(fits: Sequence[TailFit]) -> TailFit:
-    """Return the mean of the fits at the places of a convolution, or the first failure."""
+    """Return the mean of the fits at the window positions of a convolution, or the first failure."""
     failure = next((fit for fit in fits if fit.status is not Status.OK), None)
     return failure or TailFit(
         status=Status.OK,

@@ -1,4 +1,4 @@
-"""The papers' methods as in the authors' released code, where it departs from the papers.
+"""Recipes that follow the authors' released code where it differs from the papers.
 
 TempBalance: github.com/YefanZhou/TempBalance, commit 9f0d9c7. Model Balancing: github.com/ZihangHLiu/ModelBalancing,
 commit 9970cea. AlphaDecay: github.com/hed-ucas/AlphaDecay, commit 23ce27c. LLR:
@@ -68,7 +68,7 @@ def tempbalance_as_released(*, assignment: Assignment | None = None, windows: FA
     Args:
         assignment: By default ``Linear(0.5, 1.5)``; the code also has ``Sqrt()``, ``Log2()`` and
             ``RankAsReleased(0.5, 1.5)``.
-        windows: ``FARMSAsReleased()`` for the FARMS variant.
+        windows: ``FARMSAsReleased(rows, ops_per_dim)`` for the FARMS variant.
 
     Returns:
         The recipe; its multipliers equal those of the code where these are finite and alphas differ.

@@ -27,8 +27,8 @@ class HillAsReleased(TailEstimator):
     Attributes:
         xmin_position: 2 keeps the top half (the default of all the released code), 1.5 the top third (the GLUE script
             of Model Balancing).
-        zero: Eigenvalues up to this count as zero and are left out first; 1e-5 in Model Balancing's PDE code, which is
-            the ``filter_zeros`` that the other released code leaves off.
+        zero: Eigenvalues up to this count as zero and are left out first; 1e-5 in Model Balancing's PDE code, which
+            sets ``filter_zeros``; the other released code does not.
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ class HillAsReleased(TailEstimator):
 
 @dataclass(frozen=True)
 class PeakAsReleased(Peak):
-    """The ``fix-finger`` (``xmin_peak``, ``alpha_peak``) fit of the released code, its mixed units included.
+    """The ``fix-finger`` (``xmin_peak``, ``alpha_peak``) fit of the released code, including its mixed units.
 
     The lower end of the window is ``log10(0.95 p)`` and the upper one ``1.5 p``, both compared with eigenvalues. As the
     logarithm is far below ``p``, the search reaches far below the peak. Inherited by all the released code from
@@ -90,7 +90,7 @@ class PeakAsReleased(Peak):
     """
 
     def candidates(self, eigenvalues: Tensor) -> Tensor:
-        """Try the eigenvalues between the logarithm below the peak and the peak."""
+        """Try the eigenvalues between ``log10(0.95 p)`` and ``1.5 p``."""
         peak = peaks(eigenvalues, self.bins)
         return (eigenvalues >= (BELOW_PEAK * peak).log10()) & (eigenvalues <= ABOVE_PEAK * peak)
 

@@ -1,4 +1,4 @@
-"""Weight -> eigenvalues: matrices, Gram matrices, FARMS windows."""
+"""Eigenvalues of weights, from Gram matrices of full matrices or of FARMS windows."""
 
 from __future__ import annotations
 

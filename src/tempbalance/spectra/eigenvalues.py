@@ -32,22 +32,22 @@ def weight_spectrum(
 ) -> Spectrum:
     """Compute the empirical spectral density of one weight: all eigenvalues of ``W^T W``.
 
-    Computed in float64, in float32 on devices without float64; half and 8-bit floats are cast up, complex ones to
-    complex128. Eigenvalues below ``max(rows, columns) * eps * lambda_max`` are numerically zero and become exactly 0.
-    The input is neither changed nor copied as a whole: the memory used is that of one Gram matrix, LAPACK's copy of
-    it, and 512 rows.
+    The dtype of the computation is float64 (float32 on devices without float64); half and 8-bit floats are cast up,
+    complex numbers to complex128. Eigenvalues below ``max(rows, columns) * eps * lambda_max`` are numerically zero and
+    become exactly 0. The input is not changed and never copied in full: the memory used is that of one Gram matrix,
+    LAPACK's copy of it, and 512 rows.
 
     Args:
         weight: Floating-point or complex tensor whose axes fit ``layout``.
         layout: How the axes of ``weight`` form matrices.
-        device: Where to compute; by default where the weight is.
+        device: Device for the computation; by default that of the weight.
 
     Returns:
         The pooled spectrum; ``eigenvalues`` are on the CPU, float64, ascending.
 
     Raises:
         NonFiniteError: The weight contains NaN or Inf.
-        WeightError: Its shape or dtype is not a weight's (see ``as_matrices``).
+        WeightError: Its shape or dtype is not that of a weight (see ``as_matrices``).
 
     Example:
         >>> import torch
@@ -64,8 +64,8 @@ def spectra(
 
     Args:
         batches: One tensor of shape ``(B_i, rows, columns)`` per weight, ``rows`` and ``columns`` the same in all.
-        device: Where to compute; by default where each weight is.
-        options: Precision and memory.
+        device: Device for the computation; by default that of each weight.
+        options: Precision and memory limits.
 
     Returns:
         One pooled spectrum per weight; on a CPU the numbers do not depend on which weights share a batch.

@@ -48,14 +48,14 @@ class GramOptions:
 
     Attributes:
         dtype: float64 or float32; by default float64, or float32 on a device without float64.
-        rows: Rows that are cast at a time, so that they stay in the cache until they are multiplied,
-        chunk: or as many rows as have this many numbers, if these are more.
-        block: Columns of a Gram block. Smaller blocks waste less above the diagonal but run slower.
+        rows: Smallest number of rows that are cast to ``dtype`` at a time; they should fit into the cache.
+        chunk: Number of entries to cast at a time, if this is more than ``rows`` rows.
+        block: Number of columns of a Gram block. Smaller blocks waste less above the diagonal but run slower.
         small_block: The same for small matrices.
-        group_bytes: Gram matrices of windows whose eigenvalues are computed in one call.
+        group_bytes: Bytes of the Gram matrices of windows whose eigenvalues are computed in one call.
         sliding: Whether windows share a sliding Gram matrix; by default where it saves work.
-        sliding_factor: Memory of a sliding Gram matrix, at most, as a multiple of the weight's,
-        sliding_bytes: or this many bytes, if that is more.
+        sliding_factor: Memory limit of a sliding Gram matrix, as a multiple of the memory of the weight.
+        sliding_bytes: Memory limit in bytes, if this is more.
     """
 
     dtype: torch.dtype | None = None
@@ -69,7 +69,7 @@ class GramOptions:
     sliding_bytes: int = 1 << 24
 
     def on(self, weight: Tensor, device: torch.device | str | None) -> GramOptions:
-        """Return the options with the ``dtype`` to use for a weight on a device."""
+        """Return a copy with the ``dtype`` to use for a weight on a device."""
         where = weight.device if device is None else torch.device(device)
         return replace(self, dtype=self.dtype or (torch.float32 if where.type == "mps" else torch.float64))
 
@@ -109,12 +109,12 @@ def unscaled(scaled: Tensor, scale: float) -> Tensor:
 
 
 class GramSource(NamedTuple):
-    """The matrix of a Gram matrix, for the case that the latter is not accurate enough.
+    """The matrix that a Gram matrix is computed from, for an SVD if the Gram matrix is not accurate enough.
 
     Attributes:
-        matrix: The matrix,
-        scale: times this scale.
-        growth: Rounding errors of the Gram matrix, relative to one computed in a single product.
+        matrix: The matrix.
+        scale: Factor on its entries.
+        growth: Rounding errors of the Gram matrix, relative to those of a single matrix product.
     """
 
     matrix: Tensor
@@ -132,7 +132,7 @@ def solve_gram(gram: Tensor, sources: Sequence[GramSource], dtype: torch.dtype) 
     values[values <= side * eps * growth.unsqueeze(1) * values[:, -1:]] = 0.0
     smallest = torch.where(values > 0, values, math.inf).amin(dim=1)
     doubtful = ~(math.sqrt(side) * eps * growth * values[:, -1] <= _RELATIVE_ERROR * smallest)
-    if dtype is torch.float32:  # a value that is zero to float32 need not be: its square root may have half the digits
+    if dtype is torch.float32:  # a value that rounds to 0 in float32 may be larger than eps**2: the SVD decides
         doubtful |= (values == 0).any(dim=1) & (values[:, -1] > 0)
     zero = max(side * torch.finfo(torch.float64).eps, (side * eps) ** 2)
     for index in doubtful.nonzero().flatten().tolist():
@@ -141,7 +141,7 @@ def solve_gram(gram: Tensor, sources: Sequence[GramSource], dtype: torch.dtype) 
 
 
 def _eigvalsh(gram: Tensor) -> Tensor:
-    # LAPACK computes one at a time in any case; in a copy of the batch each would be aligned differently.
+    # LAPACK solves one matrix at a time anyway; in a copy of the batch the matrices would be aligned differently.
     values: Tensor
     try:
         values = torch.linalg.eigvalsh(gram, UPLO="L").to("cpu", torch.float64)

@@ -46,7 +46,7 @@ def as_matrices(weight: Tensor, layout: Layout = Layout.MATRIX) -> Tensor:
 
     Args:
         weight: Real or complex floating-point tensor; its number of axes must fit the layout.
-        layout: Of the tensor.
+        layout: Layout of the tensor.
 
     Returns:
         A view of shape ``(B, rows, columns)``, the dtype unchanged.

@@ -33,7 +33,7 @@ from tempbalance.spectra.gram import (
 __all__ = ["WindowValues", "sliding_saves_work", "window_values"]
 
 _OPTIONS = GramOptions()
-_MAX_GROWTH = 16.0  # squares that passed through a sliding Gram matrix, over those in it; above, it is not used
+_MAX_GROWTH = 16.0  # sum of the squares added and subtracted, over the present sum; above it, a window is computed anew
 
 
 class WindowValues(NamedTuple):
@@ -65,8 +65,8 @@ def window_values(
         batches: One tensor of shape ``(B_i, rows_i, columns_i)`` per weight.
         sizes: For each weight ``(rows, columns)`` of a window.
         starts: For each weight the upper left corners of its windows, the same in all its matrices; not empty.
-        device: Where to compute; by default where each weight is.
-        options: Precision and memory.
+        device: Device for the computation; by default that of each weight.
+        options: Precision and memory limits.
 
     Returns:
         One set of eigenvalues per weight. On a CPU they do not depend on which weights share a call.
@@ -104,7 +104,7 @@ class _Group:
     def __init__(self, values: Tensor, options: GramOptions, limit: int) -> None:
         self.values = values
         self.options = options
-        self.taken = 0  # windows so far, those without eigenvalues included
+        self.taken = 0  # windows added so far, solved or not
         self._limit = limit
         self._buffer: Tensor | None = None
         self._slots: list[int] = []
@@ -200,7 +200,7 @@ def sliding_saves_work(size: tuple[int, int], starts: Sequence[tuple[int, int]])
 
 
 class _SlidingGram:
-    """The Gram matrix of consecutive rows of a matrix, near its diagonal, at one position after the other."""
+    """The Gram matrix of a range of rows, near its diagonal; the range moves down the matrix."""
 
     def __init__(self, matrix: Tensor, size: tuple[int, int], scale: float, options: GramOptions) -> None:
         self._matrix = matrix

@@ -1,8 +1,8 @@
 """FARMS windows: submatrices of one aspect ratio, so that alphas of layers of different shapes can be compared.
 
-The spectrum of a matrix depends on its aspect ratio even where its entries do not (Marchenko and Pastur 1967). FARMS
-(Hu et al. 2025) therefore pools the spectra of windows of one fixed aspect ratio. This module computes their
-positions.
+The spectrum of a matrix depends on its aspect ratio even if all entries have the same distribution (Marchenko and
+Pastur 1967). FARMS (Hu et al. 2025) therefore pools the spectra of windows of one fixed aspect ratio. This module
+computes their positions.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from tempbalance.types import TailFit
 
 __all__ = ["FARMS", "WindowGrid", "Windows", "check_integer", "check_real", "coverage"]
 
-_FEWEST_WINDOWS = 5  # that "auto" starts with: a standard error from four is too uncertain
-_MOST_WINDOWS = 64  # that "auto" adds while the error is above the tolerance
-_DRAWS_PER_WINDOW = 16  # where there are few positions, most draws are repeats
-_SMALLEST_SIDE = 2  # the eigenvalue of a 1 x 1 window is the square of an entry, and no spectrum
+_FEWEST_WINDOWS = 5  # at the start of "auto": a standard error from four is too uncertain
+_MOST_WINDOWS = 64  # at the end of "auto", while the error is above the tolerance
+_DRAWS_PER_WINDOW = 16  # on a small matrix most draws repeat a position
+_SMALLEST_SIDE = 2  # the spectrum of a 1 x 1 window would be the square of an entry
 _PAIR = 2
 
 
@@ -46,7 +46,7 @@ class WindowGrid(NamedTuple):
 
 
 class Windows(ABC):
-    """Base class: which windows of a weight are cut, and how their pooled spectrum is fitted.
+    """Base class of windows: positions in a matrix, and the fit of their pooled spectrum.
 
     A subclass implements ``grid``. The other methods are hooks with a default.
 
@@ -72,7 +72,7 @@ class Windows(ABC):
 
         Args:
             shape: ``(rows, columns)`` of the matrix.
-            layout: Of the weight that contains the matrix.
+            layout: Layout of the weight that contains the matrix.
 
         Returns:
             Size and positions.
@@ -89,7 +89,7 @@ class Windows(ABC):
     def num_distinct(self, shape: tuple[int, int], grid: WindowGrid) -> int:
         """Return the number of eigenvalues of one matrix that count towards ``TailEstimator.min_eigenvalues``.
 
-        By default those of the matrix itself: windows overlap or divide it, and add no information.
+        By default the eigenvalues of the full matrix, because its windows add no information.
         """
         del grid
         return min(shape)
@@ -99,7 +99,7 @@ class Windows(ABC):
 
         Args:
             values: Eigenvalues, float64, shape ``(windows, B, short side)``.
-            layout: Of the weight.
+            layout: Layout of the weight.
             fit_batch: ``TailEstimator.fit_batch``.
 
         Returns:
@@ -125,7 +125,7 @@ class FARMS(Windows):
         aspect_ratio: Long side of a window over its short side, at least 1, along the matrix's own long side. (The
             paper's Q is rows over columns, the released code's columns over rows.)
         rows: Short side of a window; by default half of the matrix's short side, at least 2 where the matrix has 2.
-        windows: ``"auto"``, or how many positions, evenly spread: ``k`` for ``k x k`` or a pair
+        windows: ``"auto"``, or the number of evenly spread positions: ``k`` for ``k x k`` or a pair
             ``(down the rows, along the columns)``. Positions that coincide are used once.
         tolerance: ``"auto"`` adds windows while the standard error of alpha is above this.
 
@@ -169,7 +169,7 @@ class FARMS(Windows):
             ``(rows, columns)`` of a window.
 
         Raises:
-            WindowError: The matrix is shorter than the window of short side 1.
+            WindowError: The aspect ratio is larger than the long side of the matrix.
         """
         short, long = sorted(shape)
         side = min(self.rows or max(_SMALLEST_SIDE, short // 2), short, int(long / self.aspect_ratio))
@@ -179,7 +179,7 @@ class FARMS(Windows):
         return (length, side) if shape[0] >= shape[1] else (side, length)
 
     def grid(self, shape: tuple[int, int], layout: Layout = Layout.MATRIX) -> WindowGrid:
-        """Return size and positions of the windows of a matrix; the layout makes no difference."""
+        """Return size and positions of the windows of a matrix; the layout is ignored."""
         del layout
         size = self.size(shape)
         spans = (shape[0] - size[0], shape[1] - size[1])

@@ -1,4 +1,4 @@
-"""Eigenvalues -> alpha: tail estimators, one per file. They differ in how the threshold ``xmin`` is chosen."""
+"""Tail estimators, one per file: they fit alpha to eigenvalues, and differ in the choice of the threshold ``xmin``."""
 
 from tempbalance.tail.averaged import AveragedHill
 from tempbalance.tail.estimator import TailEstimator, Tails

@@ -19,7 +19,7 @@ from tempbalance.types import Spectrum, Status, TailFit
 
 __all__ = ["TailEstimator", "Tails", "failed", "ks_distances", "log_positive", "mle_exponents"]
 
-_MIN_LOG_RANGE = 1e-4  # a tail that spans less, in log(lambda), has no shape: alpha would exceed 10^4
+_MIN_LOG_RANGE = 1e-4  # least range of log(lambda) in a tail: below it, alpha would exceed 10^4
 _FEWEST = 2
 _BATCH_NDIM = 2
 
@@ -45,10 +45,10 @@ class Tails(NamedTuple):
 
 @dataclass(frozen=True)
 class TailEstimator(ABC):
-    """Base class: fits a power law ``p(x) ~ x^-alpha`` to the tail of a spectrum.
+    """Base class of estimators, which fit a power law ``p(x) ~ x^-alpha`` to the tail of a spectrum.
 
-    A subclass is a frozen dataclass that implements ``fit_tails``, that is, how ``xmin`` and alpha are chosen. It can
-    also override ``radius``. docs/how-to/custom-methods.md has an example.
+    A subclass is a frozen dataclass that implements ``fit_tails``, the choice of ``xmin`` and alpha. It can also
+    override ``radius``. docs/how-to/custom-methods.md has an example.
 
     Attributes:
         min_eigenvalues: Spectra with fewer non-zero eigenvalues are not fitted (10, as in WeightWatcher; 50, zeros
@@ -74,7 +74,7 @@ class TailEstimator(ABC):
             eigenvalues: A spectrum, or its eigenvalues: shape ``(n,)``, real, not negative, in any order.
 
         Returns:
-            The fit; without one, ``status`` is the reason.
+            The fit; if there is none, ``status`` is the reason.
 
         Raises:
             WeightError: ``eigenvalues`` is not a one-dimensional real tensor, or contains negative numbers.
@@ -86,7 +86,7 @@ class TailEstimator(ABC):
         return self.fit_batch(values.unsqueeze(0))[0]
 
     def fit_batch(self, eigenvalues: Tensor) -> list[TailFit]:
-        """Fit several spectra of one size at once; the same numbers as one by one.
+        """Fit several spectra of one size at once; the results are equal to those of ``fit``.
 
         Args:
             eigenvalues: Shape ``(B, n)``, real, not negative, each row in any order.
@@ -177,7 +177,7 @@ def mle_exponents(eigenvalues: Tensor) -> Tensor:
     logs = log_positive(eigenvalues)
     n = logs.shape[1]
     sizes = torch.arange(n, 0, -1, dtype=logs.dtype, device=logs.device)
-    # Sums of differences to the largest, so that nothing cancels in a far tail.
+    # Sums of differences from the largest logarithm avoid cancellation in a far tail.
     below = logs[:, -1:] - logs
     sums = sizes * below - below.flip(1).cumsum(1).flip(1)
     return 1 + sizes / sums.clamp(min=0)

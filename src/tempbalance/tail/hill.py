@@ -54,8 +54,8 @@ class Hill(TailEstimator):
         Singular values ``s`` of a weight that changes by ``dW`` satisfy ``sum_i (s_i' - s_i)^2 <= ||dW||_F^2 = d^2``
         (Mirsky 1960; the sum is over all pooled matrices). So the sum of the logarithms of the tail changes by at most
         ``d sqrt(sum 1 / s_i^2) / (1 - d / s_min)``. The threshold is an order statistic: it moves by ``x`` only if the
-        values on the way move too, ``sum_j max(0, x - |s_j - s_m|)^2 <= d^2``. The radius is the ``d`` at which both
-        together reach the tolerance, found by bisection.
+        values that it passes move too, ``sum_j max(0, x - |s_j - s_m|)^2 <= d^2``. The radius is the ``d`` at which
+        both together reach the tolerance, found by bisection.
 
         Args:
             eigenvalues: A spectrum, or its eigenvalues ``(n,)``.
@@ -120,7 +120,7 @@ class _SortedGaps:
 
     def reach(self, d: float) -> float:
         """Return how far the threshold can move: the largest ``x`` with ``sum_j max(0, x - gap_j)^2 <= d^2``."""
-        # With the first m on the way: m x^2 - 2 x sum + sum of squares = d^2.
+        # For each number m of gaps below x, solve m x^2 - 2 x sum + sum of squares = d^2.
         discriminant = self._sums.square() - self._count * (self._squares - d * d)
         x = (self._sums + discriminant.clamp(min=0).sqrt()) / self._count
         return float(x[int((x <= self._next).to(torch.uint8).argmax())])

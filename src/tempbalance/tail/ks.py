@@ -17,7 +17,7 @@ __all__ = ["KS", "KSSearch", "first_of_equal"]
 
 @dataclass(frozen=True)
 class KSSearch(TailEstimator):
-    """Base class: the candidate for ``xmin`` whose tail has the least KS distance, the first one if several do.
+    """Base class of estimators that choose ``xmin`` by the smallest KS distance, and the smallest one in case of a tie.
 
     All candidates of all spectra are tried at once, in chunks of bounded memory; the work is ``B n^2 / 2``
     exponentials, a small part of the cost of the eigenvalues.
@@ -30,10 +30,10 @@ class KSSearch(TailEstimator):
 
     @abstractmethod
     def candidates(self, eigenvalues: Tensor) -> Tensor:
-        """Return which eigenvalues ``(B, n)`` may be the threshold, as bools; zeros and the largest never are."""
+        """Return a mask ``(B, n)`` of possible thresholds; zeros and the largest eigenvalue are never used."""
 
     def survival(self, logs: Tensor) -> Tensor:
-        """Return the survival function of the law, given its logarithm ``(B, thresholds, n)``, in place."""
+        """Compute the survival function of the law from its logarithm ``(B, thresholds, n)``, in place."""
         return logs.exp_()
 
     def fit_tails(self, eigenvalues: Tensor) -> Tails:
@@ -58,7 +58,7 @@ class KSSearch(TailEstimator):
         )
 
     def _distances(self, logs: Tensor, alphas: Tensor, rows: slice) -> Tensor:
-        """KS distances of the tails that start at the given indices, shape ``(B, rows)``."""
+        """Return the KS distances ``(B, rows)`` of the tails that start at the given indices."""
         start, n = rows.start, logs.shape[1]
         gaps = logs[:, None, start:] - logs[:, rows, None]
         gaps = self.survival(gaps.mul_((1 - alphas[:, rows, None]).clamp(min=-1e300)))
@@ -68,7 +68,7 @@ class KSSearch(TailEstimator):
 
 
 def first_of_equal(eigenvalues: Tensor) -> Tensor:
-    """Return which eigenvalues ``(B, n)`` are the first of a run of equal ones: a tail includes all of a run."""
+    """Return a mask ``(B, n)`` of the first of equal eigenvalues, because a tail includes all of them."""
     first = torch.ones_like(eigenvalues, dtype=torch.bool)
     first[:, 1:] = eigenvalues[:, 1:] != eigenvalues[:, :-1]
     return first

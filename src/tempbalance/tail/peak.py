@@ -18,11 +18,11 @@ _LN10 = 2.302585092994046
 
 @dataclass(frozen=True)
 class Peak(KSSearch):
-    """The threshold of least KS distance within ``0.95 p .. 1.5 p``, ``p`` being the peak of the spectrum.
+    """The threshold of least KS distance between ``0.95 p`` and ``1.5 p``, where ``p`` is the peak of the spectrum.
 
-    ``p`` is the left edge of the fullest of ``bins`` equal bins of log10 of the non-zero eigenvalues. This is what the
-    "fix-finger" fit of WeightWatcher, AlphaPruning and FARMS evidently intends; their code uses ``log10(0.95 p)`` as
-    the lower end, see ``released.PeakAsReleased``.
+    ``p`` is the left edge of the fullest of ``bins`` equal bins of log10 of the non-zero eigenvalues. The
+    "fix-finger" fit of WeightWatcher, AlphaPruning and FARMS is meant to search this range, but their code uses
+    ``log10(0.95 p)`` as the lower end; see ``released.PeakAsReleased``.
 
     Attributes:
         bins: Number of bins, 100 in all the released code.
@@ -56,7 +56,7 @@ class Peak(KSSearch):
 
 
 def peaks(eigenvalues: Tensor, bins: int) -> Tensor:
-    """Return the left edge of the fullest bin of each spectrum, the first if several are; shape ``(B, 1)``."""
+    """Return the left edge ``(B, 1)`` of the fullest bin of each spectrum, the first one in case of a tie."""
     positive = eigenvalues > 0
     logs = log_positive(eigenvalues) / _LN10
     high = logs[:, -1]

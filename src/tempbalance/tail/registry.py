@@ -1,4 +1,4 @@
-"""Estimators by name: the one table that Python, recipes, the command line and studies use."""
+"""Registry of estimators by name, for Python, recipes, the command line and studies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def find_estimator(estimator: str | TailEstimator, **parameters: Any) -> TailEst
 
     Args:
         estimator: A name (``"hill"``, ``"peak"``, ``"ks"``, ``"averaged_hill"``; ``-`` and ``_`` are the same), the
-            place of a class as ``"package.module:Class"``, or an estimator.
+            path of a class as ``"package.module:Class"``, or an estimator.
         **parameters: Fields of the estimator that differ from its defaults.
 
     Returns:

@@ -12,7 +12,7 @@ __all__ = ["AlphaTransform", "Assignment", "Times", "UnitFacts"]
 
 
 class UnitFacts(NamedTuple):
-    """What an assignment gets about one unit.
+    """Facts about one unit, which an assignment maps to a multiplier.
 
     Attributes:
         alpha: Exponent of the unit, greater than 1; the mean over its weights. NaN without a fit.
