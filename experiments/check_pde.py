@@ -2,10 +2,10 @@
 
     python experiments/check_pde.py DIR
 
-DIR holds neuraloperator's files. Burgers: Fourier series and fourth-order Runge-Kutta, from the 16 points at time 0.
+DIR contains neuraloperator's files. Burgers: Fourier series and fourth-order Runge-Kutta, from the 16 points at time 0.
 Darcy: finite volumes on a finer grid, the permeability of each fine cell that of the nearest of the n x n points. The
-files do not document times and permeabilities; by fit the times are 0.06 apart, and the permeabilities 0.36 and 0.02
-under a load of 1. About a minute on one core.
+files do not document times and permeabilities; the fitted times are 0.06 apart, the fitted permeabilities 0.36 and
+0.02 under a load of 1. About a minute on one core.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Results:
 
     Attributes:
         study: The study.
-        entry: What ``tempbalance.study.collect_folder`` collected.
+        entry: The result of ``tempbalance.study.collect_folder``.
         metric: The metric that is compared.
     """
 

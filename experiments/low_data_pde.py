@@ -67,8 +67,8 @@ def train(  # noqa: PLR0913  each can be set on the command line
         seed: Seed of everything random.
         method: How to balance.
         lr: Learning rate at first; it is halved four times.
-        problem: What is solved.
-        network: What learns to solve it.
+        problem: ``darcy`` or ``burgers``.
+        network: ``fno`` or ``unet``.
         examples: Simulations to train on, at most 400.
         steps: Steps of the optimizer; with 4 simulations of Darcy the error after 250 is that after 500.
         batch_size: Simulations in a batch, if there are as many; 50 and fewer in the paper.

@@ -67,7 +67,7 @@ class Texts(NamedTuple):
 
 
 class Classifier(transformers.BertForSequenceClassification):
-    """BERT with a linear head, whose rows may hold several sentences: without padding a step is 1.6 times as fast."""
+    """BERT with a linear head; a row may contain several sentences: without padding a step is 1.6 times as fast."""
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, numbers: Tensor) -> Tensor:
         """Logits ``(sentences, classes)``; arguments are ``(rows, tokens)``, ``numbers`` count sentences in a row."""

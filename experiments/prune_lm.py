@@ -100,7 +100,7 @@ class Study:
             self.calibration, text = text.tensor_split(2)
         segments = text.split(WINDOWS * settings.length)[:-1]
         if len(segments) < settings.segments:
-            raise SystemExit(f"the text has {len(segments)} segments of {WINDOWS * settings.length} tokens: give more")
+            raise SystemExit(f"the text has {len(segments)} segments of {WINDOWS * settings.length} tokens: use more")
         places = torch.linspace(0, len(segments) - 1, settings.segments).long().tolist()
         chosen = [segments[place] for place in places]
         self.parts = {"validation": chosen[::3], "test": [x for place, x in enumerate(chosen) if place % 3]}

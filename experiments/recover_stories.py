@@ -2,7 +2,7 @@
 
     python experiments/recover_stories.py FOLDER experiments/recover_stories.json
 
-FOLDER holds stories260k, a LLaMA of 260 thousand parameters, and a thousand tokenised TinyStories. It is pruned by
+FOLDER contains stories260k, a LLaMA of 260 thousand parameters, and a thousand tokenised TinyStories. It is pruned by
 Wanda to 50 %, the same in every layer, and recovered on stories 100 to 499. Each method uses the learning rate that
 is best on stories 20 to 59 with another seed; the table is of stories 0 to 19. A seed chooses the calibration
 sequences, the LoRA factors and the order of the data, the same for both methods. About eight minutes on one core.

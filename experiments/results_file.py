@@ -44,7 +44,7 @@ def add_results(path: Path, name: str, entry: Mapping[str, Any]) -> None:
     Args:
         path: The file.
         name: The study.
-        entry: What ``tempbalance.study.collect_folder`` collected.
+        entry: The result of ``tempbalance.study.collect_folder``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = read_results(path) | {name: entry}

@@ -68,7 +68,7 @@ def choose(experiment: Experiment, given: argparse.Namespace) -> list[Study]:
 
 
 def missing(experiment: Experiment, study: Study, data: Path) -> str:
-    """What a study lacks, and where to get it; empty if nothing."""
+    """Describe the missing package or file of a study and how to get it; return an empty string if none is missing."""
     for package, how in experiment.packages.items():
         if importlib.util.find_spec(package) is None:
             return f"it needs the package {package}: {how}"

@@ -120,7 +120,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
         method: How to balance, or to regularise.
         lr: Highest learning rate.
         network: ``resnet20`` or ``vgg``.
-        classes: 10 or 100: which CIFAR.
+        classes: 10 for CIFAR-10, 100 for CIFAR-100.
         examples: Images to train on, as many of each class.
         epochs: Passes over them; 200 in the paper.
         batch_size: Images in a batch; 128 in the paper.

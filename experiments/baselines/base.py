@@ -126,13 +126,13 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def linear_layers(model: nn.Module) -> tuple[dict[str, nn.Linear], str]:
-    """The linear layers of a model but for its head, by name, and the name of its head: the last one that it defines.
+    """Return the linear layers of a model without its head, by name, and the name of the head: the last linear layer.
 
     Args:
         model: The model.
 
     Returns:
-        The others, and the name of the head.
+        The other linear layers, and the name of the head.
 
     Raises:
         ValueError: The model has no linear layer.

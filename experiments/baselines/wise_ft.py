@@ -20,8 +20,8 @@ class WiseFT(Baseline):
     kept as trained, because it was random before.
 
     With ``strength`` each layer has its own coefficient, ``min(1, coefficient * multiplier)``, with the multipliers of
-    Model Balancing (``TB_Sigmoid``) by the alphas of the fine-tuned layers: smaller for layers with a small alpha. It
-    is balancing applied after training, and in no paper. Weights without an alpha (embeddings, norms) keep
+    Model Balancing (``TB_Sigmoid``) by the alphas of the fine-tuned layers: smaller for layers with a small alpha. This
+    is balancing after training; no paper describes it. Weights without an alpha (embeddings, norms) keep
     ``coefficient``.
 
     ``smoothing`` is the amount of label smoothing in training, against overconfidence.

@@ -57,5 +57,5 @@ EXPERIMENT = Experiment(
     ),
     quick=(QUICK,),
     full=(VGG, RESNET),
-    sources={"images": "make cifar10.npz and cifar100.npz from cs.toronto.edu/~kriz/cifar.html, as vision.py says"},
+    sources={"images": "make cifar10.npz and cifar100.npz from cs.toronto.edu/~kriz/cifar.html, see vision.py"},
 )

@@ -1,4 +1,4 @@
-"""Inspect, train and compress PyTorch models layer by layer, and know whether it helped.
+"""Inspect, train and compress PyTorch models layer by layer, and measure whether it helped.
 
 Public names are loaded when they are first used (PEP 562): importing the package is quick and does not load torch.
 """

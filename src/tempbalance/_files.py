@@ -38,7 +38,7 @@ def without_nan(value: Any) -> Any:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file, in an existing folder, such that a reader or a crash never sees a part of it."""
+    """Write a file to an existing folder: it has either its old or its complete new content, even after a crash."""
     target = Path(path)
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -56,7 +56,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(out: Path, marker: str) -> Generator[Path]:
-    """Yield a temporary folder that replaces ``out``, if that is replaceable, when the block ends without an error."""
+    """Yield a temporary folder that replaces ``out`` when the block ends without an error (see check_replaceable)."""
     out = out.absolute()
     check_replaceable(out, marker)
     try:
@@ -74,7 +74,7 @@ def atomic_folder(out: Path, marker: str) -> Generator[Path]:
 
 
 def check_replaceable(out: Path, marker: str) -> None:
-    """Raise a CheckpointError unless a folder is new, empty or has the marker, a file of earlier outputs only."""
+    """Raise a CheckpointError unless a folder is new or empty, or contains the marker, a file of earlier outputs."""
     if out.exists() and not (out.is_dir() and ((out / marker).is_file() or not any(out.iterdir()))):
         raise CheckpointError(f"{out} exists and is not an earlier output (it has no {marker}): choose another folder")
     if not out.absolute().parent.is_dir():

@@ -11,7 +11,7 @@ __all__ = ["progress_bar"]
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, wanted: bool = True) -> Generator[Callable[..., Any]]:
-    """Yield a function of the number of items finished since its last call, and of a new description if it changes."""
+    """Yield ``advance(count, description=None)``, which adds finished items and may change the description."""
     if not wanted:
         yield lambda count, description=None: None
         return

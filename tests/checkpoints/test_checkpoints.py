@@ -303,7 +303,7 @@ class TestHub:
             open_checkpoint("someone/something")
 
     def test_a_revision_of_a_path_raises(self, tmp_path):
-        with pytest.raises(CheckpointError, match="belongs to a hub id"):
+        with pytest.raises(CheckpointError, match="requires a hub id"):
             open_checkpoint(write_safetensors(tmp_path), revision="main")
 
 

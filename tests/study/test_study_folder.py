@@ -73,7 +73,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StudyError, match="cannot make the folder"), open_folder(tmp_path / "file" / "x", {}, {}):
+    with pytest.raises(StudyError, match="cannot create the folder"), open_folder(tmp_path / "file" / "x", {}, {}):
         pass
 
 

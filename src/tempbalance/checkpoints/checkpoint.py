@@ -30,7 +30,7 @@ class FileInfo(NamedTuple):
 
 
 class Shard(Protocol):
-    """A file of named tensors, reopened and mapped for each read: the pages of an open file count as our memory."""
+    """A file of named tensors, reopened and mapped for each read, so that its pages do not stay in memory."""
 
     tensors: Mapping[str, TensorInfo]
 
@@ -103,8 +103,8 @@ class Checkpoint:
             index: The part to read; ``()`` reads all.
 
         Returns:
-            The tensor on the CPU, in the stored dtype. Where the format allows it is mapped from the file, and its
-            memory is free once the tensor is deleted.
+            The tensor on the CPU, in the stored dtype. It is mapped from the file where the format allows it, and its
+            memory is freed when the tensor is deleted.
 
         Raises:
             NotFoundError: The checkpoint has no tensor of that name.

@@ -14,7 +14,7 @@ from tempbalance.errors import CheckpointError, CorruptFileError
 
 __all__ = ["ADAPTERS", "copy_non_weights", "read_json", "weight_files"]
 
-# In order of preference: the first match is the checkpoint, other files are ignored.
+# In order of preference: the first match is used, other files are ignored.
 _INDEXES = ("model.safetensors.index.json", "*.safetensors.index.json")
 _TORCH_INDEXES = ("pytorch_model.bin.index.json", "*.bin.index.json")
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")

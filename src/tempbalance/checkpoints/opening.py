@@ -17,7 +17,7 @@ from tempbalance.errors import CheckpointError, CorruptFileError, NotFoundError
 __all__ = ["open_checkpoint", "open_shard"]
 
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
-_MODELS = frozenset({"model.safetensors", "pytorch_model.bin"})  # a file of such a name belongs to the config.json
+_MODELS = frozenset({"model.safetensors", "pytorch_model.bin"})  # files that config.json describes
 # Suffix, first bytes, description, advice.
 _UNSUPPORTED: tuple[tuple[str, bytes, str, str], ...] = (
     (".gguf", b"GGUF", "a GGUF file", "its weights are quantised for llama.cpp: use the original checkpoint"),
@@ -97,7 +97,7 @@ def _resolve(source: str | os.PathLike[str], revision: str | None) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         if revision is not None:
-            raise CheckpointError(f"a revision ({revision!r}) belongs to a hub id, but {path} is a path here")
+            raise CheckpointError(f"a revision ({revision!r}) requires a hub id, but {path} is a local path")
         return path
     if isinstance(source, str) and is_hub_id(source):
         return snapshot(source, revision)

@@ -73,7 +73,7 @@ class TorchShard:
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
-    """Return the error for a pickle that ``weights_only=True`` refuses: it contains code, or is no pickle."""
+    """Return the error for a file that ``weights_only=True`` refuses: it contains code, or is not a pickle."""
     text = str(error)
     found = re.search(r"Unsupported (?:global|class|operand)[^\n]*?(?:GLOBAL )?([\w.]+\.[\w.]+)", text)
     if not found and not re.search(r"Unsupported|not an allowed global|Trying to", text):
@@ -86,7 +86,7 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
 
 
 def _find_state_dict(loaded: object, path: Path) -> Mapping[str, Any]:
-    """Return the state dict in what a training loop saved."""
+    """Return the state dict, which may be nested in the object that was saved."""
     level = [loaded]
     while level:
         mappings = [value for value in level if isinstance(value, Mapping)]

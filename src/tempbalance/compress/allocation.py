@@ -29,7 +29,7 @@ class LayerAllocation:
         name: Name of the weight (``h.0.fc.weight``) or module (``h.0.fc``).
         unit: Name of the layer or block whose value it shares.
         shape: Shape of the weight.
-        alpha: Its exponent, the mean over its parts if it is fused; NaN if there is none.
+        alpha: Exponent of its tail, the mean over its parts if it is fused; NaN if there is none.
         stderr: Standard error of alpha; NaN if there is none.
         zeros: Number of entries to set to zero; 0 in an allocation of bits or ranks.
         bits: Bits per weight; 0 in an allocation of sparsity or ranks.
@@ -76,10 +76,10 @@ class Allocation(Mapping[str, float]):
 
     Attributes:
         source: The model that was analysed.
-        quantity: What is allocated: ``"sparsity"``, ``"bits"`` or ``"rank"``.
+        quantity: The allocated quantity: ``"sparsity"``, ``"bits"`` or ``"rank"``.
         budget: The global target: sparsity, mean bits per weight, or the uniform rank whose parameters are the budget.
         method: Name of the allocation method, with its parameters.
-        unit: Whether each layer has a value of its own or all layers of a block share one.
+        unit: Whether each layer has its own value or all layers of a block share one.
         layers: One row per layer, in model order.
         group: M of N:M sparsity: each group of M consecutive inputs has the same number of zeros; None if unstructured.
         revision: Commit of a model from the hub, if known.

@@ -1,7 +1,7 @@
 """Divide one budget exactly: values within bounds, in given proportions, whose sum is the budget.
 
 For sparsity, the value of a unit is its fraction of zeros, its size is its number of weights, and the budget is the
-number of zeros in all. Bits and ranks use the same functions.
+total number of zeros. Bits and ranks use the same functions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def scale_to_budget(
 ) -> list[float]:
     """Scale positive proportions by one factor, within bounds, so that ``sum_i size_i value_i = budget``."""
     # value_i = min(max(eta proportion_i, low), high). If no bound is reached, this is AlphaPruning's rule (Lu et al.
-    # 2024). What a bound cuts off is redistributed over the other units, which keep their proportions.
+    # 2024). The excess over a bound is redistributed over the other units, which keep their proportions.
     if any(not 0 < proportion < math.inf for proportion in proportions):
         raise ValueError("every unit needs a positive, finite proportion")
     corners = [bound / proportion for proportion in proportions for bound in (low, high)]
@@ -102,7 +102,7 @@ def raise_levels(
     while queue:
         _, unit = heapq.heappop(queue)
         cost = sizes[unit] * (levels[places[unit] + 1] - levels[places[unit]])
-        if cost <= left:  # else never: the rest only shrinks
+        if cost <= left:  # a step that does not fit now never fits later
             left -= cost
             places[unit] += 1
             offer(unit)

@@ -84,7 +84,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
 
     Args:
         source: A checkpoint: a folder (sharded or not), a file, or a hub id.
-        out: Folder to write, atomically; an earlier output there is replaced. It may be ``source`` if that is one.
+        out: Folder to write, atomically; an earlier output there is replaced, even if it is ``source``.
         allocation: The global sparsity, settings for its allocation, or an allocation (``Allocation.load``).
         method: Pruning criterion.
         calibration: Calibration text, for Wanda, SparseGPT and OWL.
@@ -101,7 +101,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
         AllocationError: There is nothing to prune, a parameter is out of range, or the allocation is for another model.
         CheckpointError: The source cannot be read, or ``out`` is not an earlier output or cannot be written.
         TokensError: Calibration is missing, or a text cannot be read.
-        MissingExtraError: A package is not installed.
+        MissingExtraError: A required package is not installed.
 
     Example:
         >>> import tempfile, torch

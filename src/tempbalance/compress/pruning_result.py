@@ -79,7 +79,7 @@ class PruningResult:
         return units
 
     def to_json(self) -> dict[str, Any]:
-        """Return all numbers as plain JSON values, None for those that are not finite or not known."""
+        """Return all numbers as plain JSON values, None for those that are not finite or unknown."""
         perplexity = self.perplexity and {
             key: {"value": found.value, "stderr": found.stderr, "tokens": found.tokens}
             for key, found in zip(("before", "after"), self.perplexity, strict=True)

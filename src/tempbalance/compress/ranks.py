@@ -26,9 +26,9 @@ def allocate_ranks(
 
     The rank is in proportion to ``alpha^beta``, the rule by which AlphaLoRA (Qing et al., EMNLP 2024, arXiv:2410.10054)
     sets the number of LoRA experts of each block. If all experts have one rank, that is the total rank of the block.
-    No publication that we know of measures the rule for the rank of a single LoRA, and neither have we.
+    To our knowledge, the rule has not been tested for the rank of a single LoRA; we have not tested it either.
 
-    Deviations: the budget counts parameters, not experts; what the bounds cut off is redistributed; ranks are rounded
+    Deviations: the budget counts parameters, not experts; the excess over a bound is redistributed; ranks are rounded
     such that no further rank fits. A unit without an alpha counts as one of median alpha.
 
     Args:

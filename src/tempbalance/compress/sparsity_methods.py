@@ -1,4 +1,4 @@
-"""How sparse each unit becomes: one function per allocation method, from a budget to one sparsity per unit."""
+"""Allocation methods for sparsity: one function each, from a budget to one sparsity per unit."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _alpha(budget: SparsityBudget) -> list[float]:
 
 
 def _owl(budget: SparsityBudget) -> list[float]:
-    """Set densities that differ as the outlier ratios of the blocks do."""
+    """Set densities whose differences are in proportion to those of the outlier ratios."""
     names = [unit.name for unit in budget.units]
     missing = [name for name in names if name not in budget.outliers]
     if budget.unit != "block" or missing:

@@ -129,7 +129,7 @@ class Start(NamedTuple):
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread: as fast for small matrices, and sums keep their order."""
+    """Use one thread: as fast for small matrices, and sums have a fixed order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -202,7 +202,7 @@ def pretrain_digits(settings: Settings) -> NewDigits:
 
 
 def _digits() -> tuple[Tensor, Tensor]:
-    """1,797 images ``(images, 64)`` with pixels in [0, 1], and their digits."""
+    """Return 1,797 images ``(images, 64)`` with pixels in [0, 1], and their digits."""
     with require_extra("demo", "the demo needs the digits of scikit-learn"):
         from sklearn.datasets import load_digits
     digits = load_digits()
@@ -231,7 +231,7 @@ def _warmup_and_decay(
     warmup = max(1, round(fraction * steps))
 
     def rate(step: int) -> float:
-        """Factor of the learning rate."""
+        """Return the factor of the learning rate."""
         return min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)

@@ -84,7 +84,7 @@ def finetune_digits(settings: Settings | None = None, *, progress: bool = True) 
         results, factor = [], 1.0
         for seed in range(settings.seeds):
             runs: dict[str, _Run] = {}
-            for arm in ARMS:  # the factor of the last is the mean multiplier of the one before
+            for arm in ARMS:  # "one_rate" uses the mean multiplier of "balanced"
                 runs[arm] = _run(digits, seed, arm, factor)
                 if arm == "balanced":
                     factor = fmean(unit.multiplier for refresh in runs[arm].history for unit in refresh.units)
@@ -121,6 +121,6 @@ def _run(digits: NewDigits, seed: int, arm: str, factor: float) -> _Run:
 
 
 def _with_block_rate(model: DigitsNet, lr: float) -> list[dict[str, Any]]:
-    """All parameters, with another learning rate for the blocks, the units of the balancer."""
+    """Return all parameters, with another learning rate for the blocks, the units of the balancer."""
     ends = chain(model.stem.parameters(), model.norm.parameters(), model.head.parameters())
     return [{"params": list(ends)}, {"params": list(model.blocks.parameters()), "lr": lr}]

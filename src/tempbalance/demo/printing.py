@@ -1,4 +1,4 @@
-"""The results of the demo as tables and as JSON."""
+"""Print the results of the demo as tables, and convert them to JSON."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
-    """Return the raw results as plain lists, strings and numbers, from which the tables can be made again."""
+    """Return the raw results as plain lists, strings and numbers; the tables can be computed from them."""
     return {
         "settings": asdict(outcome.settings),
         "versions": {"tempbalance": version("tempbalance"), "torch": torch.__version__},

@@ -1,4 +1,4 @@
-"""Print an analysis: a summary, and the layers with a finding instead of hundreds of rows."""
+"""Print an analysis: a summary, and the layers with a finding."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _WITHOUT_ALPHA = {
 
 def layer_findings(layers: Sequence[LayerStats]) -> list[tuple[LayerStats, str]]:
     """Return the layers to look at first, each with the reasons, in model order."""
-    # The smallest and the largest alphas are within each of the two most common shapes: alphas of different shapes are
-    # not comparable.
+    # The smallest and largest alphas are chosen within each of the two most common shapes, because alphas of different
+    # shapes are not comparable.
     reasons: dict[str, list[str]] = {}
     fitted = [layer for layer in layers if layer.status is Status.OK]
     for shape, _ in Counter(map(_unordered_shape, fitted)).most_common(2):

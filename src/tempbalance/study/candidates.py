@@ -1,4 +1,4 @@
-"""Candidates of a study: methods with the choices that are tuned, the same number of configurations each."""
+"""Candidates of a study: methods with the choices to tune, each with the same number of configurations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Candidate", "Configuration", "read_candidates"]
 
 
 class Configuration(NamedTuple):
-    """A method and a learning rate, with every choice made.
+    """One combination of a method's parameters and learning rate.
 
     Attributes:
         method: Name of the method.
@@ -26,7 +26,7 @@ class Configuration(NamedTuple):
     lr: float | None
 
     def __str__(self) -> str:
-        """The name and the rate."""
+        """Return the name and the learning rate."""
         return self.method if self.lr is None else f"{self.method} lr={self.lr:g}"
 
 
@@ -47,7 +47,7 @@ class Candidate:
     is_control: bool
 
     def matches(self, name: str) -> bool:
-        """Whether ``name`` is this candidate, with or without its learning rates."""
+        """Return whether ``name`` is this candidate, with or without its learning rates."""
         return name == self.name or (name == self.base and not self.is_control)
 
 

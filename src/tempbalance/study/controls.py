@@ -76,7 +76,7 @@ class Inverted(_Rearranged):
 
 @dataclass(frozen=True)
 class Shuffled(_Rearranged):
-    """The same multipliers in a random order, the same at every refresh while the number of units with alpha stays.
+    """The same multipliers in a random order, the same at every refresh with the same number of units.
 
     Attributes:
         seed: Seed of the order.

@@ -29,7 +29,7 @@ CustomMethods: TypeAlias = Mapping[str, Callable[..., object]]  # called with th
 
 
 class Method:
-    """One way to train. A task calls ``method.balance(optimizer, model)``, and nothing else.
+    """A training method, built from its name. A task calls only ``method.balance(optimizer, model)``.
 
     A name is ``plain``, which changes nothing; or a recipe with its own parameters and ``unit``, ``estimator``
     (``hill``, ``peak``, ``ks``, ``averaged_hill``), ``windows``, ``every``, ``spectrum_of`` and ``kinds``, as in
@@ -42,7 +42,7 @@ class Method:
     - ``untrained``: multipliers by the alphas of random matrices of the same shapes, measured once.
 
     The first three keep the mean multiplier of the recipe. ``windows=farms`` measures with ``FARMS()``, ``every=100``
-    every 100 steps (a number beyond the last step: once).
+    every 100 steps (only once if the training is shorter).
 
     Methods that a task adds (``METHODS``) are built and passed to it in ``custom``; ``+`` joins them with each other
     and with a recipe: ``lora:rank=8+model_balancing``.
@@ -117,7 +117,7 @@ class Method:
 
 
 def find_recipe(name: str) -> Callable[..., Recipe] | None:
-    """The function that builds the recipe of that name, None if there is none."""
+    """Return the function that builds the recipe of that name; None if there is none."""
     if name in recipes.__all__:
         return getattr(recipes, name)  # type: ignore[no-any-return]
     return getattr(released, name) if name in _AS_RELEASED else None
@@ -160,7 +160,7 @@ def _parameters(name: str, custom: CustomMethods) -> list[str]:
 
 
 def _values(name: str, part: Part) -> dict[str, Any]:
-    """The value of every parameter except the learning rate."""
+    """Return the value of every parameter except the learning rate."""
     for key, nodes in part.choices.items():
         if len(nodes) > 1:
             raise StudyError(f"{name}: {key} must be one value; a list is a choice for a study to tune")

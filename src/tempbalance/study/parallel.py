@@ -1,4 +1,4 @@
-"""Several studies at a time, each in a process of its own."""
+"""Run several studies at a time, each in its own process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_many(
         progress: Whether to show a progress bar over all trials (only on a terminal).
 
     Yields:
-        The folder of a study that has ended, and the error that ended it, or an empty text.
+        The folder of a finished study, and its error; an empty string if there was none.
 
     Raises:
         StudyError: A method of a study is wrong; nothing has been started.
@@ -102,7 +102,7 @@ def _work(out: Path, options: Mapping[str, Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End an orphan, which would keep the lock of its folder; at most one trial is lost."""
+    """End this process with its parent, to release the lock of the folder; at most one trial is lost."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -56,18 +56,18 @@ def run(  # noqa: PLR0913  each is an option of a study
         task: A Python file with ``train(seed, method, ...)``, or such a function; see :func:`load_task`. It calls
             ``method.balance(optimizer, model, steps_per_epoch=...)`` and returns a number, or a mapping with ``test``
             and, for tuning, ``validation``.
-        methods: Names of methods, see :class:`Method`; ``plain`` is always among them.
+        methods: Names of methods, see :class:`Method`; ``plain`` is always included.
         out: Folder for the trials and ``summary.json``.
         seeds: Number of seeds.
-        first_seed: First seed; beyond those seen, to confirm a result.
+        first_seed: First seed; use new seeds to confirm a result.
         lr: Learning rates that each method chooses from; empty for the task's default.
-        tuning_seeds: Number of other seeds for that choice.
+        tuning_seeds: Number of separate seeds for tuning.
         baseline: Method that the others are compared with.
         lower_is_better: Whether a smaller metric is better.
         parameters: Further arguments of the training function.
         paths: Further arguments that do not define the study, such as folders of data; not recorded.
-        quick: Two seeds and no tuning, to see whether the task runs.
-        train: False trains nothing, and summarizes the seeds that all methods have finished.
+        quick: Two seeds and no tuning, to test the task.
+        train: Whether to train; if false, summarize the seeds that all methods have finished.
         progress: Whether to show a progress bar (only on a terminal).
 
     Returns:

@@ -36,7 +36,7 @@ class StudyFolder:
     path: Path
 
     def file(self, configuration: Configuration, seed: int) -> Path:
-        """The file of a trial."""
+        """Return the path of a trial's file."""
         name = str(configuration)
         readable = re.sub(r"[^\w.=+-]+", "_", name)[:_LONGEST]
         return self.path / "runs" / f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}" / f"seed-{seed}.json"
@@ -67,7 +67,7 @@ class StudyFolder:
 
 
 def common_settings(task: Task, parameters: Mapping[str, Any], lower_is_better: bool) -> dict[str, Any]:
-    """The settings that all trials of a folder share; ``parameters`` are those that define the study."""
+    """Return the settings that all trials of a folder share; ``parameters`` are those that define the study."""
     return {
         "task": f"{task.name} ({task.digest})",
         "parameters": parameters,
@@ -82,7 +82,7 @@ def open_folder(path: Path, settings: Mapping[str, Any], extent: Mapping[str, An
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StudyError(f"cannot make the folder {path}: {error.strerror}") from error
+        raise StudyError(f"cannot create the folder {path}: {error.strerror}") from error
     with _locked(path):
         _check(path, settings)
         content = json.dumps({"settings": settings, **extent}, indent=1, default=str)
@@ -114,7 +114,7 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Lock a folder; the system releases the lock however the process ends."""
+    """Lock a folder; the system releases the lock even if the process is killed."""
     if sys.platform == "win32":  # no lock: two processes would run the same trials twice, and lose none
         yield
         return
@@ -139,7 +139,7 @@ def collect_folder(path: Path) -> dict[str, Any]:
         path: Folder of a study that has been run.
 
     Returns:
-        ``settings``, ``summary`` and ``runs`` (all trials, tuning included; of a traceback, the last line).
+        ``settings``, ``summary`` and ``runs``: all trials, tuning included, with the last line of each traceback.
     """
     runs = [json.loads(file.read_text(encoding="utf-8")) for file in path.glob("runs/*/seed-*.json")]
     runs.sort(key=lambda run: (run["method"], run["lr"] or 0, run["seed"]))

@@ -43,7 +43,7 @@ class Row:
         diverged: Number of trials with a metric that is NaN or infinite.
         failed: Number of trials that raised.
         gains: Gain over the baseline by seed, positive if the method is better; NaN where either diverged.
-        gain: All gains together; None for the baseline, and if no seed has both trials.
+        gain: Paired difference over all seeds; None for the baseline, and if no seed has both trials.
         p_value: The p-value of ``gain``, corrected for the number of methods.
     """
 
@@ -68,7 +68,7 @@ class Summary:
         baseline: Method that the others are compared with.
         rows: The baseline, then the others.
         recommendation: One sentence.
-        notes: How to read the numbers, a sentence each.
+        notes: Notes on the numbers, one sentence each.
         settings: Settings of the study, as in ``settings.json``.
     """
 
@@ -152,7 +152,7 @@ def _row(result: Result, scores: _Scores, lower_is_better: bool) -> Row:
 
 
 def _best(results: Sequence[Result], rows: Sequence[Row]) -> int | None:
-    """The index of the method with the greatest gain among those that are better than the baseline."""
+    """Return the index of the method with the greatest gain among those that are better than the baseline."""
     better: dict[int, float] = {}
     for place, (result, row) in enumerate(zip(results, rows, strict=True)):
         gain = row.gain

@@ -1,4 +1,4 @@
-"""A user's training function: loading it, calling it with a seed and a method, and checking its result."""
+"""A user's training function: load it, call it with a seed and a method, and check its result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Trial:
     """One training run.
 
     Attributes:
-        method: Name of the method, every choice made.
+        method: Name of the method, with the value of every choice.
         lr: Learning rate passed to the task, None if none was.
         seed: The seed.
         status: ``ok``; ``diverged`` if its validation or test metric is NaN or infinite; ``failed`` if the task raised.
@@ -95,7 +95,7 @@ class Task:
             seed: The seed.
 
         Returns:
-            The trial, also if it diverged or failed.
+            The trial, even if it diverged or failed.
         """
         method = Method(configuration.method, seed, self.custom_methods)
         began = time.perf_counter()

@@ -44,7 +44,7 @@ def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | 
 
 @contextlib.contextmanager
 def transformers_bars(progress: bool) -> Generator[None]:
-    """Hide the progress bars of Transformers unless ours are shown; it shows them without a terminal, too."""
+    """Hide the progress bars of Transformers, which are shown even without a terminal, unless ours are shown."""
     if (progress and sys.stderr.isatty()) or importlib.util.find_spec("transformers") is None:
         yield
         return

@@ -92,7 +92,7 @@ def _tokenized(texts: Sequence[str], path: Path, tokenizer: str | os.PathLike[st
 
 
 def read_documents(tokens: Documents, tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
-    """Return documents of token ids, read from a file (see ``load_tokens``) or as they are."""
+    """Read documents from a file (see ``load_tokens``); return token ids unchanged."""
     return load_tokens(tokens, tokenizer) if isinstance(tokens, (str, os.PathLike)) else list(tokens)
 
 

@@ -51,6 +51,6 @@ def check_whole_weights(allocation: Allocation, target: str) -> None:
     for name in allocation:
         if not name.endswith(".weight"):
             raise AllocationError(
-                f"{name} is not the whole weight of a module, and {target} can address nothing else: prune with "
+                f"{name} is not the whole weight of a module, and {target} can address whole weights only: prune with "
                 "tempbalance, or allocate to whole fused weights (Select(split=False))"
             )

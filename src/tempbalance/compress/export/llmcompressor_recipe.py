@@ -53,7 +53,7 @@ def export_llmcompressor(
         group_size: For bits: number of columns that share a scale; it must divide the columns of every module.
 
     Raises:
-        AllocationError: The modifier does not apply to this quantity, or llm-compressor cannot compress a module so.
+        AllocationError: The modifier does not apply to this quantity, or not to one of the modules or values.
         AnalysisError: The file cannot be written.
 
     Example:
@@ -72,7 +72,7 @@ def export_llmcompressor(
     """
     modifiers = _MODIFIERS.get(allocation.quantity)
     if modifiers is None:
-        raise AllocationError(f"llm-compressor has no use for an allocation of {allocation.quantity}")
+        raise AllocationError(f"llm-compressor cannot apply an allocation of {allocation.quantity}")
     chosen = modifiers[0] if modifier is None else modifier
     if chosen not in modifiers:
         raise AllocationError(
@@ -121,11 +121,11 @@ def _quantization(allocation: Allocation, modifier: Modifier, group_size: int) -
 
 
 def _module_name(name: str) -> str:
-    """Name of a module in the model that llm-compressor sees."""
+    """Return the name of a module after llm-compressor has loaded the model."""
     if ":" not in name:
         return name
     match = _EXPERT.fullmatch(name)
     projection = match and (f"{match['part']}_proj" if match["part"] else match["name"])
     if match is None or projection not in {"gate_proj", "up_proj", "down_proj"}:
-        raise AllocationError(f"{name} does not become a module of its own in llm-compressor: analyse without it")
+        raise AllocationError(f"{name} is not a separate module in llm-compressor: exclude it from the analysis")
     return f"{match['stack']}.{match['index']}.{projection}"

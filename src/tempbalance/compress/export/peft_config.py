@@ -21,7 +21,7 @@ def lora_config(allocation: Allocation, *, scaling: float = 1, **options: Any) -
 
     Args:
         allocation: An allocation of ranks.
-        scaling: The factor ``lora_alpha / r`` on the update, the same for every module whatever its rank.
+        scaling: The factor ``lora_alpha / r`` on the update, the same for modules of every rank.
         **options: Other options of ``peft.LoraConfig``, such as ``lora_dropout``, except ``use_rslora``, which makes
             the factor depend on the rank.
 

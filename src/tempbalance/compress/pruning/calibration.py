@@ -15,7 +15,7 @@ from tempbalance.compress.evaluation.causal_lm import restored_modes
 from tempbalance.compress.evaluation.tokens import batches
 from tempbalance.errors import AllocationError, NonFiniteError, TokensError
 
-__all__ = ["input_norms", "is_transposed", "norms_by_block", "through_blocks"]
+__all__ = ["input_norms", "is_linear", "is_transposed", "norms_by_block", "through_blocks"]
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -47,7 +47,7 @@ def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> 
             handle.remove()
     for name in modules:
         if name not in squares:
-            raise TokensError(f"no calibration token reached {name}: give more, or leave it out of the allocation")
+            raise TokensError(f"no calibration token reached {name}: use more, or exclude it from the allocation")
         if not bool(squares[name].isfinite().all()):
             raise NonFiniteError(f"{name}: an activation is not finite on the calibration tokens")
     return {name: found.sqrt() for name, found in squares.items()}

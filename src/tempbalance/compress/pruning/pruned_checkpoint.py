@@ -126,7 +126,7 @@ def save_folder(
     source: str | os.PathLike[str] | None,
     record: tuple[str, Callable[[Path], None]],
 ) -> None:
-    """Save a Hugging Face model, with a record file of that name and content that marks an output to replace."""
+    """Save a Hugging Face model with a record: the name of a file that marks a replaceable output, and its writer."""
     name, write = record
     save: Any = getattr(model, "save_pretrained", None)
     if save is None:

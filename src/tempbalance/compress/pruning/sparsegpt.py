@@ -26,12 +26,12 @@ def sparsegpt(model: nn.Module, targets: Sequence[Target], tokens: Sequence[Tens
 
     SparseGPT (Frantar and Alistarh, ICML 2023) prunes a matrix in blocks of 128 columns. In each block the weights that
     change the outputs on the calibration tokens least are set to zero, and the columns to the right are updated to
-    compensate (dampening 0.01). llm-compressor does it, with one ``SparseGPTModifier`` per matrix, because a list of
-    sparsities goes by model order.
+    compensate (dampening 0.01). llm-compressor runs it, with one ``SparseGPTModifier`` per matrix, because it applies a
+    list of sparsities in model order, not by name.
 
     Each matrix gets exactly its number of zeros, or more if it had more before. llm-compressor sets up to one weight
-    too many to zero in each block of columns, and all weights of an input that no token uses. So it gets a slightly
-    lower sparsity here; then the missing zeros are chosen by Wanda score, and surplus zeros are undone.
+    too many to zero in each block of columns, and all weights of an input that no token uses. Therefore its
+    sparsity is set slightly lower; then the missing zeros are chosen by Wanda score, and surplus zeros are undone.
 
     Raises:
         AllocationError: A target is not a whole ``nn.Linear`` inside a block.
