@@ -6,7 +6,8 @@ import random
 import torch
 
 def train(
-    seed, method, lr=0.1, gain=0.0, diverges=(), raises=(), forgets=False, returns=None, interrupted_at=None, log=None
+    seed, method, lr=0.1, gain=0.0, diverges=(), raises=(), forgets=False, returns=None, interrupted_at=None, log=None,
+    examples=1, data=None,
 ):
     if seed == interrupted_at and method.name != "plain":
         raise KeyboardInterrupt

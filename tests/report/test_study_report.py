@@ -6,28 +6,14 @@ import math
 import pytest
 from rich.console import Console
 
+from study_results import results_of
 from tempbalance.report.study_report import print_study, render_study
-from tempbalance.study import Trial, read_candidates
-from tempbalance.study.summary import Result, summarize
+from tempbalance.study.summary import summarize
 
 
 def summary_of(**metrics):
-    """A summary of given metrics by method; None is a failed trial."""
-    results = []
-    for candidate, values in zip(read_candidates([*metrics]), metrics.values(), strict=True):
-        trials = [
-            Trial(
-                method=candidate.name,
-                lr=None,
-                seed=seed,
-                status="failed" if value is None else "ok" if math.isfinite(value) else "diverged",
-                metrics={"test": value},
-                seconds=1.0,
-            )
-            for seed, value in enumerate(values)
-        ]
-        results.append(Result(candidate=candidate, chosen=candidate.configurations[0], trials=trials))
-    return summarize(results, settings={"task": "</script><img src=x>.py (0)", "seeds": 12})
+    settings = {"task": "</script><img src=x>.py (0)", "seeds": 12}
+    return summarize(results_of(**metrics), settings=settings)
 
 
 WITH_FAILURES = {"plain": [0.5] * 12, "llr": [None, math.nan, *[0.6] * 10], "tempbalance": [None] * 12}

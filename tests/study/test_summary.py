@@ -3,9 +3,9 @@ import math
 
 import pytest
 
+from study_results import results_of
 from tempbalance._files import dumps
-from tempbalance.study import Trial, read_candidates
-from tempbalance.study.summary import Result, summarize
+from tempbalance.study.summary import summarize
 
 SEEDS = 12
 
@@ -13,26 +13,6 @@ SEEDS = 12
 def noisy(gain, spread=0.01):
     """A metric per seed: a part that depends on the seed only, and a small part that depends on the method."""
     return [0.1 * (seed % 5) + gain + spread * math.sin(7.3 * seed + 50 * gain) for seed in range(SEEDS)]
-
-
-def results_of(**metrics):
-    """Results with given metrics by method; None is a failed trial. ``__`` stands for ``:control=``."""
-    names = [name.replace("__", ":control=") for name in metrics]
-    found = []
-    for candidate, values in zip(read_candidates(names), metrics.values(), strict=True):
-        trials = [
-            Trial(
-                method=candidate.name,
-                lr=None,
-                seed=seed,
-                status="failed" if value is None else "ok" if math.isfinite(value) else "diverged",
-                metrics={} if value is None else {"test": value},
-                seconds=1.0,
-            )
-            for seed, value in enumerate(values)
-        ]
-        found.append(Result(candidate=candidate, chosen=candidate.configurations[0], trials=trials))
-    return found
 
 
 def summary_of(lower_is_better=False, **metrics):

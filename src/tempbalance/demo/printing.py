@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tempbalance.demo.finetuning import ARMS, Outcome
+from tempbalance.report.terminal_tables import plain_table
 from tempbalance.study import FEWEST, Paired, paired
 
 __all__ = ["print_outcome", "to_json"]
@@ -82,11 +83,8 @@ def _seeds_table(outcome: Outcome) -> Table:
 
 
 def _differences_table(outcome: Outcome) -> Table:
-    title = "Paired differences in percentage points"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for heading in ("mean", "95 % interval", "won", "tied", "lost"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    columns = ("mean", "95 % interval", "won", "tied", "lost")
+    table = plain_table("", *columns, title="Paired differences in percentage points")
     for (first, second), found in _differences(outcome):
         table.add_row(
             f"{_NAMES[first]} - {_NAMES[second]}",

@@ -1,4 +1,4 @@
-"""Tables on the terminal, and HTML pages in one file. No other package but ``cli`` imports this one."""
+"""Tables on the terminal, and HTML pages in one file. Only ``demo`` and ``cli`` import this package."""
 
 from __future__ import annotations
 
