@@ -1,4 +1,4 @@
-"""Exceptions.
+"""Exceptions, and the check for optional packages.
 
 ::
 

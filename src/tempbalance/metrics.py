@@ -210,7 +210,7 @@ def is_random(spectrum: Spectrum, metrics: Metrics, independent: int | None = No
 
     Args:
         spectrum: The spectrum.
-        metrics: Its scalars.
+        metrics: Scalars of the spectrum.
         independent: Number of pooled matrices that share no entry, for overlapping windows; by default all.
 
     Returns:

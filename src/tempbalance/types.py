@@ -96,8 +96,8 @@ class ESD(NamedTuple):
 
     Attributes:
         eigenvalues: Positive eigenvalues, ascending: all of the largest, and a subset of the others.
-        ranks: For each, the number of eigenvalues greater than or equal to it, so that ``rank / num_eigenvalues`` is
-            the survival function at that point.
+        ranks: Number of eigenvalues greater than or equal to each of them; ``rank / num_eigenvalues`` is the survival
+            function.
     """
 
     eigenvalues: tuple[float, ...]

@@ -30,7 +30,7 @@ __all__ = ["BatchLimits", "Fitted", "cost", "fit_model_weights", "should_paralle
 Fitted: TypeAlias = tuple[Weight, WeightFit | TempBalanceError]
 
 _BATCHES_PER_THREAD = 4  # at least, where there are enough weights
-_WEIGHTS_PER_THREAD = 2  # of the cost of the most expensive one, so that threads end at about the same time
+_WEIGHTS_PER_THREAD = 2  # least total cost per thread over the largest cost: threads end at about the same time
 _WINDOWS_BYTES = 10  # at most, per entry of a float32 weight
 
 
@@ -112,7 +112,7 @@ def fit_model_weights(  # noqa: PLR0913  options by keyword
         yield from pool.map(fitter.fit, sorted(batches, key=lambda batch: -sum(map(cost, batch))))
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # what a thread sets for itself is inherited by threads created later
+        torch.set_num_threads(threads)  # the setting of a pool thread is the default of threads created later
     rest = [weight for weight in weights if weight.name not in in_threads]
     yield from map(fitter.fit, fitter.batches(rest, limits.batch))
 

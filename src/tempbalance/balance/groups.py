@@ -65,12 +65,8 @@ class Groups:
         for group in self:
             state, unit = group[KEY], group[KEY]["unit"]
             if unit is not None:
-                alpha, first = (
-                    value if math.isfinite(value) else math.nan
-                    for value in (facts[unit].alpha, facts[unit].first_alpha)
-                )
-                state["alpha"], state["first"] = alpha, first
-                state["status"] = _status(alpha, list(weights[unit].values()))
+                state["alpha"], state["first"] = facts[unit].alpha, facts[unit].first_alpha
+                state["status"] = _status(state["alpha"], list(weights[unit].values()))
                 state["weights"] = weights[unit]
                 state["next"] = (multipliers[unit], at)
 

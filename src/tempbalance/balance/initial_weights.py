@@ -58,7 +58,7 @@ class InitialWeights(Copies):
             now = _precise(weight.read(index))
             then = full_tensor(copies[parameters[weight.parameter]])
             return now - (then[index] if index else then)
-        with self._lock:  # weights are read in threads, and swapping changes what a computed weight reads
+        with self._lock:  # weights are read in several threads, and swapping changes the tensors of a computed one
             now = _precise(weight.read(index))
             with swapped(copies):
                 return now - weight.read(index)

@@ -1,4 +1,4 @@
-"""Measure the weights that are due: each process fits its share, and all get all fits."""
+"""Measure the weights that are due: each process fits a part of them, and all processes get all fits."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PreparedMeasurement(NamedTuple):
     Attributes:
         due: The weights to measure.
         copies: The copies.
-        finish: Computes the rest from the copies alone, so that training can continue.
+        finish: Computes the spectra from the copies only, while training continues.
     """
 
     due: list[TrackedWeight]
@@ -112,7 +112,7 @@ class Measurer:
         return self._initial.update_of(tracked.weight, tracked.parameters)
 
     def _measure(self, weights: Sequence[Weight]) -> tuple[dict[str, CachedFit], str]:
-        """Return the fits of this process's share of the weights, and a message about one that is not finite."""
+        """Return the fits of this process's part of the weights, and a message about one that is not finite."""
         fits, non_finite = {}, ""
         for name, fit in self._fit_all(weights):
             if isinstance(fit, NonFiniteError):

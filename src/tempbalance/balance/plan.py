@@ -39,7 +39,8 @@ class Plan:
         skipped: Weights that are not measured, with the reason. They keep the base value, or get the multiplier of
             their depth.
         depths: Depth of each unit by name, 0 for the head; empty if the recipe does not use depth.
-        depth_groups: Names of the trained parameters at each depth, the head first; empty likewise.
+        depth_groups: Names of the trained parameters at each depth, the head first; empty if neither depth nor
+            unfreezing is used.
     """
 
     units: tuple[Unit, ...]

@@ -144,7 +144,7 @@ class WandbLogger(_Logger):
     """Writes every refresh to a run of Weights & Biases.
 
     The x-axis of the charts is ``tempbalance/step``, the optimizer steps. Values are added to the current row of the
-    run without advancing it, so that loops which pass ``step=`` to ``run.log`` keep their rows. A new row is started
+    run without advancing it, so loops that pass ``step=`` to ``run.log`` keep their rows. A new row is started
     only if nothing else was logged since the last refresh.
     """
 
@@ -192,7 +192,7 @@ class MLflowLogger(_Logger):
         """Use a run.
 
         Args:
-            run_id: Its id; by default that of the active run.
+            run_id: Id of the run; by default that of the active run.
             per_unit: Whether to write alpha and multiplier of every unit.
 
         Raises:

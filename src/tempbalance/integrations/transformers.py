@@ -155,7 +155,7 @@ def balanced(trainer_class: type) -> type:
         A subclass that also takes ``recipe=``, ``exact=``, ``delay=`` and ``on_refresh=``; the same for each call.
 
     Raises:
-        BalanceError: It is not a trainer class.
+        BalanceError: ``trainer_class`` is not a subclass of ``transformers.Trainer``.
 
     Example:
         >>> from transformers import Seq2SeqTrainer

@@ -73,7 +73,7 @@ def find_weights(
 
     Args:
         source: A live model, a state dict, or an open checkpoint.
-        select: What to analyse; None for everything except embeddings.
+        select: Weights to analyse; None for everything except embeddings.
         sharded: Whether the parameters of a live model may be DTensors; loading such a row is a collective.
 
     Returns:

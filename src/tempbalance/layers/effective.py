@@ -23,7 +23,7 @@ class Effective:
     """A weight computed on demand.
 
     Attributes:
-        shape: Its shape.
+        shape: Shape of the weight.
         compute: Computes it without gradient and without changing the module.
         hides: Names of the parameters of the module that it is computed from.
         meta: Whether these parameters have no data.

@@ -27,8 +27,8 @@ class TensorInfo(NamedTuple):
     """A stored tensor that is not read yet.
 
     Attributes:
-        shape: Its shape.
-        dtype: Its dtype.
+        shape: Shape of the tensor.
+        dtype: Dtype of the tensor.
         identity: A key that is equal for two names of one stored tensor; None if unknown.
         reason: Reason why it cannot be read, or None.
     """

@@ -38,10 +38,10 @@ class Site:
 
     Attributes:
         name: Qualified name of the parameter.
-        attribute: Its name in the module (``weight``).
-        shape: Its shape.
-        dtype: Its dtype.
-        module: Its module.
+        attribute: Name of the parameter in its module (``weight``).
+        shape: Shape of the parameter.
+        dtype: Dtype of the parameter.
+        module: Module that contains the parameter.
         child: Name of the module in its owner (``c_attn``).
         owner: The parent of the module; None at the root.
     """

@@ -22,7 +22,7 @@ __all__ = [
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether a tensor is a DTensor, by its class name so that torch.distributed need not be imported."""
+    """Return whether a tensor is a DTensor, by its class name, without an import of torch.distributed."""
     return any(cls.__name__ == "DTensor" for cls in type(tensor).__mro__)
 
 
@@ -55,7 +55,7 @@ def mesh_ranks(tensor: Tensor) -> tuple[int, ...]:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free the full parameters that FSDP2 keeps after an evaluation; the optimizer has the shards alone."""
+    """Free the full parameters that FSDP2 keeps after an evaluation; the optimizer contains only the shards."""
     for module in model.modules():
         if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
             wrapped: Any = module

@@ -82,7 +82,7 @@ class Candidate:
 
     Attributes:
         name: Qualified parameter name.
-        role: Its classification.
+        role: Classification of the parameter.
         shape: Shape as stored.
         dtype: Dtype as stored; None if it is computed from several tensors.
         read: Reads the parameter at an index, ``()`` for all of it.

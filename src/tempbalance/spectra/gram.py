@@ -51,7 +51,7 @@ class GramOptions:
         rows: Smallest number of rows that are cast to ``dtype`` at a time; they should fit into the cache.
         chunk: Number of entries to cast at a time, if this is more than ``rows`` rows.
         block: Number of columns of a Gram block. Smaller blocks waste less above the diagonal but run slower.
-        small_block: The same for small matrices.
+        small_block: Number of columns of a Gram block of a small matrix.
         group_bytes: Bytes of the Gram matrices of windows whose eigenvalues are computed in one call.
         sliding: Whether windows share a sliding Gram matrix; by default where it saves work.
         sliding_factor: Memory limit of a sliding Gram matrix, as a multiple of the memory of the weight.
@@ -151,7 +151,7 @@ def _eigvalsh(gram: Tensor) -> Tensor:
 
 
 def aligned(count: int, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Allocate ``(count, n, n)``, each matrix aligned as if alone: the last bits of a product depend on it."""
+    """Allocate ``(count, n, n)``, each matrix aligned like a tensor: the last bits of a product depend on it."""
     stride = -(-n * n // _ALIGNMENT) * _ALIGNMENT
     memory = torch.empty(count, stride, dtype=dtype, device=device)
     return memory.as_strided((count, n, n), (stride, n, 1))

@@ -54,10 +54,10 @@ def fit_with_jackknife(values: Tensor, fit_batch: FitBatch) -> TailFit:
     groups = [list(range(first, count, _GROUPS)) for first in range(min(_GROUPS, count))]
     without = [torch.tensor(sorted(set(range(count)).difference(group))) for group in groups]
     alphas = [left_out.alpha for left_out in _fit_subsets(windows, without, fit_batch)]
-    shares = [len(group) / count for group in groups]
-    pseudo = [fit.alpha / share - (1 / share - 1) * alpha for share, alpha in zip(shares, alphas, strict=True)]
-    mean = sum(share * value for share, value in zip(shares, pseudo, strict=True))
-    variance = fmean((value - mean) ** 2 / (1 / share - 1) for share, value in zip(shares, pseudo, strict=True))
+    parts = [len(group) / count for group in groups]
+    pseudo = [fit.alpha / part - (1 / part - 1) * alpha for part, alpha in zip(parts, alphas, strict=True)]
+    mean = sum(part * value for part, value in zip(parts, pseudo, strict=True))
+    variance = fmean((value - mean) ** 2 / (1 / part - 1) for part, value in zip(parts, pseudo, strict=True))
     least = _FLOOR * (fit.alpha - 1) / values.shape[2] / math.sqrt(count * values.shape[1])
     return replace(fit, stderr=max(math.sqrt(variance) * _STUDENT[len(groups) - 2], least))
 

@@ -193,7 +193,7 @@ class FARMS(Windows):
 
     def _counts(self) -> tuple[int, int]:
         counts = self.windows if isinstance(self.windows, tuple) else (self.windows,) * _PAIR
-        if len(counts) != _PAIR or self.windows == "auto":
+        if len(counts) != _PAIR:
             raise WindowError(f"windows must be 'auto', a number or a pair of numbers, got {self.windows!r}")
         for count in counts:
             check_integer("windows", count, 1)
@@ -247,9 +247,9 @@ def _halton(spans: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 def _radical_inverse(index: int, base: int) -> float:
     """Return the digits of ``index`` mirrored at the radix point: 6 = 110 in base 2 becomes 0.011."""
-    value, unit = 0.0, 1.0
+    value, weight = 0.0, 1.0
     while index:
         index, digit = divmod(index, base)
-        unit /= base
-        value += digit * unit
+        weight /= base
+        value += digit * weight
     return value

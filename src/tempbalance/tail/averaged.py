@@ -22,12 +22,12 @@ class AveragedHill(TailEstimator):
 
     In a Pareto sample the spacings ``i ln(x_{n-i+1} / x_{n-i})`` are independent and exponential with mean ``1 / (alpha
     - 1)``, and the average is a weighted sum of them with ``sum_i w_i = 1``: so the standard error is ``(alpha - 1)
-    sqrt(sum_i w_i^2)``. The threshold, the tail and its KS distance are those of the largest share. Zero eigenvalues
+    sqrt(sum_i w_i^2)``. The threshold, the tail and its KS distance are those of the largest tail. Zero eigenvalues
     are left out of ``n``.
 
     Attributes:
-        low: Share of the smallest tail, at least 0.
-        high: Share of the largest tail, less than 1.
+        low: Fraction of the eigenvalues in the smallest tail, at least 0.
+        high: Fraction of the eigenvalues in the largest tail, less than 1.
 
     Example:
         >>> from tempbalance.testing import pareto_sample

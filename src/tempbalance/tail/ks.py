@@ -23,7 +23,7 @@ class KSSearch(TailEstimator):
     exponentials, a small part of the cost of the eigenvalues.
 
     Attributes:
-        chunk: Entries of the KS matrix at a time: 2 MB, so that they stay in the cache.
+        chunk: Number of entries of the KS matrix computed at a time: 2 MB, which fit into the cache.
     """
 
     chunk: ClassVar[int] = 1 << 18

@@ -20,7 +20,7 @@ class AlphaChange(AlphaTransform):
 
     Every unit starts at the mean of all first alphas, so that only the change during training counts: the unit whose
     tail has become heavier the most gets the smallest multiplier. At the first refresh all multipliers are 1. There is
-    no published source. Use it where alphas differ for reasons that are older than the run, such as the shapes of
+    no published source. Use it where alphas differ for reasons from before the run, such as the shapes of
     layers or pre-training.
 
     The starting mean is raised where a unit would otherwise get an exponent of 1 or less; ``Linear``, ``Rank`` and

@@ -57,7 +57,7 @@ class LayerwiseDecay(ByDepth):
         """Check ``decay``.
 
         Raises:
-            ValueError: It is not greater than 0 and at most 1.
+            ValueError: ``decay`` is not in (0, 1].
         """
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must be greater than 0 and at most 1, got {self.decay}")
@@ -89,7 +89,7 @@ class SlowLearner(ByDepth):
         """Check ``fraction``.
 
         Raises:
-            ValueError: It is not from 0 to 1.
+            ValueError: ``fraction`` is not in [0, 1].
         """
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"fraction must be from 0 to 1, got {self.fraction}")

@@ -22,7 +22,7 @@ class Damped(AlphaTransform):
     ``m + t / (t + s_i^2) (a_i - m)``, with ``m`` the mean weighted by ``1 / (t + s_i^2)``: the posterior mean of a
     normal model with estimated parameters (Efron and Morris 1975). ``t`` is the estimate of Paule and Mandel (1982; see
     DerSimonian and Kacker 2007): the one at which ``sum_i (a_i - m)^2 / (t + s_i^2)`` is as large as expected, the
-    number of units less one; 0 if the sum is smaller than expected at ``t = 0``. Then all alphas become equal and all
+    number of units minus one; 0 if the sum is smaller than expected at ``t = 0``. Then all alphas become equal and all
     multipliers 1.
 
     Use it where alphas differ by little more than their standard errors (small layers, few units), so that noise in
