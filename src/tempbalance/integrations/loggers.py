@@ -34,8 +34,8 @@ def scalars(refresh: Refresh, *, per_unit: bool = True) -> dict[str, float]:
         per_unit: Whether to include alpha and multiplier of every unit.
 
     Returns:
-        Finite numbers by tag: the imbalance; minimum, mean and maximum of alpha and multiplier; the number of measured
-        weights; and the time in seconds.
+        Finite numbers by tag, for the imbalance, minimum, mean and maximum of alpha and multiplier, the number of
+        measured weights, and the time in seconds.
 
     Example:
         >>> from tempbalance.balance import UnitState
