@@ -14,9 +14,14 @@ from torch import nn
 import tempbalance as tb
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["WANDB_MODE"] = "offline"
 
 NEUTRAL = tb.assign.Linear(1.0, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def _wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For these tests only: otherwise, a later import of Transformers prints a line about it."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
 
 
 def spread(model: nn.Module) -> None:
