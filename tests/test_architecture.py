@@ -357,6 +357,14 @@ def test_the_check_of_imports_finds_each_side_effect(tmp_path: Path):
     }
 
 
+def test_type_checkers_see_the_names_that_are_loaded_lazily():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    guard = next(node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
+    names = {alias.name for node in guard.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert names | {"__version__"} == set(dir(tempbalance))
+    assert all(not isinstance(node, ast.FunctionDef) or node.name != "__getattr__" for node in tree.body)
+
+
 def test_every_public_name_can_be_imported():
     assert [name for name in tempbalance.__all__ if not hasattr(tempbalance, name)] == []
     assert set(tempbalance.__all__) <= set(dir(tempbalance))

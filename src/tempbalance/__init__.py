@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 from tempbalance._files import RENDERERS
 
 if TYPE_CHECKING:
+    from tempbalance import analysis as analysis
+    from tempbalance import balance as balance
+    from tempbalance import checkpoints as checkpoints
+    from tempbalance import compress as compress
     from tempbalance import errors, study, testing
+    from tempbalance import integrations as integrations
+    from tempbalance import layers as layers
+    from tempbalance import metrics as metrics
+    from tempbalance import released as released
+    from tempbalance import report as report
+    from tempbalance import spectra as spectra
+    from tempbalance import tail as tail
+    from tempbalance import types as types
+    from tempbalance import weight_fit as weight_fit
     from tempbalance.analysis import Analysis, Comparison, analyze, compare
     from tempbalance.balance import Balancer, Every, Recipe, assign, recipes
     from tempbalance.checkpoints import Checkpoint, open_checkpoint
@@ -62,20 +75,22 @@ __all__ += ["study"]
 __all__ += ["TempBalanceError", "__version__", "errors", "testing"]
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name or a subpackage when it is first used (PEP 562)."""
-    if name in _MODULE_OF:
-        value = getattr(importlib.import_module(f"tempbalance.{_MODULE_OF[name]}"), name)
-    elif name in _SUBMODULES:
-        value = importlib.import_module(f"tempbalance.{name}")
-    elif name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker reports names that do not exist
 
-        value = version("tempbalance")
-    else:
-        raise AttributeError(f"module 'tempbalance' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        """Load a public name or a subpackage when it is first used (PEP 562)."""
+        if name in _MODULE_OF:
+            value = getattr(importlib.import_module(f"tempbalance.{_MODULE_OF[name]}"), name)
+        elif name in _SUBMODULES:
+            value = importlib.import_module(f"tempbalance.{name}")
+        elif name == "__version__":
+            from importlib.metadata import version
+
+            value = version("tempbalance")
+        else:
+            raise AttributeError(f"module 'tempbalance' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -56,7 +56,7 @@ def fit_weight(
     weight: Tensor,
     layout: Layout = Layout.MATRIX,
     *,
-    estimator: TailEstimator | str = "hill",
+    estimator: TailEstimator | str | None = None,
     windows: Windows | None = None,
     device: torch.device | str | None = None,
 ) -> WeightFit:
@@ -65,7 +65,8 @@ def fit_weight(
     Args:
         weight: Floating-point or complex tensor whose axes fit ``layout``.
         layout: How the axes of ``weight`` form matrices; the spectra of all of them are pooled.
-        estimator: Estimator of the tail, or its name (see ``tail.find_estimator``).
+        estimator: Estimator of the tail, or its name (see ``tail.find_estimator``);
+            by default ``Hill()``.
         windows: ``FARMS()`` pools the spectra of windows of one aspect ratio; by default full matrices are used.
         device: Device for the computation; by default that of the weight.
 

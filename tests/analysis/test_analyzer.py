@@ -121,7 +121,11 @@ class TestBadInput:
         with pytest.raises(SelectionError, match=f"device '{device}' cannot be used"):
             tb.analyze(trained, device=device)
 
-    @pytest.mark.parametrize("estimator", ["kolmogorov", "os:path", "nowhere:KS", 3, None])
+    def test_none_means_the_default_of_each_option(self, trained):
+        given = tb.analyze(trained, estimator=None, windows=None, select=None, device=None, resume=None)
+        assert repr(given) == repr(tb.analyze(trained))
+
+    @pytest.mark.parametrize("estimator", ["kolmogorov", "os:path", "nowhere:KS", 3])
     def test_an_unknown_estimator_raises_with_the_names(self, trained, estimator):
         with pytest.raises(SelectionError, match=r"averaged_hill|not a subclass|cannot load|expected an estimator"):
             tb.analyze(trained, estimator=estimator)

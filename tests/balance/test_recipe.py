@@ -40,3 +40,24 @@ def test_a_custom_assignment_by_depth_computes_no_spectrum(net):
     balancer = tb.Balancer(torch.optim.SGD(net.parameters(), lr=0.1), net, tb.Recipe(name="mine", assignment=Halves()))
     assert balancer.refresh().measured == 0
     assert [unit.multiplier for unit in balancer.units] == [0.5, 0.5, 0.5, 1.0, 1.0]
+
+
+def test_none_is_the_default_estimator():
+    assert tb.Recipe(name="mine", assignment=tb.assign.Linear(), estimator=None).estimator == tb.Hill()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("assignment", tb.assign.Linear),
+        ("windows", "farms"),
+        ("windows", tb.FARMS),
+        ("select", "0.*"),
+        ("every", 100),
+        ("unfreeze", 1),
+    ],
+    ids=str,
+)
+def test_an_option_of_the_wrong_type_is_refused_when_the_recipe_is_built(recipe, option, value):
+    with pytest.raises(TypeError, match=f"{option} must be of type .*, got "):
+        dataclasses.replace(recipe, **{option: value})

@@ -54,6 +54,10 @@ class TestTrials:
         assert [*summary.rows[1].gains] == [0, 1, 2]
         assert json.loads((tmp_path / "out" / "summary.json").read_text())["seeds"] == 3
 
+    def test_one_method_may_be_given_without_a_list(self, task_file, tmp_path):
+        summary = tb.study.run(task_file, METHOD, tmp_path / "out", seeds=1, progress=False)
+        assert [row.method for row in summary.rows] == ["plain", METHOD]
+
     def test_finished_trials_are_reused(self, run, log):
         assert repr(run()) == repr(run())
         assert len(log.read_text().splitlines()) == 6

@@ -21,6 +21,7 @@ from tempbalance.tail import find_estimator, register_estimator
         ("hill_as_released", tb.released.HillAsReleased()),
         ("ks-as-released", tb.released.KSAsReleased()),
         (tb.Hill(0.3), tb.Hill(0.3)),
+        (None, tb.Hill()),
     ],
     ids=str,
 )
@@ -40,7 +41,7 @@ def test_parameters_replace_the_defaults_of_an_estimator():
         ("nowhere:KS", "cannot load the estimator 'nowhere:KS'"),
         ("tempbalance.tail:Nothing", "cannot load the estimator"),
         ("tempbalance:FARMS", "'tempbalance:FARMS' is not a subclass of TailEstimator"),
-        (None, "expected an estimator or its name, got NoneType"),
+        (3, "expected an estimator or its name, got int"),
     ],
 )
 def test_an_unknown_estimator_raises_with_the_known_names(name, message):

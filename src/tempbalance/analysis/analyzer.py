@@ -40,7 +40,7 @@ _logger = logging.getLogger("tempbalance")
 def analyze(  # noqa: PLR0913  the main entry point; all but the source are options by keyword
     source: Source,
     *,
-    estimator: TailEstimator | str = "hill",
+    estimator: TailEstimator | str | None = None,
     windows: Windows | None = None,
     select: Select | Sequence[str] | str | None = None,
     device: torch.device | str | None = None,
@@ -56,7 +56,8 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     Args:
         source: A live model, a state dict, a checkpoint (``.safetensors``, ``.bin``, ``.pt``), a folder of them with
             or without an index and a ``config.json``, or a Hugging Face hub id.
-        estimator: Estimator of the tail, or its name (``"ks"``; see ``tail.find_estimator``).
+        estimator: Estimator of the tail, or its name (``"ks"``; see ``tail.find_estimator``);
+            by default ``Hill()``.
         windows: ``FARMS()`` pools the spectra of windows of one aspect ratio, so that alphas of layers of different
             shapes can be compared; the numbers of a row are then those of its windows. By default full
             matrices are used.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -109,7 +109,7 @@ class Recipe:
     target: Literal["lr", "weight_decay", "both"] = "lr"
     unit: Literal["layer", "block"] = "layer"
     spectrum_of: Literal["weights", "update"] = "weights"
-    estimator: TailEstimator | str = _HILL
+    estimator: TailEstimator | str | None = _HILL
     windows: Windows | None = None
     select: Select = _ALL
     kinds: tuple[str, ...] | None = None
@@ -128,7 +128,15 @@ class Recipe:
 
         Raises:
             ValueError: An option is out of range.
+            TypeError: An option has the wrong type.
         """
+        types: dict[str, Any] = {
+            **{"assignment": Assignment, "select": Select, "every": Every},
+            **{"windows": Windows | None, "unfreeze": Every | None},
+        }
+        for name, expected in types.items():
+            if not isinstance(value := getattr(self, name), expected):
+                raise TypeError(f"{name} must be of type {getattr(expected, '__name__', expected)}, got {value!r}")
         object.__setattr__(self, "estimator", find_estimator(self.estimator))
         choices = {
             "target": (self.target, ("lr", "weight_decay", "both")),

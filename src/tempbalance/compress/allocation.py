@@ -159,8 +159,10 @@ class Allocation(Mapping[str, float]):
             quantity: Quantity = next((each for each in get_args(Quantity) if each in data), "sparsity")
             layers = tuple(_from_json(row, quantity) for row in data.pop("layers"))
             return cls(quantity=quantity, budget=data.pop(quantity), layers=layers, **data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise AllocationError(f"cannot read an allocation from {path}: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AllocationError(f"{path} is not an allocation saved by tempbalance ({error!r})") from error
 
 
 def _to_json(layer: LayerAllocation, quantity: Quantity) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def read_candidates(
         ['llr:high=3 lr=0.1', 'llr:high=5 lr=0.1']
     """
     custom = custom or {}
+    names = [names] if isinstance(names, str) else names
     baseline, *names = [name.replace(" ", "") for name in (baseline, *names)]
     if PLAIN not in (name.partition(":")[0] for name in names):
         names = [PLAIN, *names]

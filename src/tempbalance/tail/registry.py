@@ -18,12 +18,12 @@ __all__ = ["find_estimator", "register_estimator"]
 _ESTIMATORS: dict[str, type[TailEstimator]] = {"hill": Hill, "peak": Peak, "ks": KS, "averaged_hill": AveragedHill}
 
 
-def find_estimator(estimator: str | TailEstimator, **parameters: Any) -> TailEstimator:
+def find_estimator(estimator: str | TailEstimator | None, **parameters: Any) -> TailEstimator:
     """Return an estimator, given its name.
 
     Args:
         estimator: A name (``"hill"``, ``"peak"``, ``"ks"``, ``"averaged_hill"``; ``-`` and ``_`` are the same), the
-            path of a class as ``"package.module:Class"``, or an estimator.
+            path of a class as ``"package.module:Class"``, or an estimator. None is ``"hill"``.
         **parameters: Fields of the estimator that differ from its defaults.
 
     Returns:
@@ -38,7 +38,9 @@ def find_estimator(estimator: str | TailEstimator, **parameters: Any) -> TailEst
         >>> find_estimator("tempbalance.released:HillAsReleased").xmin_position
         2.0
     """
-    found = estimator if isinstance(estimator, TailEstimator) else _class_of(estimator)()
+    found = (
+        estimator if isinstance(estimator, TailEstimator) else _class_of("hill" if estimator is None else estimator)()
+    )
     unknown = set(parameters) - {field.name for field in fields(found)}
     if unknown:
         names = ", ".join(field.name for field in fields(found))

@@ -1,0 +1,52 @@
+"""Files in ``files_before``, which the version before the packages were rearranged wrote, are read by this one."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tempbalance as tb
+from tempbalance.types import Status
+
+BEFORE = Path(__file__).parent / "files_before"
+
+
+@pytest.mark.parametrize("name", ["hill", "ks", "farms"])
+def test_an_analysis_of_the_version_before_loads_and_is_saved_with_the_same_bytes(name, tmp_path):
+    analysis = tb.Analysis.load(BEFORE / f"{name}.json")
+    assert [layer.status for layer in analysis.layers] == [Status.OK] * 3 + [Status.ZERO]
+    assert math.isnan(analysis.layers[3].alpha)
+    assert analysis.skipped == [("4.weight", "600 of 600 weights are NaN or Inf")]
+    analysis.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (BEFORE / f"{name}.json").read_bytes()
+
+
+def test_analyses_of_the_version_before_are_compared_allocated_and_rendered(tmp_path):
+    analysis = tb.Analysis.load(BEFORE / "hill.json")
+    assert [row.delta for row in tb.compare(analysis, analysis).layers[:3]] == [0.0, 0.0, 0.0]
+    sparsities = [*tb.allocate_sparsity(analysis, 0.5, unit="layer").values()]
+    assert sparsities[:3] == sorted(sparsities[:3])
+    analysis.save(tmp_path / "report.html")
+    assert "0.weight" in (tmp_path / "report.html").read_text()
+
+
+def test_an_analysis_that_the_version_before_left_unfinished_is_resumed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({f"{i}.weight": torch.randn(20, 30) for i in range(3)}, path)
+    header, *rows = (BEFORE / "interrupted.partial").read_text().splitlines()
+    content = json.loads(header)
+    content["files"] = [[str(path), str(path.stat().st_size), str(path.stat().st_mtime)]]
+    content["settings"] |= {"tempbalance": version("tempbalance"), "torch": torch.__version__}
+    partial = tmp_path / "interrupted.partial"
+    partial.write_text("\n".join([json.dumps(content), *rows]) + "\n")
+    finished = tb.Analysis.load(BEFORE / "hill.json").layers[:2]
+    resumed = tb.analyze(path, resume=partial, progress=False)
+    assert repr(resumed.layers[:2]) == repr(finished)
+    assert resumed.layers[2].alpha != tb.Analysis.load(BEFORE / "hill.json").layers[2].alpha
+    assert not partial.exists()
