@@ -10,7 +10,7 @@ files do not document times and permeabilities; the fitted times are 0.06 apart,
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -91,4 +91,6 @@ def say(name: str, solved: Tensor, file: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    main(parser.parse_args().folder)

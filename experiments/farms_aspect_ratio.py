@@ -12,6 +12,7 @@ Run ``python experiments/farms_aspect_ratio.py``; it writes ``farms_aspect_ratio
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -138,4 +139,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plot", action="store_true")
+    parser.parse_args()
     main()

@@ -15,6 +15,7 @@ Run ``python experiments/farms_stderr.py`` (about 20 minutes on one core); it wr
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -101,4 +102,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("side_and_count", nargs="*", type=int)
+    parser.parse_args()
     main()

@@ -13,6 +13,7 @@ writes ``window_spread.json``.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import math
@@ -126,4 +127,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="*")
+    parser.parse_args()
     main()
