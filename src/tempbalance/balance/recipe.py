@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -130,13 +130,13 @@ class Recipe:
             ValueError: An option is out of range.
             TypeError: An option has the wrong type.
         """
-        types: dict[str, Any] = {
-            **{"assignment": Assignment, "select": Select, "every": Every},
-            **{"windows": Windows | None, "unfreeze": Every | None},
-        }
+        types = {"assignment": Assignment, "select": Select, "every": Every, "windows": Windows, "unfreeze": Every}
         for name, expected in types.items():
-            if not isinstance(value := getattr(self, name), expected):
-                raise TypeError(f"{name} must be of type {getattr(expected, '__name__', expected)}, got {value!r}")
+            value = getattr(self, name)
+            optional = name in {"windows", "unfreeze"}
+            if not (isinstance(value, expected) or (optional and value is None)):
+                or_none = " or None" if optional else ""
+                raise TypeError(f"{name} must be of type {expected.__name__}{or_none}, got {value!r}")
         object.__setattr__(self, "estimator", find_estimator(self.estimator))
         choices = {
             "target": (self.target, ("lr", "weight_decay", "both")),

@@ -170,6 +170,8 @@ def _values(name: str, part: Part) -> dict[str, Any]:
 def _build_recipe(name: str, values: Mapping[str, Any]) -> Recipe:
     build = find_recipe(name)
     assert build is not None
+    if not isinstance(windows := values.get("windows"), Windows | None):
+        raise ValueError(f"windows must be farms or none, got {windows}")
     arguments = {key: value for key, value in values.items() if key in inspect.signature(build).parameters}
     recipe = build(**arguments)
     changes = {key: value for key, value in values.items() if key not in arguments}
@@ -182,6 +184,4 @@ def _build_recipe(name: str, values: Mapping[str, Any]) -> Recipe:
     recipe = replace(recipe, **changes)
     for wrapper in wrappers:
         recipe = replace(recipe, assignment=wrapper(recipe.assignment))
-    if not isinstance(recipe.windows, Windows | None):
-        raise ValueError(f"windows must be farms or none, got {recipe.windows}")
     return recipe
