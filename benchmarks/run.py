@@ -151,6 +151,9 @@ Measured on:
 
 {imports}
 
+Measured with `PYTHONDONTWRITEBYTECODE=1`, so every process compiles the sources; with bytecode caches, all public names
+add 0.15 s.
+
 ## Other scripts
 
 Each writes its results as JSON.
