@@ -21,7 +21,7 @@ from .optimizers import OPTIMIZERS, SCHEDULERS, assert_same_bits
 NEUTRAL = tb.Recipe(name="neutral", assignment=tb.assign.Linear(1.0, 1.0), every=tb.Every(steps=20))
 
 
-def finished(build, scheduling, recipe: tb.Recipe | None, steps: int = 60) -> dict[str, torch.Tensor]:
+def finished(build, scheduling, recipe: tb.Recipe | None, steps: int = 200) -> dict[str, torch.Tensor]:
     net = make_net()
     optimizer = build(net.parameters())
     if recipe is not None:
