@@ -105,6 +105,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
             partial = stack.enter_context(ResumeFile(resume, opened, settings))
 
         def compute(left: list[Weight]) -> Generator[list[Row]]:
+            """Yield the rows of this process, batch by batch."""
             parallel = should_parallelize(weights, windows)
             for batch in fit_model_weights(
                 left, estimator=estimator, windows=windows, device=device, parallel=parallel

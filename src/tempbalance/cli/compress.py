@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -24,7 +24,10 @@ from tempbalance.cli.app import (
 )
 from tempbalance.errors import AllocationError
 
-__all__ = ["LengthOption", "perplexity_command", "prune_command"]
+if TYPE_CHECKING:
+    from tempbalance.compress import PruningResult
+
+__all__ = ["EvaluateOption", "LengthOption", "perplexity_command", "prune_command"]
 
 Criterion = Enum("Criterion", {"magnitude": "magnitude", "wanda": "wanda", "sparsegpt": "sparsegpt"}, type=str)
 Unit = Enum("Unit", {"block": "block", "layer": "layer"}, type=str)
@@ -36,6 +39,21 @@ _FILES = ".npz, .npy, .txt, .json, .jsonl"
 LengthOption = Annotated[
     int | None, typer.Option(min=2, help="Tokens in a sequence; default: the model's context length, at most 2048.")
 ]
+EvaluateOption = Annotated[
+    Path | None, typer.Option(help="Text or tokens to measure the perplexity on, before and after.")
+]
+_AllocationOption = Annotated[AllocationMethod, typer.Option(help="Allocation of the sparsity over layers.")]
+_EpsilonOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Allowed spread around the mean sparsity (0.3 = +-30 %); default: 0.3, for owl 0.08.", show_default=False
+    ),
+]
+_FromAllocationOption = Annotated[Path | None, typer.Option(help="Use this allocation.json, instead of --sparsity.")]
+_CalibrationOption = Annotated[
+    Path | None, typer.Option(help=f"Calibration text or tokens for wanda, sparsegpt and owl: {_FILES}.")
+]
+_ReportOption = Annotated[list[Path] | None, typer.Option(help="Save the result as FILE.html or .json. Repeatable.")]
 
 
 @app.command("prune")
@@ -44,36 +62,20 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder; an earlier output is replaced.")],
     sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Fraction of zeros, in [0, 1).")] = None,
     method: Annotated[Criterion, typer.Option("--method", "-m", help="Pruning criterion.")] = Criterion.magnitude,
-    allocation: Annotated[
-        AllocationMethod, typer.Option(help="Allocation of the sparsity over layers.")
-    ] = AllocationMethod.alpha,
-    epsilon: Annotated[
-        float | None,
-        typer.Option(
-            help="Allowed spread around the mean sparsity (0.3 = +-30 %); default: 0.3, for owl 0.08.",
-            show_default=False,
-        ),
-    ] = None,
+    allocation: _AllocationOption = AllocationMethod.alpha,
+    epsilon: _EpsilonOption = None,
     unit: Annotated[Unit, typer.Option(help="Whether each block or each layer has one sparsity.")] = Unit.block,
     group: Annotated[int | None, typer.Option(help="M of N:M sparsity; each block gets its own N.")] = None,
-    from_allocation: Annotated[
-        Path | None, typer.Option(help="Use this allocation.json, instead of --sparsity.")
-    ] = None,
+    from_allocation: _FromAllocationOption = None,
     estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,
     farms_rows: FarmsRowsOption = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help=f"Calibration text or tokens for wanda, sparsegpt and owl: {_FILES}.")
-    ] = None,
+    calibration: _CalibrationOption = None,
     samples: Annotated[int, typer.Option(min=1, help="Number of calibration sequences.")] = 128,
     length: LengthOption = None,
     seed: Annotated[int, typer.Option(help="Seed for calibration samples.")] = 0,
-    evaluate: Annotated[
-        Path | None, typer.Option(help="Text or tokens to measure the perplexity on, before and after.")
-    ] = None,
-    report: Annotated[
-        list[Path] | None, typer.Option(help="Save the result as FILE.html or .json. Repeatable.")
-    ] = None,
+    evaluate: EvaluateOption = None,
+    report: _ReportOption = None,
     revision: RevisionOption = None,
     device: DeviceOption = None,
     quiet: QuietOption = False,
@@ -97,7 +99,6 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         raise AllocationError("give either --sparsity S or --from-allocation FILE")
     reports = check_outputs(report or [], (".json", ".html"))
     from tempbalance.compress import Allocation, Calibration, SparsitySettings, prune_folder
-    from tempbalance.report.pruning_report import print_perplexities, print_pruning, save_pruning_report
 
     settings: Allocation | SparsitySettings
     if sparsity is None:
@@ -127,6 +128,12 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         device=device,
         progress=not quiet,
     )
+    _save_and_print(result, out, reports, quiet)
+
+
+def _save_and_print(result: PruningResult, out: Path, reports: list[Path], quiet: bool) -> None:
+    from tempbalance.report.pruning_report import print_perplexities, print_pruning, save_pruning_report
+
     for path in reports:
         save_pruning_report(result, path)
     console = Console()

@@ -34,6 +34,16 @@ __all__ = ["analyze_command", "compare_command"]
 
 
 Lora = Enum("Lora", {"merged": "merged", "update": "update"}, type=str)
+_SelectOption = Annotated[
+    list[str] | None, typer.Option(help="Analyse only weights whose name matches this glob. Repeatable.")
+]
+_ExcludeOption = Annotated[list[str] | None, typer.Option(help="Leave out weights that match this glob. Repeatable.")]
+_LoraOption = Annotated[
+    Lora, typer.Option(help="For LoRA layers: the weight with its update merged, or the update alone.")
+]
+_OutOption = Annotated[
+    list[Path] | None, typer.Option("--out", "-o", help="Save to FILE.json, .csv, .parquet or .html. Repeatable.")
+]
 
 
 @app.command("analyze")
@@ -42,23 +52,14 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,
     farms_rows: FarmsRowsOption = None,
-    select: Annotated[
-        list[str] | None, typer.Option(help="Analyse only weights whose name matches this glob. Repeatable.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Leave out weights that match this glob. Repeatable.")
-    ] = None,
+    select: _SelectOption = None,
+    exclude: _ExcludeOption = None,
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Analyse embeddings too.")] = False,
     split: Annotated[bool, typer.Option(help="Split fused weights (QKV, gate and up, LSTM gates).")] = True,
-    lora: Annotated[
-        Lora, typer.Option(help="For LoRA layers: the weight with its update merged, or the update alone.")
-    ] = Lora.merged,
+    lora: _LoraOption = Lora.merged,
     revision: RevisionOption = None,
     device: DeviceOption = None,
-    out: Annotated[
-        list[Path] | None,
-        typer.Option("--out", "-o", help="Save to FILE.json, .csv, .parquet or .html. Repeatable."),
-    ] = None,
+    out: _OutOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first weight that cannot be analysed.")] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -83,7 +84,6 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     from tempbalance.analysis.distributed import WorkQueue
     from tempbalance.checkpoints import open_checkpoint
     from tempbalance.layers import Select
-    from tempbalance.report.analysis_terminal import print_analysis
 
     outputs = out or []
     partial = outputs[0].with_name(f"{outputs[0].name}.partial") if outputs else None
@@ -119,8 +119,13 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         if processes.report_failure():
             raise
         raise typer.Exit(1) from None  # another process prints the error
-    if processes.rank != 0:
-        return
+    if processes.rank == 0:
+        _save_and_print(analysis, outputs, quiet)
+
+
+def _save_and_print(analysis: Analysis, outputs: list[Path], quiet: bool) -> None:
+    from tempbalance.report.analysis_terminal import print_analysis
+
     for path in outputs:
         analysis.save(path)
     if not quiet:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from tempbalance.cli.app import DeviceOption, QuietOption, app, print_saved
-from tempbalance.cli.compress import LengthOption
+from tempbalance.cli.compress import EvaluateOption, LengthOption
 
 __all__ = ["recover_command"]
 
@@ -28,9 +28,7 @@ def recover_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     length: LengthOption = None,
     seed: Annotated[int, typer.Option(help="Seed for LoRA and the order of sequences.")] = 0,
     balance: Annotated[bool, typer.Option(help="One learning rate per block, by Model Balancing.")] = True,
-    evaluate: Annotated[
-        Path | None, typer.Option(help="Text or tokens to measure the perplexity on, before and after.")
-    ] = None,
+    evaluate: EvaluateOption = None,
     device: DeviceOption = None,
     quiet: QuietOption = False,
 ) -> None:

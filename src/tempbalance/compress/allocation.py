@@ -120,6 +120,16 @@ class Allocation(Mapping[str, float]):
         if self.quantity != quantity:
             raise AllocationError(f"expected an allocation of {quantity}, got one of {self.quantity}")
 
+    def check_whole_weights(self, target: str) -> None:
+        """Raise an AllocationError unless sparsity is allocated, to whole weights of modules only."""
+        self.check_quantity("sparsity")
+        for name in self:
+            if not name.endswith(".weight"):
+                raise AllocationError(
+                    f"{name} is not the whole weight of a module, and {target} can address whole weights only: prune "
+                    "with tempbalance, or allocate to whole fused weights (Select(split=False))"
+                )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the allocation as JSON, atomically.
 

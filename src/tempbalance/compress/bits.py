@@ -9,7 +9,14 @@ from typing import Literal
 from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.budget import raise_levels
-from tempbalance.compress.budget_units import MAX_POWER, BudgetUnit, find_units, make_allocation, relative_alphas
+from tempbalance.compress.budget_units import (
+    MAX_POWER,
+    BudgetUnit,
+    find_units,
+    make_allocation,
+    relative_alphas,
+    values_of_layers,
+)
 from tempbalance.errors import AllocationError
 
 __all__ = ["allocate_bits"]
@@ -75,11 +82,10 @@ def allocate_bits(
         return noise[i] * (math.pow(4, -now) - math.pow(4, -higher)) / (sizes[i] * (higher - now))
 
     found = raise_levels(levels, sizes, bits * sum(sizes), gain)
-    by_unit = {each.name: width for each, width in zip(units, found, strict=True)}
     return make_allocation(
         analysis,
         layers,
-        [by_unit[layer.unit] for layer in layers],
+        values_of_layers(layers, units, found),
         "bits",
         budget=bits,
         method=f"AlphaQ, gamma {gamma}, widths {levels}",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation, LayerAllocation, Quantity
@@ -14,10 +14,11 @@ from tempbalance.errors import AllocationError
 from tempbalance.metrics import mean_alpha
 from tempbalance.types import LayerStats
 
-__all__ = ["MAX_POWER", "BudgetUnit", "find_units", "make_allocation", "relative_alphas"]
+__all__ = ["MAX_POWER", "BudgetUnit", "find_units", "make_allocation", "relative_alphas", "values_of_layers"]
 
 MAX_POWER = 50  # of a relative alpha; larger ones change no decision and overflow
 _MATRIX_NDIM = 2
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,14 @@ def relative_alphas(units: Sequence[BudgetUnit]) -> list[float]:
     """Divide the alpha of each unit by the median of all; a unit without an alpha gets 1."""
     middle = median([unit.alpha for unit in units if math.isfinite(unit.alpha)] or [1.0])
     return [unit.alpha / middle if math.isfinite(unit.alpha) else 1.0 for unit in units]
+
+
+def values_of_layers(
+    layers: Sequence[LayerAllocation], units: Sequence[BudgetUnit], values: Sequence[_Number]
+) -> list[_Number]:
+    """Return for every layer the value of its unit."""
+    by_unit = {unit.name: value for unit, value in zip(units, values, strict=True)}
+    return [by_unit[layer.unit] for layer in layers]
 
 
 def make_allocation(

@@ -7,7 +7,7 @@ from typing import Literal
 from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.budget import raise_levels, scale_to_budget
-from tempbalance.compress.budget_units import MAX_POWER, find_units, make_allocation, relative_alphas
+from tempbalance.compress.budget_units import MAX_POWER, find_units, make_allocation, relative_alphas, values_of_layers
 from tempbalance.errors import AllocationError
 
 __all__ = ["allocate_ranks"]
@@ -66,11 +66,10 @@ def allocate_ranks(
     proportions = [alpha**beta for alpha in relative_alphas(units)]
     exact = scale_to_budget(proportions, sizes, budget, low=low, high=high)
     found = raise_levels(range(low, high + 1), sizes, budget, lambda i, now, _: exact[i] - now)
-    by_unit = {each.name: value for each, value in zip(units, found, strict=True)}
     return make_allocation(
         analysis,
         layers,
-        [by_unit[layer.unit] for layer in layers],
+        values_of_layers(layers, units, found),
         "rank",
         budget=rank,
         method=f"alpha^{beta}, from {low} to {high}",

@@ -9,7 +9,7 @@ from typing import Literal
 from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation, LayerAllocation
 from tempbalance.compress.budget import apportion
-from tempbalance.compress.budget_units import find_units, make_allocation
+from tempbalance.compress.budget_units import find_units, make_allocation, values_of_layers
 from tempbalance.compress.sparsity_methods import METHODS, SparsityBudget, SparsityMethod
 from tempbalance.errors import AllocationError
 
@@ -86,11 +86,10 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
     if group is not None:
         values = _round_to_groups(values, sizes, zeros, group)
         zeros = round(sum(value * size for value, size in zip(values, sizes, strict=True)))
-    by_unit = {each.name: value for each, value in zip(units, values, strict=True)}
     return make_allocation(
         analysis,
         layers,
-        apportion([by_unit[layer.unit] for layer in layers], [layer.numel for layer in layers], zeros),
+        apportion(values_of_layers(layers, units, values), [layer.numel for layer in layers], zeros),
         "sparsity",
         budget=sparsity,
         method=f"{method}, epsilon {epsilon}" if method in _WITH_EPSILON else method,

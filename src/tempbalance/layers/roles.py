@@ -174,7 +174,7 @@ _AMBIGUOUS = (
 )
 
 
-def _loose_table(name: str, shape: tuple[int, ...]) -> Role:
+def _loose_table(_: str, shape: tuple[int, ...]) -> Role:
     return Role(kind="embedding", layout=Layout.MATRIX if len(shape) == MATRIX_NDIM else Layout.STACK)
 
 

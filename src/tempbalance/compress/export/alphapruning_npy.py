@@ -9,9 +9,8 @@ import numpy as np
 
 from tempbalance._files import write_atomically
 from tempbalance.compress.allocation import Allocation
-from tempbalance.errors import AllocationError
 
-__all__ = ["check_whole_weights", "export_npy"]
+__all__ = ["export_npy"]
 
 
 def export_npy(allocation: Allocation, path: str | os.PathLike[str]) -> None:
@@ -39,18 +38,7 @@ def export_npy(allocation: Allocation, path: str | os.PathLike[str]) -> None:
         >>> np.load(path)
         array([0.35])
     """
-    check_whole_weights(allocation, "the array")
+    allocation.check_whole_weights("the array")
     content = io.BytesIO()
     np.save(content, np.array(list(allocation.values()), dtype=np.float64))
     write_atomically(path, content.getvalue())
-
-
-def check_whole_weights(allocation: Allocation, target: str) -> None:
-    """Raise an AllocationError unless sparsity is allocated, to whole weights of modules only."""
-    allocation.check_quantity("sparsity")
-    for name in allocation:
-        if not name.endswith(".weight"):
-            raise AllocationError(
-                f"{name} is not the whole weight of a module, and {target} can address whole weights only: prune with "
-                "tempbalance, or allocate to whole fused weights (Select(split=False))"
-            )

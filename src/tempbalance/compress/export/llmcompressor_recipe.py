@@ -10,7 +10,6 @@ from typing import Literal
 
 from tempbalance._files import write_atomically
 from tempbalance.compress.allocation import Allocation
-from tempbalance.compress.export.alphapruning_npy import check_whole_weights
 from tempbalance.compress.pruning.sparsegpt import sparsity_for_modifier
 from tempbalance.errors import AllocationError
 
@@ -79,7 +78,7 @@ def export_llmcompressor(
             f"modifier must be one of {', '.join(modifiers)} for an allocation of {allocation.quantity}, got {chosen!r}"
         )
     if allocation.quantity == "sparsity":
-        check_whole_weights(allocation, "a recipe for llm-compressor")
+        allocation.check_whole_weights("a recipe for llm-compressor")
         text = "\n".join(["pruning_stage:", *_pruning_lines(allocation, chosen)])
     else:
         text = json.dumps(_quantization(allocation, chosen, group_size), indent=1)  # JSON is YAML

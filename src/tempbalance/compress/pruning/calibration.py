@@ -33,7 +33,10 @@ def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> 
     squares: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """Return a hook that adds the inputs of one layer."""
+
         def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            """Add the squares of a batch."""
             found = inputs[0].detach().flatten(0, -2).float().square().sum(dim=0)
             squares[name] = squares[name] + found if name in squares else found
 
@@ -110,7 +113,10 @@ def _capture(
     known: dict[tuple[int, ...], int] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        """Return a hook that keeps the arguments of one block."""
+
         def keep(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+            """Keep the inputs of the first block, and the other arguments of every block."""
             if not args:
                 raise AllocationError(f"{name} does not take hidden states as its first argument: cannot calibrate it")
             if name == blocks[0]:

@@ -68,6 +68,7 @@ def prune(
     targets = find_targets(root, allocation, parameters)
 
     def set_zeros(target: Target, score: Callable[[Tensor], Tensor], by_row: bool = False) -> None:
+        """Set the weights with the smallest scores to zero, in the layout of ``nn.Linear``."""
         transposed = is_transposed(root.get_submodule(target.module))
         parameter = parameters[target.weight.parameter]
         target.prune(parameter, score, transposed=transposed, by_row=by_row, group=allocation.group)
