@@ -168,3 +168,21 @@ class TestWarnings:
 
     def test_a_uniform_allocation_does_not_warn_about_alphas(self, analysis_of, caplog):
         assert not self.logged(analysis_of, caplog, [2.15, 2.2, 2.18], stderr=0.1, method="uniform")
+
+
+def mixture_of_experts() -> dict[str, torch.Tensor]:
+    """The weights of two blocks with a router and two experts each."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        f"layers.{block}.mlp.{name}": torch.randn(64, 64, generator=generator)
+        for block in range(2)
+        for name in ("gate.weight", "experts.0.up.weight", "experts.1.up.weight")
+    }
+
+
+def test_routers_of_experts_are_pruned_only_on_request():
+    analysis = tb.analyze(mixture_of_experts())
+    assert len(analysis.layers) == 6
+    allocation = tb.allocate_sparsity(analysis, 0.5, method="uniform")
+    assert [name for name in allocation if "gate" in name] == []
+    assert len(tb.allocate_sparsity(analysis, 0.5, method="uniform", routers=True)) == 6

@@ -141,6 +141,18 @@ class TestOtherParameters:
         assert names(model) == ["a.weight"]
         assert skipped(model) == {"b.weight": "tied to a.weight"}
 
+    def test_a_matrix_that_is_an_embedding_anywhere_is_an_embedding(self):
+        model = nn.ModuleDict({"head": nn.Linear(4, 9, bias=False), "tokens": nn.Embedding(9, 4)})
+        model["head"].weight = model["tokens"].weight
+        assert names(model) == []
+        assert skipped(model)["head.weight"] == "tied to tokens.weight"
+        assert names(model, embeddings=True) == ["tokens.weight"]
+
+    def test_a_vector_with_an_axis_of_size_1_is_skipped(self):
+        model = nn.Module()
+        model.pointer = nn.Parameter(torch.zeros(1, 7))
+        assert "a vector" in skipped(model)["pointer"]
+
     def test_a_layer_with_weight_norm_has_its_effective_weight(self):
         layer = parametrizations.weight_norm(nn.Linear(4, 6))
         (row,) = rows(nn.Sequential(layer))

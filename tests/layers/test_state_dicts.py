@@ -10,6 +10,7 @@ BYTES = torch.zeros(8, 8, dtype=torch.uint8)
 INT8 = torch.zeros(8, 8, dtype=torch.int8)
 INT32 = torch.zeros(8, 8, dtype=torch.int32)
 SCALE = torch.ones(1)
+TABLE = torch.ones(8, 4)
 
 
 def described(source):
@@ -80,13 +81,33 @@ def test_tied_entries_of_a_state_dict_are_listed_once():
         ({"weight": torch.zeros(8, 8).to(torch.float8_e4m3fn), "weight_scale_inv": SCALE}, "fp8 with scales"),
         ({"gate_up_proj_blocks": BYTES, "gate_up_proj_scales": BYTES}, "MXFP4"),
         ({"weight": BYTES}, "uint8"),
+        ({"weight": INT32.to(torch.uint32), "scales": TABLE, "biases": TABLE}, "MLX"),
+        ({"_weight_qdata": INT8, "_weight_scale": TABLE, "_weight_zero_point": TABLE}, "torchao"),
+        ({"W_q": BYTES, "scale": TABLE, "zero": TABLE}, "HQQ"),
+        ({"weight._data": INT8, "weight._scale": TABLE}, "quanto"),
+        ({"weight._data._data": BYTES, "weight._scale": TABLE, "weight._shift": TABLE}, "quanto"),
+        ({"qweight": INT8, "wscales": TABLE, "lora_down": TABLE, "lora_up": TABLE, "smooth": SCALE}, "SVDQuant"),
+        ({"weight_packed": INT32, "weight_scale": TABLE, "weight_zero_point": TABLE}, "compressed-tensors"),
+        ({"weight": BYTES, "weight_scale": TABLE, "weight_scale_2": SCALE}, "uint8 with scales"),
+        ({"codes": INT8, "codebooks": TABLE, "scales": TABLE}, "AQLM"),
+        ({"weight": INT8.view(torch.float4_e2m1fn_x2), "weight_scale": TABLE}, "float4"),
+        ({"weight": INT8.view(torch.float4_e2m1fn_x2)}, "4-bit floats"),
     ],
 )
 def test_quantised_formats_are_named_and_skipped(tensors, label):
-    rows, left = find_weights({f"layers.0.fc.{name}": tensor for name, tensor in tensors.items()})
+    rows, left = find_weights({f"layers.0.fc.{name}": tensor.clone() for name, tensor in tensors.items()})
     assert rows == []
-    assert label in left[0].reason
-    assert "unquantised" in left[0].reason
+    named = [reason for _, reason in left if "belongs to a quantised weight" not in reason]
+    assert len(named) == 1
+    assert label in named[0]
+    assert "unquantised" in named[0]
+
+
+def test_a_scale_beside_a_mask_or_index_is_not_taken_for_a_quantised_weight():
+    tensors = {"relative_position_index": torch.zeros(9, 9, dtype=torch.long), "value_scale": torch.zeros(4, 4)}
+    assert described({f"attn.{name}": tensor for name, tensor in tensors.items()}) == [
+        ("attn.value_scale", "parameter", (4, 4))
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")  # torch announces the end of its own quantised dtypes

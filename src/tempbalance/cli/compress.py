@@ -66,6 +66,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     epsilon: _EpsilonOption = None,
     unit: Annotated[Unit, typer.Option(help="Whether each block or each layer has one sparsity.")] = Unit.block,
     group: Annotated[int | None, typer.Option(help="M of N:M sparsity; each block gets its own N.")] = None,
+    routers: Annotated[bool, typer.Option("--routers", help="Prune routers of experts too.")] = False,
     from_allocation: _FromAllocationOption = None,
     estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,
@@ -110,6 +111,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
             epsilon=epsilon,
             unit=unit.value,
             group=group,
+            routers=routers,
             estimator=make_estimator(estimator),
             windows=make_windows(farms, farms_rows),
         )

@@ -38,11 +38,15 @@ class BudgetUnit:
 
 
 def find_units(
-    analysis: Analysis, unit: Literal["layer", "block"], kinds: Collection[str] | None = None
+    analysis: Analysis,
+    unit: Literal["layer", "block"],
+    kinds: Collection[str] | None = None,
+    without: Collection[str] = (),
 ) -> tuple[list[LayerAllocation], list[BudgetUnit]]:
     """Return the layers, without a value yet, and the units of the weights inside blocks, or else of all weights."""
     # ``kinds``: kinds of weights that count, the parts of fused weights joined to modules; None for every row.
-    rows = analysis.layers
+    # ``without``: names of rows that get no value.
+    rows = [row for row in analysis.layers if row.name not in without]
     if kinds is not None:
         rows = [row for row in rows if row.kind in kinds and len(row.shape) == _MATRIX_NDIM]
     rows = [row for row in rows if row.block is not None] or rows

@@ -42,6 +42,7 @@ class SparsitySettings:
         epsilon: Allowed spread around the mean sparsity; by default 0.3, for ``"owl"`` 0.08.
         unit: Whether the weights of a block share a sparsity or each weight has its own.
         group: M of N:M sparsity; None for unstructured sparsity.
+        routers: Whether routers of experts are pruned too.
         estimator: Tail estimator of the analysis, or its name.
         windows: FARMS windows of the analysis; None for whole matrices.
 
@@ -55,6 +56,7 @@ class SparsitySettings:
     epsilon: float | None = None
     unit: Literal["layer", "block"] = "block"
     group: int | None = None
+    routers: bool = False
     estimator: TailEstimator | str = "hill"
     windows: Windows | None = None
 
@@ -178,4 +180,5 @@ def _allocate(
         method=settings.method,
         outliers=outliers,
         group=settings.group,
+        routers=settings.routers,
     )

@@ -12,6 +12,7 @@ from tempbalance.compress.budget import apportion
 from tempbalance.compress.budget_units import find_units, make_allocation, values_of_layers
 from tempbalance.compress.sparsity_methods import METHODS, SparsityBudget, SparsityMethod
 from tempbalance.errors import AllocationError
+from tempbalance.layers.routers import find_routers
 
 __all__ = ["allocate_sparsity", "check_parameters"]
 
@@ -28,6 +29,7 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
     method: SparsityMethod = "alpha",
     outliers: Mapping[str, float] | None = None,
     group: int | None = None,
+    routers: bool = False,
 ) -> Allocation:
     """Allocate a global sparsity over the weights of a model: heavy-tailed units are pruned less.
 
@@ -45,8 +47,8 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
     outlier ratios of the blocks. The released code of OWL makes the unweighted mean of the densities meet the target;
     here the number of weights does.
 
-    Weights inside blocks are pruned; embeddings, head and other weights outside blocks are not. In a model without
-    blocks all analysed weights are pruned.
+    Weights inside blocks are pruned; embeddings, head and other weights outside blocks are not, and neither are routers
+    of experts. In a model without blocks all other analysed weights are pruned.
 
     Args:
         analysis: The result of ``analyze``.
@@ -58,6 +60,7 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         outliers: For ``"owl"``: the result of ``outlier_ratios``, by block name.
         group: M of N:M sparsity, such as 8 for mixed N:8: each unit keeps N of every M consecutive inputs, with N such
             that the model comes as near to the budget as integers N allow.
+        routers: Whether routers of experts are pruned too; they are small, and experts are chosen by them.
 
     Returns:
         The allocation. Without ``group`` its zeros add up to ``round(sparsity * weights)`` exactly.
@@ -75,7 +78,10 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         [0.35, 0.5, 0.65]
     """
     check_parameters(sparsity, epsilon, method)
-    layers, units = find_units(analysis, unit)
+    left_out = (
+        () if routers else find_routers([*(row.name for row in analysis.layers), *(s.name for s in analysis.skipped)])
+    )
+    layers, units = find_units(analysis, unit, without=left_out)
     if group is not None:
         _check_groups(layers, group)
     sizes = [each.numel for each in units]

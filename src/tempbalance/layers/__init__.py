@@ -105,13 +105,18 @@ def _candidates(
 
 
 def _tied(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Keep each tensor under the first of its names; the others get a reason."""
-    owners: dict[Hashable, str] = {}
+    """Keep each tensor under one name, that of an embedding or else the first; the others get a reason."""
+    owners: dict[Hashable, Candidate] = {}
+    for candidate in candidates:
+        if candidate.identity is not None:
+            owner = owners.setdefault(candidate.identity, candidate)
+            if candidate.role.kind == "embedding" != owner.role.kind:
+                owners[candidate.identity] = candidate
     result = []
     for candidate in candidates:
-        owner = candidate.name if candidate.identity is None else owners.setdefault(candidate.identity, candidate.name)
-        if owner != candidate.name:
-            candidate = replace(candidate, role=replace(candidate.role, reason=f"tied to {owner}"))  # noqa: PLW2901
+        owner = owners.get(candidate.identity, candidate)
+        if owner.name != candidate.name:
+            candidate = replace(candidate, role=replace(candidate.role, reason=f"tied to {owner.name}"))  # noqa: PLW2901
         result.append(candidate)
     return result
 

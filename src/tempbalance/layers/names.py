@@ -14,12 +14,14 @@ from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.fused import Fused, Index, thirds
 from tempbalance.layers.modules import storage_identity
 from tempbalance.layers.reasons import dtype_reason, quantised_reason, tensor_reason
-from tempbalance.layers.roles import GATES, MATRIX_NDIM, conv_role, is_embedding_name, loose_role
+from tempbalance.layers.roles import GATES, MATRIX_NDIM, conv_role, loose_role
+from tempbalance.layers.tables import table_role
 from tempbalance.layers.weights import Candidate, Role
 
 __all__ = ["StateDict", "TensorInfo", "TensorStore", "name_candidates", "unreadable"]
 
 _KERNEL = 16  # a last axis up to this long, of a 3-D weight, is a Conv1d kernel
+_QUANTO = re.compile(r"((?P<layer>.*)\.)?(?P<attribute>[^\W_]\w*\._(data|scale|shift)(\._data)?)")
 _RNN_WEIGHT = re.compile(r"weight_(ih|hh)(_l\d+(_reverse)?)?")
 
 
@@ -143,7 +145,7 @@ _RULES: tuple[tuple[int, Callable[[_Named], bool], Callable[[_Named], Role | Non
 
 def _role(named: _Named) -> Role:
     shape, dtype = named.info.shape, named.info.dtype
-    if not is_embedding_name(named.name) and not dtype.is_complex:
+    if table_role(named.name, shape) is None and not dtype.is_complex:
         for ndim, test, rule in _RULES:
             if ndim == len(shape) and test(named):
                 role = rule(named)
@@ -177,6 +179,9 @@ def _modules(store: TensorStore) -> dict[str, dict[str, TensorInfo]]:
 
 def _owner(stored: str, store: TensorStore) -> tuple[str, str]:
     """Return module and attribute; ``fc.weight.absmax`` belongs to ``fc`` if ``fc.weight`` is a tensor itself."""
+    quanto = _QUANTO.fullmatch(stored)
+    if quanto is not None:
+        return quanto["layer"] or "", quanto["attribute"]
     layer, _, attribute = stored.rpartition(".")
     parts = stored.split(".")
     for count in range(1, len(parts)):

@@ -20,6 +20,7 @@ _UNQUANTISED = "quantised weights are not supported yet: load the unquantised ch
 # Name of the tensor in its module, name of another tensor that the module must have, format. The first match applies.
 _FORMATS: tuple[tuple[str, str, str], ...] = (
     (r"qweight", r"g_idx", "GPTQ"),
+    (r"qweight", r"w[ct]?scales?|smooth\w*", "SVDQuant"),
     (r"qweight", r"qzeros|scales", "AWQ or GPTQ"),
     (r"(?P<w>\w+)_blocks", r"{w}_scales", "MXFP4"),
     (r"(?P<w>\w+)_packed", r"{w}_scale|{w}_shape", "compressed-tensors"),
@@ -27,17 +28,31 @@ _FORMATS: tuple[tuple[str, str, str], ...] = (
     (r"(?P<w>\w+)", r"{w}\.absmax|{w}\.quant_map", "bitsandbytes 4-bit"),
     (r"weight", r"SCB", "bitsandbytes 8-bit"),
     (r"W_q", r"\w+", "HQQ"),
+    (r"_(?P<w>\w+)_qdata", r"_{w}_scale", "torchao"),
+    (r"(?P<w>\w+)\._data(\._data)?", r"{w}\._scale", "quanto"),
+    (r"weight", r"tables2?", "HIGGS"),
+    (r"weight", r"scales|biases", "MLX"),
+    (r"codes", r"codebooks", "AQLM"),
+    (r"Qidxs", r"\w+", "QuIP"),
+    (r"q_weight|trellis", r"\w+", "EXL"),
 )
-_SCALED = (r"(?P<w>\w+)", r"{w}_scale(_inv|_2)?|scale_{w}|{w}\.scale|{w}\.scale_weight")
+_SCALED = (r"(?P<w>\w+)", r"{w}_scales?(_inv|_2)?|scale_{w}|{w}\.scale|{w}\.scale_weight")
 # Auxiliary tensors of a quantised weight.
-_AUXILIARY = r"qzeros|scales|g_idx|SCB|\w+_scales|\w+_scale(_inv|_2)?|scale_\w+|\w+_zero_point|\w+_shape|\w+\.\w+"
-_FLOAT8 = frozenset(getattr(torch, name) for name in dir(torch) if name.startswith("float8_"))
+_AUXILIARY = re.compile(
+    r"(\w*_)?(scale|zero|zero_point|shift)s?(_\w+)?|[qw][ct]?(scale|zero)s?|biases|g_idx|SCB|\w+_shape|q_(?!weight)\w+"
+    r"|codebooks?|tables2?|[sS][uUvV]h?|Wscale|smooth\w*|(lora|proj)_(down|up)|\w*hadamard\w*|meta|\w+\.(?!_data)\w+"
+)
+_PACKED_FLOATS = frozenset(getattr(torch, name) for name in dir(torch) if re.match(r"float[48]_", name))
+_FLOAT4 = frozenset(dtype for dtype in _PACKED_FLOATS if "float4" in str(dtype))
 _QUANTISED = frozenset({torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4})
+_INDICES = frozenset({torch.int64, torch.bool})
 
 
 def is_plain(dtype: torch.dtype | None) -> bool:
-    """Return whether tensors of this dtype contain the weights themselves."""
-    return dtype is None or ((dtype.is_floating_point or dtype.is_complex) and dtype not in _FLOAT8)
+    """Return whether tensors of this dtype are never quantised weights: wide floats, indices and masks."""
+    if dtype is None or dtype in _INDICES:
+        return True
+    return (dtype.is_floating_point or dtype.is_complex) and dtype not in _PACKED_FLOATS
 
 
 def _has_sibling(tensor: str, pattern: tuple[str, str], siblings: Iterable[str]) -> bool:
@@ -68,12 +83,14 @@ def quantised_reason(tensor: str, siblings: Mapping[str, torch.dtype | None]) ->
             if _has_sibling(tensor, (name, sibling), siblings):
                 return f"{label}: {_UNQUANTISED}"
         if _has_sibling(tensor, _SCALED, siblings):
-            label = "fp8 with scales" if dtype in _FLOAT8 else f"{str(dtype).removeprefix('torch.')} with scales"
+            label = (
+                "fp8 with scales"
+                if dtype in _PACKED_FLOATS - _FLOAT4
+                else f"{str(dtype).removeprefix('torch.')} with scales"
+            )
             return f"{label}: {_UNQUANTISED}"
-    if re.fullmatch(_AUXILIARY, tensor) and any(
-        quantised_reason(other, siblings)
-        for other in siblings
-        if other != tensor and not re.fullmatch(_AUXILIARY, other)
+    if _AUXILIARY.fullmatch(tensor) and any(
+        quantised_reason(other, siblings) for other in siblings if other != tensor and not _AUXILIARY.fullmatch(other)
     ):
         return "belongs to a quantised weight"
     return None
@@ -81,6 +98,8 @@ def quantised_reason(tensor: str, siblings: Mapping[str, torch.dtype | None]) ->
 
 def dtype_reason(dtype: torch.dtype | None) -> str | None:
     """Return why tensors of this dtype are not weights; None for floating-point and complex ones."""
+    if dtype in _FLOAT4:
+        return f"4-bit floats: {_UNQUANTISED}"
     if dtype is None or dtype.is_floating_point or dtype.is_complex:
         return None
     label = str(dtype).removeprefix("torch.")
@@ -98,6 +117,8 @@ _TENSOR_CLASSES: tuple[tuple[str, str], ...] = (
     ),
     (r"Params4bit", f"bitsandbytes 4-bit: {_UNQUANTISED}"),
     (r"Int8Params", f"bitsandbytes 8-bit: {_UNQUANTISED}"),
+    (r"(Weight)?Q(Bytes|Bits)?Tensor|WeightQ\w+Tensor", f"quanto: {_UNQUANTISED}"),
+    (r"GGUFParameter", f"GGUF: {_UNQUANTISED}"),
     (r"UninitializedTensorMixin", "not initialised yet (lazy module): run one forward pass first"),
 )
 _ZERO3 = (

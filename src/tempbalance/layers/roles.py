@@ -16,20 +16,15 @@ from torch import nn
 
 from tempbalance.layers.fused import Fused, find_fused, thirds
 from tempbalance.layers.sharded import class_name
+from tempbalance.layers.tables import table_role
 from tempbalance.layers.weights import Role
 from tempbalance.spectra.matrices import Layout
 
-__all__ = ["GATES", "Site", "conv_role", "experts_role", "is_embedding_name", "loose_role", "role_of"]
+__all__ = ["GATES", "Site", "conv_role", "experts_role", "loose_role", "role_of"]
 
 MATRIX_NDIM = 2
 STACK_NDIM = 3
 GATES: dict[str, tuple[str, ...]] = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
-_EMBEDDING = re.compile(
-    r"(.*_)?(wte|wpe|emb|embed|embeds|embedding|embeddings|embed_tokens|embed_positions|embed_in|pos_embed\w*"
-    r"|cls_token|class_token|mask_token|dist_token|distillation_token|register_tokens"
-    r"|relative_attention_bias|relative_position_bias_table)|shared"
-)
-_BIAS = re.compile(r"(.*_)?bias(_[kv]|es)?(_\w\d*(_reverse)?)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +48,6 @@ class Site:
     module: nn.Module
     child: str
     owner: nn.Module | None
-
-
-def is_embedding_name(name: str) -> bool:
-    """Return whether a parameter is an embedding by the name of its layer (``wte.weight``, ``pos_embed``)."""
-    layer, _, attribute = name.rpartition(".")
-    leaf = layer.rpartition(".")[2] if attribute in {"weight", ""} else attribute
-    return bool(_EMBEDDING.fullmatch(leaf))
 
 
 def conv_role(kind: str, shape: tuple[int, ...]) -> Role:
@@ -174,24 +162,15 @@ _AMBIGUOUS = (
 )
 
 
-def _loose_table(_: str, shape: tuple[int, ...]) -> Role:
-    return Role(kind="embedding", layout=Layout.MATRIX if len(shape) == MATRIX_NDIM else Layout.STACK)
-
-
 # (test, role), both functions of (name, shape, is complex); the first test that is true applies.
 _Loose = tuple[Callable[[str, tuple[int, ...], bool], bool], Callable[[str, tuple[int, ...]], Role]]
 _LOOSE: tuple[_Loose, ...] = (
-    (lambda name, _, __: is_embedding_name(name), _loose_table),
     (
-        lambda name, _, __: _BIAS.fullmatch(name.rpartition(".")[2]) is not None,
-        lambda _, shape: Role(kind="parameter", reason=f"bias of shape {shape}, not a weight matrix"),
+        lambda _, shape, is_complex: sum(size > 1 for size in shape) <= 1 and not is_complex,
+        lambda _, shape: Role(kind="parameter", reason=f"a vector stored with shape {shape}, not a weight matrix"),
     ),
     (lambda _, shape, __: len(shape) == MATRIX_NDIM, lambda _, __: Role(kind="parameter")),
     (lambda _, __, is_complex: is_complex, lambda _, __: Role(kind="spectral_conv", layout=Layout.TAPS)),
-    (
-        lambda _, shape, __: sum(size > 1 for size in shape) <= 1,
-        lambda _, shape: Role(kind="parameter", reason=f"a vector stored with shape {shape}, not a weight matrix"),
-    ),
     (
         lambda name, shape, _: len(shape) == STACK_NDIM and "expert" in name.lower(),
         lambda _, __: Role(kind="experts", layout=Layout.STACK),
@@ -201,6 +180,9 @@ _LOOSE: tuple[_Loose, ...] = (
 
 def loose_role(name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Role:
     """Return the role of a parameter of a module of unknown type, with a reason if its shape is ambiguous."""
+    table = table_role(name, shape)
+    if table is not None:
+        return table
     is_complex = dtype is not None and dtype.is_complex
     for test, role in _LOOSE:
         if test(name, shape, is_complex):
@@ -210,8 +192,9 @@ def loose_role(name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> 
 
 def role_of(site: Site) -> Role:
     """Return the role of a parameter of a live module, with a reason if it cannot be analysed."""
-    if _BIAS.fullmatch(site.attribute) and not is_embedding_name(site.name):
-        return loose_role(site.name, site.shape, site.dtype)
+    table = table_role(site.name, site.shape) if site.attribute != "weight" else None
+    if table is not None:
+        return table
     for key, rule in ROLES:
         if _has_class(site.module, key) if isinstance(key, str) else isinstance(site.module, key):
             role = rule(site)

@@ -30,7 +30,7 @@ class Weight:
     Attributes:
         name: Qualified parameter name; a part of a fused parameter is ``name:part``.
         kind: One of ``KINDS``.
-        block: Name of its transformer block (or other repeated unit), or None.
+        block: Name of its transformer block (or other repeated unit); None outside of blocks and for tables.
         shape: Shape of this part.
         layout: How the axes form matrices.
         read: Reads its parameter, or the part of it at an index, in the stored dtype.
@@ -123,7 +123,7 @@ def _parts(candidate: Candidate, name: str, index: Index, shape: tuple[int, ...]
     make = functools.partial(
         Weight,
         kind=role.kind,
-        block=candidate.block,
+        block=None if role.kind == "embedding" else candidate.block,  # a table is no part of its block's mean alpha
         layout=Layout.MATRIX if index else role.layout,
         read=candidate.read,
     )
