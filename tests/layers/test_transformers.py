@@ -188,29 +188,6 @@ class TestLoRA:
         layer = self.layer(adapted)
         return 32 / 4 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
 
-    def test_lora_merged_is_the_weight_plus_its_update(self, adapted):
-        expected = self.layer(adapted).base_layer.weight + self.update(adapted)
-        torch.testing.assert_close(self.row(adapted).load(), expected.detach())
-
-    def test_lora_update_is_the_update_alone(self, adapted):
-        row = self.row(adapted, lora="update")
-        torch.testing.assert_close(row.load(), self.update(adapted).detach())
-        assert row.kind == "lora"
-
-    def test_lora_rows_have_the_names_of_the_base_model(self, adapted):
-        base = build(*MODELS["llama"][:2], **MODELS["llama"][2])
-        assert [row.name for row in find_weights(adapted)[0]] == [row.name for row in find_weights(base)[0]]
-
-    def test_weights_without_lora_are_skipped_with_lora_update(self, adapted):
-        left = dict(find_weights(adapted, Select(lora="update"))[1])
-        assert "no LoRA update" in left["model.layers.0.mlp.down_proj.weight"]
-
-    def test_dora_is_skipped_with_a_reason(self):
-        peft = pytest.importorskip("peft")
-        model = build(*MODELS["llama"][:2], **MODELS["llama"][2])
-        model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
-        assert "Dora" in dict(find_weights(model)[1])["model.layers.0.self_attn.q_proj.weight"]
-
     @pytest.mark.parametrize("mode", ["merged", "update"])
     def test_an_adapter_folder_has_one_row_per_update(self, adapted, tmp_path, mode):
         adapted.save_pretrained(tmp_path)

@@ -129,6 +129,7 @@ def _squared_norm(a: Tensor, b: Tensor) -> float:
     chunks = (torch.split(t.reshape(-1), size) for t in (a, b))
     for one, other in zip(*chunks, strict=True):
         difference = one - other
-        norm = float(torch.linalg.vector_norm(difference, dtype=None if difference.is_complex() else torch.float32))
+        dtype = None if difference.is_complex() else torch.promote_types(difference.dtype, torch.float32)
+        norm = float(torch.linalg.vector_norm(difference, dtype=dtype))
         total += norm * norm  # not norm**2, which raises if it overflows
     return math.inf if math.isnan(total) else total

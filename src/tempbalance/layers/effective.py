@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Effective", "effective_weights"]
+__all__ = ["Effective", "effective_weights", "make_plain"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,3 +103,26 @@ def effective_weights(module: nn.Module) -> dict[str, Effective]:
                     meta=source.is_meta,
                 )
     return found
+
+
+def make_plain(module: nn.Module) -> None:
+    """Replace the weights that a module computes from other tensors by their values, so that they can be changed.
+
+    Args:
+        module: A copy of a module; its children are ignored.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+        >>> make_plain(layer)
+        >>> [name for name, _ in layer.named_parameters()]
+        ['bias', 'weight']
+    """
+    values = {name: effective.compute() for name, effective in effective_weights(module).items()}
+    if nn.utils.parametrize.is_parametrized(module):  # remove_parametrizations() changes the original's class
+        module.__class__ = nn.utils.parametrize.type_before_parametrizations(module)
+        del module._modules["parametrizations"]
+    for name, value in values.items():
+        if hasattr(module, name):  # a hook computes it before each forward pass
+            setattr(module, name, value)
+        else:
+            module.register_parameter(name, nn.Parameter(value, requires_grad=False))

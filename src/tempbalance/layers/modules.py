@@ -13,10 +13,19 @@ from torch import Tensor, nn
 from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.effective import Effective, effective_weights
 from tempbalance.layers.fused import Index, Reader
-from tempbalance.layers.lora import adapted_copies, is_lora, is_trained_copy, lora_attribute, lora_candidates
 from tempbalance.layers.reasons import quantised_reason, tensor_reason
 from tempbalance.layers.roles import MATRIX_NDIM, Site, role_of
 from tempbalance.layers.sharded import FullTensorCache, full_tensor
+from tempbalance.layers.tuners import (
+    OF_ADAPTER,
+    Fetch,
+    base_of,
+    is_auxiliary,
+    is_beside,
+    is_tuner,
+    module_in_use,
+    tuner_candidates,
+)
 from tempbalance.layers.weights import Candidate, Role
 from tempbalance.spectra.matrices import Layout
 
@@ -38,6 +47,7 @@ class _Node:
     meta: bool
     lora: str
     gather: FullTensorCache | None
+    fetch: Fetch
 
     def unreadable(self, tensor: Tensor) -> str | None:
         """Return the reason why the values of a parameter cannot be read, or None."""
@@ -62,22 +72,35 @@ class _Node:
 
 
 def module_candidates(
-    model: nn.Module, *, lora: str = "merged", meta: bool = False, sharded: bool = False
+    model: nn.Module,
+    *,
+    lora: str = "merged",
+    meta: bool = False,
+    sharded: bool = False,
+    fetch: Fetch = full_tensor,
 ) -> list[Candidate]:
     """List the weights of a live model, which is not changed.
 
     Args:
         model: Any module.
-        lora: ``"merged"`` or ``"update"``: the matrix of a LoRA layer.
+        lora: ``"merged"`` or ``"update"``: the matrix of a layer of PEFT.
         meta: Whether tensors on the meta device are allowed (their values are read from a checkpoint).
         sharded: Whether DTensors are allowed; reading one gathers it, which is a collective.
+        fetch: Returns the data of the tensors of a layer of PEFT.
 
     Returns:
         One candidate per parameter with two axes or more, including tied names, in the order of the model. Prefixes of
         wrappers (``torch.compile``, DDP, PEFT) are removed from the names.
     """
     root = _Node(
-        name="", module=model, child="", owner=None, meta=meta, lora=lora, gather=FullTensorCache() if sharded else None
+        name="",
+        module=model,
+        child="",
+        owner=None,
+        meta=meta,
+        lora=lora,
+        gather=FullTensorCache() if sharded else None,
+        fetch=fetch,
     )
     found = list(_walk(root, ()))
     prefix = wrapper_prefix(model)
@@ -137,11 +160,10 @@ def _walk(node: _Node, ancestors: tuple[int, ...]) -> Iterator[Candidate]:
     if id(module) in ancestors:
         return
     seen = (*ancestors, id(module))
-    if is_lora(module):
-        base = list(_walk(node.descend("base_layer"), seen))
-        yield from lora_candidates(module, node.name, [_retarget(c, node) for c in base], node.lora)
+    if is_tuner(module):
+        yield from _tuned(node, seen)
         return
-    if is_trained_copy(module):
+    if is_auxiliary(module):
         yield from _trained_copy(node, seen)
         return
     if _is_factorised(module):
@@ -151,23 +173,23 @@ def _walk(node: _Node, ancestors: tuple[int, ...]) -> Iterator[Candidate]:
     yield from _packed(node)
     for child, submodule in module._modules.items():  # not named_children(): it drops the second name of a shared one
         if child != "parametrizations" and submodule is not None:
-            yield from _walk(node.descend(child), seen)
+            found = _walk(node.descend(child), seen)
+            yield from (_skip(c.name, c.shape, OF_ADAPTER) for c in found) if is_beside(module, child) else found
 
 
-def _retarget(candidate: Candidate, node: _Node) -> Candidate:
-    """Give the weight that LoRA adapts the role that it has without LoRA (``c_attn`` is fused)."""
-    attribute = lora_attribute(node.module)
-    if candidate.role.reason or candidate.dtype is None or candidate.name != f"{node.name}.base_layer.{attribute}":
-        return candidate
-    site = replace(node, module=node.module.get_submodule("base_layer")).site(
-        attribute, candidate.shape, candidate.dtype
-    )
-    return replace(candidate, role=role_of(site))
+def _tuned(node: _Node, seen: tuple[int, ...]) -> Iterator[Candidate]:
+    """Yield the weights of a layer of PEFT under the names, and with the roles, that they have without PEFT."""
+    base = base_of(node.module)
+    inner = {id(parameter) for parameter in base.parameters()}
+    own = [parameter for parameter in node.module.parameters() if id(parameter) not in inner]
+    reason = next((reason for parameter in own if (reason := node.unreadable(parameter))), None)
+    candidates = list(_walk(replace(node, module=base), seen))
+    yield from tuner_candidates(node.module, candidates, node.name, node.lora, node.fetch, reason)
 
 
 def _trained_copy(node: _Node, seen: tuple[int, ...]) -> Iterator[Candidate]:
     """Yield the copy in use under the name of the module; the others are skipped."""
-    used, others = adapted_copies(node.module)
+    used, others = module_in_use(node.module)
     yield from _walk(replace(node.descend(used), name=node.name, child=node.child, owner=node.owner), seen)
     for path in others:
         for candidate in _walk(node.descend(path), seen):

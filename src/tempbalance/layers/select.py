@@ -31,7 +31,8 @@ class Select:
         embeddings: Whether token and position embeddings are analysed.
         split: Whether fused parameters (``q``, ``k``, ``v``; gates of an LSTM) get one row per part, if their layout is
             known. Stacked experts always get one row per expert.
-        lora: ``"merged"`` analyses ``W + (alpha / r) B A``, ``"update"`` the update ``(alpha / r) B A`` alone.
+        lora: ``"merged"`` analyses weights with adapters merged (LoRA: ``W + (alpha / r) B A``), ``"update"`` what
+            the adapters add (``(alpha / r) B A``).
 
     Raises:
         SelectionError: ``lora`` has another value, or ``include`` is empty.

@@ -65,7 +65,8 @@ class Role:
 
     Attributes:
         kind: As in :class:`Weight`.
-        layout: How the axes form matrices; ``Layout.STACK`` with kind ``experts`` becomes one row per expert.
+        layout: How the axes form matrices; ``Layout.STACK`` with kind ``experts`` or ``lora`` becomes one row per
+            expert.
         fused: Layout of the parts if the parameter (or one expert of a stack) contains several matrices.
         reason: Reason why it cannot be analysed, or None.
     """
@@ -110,7 +111,7 @@ def to_weights(candidate: Candidate, *, split: bool) -> Iterator[Weight]:
         One :class:`Weight` per weight matrix.
     """
     role = candidate.role
-    if role.kind == "experts" and role.layout is Layout.STACK:
+    if role.kind in {"experts", "lora"} and role.layout is Layout.STACK:
         for expert in range(candidate.shape[0]):
             yield from _parts(candidate, f"{candidate.name}:{expert}", (expert,), candidate.shape[1:], split)
     else:

@@ -93,7 +93,9 @@ def test_the_merged_model_has_the_outputs_and_alphas_of_the_adapted_one(make: st
     assert len(factors) == 2 * len(layers) > 0
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, adapted)
-    assert [row.alpha for row in tb.analyze(model, progress=False).layers] == pytest.approx(alphas, nan_ok=True)
+    merged = [row.alpha for row in tb.analyze(model, progress=False).layers]
+    rounded = 2e-3 if make == "bfloat16" else 1e-6  # before, the weight was measured in float32, the dtype of factors
+    assert merged == pytest.approx(alphas, rel=rounded, nan_ok=True)
     now = zeros(model)
     assert all(bool(now[name][were].all()) for name, were in mask.items())
     assert same(now, mask) or make == "bfloat16"  # in half precision W and its update may cancel

@@ -22,7 +22,7 @@ from tempbalance.compress.pruning.pruned_checkpoint import save_folder
 from tempbalance.compress.recovery.sparse_lora import sparse_lora
 from tempbalance.errors import AllocationError, NonFiniteError, TokensError
 from tempbalance.layers import Select, find_weights, wrapper_prefix
-from tempbalance.layers.lora import is_lora
+from tempbalance.layers.tuners import is_tuner
 
 __all__ = ["RECOVERY_FILE", "RecoveryResult", "RecoverySettings", "recover", "save_recovered"]
 
@@ -191,8 +191,8 @@ def _sequences(model: nn.Module, tokens: Sequence[Tensor], settings: RecoverySet
 
 def _zeros(model: nn.Module) -> dict[str, float]:
     """Return the fraction of zeros of the pruned linear layers inside the blocks, by weight name."""
-    if any(is_lora(module) for module in model.modules()):
-        raise AllocationError("the model already has LoRA adapters: merge them first (merge_and_unload)")
+    if any(is_tuner(module) for module in model.modules()):
+        raise AllocationError("the model already has adapters: merge them first (merge_and_unload)")
     found: dict[str, float] = {}
     for weight in find_weights(model, Select(split=False))[0]:
         layer, _, attribute = weight.parameter.rpartition(".")
