@@ -158,7 +158,7 @@ def name_candidates(store: TensorStore, names: Sequence[str] | None = None) -> l
     """List the tensors with two axes or more, by default all, else those of the given names."""
     names = list(store.tensors) if names is None else names
     modules = _modules(store)
-    block_of = block_namer(names)
+    block_of = block_namer(name for name, info in store.tensors.items() if len(info.shape) >= MATRIX_NDIM)
     found = []
     for name in names:
         layer, attribute = _owner(name, store)

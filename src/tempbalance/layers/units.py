@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.modules import CONTAINERS, wrapper_prefix
@@ -107,7 +108,8 @@ def block_of_parameter(model: nn.Module) -> Callable[[str], str | None]:
     prefix = wrapper_prefix(model)
     modules = model.named_modules(remove_duplicate=False)
     containers = {_plain(name, prefix) for name, module in modules if isinstance(module, CONTAINERS)}
-    return block_namer(parameter_names(model), lambda path: path in containers)
+    weights = [name for name, parameter in parameter_names(model).items() if _is_matrix(parameter)]
+    return block_namer(weights, lambda path: path in containers)
 
 
 def find_units(
@@ -162,6 +164,12 @@ def find_units(
 
 def _plain(name: str, prefix: str = "") -> str:
     return _WRAPPERS.sub("", name.removeprefix(prefix))
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    if isinstance(parameter, UninitializedParameter):
+        return True
+    return len(getattr(parameter, "ds_shape", parameter.shape)) > 1  # DeepSpeed ZeRO-3 leaves an empty vector
 
 
 def _home(name: str) -> str:
