@@ -3,7 +3,7 @@
 A block is an item of a list that has several layers, such as ``encoder.layer.0``; only in a model without such items
 are items of a single layer, in a submodule, blocks. Where lists are directly in the items of a list
 (``stages.0.blocks.1``, ``layer.0.1``), those items are stages and the blocks are in the inner lists, if more than two
-thirds of the layers of the stages are in inner items that are like their neighbours. Lists of experts, branches, paths
+thirds of the layers of the stages are in inner items similar to their neighbours. Lists of experts, branches, paths
 or heads, and of the attentions or MLPs of one block, contain no blocks.
 """
 
@@ -108,14 +108,14 @@ class _Blocks:
         held = 0
         for kind, lists in kinds.items():
             pairs = [pair for members in lists.values() for pair in pairwise(members)]
-            alike = sum(self._are_alike(*pair) for pair in pairs)
-            if 2 * alike > len(pairs) or (not pairs and kind.rpartition(".")[2] in _BLOCKS):
+            similar = sum(self._are_similar(*pair) for pair in pairs)
+            if 2 * similar > len(pairs) or (not pairs and kind.rpartition(".")[2] in _BLOCKS):
                 found = [item for members in lists.values() for item in members]
                 held += sum(len(self._layers[item]) for item in found if not pairs or len(self._layers[item]) > 1)
                 blocks += found
         return frozenset(blocks) if held > _IN_STAGES * size else frozenset()
 
-    def _are_alike(self, one: str, other: str) -> bool:
+    def _are_similar(self, one: str, other: str) -> bool:
         """Return whether two items have several layers each, most of them with the same names."""
         a, b = self._layers[one], self._layers[other]
         return min(len(a), len(b)) > 1 and 2 * len(a & b) > min(len(a), len(b))
