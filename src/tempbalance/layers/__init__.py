@@ -29,6 +29,7 @@ from tempbalance.layers.sharded import (
     refresh_fsdp,
     reshard,
 )
+from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.units import Norm, Unit, find_norms, find_units, parameter_names, source_parameters
 from tempbalance.layers.weights import KINDS, Candidate, Weight, to_weights
 from tempbalance.types import Skipped
@@ -39,6 +40,7 @@ __all__ = [
     "Index",
     "Norm",
     "Select",
+    "StoredTensor",
     "TensorInfo",
     "TensorStore",
     "Unit",

@@ -1,114 +1,167 @@
-"""Layer types of a checkpoint from its configuration: the architecture is built without data."""
+"""The weights of a checkpoint, by the architecture in its configuration.
+
+The model is built without data. Its modules give names, types, fused parts, stacks, blocks and ties; the tensors on
+disk give the values, renamed and merged as Transformers does when it loads them.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import copy
 import logging
-import warnings
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tempbalance.layers.conversion import convert_names
+from tempbalance.layers.effective import effective_weights
+from tempbalance.layers.fused import Index
+from tempbalance.layers.meta_model import build_on_meta
 from tempbalance.layers.modules import module_candidates
+from tempbalance.layers.moves import Node
 from tempbalance.layers.names import TensorStore, name_candidates, unreadable
+from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.weights import Candidate
 
 __all__ = ["checkpoint_candidates"]
 
 _logger = logging.getLogger("tempbalance")
+_MOST = 0.5  # share of the stored weights that an architecture must have to describe a checkpoint
+_MISSING = "not in the checkpoint: Transformers computes it, or initialises it at random"
+_ROWS = 4096  # rows of two tensors compared at a time
 
 
 def checkpoint_candidates(store: TensorStore) -> list[Candidate]:
     """List the weights of a state dict or checkpoint.
 
-    With a configuration and Transformers installed, the architecture is built on the meta device and gives the type of
-    each tensor. Tensors that it does not contain (Transformers renames single experts while loading), and all tensors
-    of a checkpoint without a configuration, are classified by name and shape.
+    With a configuration and Transformers installed, weights have the names, types and blocks of the live model.
+    Without, tensors are classified by name and shape.
 
     Args:
         store: Named tensors.
 
     Returns:
-        One candidate per tensor with two axes or more, in the order of the model, then of the store.
+        One candidate per weight with two axes or more, in the order of the model, then of the store.
     """
-    model = _architecture(store.config) if store.config else None
-    if model is None:
-        return name_candidates(store)
-    known = _matched(store, model)
-    stored = {candidate.name for candidate in known}
-    return known + name_candidates(store, [name for name in store.tensors if name not in stored])
+    model = build_on_meta(store.config, len(store.tensors)) if store.config else None
+    found = None if model is None else _by_architecture(store, model)
+    return name_candidates(store) if found is None else found
 
 
-def _architecture(config: Mapping[str, Any]) -> nn.Module | None:
-    """Return the model of a configuration, without data; None if Transformers cannot build it."""
+class _Stored(NamedTuple):
+    """A checkpoint as the model of its configuration has it: its tensors by their names in the model."""
+
+    store: TensorStore
+    model: nn.Module
+    nodes: Mapping[str, Node]
+    reasons: Mapping[str, str]
+
+    def reason(self, *nodes: Node) -> str | None:
+        """Return the first reason why a stored tensor that these are made of cannot be read, or None."""
+        names = [source.name for node in nodes for source in node.walk()]
+        return next((self.reasons[name] for name in names if name in self.reasons), None)
+
+
+def _by_architecture(store: TensorStore, model: nn.Module) -> list[Candidate] | None:
+    """Return the candidates of the model, then those of other tensors; None if the store is not of this model."""
+    cls = type(model).__name__
     try:
-        import transformers
-    except ImportError:
-        _logger.info("without transformers, layer types come from names and shapes alone")
+        conversion = convert_names(model, store.tensors)
+        stored = _Stored(store, model, conversion.nodes, {**unreadable(store), **conversion.failed})
+        known = list(_known(stored))
+    except Exception as error:  # whatever a model or a conversion of Transformers raises
+        _logger.info("%s (%s: %s): layer types come from names and shapes", cls, type(error).__name__, error)
         return None
-    names = config.get("architectures") or ()
-    cls: Any = getattr(transformers, names[0], None) if names else transformers.AutoModel
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")
-            settings = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-            settings.quantization_config = None
-            model: nn.Module = cls.from_config(settings) if cls is transformers.AutoModel else cls(settings)
-            with contextlib.suppress(AttributeError):
-                model.tie_weights()  # type: ignore[operator]
-            return model
-    except Exception as error:  # any error of a model with an incomplete or newer configuration
-        _logger.info("%s cannot be built (%s): layer types come from names and shapes", names, error)
+    used = {source.name for node in conversion.nodes.values() for source in node.walk()}
+    rest = name_candidates(store, [name for name in store.tensors if name not in used])
+    rest = [_with_reason(c, conversion.failed.get(c.name)) for c in rest]
+    if _size(known) < _MOST * (_size(known) + _size(rest)):
+        _logger.info("%s has few of the weights: layer types come from names and shapes", cls)
         return None
-    finally:
-        transformers.logging.set_verbosity(level)
+    if (store.config or {}).get("architectures"):
+        rest = [_with_reason(c, None if ".lora_" in c.name else _outside(cls)) for c in rest]
+    return known + rest
 
 
-def _matched(store: TensorStore, model: nn.Module) -> list[Candidate]:
-    """Return the candidates of the architecture that are in the store, under their stored names."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    reasons = unreadable(store)
-    found: list[Candidate] = []
-    for candidate in module_candidates(model, meta=True):
-        stored = next((name for name in _spellings(candidate.name, prefix) if name in store.tensors), None)
-        if stored is None:
-            if _is_second_name(candidate, found):
-                found.append(candidate)
+def _with_reason(candidate: Candidate, reason: str | None) -> Candidate:
+    """Return a candidate with a reason, unless it has one."""
+    return replace(candidate, role=replace(candidate.role, reason=candidate.role.reason or reason))
+
+
+def _outside(cls: str) -> str:
+    return f"not in {cls}, the architecture in config.json: to analyse it, pass a state dict"
+
+
+def _size(candidates: list[Candidate]) -> int:
+    """Return the number of entries of the candidates that can be read."""
+    return sum(math.prod(c.shape) for c in candidates if c.role.reason is None and ".lora_" not in c.name)
+
+
+def _known(stored: _Stored) -> Iterator[Candidate]:
+    """Yield the candidates of the model, with the values of the checkpoint."""
+    candidates = module_candidates(stored.model, meta=True)
+    names: dict[Hashable, list[str]] = {}
+    for candidate in candidates:
+        names.setdefault(candidate.identity or candidate.name, []).append(candidate.name)
+    for candidate in candidates:
+        if candidate.dtype is None:
+            yield _computed(stored, candidate)
             continue
-        info = store.tensors[stored]
-        if tuple(info.shape) != candidate.shape:
-            continue
-        role = replace(candidate.role, reason=reasons[stored]) if stored in reasons else candidate.role
-        found.append(
-            replace(
-                candidate,
-                name=stored,
-                block=_respell(candidate.block, candidate.name, stored, prefix),
-                role=role,
-                dtype=info.dtype,
-                read=functools.partial(store.load, stored),
-            )
-        )
-    return found
+        tied = [name for name in names[candidate.identity or candidate.name] if name in stored.nodes]
+        first = next(iter(tied), None)
+        own = stored.nodes.get(candidate.name, stored.nodes[first] if first else None)
+        if first is None or own is None:
+            yield _with_reason(candidate, _MISSING)
+        elif candidate.name in tied and not _equal(stored, stored.nodes[first], own):
+            yield _read(stored, replace(candidate, identity=None), own, [])  # Transformers does not tie them
+        else:
+            yield _read(stored, candidate, own, [stored.nodes[name] for name in tied])
 
 
-def _spellings(name: str, prefix: str) -> tuple[str, ...]:
-    """Return the names of a parameter in checkpoints: with or without the prefix of the base model."""
-    return (name, prefix + name, name.removeprefix(prefix))
+def _read(stored: _Stored, candidate: Candidate, node: Node, tied: list[Node]) -> Candidate:
+    """Return the candidate of a stored parameter."""
+    reason = stored.reason(node)
+    if node.shape != candidate.shape and reason is None:
+        reason = f"has shape {node.shape} on disk, but config.json says {candidate.shape}: correct config.json"
+    reader = StoredTensor(stored.store, node, tied)
+    return replace(_with_reason(candidate, reason), shape=node.shape, dtype=reader.dtype, read=reader)
 
 
-def _respell(block: str | None, name: str, stored: str, prefix: str) -> str | None:
-    if block is None or stored == name:
-        return block
-    return prefix + block if stored == prefix + name else block.removeprefix(prefix)
+def _equal(stored: _Stored, first: Node, other: Node) -> bool:
+    """Return whether two stored parameters have the same values, as tied ones do."""
+    if first is other or stored.reason(first, other):
+        return True
+    if first.shape != other.shape:
+        return False
+    identities = {stored.store.tensors[n.name].identity if n.name else None for n in (first, other)}
+    if len(identities) == 1 and None not in identities:
+        return True
+    one, two = StoredTensor(stored.store, first), StoredTensor(stored.store, other)
+    places = range(0, first.shape[0], _ROWS)
+    return all(torch.equal(one((slice(i, i + _ROWS),)), two((slice(i, i + _ROWS),))) for i in places)
 
 
-def _is_second_name(candidate: Candidate, found: list[Candidate]) -> bool:
-    """Return whether a tied weight is stored under its first name only."""
-    return candidate.identity is not None and any(other.identity == candidate.identity for other in found)
+def _computed(stored: _Stored, candidate: Candidate) -> Candidate:
+    """Return the candidate of a weight that the model computes from stored parts: the module computes it, with them."""
+    path, _, attribute = candidate.name.rpartition(".")
+    module = stored.model.get_submodule(path)
+    part = re.compile(rf"parametrizations\.{attribute}\..+|{attribute}_\w+")
+    keys = [key for key in module.state_dict() if part.fullmatch(key)]
+    nodes = {key: stored.nodes.get(f"{path}.{key}" if path else key) for key in keys}
+    found = {key: node for key, node in nodes.items() if node is not None}
+    if len(found) < len(nodes):
+        return _with_reason(candidate, _MISSING)
+
+    def read(index: Index) -> Tensor:
+        """Compute the weight on a copy of the module, or the part of it at an index."""
+        twin = copy.deepcopy(module)
+        parts = {key: StoredTensor(stored.store, node)() for key, node in found.items()}
+        twin.load_state_dict(parts, strict=False, assign=True)
+        weight = effective_weights(twin)[attribute].compute()
+        return weight[index] if index else weight
+
+    return replace(_with_reason(candidate, stored.reason(*found.values())), read=read)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +14,7 @@ from tempbalance.layers.fused import Fused, Index, thirds
 from tempbalance.layers.modules import storage_identity
 from tempbalance.layers.reasons import dtype_reason, quantised_reason, tensor_reason
 from tempbalance.layers.roles import GATES, MATRIX_NDIM, conv_role, loose_role
+from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.tables import table_role
 from tempbalance.layers.weights import Candidate, Role
 
@@ -220,7 +220,7 @@ def _candidate(store: TensorStore, named: _Named, block: str | None) -> Candidat
         role=role,
         shape=info.shape,
         dtype=info.dtype,
-        read=functools.partial(store.load, named.name),
+        read=StoredTensor(store, named.name),
         identity=info.identity,
         block=block,
     )

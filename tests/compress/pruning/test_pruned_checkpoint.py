@@ -217,3 +217,38 @@ def test_forty_tensors_need_little_more_memory_than_four(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=steady)
     four, forty = (int(line) / 1024 for line in done.stdout.split())
     assert forty - four < 9, (four, forty)  # MB
+
+
+LLAMA = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 100, "pad_token_id": 0,
+}  # fmt: skip
+# How a model is stored, and its class.
+RENAMED = {
+    "experts one by one": ("Mixtral", LLAMA | {"num_local_experts": 4}),
+    "experts in a stack": ("GraniteMoe", LLAMA | {"num_local_experts": 4}),
+    "parts of one tensor": ("Persimmon", LLAMA),
+    "renamed": ("GPTNeoX", {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}),
+}
+
+
+class TestNamesOnDisk:
+    """Models whose experts or fused weights Transformers stores under other names: the tensors on disk are pruned."""
+
+    @pytest.fixture(params=RENAMED)
+    def model(self, request):
+        torch.manual_seed(0)
+        name, settings = RENAMED[request.param]
+        config = getattr(transformers, f"{name}Config")(**settings)
+        return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+    @pytest.mark.parametrize("split", [True, False])
+    def test_the_loaded_model_is_the_live_model_pruned(self, model, tmp_path, split):
+        model.save_pretrained(tmp_path / "model", max_shard_size="40KB")
+        analysis = tb.analyze(tmp_path / "model", select=tb.Select(split=split))
+        allocation = tb.allocate_sparsity(analysis, 0.6, method="uniform")
+        achieved = tb.prune_checkpoint(tmp_path / "model", allocation, tmp_path / "out")
+        loaded = type(model).from_pretrained(tmp_path / "out")
+        assert tb.prune(model, allocation) == achieved
+        for (name, a), b in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name

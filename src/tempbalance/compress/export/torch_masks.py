@@ -40,7 +40,7 @@ def export_torch(allocation: Allocation, model: nn.Module) -> None:
 
     parameters = dict(model.named_parameters())
     masks: dict[str, torch.Tensor] = {}
-    for target in find_targets(model, allocation, parameters):
+    for target in find_targets(model, allocation, lambda weight: weight.parameter in parameters):
         parameter = parameters[target.weight.parameter]
         mask = masks.setdefault(target.weight.parameter, torch.ones_like(parameter, dtype=torch.bool))
         found = target.weight.within(parameter) == 0

@@ -19,7 +19,7 @@ from tempbalance.checkpoints.folder import copy_non_weights
 from tempbalance.checkpoints.safetensors_file import write_safetensors
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.pruning.masks import magnitude_scores
-from tempbalance.compress.pruning.targets import Target, find_targets
+from tempbalance.compress.pruning.targets import Target, find_targets, stored_names
 from tempbalance.errors import AllocationError
 
 __all__ = ["ALLOCATION_FILE", "prune_checkpoint", "save_folder", "save_pruned"]
@@ -65,8 +65,9 @@ def prune_checkpoint(
         raise AllocationError("N:M sparsity needs the input axis, which a file lacks: load the model and use prune()")
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     targets: dict[str, list[Target]] = {}
-    for target in find_targets(checkpoint, allocation, checkpoint.tensors):
-        targets.setdefault(target.weight.parameter, []).append(target)
+    for target in find_targets(checkpoint, allocation, stored_names):
+        for name in stored_names(target.weight):
+            targets.setdefault(name, []).append(target)
     achieved: dict[str, float] = {}
 
     def load(name: str) -> Tensor:
@@ -75,8 +76,7 @@ def prune_checkpoint(
         if name in targets:
             tensor = tensor.clone()  # the loaded tensor is mapped from the file
         for target in targets.get(name, ()):
-            target.prune(tensor, magnitude_scores)
-            achieved[target.name] = target.achieved(tensor)
+            achieved[target.name] = target.prune_stored(name, tensor, magnitude_scores)
         return tensor
 
     with (

@@ -65,7 +65,7 @@ def prune(
         raise TokensError(f"{method} needs calibration tokens: pass calibration=[...]")
     root = model.get_submodule(wrapper_prefix(model).rstrip("."))
     parameters = dict(root.named_parameters())
-    targets = find_targets(root, allocation, parameters)
+    targets = find_targets(root, allocation, lambda weight: weight.parameter in parameters)
 
     def set_zeros(target: Target, score: Callable[[Tensor], Tensor], by_row: bool = False) -> None:
         """Set the weights with the smallest scores to zero, in the layout of ``nn.Linear``."""

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tempbalance.compress.allocation import Allocation, LayerAllocation
 from tempbalance.compress.pruning.masks import mask_by_row, mask_smallest
 from tempbalance.errors import AllocationError, NonFiniteError
-from tempbalance.layers import Select, TensorStore, Weight, find_weights
+from tempbalance.layers import Select, StoredTensor, TensorStore, Weight, find_weights
 
-__all__ = ["Target", "find_targets", "write_zeros"]
+__all__ = ["Target", "find_targets", "stored_names", "write_zeros"]
 
 _MATRIX_NDIM = 2
 
@@ -52,6 +52,19 @@ class Target:
         mask = self._choose(score(part.T if transposed else part), by_row, group)
         write_zeros(parameter, self.weight, mask.T if transposed else mask)
 
+    def prune_stored(self, name: str, stored: Tensor, score: Callable[[Tensor], Tensor]) -> float:
+        """Set the entries of smallest score to zero where a stored tensor has them; return the fraction of zeros."""
+        reader = self.weight.read
+        assert isinstance(reader, StoredTensor)
+        if reader.whole:
+            self.prune(stored, score)
+            return self.achieved(stored)
+        part = self.weight.load()
+        mask = self._choose(score(part), False, None)
+        positions = self.weight.cut(reader.positions(name))
+        stored.view(-1)[positions[mask & (positions >= 0)]] = 0
+        return float(((part == 0) | mask).double().mean())
+
     def achieved(self, parameter: Tensor) -> float:
         """Return the fraction of zeros."""
         return float((self.weight.within(parameter) == 0).double().mean())
@@ -68,17 +81,25 @@ class Target:
         return mask_by_row(scores, self.layer.zeros) if by_row else mask_smallest(scores, self.layer.zeros)
 
 
-def find_targets(source: nn.Module | TensorStore, allocation: Allocation, stored: Mapping[str, object]) -> list[Target]:
-    """Find the weights of an allocation of sparsity in a model; ``stored`` has the tensors that can be written to."""
+def stored_names(weight: Weight) -> tuple[str, ...]:
+    """Return the names of the tensors of a checkpoint that have the entries of a weight; none if it is computed."""
+    reader = weight.read
+    return reader.names if isinstance(reader, StoredTensor) and reader.moved else ()
+
+
+def find_targets(
+    source: nn.Module | TensorStore, allocation: Allocation, writable: Callable[[Weight], object]
+) -> list[Target]:
+    """Find the weights of an allocation of sparsity in a model; ``writable`` tells which can be written to."""
     allocation.check_quantity("sparsity")
     known: dict[str, Weight] = {}
     for split in (True, False):
         weights, _ = find_weights(source, Select(embeddings=True, split=split))
         known.update({weight.name: weight for weight in weights})
-    return [Target(weight=_match(layer, known, stored), layer=layer) for layer in allocation.layers]
+    return [Target(weight=_match(layer, known, writable), layer=layer) for layer in allocation.layers]
 
 
-def _match(layer: LayerAllocation, known: Mapping[str, Weight], stored: Mapping[str, object]) -> Weight:
+def _match(layer: LayerAllocation, known: Mapping[str, Weight], writable: Callable[[Weight], object]) -> Weight:
     weight = known.get(layer.name)
     if weight is None:
         some = ", ".join([*known][:3])
@@ -87,7 +108,7 @@ def _match(layer: LayerAllocation, known: Mapping[str, Weight], stored: Mapping[
         raise AllocationError(
             f"the allocation is for another model: {layer.name} has shape {weight.shape} here and {layer.shape} there"
         )
-    if weight.parameter not in stored or weight.kind == "lora":
+    if not writable(weight) or weight.kind == "lora":
         raise AllocationError(
             f"{layer.name} is computed from other tensors (an adapter, a parametrization): merge them first"
         )

@@ -1,0 +1,104 @@
+"""Names on disk become names of the live model, by the conversion that Transformers runs when it loads a checkpoint.
+
+A model may have other names, fused weights or stacked experts than its checkpoint: Transformers renames, merges, splits
+and transposes while it loads. Its own list of conversions and its own operations are used here, on tensors without data
+(see ``moves``), so that a parameter of the model is known by the stored tensors that it is made of.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from tempbalance.layers.moves import Node, leaf, traced
+from tempbalance.layers.names import TensorInfo
+
+__all__ = ["Conversion", "convert_names"]
+
+_logger = logging.getLogger("tempbalance")
+
+
+class Conversion(NamedTuple):
+    """The tensors of a checkpoint as the model has them.
+
+    Attributes:
+        nodes: Parameters and buffers of the model that the checkpoint has, by their names in the model.
+        failed: Names of stored tensors that cannot be converted, with the reason.
+    """
+
+    nodes: dict[str, Node]
+    failed: dict[str, str]
+
+
+def convert_names(model: Any, tensors: Mapping[str, TensorInfo]) -> Conversion:
+    """Return the tensors of a checkpoint under the names of a model.
+
+    Args:
+        model: A model of Transformers, with or without data.
+        tensors: Shapes and dtypes of the tensors on disk.
+
+    Returns:
+        How each parameter and buffer of the model is made of stored tensors.
+    """
+    expected = model.state_dict()
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
+    except ImportError:
+        return Conversion(_renamed(model, tensors, expected), {})
+    transforms = get_model_conversion_mapping(model)
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    renamings = [transform for transform in transforms if not isinstance(transform, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    prefix = model.base_model_prefix
+    nodes: dict[str, Node] = {}
+    groups: dict[str, Any] = {}
+    for name in sorted(tensors, key=dot_natural_key):
+        live, pattern = rename_source_key(name, renamings, converters, prefix, expected)
+        if live not in expected and name in expected:
+            live, pattern = rename_source_key(name, [], [], prefix, expected)
+        if live not in expected:
+            continue
+        if pattern is None:
+            nodes.setdefault(live, leaf(name, tensors[name].shape))
+            continue
+        group = groups.setdefault(live, copy.deepcopy(by_pattern[pattern]))
+        group.add_tensor(live, name, pattern, traced(name, tensors[name].shape, tensors[name].dtype))
+    return Conversion(nodes, _merge(model, groups, nodes))
+
+
+def _merge(model: Any, groups: Mapping[str, Any], nodes: dict[str, Node]) -> dict[str, str]:
+    """Run the operations of each group of stored tensors; return the names of those that fail."""
+    failed = {}
+    for live, group in groups.items():
+        names = [name for found in group.layer_targets.values() for name in found]
+        try:
+            for target, made in group.convert(live, model=model, config=model.config).items():
+                nodes[target] = (made[0] if isinstance(made, list) else made).node
+        except Exception as error:  # shapes or counts that the operations of Transformers do not expect
+            reason = f"Transformers cannot convert it to {live} ({type(error).__name__}: {error}): is it complete?"
+            _logger.info("%s: %s", names[0], reason)
+            failed.update(dict.fromkeys(names, reason))
+    return failed
+
+
+def _renamed(model: nn.Module, tensors: Mapping[str, TensorInfo], expected: Iterable[str]) -> dict[str, Node]:
+    """Return the names of a model by what versions of Transformers without a list of conversions do."""
+    wanted = set(expected)
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    patterns: Mapping[str, str] = getattr(model, "_checkpoint_conversion_mapping", {})
+    nodes: dict[str, Node] = {}
+    for name, info in tensors.items():
+        renamed = name
+        for pattern, replacement in patterns.items():
+            renamed = re.sub(pattern, replacement, renamed)
+        for spelling in (renamed, name, prefix + renamed, renamed.removeprefix(prefix)):
+            if spelling in wanted:
+                nodes.setdefault(spelling, leaf(name, info.shape))
+                break
+    return nodes

@@ -1,0 +1,129 @@
+"""Build the architecture of a configuration on the meta device, without data and without running what a file says."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["build_on_meta"]
+
+_logger = logging.getLogger("tempbalance")
+# Settings that name code or files to run or fetch; they do not change the weights.
+_UNSAFE = re.compile(r"auto_map|trust_remote_code|quantization_config|\w*_implementation(_internal)?|name_or_path")
+_FLOAT = "__float__"  # Transformers writes an infinite number as {"__float__": "Infinity"}
+_MODULES = 100  # most modules per stored tensor; more are a configuration that does not belong to the checkpoint
+
+
+def build_on_meta(config: Mapping[str, Any], num_tensors: int) -> nn.Module | None:
+    """Build the model of a configuration of Transformers, without data.
+
+    Only model classes of Transformers are built. Code of the hub is not used, and nothing is fetched.
+
+    Args:
+        config: The parsed ``config.json``.
+        num_tensors: Number of tensors in its checkpoint, which limits the number of modules.
+
+    Returns:
+        The model; None if Transformers is not installed or cannot build it, and the reason is logged.
+    """
+    try:
+        import transformers
+    except ImportError:
+        _logger.info("without transformers, layer types come from names and shapes alone")
+        return None
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings(), _offline(), _limit(_MODULES * (num_tensors + _MODULES)), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            model = _build(_safe(config))
+            with contextlib.suppress(AttributeError):
+                model.tie_weights()  # type: ignore[operator]
+            return model
+    except Exception as error:  # any error of a model with an incomplete or newer configuration
+        _logger.info(
+            "%s cannot be built (%s: %s): layer types come from names and shapes",
+            config.get("architectures") or config.get("model_type"), type(error).__name__, error,
+        )  # fmt: skip
+        return None
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def _build(config: Mapping[str, Any]) -> nn.Module:
+    import transformers
+
+    settings = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    _check_timm(settings)
+    names = config.get("architectures")
+    if not names:
+        base: nn.Module = transformers.AutoModel.from_config(settings, trust_remote_code=False)
+        return base
+    name = names[0]
+    cls = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise ValueError(f"transformers has no model class {name!r}")
+    built: nn.Module = cls(settings)
+    return built
+
+
+def _safe(value: Any) -> Any:
+    """Return a copy of a configuration without the settings that name code or files, at any depth."""
+    if isinstance(value, Mapping):
+        if value.keys() == {_FLOAT}:
+            return float(value[_FLOAT])
+        return {k: _safe(v) for k, v in value.items() if not (isinstance(k, str) and _UNSAFE.fullmatch(k.lstrip("_")))}
+    return [_safe(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _check_timm(settings: Any) -> None:
+    """Refuse backbones of timm: their settings are arguments of functions of that package."""
+    nested = [value for value in vars(settings).values() if hasattr(value, "model_type")]
+    if str(settings.model_type).startswith("timm_"):
+        raise ValueError("a backbone of timm is not built from a file")
+    for inner in nested:
+        _check_timm(inner)
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Let huggingface_hub fetch nothing: some configurations name a backbone by its hub id."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextlib.contextmanager
+def _limit(count: int) -> Iterator[None]:
+    """Stop a model that gets more modules and parameters than its checkpoint can have."""
+    thread, left = threading.get_ident(), count
+
+    def registered(*_: object) -> None:
+        nonlocal left
+        left -= threading.get_ident() == thread
+        if left < 0:
+            raise ValueError(f"it has more than {count} modules and parameters, too many for its checkpoint")
+
+    hooks = nn.modules.module
+    handles = [
+        hooks.register_module_module_registration_hook(registered),
+        hooks.register_module_parameter_registration_hook(registered),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
