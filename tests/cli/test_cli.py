@@ -61,6 +61,15 @@ def test_select_and_exclude_choose_weights_by_glob(model, tmp_path):
     assert [row.name for row in tb.Analysis.load(tmp_path / "a.json").layers] == ["0.weight", "2.weight"]
 
 
+def test_key_chooses_a_state_dict_of_a_training_checkpoint(tmp_path):
+    weight = torch.randn(64, 64)
+    torch.save({"model": {"fc.weight": weight}, "ema": {"fc.weight": 3 * weight}}, tmp_path / "last.pt")
+    assert run("analyze", tmp_path / "last.pt", "--key", "ema", "-q", "--out", tmp_path / "ema.json") == 0
+    assert run("analyze", tmp_path / "last.pt", "-q", "--out", tmp_path / "model.json") == 0
+    chosen, default = (tb.Analysis.load(tmp_path / f"{name}.json").layers[0] for name in ("ema", "model"))
+    assert chosen.lambda_max == pytest.approx(9 * default.lambda_max)
+
+
 def test_analyze_quiet_prints_nothing(model, capfd):
     assert run("analyze", model, "--quiet") == 0
     assert capfd.readouterr() == ("", "")

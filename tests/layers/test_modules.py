@@ -178,6 +178,30 @@ class TestOtherParameters:
         assert names(torch.compile(nn.Sequential(nn.Linear(3, 3)))) == ["0.weight"]
 
 
+class Stack(nn.Module):
+    """Two blocks behind a table, which can be scripted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(9, 8)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.wte(x)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_scripted_module_has_the_rows_of_the_module():
+    script = torch.jit.script(Stack())
+    expected = [(row.name, row.kind, row.block) for row in rows(Stack())]
+    assert [(row.name, row.kind, row.block) for row in rows(script)] == expected
+    inside = rows(nn.ModuleDict({"net": script}))
+    assert [(row.name, row.block) for row in inside] == [(f"net.{name}", f"net.{block}") for name, _, block in expected]
+
+
 class TestBlocks:
     @pytest.mark.parametrize(
         ("path", "block"),

@@ -22,8 +22,9 @@ from tempbalance.analysis.result import Analysis
 from tempbalance.analysis.resume import ResumeFile
 from tempbalance.analysis.rows import Row, make_row
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
-from tempbalance.errors import SelectionError, TempBalanceError, WeightError, WindowError
+from tempbalance.errors import CheckpointError, SelectionError, TempBalanceError, WeightError, WindowError
 from tempbalance.layers import Select, Weight, find_weights
+from tempbalance.layers.nested import find_state_dict
 from tempbalance.spectra.windows import Windows
 from tempbalance.tail import TailEstimator, find_estimator
 from tempbalance.types import LayerStats, Skipped
@@ -46,6 +47,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     device: torch.device | str | None = None,
     progress: bool = True,
     strict: bool = False,
+    key: str | None = None,
     resume: str | os.PathLike[str] | None = None,
     processes: WorkQueue | None = None,
 ) -> Analysis:
@@ -54,8 +56,9 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     A checkpoint is read tensor by tensor. A live model is not changed.
 
     Args:
-        source: A live model, a state dict, a checkpoint (``.safetensors``, ``.bin``, ``.pt``), a folder of them with
-            or without an index and a ``config.json``, or a Hugging Face hub id.
+        source: A live model, a state dict (also inside the dictionary of a training script), a checkpoint
+            (``.safetensors``, ``.bin``, ``.pt``), a folder of them with or without an index and a ``config.json``, or a
+            Hugging Face hub id.
         estimator: Estimator of the tail, or its name (``"ks"``; see ``tail.find_estimator``);
             by default ``Hill()``.
         windows: ``FARMS()`` pools the spectra of windows of one aspect ratio, so that alphas of layers of different
@@ -65,6 +68,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         device: Device for the computation; by default that of each weight.
         progress: Whether to show a progress bar (on a terminal only).
         strict: Whether a weight that cannot be analysed raises. By default it is listed under ``skipped``.
+        key: Key of the state dict in a training checkpoint, such as ``"ema"``; by default it is searched.
         resume: A file for the finished rows. If it exists and belongs to the same source and settings, its rows are not
             computed again. It is kept when the analysis is interrupted, and removed otherwise.
         processes: The processes that divide the work: ``tempbalance.analysis.distributed.WorkQueue.launched()`` under
@@ -95,11 +99,13 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     selection = Select.parse(select)
     _check_device(device)
     with contextlib.ExitStack() as stack:
-        opened, name = stack.enter_context(_opened(source))
+        opened, name = stack.enter_context(_opened(source, key))
         weights, skipped = find_weights(opened, selection)
         if not weights and not skipped:
             raise WeightError(f"{name} contains no weight matrix: no tensor in it has two or more axes")
         settings = _settings(estimator, windows, selection, device) | {"revision": _revision(opened)}
+        used = opened.key if isinstance(opened, Checkpoint) else key
+        settings |= {} if used is None else {"key": used}
         partial = None
         if resume is not None and processes.rank == 0:
             partial = stack.enter_context(ResumeFile(resume, opened, settings))
@@ -148,17 +154,24 @@ def _check_device(device: torch.device | str | None) -> None:
 
 
 @contextlib.contextmanager
-def _opened(source: Source) -> Generator[tuple[_Opened, str]]:
+def _opened(source: Source, key: str | None) -> Generator[tuple[_Opened, str]]:
     """Yield a model, state dict or open checkpoint, and the name of the source."""
-    if isinstance(source, nn.Module):
-        yield source, type(source).__name__
-    elif isinstance(source, (str, os.PathLike)):
-        with open_checkpoint(source) as checkpoint:
+    if isinstance(source, (str, os.PathLike)):
+        with open_checkpoint(source, key=key) as checkpoint:
             yield checkpoint, os.fspath(source)
+    elif isinstance(source, Mapping):
+        if key is not None or any(isinstance(value, Mapping) for value in source.values()):
+            found = find_state_dict(source, key)
+            source = found.tensors
+            if found.message:
+                _logger.warning(found.message)
+        yield source, "state dict"
+    elif key is not None:
+        raise CheckpointError(f"a key ({key!r}) requires a path or a dictionary, got a {type(source).__name__}")
+    elif isinstance(source, nn.Module):
+        yield source, type(source).__name__
     elif isinstance(source, Checkpoint):
         yield source, str(source.path)
-    elif isinstance(source, Mapping):
-        yield source, "state dict"
     else:
         raise WeightError(
             f"cannot analyse a {type(source).__name__}: expected a torch.nn.Module, a state dict, a path or a hub id"

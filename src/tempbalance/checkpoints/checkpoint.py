@@ -48,6 +48,7 @@ class Checkpoint:
         config: The parsed ``config.json``, or None.
         adapter_config: The parsed ``adapter_config.json``, or None.
         files: All files of the checkpoint.
+        key: Key of the state dict in a training checkpoint, if it was given.
 
     Raises:
         CheckpointError: Two files contain a tensor of the same name.
@@ -60,11 +61,14 @@ class Checkpoint:
         config: Mapping[str, Any] | None,
         adapter_config: Mapping[str, Any] | None,
         files: tuple[FileInfo, ...],
+        *,
+        key: str | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.adapter_config = adapter_config
         self.files = files
+        self.key = key
         self._homes: dict[str, tuple[Path, Shard]] = {}
         self._tensors: dict[str, TensorInfo] = {}
         for file, shard in shards.items():

@@ -31,20 +31,24 @@ _UNSUPPORTED: tuple[tuple[str, bytes, str, str], ...] = (
 )
 
 
-def open_checkpoint(path_or_hub_id: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    path_or_hub_id: str | os.PathLike[str], revision: str | None = None, *, key: str | None = None
+) -> Checkpoint:
     """Open a checkpoint without reading a tensor.
 
     Args:
         path_or_hub_id: A ``.safetensors`` file, a PyTorch state dict, a folder (Hugging Face model, sharded or not;
             PEFT adapter), or a hub id ``organisation/name``.
         revision: Branch, tag or commit of a hub id.
+        key: Key of the state dict in a training checkpoint of PyTorch, ``"model"`` or ``"ema.state_dict"``; by default
+            it is searched.
 
     Returns:
         The open checkpoint.
 
     Raises:
         NotFoundError: There is no such path or hub id.
-        CheckpointError: It is not a checkpoint, or has no tensor.
+        CheckpointError: It is not a checkpoint, or has no tensor, or no state dict under the key.
         CorruptFileError: A file is truncated, or an index and its shards disagree.
 
     Example:
@@ -65,17 +69,18 @@ def open_checkpoint(path_or_hub_id: str | os.PathLike[str], revision: str | None
         is_model, is_adapter = path.name in _MODELS, path.name in ADAPTERS
     needed = [folder / name for name, used in ((_CONFIG, is_model), (_ADAPTER_CONFIG, is_adapter)) if used]
     configs = {file: read_json(file) for file in needed if file.is_file()}
-    shards = {file: open_shard(file) for file in files}
+    shards = {file: open_shard(file, key) for file in files}
     _check_index(path, shards, indexed)
     stats = {file: file.stat() for file in (*files, *configs)}
     infos = tuple(FileInfo(file, stat.st_size, stat.st_mtime) for file, stat in stats.items())
-    checkpoint = Checkpoint(path, shards, configs.get(folder / _CONFIG), configs.get(folder / _ADAPTER_CONFIG), infos)
+    config, adapter = configs.get(folder / _CONFIG), configs.get(folder / _ADAPTER_CONFIG)
+    checkpoint = Checkpoint(path, shards, config, adapter, infos, key=key)
     if not checkpoint.tensors:
         raise CheckpointError(f"{path}: the checkpoint has no tensor")
     return checkpoint
 
 
-def open_shard(path: Path) -> Shard:
+def open_shard(path: Path, key: str | None = None) -> Shard:
     """Open one existing file; the error for an unsupported format names it and the supported ones."""
     try:
         with path.open("rb") as file:
@@ -87,9 +92,11 @@ def open_shard(path: Path) -> Shard:
         if suffix == unsupported or (len(magic) > 1 and head.startswith(magic)):
             raise CheckpointError(f"{path} is {description}, which cannot be analysed: {advice}; {SUPPORTED}")
     if suffix == ".safetensors":
+        if key is not None:
+            raise CheckpointError(f"{path}: a safetensors file has no key {key!r}; keys are for PyTorch files")
         return SafetensorsShard(path)
     if suffix in TORCH_SUFFIXES or head.startswith(TORCH_MAGIC):
-        return TorchShard(path)
+        return TorchShard(path, key)
     raise CheckpointError(f"{path} is not a checkpoint; {SUPPORTED}")
 
 

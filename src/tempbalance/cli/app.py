@@ -22,6 +22,7 @@ __all__ = [
     "EstimatorOption",
     "FarmsOption",
     "FarmsRowsOption",
+    "KeyOption",
     "QuietOption",
     "RevisionOption",
     "app",
@@ -55,6 +56,9 @@ FarmsRowsOption = Annotated[
 DeviceOption = Annotated[str | None, typer.Option(help="Torch device, for example [bold]cuda[/].")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+KeyOption = Annotated[
+    str | None, typer.Option(help="Key of the state dict in a training checkpoint (.pt), for example [bold]ema[/].")
+]
 
 
 def _print_version(wanted: bool) -> None:

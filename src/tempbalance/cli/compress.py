@@ -14,6 +14,7 @@ from tempbalance.cli.app import (
     EstimatorOption,
     FarmsOption,
     FarmsRowsOption,
+    KeyOption,
     QuietOption,
     RevisionOption,
     app,
@@ -77,6 +78,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     seed: Annotated[int, typer.Option(help="Seed for calibration samples.")] = 0,
     evaluate: EvaluateOption = None,
     report: _ReportOption = None,
+    key: KeyOption = None,
     revision: RevisionOption = None,
     device: DeviceOption = None,
     quiet: QuietOption = False,
@@ -127,6 +129,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         evaluate=evaluate,
         length=length,
         revision=revision,
+        key=key,
         device=device,
         progress=not quiet,
     )

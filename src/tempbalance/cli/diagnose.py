@@ -16,6 +16,7 @@ from tempbalance.cli.app import (
     EstimatorOption,
     FarmsOption,
     FarmsRowsOption,
+    KeyOption,
     QuietOption,
     RevisionOption,
     app,
@@ -57,6 +58,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Analyse embeddings too.")] = False,
     split: Annotated[bool, typer.Option(help="Split fused weights (QKV, gate and up, LSTM gates).")] = True,
     lora: _LoraOption = Lora.merged,
+    key: KeyOption = None,
     revision: RevisionOption = None,
     device: DeviceOption = None,
     out: _OutOption = None,
@@ -94,7 +96,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         if device == "cuda" and processes.size > 1 and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         analysis = analyze(
-            source if revision is None else open_checkpoint(source, revision),
+            source if revision is None else open_checkpoint(source, revision, key=key),
             estimator=make_estimator(estimator),
             windows=make_windows(farms, farms_rows),
             select=Select(
@@ -107,6 +109,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
             device=device,
             progress=not quiet,
             strict=strict,
+            key=key if revision is None else None,
             resume=partial,
             processes=processes,
         )
@@ -141,6 +144,7 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,
     farms_rows: FarmsRowsOption = None,
+    key: KeyOption = None,
     device: DeviceOption = None,
     out: Annotated[
         list[Path] | None, typer.Option("--out", "-o", help="Save to FILE.json or .csv. Repeatable.")
@@ -159,7 +163,7 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
 
     outputs = check_outputs(out or [], allowed=(".json", ".csv"))
     fitted_by, windows = make_estimator(estimator), make_windows(farms, farms_rows)
-    comparison = compare(*(_load_or_analyze(source, fitted_by, windows, device) for source in (before, after)))
+    comparison = compare(*(_load_or_analyze(source, fitted_by, windows, device, key) for source in (before, after)))
     for path in outputs:
         comparison.save(path)
     console = Console()
@@ -167,9 +171,11 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     print_saved(console, outputs)
 
 
-def _load_or_analyze(source: str, estimator: TailEstimator, windows: FARMS | None, device: str | None) -> Analysis:
+def _load_or_analyze(
+    source: str, estimator: TailEstimator, windows: FARMS | None, device: str | None, key: str | None
+) -> Analysis:
     from tempbalance.analysis import Analysis, analyze
 
     if source.lower().endswith(".json"):
         return Analysis.load(source)
-    return analyze(source, estimator=estimator, windows=windows, device=device)
+    return analyze(source, estimator=estimator, windows=windows, device=device, key=key)

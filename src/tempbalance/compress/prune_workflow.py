@@ -75,6 +75,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
     evaluate: Documents | None = None,
     length: int | None = None,
     revision: str | None = None,
+    key: str | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> PruningResult:
@@ -93,6 +94,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
         evaluate: Text to measure the perplexity on, before and after: a file (see ``load_tokens``) or token ids.
         length: Tokens in a window of ``evaluate``; by default the model's context length, at most 2,048.
         revision: Branch, tag or commit of a hub id.
+        key: Key of the state dict in a training checkpoint; by default it is searched.
         device: Device to compute on; by default the CPU.
         progress: Whether to show progress bars (on a terminal only).
 
@@ -124,7 +126,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
         )
     calibration = calibration if calibrated else None
     check_replaceable(Path(out), ALLOCATION_FILE)
-    with open_checkpoint(source, revision) as checkpoint:
+    with open_checkpoint(source, revision, key=key) as checkpoint:
         folder = checkpoint.path
     sequences = None if calibration is None else calibration.draw(folder)
     held_out = None if evaluate is None else read_documents(evaluate, folder)
@@ -145,8 +147,9 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
             save_pruned(model, used, out, folder)
             del model
     else:
-        used = _allocate(folder, settings, os.fspath(source), device, progress)
-        achieved = prune_checkpoint(folder, used, out, progress=progress)
+        with open_checkpoint(folder, key=key) as checkpoint:
+            used = _allocate(checkpoint, settings, os.fspath(source), device, progress)
+            achieved = prune_checkpoint(checkpoint, used, out, progress=progress)
     after = measure(out)
     return PruningResult(
         allocation=used,

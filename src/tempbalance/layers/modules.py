@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.effective import Effective, effective_weights
 from tempbalance.layers.fused import Index, Reader
+from tempbalance.layers.names import StateDict, name_candidates
 from tempbalance.layers.reasons import quantised_reason, tensor_reason
 from tempbalance.layers.roles import MATRIX_NDIM, Site, role_of
 from tempbalance.layers.sharded import FullTensorCache, full_tensor
@@ -26,7 +27,7 @@ from tempbalance.layers.tuners import (
     module_in_use,
     tuner_candidates,
 )
-from tempbalance.layers.weights import Candidate, Role
+from tempbalance.layers.weights import Candidate, Role, storage_identity
 from tempbalance.spectra.matrices import Layout
 
 __all__ = ["CONTAINERS", "module_candidates", "wrapper_prefix"]
@@ -105,15 +106,18 @@ def module_candidates(
     found = list(_walk(root, ()))
     prefix = wrapper_prefix(model)
     modules = dict(model.named_modules(remove_duplicate=False)) if found else {}
-    block_of = block_namer(
-        [candidate.name for candidate in found], lambda path: isinstance(modules.get(path), CONTAINERS)
-    )
+    block_of = block_namer([candidate.name for candidate in found], lambda path: _is_container(modules.get(path)))
 
     def strip(name: str | None) -> str | None:
         """Return a name without the prefixes of wrappers."""
         return name and name.removeprefix(prefix)
 
     return [replace(c, name=c.name.removeprefix(prefix), block=strip(block_of(c.name))) for c in found]
+
+
+def _is_container(module: nn.Module | None) -> bool:
+    scripted: Any = getattr(module, "original_name", None) if isinstance(module, torch.jit.ScriptModule) else None
+    return isinstance(module, CONTAINERS) or scripted in {cls.__name__ for cls in CONTAINERS}
 
 
 def _join(prefix: str, name: str) -> str:
@@ -160,6 +164,10 @@ def _walk(node: _Node, ancestors: tuple[int, ...]) -> Iterator[Candidate]:
     if id(module) in ancestors:
         return
     seen = (*ancestors, id(module))
+    if isinstance(module, torch.jit.ScriptModule):
+        state = {_join(node.name, name): tensor for name, tensor in module.state_dict().items()}
+        yield from name_candidates(StateDict(state))  # the classes of its layers are not known
+        return
     if is_tuner(module):
         yield from _tuned(node, seen)
         return
@@ -274,16 +282,6 @@ def _computed(node: _Node, attribute: str, computed: Effective) -> Candidate:
         role = replace(role, reason="no data (meta device): load the weights first, or analyse the checkpoint")
     read: Reader = functools.partial(_read_computed, computed)
     return Candidate(name=name, role=role, shape=computed.shape, dtype=None, read=read)
-
-
-def storage_identity(tensor: Tensor) -> Hashable:
-    """Return a key that is equal for two tensors with the same memory, even if they are different objects."""
-    try:
-        if not tensor.is_meta and tensor.numel() and tensor.data_ptr():
-            return (tensor.device, tensor.data_ptr(), tensor.numel(), tensor.dtype)
-    except (RuntimeError, NotImplementedError):  # tensor subclasses without storage
-        pass
-    return id(tensor)
 
 
 SEPARABLE = "separable spectral convolution: each mode scales every channel separately, so there is no matrix"

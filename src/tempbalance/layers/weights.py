@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["KINDS", "Candidate", "Role", "Weight", "to_weights"]
+__all__ = ["KINDS", "Candidate", "Role", "Weight", "storage_identity", "to_weights"]
 
 KINDS = (
     "linear",
@@ -98,6 +98,16 @@ class Candidate:
     read: Reader
     identity: Hashable = None
     block: str | None = None
+
+
+def storage_identity(tensor: Tensor) -> Hashable:
+    """Return a key that is equal for two tensors with the same memory, even if they are different objects."""
+    try:
+        if not tensor.is_meta and tensor.numel() and tensor.data_ptr():
+            return (tensor.device, tensor.data_ptr(), tensor.numel(), tensor.dtype)
+    except (RuntimeError, NotImplementedError):  # tensor subclasses without storage
+        pass
+    return id(tensor)
 
 
 def to_weights(candidate: Candidate, *, split: bool) -> Iterator[Weight]:

@@ -1,0 +1,152 @@
+"""Find the state dict of a model among what a training script saved: numbers, optimizer states, other models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from tempbalance.errors import CheckpointError
+
+__all__ = ["FoundStateDict", "find_state_dict"]
+
+# Keys that usually lead to the model, the preferred ones first.
+_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights", "ema")
+_EMA = re.compile(r"(.*_)?(ema|swa|shadow|averaged)(_.*)?", re.IGNORECASE)
+_NO_MODEL = re.compile(
+    r".*(optim|sched|scaler|rng|random|callback|loop|loss|criterion|metric|args|config|hparam|hyper|history).*",
+    re.IGNORECASE,
+)
+_PARAMETER = re.compile(r".+\..+|weight|bias")
+_MATRIX_NDIM = 2
+_DEPTH = 8
+
+
+class FoundStateDict(NamedTuple):
+    """A state dict in nested mappings.
+
+    Attributes:
+        key: The keys that lead to it, joined by dots; empty for the outermost mapping.
+        tensors: Its tensors by name.
+        others: Keys of other models in the same mappings.
+    """
+
+    key: str
+    tensors: Mapping[str, Any]
+    others: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str | None:
+        """Which state dict was chosen, if there are others."""
+        chosen = repr(self.key) if self.key else "the outermost state dict"
+        others = ", ".join(map(repr, self.others))
+        return f"{chosen} is read; it also contains {others}: choose with key= or --key" if others else None
+
+
+class _Candidate(NamedTuple):
+    """A mapping that contains tensors, and what speaks for it."""
+
+    path: tuple[str, ...]
+    tensors: dict[str, Any]
+
+    @property
+    def matrices(self) -> int:
+        """Number of tensors with two axes or more."""
+        return sum(isinstance(v, Tensor) and v.ndim >= _MATRIX_NDIM for v in self.tensors.values())
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it has a matrix, and names as parameters have them."""
+        return self.matrices > 0 and any(_PARAMETER.fullmatch(name) for name in self.tensors)
+
+    @property
+    def rank(self) -> tuple[bool, bool, int]:
+        """Whether it is a model, whether it is the model that was trained, and how usual its key is."""
+        trained = not any(_EMA.fullmatch(key) for key in self.path)
+        usual = min((_KEYS.index(key) for key in self.path if key in _KEYS), default=len(_KEYS) + bool(self.path))
+        return self.is_model, trained, -usual
+
+
+def find_state_dict(loaded: Mapping[Any, Any], key: str | None = None) -> FoundStateDict:
+    """Find the state dict of the model.
+
+    Mappings that look like one (names of parameters, matrices) are preferred to others, usual keys (``model``,
+    ``state_dict``) to others, and the trained model to an average of it (EMA).
+
+    Args:
+        loaded: What was saved: a state dict, or mappings of state dicts and anything else.
+        key: The keys that lead to it, joined by dots, if it is not to be searched.
+
+    Returns:
+        The state dict.
+
+    Raises:
+        CheckpointError: There is none, none under that key, or several that are equally likely.
+
+    Example:
+        >>> import torch
+        >>> saved = {"epoch": 3, "loss": torch.ones(()), "model": {"fc.weight": torch.zeros(4, 4)}}
+        >>> find_state_dict(saved).key
+        'model'
+    """
+    if key is not None:
+        return FoundStateDict(key, _at(loaded, key))
+    candidates = list(_candidates(loaded, (), frozenset()))
+    if not candidates:
+        keys = ", ".join(str(key) for key in list(loaded)[:8]) or "none"
+        raise CheckpointError(
+            f"no state dict found in it (a {type(loaded).__name__} with keys {keys}); save and pass model.state_dict()"
+        )
+    best = max(candidates, key=lambda candidate: (candidate.rank, candidate.matrices))
+    others = [c for c in candidates if c is not best and c.is_model]
+    if best.path and any(other.rank == best.rank for other in others):
+        raise CheckpointError(f"it contains several models ({_listed([best, *others])}): choose one with key= or --key")
+    return FoundStateDict(".".join(best.path), best.tensors, tuple(".".join(c.path) for c in others if c.path))
+
+
+def _listed(candidates: Sequence[_Candidate]) -> str:
+    return ", ".join(sorted(".".join(candidate.path) for candidate in candidates)[:8])
+
+
+def _candidates(mapping: Mapping[Any, Any], path: tuple[str, ...], above: frozenset[int]) -> Iterator[_Candidate]:
+    """Yield the mappings with tensors; ``above`` contains the mappings around this one, which may contain itself."""
+    if id(mapping) in above or len(above) > _DEPTH or "param_groups" in mapping:  # an optimizer
+        return
+    tensors = {str(name): value for name, value in mapping.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield _Candidate(path, tensors)
+    inner: list[_Candidate] = []
+    for key, value in mapping.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and not _NO_MODEL.fullmatch(key):
+            inner += _candidates(value, (*path, key), above | {id(mapping)})
+    if path and path[-1] in _KEYS and not tensors and sum(candidate.is_model for candidate in inner) > 1:
+        yield _Candidate(path, _flat(inner, len(path)))  # one model, saved part by part
+    else:
+        yield from inner
+
+
+def _flat(parts: Sequence[_Candidate], depth: int) -> dict[str, Any]:
+    return {".".join([*part.path[depth:], name]): value for part in parts for name, value in part.tensors.items()}
+
+
+def _at(loaded: Mapping[Any, Any], key: str) -> dict[str, Any]:
+    """Return the tensors under a key; keys of mappings may contain dots themselves."""
+    matches = [(loaded, key)]
+    while matches:
+        mapping, rest = matches.pop()
+        if not rest:
+            parts = list(_candidates(mapping, (), frozenset()))
+            own = next((part.tensors for part in parts if not part.path), None)
+            found = own or _flat(parts, 0)
+            if found:
+                return found
+            continue
+        for name, value in mapping.items():
+            inside = str(name)
+            if isinstance(value, Mapping) and (rest == inside or rest.startswith(f"{inside}.")):
+                matches.append((value, rest[len(inside) + 1 :]))
+    known = [c for c in _candidates(loaded, (), frozenset()) if c.path]
+    hint = f"it has {_listed(known)}" if known else "it has no nested state dict"
+    raise CheckpointError(f"no tensors under the key {key!r}; {hint}")
