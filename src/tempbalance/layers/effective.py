@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ def effective_weights(module: nn.Module) -> dict[str, Effective]:
         >>> effective_weights(layer)["weight"].shape
         (3, 4)
     """
-    found = {}
+    found: dict[str, Effective] = {}
     parametrizations = module._modules.get("parametrizations")
     if isinstance(parametrizations, nn.ModuleDict):
         for name, parametrization in parametrizations.items():
@@ -102,6 +102,9 @@ def effective_weights(module: nn.Module) -> dict[str, Effective]:
                     hides=frozenset(name + suffix for suffix in suffixes),
                     meta=source.is_meta,
                 )
+    for name in [name for name in found if any(name in other.hides for other in found.values())]:
+        part = found.pop(name)  # a computed weight is computed from a computed one: a mask on a factor of weight norm
+        found = {n: replace(e, hides=e.hides | part.hides) if name in e.hides else e for n, e in found.items()}
     return found
 
 
