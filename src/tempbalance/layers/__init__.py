@@ -19,7 +19,6 @@ from tempbalance.layers.depth_groups import find_depth_groups
 from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.modules import module_candidates, wrapper_prefix
 from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
-from tempbalance.layers.parametrised import with_computed_weights
 from tempbalance.layers.select import EMBEDDING_OFF, Select
 from tempbalance.layers.sharded import (
     full_tensor,
@@ -104,8 +103,7 @@ def _candidates(
         return module_candidates(source, lora=select.lora, sharded=sharded)
     if isinstance(source, Mapping):
         source = StateDict(source)
-    store = with_computed_weights(source)
-    return adapter_candidates(store, checkpoint_candidates(store), select.lora)
+    return adapter_candidates(source, checkpoint_candidates(source), select.lora)
 
 
 def _tied(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -24,6 +24,7 @@ from tempbalance.layers.meta_model import build_on_meta
 from tempbalance.layers.modules import module_candidates
 from tempbalance.layers.moves import Node
 from tempbalance.layers.names import TensorStore, name_candidates, unreadable
+from tempbalance.layers.parametrised import with_computed_weights
 from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.weights import Candidate
 
@@ -49,7 +50,7 @@ def checkpoint_candidates(store: TensorStore) -> list[Candidate]:
     """
     model = build_on_meta(store.config, len(store.tensors)) if store.config else None
     found = None if model is None else _by_architecture(store, model)
-    return name_candidates(store) if found is None else found
+    return name_candidates(with_computed_weights(store)) if found is None else found
 
 
 class _Stored(NamedTuple):
