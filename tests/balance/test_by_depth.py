@@ -81,12 +81,35 @@ class TestDepth:
         ]
         assert found["conv1.weight"] == found["bn1.weight"] == 0.5**7
 
-    def test_parameters_between_two_stacks_have_the_depth_of_the_block_before(self):
-        config = transformers.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, vocab_size=50)
+    def test_encoder_and_decoder_have_depths_of_their_own(self):
+        config = transformers.T5Config(
+            d_model=32, d_kv=16, d_ff=64, num_layers=3, num_decoder_layers=1, num_heads=2, vocab_size=50
+        )
         found = factors(transformers.T5ForConditionalGeneration(config), recipes.layerwise_decay(decay=0.5))
-        assert found["shared.weight"] == 0.5**5
-        assert found["encoder.final_layer_norm.weight"] == 0.5**3
-        assert found["decoder.block.1.layer.0.layer_norm.weight"] == 0.5
+        assert [found[f"encoder.block.{i}.layer.0.layer_norm.weight"] for i in range(3)] == [0.5**3, 0.5**2, 0.5]
+        assert found["decoder.block.0.layer.0.layer_norm.weight"] == 0.5
+        assert found["shared.weight"] == 0.5**4
+        assert found["encoder.final_layer_norm.weight"] == found["decoder.final_layer_norm.weight"] == 1
+
+    def test_the_last_blocks_of_both_towers_of_clip_are_unfrozen_together(self):
+        shared = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+        config = transformers.CLIPConfig(
+            text_config=shared | {"num_hidden_layers": 2, "vocab_size": 50},
+            vision_config=shared | {"num_hidden_layers": 3, "image_size": 32, "patch_size": 16},
+        )
+        model = transformers.CLIPModel(config)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        recipe = dataclasses.replace(recipes.gradual_unfreezing(), unfreeze=tb.Every(steps=1), every=tb.Every(steps=1))
+        balancer = tb.Balancer(optimizer, model, recipe)
+        batch = {"input_ids": torch.ones(2, 4, dtype=torch.long), "pixel_values": torch.zeros(2, 3, 32, 32)}
+        trained = []
+        for _ in range(3):
+            model(**batch, return_loss=True).loss.backward()
+            names = (name for name, p in model.named_parameters() if p.requires_grad)
+            trained.append({name.partition(".encoder.layers.")[2][:1] for name in names if ".layers." in name})
+            optimizer.step()
+        balancer.remove()
+        assert trained == [set(), {"1", "2"}, {"0", "1", "2"}]
 
     def test_a_tied_head_has_the_depth_of_the_embedding(self):
         config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50)

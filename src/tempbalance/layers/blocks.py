@@ -97,7 +97,8 @@ class _Blocks:
 
     def _has_several(self, item: str) -> bool:
         """Return whether an item has several layers, or one in a submodule of a submodule (in a part of a model)."""
-        return len(self._layers[item]) > 1 or any(layer.count(".") > 1 for layer in self._layers[item])
+        layers = self._layers[item]
+        return len(layers) > 1 or any(_NUMBER.sub("", layer).strip(".").count(".") for layer in layers)
 
     def _within(self, items: Iterable[str], size: int) -> frozenset[str]:
         """Return the blocks among the items of inner lists, if they make stages of the outer items, of this size."""
