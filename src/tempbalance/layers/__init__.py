@@ -17,7 +17,7 @@ from tempbalance.layers.adapters import adapter_candidates
 from tempbalance.layers.architecture import checkpoint_candidates
 from tempbalance.layers.depth_groups import find_depth_groups
 from tempbalance.layers.fused import Fused, Index
-from tempbalance.layers.modules import module_candidates, wrapper_prefix
+from tempbalance.layers.modules import module_candidates
 from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
 from tempbalance.layers.select import EMBEDDING_OFF, Select
 from tempbalance.layers.sharded import (
@@ -32,6 +32,7 @@ from tempbalance.layers.sharded import (
 from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.units import Norm, Unit, find_norms, find_units, parameter_names, source_parameters
 from tempbalance.layers.weights import KINDS, Candidate, Weight, to_weights
+from tempbalance.layers.wrappers import plain_modules, plain_namer, plain_parameters, unwrapped
 from tempbalance.types import Skipped
 
 __all__ = [
@@ -55,10 +56,11 @@ __all__ = [
     "mesh_ranks",
     "num_shards",
     "parameter_names",
+    "plain_modules",
     "refresh_fsdp",
     "reshard",
     "source_parameters",
-    "wrapper_prefix",
+    "unwrapped",
 ]
 
 _NO_UPDATE = "no LoRA update on this weight (lora='update' analyses the updates alone)"
@@ -99,11 +101,15 @@ def find_weights(
 def _candidates(
     source: nn.Module | Mapping[str, Tensor] | TensorStore, select: Select, sharded: bool
 ) -> list[Candidate]:
+    """Return all candidates under their names without wrappers."""
     if isinstance(source, nn.Module):
-        return module_candidates(source, lora=select.lora, sharded=sharded)
-    if isinstance(source, Mapping):
-        source = StateDict(source)
-    return adapter_candidates(source, checkpoint_candidates(source), select.lora)
+        found = module_candidates(source, lora=select.lora, sharded=sharded)
+        plain = plain_parameters(source)
+    else:
+        store = StateDict(source) if isinstance(source, Mapping) else source
+        found = adapter_candidates(store, checkpoint_candidates(store), select.lora)
+        plain = plain_namer(store.tensors)
+    return [replace(c, name=plain(c.name), block=c.block and plain(c.block)) for c in found]
 
 
 def _tied(candidates: Sequence[Candidate]) -> list[Candidate]:

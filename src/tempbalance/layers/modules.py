@@ -30,11 +30,9 @@ from tempbalance.layers.tuners import (
 from tempbalance.layers.weights import Candidate, Role, storage_identity
 from tempbalance.spectra.matrices import Layout
 
-__all__ = ["CONTAINERS", "module_candidates", "wrapper_prefix"]
+__all__ = ["CONTAINERS", "module_candidates"]
 
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-# Wrappers that add a component to every name: torch.compile, data parallel, PEFT.
-_PREFIXES = ("_orig_mod.", "module.", "base_model.model.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +88,7 @@ def module_candidates(
         fetch: Returns the data of the tensors of a layer of PEFT.
 
     Returns:
-        One candidate per parameter with two axes or more, including tied names, in the order of the model. Prefixes of
-        wrappers (``torch.compile``, DDP, PEFT) are removed from the names.
+        One candidate per parameter with two axes or more, including tied names, in the order of the model.
     """
     root = _Node(
         name="",
@@ -104,15 +101,9 @@ def module_candidates(
         fetch=fetch,
     )
     found = list(_walk(root, ()))
-    prefix = wrapper_prefix(model)
     modules = dict(model.named_modules(remove_duplicate=False)) if found else {}
     block_of = block_namer([candidate.name for candidate in found], lambda path: _is_container(modules.get(path)))
-
-    def strip(name: str | None) -> str | None:
-        """Return a name without the prefixes of wrappers."""
-        return name and name.removeprefix(prefix)
-
-    return [replace(c, name=c.name.removeprefix(prefix), block=strip(block_of(c.name))) for c in found]
+    return [replace(candidate, block=block_of(candidate.name)) for candidate in found]
 
 
 def _is_container(module: nn.Module | None) -> bool:
@@ -122,40 +113,6 @@ def _is_container(module: nn.Module | None) -> bool:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
-
-
-def wrapper_prefix(model: nn.Module) -> str:
-    """Return the prefix that wrappers (``torch.compile``, DDP, PEFT) add to every name of the wrapped model.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        The prefix with its trailing dot; empty without wrappers.
-
-    Example:
-        >>> wrapper_prefix(nn.DataParallel(nn.Linear(2, 2)))
-        'module.'
-    """
-    prefix = ""
-    while True:
-        for candidate in _PREFIXES:
-            path = candidate.rstrip(".")
-            if _is_wrapper(model, candidate):
-                model = model.get_submodule(path)
-                prefix += candidate
-                break
-        else:
-            return prefix
-
-
-def _is_wrapper(model: nn.Module, prefix: str) -> bool:
-    classes = {cls.__name__ for cls in type(model).__mro__}
-    return bool(
-        (prefix == "_orig_mod." and "OptimizedModule" in classes)
-        or (prefix == "module." and classes & {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"})
-        or (prefix == "base_model.model." and "PeftModel" in classes and hasattr(model.base_model, "model"))
-    )
 
 
 def _walk(node: _Node, ancestors: tuple[int, ...]) -> Iterator[Candidate]:
@@ -180,7 +137,8 @@ def _walk(node: _Node, ancestors: tuple[int, ...]) -> Iterator[Candidate]:
     yield from _own(node)
     yield from _packed(node)
     for child, submodule in module._modules.items():  # not named_children(): it drops the second name of a shared one
-        if child != "parametrizations" and submodule is not None:
+        again = child == "_original_module" and "_forward_module" in module._modules  # Lightning registers both
+        if child != "parametrizations" and submodule is not None and not again:
             found = _walk(node.descend(child), seen)
             yield from (_skip(c.name, c.shape, OF_ADAPTER) for c in found) if is_beside(module, child) else found
 

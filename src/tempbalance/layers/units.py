@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from tempbalance.layers.blocks import block_namer
-from tempbalance.layers.modules import CONTAINERS, wrapper_prefix
+from tempbalance.layers.modules import CONTAINERS
 from tempbalance.layers.weights import Weight
+from tempbalance.layers.wrappers import plain_modules, plain_parameters
 
 __all__ = [
     "Norm",
@@ -30,8 +31,8 @@ __all__ = [
     "source_parameters",
 ]
 
-# Wrappers inside a name: torch.compile and activation checkpointing of a submodule, copies of PEFT.
-_WRAPPERS = re.compile(r"_orig_mod\.|_checkpoint_wrapped_module\.|modules_to_save\.[^.]+\.|original_module\.")
+# Copies of PEFT inside a name.
+_COPIES = re.compile(r"modules_to_save\.[^.]+\.|original_module\.")
 # Inner submodules of a layer: parametrizations, LoRA, factorised tensors.
 _INNER = re.compile(r"(^|\.)(parametrizations|base_layer|lora_\w+|weight)(\..*)?$")
 
@@ -52,7 +53,7 @@ class Unit:
 
 
 def parameter_names(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters of a model by name, without the prefixes of wrappers (``torch.compile``, DDP, PEFT).
+    """Return the parameters of a model by name, without wrappers (``torch.compile``, DDP, FSDP, PEFT).
 
     Args:
         model: Any module.
@@ -64,8 +65,8 @@ def parameter_names(model: nn.Module) -> dict[str, Tensor]:
         >>> list(parameter_names(nn.DataParallel(nn.Linear(2, 2))))
         ['weight', 'bias']
     """
-    prefix = wrapper_prefix(model)
-    return {_plain(name, prefix): parameter for name, parameter in model.named_parameters()}
+    plain = plain_parameters(model)
+    return {_COPIES.sub("", plain(name)): parameter for name, parameter in model.named_parameters()}
 
 
 def source_parameters(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -84,10 +85,9 @@ def source_parameters(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple
         >>> source_parameters(find_weights(net)[0][0], parameter_names(net))
         ('parametrizations.weight.original0', 'parametrizations.weight.original1')
     """
-    name = _plain(weight.parameter)
-    if name in parameters:
-        return (name,)
-    home = _home(name)
+    if weight.parameter in parameters:
+        return (weight.parameter,)
+    home = _home(weight.parameter)
     return tuple(p for p in parameters if _home(p) == home and not p.rpartition(".")[2].startswith("bias"))
 
 
@@ -105,9 +105,7 @@ def block_of_parameter(model: nn.Module) -> Callable[[str], str | None]:
         >>> block_of_parameter(nn.ModuleDict({"layers": blocks}))("layers.1.b.weight")
         'layers.1'
     """
-    prefix = wrapper_prefix(model)
-    modules = model.named_modules(remove_duplicate=False)
-    containers = {_plain(name, prefix) for name, module in modules if isinstance(module, CONTAINERS)}
+    containers = {name for name, module in plain_modules(model).items() if isinstance(module, CONTAINERS)}
     weights = [name for name, parameter in parameter_names(model).items() if _is_matrix(parameter)]
     return block_namer(weights, lambda path: path in containers)
 
@@ -141,7 +139,7 @@ def find_units(
     norm_of = {name: norm for norm in find_norms(model) for name in norm.parameters}
     if unit == "block":
         block_of = block_of_parameter(model)
-        homes = {weight.name: block_of(_plain(weight.parameter)) for weight in weights}
+        homes = {weight.name: block_of(weight.parameter) for weight in weights}
         owners = {name: block_of(name) for name in parameters if norms != "base" or name not in norm_of}
     else:
         homes = {weight.name: _layer_of(weight) for weight in weights}
@@ -162,10 +160,6 @@ def find_units(
     ]
 
 
-def _plain(name: str, prefix: str = "") -> str:
-    return _WRAPPERS.sub("", name.removeprefix(prefix))
-
-
 def _is_matrix(parameter: Tensor) -> bool:
     if isinstance(parameter, UninitializedParameter):
         return True
@@ -179,8 +173,7 @@ def _home(name: str) -> str:
 
 def _layer_of(weight: Weight) -> str:
     """Return the name of the layer of a weight; a parameter of a module of unknown type is a layer of its own."""
-    name = _plain(weight.parameter)
-    return name if weight.kind == "parameter" else _home(name)
+    return weight.parameter if weight.kind == "parameter" else _home(weight.parameter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,14 +195,14 @@ class Norm:
 
 def find_norms(model: nn.Module) -> Iterator[Norm]:
     """Yield the norms of a model: modules with parameters, without children, and with "norm" in their class name."""
-    prefix = wrapper_prefix(model)
+    plain = plain_parameters(model)
     for path, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         is_norm = any("norm" in cls.__name__.lower() for cls in type(module).__mro__)
         if is_norm and own and not list(module.children()):
             width = max(math.prod(parameter.shape) for parameter in own.values())
-            parameters = tuple(_plain(f"{path}.{key}" if path else key, prefix) for key in own)
-            yield Norm(name=_plain(path, prefix), module=module, parameters=parameters, width=width)
+            names = (_COPIES.sub("", plain(f"{path}.{key}" if path else key)) for key in own)
+            yield Norm(name=_COPIES.sub("", plain(path)), module=module, parameters=tuple(names), width=width)
 
 
 def _following(

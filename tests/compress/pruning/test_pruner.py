@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import tempbalance as tb
 from tempbalance.compress import LayerAllocation
@@ -219,3 +220,30 @@ class TestRefusals:
     def test_a_group_that_does_not_divide_the_weights_is_refused(self, make_llama):
         with pytest.raises(AllocationError, match="groups of 7"):
             allocate(make_llama(), 0.5, group=7)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_a_model_with_wrapped_blocks_is_pruned_as_without(make_llama, method):
+    tokens = [torch.arange(20), torch.arange(10, 30)]
+    plain, wrapped = make_llama(), make_llama()
+    for i, block in enumerate(wrapped.model.layers):
+        wrapped.model.layers[i] = checkpoint_wrapper(block)
+    wrapped = torch.nn.DataParallel(wrapped)
+    found = []
+    for model in (plain, wrapped):
+        allocation = tb.allocate_sparsity(tb.analyze(model), 0.5, method="uniform")
+        found.append(tb.prune(model, allocation, method, calibration=tokens))
+    assert found[0] == found[1]
+    pairs = zip(plain.parameters(), wrapped.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_sparsegpt_refuses_wrapped_blocks_before_it_prunes(make_llama):
+    pytest.importorskip("llmcompressor")
+    model = make_llama()
+    model.model.layers[0] = checkpoint_wrapper(model.model.layers[0])
+    before = [parameter.clone() for parameter in model.parameters()]
+    allocation = tb.allocate_sparsity(tb.analyze(model), 0.5, method="uniform")
+    with pytest.raises(AllocationError, match="unwrap its block"):
+        tb.prune(model, allocation, "sparsegpt", calibration=[torch.arange(20)])
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))

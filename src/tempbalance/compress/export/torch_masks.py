@@ -8,6 +8,7 @@ from torch import nn
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.pruning.targets import find_targets, write_zeros
 from tempbalance.errors import AllocationError
+from tempbalance.layers import parameter_names, plain_modules
 
 __all__ = ["export_torch"]
 
@@ -38,7 +39,7 @@ def export_torch(allocation: Allocation, model: nn.Module) -> None:
     """
     from torch.nn.utils import prune as torch_prune
 
-    parameters = dict(model.named_parameters())
+    parameters, modules = parameter_names(model), plain_modules(model)
     masks: dict[str, torch.Tensor] = {}
     for target in find_targets(model, allocation, lambda weight: weight.parameter in parameters):
         parameter = parameters[target.weight.parameter]
@@ -52,4 +53,4 @@ def export_torch(allocation: Allocation, model: nn.Module) -> None:
         write_zeros(mask, target.weight, found)
     for name, mask in masks.items():
         owner, _, attribute = name.rpartition(".")
-        torch_prune.custom_from_mask(model.get_submodule(owner), attribute, mask)  # type: ignore[no-untyped-call]
+        torch_prune.custom_from_mask(modules[owner], attribute, mask)  # type: ignore[no-untyped-call]

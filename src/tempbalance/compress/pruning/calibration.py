@@ -14,6 +14,7 @@ from tempbalance._progress import progress_bar
 from tempbalance.compress.evaluation.causal_lm import restored_modes
 from tempbalance.compress.evaluation.tokens import batches
 from tempbalance.errors import AllocationError, NonFiniteError, TokensError
+from tempbalance.layers import plain_modules
 
 __all__ = ["input_norms", "is_linear", "is_transposed", "norms_by_block", "through_blocks"]
 
@@ -74,7 +75,7 @@ def through_blocks(
         progress_bar("pruning blocks", len(stack), progress) as advance,
     ):
         model.eval()
-        hidden, calls = _capture(model, list(stack), sequences)
+        hidden, calls = _capture(model, stack, sequences)
         for name, block in stack.items():
             run = functools.partial(_run, block, hidden, calls[name])
             if name in wanted:
@@ -87,9 +88,10 @@ def norms_by_block(
     model: nn.Module, layers: Mapping[str, Sequence[str]], sequences: Sequence[Tensor], progress: bool = True
 ) -> Generator[tuple[str, dict[str, Tensor]]]:
     """Yield the name of each block and the input norms of its ``layers`` (see ``through_blocks``)."""
+    modules = plain_modules(model)
     with contextlib.closing(through_blocks(model, layers, sequences, progress)) as blocks:
         for name, run in blocks:
-            yield name, input_norms({layer: model.get_submodule(layer) for layer in layers[name]}, run)
+            yield name, input_norms({layer: modules[layer] for layer in layers[name]}, run)
 
 
 def _stack(model: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:
@@ -98,13 +100,13 @@ def _stack(model: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:
     if len(parents) != 1:
         raise AllocationError(f"calibration runs through one stack of blocks, but there are {len(parents)}")
     (parent,) = parents
-    blocks = {f"{parent}.{child}": block for child, block in model.get_submodule(parent).named_children()}
+    blocks = {f"{parent}.{child}": block for child, block in plain_modules(model)[parent].named_children()}
     last = max(list(blocks).index(name) for name in layers)
     return dict(list(blocks.items())[: last + 1])
 
 
 def _capture(
-    model: nn.Module, blocks: Sequence[str], sequences: Sequence[Tensor]
+    model: nn.Module, blocks: Mapping[str, nn.Module], sequences: Sequence[Tensor]
 ) -> tuple[list[Tensor], dict[str, list[_Call]]]:
     """Return the inputs of the first block and the other arguments of every block, for each batch."""
     # Other arguments differ between blocks (local and global attention), but for one block depend on the length only.
@@ -119,7 +121,7 @@ def _capture(
             """Keep the inputs of the first block, and the other arguments of every block."""
             if not args:
                 raise AllocationError(f"{name} does not take hidden states as its first argument: cannot calibrate it")
-            if name == blocks[0]:
+            if name == next(iter(blocks)):
                 hidden.append(args[0])
             shape = tuple(args[0].shape)
             number = known.setdefault(shape, len(hidden) - 1)
@@ -128,7 +130,7 @@ def _capture(
 
         return keep
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True) for name in blocks]
+    handles = [block.register_forward_pre_hook(watch(name), with_kwargs=True) for name, block in blocks.items()]
     device = next(model.parameters()).device
     try:
         for batch in batches([sequence.long() for sequence in sequences]):

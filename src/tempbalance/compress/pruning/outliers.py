@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tempbalance.compress.pruning.calibration import is_transposed, norms_by_block
 from tempbalance.compress.pruning.masks import wanda_scores
-from tempbalance.layers import Select, find_weights
+from tempbalance.layers import Select, find_weights, plain_modules
 
 __all__ = ["outlier_ratios"]
 
@@ -41,10 +41,10 @@ def outlier_ratios(
     for weight in weights:
         if weight.block is not None:
             layers.setdefault(weight.block, []).append(weight.parameter.rpartition(".")[0])
-    result = {}
+    result, modules = {}, plain_modules(model)
     with contextlib.closing(norms_by_block(model, layers, calibration, progress)) as blocks:
         for block, norms in blocks:
-            pooled = torch.cat([_scores(model.get_submodule(name), norm) for name, norm in norms.items()])
+            pooled = torch.cat([_scores(modules[name], norm) for name, norm in norms.items()])
             result[block] = float((pooled > threshold * pooled.mean()).double().mean())
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from tempbalance.compress.pruning.masks import magnitude_scores, wanda_scores
 from tempbalance.compress.pruning.sparsegpt import sparsegpt
 from tempbalance.compress.pruning.targets import Target, find_targets
 from tempbalance.errors import AllocationError, TokensError
-from tempbalance.layers import wrapper_prefix
+from tempbalance.layers import parameter_names, plain_modules, unwrapped
 
 __all__ = ["Criterion", "check_criterion", "prune"]
 
@@ -63,13 +63,13 @@ def prune(
     check_criterion(method)
     if method != "magnitude" and not calibration:
         raise TokensError(f"{method} needs calibration tokens: pass calibration=[...]")
-    root = model.get_submodule(wrapper_prefix(model).rstrip("."))
-    parameters = dict(root.named_parameters())
+    root = unwrapped(model)
+    parameters, modules = parameter_names(root), plain_modules(root)
     targets = find_targets(root, allocation, lambda weight: weight.parameter in parameters)
 
     def set_zeros(target: Target, score: Callable[[Tensor], Tensor], by_row: bool = False) -> None:
         """Set the weights with the smallest scores to zero, in the layout of ``nn.Linear``."""
-        transposed = is_transposed(root.get_submodule(target.module))
+        transposed = is_transposed(modules[target.module])
         parameter = parameters[target.weight.parameter]
         target.prune(parameter, score, transposed=transposed, by_row=by_row, group=allocation.group)
 
@@ -79,7 +79,7 @@ def prune(
                 set_zeros(target, magnitude_scores)
                 advance(1)
     elif method == "wanda":
-        by_block = _linear_layers(root, targets)
+        by_block = _linear_layers(modules, targets)
         layers = {block: [target.module for target in found] for block, found in by_block.items()}
         with contextlib.closing(norms_by_block(root, layers, calibration or (), progress)) as blocks:
             for block, norms in blocks:
@@ -98,12 +98,12 @@ def check_criterion(method: str) -> None:
         raise AllocationError(f"method must be one of {', '.join(get_args(Criterion))}, got {method!r}")
 
 
-def _linear_layers(root: nn.Module, targets: Sequence[Target]) -> dict[str, list[Target]]:
+def _linear_layers(modules: Mapping[str, nn.Module], targets: Sequence[Target]) -> dict[str, list[Target]]:
     """Return the targets by block, if each is a linear layer inside a block or a part of one."""
     by_block: dict[str, list[Target]] = {}
     for target in targets:
         block, attribute = target.weight.block, target.weight.parameter.rpartition(".")[2]
-        if block is None or attribute != "weight" or not is_linear(root.get_submodule(target.module)):
+        if block is None or attribute != "weight" or not is_linear(modules[target.module]):
             raise AllocationError(f"Wanda prunes linear layers inside blocks, not {target.name}: prune it by magnitude")
         by_block.setdefault(block, []).append(target)
     return by_block

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from tempbalance.compress.pruning.calibration import input_norms, through_blocks
 from tempbalance.compress.pruning.masks import mask_smallest, wanda_scores
-from tempbalance.compress.pruning.targets import Target
+from tempbalance.compress.pruning.targets import Target, check_unwrapped
 from tempbalance.errors import AllocationError, require_extra
+from tempbalance.layers import plain_modules
 
 __all__ = ["sparsegpt", "sparsity_for_modifier"]
 
@@ -37,9 +38,10 @@ def sparsegpt(model: nn.Module, targets: Sequence[Target], tokens: Sequence[Tens
         AllocationError: A target is not a whole ``nn.Linear`` inside a block.
     """
     zeros: dict[str, dict[str, int]] = {}
+    modules = plain_modules(model)
     for target in targets:
         block, attribute = target.weight.block, target.name.rpartition(".")[2]
-        if block is None or attribute != "weight" or not isinstance(model.get_submodule(target.module), nn.Linear):
+        if block is None or attribute != "weight" or not isinstance(modules[target.module], nn.Linear):
             raise AllocationError(
                 f"SparseGPT prunes whole nn.Linear layers inside blocks, not {target.name!r} (a part of a fused "
                 "weight, an expert in a stack, a Conv1D, or not in this model): prune it by magnitude or Wanda"
@@ -47,6 +49,7 @@ def sparsegpt(model: nn.Module, targets: Sequence[Target], tokens: Sequence[Tens
         zeros.setdefault(block, {})[target.module] = target.layer.zeros
     if not zeros:
         return
+    check_unwrapped(model, [target.module for target in targets])
     with _llmcompressor(), contextlib.closing(through_blocks(model, zeros, tokens, progress)) as blocks:
         for name, run in blocks:
             _prune_block(model, zeros[name], run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from tempbalance.compress.pruning.masks import mask_by_row, mask_smallest
 from tempbalance.errors import AllocationError, NonFiniteError
 from tempbalance.layers import Select, StoredTensor, TensorStore, Weight, find_weights
 
-__all__ = ["Target", "find_targets", "stored_names", "write_zeros"]
+__all__ = ["Target", "check_unwrapped", "find_targets", "stored_names", "write_zeros"]
 
 _MATRIX_NDIM = 2
 
@@ -115,6 +115,14 @@ def _match(layer: LayerAllocation, known: Mapping[str, Weight], writable: Callab
     if not 0 <= layer.zeros <= layer.numel:
         raise AllocationError(f"{layer.name} has {layer.numel} weights, but {layer.zeros} zeros are allocated")
     return weight
+
+
+def check_unwrapped(model: nn.Module, layers: Iterable[str]) -> None:
+    """Raise an AllocationError if a layer, given by its name without wrappers, is inside a wrapper of a block."""
+    modules = {name for name, _ in model.named_modules()}
+    for layer in layers:
+        if layer not in modules:
+            raise AllocationError(f"{layer} is inside a wrapper (torch.compile, checkpointing): unwrap its block first")
 
 
 def write_zeros(parameter: Tensor, weight: Weight, mask: Tensor) -> None:

@@ -19,9 +19,10 @@ from tempbalance.compress.evaluation.causal_lm import restored_modes
 from tempbalance.compress.evaluation.likelihood import Perplexity, check_vocabulary, default_length, token_losses
 from tempbalance.compress.pruning.calibration import is_linear
 from tempbalance.compress.pruning.pruned_checkpoint import save_folder
+from tempbalance.compress.pruning.targets import check_unwrapped
 from tempbalance.compress.recovery.sparse_lora import sparse_lora
 from tempbalance.errors import AllocationError, NonFiniteError, TokensError
-from tempbalance.layers import Select, find_weights, wrapper_prefix
+from tempbalance.layers import Select, find_weights, plain_modules, unwrapped
 from tempbalance.layers.tuners import is_tuner
 
 __all__ = ["RECOVERY_FILE", "RecoveryResult", "RecoverySettings", "recover", "save_recovered"]
@@ -127,9 +128,10 @@ def recover(
         (5, 0.5)
     """
     settings = settings or RecoverySettings()
-    root = model.get_submodule(wrapper_prefix(model).rstrip("."))
+    root = unwrapped(model)
     sequences = _sequences(root, tokens, settings)
     layers = [name.rpartition(".")[0] for name in _zeros(root)]
+    check_unwrapped(root, layers)
     device = next(root.parameters()).device
     per_epoch = math.ceil(len(sequences) / settings.batch)
     total = settings.epochs * per_epoch
@@ -194,9 +196,10 @@ def _zeros(model: nn.Module) -> dict[str, float]:
     if any(is_tuner(module) for module in model.modules()):
         raise AllocationError("the model already has adapters: merge them first (merge_and_unload)")
     found: dict[str, float] = {}
+    modules = plain_modules(model)
     for weight in find_weights(model, Select(split=False))[0]:
         layer, _, attribute = weight.parameter.rpartition(".")
-        if weight.block is not None and attribute == "weight" and is_linear(model.get_submodule(layer)):
+        if weight.block is not None and attribute == "weight" and is_linear(modules[layer]):
             fraction = float((weight.load() == 0).double().mean())
             found |= {weight.name: fraction} if fraction else {}
     if not found:

@@ -1,0 +1,116 @@
+"""Names without wrappers: the components that compiled, parallel, checkpointed, averaged and adapted modules add.
+
+One rule serves live models, state dicts and checkpoints, so that the same layer has the same name in each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from torch import nn
+
+__all__ = ["plain_modules", "plain_namer", "plain_parameters", "unwrapped"]
+
+# torch.compile, activation checkpointing, FSDP, fairscale, Lightning, Opacus; data parallel and AveragedModel.
+_COMPONENTS = frozenset(
+    {
+        *("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_fpw_module", "_forward_module"),
+        *("_module", "module"),
+    }
+)
+_PEFT = "base_model.model."
+_AVERAGES = ("ema.", "ema_model.", "model_ema.", "averaged_model.", "swa_model.")  # if all names begin with it
+
+
+def plain_namer(names: Iterable[str]) -> Callable[[str], str]:
+    """Return the function from a name of a parameter or module to its name without wrappers.
+
+    Args:
+        names: Qualified names of all parameters.
+
+    Returns:
+        The function. Two parameters that would have one name keep their own.
+
+    Example:
+        >>> plain = plain_namer(["module.layers.0._orig_mod.weight"])
+        >>> plain("module.layers.0._orig_mod.weight"), plain("module.layers")
+        ('layers.0.weight', 'layers')
+    """
+    names = list(names)
+    inner = [_drop(name) for name in names]
+    average = next((front for front in _AVERAGES if _has_front(inner, front)), "")
+    counts = Counter(name.removeprefix(average) for name in inner)
+    kept = {name for name, short in zip(names, inner, strict=True) if counts[short.removeprefix(average)] > 1}
+
+    def plain(name: str) -> str:
+        """Return a name without wrappers."""
+        return name if name in kept else f"{_drop(name)}.".removeprefix(average).removesuffix(".")
+
+    return plain
+
+
+def _drop(name: str) -> str:
+    """Return a name without the components of wrappers that may be anywhere in it, and without the prefix of PEFT."""
+    short = ".".join(part for part in name.split(".") if part not in _COMPONENTS)
+    return f"{short}.".removeprefix(_PEFT).removesuffix(".")
+
+
+def _has_front(names: Iterable[str], front: str) -> bool:
+    inside = [name.startswith(front) for name in names if "." in name]  # an average has counters next to it
+    return bool(inside) and all(inside)
+
+
+def plain_parameters(model: nn.Module) -> Callable[[str], str]:
+    """Return the function from a name of a parameter or module of a live model to its name without wrappers.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The function.
+
+    Example:
+        >>> plain_parameters(nn.DataParallel(nn.Linear(2, 2)))("module.weight")
+        'weight'
+    """
+    return plain_namer(name for name, _ in model.named_parameters(remove_duplicate=False))
+
+
+def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a model by name without wrappers; a name has the module inside the wrappers.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Name to module; shared modules under each of their names.
+
+    Example:
+        >>> list(plain_modules(nn.DataParallel(nn.Sequential(nn.ReLU()))))
+        ['', '0']
+    """
+    plain = plain_parameters(model)
+    return {plain(name): module for name, module in model.named_modules(remove_duplicate=False)}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside all wrappers around a model.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The model itself, if it is not wrapped.
+
+    Example:
+        >>> unwrapped(nn.DataParallel(nn.Linear(2, 2)))
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+    while True:
+        inner = [model._modules[name] for name in model._modules if name in _COMPONENTS]
+        if any(cls.__name__ == "PeftModel" for cls in type(model).__mro__):
+            inner = [getattr(model.base_model, "model", None)]
+        if len(inner) != 1 or not isinstance(inner[0], nn.Module):
+            return model
+        model = inner[0]

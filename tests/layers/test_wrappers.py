@@ -1,0 +1,117 @@
+"""The same layer has the same name in a model and in a wrapped one: live, as a state dict and in the Balancer."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.optim.swa_utils import AveragedModel
+
+from tempbalance.layers import find_units, find_weights, parameter_names, plain_modules, unwrapped
+from tempbalance.layers.wrappers import plain_namer
+
+
+class Net(nn.Module):
+    """Two blocks of two layers, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(2))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def compiled_blocks(net: Net) -> Net:
+    for i, layer in enumerate(net.layers):
+        net.layers[i] = torch.compile(layer, backend="eager")
+    return net
+
+
+def checkpointed_blocks(net: Net) -> Net:
+    for i, layer in enumerate(net.layers):
+        net.layers[i] = checkpoint_wrapper(layer)
+    return net
+
+
+def parallel_blocks(net: Net) -> Net:
+    for i, layer in enumerate(net.layers):
+        net.layers[i] = nn.DataParallel(layer)
+    return net
+
+
+def fabric(net: Net) -> nn.Module:
+    lightning = pytest.importorskip("lightning")
+    return lightning.Fabric(accelerator="cpu", devices=1).setup_module(net)
+
+
+WRAPPERS = {
+    "compiled": lambda net: torch.compile(net, backend="eager"),
+    "data parallel": nn.DataParallel,
+    "averaged": AveragedModel,
+    "average of data parallel": lambda net: AveragedModel(nn.DataParallel(net)),
+    "compiled data parallel": lambda net: torch.compile(nn.DataParallel(net), backend="eager"),
+    "compiled blocks": compiled_blocks,
+    "checkpointed blocks": checkpointed_blocks,
+    "parallel blocks": parallel_blocks,
+    "Fabric": fabric,
+}
+
+
+def described(source):
+    return [(row.name, row.kind, row.block, row.shape) for row in find_weights(source)[0]]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.compile uses it
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_model_has_the_names_of_the_model(wrap):
+    net = Net()
+    wrapped = wrap(copy.deepcopy(net))
+    assert described(wrapped) == described(net)
+    assert find_weights(wrapped)[1] == []
+    assert described(wrapped.state_dict()) == described(net.state_dict())
+    assert list(parameter_names(wrapped)) == list(parameter_names(net))
+    for unit in ("layer", "block"):
+        units = [find_units(model, find_weights(model)[0], unit=unit) for model in (net, wrapped)]
+        assert units[0] == units[1]
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("_fsdp_wrapped_module.", "_fpw_module.", "module.module.", "_orig_mod.module.", "_module."),
+        *("ema.", "ema_model.", "module.ema.", "base_model.model.", "_forward_module.module."),
+    ],
+)
+def test_the_prefix_of_a_whole_state_dict_is_removed(prefix):
+    state = {f"{prefix}{name}": tensor for name, tensor in Net().state_dict().items()}
+    assert described(state | {"step": torch.tensor(3)}) == described(Net().state_dict())
+
+
+def test_an_average_next_to_the_model_keeps_its_prefix():
+    names = ["model.fc.weight", "ema.fc.weight"]
+    plain = plain_namer(names)
+    assert [plain(name) for name in names] == names
+
+
+def test_names_that_would_be_equal_are_kept():
+    names = ["a.fc.weight", "a.module.fc.weight", "b.module.fc.weight"]
+    plain = plain_namer(names)
+    assert [plain(name) for name in names] == ["a.fc.weight", "a.module.fc.weight", "b.fc.weight"]
+
+
+def test_modules_are_found_inside_their_wrappers():
+    net = nn.DataParallel(checkpointed_blocks(Net()))
+    modules = plain_modules(net)
+    assert type(modules["layers.0"]) is nn.Sequential
+    assert modules["layers.0.1"] is net.module.layers[0]._checkpoint_wrapped_module[1]
+    assert modules[""] is unwrapped(net) is net.module
+
+
+def test_a_model_without_wrapper_is_itself():
+    net = Net()
+    assert unwrapped(net) is net
