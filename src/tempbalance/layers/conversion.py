@@ -17,6 +17,7 @@ from torch import nn
 
 from tempbalance.layers.moves import Node, leaf, traced
 from tempbalance.layers.names import TensorInfo
+from tempbalance.layers.wrappers import plain_namer
 
 __all__ = ["Conversion", "convert_names"]
 
@@ -56,12 +57,13 @@ def convert_names(model: Any, tensors: Mapping[str, TensorInfo]) -> Conversion:
     renamings = [transform for transform in transforms if not isinstance(transform, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     prefix = model.base_model_prefix
+    plain = plain_namer(tensors)
     nodes: dict[str, Node] = {}
     groups: dict[str, Any] = {}
-    for name in sorted(tensors, key=dot_natural_key):
-        live, pattern = rename_source_key(name, renamings, converters, prefix, expected)
-        if live not in expected and name in expected:
-            live, pattern = rename_source_key(name, [], [], prefix, expected)
+    for name in sorted(tensors, key=lambda name: dot_natural_key(plain(name))):
+        live, pattern = rename_source_key(plain(name), renamings, converters, prefix, expected)
+        if live not in expected and plain(name) in expected:
+            live, pattern = rename_source_key(plain(name), [], [], prefix, expected)
         if live not in expected:
             continue
         if pattern is None:

@@ -252,3 +252,18 @@ class TestNamesOnDisk:
         assert tb.prune(model, allocation) == achieved
         for (name, a), b in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
+
+    def test_a_computed_weight_is_refused_before_anything_is_written(self, tmp_path):
+        layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(64, 64))
+        save_file(layer.state_dict(), tmp_path / "model.safetensors")
+        allocation = allocation_for(tmp_path / "model.safetensors")
+        with pytest.raises(AllocationError, match="weight is computed from other tensors"):
+            tb.prune_checkpoint(tmp_path / "model.safetensors", allocation, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_a_transposed_tensor_of_a_pickle_is_pruned_where_its_entries_are(self, tmp_path):
+        weight = torch.arange(1.0, 4097.0).view(64, 64).T
+        torch.save({"a.weight": weight}, tmp_path / "model.pt")
+        tb.prune_checkpoint(tmp_path / "model.pt", allocation_for(tmp_path / "model.pt"), tmp_path / "out")
+        pruned = load_file(tmp_path / "out" / "model.safetensors")["a.weight"]
+        assert torch.equal(pruned, weight.where(weight > 2048, torch.zeros(())))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tempbalance._files import atomic_folder
@@ -21,6 +22,7 @@ from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.pruning.masks import magnitude_scores
 from tempbalance.compress.pruning.targets import Target, find_targets, stored_names
 from tempbalance.errors import AllocationError
+from tempbalance.layers import Weight
 
 __all__ = ["ALLOCATION_FILE", "prune_checkpoint", "save_folder", "save_pruned"]
 
@@ -65,7 +67,7 @@ def prune_checkpoint(
         raise AllocationError("N:M sparsity needs the input axis, which a file lacks: load the model and use prune()")
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     targets: dict[str, list[Target]] = {}
-    for target in find_targets(checkpoint, allocation, stored_names):
+    for target in find_targets(checkpoint, allocation, lambda weight: _is_stored(weight, checkpoint)):
         for name in stored_names(target.weight):
             targets.setdefault(name, []).append(target)
     achieved: dict[str, float] = {}
@@ -74,7 +76,7 @@ def prune_checkpoint(
         """Load a tensor, pruned if it is in the allocation."""
         tensor = checkpoint.load(name)
         if name in targets:
-            tensor = tensor.clone()  # the loaded tensor is mapped from the file
+            tensor = tensor.clone(memory_format=torch.contiguous_format)  # it is mapped from the file
         for target in targets.get(name, ()):
             achieved[target.name] = target.prune_stored(name, tensor, magnitude_scores)
         return tensor
@@ -97,6 +99,12 @@ def prune_checkpoint(
             copy_non_weights(checkpoint.path, folder)
         allocation.save(folder / ALLOCATION_FILE)
     return {name: achieved[name] for name in allocation}
+
+
+def _is_stored(weight: Weight, checkpoint: Checkpoint) -> bool:
+    """Return whether each entry of a weight is an entry of a tensor on disk."""
+    names = stored_names(weight)
+    return bool(names) and checkpoint.tensors.keys() >= {*names}
 
 
 def save_pruned(
