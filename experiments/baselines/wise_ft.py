@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import tempbalance as tb
 from baselines.base import Baseline, Batch, Training, linear_layers, trained
+from tempbalance.layers import parameter_names
 
 
 @dataclass
@@ -75,7 +76,6 @@ class WiseFT(Baseline):
         """The multiplier of each parameter that has one."""
         recipe = replace(tb.recipes.model_balancing(strength=self.strength), unit="layer", every=tb.Every(steps=1))
         model.requires_grad_(True)  # after LoRA the weights that it was merged into do not, and would be passed over
-        groups = tb.balance.param_groups(model, recipe)
-        optimizer = torch.optim.SGD(groups)
-        units = {unit.name: unit.multiplier for unit in tb.Balancer(optimizer, model, recipe).refresh().units}
-        return {id(p): units.get(group["name"], 1.0) for group in groups for p in group["params"]}
+        units = tb.Balancer(torch.optim.SGD(model.parameters()), model, recipe).refresh().units
+        parameters = parameter_names(model)
+        return {id(parameters[name]): unit.multiplier for unit in units for name in unit.parameters}

@@ -29,6 +29,7 @@ __all__ = [
     "AllocationError",
     "AnalysisError",
     "BalanceError",
+    "BalanceWarning",
     "CheckpointError",
     "CorruptFileError",
     "MissingExtraError",
@@ -121,3 +122,7 @@ def require_extra(extra: str, need: str) -> Generator[None]:
 
 class NumericsWarning(UserWarning):
     """A number is missing or less accurate than usual; the message names it and the reason."""
+
+
+class BalanceWarning(UserWarning):
+    """Balancing has no effect, or follows noise only; the message says what to do."""

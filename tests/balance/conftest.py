@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import tempbalance as tb
+from tempbalance.layers import parameter_names
 
 
 class Net(nn.Module):
@@ -70,6 +71,24 @@ def train(
             plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
             scheduler.step(*([loss.item()] if plateau else []))
         at_step(step)
+
+
+def in_steps(optimizer: torch.optim.Optimizer, model: nn.Module, key: str = "lr") -> list[dict[str, float]]:
+    """Return a list that is filled with an option of every parameter, by name, inside each step."""
+    names = {id(parameter): name for name, parameter in parameter_names(model).items()}
+    seen: list[dict[str, float]] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        groups = optimizer.param_groups
+        seen.append({names.get(id(p), "of no model"): float(group[key]) for group in groups for p in group["params"]})
+
+    optimizer.register_step_pre_hook(note)
+    return seen
+
+
+def by_parameter(balancer: tb.Balancer) -> dict[str, float]:
+    """Return the multiplier of every parameter that is in a unit."""
+    return {name: unit.multiplier for unit in balancer.units for name in unit.parameters}
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def test_fno_spectral_weights_are_units_with_their_bias(factorization):
     spectral = [units[f"fno_blocks.convs.{i}"] for i in range(3)]
     assert all(math.isfinite(unit.alpha) for unit in spectral)
     assert len({unit.multiplier for unit in spectral}) == 3
-    names = {g["name"]: g["tempbalance"]["names"] for g in balancer.optimizer.param_groups}
+    names = {unit.name: unit.parameters for unit in balancer.units}
     assert "fno_blocks.convs.1.bias" in names["fno_blocks.convs.1"]
     assert all(name.startswith("fno_blocks.convs.1.") for name in names["fno_blocks.convs.1"])
 
@@ -65,8 +65,8 @@ def test_unet_trains_with_transposed_convolutions_and_norms_in_their_units():
         optimizer.zero_grad()
     units = {unit.name: unit for unit in balancer.units}
     assert math.isfinite(units["up"].alpha)
-    names = {g["name"]: g["tempbalance"]["names"] for g in optimizer.param_groups}
-    assert names["encoder2.0"] == ["encoder2.0.weight", "encoder2.1.weight", "encoder2.1.bias"]
+    names = {unit.name: unit.parameters for unit in balancer.units}
+    assert names["encoder2.0"] == ("encoder2.0.weight", "encoder2.1.weight", "encoder2.1.bias")
     assert [refresh.step for refresh in balancer.history] == [0, 25]
 
 

@@ -17,7 +17,7 @@ import tempbalance as tb
 from tempbalance.errors import BalanceError, NumericsWarning, RefreshError
 from tempbalance.released.recipes_as_released import EveryAsReleased, OneStepLate
 
-from .conftest import Net, batches, make_net, train
+from .conftest import Net, batches, in_steps, make_net, train
 
 DELAY = 3
 RECIPE = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=5))
@@ -59,13 +59,6 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def rates(optimizer: torch.optim.Optimizer) -> list[set[float]]:
-    """Return a list that is filled with the learning rates of each step."""
-    seen: list[set[float]] = []
-    optimizer.register_step_pre_hook(lambda o, *_: seen.append({group["lr"] for group in o.param_groups}))
-    return seen
-
-
 class TestWhen:
     def test_alphas_are_those_of_the_weights_when_the_measurement_started(self, net: Net):
         optimizer, balancer = balanced(net)
@@ -85,20 +78,20 @@ class TestWhen:
 
     def test_multipliers_take_effect_exactly_delay_steps_later(self, net: Net):
         optimizer, balancer = balanced(net)
-        seen = rates(optimizer)
+        rates = in_steps(optimizer, net)
         train(net, optimizer, steps=9)
+        seen = [set(rate[f"{unit.name}.weight"] for unit in balancer.units) for rate in rates]
         assert seen[:3] == [{3e-3}] * 3
         assert seen[3] == seen[7] == {3e-3 * unit.multiplier for unit in balancer.history[0].units}
         assert seen[8] == {3e-3 * unit.multiplier for unit in balancer.history[1].units}
 
     def test_a_ramp_begins_when_the_multipliers_take_effect(self, net: Net):
         optimizer, balancer = balanced(net, dataclasses.replace(RECIPE, ramp=2, every=tb.Every(steps=100)))
-        seen = []
-        optimizer.register_step_pre_hook(lambda o, *_: seen.append({g["name"]: g["lr"] / 3e-3 for g in o.param_groups}))
+        rates = in_steps(optimizer, net)
         train(net, optimizer, steps=6)
         for unit in balancer.units:
             expected = [1 + (unit.multiplier - 1) * share for share in (0, 0, 0, 0.5, 1, 1)]
-            assert [rate[unit.name] for rate in seen] == pytest.approx(expected)
+            assert [rate[f"{unit.name}.weight"] / 3e-3 for rate in rates] == pytest.approx(expected)
 
     @pytest.mark.parametrize("recipe", [RECIPE, LAZY], ids=["all", "tolerance"])
     def test_results_do_not_depend_on_the_speed_of_the_measurement(self, recipe: tb.Recipe):

@@ -15,7 +15,7 @@ from golden_models import bert_model, llama_model, vision_model
 from tempbalance.balance import recipes
 from tempbalance.errors import BalanceError
 
-from .conftest import train
+from .conftest import in_steps, train
 
 NO_DECAY = ("bias", "norm")
 
@@ -30,12 +30,9 @@ def factors(model: nn.Module, recipe: tb.Recipe) -> dict[str, float]:
     ]
     optimizer = torch.optim.AdamW(groups, lr=1.0)
     tb.Balancer(optimizer, model, recipe, steps_per_epoch=10)
-    applied = {}
-    optimizer.register_step_pre_hook(
-        lambda o, *_: applied.update({name: g["lr"] for g in o.param_groups for name in g["tempbalance"]["names"]})
-    )
+    applied = in_steps(optimizer, model)
     optimizer.step()
-    return applied
+    return applied[0]
 
 
 def published(names: list[str], blocks: str, below: tuple[str, ...], layers: int, decay: float) -> dict[str, float]:

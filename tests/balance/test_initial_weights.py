@@ -144,7 +144,7 @@ class TestUpdate:
         ]  # the others have too few eigenvalues, for ever
 
     def test_an_optimizer_divided_among_processes_is_refused(self, net, update, divided):
-        optimizer = divided(tb.balance.param_groups(net, update), torch.optim.SGD, lr=0.1)
+        optimizer = divided(net.parameters(), torch.optim.SGD, lr=0.1)
         with pytest.raises(BalanceError, match="FSDP2"):
             tb.Balancer(optimizer, net, update)
 

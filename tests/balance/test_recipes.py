@@ -10,6 +10,8 @@ import tempbalance as tb
 from golden_models import bert_model, chain_model, fno2d_model, llama_model, vision_model
 from tempbalance.balance import recipes
 
+from .conftest import by_parameter, in_steps
+
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "assignments.json").read_text())
 MAPS = {
     "tb_linear_map": tb.assign.Linear(0.5, 1.5),
@@ -49,18 +51,17 @@ def balanced(model: torch.nn.Module, recipe: tb.Recipe) -> tuple[torch.optim.Opt
     return optimizer, balancer
 
 
-def by_parameter(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    return {
-        name: group["tempbalance"]["multiplier"]
-        for group in optimizer.param_groups
-        for name in group["tempbalance"]["names"]
-    }
+def all_multipliers(model: torch.nn.Module, balancer: tb.Balancer) -> dict[str, float]:
+    """Return the multiplier of every parameter; 1 for those in no unit."""
+    return {**{name: 1.0 for name, _ in model.named_parameters()}, **by_parameter(balancer)}
 
 
 @pytest.mark.parametrize(("case", "build", "recipe"), PUBLISHED, ids=[case for case, *_ in PUBLISHED])
 def test_every_parameter_gets_the_multiplier_of_the_released_code(case, build, recipe):
-    optimizer, _ = balanced(build(), recipe)
-    assert by_parameter(optimizer) == pytest.approx(GOLDEN["cases"][case]["parameters"], rel=1e-5)
+    model = build()
+    assert all_multipliers(model, balanced(model, recipe)[1]) == pytest.approx(
+        GOLDEN["cases"][case]["parameters"], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("case", [f"modelbalancing bert block sigmoid {s}" for s in ("1 1", "2 1", "0.25 0.25")])
@@ -80,14 +81,14 @@ TWINS = {
 
 @pytest.mark.parametrize("twin", TWINS)
 def test_equal_alphas_are_neutral_where_the_released_code_takes_the_maximum(twin):
-    optimizer, _ = balanced(chain_model("equal"), TWINS[twin])
-    assert set(by_parameter(optimizer).values()) == {1.0}
+    _, balancer = balanced(chain_model("equal"), TWINS[twin])
+    assert set(by_parameter(balancer).values()) == {1.0}
 
 
 @pytest.mark.parametrize("twin", TWINS)
 def test_a_layer_of_zeros_keeps_the_base_rate_and_does_not_affect_the_others(twin):
-    optimizer, balancer = balanced(chain_model("zeros"), TWINS[twin])
-    multipliers = by_parameter(optimizer)
+    _, balancer = balanced(chain_model("zeros"), TWINS[twin])
+    multipliers = by_parameter(balancer)
     assert multipliers["layers.2.fc.weight"] == multipliers["layers.2.fc.bias"] == 1.0
     others = [unit.multiplier for unit in balancer.units if not unit.name.startswith("layers.2")]
     assert all(torch.isfinite(torch.tensor(others)))
@@ -130,25 +131,28 @@ def test_every_recipe_takes_farms_windows(make):
 
 class TestPublishedSettings:
     def test_tempbalance_gives_norms_the_multiplier_of_their_layer_also_in_shortcuts(self):
-        optimizer, balancer = balanced(vision_model(32), recipes.tempbalance())
-        multipliers = by_parameter(optimizer)
+        _, balancer = balanced(vision_model(32), recipes.tempbalance())
+        multipliers = by_parameter(balancer)
         for unit in balancer.units:
             norm = unit.name.replace("conv", "bn") if "conv" in unit.name else unit.name.replace("t.0", "t.1")
             assert multipliers[f"{norm}.weight"] == multipliers[f"{unit.name}.weight"] == unit.multiplier
         assert multipliers["layer3.0.shortcut.1.weight"] != 1.0
 
     def test_tempbalance_keeps_the_base_rate_of_the_first_and_last_layer(self):
-        optimizer, balancer = balanced(vision_model(), recipes.tempbalance())
-        multipliers = by_parameter(optimizer)
+        model = vision_model()
+        _, balancer = balanced(model, recipes.tempbalance())
+        multipliers = all_multipliers(model, balancer)
         assert {multipliers[name] for name in ("conv1.weight", "bn1.weight", "linear.weight", "linear.bias")} == {1.0}
         reasons = dict(balancer.skipped)
         assert "first layer" in reasons["conv1.weight"]
         assert "last layer" in reasons["linear.weight"]
 
     def test_model_balancing_keeps_the_base_rate_of_embeddings_pooler_and_head(self):
-        optimizer, balancer = balanced(bert_model(), recipes.model_balancing())
-        at_base = {name for name, multiplier in by_parameter(optimizer).items() if multiplier == 1.0}
-        outside = {name for name in by_parameter(optimizer) if ".encoder.layer." not in name}
+        model = bert_model()
+        _, balancer = balanced(model, recipes.model_balancing())
+        multipliers = all_multipliers(model, balancer)
+        at_base = {name for name, multiplier in multipliers.items() if multiplier == 1.0}
+        outside = {name for name in multipliers if ".encoder.layer." not in name}
         assert at_base == outside
         assert [unit.name for unit in balancer.units] == [f"bert.encoder.layer.{i}" for i in range(4)]
 
@@ -161,18 +165,15 @@ class TestPublishedSettings:
     def test_alphadecay_changes_the_weight_decay_only(self):
         model = llama_model()
         optimizer, _ = balanced(model, recipes.alphadecay())
-        seen = []
-        optimizer.register_step_pre_hook(
-            lambda o, *_: seen.extend((g["lr"], g["weight_decay"]) for g in o.param_groups)
-        )
+        rates, decays = in_steps(optimizer, model), in_steps(optimizer, model, "weight_decay")
         model(torch.arange(8)[None]).logits.sum().backward()
         optimizer.step()
-        assert {lr for lr, _ in seen} == {0.1}
-        assert len({decay for _, decay in seen}) > 10
+        assert set(rates[0].values()) == {0.1}
+        assert len(set(decays[0].values())) > 10
 
     def test_llr_gives_embeddings_and_head_the_largest_multiplier(self):
-        optimizer, _ = balanced(llama_model(), recipes.llr())
-        multipliers = by_parameter(optimizer)
+        model = llama_model()
+        multipliers = all_multipliers(model, balanced(model, recipes.llr())[1])
         assert multipliers["model.embed_tokens.weight"] == multipliers["lm_head.weight"] == 5.0
         assert multipliers["model.norm.weight"] == 1.0
 

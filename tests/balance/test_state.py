@@ -62,38 +62,25 @@ def test_a_recipe_by_depth_gives_no_status(net):
     assert set(statuses(balancer).values()) == {None}
 
 
-def test_a_missing_alpha_is_nan_in_memory_and_null_in_the_saved_state(net, recipe):
+def test_a_missing_alpha_is_nan_in_memory_and_left_out_of_the_saved_state(net, recipe):
     optimizer, balancer = balanced(net, recipe)
     balancer.refresh()
-    head = next(group for group in optimizer.param_groups if group["name"] == "head")["tempbalance"]
-    assert math.isnan(head["alpha"])
-    saved = next(group for group in optimizer.state_dict()["param_groups"] if group["name"] == "head")["tempbalance"]
-    assert "NaN" not in saved
-    assert json.loads(saved)["alpha"] is None
-    assert json.loads(saved)["weights"]["head.weight"][:2] == [None, None]
+    assert math.isnan(balancer.state.units["head"].alpha)
+    text = optimizer.state_dict()["param_groups"][0]["tempbalance"]
+    saved = json.loads(text)
+    assert "NaN" not in text
+    assert "alpha" not in saved["units"]["head"]
+    assert "alpha" not in saved["fits"]["head.weight"]
+    assert saved["fits"]["head.weight"]["status"] == "too_few"
 
 
-@pytest.mark.parametrize("seen", [False, True], ids=["before the first refresh", "after it"])
-def test_a_state_of_a_version_without_a_status_loads(net, recipe, seen):
-    optimizer, balancer = balanced(net, recipe)
-    if seen:
-        train(net, optimizer, steps=3)
+def test_a_state_of_the_version_before_says_what_to_do(net, recipe):
+    """It had one text per group, and the groups were split for good."""
+    optimizer, _ = balanced(net, recipe)
     state = copy.deepcopy(optimizer.state_dict())
-    for group in state["param_groups"]:
-        text = json.loads(group["tempbalance"])
-        del text["status"], text["next"]
-        text["weights"] = {name: fit[:3] for name, fit in text["weights"].items()}
-        group["tempbalance"] = json.dumps(text)
-    other = make_net()
-    fresh, loaded = balanced(other, recipe)
-    other.load_state_dict(net.state_dict())
-    fresh.load_state_dict(state)
-    assert [(u.name, repr(u.alpha), u.multiplier) for u in loaded.units] == [
-        (u.name, repr(u.alpha), u.multiplier) for u in balancer.units
-    ]
-    train(net, optimizer, steps=7, start=3 * seen)
-    train(other, fresh, steps=7, start=3 * seen)
-    assert loaded.units == balancer.units
+    state["param_groups"][0]["tempbalance"] = json.dumps({"unit": None, "names": [], "multiplier": 1.0, "steps": 3})
+    with pytest.raises(tb.errors.BalanceError, match=r"version 1 wrote it.*to start balancing afresh"):
+        optimizer.load_state_dict(state)
 
 
 def test_state_is_plain_and_loads_with_weights_only(net, recipe):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -95,9 +95,9 @@ def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): full_tensor(p) for name, p in model.named_parameters()}
 
 
-def states_of(balancer: tb.Balancer) -> list[dict[str, Any]]:
-    """Return the state of each group, with its name."""
-    return [{"name": g["name"], **copy.deepcopy(g["tempbalance"])} for g in balancer.optimizer.param_groups]
+def state_of(balancer: tb.Balancer) -> dict[str, Any]:
+    """Return the state of a balancer."""
+    return json.loads(balancer.state.to_json())
 
 
 def units_of(balancer: tb.Balancer) -> list[tuple[str, float, float]]:
@@ -121,7 +121,7 @@ def trained(engine: str, recipe: tb.Recipe | None, steps: int = 7, shared: bool 
     return {
         "weights": weights_of(model),
         "moments": [full_tensor(optimizer.state[p]["exp_avg"]) for p in model.parameters()],
-        "states": states_of(balancer) if balancer else None,
+        "state": state_of(balancer) if balancer else None,
         "measured": [refresh.measured for refresh in balancer.history] if balancer else None,
     }
 

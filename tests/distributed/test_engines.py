@@ -12,7 +12,7 @@ import torch
 
 import tempbalance as tb
 
-from .loops import FITTED, LAZY, RECIPE, alone, equal, make, states_of, train, trained, units_of, weights_of
+from .loops import FITTED, LAZY, RECIPE, alone, equal, make, state_of, train, trained, units_of, weights_of
 from .worlds import run
 
 
@@ -42,7 +42,7 @@ def measured_by_each(engine: str) -> dict[str, Any]:
         for name in of_weight
         if math.isclose(value, of_weight[name], rel_tol=1e-4)
     ]
-    return {"mine": mine, "units": units_of(balancer), "weights": weights, "states": states_of(balancer)}
+    return {"mine": mine, "units": units_of(balancer), "weights": weights, "state": state_of(balancer)}
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -53,7 +53,7 @@ def test_all_processes_have_the_multipliers_of_a_single_process_and_divide_its_w
     assert len({multiplier for _, _, multiplier in expected}) == 7
     for rank in ranks:
         assert equal(rank["units"], expected)
-        assert equal(rank["states"], ranks[0]["states"])
+        assert equal(rank["state"], ranks[0]["state"])
     assert all(rank["mine"] for rank in ranks)
     assert sorted(itertools.chain.from_iterable(rank["mine"] for rank in ranks)) == sorted(FITTED)
 

@@ -28,7 +28,7 @@ from .loops import (
     full_tensor,
     make,
     make_net,
-    states_of,
+    state_of,
     train,
     trained,
     units_of,
@@ -157,12 +157,12 @@ def some_are_not_sharded() -> dict[str, Any]:
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, foreach=False)
     balancer = tb.Balancer(optimizer, net, LAZY)
     train(net, optimizer, 3, shared=True)
-    return {"units": units_of(balancer), "states": states_of(balancer), "weights": weights_of(net)}
+    return {"units": units_of(balancer), "state": state_of(balancer), "weights": weights_of(net)}
 
 
 def test_a_model_that_is_sharded_in_part_is_balanced():
     first, second = run(2, some_are_not_sharded)
-    assert equal(first["states"], second["states"])
+    assert equal(first["state"], second["state"])
     assert equal(first["weights"], second["weights"])
     assert {name for name, alpha, _ in first["units"] if not math.isnan(alpha)} == set(FITTED)
 
@@ -173,11 +173,11 @@ def two_replicas() -> dict[str, Any]:
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.1)
     balancer = tb.Balancer(optimizer, net, LAZY)
     train(net, optimizer, 4, shared=True)
-    return {"states": states_of(balancer), "measured": [refresh.measured for refresh in balancer.history]}
+    return {"state": state_of(balancer), "measured": [refresh.measured for refresh in balancer.history]}
 
 
 def test_replicas_of_a_sharded_model_measure_the_same_weights():
     expected = trained("none", LAZY, 4)
     for rank in run(4, two_replicas):
-        assert equal(rank["states"], expected["states"])
+        assert equal(rank["state"], expected["state"])
         assert rank["measured"] == expected["measured"]

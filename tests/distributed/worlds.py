@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 
 from processes import context
+from tempbalance.errors import BalanceWarning
 
 SECONDS = 40  # a call that takes longer hangs: the slowest here needs 5 s on a busy machine
 
@@ -145,6 +146,7 @@ def _main(rank: int, size: int, folder: str, end: Connection) -> None:
     faulthandler.enable(file=sys.__stderr__)
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    warnings.simplefilter("ignore", BalanceWarning)
     store = f"file://{Path(folder) / 'store'}"
     timeout = datetime.timedelta(seconds=SECONDS / 2)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timeout)

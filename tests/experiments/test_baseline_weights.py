@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import tempbalance as tb
 from tempbalance.errors import MissingExtraError
+from tempbalance.layers import parameter_names
 from tempbalance.study import Method
 
 
@@ -108,7 +109,8 @@ def test_lora_is_balanced_by_the_alphas_of_the_merged_weights(baselines, net):
     merged = baseline.finish(model, [])
     expected = [tb.Hill().fit(tb.weight_spectrum(merged[place].weight)).alpha for place in (0, 2)]
     assert [unit.alpha for unit in refresh.units[:2]] == pytest.approx(expected, rel=1e-4)
-    owners = {id(p): group["name"] for group in optimizer.param_groups for p in group["params"]}
+    names = parameter_names(model)
+    owners = {id(names[name]): unit.name for unit in refresh.units for name in unit.parameters}
     assert [owners[factor] for factor in factors] == [unit.name for unit in refresh.units[:2] for _ in "AB"]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import tempbalance as tb
+from tempbalance.layers import parameter_names
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -40,13 +41,16 @@ def make_net() -> nn.Sequential:
     return net
 
 
-def applied(optimizer: Any, seen: list[dict[str, float]]) -> Any:
-    """Record the learning rate of every group inside a step."""
+def applied(balancer: tb.Balancer, model: nn.Module, seen: list[dict[str, float]]) -> Any:
+    """Record the learning rate of every unit inside a step."""
+    parameters = parameter_names(model)
+    unit_of = {id(parameters[name]): unit.name for unit in balancer.units for name in unit.parameters}
 
     def note(inner: Any, *_: Any) -> None:
-        seen.append({group["name"]: float(group["lr"]) for group in inner.param_groups})
+        rates = {unit_of.get(id(p)): float(group["lr"]) for group in inner.param_groups for p in group["params"]}
+        seen.append({unit: rate for unit, rate in rates.items() if unit is not None})
 
-    return optimizer.register_step_pre_hook(note)
+    return balancer.optimizer.register_step_pre_hook(note)
 
 
 def states_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -41,7 +41,7 @@ class Run:
         prepared = self.accelerator.prepare(net, optimizer, scheduler, DataLoader(TensorDataset(data), batch_size=4))
         self.net, self.optimizer, self.scheduler, self.loader = prepared
         if recipe is not None and late:
-            self.balancer = tb.Balancer(self.optimizer, self.net, recipe, schedulers=[self.scheduler])
+            self.balancer = tb.Balancer(self.optimizer, self.net, recipe)
         self.scheduled: list[list[float]] = []
 
     def train(self, start: int = 0, stop: int = BATCHES) -> Run:
@@ -73,7 +73,7 @@ class TestPrepare:
     def test_the_rate_is_multiplier_times_scheduled_rate(self, make_recipe, late):
         run = Run(make_recipe(), late=late)
         seen: list[dict[str, float]] = []
-        applied(run.balancer.optimizer, seen)
+        applied(run.balancer, run.net, seen)
         run.train()
         history = [refresh for refresh in run.balancer.history for _ in range(2)]
         assert len(seen) == len(run.scheduled) == len(history) == 6
@@ -94,9 +94,3 @@ class TestPrepare:
         assert same(states_of(whole.net), states_of(resumed.net))
         assert resumed.balancer.units == whole.balancer.units
         assert [r.step for r in resumed.balancer.history] == [4]
-
-
-def test_an_accelerated_scheduler_that_is_not_passed_is_refused(make_recipe):
-    run = Run(None)
-    with pytest.raises(tb.errors.BalanceError, match=r"schedulers=\[scheduler\]"):
-        tb.Balancer(run.optimizer, run.net, make_recipe())

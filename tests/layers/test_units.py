@@ -143,11 +143,11 @@ class TestLora:
     def test_units_of_a_lora_model_are_the_adapted_layers(self, model, recipe, unit):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         balancer = tb.Balancer(optimizer, model, dataclasses.replace(recipe, unit=unit))
-        names = {g["name"]: g["tempbalance"]["names"] for g in optimizer.param_groups}
+        names = {u.name: u.parameters for u in balancer.units}
         layer = "bert.encoder.layer.0"
         if unit == "layer":
             query = f"{layer}.attention.self.query"
-            assert names[query] == [f"{query}.lora_A.default.weight", f"{query}.lora_B.default.weight"]
+            assert names[query] == (f"{query}.lora_A.default.weight", f"{query}.lora_B.default.weight")
         else:
             assert len(names[layer]) == 4
         self.step(model, optimizer)

@@ -51,16 +51,25 @@ class ProcessGroup:
         return values
 
     def run_on_all_ranks(self, work: Callable[[], _T], what: str, error: type[BalanceError] = BalanceError) -> list[_T]:
-        """Return the results of a function on every process; if it fails on one, all raise the same message."""
+        """Return the results of a function on every process; if it fails on one, all raise the same message.
+
+        A process that is interrupted (Ctrl-C) raises that itself, and the others the message. If one has ended, the
+        others raise an error as soon as torch.distributed notices, at the latest after the time-out of the group.
+        """
         if self.size == 1:
             return [work()]
-        cause: Exception | None = None
+        cause: BaseException | None = None
         result, message = None, ""
         try:
             result = work()
-        except Exception as raised:
+        except BaseException as raised:
             cause, message = raised, f"{type(raised).__name__}: {raised}"
-        outcomes: list[tuple[Any, str]] = self.all_gather((result, message))
+        try:
+            outcomes: list[tuple[Any, str]] = self.all_gather((result, message))
+        except RuntimeError as lost:  # of torch.distributed
+            raise error(f"{what} failed: another process has stopped ({lost})") from cause or lost
+        if cause is not None and not isinstance(cause, Exception):
+            raise cause
         messages = [message for _, message in outcomes]
         failures = [
             f"{message} (rank {', '.join(str(rank) for rank, other in enumerate(messages) if other == message)})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from tempbalance.balance import assign, recipes
 from tempbalance.balance.balancer import Balancer
 from tempbalance.balance.history import Refresh, UnitState
-from tempbalance.balance.param_groups import param_groups
 from tempbalance.balance.recipe import Every, Recipe
 
-__all__ = ["Balancer", "Every", "Recipe", "Refresh", "UnitState", "assign", "param_groups", "recipes"]
+__all__ = ["Balancer", "Every", "Recipe", "Refresh", "UnitState", "assign", "recipes"]

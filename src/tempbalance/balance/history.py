@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,16 +19,22 @@ class UnitState:
     Attributes:
         name: Qualified name.
         alpha: Exponent, the mean over the weights of the unit; NaN without a fit.
+        stderr: Standard error of alpha; NaN without a fit.
         multiplier: Latest factor on the learning rate or weight decay; during a ramp, the value at its end.
         status: ``OK`` with an alpha. ``RANDOM`` with an alpha, if the spectrum of every fitted weight is that of a
             random matrix: the unit looks untrained. Without an alpha, the reason for the first weight of the unit. None
             if the unit was not measured: by a recipe by depth, before the first refresh, or where measuring failed.
+        reason: Why there is no alpha, or why it says little; empty for a good fit and before the first refresh.
+        parameters: Names of its parameters, which all get the multiplier.
     """
 
     name: str
     alpha: float
     multiplier: float
+    stderr: float = math.nan
     status: Status | None = None
+    reason: str = ""
+    parameters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

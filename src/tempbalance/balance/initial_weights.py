@@ -33,13 +33,15 @@ class InitialWeights(Copies):
         self._lock = threading.Lock()
 
     def watch(self, parameters: Iterable[Tensor]) -> None:
-        """Set the parameters to copy."""
+        """Set the parameters to copy; those that join later were frozen until then."""
         self._parameters = tuple(parameters)
+        self._copied = False
 
     def copy_missing(self) -> None:
         """Copy the parameters without a copy, once before the first step and once after each load."""
         if not self._copied:
-            self._new = {p: p.detach().clone() for p in self._parameters if self._copy_of(p) is None}
+            missing = (p for p in self._parameters if p not in self._new and self._copy_of(p) is None)
+            self._new.update({p: p.detach().clone() for p in missing})
             self._copied = True
 
     def loaded(self) -> None:
@@ -56,7 +58,7 @@ class InitialWeights(Copies):
         copies = {p: copy for p in parameters.values() if (copy := self._new.get(p, self._copy_of(p))) is not None}
         if weight.parameter in parameters and copies:
             now = _precise(weight.read(index))
-            then = full_tensor(copies[parameters[weight.parameter]])
+            then = full_tensor(copies[parameters[weight.parameter]]).to(now.device)
             return now - (then[index] if index else then)
         with self._lock:  # weights are read in several threads, and swapping changes the tensors of a computed one
             now = _precise(weight.read(index))

@@ -161,11 +161,11 @@ class Measurer:
     def _cached(self, name: str, fit: WeightFit | TempBalanceError) -> CachedFit:
         if isinstance(fit, TempBalanceError):
             self._log(name, str(fit))
-            return CachedFit(math.nan, math.nan, 0.0)
+            return CachedFit(radius=0.0, error=str(fit))
         if fit.fit.status is not Status.OK:
             self._log(name, fit.fit.status.message)
             too_few = len(fit.spectrum.eigenvalues) < self._estimator.min_eigenvalues  # and always will have
-            return CachedFit(math.nan, math.nan, math.inf if too_few else 0.0, fit.status)
+            return CachedFit(radius=math.inf if too_few else 0.0, status=fit.fit.status)
         tolerance = self._recipe.tolerance
         radius = self._estimator.radius(fit.spectrum, tolerance) if tolerance else 0.0
         radius /= math.sqrt(fit.num_windows)  # windows may overlap: each moves by as much

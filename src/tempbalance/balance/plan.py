@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from tempbalance.balance.assign import UnitFacts
 from tempbalance.balance.recipe import Recipe
@@ -18,6 +18,7 @@ from tempbalance.layers import (
     Weight,
     find_depth_groups,
     find_weights,
+    first_and_last,
     parameter_names,
     source_parameters,
 )
@@ -74,7 +75,7 @@ class Plan:
         """
         facts = {}
         for unit in self.units:
-            alpha, stderr = mean_alpha(fits[name][:2] for name in unit.weights if name in fits)
+            alpha, stderr = mean_alpha((fits[name].alpha, fits[name].stderr) for name in unit.weights if name in fits)
             if not math.isnan(alpha):
                 facts[unit.name] = UnitFacts(alpha=alpha, stderr=stderr)
         facts |= dict.fromkeys(self.at_max, max(facts.values(), default=UnitFacts()))
@@ -116,8 +117,8 @@ def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None 
     if recipe.assignment.uses_alpha:
         found, unreadable = find_weights(model, replace(recipe.select, embeddings=True), sharded=True)
         at_max = _embeddings_and_head(found) if recipe.embeddings_and_head_at_max else at_max
-        weights, left_out = _measured(found, recipe, at_max, parameters, trained)
-        units = _units_of(model, recipe, weights, [*left_out, *unreadable])
+        weights, left_out = _measured(model, recipe, found, at_max, trained)
+        units = _units_of(model, recipe, weights, [*left_out, *unreadable], trained)
         in_units = {name for unit in units for name in unit.weights}
         outside = [Skipped(w.name, "outside of all blocks") for w in weights if w.name not in in_units]
         skipped = [*left_out, *outside, *unreadable]
@@ -138,7 +139,9 @@ def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None 
     )
 
 
-def _units_of(model: nn.Module, recipe: Recipe, weights: Sequence[Weight], skipped: Iterable[Skipped]) -> list[Unit]:
+def _units_of(
+    model: nn.Module, recipe: Recipe, weights: Sequence[Weight], skipped: Iterable[Skipped], trained: Collection[str]
+) -> list[Unit]:
     if not weights:
         reasons = sorted({f"{name}: {reason}" for name, reason in skipped})
         listed = "; ".join(reasons[:_SHOWN]) + ("; ..." if len(reasons) > _SHOWN else "")
@@ -146,7 +149,7 @@ def _units_of(model: nn.Module, recipe: Recipe, weights: Sequence[Weight], skipp
     units = recipe.find_units(model, weights)
     if not units:
         raise BalanceError(f"{recipe.name} balances blocks, but the model has none: use a recipe with unit='layer'")
-    return units
+    return [replace(unit, parameters=tuple(name for name in unit.parameters if name in trained)) for unit in units]
 
 
 def _with_unmeasured(units: Sequence[Unit], depth_groups: Sequence[Unit], trained: Collection[str]) -> list[Unit]:
@@ -162,32 +165,28 @@ def _with_unmeasured(units: Sequence[Unit], depth_groups: Sequence[Unit], traine
 
 
 def _measured(
-    found: Sequence[Weight],
-    recipe: Recipe,
-    at_max: Collection[str],
-    parameters: Mapping[str, Tensor],
-    trained: Collection[str],
+    model: nn.Module, recipe: Recipe, found: Sequence[Weight], at_max: Collection[str], trained: Collection[str]
 ) -> tuple[list[Weight], list[Skipped]]:
     """Return the weights in units (with those at the maximum), and the others with the reason."""
-    eligible, skipped = [], []
+    parameters = parameter_names(model)
+    first, last = first_and_last(model)
+    ends = ({} if recipe.first else {first: "first"}) | ({} if recipe.last else {last: "last"})
+    measured, skipped = [], []
     for weight in found:
-        if weight.kind == "embedding" and not recipe.select.embeddings and weight.name not in at_max:
-            skipped.append(Skipped(weight.name, "embedding"))
-        elif recipe.kinds is not None and weight.kind not in recipe.kinds and weight.name not in at_max:
-            skipped.append(Skipped(weight.name, f"{weight.kind} weights are left out by {recipe.name}"))
-        else:
-            eligible.append(weight)
-    ends = {"first": eligible[0].parameter} if eligible and not recipe.first else {}
-    ends |= {"last": eligible[-1].parameter} if eligible and not recipe.last else {}
-    measured = []
-    for weight in eligible:
-        end = next((end for end, name in ends.items() if name == weight.parameter), None)
-        if end is not None:
-            skipped.append(Skipped(weight.name, f"the {end} layer is left out by {recipe.name}"))
-        elif not set(source_parameters(weight, parameters)).intersection(trained):
-            skipped.append(Skipped(weight.name, "not trained: frozen, or not in the optimizer"))
-        else:
+        reason = None
+        if weight.name not in at_max:
+            if weight.kind == "embedding" and not recipe.select.embeddings:
+                reason = "embedding"
+            elif recipe.kinds is not None and weight.kind not in recipe.kinds:
+                reason = f"{weight.kind} weights are left out by {recipe.name}"
+        if reason is None and weight.parameter in ends:
+            reason = f"the {ends[weight.parameter]} layer is left out by {recipe.name}"
+        if reason is None and not set(source_parameters(weight, parameters)).intersection(trained):
+            reason = "not trained: frozen, or not in the optimizer"
+        if reason is None:
             measured.append(weight)
+        else:
+            skipped.append(Skipped(weight.name, reason))
     return measured, skipped
 
 

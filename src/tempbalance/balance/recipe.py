@@ -78,8 +78,8 @@ class Recipe:
         windows: ``FARMS()`` makes alpha independent of the shape of a layer; None measures full matrices.
         select: Weights to measure; all others keep the base value.
         kinds: Kinds of weights that are measured (``linear``, ``conv2d``, ``spectral_conv``, ...); None for all.
-        first: Whether the first weight matrix of the model is measured.
-        last: Whether the last weight matrix of the model is measured.
+        first: Whether the first layer of the model, after its embeddings, is measured.
+        last: Whether the last layer of the model is measured.
         norms: ``"follow"``: a norm gets the multiplier of the layer before it. ``"base"``: norms keep the base value.
             With ``unit="block"``, ``"follow"`` gives a norm the multiplier of its block.
         embeddings_and_head_at_max: Whether embeddings and the last layer get the alpha of the unit with the largest

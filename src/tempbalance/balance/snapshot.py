@@ -30,26 +30,28 @@ class Copies:
         self._new: dict[Tensor, Tensor] = {}
 
     def _copy_of(self, parameter: Tensor) -> Tensor | None:
-        state = self._optimizer.state.get(parameter) or {}  # ZeroRedundancyOptimizer: None on other processes
+        state: dict[str, Tensor] = self._optimizer.state.get(parameter, {})
         return state.get(self._key)
 
     def store(self) -> None:
         """Move new copies into the optimizer's state, after the optimizer has initialised that state.
 
         Many optimizers initialise a state only if it is empty, so nothing may be put there before. A parameter without
-        a gradient did not move; its copy is stored later.
+        a gradient did not move; its copy is stored later. ZeroRedundancyOptimizer steps only some of the parameters.
         """
+        if not self._new:
+            return
         states = self._optimizer.state
+        own = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
         for parameter in list(self._new):
-            elsewhere = parameter in states and states[parameter] is None
-            if not elsewhere and (parameter.grad is not None or states.get(parameter)):
+            if parameter in own and (parameter.grad is not None or states.get(parameter)):
                 states[parameter][self._key] = self._new.pop(parameter)
 
     def remove(self) -> None:
         """Remove all copies from the optimizer's state."""
         self._new.clear()
         for state in self._optimizer.state.values():
-            (state or {}).pop(self._key, None)
+            state.pop(self._key, None)
 
 
 class Snapshot(Copies):
@@ -103,7 +105,7 @@ class swapped:
                 local_tensor(parameter).copy_(local_tensor(value))
             else:
                 self._own[parameter] = parameter.data
-                parameter.data = value
+                parameter.data = value.to(device=parameter.device, dtype=parameter.dtype)
 
     @torch.no_grad()
     def __exit__(self, *_: Any) -> None:
@@ -117,6 +119,7 @@ class swapped:
 def _same_layout(copy: Tensor, parameter: Tensor) -> bool:
     return (
         is_sharded(copy) == is_sharded(parameter)
+        and (copy.dtype, copy.device) == (parameter.dtype, parameter.device)
         and copy.shape == parameter.shape
         and local_tensor(copy).shape == local_tensor(parameter).shape
     )

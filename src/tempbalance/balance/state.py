@@ -1,27 +1,36 @@
-"""The state of each parameter group, and its place in the state dict of the optimizer: one JSON text per group.
+"""The state of a balancer: typed, versioned, and saved as one JSON text in the state dict of the optimizer.
 
-A text is a single leaf for code that saves, flattens, gathers or broadcasts a state dict; torch.distributed.checkpoint
-drops empty containers and any entry that a container did not have before the first step.
+The text is under ``KEY`` in the first parameter group of the state dict, and only there: between steps the optimizer's
+own groups have no key of ours. A text is a single leaf for code that flattens, gathers or broadcasts a state dict.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeAlias
 
-from torch.optim import Optimizer
+import msgspec
 
 from tempbalance.errors import BalanceError
 from tempbalance.types import Status
 
-__all__ = ["KEY", "CachedFit", "new_state", "pack", "read", "unpack"]
+__all__ = ["KEY", "BalanceState", "CachedFit", "UnitRecord", "texts_in"]
 
-KEY = "tempbalance"  # key of the state in a parameter group
+KEY = "tempbalance"  # key of the text in the first group of a state dict
+_VERSION = 2
+_HAS_ALPHA = (Status.OK, Status.RANDOM)
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+_Positive: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
+_Scalar: TypeAlias = float | int | bool | str | None
 
 
-class CachedFit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CachedFit:
     """The last fit of one weight.
 
     Attributes:
@@ -29,101 +38,142 @@ class CachedFit(NamedTuple):
         stderr: Standard error of alpha; NaN without a fit.
         radius: Frobenius norm of a change of the weight up to which alpha stays within the tolerance.
         status: ``OK``; ``RANDOM`` if the weight has a fit, but its spectrum is that of a random matrix; else the
-            reason for no fit. None if measuring raised an error, or if a version that did not keep the status saved it.
+            reason for no fit. None if measuring raised an error.
+        error: The message of that error.
     """
 
-    alpha: float
-    stderr: float
-    radius: float
+    alpha: float = math.nan
+    stderr: _Positive = math.nan
+    radius: _Positive = math.inf
     status: Status | None = None
+    error: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why there is no alpha, or why it says little; empty for a good fit."""
+        if self.status is None:
+            return self.error
+        return "" if self.status is Status.OK else self.status.message
 
 
-def new_state(unit: str | None, names: Sequence[str | None]) -> dict[str, Any]:
-    """Return the state of a parameter group before the first refresh; all its keys are here.
+@dataclass(slots=True, kw_only=True)
+class UnitRecord:
+    """What is kept of one unit.
 
-    Args:
-        unit: Name of the unit; None for parameters in no unit.
-        names: Names of the parameters; None for a parameter that is not of the model.
-
-    Returns:
-        ``unit`` and ``names`` as given; ``alpha`` of the unit, its ``first`` alpha, and its ``status``; ``weights``,
-        the fits by name of weight; the ``multiplier``, the one before it (``from``), and the step at which it took
-        effect (``refreshed``); the ``next`` multiplier with its step; the number of ``steps`` taken.
+    Attributes:
+        alpha: Exponent, the mean over its weights; NaN without one.
+        stderr: Standard error of alpha; NaN without one.
+        first_alpha: Alpha at the first refresh at which the unit had one; NaN before.
+        status: See ``UnitState``.
+        reason: See ``UnitState``.
+        multiplier: The multiplier in effect; during a ramp, the value at its end.
+        previous: The multiplier before it.
+        since: Optimizer steps taken when it took effect; None before the first refresh.
+        pending: The next multiplier, and the optimizer steps from which it is in effect; None if there is none.
     """
-    return {
-        **{"unit": unit, "names": list(names)},
-        **{"alpha": math.nan, "first": math.nan, "status": None, "weights": dict[str, CachedFit]()},
-        **{"multiplier": 1.0, "from": 1.0, "refreshed": None, "next": None, "steps": 0},
-    }
+
+    alpha: float = math.nan
+    stderr: _Positive = math.nan
+    first_alpha: float = math.nan
+    status: Status | None = None
+    reason: str = ""
+    multiplier: _Positive = 1.0
+    previous: _Positive = 1.0
+    since: _Count | None = None
+    pending: tuple[_Positive, _Count] | None = None
 
 
-def pack(_optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Post-hook of ``Optimizer.state_dict``: convert the state of each group to a text."""
-    for group in state_dict["param_groups"]:
-        if KEY in group:
-            group[KEY] = _to_text(group[KEY])
+@dataclass(slots=True, kw_only=True)
+class BalanceState:
+    """Everything that a balancer keeps from step to step, except for copies of weights.
+
+    Attributes:
+        version: Version of the format.
+        steps: Optimizer steps taken.
+        units: Record of each unit, by name.
+        fits: Last fit of each weight, by name.
+        groups: Names of the parameters in each group of the optimizer when the state was saved; None for a parameter
+            that is not of the model.
+        options: Options that the optimizer itself has set to different values in the parts of a group, by the name of
+            the first parameter of the part.
+
+    Example:
+        >>> state = BalanceState(units={"head": UnitRecord(alpha=3.0, multiplier=1.5)}, groups=[["head.weight"]])
+        >>> BalanceState.from_json(state.to_json()).units["head"].multiplier
+        1.5
+    """
+
+    version: int = _VERSION
+    steps: _Count = 0
+    units: dict[str, UnitRecord] = field(default_factory=dict)
+    fits: dict[str, CachedFit] = field(default_factory=dict)
+    groups: list[list[str | None]] = field(default_factory=list)
+    options: dict[str, dict[str, _Scalar | list[_Scalar]]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the state as one line of JSON; NaN, an infinite radius and None are left out."""
+        return json.dumps(dataclasses.asdict(self, dict_factory=_without_missing))
+
+    @classmethod
+    def from_json(cls, text: object) -> BalanceState:
+        """Read a state and check every value in it.
+
+        Args:
+            text: A result of ``to_json``.
+
+        Returns:
+            The state.
+
+        Raises:
+            BalanceError: It is damaged, or another version wrote it; the message names the value.
+        """
+        try:
+            return _read(text)
+        except (ValueError, RecursionError) as error:  # msgspec.ValidationError is a ValueError
+            raise BalanceError(
+                f"the balancer's state in this optimizer state cannot be used: {error}; load another checkpoint, or "
+                f"delete the key {KEY!r} from its parameter groups to start balancing afresh"
+            ) from None
+
+    def check(self) -> None:
+        """Check what holds between values.
+
+        Raises:
+            ValueError: Two values do not fit together.
+        """
+        for name, unit in self.units.items():
+            if (unit.since or 0) > self.steps:
+                raise ValueError(f"the multiplier of {name} is in effect since step {unit.since} of {self.steps}")
+        for name, fit in self.fits.items():
+            if math.isnan(fit.alpha) == (fit.status in _HAS_ALPHA):
+                raise ValueError(f"{name} has alpha {fit.alpha:g} with status {fit.status}")
 
 
-def read(group: dict[str, Any]) -> None:
-    """Read the text of a group that was loaded without ``unpack`` (by ZeroRedundancyOptimizer)."""
-    if isinstance(group.get(KEY), str):
-        group[KEY] = _from_text(group[KEY])
+@dataclass
+class _Version:
+    """The field that is read first; the states of version 1 had none."""
+
+    version: int = 1
 
 
-def unpack(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Pre-hook of ``Optimizer.load_state_dict``: read the texts, and check that the groups match the saved ones."""
-    groups = [{**group, KEY: _from_text(group[KEY])} if KEY in group else group for group in state_dict["param_groups"]]
-    _check(optimizer.param_groups, groups)
-    return {**state_dict, "param_groups": groups}
+def _read(text: object) -> BalanceState:
+    if not isinstance(text, str):
+        raise ValueError(f"it is a {type(text).__name__}, not a text")
+    version = msgspec.json.decode(text, type=_Version).version
+    if version != _VERSION:
+        raise ValueError(f"version {version} wrote it, and this version of tempbalance reads {_VERSION}")
+    state = msgspec.json.decode(text, type=BalanceState)
+    if unknown := json.loads(text).keys() - {each.name for each in dataclasses.fields(BalanceState)}:
+        raise ValueError(f"it has the unknown key {min(unknown)!r}")
+    state.check()
+    return state
 
 
-def _to_text(state: Mapping[str, Any]) -> str:
-    weights = {
-        name: (_or_null(fit.alpha), _or_null(fit.stderr), fit.radius, fit.status)
-        for name, fit in state["weights"].items()
-    }
-    saved = {**state, "alpha": _or_null(state["alpha"]), "first": _or_null(state["first"]), "weights": weights}
-    return json.dumps(saved)
+def texts_in(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """Return the texts in parameter groups."""
+    return [group[KEY] for group in groups if KEY in group]
 
 
-def _from_text(text: str) -> dict[str, Any]:
-    saved: dict[str, Any] = json.loads(text)
-    state = new_state(saved["unit"], saved["names"]) | saved
-    return state | {
-        "alpha": _or_nan(state["alpha"]),
-        "first": _or_nan(state["first"]),
-        "status": None if state["status"] is None else Status(state["status"]),
-        "weights": {name: _read_fit(*fit) for name, fit in state["weights"].items()},
-    }
-
-
-def _read_fit(alpha: float | None, stderr: float | None, radius: float, status: str | None = None) -> CachedFit:
-    if status is None and alpha is not None:  # saved by a version without statuses
-        status = Status.OK
-    return CachedFit(_or_nan(alpha), _or_nan(stderr), radius, None if status is None else Status(status))
-
-
-def _or_null(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _check(own_groups: Sequence[Mapping[str, Any]], saved_groups: Sequence[Mapping[str, Any]]) -> None:
-    own, saved = (
-        [group[KEY]["names"] if KEY in group else None for group in groups] for groups in (own_groups, saved_groups)
-    )
-    if own == saved:
-        return
-    if all(names is None for names in saved):
-        raise BalanceError(
-            "this optimizer state was saved without tempbalance: load it before the Balancer is built, which keeps it"
-        )
-    place = next((i for i, (a, b) in enumerate(zip(own, saved, strict=False)) if a != b), min(len(own), len(saved)))
-    here, there = ((names[place] or ["?"])[0] if place < len(names) else "none" for names in (own, saved))
-    raise BalanceError(
-        f"this optimizer state was saved with other parameter groups ({len(saved)}, here {len(own)}): group {place} "
-        f"started with {there}, here with {here}; use the same model, optimizer groups and recipe as in the saved run"
-    )
+def _without_missing(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    missing = (value is None or (isinstance(value, float) and not math.isfinite(value)) for _, value in items)
+    return {key: value for (key, value), none in zip(items, missing, strict=True) if not none}

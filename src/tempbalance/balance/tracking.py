@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -40,17 +40,21 @@ class TrackedWeight(NamedTuple):
 
 
 class Tracker:
-    """Finds the weights to measure, and measures their drift: the distance from a snapshot."""
+    """Finds the weights to measure, and measures their drift: the distance from a snapshot.
+
+    Attributes:
+        names: Names of the weights that the plan measures.
+    """
 
     def __init__(
         self, model: nn.Module, recipe: Recipe, names: Collection[str], *, snapshot: Snapshot, ranks: ProcessGroup
     ) -> None:
         self._model = model
         self._recipe = recipe
-        self._names = names
+        self.names = names
         self._snapshot = snapshot
         self._ranks = ranks
-        self._cache: tuple[list[tuple[str, int, bool]], dict[str, TrackedWeight]] | None = None
+        self._cache: tuple[Any, dict[str, TrackedWeight]] | None = None
 
     @property
     def sharded(self) -> bool:
@@ -58,14 +62,14 @@ class Tracker:
         return any(is_sharded(parameter) for parameter in self._model.parameters())
 
     def weights(self) -> dict[str, TrackedWeight]:
-        """Return the weights to measure, by name; searched again if a parameter was replaced, frozen or unfrozen."""
+        """Return the weights to measure, by name; searched again if a parameter has changed, or is trained now."""
         parameters = parameter_names(self._model)
-        key = [(name, id(parameter), parameter.requires_grad) for name, parameter in parameters.items()]
+        key = (self.names, [(name, id(p), p.requires_grad, p.dtype, p.device) for name, p in parameters.items()])
         if self._cache is not None and self._cache[0] == key:
             return self._cache[1]
         tracked = {}
         for weight in find_weights(self._model, replace(self._recipe.select, embeddings=True), sharded=True)[0]:
-            if weight.name in self._names:
+            if weight.name in self.names:
                 sources = {name: parameters[name] for name in source_parameters(weight, parameters)}
                 trained = {name: p for name, p in sources.items() if p.requires_grad}
                 if trained:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tempbalance.errors import BalanceError
+from tempbalance.errors import BalanceError, BalanceWarning
 from tempbalance.layers import is_sharded, refresh_fsdp
 
 __all__ = ["Unfreezing", "check_unfreezing"]
@@ -32,18 +34,26 @@ class Unfreezing:
         True
     """
 
-    def __init__(self, model: nn.Module, parts: Sequence[Sequence[Tensor]], interval: int) -> None:
-        """Register hooks for the first forward pass."""
+    def __init__(self, model: nn.Module, parts: Sequence[Sequence[Tensor]], interval: Callable[[], int] | int) -> None:
+        """Register hooks for the first forward pass. A function is asked for the interval then."""
         self._model = model
         self._parts = [part for part in parts if part]
-        self._interval = interval
+        self._given = interval
         self._num_unfrozen = len(self._parts)
         self._step = 0
         waiting = model.modules() if self._parts else ()  # one of them is called first: in Lightning not the root
-        start = torch.compiler.disable(self._start)  # type: ignore[no-untyped-call]
-        self._waiting = [module.register_forward_pre_hook(start, prepend=True) for module in waiting]
+        hook = _FirstForward(torch.compiler.disable(self._start))  # type: ignore[no-untyped-call]
+        self._waiting = [module.register_forward_pre_hook(hook, prepend=True) for module in waiting]
 
-    def _start(self, _module: nn.Module, _args: Any) -> None:
+    @functools.cached_property
+    def _interval(self) -> int:
+        return self._given if isinstance(self._given, int) else self._given()
+
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters of all parts, frozen or not."""
+        return [parameter for part in self._parts for parameter in part]
+
+    def _start(self) -> None:
         self._stop_waiting()
         self.at(self._step)
 
@@ -55,7 +65,7 @@ class Unfreezing:
     def at(self, step: int) -> None:
         """Freeze and unfreeze parts for a step, at the first forward pass or later."""
         self._step = step
-        if self._waiting:
+        if self._waiting or not self._parts:
             return
         unfrozen = min(len(self._parts), 1 + step // self._interval)
         for part in self._parts[unfrozen : self._num_unfrozen]:
@@ -71,8 +81,29 @@ class Unfreezing:
 
     def end(self) -> None:
         """Unfreeze all parts."""
+        started = not self._waiting
         self._stop_waiting()
-        self.at(self._interval * len(self._parts))
+        if started and self._parts:
+            self.at(self._interval * len(self._parts))
+
+
+class _FirstForward:
+    """The hook that starts the freezing; in a copy of the model it does nothing."""
+
+    def __init__(self, start: Callable[[], None] | None = None) -> None:
+        self._start = start
+
+    def __call__(self, _module: nn.Module, _args: Any) -> None:
+        """Start, before the first forward pass."""
+        if self._start is not None:
+            self._start()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Return what a copy is built from."""
+        if self._start is not None:
+            text = "the copy of a model that is unfrozen gradually is not: build a tempbalance.Balancer for the copy"
+            warnings.warn(text, BalanceWarning, stacklevel=2)
+        return (_FirstForward, ())
 
 
 def check_unfreezing(model: nn.Module, processes: int) -> None:

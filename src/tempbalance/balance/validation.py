@@ -1,64 +1,19 @@
-"""Checks of recipe, optimizer and model; each error message contains the fix."""
+"""Checks of recipe and model, on one process and across processes; each error message contains the fix."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import nn
-from torch.optim import Optimizer
 
+from tempbalance.balance.optimizers import DEEPSPEED, FSDP1, is_of
 from tempbalance.balance.recipe import Recipe
 from tempbalance.errors import BalanceError
 
-__all__ = [
-    "DEEPSPEED",
-    "FSDP1",
-    "Agreement",
-    "check_agreement",
-    "check_delay",
-    "check_model",
-    "check_optimizer",
-    "check_recipe",
-    "is_divided",
-    "unwrap",
-]
-
-DEEPSPEED = (
-    "DeepSpeed keeps parameters and learning rates in its own groups and ignores those of others: train with FSDP2 "
-    "(torch.distributed.fsdp.fully_shard) or DDP, which are supported"
-)
-FSDP1 = (
-    "FSDP1 (FullyShardedDataParallel) flattens parameters into vectors, which have no spectrum: use FSDP2, "
-    "torch.distributed.fsdp.fully_shard(model), and build the optimizer after it"
-)
-
-
-def unwrap(optimizer: Any) -> Optimizer:
-    """Return the optimizer inside a wrapper (Accelerate, Lightning, Lookahead and the like)."""
-    inner = optimizer
-    while isinstance(getattr(inner, "optimizer", None), Optimizer):
-        inner = inner.optimizer
-    if any(_is_of(level, "deepspeed") for level in (optimizer, inner, getattr(inner, "optimizer", None))):
-        raise BalanceError(DEEPSPEED)
-    if not isinstance(inner, Optimizer) or not hasattr(inner, "_optimizer_step_pre_hooks"):
-        raise BalanceError(
-            f"{type(optimizer).__name__} has no step hooks: pass an optimizer derived from torch.optim.Optimizer, "
-            "or the one inside your wrapper"
-        )
-    return inner
-
-
-def _is_of(value: object, package: str) -> bool:
-    return any(cls.__module__.partition(".")[0] == package for cls in type(value).__mro__)
-
-
-def is_divided(optimizer: Optimizer) -> bool:
-    """Return whether the parameters of an optimizer are divided among processes (ZeroRedundancyOptimizer)."""
-    return any(cls.__name__ == "ZeroRedundancyOptimizer" for cls in type(optimizer).__mro__)
+__all__ = ["Agreement", "check_agreement", "check_delay", "check_model", "check_recipe"]
 
 
 def check_recipe(recipe: object) -> None:
@@ -66,26 +21,6 @@ def check_recipe(recipe: object) -> None:
     if not isinstance(recipe, Recipe):
         given = f"the function {recipe.__name__}" if inspect.isfunction(recipe) else f"a {type(recipe).__name__}"
         raise BalanceError(f"expected a recipe, such as tempbalance.recipes.model_balancing(), got {given}")
-
-
-def check_optimizer(optimizer: Optimizer, recipe: Recipe) -> None:
-    """Check that an optimizer has the options to multiply, and can keep the tensors of the recipe."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise BalanceError("LBFGS takes all parameters in one group, so units cannot have different learning rates")
-    if recipe.spectrum_of == "update" and is_divided(optimizer):
-        raise BalanceError(
-            "ZeroRedundancyOptimizer keeps the state of a parameter on one process, but every process needs the "
-            "initial weights: use FSDP2, or a recipe with spectrum_of='weights'"
-        )
-    for key in recipe.keys:
-        for group in optimizer.param_groups:
-            if key not in group:
-                raise BalanceError(f"{type(optimizer).__name__} has no {key}, which the recipe multiplies")
-            if not isinstance(group[key], (int, float, torch.Tensor)):
-                raise BalanceError(
-                    f"the {key} of {type(optimizer).__name__} is {group[key]!r}, not a number: set it "
-                    "(Adafactor: relative_step=False and lr=...)"
-                )
 
 
 def check_delay(delay: int, most: int, processes: int) -> None:
@@ -107,7 +42,7 @@ def check_model(model: nn.Module) -> None:
         raise BalanceError(f"expected the model, a torch.nn.Module, got a {type(model).__name__}")
     if any(cls.__name__ == "FullyShardedDataParallel" for m in model.modules() for cls in type(m).__mro__):
         raise BalanceError(FSDP1)
-    if _is_of(model, "deepspeed") or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+    if is_of(model, "deepspeed") or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise BalanceError(DEEPSPEED)
 
 
@@ -115,11 +50,11 @@ class Agreement(NamedTuple):
     """Settings that must be equal on all processes.
 
     Attributes:
-        groups: Name and shape of every parameter of every group.
+        groups: Name and shape of every parameter of every group; empty for one that is not of the model.
         schedule: Interval and start of the measurements.
     """
 
-    groups: list[list[tuple[str | None, tuple[int, ...]]]]
+    groups: list[list[tuple[str, tuple[int, ...]]]]
     schedule: str
 
 
@@ -147,5 +82,5 @@ def _first_difference(a: Agreement, b: Agreement) -> str:
     return "in other groups"
 
 
-def _described(parameter: tuple[str | None, tuple[int, ...]] | None) -> str:
+def _described(parameter: tuple[str, tuple[int, ...]] | None) -> str:
     return "nothing" if parameter is None else f"{parameter[0] or 'one of another model'} of shape {parameter[1]}"

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tempbalance.balance import Balancer, Recipe, Refresh
-from tempbalance.balance.validation import DEEPSPEED, FSDP1, check_recipe
+from tempbalance.balance.optimizers import DEEPSPEED, FSDP1
+from tempbalance.balance.validation import check_recipe
 from tempbalance.errors import BalanceError, require_extra
 from tempbalance.integrations.loggers import summary
 
@@ -24,11 +25,10 @@ __all__ = ["BalanceCallback"]
 class BalanceCallback(Callback):  # type: ignore[misc]
     """Balances the optimizer that ``configure_optimizers`` returns: ``Trainer(callbacks=[BalanceCallback(recipe)])``.
 
-    During ``fit`` it wraps the module's ``configure_optimizers``, creates a ``Balancer`` and extends the schedulers to
-    its groups. Alphas and multipliers are in the optimizer state of every checkpoint, so a run resumed by
-    ``trainer.fit(model, ckpt_path=...)`` is bit-identical to an uninterrupted one. Every refresh writes
-    ``alpha_imbalance``, ``multiplier_min`` and ``multiplier_max`` to the trainer's loggers. ``LearningRateMonitor``
-    lists the scheduled rates by the names of the groups.
+    During ``fit`` it wraps the module's ``configure_optimizers`` and creates a ``Balancer``. Alphas and multipliers are
+    in the optimizer state of every checkpoint, so a run resumed by ``trainer.fit(model, ckpt_path=...)`` is
+    bit-identical to an uninterrupted one; a checkpoint without them can be resumed too. Every refresh writes
+    ``alpha_imbalance``, ``multiplier_min`` and ``multiplier_max`` to the trainer's loggers.
 
     Attributes:
         recipe: The balancing method.
@@ -126,7 +126,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
             self._undo = None
 
     def _balance(self, trainer: Any, pl_module: Any, configured: Any) -> None:
-        optimizers, schedulers = _parts(configured)
+        optimizers = _optimizers(configured)
         if len(optimizers) != 1:
             raise BalanceError(
                 f"BalanceCallback balances exactly one optimizer, but configure_optimizers returned {len(optimizers)}: "
@@ -145,7 +145,6 @@ class BalanceCallback(Callback):  # type: ignore[misc]
             steps_per_epoch=None if self.recipe.every.epochs is None else _steps_per_epoch(trainer),
             exact=self._exact,
             delay=self._delay,
-            schedulers=schedulers,
             on_refresh=(log, *self._on_refresh),
         )
 
@@ -158,25 +157,14 @@ def _steps_per_epoch(trainer: Any) -> int | None:
     return None if math.isinf(batches) else max(1, math.ceil(batches / trainer.accumulate_grad_batches))
 
 
-def _parts(configured: Any) -> tuple[list[Any], list[Any]]:
-    """Return the optimizers and schedulers in a result of ``configure_optimizers``, which has one of several forms."""
+def _optimizers(configured: Any) -> list[Any]:
+    """Return the optimizers in a result of ``configure_optimizers``, which has one of several forms."""
     if configured is None:
-        return [], []
+        return []
     if isinstance(configured, Mapping):
-        scheduler = configured.get("lr_scheduler")
-        return [configured["optimizer"]], [] if scheduler is None else [_scheduler(scheduler)]
+        return [configured["optimizer"]]
     if not isinstance(configured, (list, tuple)):
-        return [configured], []
-    if len(configured) == 2 and isinstance(configured[0], list):  # noqa: PLR2004
-        schedulers = configured[1] if isinstance(configured[1], list) else [configured[1]]
-        return list(configured[0]), [_scheduler(scheduler) for scheduler in schedulers]
-    optimizers, schedulers = [], []
-    for each in configured:
-        found = _parts(each)
-        optimizers += found[0]
-        schedulers += found[1]
-    return optimizers, schedulers
-
-
-def _scheduler(given: Any) -> Any:
-    return given["scheduler"] if isinstance(given, Mapping) else given
+        return [configured]
+    if len(configured) == 2 and isinstance(configured[0], list):  # noqa: PLR2004  optimizers, schedulers
+        return list(configured[0])
+    return [optimizer for each in configured for optimizer in _optimizers(each)]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tempbalance.balance import Balancer, Recipe, Refresh
-from tempbalance.balance.validation import DEEPSPEED, FSDP1, check_recipe, unwrap
+from tempbalance.balance.optimizers import DEEPSPEED, FSDP1, unwrap
+from tempbalance.balance.validation import check_recipe
 from tempbalance.errors import BalanceError, require_extra
 from tempbalance.integrations.loggers import summary
 
@@ -23,10 +24,11 @@ _UNKNOWN = -1  # no loader seen yet
 class BalanceMixin:
     """Adds balancing to a trainer: ``class MyTrainer(BalanceMixin, TheirTrainer)``.
 
-    The optimizer that the trainer creates, or is given, gets a ``Balancer`` before its scheduler is created. Alphas and
-    multipliers are in the ``optimizer.pt`` of every checkpoint, so a run with ``resume_from_checkpoint`` is
-    bit-identical to an uninterrupted one. The first log of the loss after a refresh also contains ``alpha_imbalance``,
-    ``multiplier_min`` and ``multiplier_max``, in every backend of ``report_to``.
+    The optimizer that the trainer creates, or is given, gets a ``Balancer``. Alphas and multipliers are in the
+    ``optimizer.pt`` of every checkpoint, so a run with ``resume_from_checkpoint`` is bit-identical to an uninterrupted
+    one. A checkpoint of a trainer without balancing can be resumed too; balancing then starts afresh. The first log of
+    the loss after a refresh also contains ``alpha_imbalance``, ``multiplier_min`` and ``multiplier_max``, in every
+    backend of ``report_to``.
 
     Attributes:
         recipe: The balancing method.
@@ -98,7 +100,6 @@ class BalanceMixin:
             steps_per_epoch=steps,
             exact=self._exact,
             delay=self._delay,
-            schedulers=[] if trainer.lr_scheduler is None else [trainer.lr_scheduler],
             on_refresh=self._on_refresh,
         )
         self._balanced_for = steps

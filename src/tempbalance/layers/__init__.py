@@ -50,6 +50,7 @@ __all__ = [
     "find_norms",
     "find_units",
     "find_weights",
+    "first_and_last",
     "full_tensor",
     "is_sharded",
     "local_tensor",
@@ -96,6 +97,25 @@ def find_weights(
     weights, skipped = _assemble(_tied(candidates), select)
     select.check([*(w.name for w in weights), *(s.name for s in skipped)])
     return [w for w in weights if select.admits(w.name)], [s for s in skipped if select.admits(s.name)]
+
+
+def first_and_last(model: nn.Module) -> tuple[str | None, str | None]:
+    """Return the parameters of the first and the last layer of a model, also if these cannot be analysed.
+
+    Args:
+        model: A live model.
+
+    Returns:
+        Their names, in the order in which the model defines its layers. Embeddings come before the first layer, but a
+        head tied to one is the last layer; a parameter of a module of unknown type is no layer. None without layers.
+
+    Example:
+        >>> first_and_last(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Conv1d(4, 1, 3)))
+        ('1.weight', '2.weight')
+    """
+    layers = [(c.name, c.role.kind) for c in module_candidates(model, sharded=True) if c.role.kind != "parameter"]
+    first = next((name for name, kind in layers if kind != "embedding"), None)
+    return first, layers[-1][0] if layers else None
 
 
 def _candidates(

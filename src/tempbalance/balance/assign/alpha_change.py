@@ -36,6 +36,11 @@ class AlphaChange(AlphaTransform):
         [1.5, 0.5]
     """
 
+    @property
+    def uses_first_alpha(self) -> bool:
+        """Always True."""
+        return True
+
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
         """Assign a multiplier to every unit by the change of its alpha."""
         changes = [unit.alpha - unit.first_alpha for unit in units]

@@ -54,6 +54,11 @@ class Assignment(ABC):
         return False
 
     @property
+    def uses_first_alpha(self) -> bool:
+        """Whether ``assign`` reads first alphas, so that all multipliers may be 1 at first. False unless overridden."""
+        return False
+
+    @property
     def stretches_to_range(self) -> bool:
         """Whether the multipliers span a fixed range however little the alphas differ. False unless overridden."""
         return False
@@ -84,6 +89,11 @@ class AlphaTransform(Assignment):
     def uses_depth(self) -> bool:
         """Whether the other assignment reads depths."""
         return self.assignment.uses_depth
+
+    @property
+    def uses_first_alpha(self) -> bool:
+        """Whether the other assignment reads first alphas."""
+        return self.assignment.uses_first_alpha
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,11 @@ class Times(Assignment):
     def uses_depth(self) -> bool:
         """Whether one of the two reads depths."""
         return self.first.uses_depth or self.second.uses_depth
+
+    @property
+    def uses_first_alpha(self) -> bool:
+        """Whether one of the two reads first alphas."""
+        return self.first.uses_first_alpha or self.second.uses_first_alpha
 
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
         """Return the products of the multipliers of the two assignments."""

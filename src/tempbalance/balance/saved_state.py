@@ -1,0 +1,154 @@
+"""Save and load the state of a balancer with the state dict of its optimizer, and say when the optimizer is copied."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+
+from tempbalance.balance.multipliers import Multipliers
+from tempbalance.balance.plan import make_plan
+from tempbalance.balance.preparation import Preparation, names_by_group
+from tempbalance.balance.split_groups import SplitGroups
+from tempbalance.balance.state import KEY, BalanceState, UnitRecord, texts_in
+from tempbalance.errors import BalanceError, BalanceWarning
+from tempbalance.layers import parameter_names
+
+__all__ = ["SavedState"]
+
+_logger = logging.getLogger("tempbalance")
+
+
+class SavedState:
+    """Puts the state into state dicts, and takes it out of them.
+
+    The key ``KEY`` is in the groups of the optimizer for a moment only, while a state dict with it is loaded.
+    """
+
+    def __init__(self, ready: Preparation, multipliers: Multipliers, groups: SplitGroups) -> None:
+        self._model, self._recipe, _, self._levels, *_ = ready
+        self._multipliers = multipliers
+        self._groups = groups
+
+    def register(self, *, before_save: Callable[[], object], after_load: Callable[[], object]) -> list[Any]:
+        """Register the hooks of the state dicts of all levels, and return their handles."""
+
+        def packed(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+            """Add the state to a state dict."""
+            state_dict["param_groups"][0][KEY] = self.state(optimizer).to_json()
+
+        def checked(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
+            """Check a state dict before anything is changed."""
+            for text in texts_in(state_dict["param_groups"]):
+                self._check(BalanceState.from_json(text), optimizer)
+
+        def loaded(_optimizer: Optimizer) -> None:
+            """Use the state that was loaded."""
+            if not self.adopt():
+                self._set(BalanceState())
+                _logger.warning(
+                    "this optimizer state was saved without tempbalance: it is loaded, and balancing starts afresh"
+                )
+            after_load()
+
+        def saving(_optimizer: Optimizer) -> None:
+            """Finish what is under way."""
+            before_save()
+
+        handles: list[Any] = []
+        for level in self._levels:
+            if "_optimizer_state_dict_post_hooks" in vars(level):  # else it passes the calls on
+                handles += [
+                    level.register_state_dict_pre_hook(saving),
+                    level.register_state_dict_post_hook(packed),
+                    level.register_load_state_dict_pre_hook(checked),
+                    level.register_load_state_dict_post_hook(loaded),
+                ]
+                handles.append(_CopyWarning(level))
+        return handles
+
+    def adopt(self) -> bool:
+        """Take the state out of the groups of the optimizer, if a state dict was loaded.
+
+        Some optimizers load a state dict without calling hooks, and a state may be loaded before the balancer is built.
+
+        Returns:
+            Whether there was one.
+        """
+        if not any(KEY in group for level in self._levels for group in level.param_groups):
+            return False
+        state = BalanceState.from_json(texts_in(g for level in self._levels for g in level.param_groups)[0])
+        for level in self._levels:
+            for group in level.param_groups:
+                group.pop(KEY, None)
+        self._set(state)
+        return True
+
+    def put_into_groups(self) -> None:
+        """Put the state into the groups, from where the next step or load takes it.
+
+        torch.distributed.checkpoint loads a flattened state dict only into the keys that the groups have. Before it
+        loads one into a new optimizer, it makes a step that changes nothing; this is called after that step.
+        """
+        optimizer = self._levels[-1]
+        optimizer.param_groups[0][KEY] = self.state(optimizer).to_json()
+
+    def state(self, optimizer: Optimizer) -> BalanceState:
+        """Return the state, with the groups of one level."""
+        state = self._multipliers.state
+        for unit in self._multipliers.plan.units:
+            state.units.setdefault(unit.name, UnitRecord())
+        state.groups = names_by_group(optimizer, self._model)
+        state.options = self._groups.own_options()
+        return state
+
+    def _set(self, state: BalanceState) -> None:
+        self._multipliers.state = state
+        self._groups.load(state.options)
+
+    def _check(self, state: BalanceState, optimizer: Optimizer) -> None:
+        """Check that a state was saved with the same model, groups and kind of unit."""
+        own = names_by_group(optimizer, self._model)
+        if state.groups and state.groups != own:
+            place = next((i for i, pair in enumerate(zip(state.groups, own, strict=False)) if pair[0] != pair[1]), None)
+            there, here = ((g[place] if place is not None else g) for g in (state.groups, own))
+            raise BalanceError(
+                f"this optimizer state was saved with other parameter groups: group {place} had "
+                f"{_listed(there)}, here {_listed(here)}; use the same model and optimizer groups as in the saved run"
+            )
+        plan = make_plan(self._model, self._recipe, set(parameter_names(self._model)))
+        weights = {name for unit in plan.units for name in unit.weights}
+        units = {unit.name for unit in (*plan.units, *self._multipliers.plan.units)}
+        unknown = [*(name for name in state.units if name not in units), *(n for n in state.fits if n not in weights)]
+        if unknown:
+            raise BalanceError(
+                f"this optimizer state was saved with other units, such as {unknown[0]!r}, which {self._recipe.name} "
+                "does not have for this model: use the same model and recipe as in the saved run"
+            )
+
+
+class _CopyWarning:
+    """Warns when an optimizer is copied or pickled, because its hooks are not."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        vars(optimizer)["__reduce_ex__"] = self._reduce  # looked up on the instance by copy.deepcopy and pickle
+
+    def _reduce(self, protocol: Any) -> Any:
+        warnings.warn(
+            "the copy of a balanced optimizer is not balanced: build a tempbalance.Balancer for the copy",
+            BalanceWarning,
+            stacklevel=3,
+        )
+        return type(self._optimizer).__reduce_ex__(self._optimizer, protocol)
+
+    def remove(self) -> None:
+        """Stop warning."""
+        vars(self._optimizer).pop("__reduce_ex__", None)
+
+
+def _listed(names: Any) -> str:
+    return f"{len(names)} ({', '.join(str(name) for name in names[:2])}, ...)"

@@ -1,0 +1,105 @@
+"""At which optimizer steps a recipe measures and unfreezes; the length of an epoch may be asked for later."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tempbalance.balance.recipe import Every, Recipe
+from tempbalance.balance.validation import check_delay
+from tempbalance.errors import BalanceError
+
+__all__ = ["Schedule"]
+
+
+class Schedule:
+    """The intervals of a recipe in optimizer steps.
+
+    A loader or a function is asked for the length of an epoch when an interval is first needed, because a loader is
+    often built after the optimizer.
+    """
+
+    def __init__(self, recipe: Recipe, steps_per_epoch: Any, *, delay: int, processes: int) -> None:
+        """Check what can be checked now.
+
+        Args:
+            recipe: The recipe.
+            steps_per_epoch: Optimizer steps per epoch; a loader; a function that returns one of these; or None.
+            delay: Optimizer steps from a measurement to its effect.
+            processes: Number of processes.
+
+        Raises:
+            BalanceError: The recipe counts in epochs, and their length is missing or not a positive integer; or the
+                delay is too long.
+        """
+        self._recipe = recipe
+        self._given = steps_per_epoch
+        self._delay = delay
+        self._processes = processes
+        self._steps_per_epoch: int | None = None
+        self.known = False
+        if steps_per_epoch is None or isinstance(steps_per_epoch, int):
+            self.resolve()
+        else:
+            check_delay(delay, sys.maxsize, processes)
+
+    def resolve(self) -> None:
+        """Find the length of an epoch if it is needed and not known yet."""
+        if self.known:
+            return
+        if any(every is not None and every.epochs is not None for every in (self._recipe.every, self._recipe.unfreeze)):
+            self._steps_per_epoch = _length(self._given)
+        interval = self.interval = self._steps(self._recipe.every)
+        self.unfreeze_interval = 1 if self._recipe.unfreeze is None else self._steps(self._recipe.unfreeze)
+        shortest = next((n for n in range(1, interval) if self._recipe.every.is_due(n, interval)), interval)
+        check_delay(self._delay, shortest, self._processes)
+        self.known = True
+
+    def is_due(self, steps: int) -> bool:
+        """Return whether to measure after ``steps`` optimizer steps."""
+        since = steps - self._recipe.start
+        if since < 0:
+            return False
+        self.resolve()
+        return self._recipe.every.is_due(since, self.interval)
+
+    def unfreezing(self) -> int:
+        """Return the steps between unfreezing two blocks."""
+        self.resolve()
+        return self.unfreeze_interval
+
+    def __str__(self) -> str:
+        """Return how often it measures."""
+        return f"every {self.interval} steps" if self.known else f"every {self._recipe.every.epochs:g} epochs"
+
+    @property
+    def settings(self) -> str:
+        """Everything that must be equal on all processes."""
+        return f"{self} from step {self._recipe.start} on, tolerance {self._recipe.tolerance}"
+
+    def _steps(self, every: Every) -> int:
+        interval = every.interval(self._steps_per_epoch)
+        if interval is None:
+            raise BalanceError(
+                f"{self._recipe.name} counts in epochs: pass steps_per_epoch, the number of optimizer steps in an "
+                "epoch (len(loader) // gradient accumulation), the loader, or a function that returns it"
+            )
+        return interval
+
+
+def _length(given: Any) -> int | None:
+    """Return the optimizer steps per epoch that were given; None if none were."""
+    value = given() if isinstance(given, Callable) and not hasattr(given, "__len__") else given  # type: ignore[arg-type]
+    if value is None:
+        return None
+    if not isinstance(value, int):
+        try:
+            value = len(value)
+        except (TypeError, NotImplementedError):
+            raise BalanceError(
+                f"steps_per_epoch is {value!r}, which has no length: pass the number of optimizer steps in an epoch"
+            ) from None
+    if isinstance(value, bool) or value < 1:
+        raise BalanceError(f"steps_per_epoch must be a positive number of optimizer steps, got {value!r}")
+    return int(value)

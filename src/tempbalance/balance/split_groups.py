@@ -1,0 +1,294 @@
+"""Parameter groups that are split by unit for the length of one optimizer step.
+
+The optimizer keeps the groups that its user made. For a step they are replaced, in the same list, by one group per
+unit (a *part*) with multiplied options; after the step the user's groups are put back. The parts are kept from step to
+step, because some optimizers keep counters in their groups.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["SplitGroups"]
+
+_MEMBERS = ("params", "param_names")  # the keys of a group that are not options
+_SAVED = (bool, int, float, str)
+
+
+class SplitGroups:
+    """The groups of an optimizer, split by unit between ``enter`` and ``leave``.
+
+    An option that the user (a scheduler) changes in a group is copied to its parts. An option that the optimizer
+    changes in a part is copied to the group; if the parts then differ, the group gets the value of the first one, and
+    each part keeps its own.
+
+    Attributes:
+        inside: Whether the groups are split now.
+
+    Example:
+        >>> weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+        >>> optimizer = torch.optim.SGD(weights, lr=0.1)
+        >>> groups = SplitGroups(optimizer, ("lr",))
+        >>> groups.set_units({id(weights[0]): "stem", id(weights[1]): "head"}, {})
+        >>> groups.enter({"head": 2.0})
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.1, 0.2]
+        >>> groups.leave()
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.1]
+    """
+
+    def __init__(self, optimizer: Optimizer, keys: Sequence[str]) -> None:
+        """Prepare to multiply the options ``keys`` of the groups of an optimizer."""
+        self.inside = False
+        self._optimizer = optimizer
+        self._keys = keys
+        self._unit_of: Mapping[int, str] = {}
+        self._name_of: Mapping[int, str] = {}
+        self._groups: list[_Group] = []
+        self._parts: list[dict[str, Any]] = []
+        self._loaded: dict[str, dict[str, Any]] = {}
+
+    def set_units(self, unit_of: Mapping[int, str], name_of: Mapping[int, str]) -> None:
+        """Set the unit and the name of each parameter, by ``id``; parameters without a unit are in a part of theirs."""
+        own = self.own_options()
+        self._unit_of, self._name_of = unit_of, name_of
+        self.load(own)
+
+    def load(self, options: Mapping[str, Mapping[str, Any]]) -> None:
+        """Start anew from the groups of the optimizer, with a result of ``own_options``."""
+        self._groups = []
+        self._loaded = {name: dict(own) for name, own in options.items()}
+
+    @torch.no_grad()
+    def enter(self, multipliers: Mapping[str, float]) -> None:
+        """Put the parts in the place of the user's groups, with their options multiplied by those of their units."""
+        groups = self._optimizer.param_groups
+        if not self._is_current(groups):
+            self._build(groups)
+        for group in self._groups:
+            group.push()
+            for part in group.parts:
+                part.scale(group.options, self._keys, multipliers.get(part.unit or "", 1.0))
+        self._list = groups
+        groups[:] = self._parts  # in place: a wrapper may share the list
+        self.inside = True
+
+    @torch.no_grad()
+    def leave(self) -> None:
+        """Put the user's groups back, with what the optimizer has changed in their parts."""
+        if not self.inside:
+            return
+        self.inside = False
+        added = self._list[len(self._parts) :]  # by the optimizer, during the step
+        self._list[:] = [*(group.options for group in self._groups), *added]
+        for group in self._groups:
+            group.pull(self._keys)
+
+    def own_options(self) -> dict[str, dict[str, Any]]:
+        """Return the options in which a part differs from its group, by the name of the part's first parameter."""
+        named = {key: part.own(group.seen, self._keys) for key, group, part in self._keyed_parts()}
+        return {**self._loaded, **{name: own for name, own in named.items() if own}}
+
+    def _is_current(self, groups: Sequence[dict[str, Any]]) -> bool:
+        """Return whether the parts belong to these groups and their parameters."""
+        return len(groups) == len(self._groups) and all(
+            group.options is options and _same(group.params, options["params"])
+            for group, options in zip(self._groups, groups, strict=True)
+        )
+
+    def _build(self, groups: Sequence[dict[str, Any]]) -> None:
+        own = self.own_options()
+        before = {id(group.options): group.seen for group in self._groups}
+        self._loaded = {}
+        self._groups = [_Group(options, self._members(options), before.get(id(options))) for options in groups]
+        for key, group, part in self._keyed_parts():
+            part.group.update(_like(group.seen, own.get(key, {})))
+        self._parts = [part.group for group in self._groups for part in group.parts]
+
+    def _members(self, options: Mapping[str, Any]) -> dict[str | None, list[int]]:
+        """Return the places of the parameters of each unit in a group."""
+        members: dict[str | None, list[int]] = {}
+        for place, parameter in enumerate(options["params"]):
+            members.setdefault(self._unit_of.get(id(parameter)), []).append(place)
+        return members or {None: []}
+
+    def _keyed_parts(self) -> Iterator[tuple[str, _Group, _Part]]:
+        """Yield every part with its key in a saved state: the name of its first parameter."""
+        for i, group in enumerate(self._groups):
+            for part in group.parts:
+                first = part.group["params"][0] if part.group["params"] else None
+                yield self._name_of.get(id(first), f"of no model, in group {i}"), group, part
+
+
+class _Part:
+    """The parameters of one unit in one group of the user, as a group of its own.
+
+    Attributes:
+        unit: Name of the unit; None for parameters in no unit.
+        group: What the optimizer gets.
+        multiplier: The factor in the current step.
+    """
+
+    def __init__(self, unit: str | None, options: Mapping[str, Any]) -> None:
+        self.unit = unit
+        self.group = {key: _cloned(value) for key, value in options.items()}
+        self.multiplier = 1.0
+
+    def scale(self, options: Mapping[str, Any], keys: Sequence[str], multiplier: float) -> None:
+        """Set the multiplied options, and remember all options as the optimizer gets them."""
+        for key in keys:
+            value = options[key]
+            if isinstance(value, Tensor):  # in place: a compiled or captured step reads this tensor
+                self.group[key].copy_(value)
+                if multiplier != 1.0:
+                    self.group[key].mul_(multiplier)
+            else:
+                self.group[key] = value if multiplier == 1.0 else value * multiplier
+        self.multiplier = multiplier
+        self._given = dict(self.group)
+        self._versions = _versions(self.group) if self.has_tensors else {}
+
+    def set(self, key: str, value: Any) -> None:
+        """Set an option."""
+        _set(self.group, key, value)
+        self.__dict__.pop("has_tensors", None)
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """Yield the options that the optimizer has changed or added in the step."""
+        if not self.has_tensors and self.group == self._given:  # almost always, and quick
+            return
+        versions = _versions(self.group)
+        for key, value in self.group.items():
+            in_place = versions.get(key) != self._versions.get(key)
+            if in_place or key not in self._given or _differ(value, self._given[key]):
+                yield key, value
+        self.__dict__.pop("has_tensors", None)
+
+    def own(self, options: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+        """Return the options that can be saved and differ from those of the group."""
+        named = {key: value for key, value in _options(self.group).items() if key not in keys}
+        saved = {key: _saved(value) for key, value in named.items()}
+        return {key: own for key, own in saved.items() if own is not None and own != _saved(options.get(key))}
+
+    @functools.cached_property
+    def has_tensors(self) -> bool:
+        """Whether an option is a tensor."""
+        return any(isinstance(value, Tensor) for value in self.group.values())
+
+
+class _Group:
+    """A group of the user and its parts.
+
+    Attributes:
+        options: The group itself.
+        params: Its parameters when it was split.
+        seen: Its options after the last exchange with the parts.
+        parts: The parts.
+    """
+
+    def __init__(
+        self, options: dict[str, Any], members: Mapping[str | None, list[int]], seen: dict[str, Any] | None
+    ) -> None:
+        self.options = options
+        self.params = list(options["params"])
+        self.seen = _options(options) if seen is None else seen
+        self._versions = _versions(self.seen)
+        self.parts = []
+        for unit, places in members.items():
+            lists = {key: [options[key][place] for place in places] for key in _MEMBERS if key in options}
+            self.parts.append(_Part(unit, {**self.seen, **lists}))
+
+    def push(self) -> None:
+        """Copy the options that the user has changed to the parts."""
+        options = _options(self.options)
+        versions = _versions(options)
+        for key, value in options.items():
+            in_place = versions.get(key) != self._versions.get(key)
+            if in_place or key not in self.seen or _differ(value, self.seen[key]):
+                for part in self.parts:
+                    part.set(key, value)
+        for key in self.seen.keys() - options.keys():
+            for part in self.parts:
+                part.group.pop(key, None)
+        self.seen, self._versions = options, versions
+
+    def pull(self, keys: Sequence[str]) -> None:
+        """Copy the options that the optimizer has changed in a part to the group; the first part counts."""
+        changed: dict[str, Any] = {}
+        for part in self.parts:
+            for key, value in part.changes():
+                if key in keys and part.multiplier:
+                    changed.setdefault(key, value if part.multiplier == 1.0 else value / part.multiplier)
+                elif key not in keys and key not in _MEMBERS:
+                    changed.setdefault(key, value)
+        for key, value in changed.items():
+            _set(self.options, key, value)
+        if changed:
+            self.seen = _options(self.options)
+            self._versions = _versions(self.seen)
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in _MEMBERS}
+
+
+def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _versions(options: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of changes in place of each tensor among the options."""
+    return {key: value._version for key, value in options.items() if isinstance(value, Tensor)}
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Return whether two options differ; tensors differ if they are different objects."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is not b
+    return a is not b and (type(a) is not type(b) or bool(a != b))
+
+
+def _cloned(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _set(group: dict[str, Any], key: str, value: Any) -> None:
+    """Set an option; a tensor is copied into the group's own tensor if that has the same layout."""
+    own = group.get(key)
+    if isinstance(value, Tensor) and isinstance(own, Tensor) and _layout(own) == _layout(value):
+        own.copy_(value)
+    else:
+        group[key] = _cloned(value)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _saved(value: Any) -> Any:
+    """Return an option as it is saved: a number, text or list of them; None for anything else."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return list(value) if all(isinstance(item, _SAVED) for item in value) else None
+    return value if isinstance(value, _SAVED) else None
+
+
+def _like(options: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved options with the types that they have in a group."""
+    result: dict[str, Any] = {}
+    for key, value in saved.items():
+        old = options.get(key)
+        if isinstance(old, Tensor):
+            result[key] = torch.tensor(value, dtype=old.dtype, device=old.device)
+        else:
+            result[key] = tuple(value) if isinstance(old, tuple) else value
+    return result
