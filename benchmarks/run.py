@@ -165,6 +165,7 @@ Each writes its results as JSON.
 | `solvers.py` | eigenvalue solvers by size, dtype and device | `docs/reference/benchmarks.md` |
 | `scale.py` | time and memory by number of blocks | `docs/reference/benchmarks.md` |
 | `farms.py` | accuracy and memory of FARMS on a large matrix | `docs/concepts/farms.md` |
+| `untrained.py` | misses and false alarms of the test for untrained layers | `docs/reference/metrics.md` |
 | `same_results.py` | whether a change leaves every number as it was | exit status |
 """
 

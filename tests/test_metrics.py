@@ -55,9 +55,18 @@ class TestScalars:
         assert (exact.matrix_rank, exact.num_zero) == (3, 37)
         assert metrics.matrix_rank + metrics.num_zero == 40
 
-    def test_stable_rank_of_pooled_matrices_is_per_matrix(self):
-        batch = torch.eye(20).expand(4, 20, 20)
+    def test_stable_rank_of_pooled_matrices_is_the_mean_of_theirs(self):
+        batch = torch.randn(3, 20, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        batch[0] *= 1e-3
+        batch[1] = torch.outer(batch[1, :, 0], batch[1, 0])  # of rank 1
+        expected = [(torch.linalg.matrix_norm(w) / torch.linalg.matrix_norm(w, 2)).item() ** 2 for w in batch]
+        assert expected[1] == pytest.approx(1.0)
+        assert measured(spectra([batch])[0]).stable_rank == pytest.approx(np.mean(expected))
+
+    def test_stable_rank_of_pooled_matrices_leaves_out_zero_matrices(self):
+        batch = torch.stack([torch.eye(20), torch.zeros(20, 20)])
         assert measured(spectra([batch])[0]).stable_rank == pytest.approx(20.0)
+        assert math.isnan(measured(spectra([0 * batch])[0]).stable_rank)
 
     def test_a_zero_matrix_has_nan_norms(self):
         metrics = measured(tb.weight_spectrum(torch.zeros(20, 20)))
@@ -120,6 +129,24 @@ class TestIsRandom:
         weight += 3 * torch.ones(200, 1) @ torch.ones(1, 200) / math.sqrt(200)
         spectrum = tb.weight_spectrum(weight)
         assert not is_random(spectrum, measured(spectrum))
+
+    @pytest.mark.parametrize("mean", [0.3, 30.0, 3000.0])
+    @pytest.mark.parametrize("shape", [(1, 100, 200), (9, 64, 32)])
+    def test_a_random_matrix_with_a_mean_is_random_if_the_mean_is_known(self, shape, mean):
+        weight = mean + torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        spectrum = spectra([weight])[0]
+        assert not is_random(spectrum, measured(spectrum))
+        assert is_random(spectrum, measured(spectrum), mean_over_std=lambda: mean)
+
+    @pytest.mark.parametrize("mean", [0.0, 0.05, 0.3, 30.0])
+    def test_a_spike_that_the_mean_does_not_explain_is_not_random(self, mean):
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(200, 200, generator=generator, dtype=torch.float64)
+        directions = torch.randn(2, 200, generator=generator, dtype=torch.float64)
+        directions -= directions.mean(dim=1, keepdim=True)
+        weight += mean + 40 * torch.outer(*torch.nn.functional.normalize(directions, dim=1))
+        spectrum = tb.weight_spectrum(weight)
+        assert not is_random(spectrum, measured(spectrum), mean_over_std=lambda: mean)
 
     def test_fewer_than_50_eigenvalues_are_not_random(self):
         spectrum = tb.weight_spectrum(torch.randn(10, 64, generator=torch.Generator().manual_seed(0)))

@@ -38,6 +38,46 @@ class TestWholeMatrix:
         assert math.isfinite(found.fit.alpha)
 
 
+ONE_SIDED = {
+    "uniform": lambda weight: weight.uniform_(0, 1),
+    "tiny uniform": lambda weight: weight.uniform_(0, 1e-100),
+    "absolute normal": lambda weight: weight.normal_().abs_(),
+    "negative": lambda weight: weight.normal_().abs_().neg_(),
+    "small mean": lambda weight: weight.normal_(0.2, 1.0),
+    "large mean": lambda weight: weight.normal_(100.0, 1.0),
+}
+
+
+class TestUntrained:
+    @pytest.mark.parametrize("windows", [None, tb.FARMS()], ids=["whole", "farms"])
+    @pytest.mark.parametrize("shape", [(64, 64), (100, 400), (64, 32, 3, 3)], ids=str)
+    @pytest.mark.parametrize("initialise", ONE_SIDED.values(), ids=ONE_SIDED)
+    def test_an_initialisation_with_a_mean_is_random(self, initialise, shape, windows):
+        torch.manual_seed(0)
+        weight = initialise(torch.empty(shape, dtype=torch.float64))
+        layout = Layout.TAPS if len(shape) > 2 else Layout.MATRIX
+        assert fit_weight(weight, layout, windows=windows).status is Status.RANDOM
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.complex64])
+    def test_a_mean_is_found_in_every_dtype(self, dtype):
+        weight = (random(100, 200) + 2).to(dtype)
+        assert fit_weight(weight).status is Status.RANDOM
+
+    def test_a_trained_weight_with_a_mean_is_not_random(self):
+        weight = matrix_with_spectrum(pareto_quantiles(80, 3.0), (80, 120))
+        assert fit_weight(weight + weight.std()).status is Status.OK
+
+    @pytest.mark.parametrize("mean", [0.0, 1.0])
+    @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2)], ids=str)
+    def test_many_tiny_matrices_are_measured(self, shape, mean):
+        weight = torch.distributions.StudentT(3.0).sample((*shape, 10, 10)) + mean
+        assert fit_weight(weight, Layout.TAPS).status in {Status.OK, Status.RANDOM}
+
+    @pytest.mark.parametrize("value", [0.5, 3.0])
+    def test_a_constant_weight_is_not_random(self, value):
+        assert fit_weight(torch.full((64, 64), value)).status is Status.TOO_FEW
+
+
 class TestSmallSides:
     """A head with few outputs, or a convolution of three channels: windows of one or two columns."""
 

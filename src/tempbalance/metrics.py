@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 
 import torch
@@ -44,7 +44,7 @@ def measure(spectrum: Spectrum, fit: TailFit, num_windows: int = 1) -> Metrics:
     """Compute all scalars of a spectrum.
 
     ``alpha_hat = alpha log10(lambda_max)``; ``log10_alpha_norm = log10 sum_i lambda_i^alpha``; ``stable_rank =
-    sum_i lambda_i / lambda_max`` (of a pooled spectrum: per matrix); ``spectral_entropy = -sum_i p_i ln p_i /
+    sum_i lambda_i / lambda_max`` (of several matrices: the mean of theirs); ``spectral_entropy = -sum_i p_i ln p_i /
     ln(matrix_rank)`` with ``p_i = lambda_i / sum_j lambda_j``. Norms are of the weight, not of its square:
     WeightWatcher's ``log_norm`` and ``log_spectral_norm`` are twice as large.
 
@@ -80,7 +80,7 @@ def measure(spectrum: Spectrum, fit: TailFit, num_windows: int = 1) -> Metrics:
         log10_frobenius_norm=_log10(total / num_windows) / 2,
         log10_spectral_norm=_log10(largest) / 2,
         log10_alpha_norm=_log10_power_sum(values, fit.alpha) - math.log10(num_windows),
-        stable_rank=total / largest / spectrum.num_matrices if largest > 0 else math.nan,
+        stable_rank=_stable_rank(spectrum, total, largest),
         matrix_rank=rank,
         spectral_entropy=_entropy(values, total, rank),
         mp_edge=edge,
@@ -126,6 +126,12 @@ def mean_alpha(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
         return math.nan, math.nan
     alphas, errors = zip(*known, strict=True)
     return fmean(alphas), math.hypot(*errors) / len(errors)
+
+
+def _stable_rank(spectrum: Spectrum, total: float, largest: float) -> float:
+    if spectrum.num_matrices > 1:
+        return spectrum.stable_rank
+    return total / largest if largest > 0 else math.nan
 
 
 def _log10(x: float) -> float:
@@ -197,7 +203,12 @@ def _mp_ks_distance(spectrum: Spectrum) -> float:
     return float(torch.maximum((law - steps[:-1]).abs(), (law - steps[1:]).abs()).max())
 
 
-def is_random(spectrum: Spectrum, metrics: Metrics, independent: int | None = None) -> bool:
+def is_random(
+    spectrum: Spectrum,
+    metrics: Metrics,
+    independent: int | None = None,
+    mean_over_std: Callable[[], float] | None = None,
+) -> bool:
     """Return whether a spectrum cannot be distinguished from that of a matrix of independent, identical entries.
 
     This tests both the distance from the Marchenko-Pastur law and the largest eigenvalue. The eigenvalues of a random
@@ -208,10 +219,15 @@ def is_random(spectrum: Spectrum, metrics: Metrics, independent: int | None = No
     after a little training may pass the test, so spectra of fewer than 50 eigenvalues are never random, nor are
     matrices of one entry, whose eigenvalue depends on the distribution of the entries.
 
+    A mean other than zero adds one large eigenvalue to each matrix. The others are then tested without it, if the mean
+    of the entries explains its size (Benaych-Georges and Nadakuditi 2012, section 3.1).
+
     Args:
         spectrum: The spectrum.
         metrics: Scalars of the spectrum.
         independent: Number of pooled matrices that share no entry, for overlapping windows; by default all.
+        mean_over_std: Function that returns the absolute mean of the entries over their standard deviation; None if
+            the mean is zero.
 
     Returns:
         True if the spectrum is compatible with a random matrix.
@@ -223,17 +239,43 @@ def is_random(spectrum: Spectrum, metrics: Metrics, independent: int | None = No
         >>> is_random(weight, measure(weight, Hill().fit(weight)))
         True
     """
-    n, count = min(spectrum.shape), spectrum.num_matrices
     if max(spectrum.shape) == 1 or len(spectrum.eigenvalues) < _FEWEST_EIGENVALUES or not metrics.lambda_max > 0:
         return False
-    threshold = (1.5 + 0.45 * math.log(n)) / math.sqrt(independent or count) + (0.3 if count > 1 else 0.0)
-    if metrics.mp_ks_distance > threshold / n:
+    independent = independent or spectrum.num_matrices
+    if _follows_law(spectrum, metrics.mp_ks_distance, independent):
+        return True
+    rows, columns = spectrum.shape
+    if mean_over_std is None or min(rows, columns) == 1 or max(rows, columns) == 2:  # noqa: PLR2004
+        return False
+    rest = replace(spectrum, eigenvalues=spectrum.eigenvalues[: -spectrum.num_matrices], shape=(rows - 1, columns - 1))
+    return _follows_law(rest, _mp_ks_distance(rest), independent) and _mean_explains(spectrum, rest, mean_over_std())
+
+
+def _follows_law(spectrum: Spectrum, ks_distance: float, independent: int) -> bool:
+    """Return whether a spectrum and its largest eigenvalue are compatible with the Marchenko-Pastur law."""
+    n, count = min(spectrum.shape), spectrum.num_matrices
+    threshold = (1.5 + 0.45 * math.log(n)) / math.sqrt(independent) + (0.3 if count > 1 else 0.0)
+    if not ks_distance <= threshold / n:
         return False
     a, b = math.sqrt(max(spectrum.shape) - 1), math.sqrt(n)
     center, width = (a + b) ** 2, (a + b) * (1 / a + 1 / b) ** (1 / 3)
     # The tail of the Tracy-Widom law is about exp(-2/3 s^(3/2)).
     highest = (1.5 * math.log(1000 * count)) ** (2 / 3)
-    return bool(metrics.lambda_max / metrics.mean_square <= center + highest * width)
+    return bool(float(spectrum.eigenvalues[-1]) / _mean_square(spectrum) <= center + highest * width)
+
+
+def _mean_explains(spectrum: Spectrum, rest: Spectrum, mean_over_std: float) -> bool:
+    """Return whether the eigenvalues that are not in the rest, one per matrix, are those of the mean."""
+    rows, columns = spectrum.shape
+    spikes = spectrum.eigenvalues[-spectrum.num_matrices :] / _mean_square(rest)
+    size = mean_over_std * math.sqrt(rows * columns)  # singular value of the mean, in units of the standard deviation
+    # The mean and the standard deviation of one matrix differ from those of all entries by their sampling errors.
+    error = math.sqrt(1 + mean_over_std**2 / 2)
+    spread = error * math.sqrt(2 * math.log(1000 * spectrum.num_matrices))
+    if size <= (rows * columns) ** 0.25:  # the eigenvalue of the mean is inside the bulk
+        return False
+    low, high = max(size - spread, 0.0), size + spread
+    return float(spikes[0]) >= low**2 and float(spikes[-1]) <= (high**2 + rows) * (high**2 + columns) / high**2
 
 
 def thin(eigenvalues: Tensor) -> ESD:

@@ -61,12 +61,15 @@ class Spectrum:
         num_matrices: Number of matrices that are pooled.
         error_bound: Bound on the absolute error of an eigenvalue, as a fraction of the largest. It is probabilistic;
             square matrices of 1,000 and more rows exceeded it by a factor of up to 2.
+        stable_rank: Mean over the matrices, except all-zero ones, of the sum of the eigenvalues over the largest one;
+            NaN if unknown.
     """
 
     eigenvalues: Tensor
     shape: tuple[int, int]
     num_matrices: int
     error_bound: float
+    stable_rank: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +141,7 @@ class LayerStats:
         log10_spectral_norm: log10 of the largest singular value.
         log10_alpha_norm: log10 of the alpha-norm, ``sum_i eigenvalue_i ** alpha`` (with windows: the mean over
             windows).
-        stable_rank: ``||W||_F^2 / lambda_max``.
+        stable_rank: ``||W||_F^2 / lambda_max``, at least 1; of several matrices or windows, the mean of theirs.
         matrix_rank: Eigenvalues that are not numerically zero.
         spectral_entropy: Shannon entropy of the normalised eigenvalues over log(matrix_rank), in [0, 1].
         mp_edge: Upper edge of the Marchenko-Pastur bulk.

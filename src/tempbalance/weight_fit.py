@@ -5,6 +5,7 @@ Analysis, balancing and compression all use these functions, for full matrices a
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tempbalance.metrics import Metrics, is_random, measure
-from tempbalance.spectra.eigenvalues import spectra
+from tempbalance.spectra.eigenvalues import mean_stable_rank, spectra
 from tempbalance.spectra.matrices import Layout, as_matrices, matrix_shape
+from tempbalance.spectra.moments import mean_over_std
 from tempbalance.spectra.windowed_gram import WindowValues, window_values
 from tempbalance.spectra.windows import WindowGrid, Windows, coverage
 from tempbalance.tail import TailEstimator, find_estimator
@@ -121,7 +123,7 @@ def fit_weights(
     if windows is None:
         found = spectra(matrices, device=device)
         fits = estimator.fit_batch(torch.stack([spectrum.eigenvalues for spectrum in found]))
-        return [_weight_fit(spectrum, fit) for spectrum, fit in zip(found, fits, strict=True)]
+        return [_weight_fit(spectrum, fit, batch) for spectrum, fit, batch in zip(found, fits, matrices, strict=True)]
     states = [_Windowed(windows, batch, layout) for batch, layout in zip(matrices, layouts, strict=True)]
     pending = states
     while pending:
@@ -145,12 +147,13 @@ def batch_key(shape: tuple[int, ...], layout: Layout, windows: Windows | None) -
 
 
 def _weight_fit(
-    spectrum: Spectrum, fit: TailFit, num_windows: int = 1, covered: float = 1.0, disjoint: int = 1
+    spectrum: Spectrum, fit: TailFit, matrices: Tensor, num_windows: int = 1, covered: float = 1.0, disjoint: int = 1
 ) -> WeightFit:
     """Add metrics and ``random``; ``disjoint`` is the number of windows of a matrix that share no entry."""
     metrics = measure(spectrum, fit, num_windows)
     independent = spectrum.num_matrices // num_windows * disjoint
-    random = fit.status in {Status.OK, Status.NO_TAIL} and is_random(spectrum, metrics, independent)
+    mean = functools.partial(mean_over_std, matrices)
+    random = fit.status in {Status.OK, Status.NO_TAIL} and is_random(spectrum, metrics, independent, mean)
     return WeightFit(
         spectrum=spectrum, fit=fit, num_windows=num_windows, coverage=covered, metrics=metrics, random=random
     )
@@ -197,10 +200,11 @@ class _Windowed:
             shape=self.grid.size,
             num_matrices=self.values.shape[0] * self.values.shape[1],
             error_bound=self.error_bound,
+            stable_rank=mean_stable_rank(self.values.flatten(0, 1)),
         )
         covered = coverage((rows, columns), self.grid.size, self.grid.starts[: self.used])
         disjoint = min(self.used, max(1, rows * columns // (height * width)))
-        return _weight_fit(spectrum, self.fit, self.used, covered, disjoint)
+        return _weight_fit(spectrum, self.fit, self.matrices, self.used, covered, disjoint)
 
     def _num_distinct(self) -> int:
         count, rows, columns = self.matrices.shape

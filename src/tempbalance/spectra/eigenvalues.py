@@ -22,7 +22,7 @@ from tempbalance.spectra.gram import (
 from tempbalance.spectra.matrices import Layout, as_matrices
 from tempbalance.types import Spectrum
 
-__all__ = ["spectra", "weight_spectrum"]
+__all__ = ["mean_stable_rank", "spectra", "weight_spectrum"]
 
 _OPTIONS = GramOptions()
 
@@ -94,6 +94,19 @@ def spectra(
         start += len(matrices)
         pooled = unscaled(own.flatten().sort().values, scale)
         results.append(
-            Spectrum(eigenvalues=pooled, shape=(rows, columns), num_matrices=len(matrices), error_bound=bound)
+            Spectrum(
+                eigenvalues=pooled,
+                shape=(rows, columns),
+                num_matrices=len(matrices),
+                error_bound=bound,
+                stable_rank=mean_stable_rank(own),
+            )
         )
     return results
+
+
+def mean_stable_rank(eigenvalues: Tensor) -> float:
+    """Return the mean of the stable ranks of matrices with these eigenvalues ``(B, n)``; NaN if all are zero."""
+    largest = eigenvalues.amax(dim=1)
+    ranks = eigenvalues.sum(dim=1)[largest > 0] / largest[largest > 0]
+    return float(ranks.mean())

@@ -51,8 +51,8 @@ class TailEstimator(ABC):
     override ``radius``. docs/how-to/custom-methods.md has an example.
 
     Attributes:
-        min_eigenvalues: Spectra with fewer non-zero eigenvalues are not fitted (10, as in WeightWatcher; 50, zeros
-            included, in TempBalance's released code).
+        min_eigenvalues: Spectra with fewer non-zero eigenvalues are not fitted (10; 8 in WeightWatcher 0.7.7; 50,
+            zeros included, in TempBalance's released code).
     """
 
     _: KW_ONLY
@@ -152,7 +152,7 @@ def failed(status: Status) -> TailFit:
 
 def _as_fits(tails: Tails, eigenvalues: Tensor) -> list[TailFit]:
     flat = (eigenvalues[:, -1].log() - tails.xmin.log()) <= _MIN_LOG_RANGE
-    stderr = (tails.alpha - 1) / tails.num_tail.sqrt() if tails.stderr is None else tails.stderr
+    stderr = (tails.alpha - 1) / tails.num_tail.to(tails.alpha.dtype).sqrt() if tails.stderr is None else tails.stderr
     columns = (tails.alpha, stderr, tails.xmin, tails.num_tail, tails.ks_distance, flat)
     return [_as_fit(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 

@@ -80,7 +80,7 @@ class KS(KSSearch):
 
     Every non-zero eigenvalue but the largest is tried as ``xmin``; alpha is the maximum-likelihood exponent of the
     eigenvalues from ``xmin`` up (Clauset, Shalizi and Newman 2009, eq. 3.1 and section 3.3, for continuous data).
-    Equal to WeightWatcher's fit for spectra to which its small-sample rule does not apply.
+    Equal to WeightWatcher's fit of 20 eigenvalues or more; version 0.7.7 has another rule for fewer.
 
     Example:
         >>> import torch
