@@ -98,12 +98,16 @@ def case(name: str, quick: bool) -> dict[str, Any]:
         steps.append(time.perf_counter() - began)
         if step < 2:
             optimizer.zero_grad()
-    hooks = hook_seconds(optimizer, recipe, model, 3 if quick else 20)  # leaves the groups split
-    for _ in range(len(whole)):
+    hooks = hook_seconds(optimizer, recipe, model, 3 if quick else 20)
+    parts: list[int] = []
+    balancer = tb.Balancer(optimizer, model, recipe, steps_per_epoch=10**6, exact=True)
+    handle = optimizer.register_step_pre_hook(lambda *_: parts.append(len(optimizer.param_groups)))
+    for step in range(len(whole) + 1):
         began = time.perf_counter()
         optimizer.step()
-        split.append(time.perf_counter() - began)
-    balancer = tb.Balancer(optimizer, model, recipe, steps_per_epoch=epoch, exact=True)
+        if step:  # the first one measures
+            split.append(time.perf_counter() - began)
+    handle.remove()
     refreshes = [balancer.refresh().seconds for _ in range(2 if quick else 5)]
     interval = recipe.every.interval(epoch)
     assert interval is not None
@@ -111,12 +115,12 @@ def case(name: str, quick: bool) -> dict[str, Any]:
         "name": name,
         "recipe": recipe.name,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "groups": len(optimizer.param_groups),
+        "groups": parts[-1],
         "interval": interval,
         "refresh_in_steps": median(refreshes) / median(steps),
         "share_of_exact_refreshes": median(refreshes) / median(steps) / interval,
         "share_of_hooks": median(hooks) / median(steps),
-        "share_of_split_groups": (median(split) - median(whole)) / median(steps),
+        "share_of_split_groups": (median(split) - median(hooks) - median(whole)) / median(steps),
         "seconds": {"step": steps, "refresh": refreshes, "hooks": hooks, "whole": whole, "split": split},
     }
 
@@ -143,8 +147,7 @@ def fine_tuning(sst2: Path, epochs: int) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     found = balancer.history
     kept = {unit.name: unit.alpha for unit in balancer.units}
-    fits = [fit for group in optimizer.param_groups for fit in group["tempbalance"]["weights"].items()]
-    known = {name: fit.alpha for name, fit in fits if fit.alpha > 0}  # NaN without a fit
+    known = {name: fit.alpha for name, fit in balancer.state.fits.items() if fit.alpha > 0}  # NaN without a fit
     balancer.remove()
     exact = tb.analyze(model, progress=False)
     drift = max(abs(row.alpha - known[row.name]) for row in exact.layers if row.name in known)

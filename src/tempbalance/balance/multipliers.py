@@ -27,6 +27,8 @@ class Multipliers:
         self.state = state
         self.plan = plan
         self._recipe = recipe
+        self._current: dict[str, float] = {}
+        self._current_of = state
 
     def units(self) -> list[UnitState]:
         """Return every unit with its alpha and its latest multiplier, in the order of the model."""
@@ -64,11 +66,17 @@ class Multipliers:
             if record.pending is not None and steps >= record.pending[1]:
                 record.previous = self._at(record, steps - 1)
                 record.multiplier, record.pending, record.since = record.pending[0], None, steps
+                self._current = {}
 
     def current(self) -> dict[str, float]:
-        """Return the multiplier of each unit for the next step; during a ramp, between the old and the new one."""
-        steps = self.state.steps
-        return {name: self._at(record, steps) for name, record in self.state.units.items()}
+        """Return the multiplier of each unit for the next step; during a ramp, between the old and the new one.
+
+        As long as nothing changes, it is the same object.
+        """
+        if not self._current or self._recipe.ramp or self._current_of is not self.state:
+            self._current = {name: self._at(record, self.state.steps) for name, record in self.state.units.items()}
+            self._current_of = self.state
+        return self._current
 
     def _at(self, record: UnitRecord, steps: int) -> float:
         if record.since is None or steps - record.since + 1 >= self._recipe.ramp:

@@ -7,7 +7,6 @@ step, because some optimizers keep counters in their groups.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -67,7 +66,6 @@ class SplitGroups:
         self._groups = []
         self._loaded = {name: dict(own) for name, own in options.items()}
 
-    @torch.no_grad()
     def enter(self, multipliers: Mapping[str, float]) -> None:
         """Put the parts in the place of the user's groups, with their options multiplied by those of their units."""
         groups = self._optimizer.param_groups
@@ -75,13 +73,11 @@ class SplitGroups:
             self._build(groups)
         for group in self._groups:
             group.push()
-            for part in group.parts:
-                part.scale(group.options, self._keys, multipliers.get(part.unit or "", 1.0))
+            group.scale(multipliers)
         self._list = groups
         groups[:] = self._parts  # in place: a wrapper may share the list
         self.inside = True
 
-    @torch.no_grad()
     def leave(self) -> None:
         """Put the user's groups back, with what the optimizer has changed in their parts."""
         if not self.inside:
@@ -90,7 +86,7 @@ class SplitGroups:
         added = self._list[len(self._parts) :]  # by the optimizer, during the step
         self._list[:] = [*(group.options for group in self._groups), *added]
         for group in self._groups:
-            group.pull(self._keys)
+            group.pull()
 
     def own_options(self) -> dict[str, dict[str, Any]]:
         """Return the options in which a part differs from its group, by the name of the part's first parameter."""
@@ -108,17 +104,19 @@ class SplitGroups:
         own = self.own_options()
         before = {id(group.options): group.seen for group in self._groups}
         self._loaded = {}
-        self._groups = [_Group(options, self._members(options), before.get(id(options))) for options in groups]
+        self._groups = [
+            _Group(options, self._members(options), self._keys, before.get(id(options))) for options in groups
+        ]
         for key, group, part in self._keyed_parts():
             part.group.update(_like(group.seen, own.get(key, {})))
         self._parts = [part.group for group in self._groups for part in group.parts]
 
-    def _members(self, options: Mapping[str, Any]) -> dict[str | None, list[int]]:
+    def _members(self, options: Mapping[str, Any]) -> dict[str, list[int]]:
         """Return the places of the parameters of each unit in a group."""
-        members: dict[str | None, list[int]] = {}
+        members: dict[str, list[int]] = {}
         for place, parameter in enumerate(options["params"]):
-            members.setdefault(self._unit_of.get(id(parameter)), []).append(place)
-        return members or {None: []}
+            members.setdefault(self._unit_of.get(id(parameter), ""), []).append(place)
+        return members or {"": []}
 
     def _keyed_parts(self) -> Iterator[tuple[str, _Group, _Part]]:
         """Yield every part with its key in a saved state: the name of its first parameter."""
@@ -132,56 +130,35 @@ class _Part:
     """The parameters of one unit in one group of the user, as a group of its own.
 
     Attributes:
-        unit: Name of the unit; None for parameters in no unit.
+        unit: Name of the unit; empty for parameters in no unit.
         group: What the optimizer gets.
+        given: The options as the optimizer got them in the current step.
         multiplier: The factor in the current step.
     """
 
-    def __init__(self, unit: str | None, options: Mapping[str, Any]) -> None:
+    __slots__ = ("given", "group", "multiplier", "unit", "versions")
+
+    def __init__(self, unit: str, options: Mapping[str, Any]) -> None:
         self.unit = unit
         self.group = {key: _cloned(value) for key, value in options.items()}
+        self.given: dict[str, Any] = {}
+        self.versions: dict[str, int] = {}
         self.multiplier = 1.0
 
-    def scale(self, options: Mapping[str, Any], keys: Sequence[str], multiplier: float) -> None:
-        """Set the multiplied options, and remember all options as the optimizer gets them."""
-        for key in keys:
-            value = options[key]
-            if isinstance(value, Tensor):  # in place: a compiled or captured step reads this tensor
-                self.group[key].copy_(value)
-                if multiplier != 1.0:
-                    self.group[key].mul_(multiplier)
-            else:
-                self.group[key] = value if multiplier == 1.0 else value * multiplier
-        self.multiplier = multiplier
-        self._given = dict(self.group)
-        self._versions = _versions(self.group) if self.has_tensors else {}
-
-    def set(self, key: str, value: Any) -> None:
-        """Set an option."""
-        _set(self.group, key, value)
-        self.__dict__.pop("has_tensors", None)
-
-    def changes(self) -> Iterator[tuple[str, Any]]:
-        """Yield the options that the optimizer has changed or added in the step."""
-        if not self.has_tensors and self.group == self._given:  # almost always, and quick
-            return
+    def changes(self) -> dict[str, Any]:
+        """Return the options that the optimizer has changed or added in the step."""
         versions = _versions(self.group)
-        for key, value in self.group.items():
-            in_place = versions.get(key) != self._versions.get(key)
-            if in_place or key not in self._given or _differ(value, self._given[key]):
-                yield key, value
-        self.__dict__.pop("has_tensors", None)
+        return {
+            key: value
+            for key, value in self.group.items()
+            if versions.get(key) != self.versions.get(key) or key not in self.given or _differ(value, self.given[key])
+        }
 
     def own(self, options: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
         """Return the options that can be saved and differ from those of the group."""
         named = {key: value for key, value in _options(self.group).items() if key not in keys}
         saved = {key: _saved(value) for key, value in named.items()}
         return {key: own for key, own in saved.items() if own is not None and own != _saved(options.get(key))}
-
-    @functools.cached_property
-    def has_tensors(self) -> bool:
-        """Whether an option is a tensor."""
-        return any(isinstance(value, Tensor) for value in self.group.values())
 
 
 class _Group:
@@ -195,40 +172,83 @@ class _Group:
     """
 
     def __init__(
-        self, options: dict[str, Any], members: Mapping[str | None, list[int]], seen: dict[str, Any] | None
+        self,
+        options: dict[str, Any],
+        members: Mapping[str, list[int]],
+        keys: Sequence[str],
+        seen: dict[str, Any] | None,
     ) -> None:
         self.options = options
         self.params = list(options["params"])
         self.seen = _options(options) if seen is None else seen
+        self._num_members = sum(key in options for key in _MEMBERS)
+        self._keys = keys
         self._versions = _versions(self.seen)
+        self._scaled: tuple[Any, ...] = ()  # the multipliers and values that the parts have
         self.parts = []
         for unit, places in members.items():
             lists = {key: [options[key][place] for place in places] for key in _MEMBERS if key in options}
             self.parts.append(_Part(unit, {**self.seen, **lists}))
 
     def push(self) -> None:
-        """Copy the options that the user has changed to the parts."""
+        """Copy the options that the user has changed to the parts; numbers that are multiplied are set by ``scale``."""
+        if not self._versions and not any(isinstance(self.options[key], Tensor) for key in self._keys):
+            self.seen.update({key: self.options[key] for key in self._keys})
+            if self._is_unchanged():
+                return
         options = _options(self.options)
         versions = _versions(options)
-        for key, value in options.items():
-            in_place = versions.get(key) != self._versions.get(key)
-            if in_place or key not in self.seen or _differ(value, self.seen[key]):
-                for part in self.parts:
-                    part.set(key, value)
-        for key in self.seen.keys() - options.keys():
-            for part in self.parts:
+        for part in self.parts:
+            for key in self.seen.keys() - options.keys():
                 part.group.pop(key, None)
+        for key, value in options.items():
+            known = key in self.seen and versions.get(key) == self._versions.get(key)
+            if not known or _differ(value, self.seen[key]):
+                for part in self.parts:
+                    _set(part.group, key, value)
         self.seen, self._versions = options, versions
+        self._scaled = ()
 
-    def pull(self, keys: Sequence[str]) -> None:
+    def _is_unchanged(self) -> bool:
+        """Return whether the options are those that were seen; quick, for groups without tensors."""
+        if len(self.options) != len(self.seen) + self._num_members:
+            return False
+        return all(not _differ(self.options.get(key, self), value) for key, value in self.seen.items())
+
+    def scale(self, multipliers: Mapping[str, float]) -> None:
+        """Set the multiplied options of the parts, and note all options as the optimizer gets them."""
+        values = [self.options[key] for key in self._keys]
+        if any(isinstance(value, Tensor) for value in values):
+            self._scaled = ()  # its value may have changed in place
+        elif self._scaled and self._scaled[0] is multipliers and self._scaled[1:] == (*values,):
+            return
+        for part in self.parts:
+            part.multiplier = multiplier = multipliers.get(part.unit, 1.0)
+            group = part.group
+            for key, value in zip(self._keys, values, strict=True):
+                if isinstance(value, Tensor):  # in place: a compiled or captured step reads this tensor
+                    with torch.no_grad():
+                        group[key].copy_(value).mul_(multiplier)
+                else:
+                    group[key] = value if multiplier == 1.0 else value * multiplier
+                    part.given[key] = group[key]
+            if not self._scaled:
+                part.given = dict(group)
+                part.versions = _versions(group)
+        self._scaled = (multipliers, *values)
+
+    def pull(self) -> None:
         """Copy the options that the optimizer has changed in a part to the group; the first part counts."""
         changed: dict[str, Any] = {}
         for part in self.parts:
-            for key, value in part.changes():
-                if key in keys and part.multiplier:
+            if not part.versions and part.group == part.given:  # almost always, and quick
+                continue
+            for key, value in part.changes().items():
+                if key in self._keys and part.multiplier:
                     changed.setdefault(key, value if part.multiplier == 1.0 else value / part.multiplier)
-                elif key not in keys and key not in _MEMBERS:
+                elif key not in self._keys and key not in _MEMBERS:
                     changed.setdefault(key, value)
+                self._scaled = ()
         for key, value in changed.items():
             _set(self.options, key, value)
         if changed:
@@ -264,7 +284,8 @@ def _set(group: dict[str, Any], key: str, value: Any) -> None:
     """Set an option; a tensor is copied into the group's own tensor if that has the same layout."""
     own = group.get(key)
     if isinstance(value, Tensor) and isinstance(own, Tensor) and _layout(own) == _layout(value):
-        own.copy_(value)
+        with torch.no_grad():
+            own.copy_(value)
     else:
         group[key] = _cloned(value)
 
