@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["ESD", "LayerStats", "Skipped", "Spectrum", "Status", "TailFit"]
+__all__ = ["ESD", "LayerStats", "ModelSize", "Skipped", "Spectrum", "Status", "TailFit"]
 
 
 class Status(str, Enum):
@@ -112,6 +112,20 @@ class Skipped(NamedTuple):
 
     name: str
     reason: str
+
+
+class ModelSize(NamedTuple):
+    """Number of parameters of a model, analysed or not.
+
+    Attributes:
+        parameters: All parameters: biases, norms and embeddings included, a tied one once.
+        weights: Entries of its weight matrices that are selected, without embeddings and tables.
+        block_weights: Those of them that are inside blocks; 0 without blocks.
+    """
+
+    parameters: int
+    weights: int
+    block_weights: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

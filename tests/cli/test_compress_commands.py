@@ -147,3 +147,14 @@ class TestErrorsOfOneLine:
         (tmp_path / "keep.txt").write_text("mine")
         options = ("--tokens", "nothing.npy", "--out", tmp_path)
         check_error(capsys, "recover", "nowhere", *options, match="choose another folder")
+
+
+def test_prune_of_a_model_of_which_little_can_be_analysed_needs_partial(tmp_path, capsys):
+    state = {f"layers.{i}.fc.weight": torch.randn(64, 64) for i in range(2)}
+    state |= {f"layers.{i}.mix.kernel": torch.randn(8, 32, 64) for i in range(2)}
+    torch.save(state, tmp_path / "model.pt")
+    arguments = ("prune", tmp_path / "model.pt", "-s", 0.5, "-o", tmp_path / "out")
+    check_error(capsys, *arguments, match="20%")
+    assert not (tmp_path / "out").exists()
+    assert run(*arguments, "--partial") == 0
+    assert "10.0% of all 40,960 parameters" in capsys.readouterr().out

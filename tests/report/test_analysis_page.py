@@ -75,6 +75,13 @@ def test_the_summary_counts_fitted_and_untrained_layers(analysis):
     assert "1 looks untrained, like a random matrix: 3.weight." in text
 
 
+def test_the_report_says_how_many_parameters_the_rows_cover(analysis):
+    size = tb.types.ModelSize(parameters=100_000, weights=60_000, block_weights=0)
+    page = render_analysis(dataclasses.replace(analysis, size=size))
+    assert f"The rows cover {analysis.covered:,} of the model&#x27;s 100,000 parameters" in page
+    assert "parameters (" not in render_analysis(dataclasses.replace(analysis, size=None))
+
+
 def test_the_summary_of_an_analysis_without_layers_states_it():
     assert summary_sentences([]) == "No weight matrix was analysed."
 

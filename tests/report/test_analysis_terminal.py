@@ -43,6 +43,11 @@ def test_only_layers_with_a_finding_of_a_large_model_are_printed(deep):
     assert "31 other layers not shown" in text
 
 
+def test_the_summary_says_how_many_parameters_the_rows_cover():
+    state = {"a.weight": torch.randn(60, 60), "a.bias": torch.zeros(60), "wte.weight": torch.randn(10, 60)}
+    assert "they cover 3,600 of the model's 4,260 parameters (84.5%)" in printed(tb.analyze(state))
+
+
 def test_printed_lines_fit_a_terminal_of_80_columns(deep):
     assert max(map(len, printed(deep).splitlines())) <= 80
 

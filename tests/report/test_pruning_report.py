@@ -88,6 +88,15 @@ def test_the_headline_of_one_block_has_no_range():
     assert headline(pruned_model(blocks=1)) == "60 of 200 weights are zero: 30.0%, target 31.0%."
 
 
+def test_the_zeros_of_all_parameters_are_given_if_their_number_is_known():
+    pruned = pruned_model()
+    size = tb.types.ModelSize(parameters=1_000, weights=600, block_weights=600)
+    pruned = dataclasses.replace(pruned, allocation=dataclasses.replace(pruned.allocation, size=size))
+    assert "These are 18.6% of all 1,000 parameters." in headline(pruned)
+    assert "186 of 600 weights are zero: 31.0%, 18.6% of all 1,000 parameters" in printed(pruned)
+    assert (pruned.to_json()["parameters"], pruned.to_json()["zeros_of_all"]) == (1_000, 0.186)
+
+
 def test_an_infinite_perplexity_is_written_as_inf():
     assert str(tb.compress.Perplexity(value=math.inf, stderr=math.nan, tokens=1, windows=1)).startswith("inf ")
 

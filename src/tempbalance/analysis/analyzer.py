@@ -23,7 +23,7 @@ from tempbalance.analysis.resume import ResumeFile
 from tempbalance.analysis.rows import Row, make_row
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import CheckpointError, SelectionError, TempBalanceError, WeightError, WindowError
-from tempbalance.layers import Select, Weight, find_weights
+from tempbalance.layers import Select, Weight, find_weights_and_size
 from tempbalance.layers.nested import find_state_dict
 from tempbalance.spectra.windows import Windows
 from tempbalance.tail import TailEstimator, find_estimator
@@ -100,7 +100,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     _check_device(device)
     with contextlib.ExitStack() as stack:
         opened, name = stack.enter_context(_opened(source, key))
-        weights, skipped = find_weights(opened, selection)
+        weights, skipped, size = find_weights_and_size(opened, selection)
         if not weights and not skipped:
             raise WeightError(f"{name} contains no weight matrix: no tensor in it has two or more axes")
         settings = _settings(estimator, windows, selection, device) | {"revision": _revision(opened)}
@@ -136,6 +136,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         settings=settings,
         layers=[row for row in rows if isinstance(row, LayerStats)],
         skipped=skipped + [row for row in rows if isinstance(row, Skipped)],
+        size=size,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,7 +14,7 @@ from tempbalance._files import RENDERERS, dumps, write_atomically
 from tempbalance.analysis.rows import layer_from_json, row_to_json
 from tempbalance.errors import AnalysisError, require_extra
 from tempbalance.metrics import imbalance, mean_alpha
-from tempbalance.types import LayerStats, Skipped
+from tempbalance.types import LayerStats, ModelSize, Skipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,7 @@ class Analysis:
         settings: Estimator, windows, selection, device and versions.
         layers: One row per analysed weight matrix.
         skipped: Weights that were not analysed, each with the reason.
+        size: Number of parameters of the model; None in files of older versions.
 
     Example:
         >>> import tempbalance as tb, torch
@@ -45,6 +47,12 @@ class Analysis:
     settings: Mapping[str, Any]
     layers: list[LayerStats]
     skipped: list[Skipped] = field(default_factory=list[Skipped])
+    size: ModelSize | None = None
+
+    @property
+    def covered(self) -> int:
+        """Number of parameters of the model that the rows hold."""
+        return sum(math.prod(layer.shape) for layer in self.layers)
 
     @property
     def imbalance(self) -> float:
@@ -120,6 +128,7 @@ class Analysis:
                 settings=data["settings"],
                 layers=[layer_from_json(row) for row in data["layers"]],
                 skipped=[Skipped(row["name"], row["reason"]) for row in data["skipped"]],
+                size=ModelSize(**data["size"]) if data.get("size") else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise AnalysisError(f"{path} is not an analysis saved by tempbalance ({error!r})") from error
@@ -132,6 +141,7 @@ def _json(analysis: Analysis) -> bytes:
         "settings": dict(analysis.settings),
         "imbalance": analysis.imbalance,
         "block_imbalance": analysis.block_imbalance,
+        **({"size": analysis.size._asdict()} if analysis.size else {}),
         "layers": [row_to_json(layer) for layer in analysis.layers],
         "skipped": [row_to_json(row) for row in analysis.skipped],
     }

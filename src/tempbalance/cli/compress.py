@@ -79,6 +79,9 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     evaluate: EvaluateOption = None,
     report: _ReportOption = None,
     key: KeyOption = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Prune even if less than 90 % of the weights in the blocks were analysed.")
+    ] = False,
     revision: RevisionOption = None,
     device: DeviceOption = None,
     quiet: QuietOption = False,
@@ -130,6 +133,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         length=length,
         revision=revision,
         key=key,
+        partial=partial,
         device=device,
         progress=not quiet,
     )

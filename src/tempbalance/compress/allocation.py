@@ -13,12 +13,14 @@ from typing import Any, Literal, get_args
 
 from tempbalance._files import write_atomically
 from tempbalance.errors import AllocationError
+from tempbalance.types import ModelSize
 
 __all__ = ["Allocation", "LayerAllocation", "Quantity"]
 
 Quantity = Literal["sparsity", "bits", "rank"]
 
 SCHEMA = 1
+_COVERED = 0.9  # of the weights inside the blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,6 +86,8 @@ class Allocation(Mapping[str, float]):
         group: M of N:M sparsity: each group of M consecutive inputs has the same number of zeros; None if unstructured.
         revision: Commit of a model from the hub, if known.
         settings: Settings of the analysis: estimator, windows, versions.
+        size: Number of parameters of the model, and of those weights that could have had a value; None in files of
+            older versions.
 
     Example:
         >>> layer = LayerAllocation(name="a", unit="a", shape=(4, 5), alpha=2.0, stderr=0.1, zeros=7)
@@ -101,6 +105,7 @@ class Allocation(Mapping[str, float]):
     group: int | None = None
     revision: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    size: ModelSize | None = None
 
     @functools.cached_property
     def _values(self) -> dict[str, float]:
@@ -130,6 +135,21 @@ class Allocation(Mapping[str, float]):
                     "with tempbalance, or allocate to whole fused weights (Select(split=False))"
                 )
 
+    @property
+    def covered(self) -> int:
+        """Number of parameters of the model that the layers have."""
+        return sum(layer.numel for layer in self.layers)
+
+    def check_coverage(self) -> None:
+        """Raise an AllocationError if more than 10 % of the weights inside the blocks have no value."""
+        expected = self.size and (self.size.block_weights or self.size.weights)
+        if expected and self.covered < _COVERED * expected:
+            raise AllocationError(
+                f"the allocation has {self.covered:,} of {expected:,} weights inside the blocks "
+                f"({self.covered / expected:.0%}); the others could not be analysed (see analysis.skipped): "
+                "partial=True (--partial) prunes these alone"
+            )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the allocation as JSON, atomically.
 
@@ -145,6 +165,7 @@ class Allocation(Mapping[str, float]):
             self.quantity: self.budget,
             **({"group": self.group} if self.quantity == "sparsity" else {}),
             "settings": dict(self.settings),
+            **({"size": self.size._asdict()} if self.size else {}),
             "layers": [_to_json(layer, self.quantity) for layer in self.layers],
         }
         write_atomically(path, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
@@ -168,6 +189,8 @@ class Allocation(Mapping[str, float]):
                 raise AllocationError(f"{path} was written by a newer tempbalance: upgrade")
             quantity: Quantity = next((each for each in get_args(Quantity) if each in data), "sparsity")
             layers = tuple(_from_json(row, quantity) for row in data.pop("layers"))
+            size = data.pop("size", None)
+            data |= {"size": ModelSize(**size)} if size else {}
             return cls(quantity=quantity, budget=data.pop(quantity), layers=layers, **data)
         except (OSError, ValueError) as error:
             raise AllocationError(f"cannot read an allocation from {path}: {error}") from error

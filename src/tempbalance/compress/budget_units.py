@@ -49,7 +49,10 @@ def find_units(
     rows = [row for row in analysis.layers if row.name not in without]
     if kinds is not None:
         rows = [row for row in rows if row.kind in kinds and len(row.shape) == _MATRIX_NDIM]
-    rows = [row for row in rows if row.block is not None] or rows
+    inside = [row for row in rows if row.block is not None]
+    if kinds is None and not inside and analysis.size and analysis.size.block_weights:
+        raise AllocationError(f"no weight inside the blocks of {analysis.source} was analysed: see analysis.skipped")
+    rows = inside or rows
     if not rows:
         which = f" of kind {' or '.join(sorted(kinds))}" if kinds else ""
         raise AllocationError(f"the analysis of {analysis.source} has no weight{which} to allocate a budget to")
@@ -61,10 +64,10 @@ def find_units(
     for layer in layers:
         members.setdefault(layer.unit, []).append(layer)
     units = []
-    for name, inside in members.items():
-        joined = [row for layer in inside for row in parts[layer.name]]
+    for name, own in members.items():
+        joined = [row for layer in own for row in parts[layer.name]]
         alpha, stderr = mean_alpha((row.alpha, row.stderr) for row in joined)
-        units.append(BudgetUnit(name=name, layers=tuple(inside), rows=tuple(joined), alpha=alpha, stderr=stderr))
+        units.append(BudgetUnit(name=name, layers=tuple(own), rows=tuple(joined), alpha=alpha, stderr=stderr))
     return layers, units
 
 
@@ -83,15 +86,29 @@ def values_of_layers(
 
 
 def make_allocation(
-    analysis: Analysis, layers: Sequence[LayerAllocation], amounts: Sequence[int], quantity: Quantity, **head: Any
+    analysis: Analysis,
+    layers: Sequence[LayerAllocation],
+    amounts: Sequence[int],
+    quantity: Quantity,
+    left_out: Sequence[LayerStats] = (),
+    **head: Any,
 ) -> Allocation:
     """Put zeros, bits or a rank into every layer; ``head`` is the rest of the fields of the allocation."""
+    # ``left_out``: rows that get no value on purpose.
     field = "zeros" if quantity == "sparsity" else quantity
     given: list[dict[str, Any]] = [{field: amount} for amount in amounts]
+    size = analysis.size
+    if size is not None:
+        weights, inside = (
+            sum(math.prod(row.shape) for row in rows)
+            for rows in (left_out, [row for row in left_out if row.block is not None])
+        )
+        size = size._replace(weights=size.weights - weights, block_weights=size.block_weights - inside)
     return Allocation(
         source=analysis.source,
         quantity=quantity,
         layers=tuple(replace(layer, **amount) for layer, amount in zip(layers, given, strict=True)),
+        size=size,
         revision=analysis.settings.get("revision"),
         settings=dict(analysis.settings),
         **head,

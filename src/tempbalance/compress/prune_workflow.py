@@ -76,6 +76,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
     length: int | None = None,
     revision: str | None = None,
     key: str | None = None,
+    partial: bool = False,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> PruningResult:
@@ -95,6 +96,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
         length: Tokens in a window of ``evaluate``; by default the model's context length, at most 2,048.
         revision: Branch, tag or commit of a hub id.
         key: Key of the state dict in a training checkpoint; by default it is searched.
+        partial: Whether less than 90 % of the weights inside the blocks may be in the allocation.
         device: Device to compute on; by default the CPU.
         progress: Whether to show progress bars (on a terminal only).
 
@@ -102,7 +104,8 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
         The allocation, the sparsity achieved, and the perplexities.
 
     Raises:
-        AllocationError: There is nothing to prune, a parameter is out of range, or the allocation is for another model.
+        AllocationError: There is nothing to prune, a parameter is out of range, or the allocation is for another model
+            or covers too little of this one.
         CheckpointError: The source cannot be read, or ``out`` is not an earlier output or cannot be written.
         TokensError: Calibration is missing, or a text cannot be read.
         MissingExtraError: A required package is not installed.
@@ -143,13 +146,13 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
             model = load_causal_lm(folder, device)
             outliers = outlier_ratios(model, sequences or (), progress=progress) if owl else None
             used = _allocate(model, settings, os.fspath(source), device, progress, outliers=outliers)
-            achieved = prune(model, used, method, calibration=sequences, progress=progress)
+            achieved = prune(model, used, method, calibration=sequences, partial=partial, progress=progress)
             save_pruned(model, used, out, folder)
             del model
     else:
         with open_checkpoint(folder, key=key) as checkpoint:
             used = _allocate(checkpoint, settings, os.fspath(source), device, progress)
-            achieved = prune_checkpoint(checkpoint, used, out, progress=progress)
+            achieved = prune_checkpoint(checkpoint, used, out, partial=partial, progress=progress)
     after = measure(out)
     return PruningResult(
         allocation=used,

@@ -64,6 +64,12 @@ class PruningResult:
         return sum(round(self.achieved[layer.name] * layer.numel) for layer in self.allocation.layers)
 
     @property
+    def zeros_of_all(self) -> float | None:
+        """Zeros in these weights as a fraction of all parameters of the model; None if their number is unknown."""
+        size = self.allocation.size
+        return self.zeros / size.parameters if size is not None else None
+
+    @property
     def units(self) -> list[UnitSparsity]:
         """Planned and achieved sparsity of every unit, in model order."""
         members: dict[str, list[LayerAllocation]] = {}
@@ -101,6 +107,8 @@ class PruningResult:
             "group": self.allocation.group,
             "sparsity": self.allocation.budget,
             "achieved": self.zeros / self.weights,
+            "parameters": self.allocation.size and self.allocation.size.parameters,
+            "zeros_of_all": self.zeros_of_all,
             "perplexity": perplexity,
             "units": [asdict(unit) for unit in self.units],
             "layers": layers,

@@ -78,10 +78,9 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         [0.35, 0.5, 0.65]
     """
     check_parameters(sparsity, epsilon, method)
-    left_out = (
-        () if routers else find_routers([*(row.name for row in analysis.layers), *(s.name for s in analysis.skipped)])
-    )
-    layers, units = find_units(analysis, unit, without=left_out)
+    names = find_routers([*(row.name for row in analysis.layers), *(row.name for row in analysis.skipped)])
+    left_out = [] if routers else [row for row in analysis.layers if row.name in names]
+    layers, units = find_units(analysis, unit, without=[row.name for row in left_out])
     if group is not None:
         _check_groups(layers, group)
     sizes = [each.numel for each in units]
@@ -97,6 +96,7 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         layers,
         apportion(values_of_layers(layers, units, values), [layer.numel for layer in layers], zeros),
         "sparsity",
+        left_out,
         budget=sparsity,
         method=f"{method}, epsilon {epsilon}" if method in _WITH_EPSILON else method,
         unit=unit,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tempbalance.layers.adapters import adapter_candidates
 from tempbalance.layers.architecture import checkpoint_candidates
+from tempbalance.layers.coverage import measure_size
 from tempbalance.layers.depth_groups import find_depth_groups
 from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.modules import module_candidates
@@ -33,7 +34,7 @@ from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.units import Norm, Unit, find_norms, find_units, parameter_names, source_parameters
 from tempbalance.layers.weights import KINDS, Candidate, Weight, to_weights
 from tempbalance.layers.wrappers import plain_modules, plain_namer, plain_parameters, unwrapped
-from tempbalance.types import Skipped
+from tempbalance.types import ModelSize, Skipped
 
 __all__ = [
     "KINDS",
@@ -50,6 +51,7 @@ __all__ = [
     "find_norms",
     "find_units",
     "find_weights",
+    "find_weights_and_size",
     "first_and_last",
     "full_tensor",
     "is_sharded",
@@ -92,11 +94,45 @@ def find_weights(
         >>> rows[0].name, rows[0].shape, skipped[0].name
         ('1.weight', (2, 4), '0.weight')
     """
-    select = select or Select()
-    candidates = _candidates(source, select, sharded)
-    weights, skipped = _assemble(_tied(candidates), select)
-    select.check([*(w.name for w in weights), *(s.name for s in skipped)])
-    return [w for w in weights if select.admits(w.name)], [s for s in skipped if select.admits(s.name)]
+    weights, skipped = _select(source, select or Select(), sharded)
+    return weights, [Skipped(candidate.name, reason) for candidate, reason in skipped]
+
+
+def find_weights_and_size(
+    source: nn.Module | Mapping[str, Tensor] | TensorStore, select: Select
+) -> tuple[list[Weight], list[Skipped], ModelSize]:
+    """Find the weight matrices of a model, and count its parameters.
+
+    Args:
+        source: A live model, a state dict, or an open checkpoint.
+        select: Weights to analyse.
+
+    Returns:
+        The rows and the skipped weights as from ``find_weights``, and the size of the model.
+
+    Raises:
+        SelectionError: A pattern matches no weight.
+
+    Example:
+        >>> find_weights_and_size(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)), Select())[2]
+        ModelSize(parameters=46, weights=8, block_weights=0)
+    """
+    opened = StateDict(source) if isinstance(source, Mapping) else source
+    weights, skipped = _select(opened, select, False)
+    size = measure_size(opened, weights, skipped)
+    return weights, [Skipped(candidate.name, reason) for candidate, reason in skipped], size
+
+
+_Skipped = list[tuple[Candidate, str]]
+
+
+def _select(
+    source: nn.Module | Mapping[str, Tensor] | TensorStore, select: Select, sharded: bool
+) -> tuple[list[Weight], _Skipped]:
+    """Return the selected rows, and the selected candidates without a row, with the reasons."""
+    weights, skipped = _assemble(_tied(_candidates(source, select, sharded)), select)
+    select.check([*(weight.name for weight in weights), *(candidate.name for candidate, _ in skipped)])
+    return [w for w in weights if select.admits(w.name)], [s for s in skipped if select.admits(s[0].name)]
 
 
 def first_and_last(model: nn.Module) -> tuple[str | None, str | None]:
@@ -113,7 +149,7 @@ def first_and_last(model: nn.Module) -> tuple[str | None, str | None]:
         >>> first_and_last(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Conv1d(4, 1, 3)))
         ('1.weight', '2.weight')
     """
-    layers = [(c.name, c.role.kind) for c in module_candidates(model, sharded=True) if c.role.kind != "parameter"]
+    layers = [(c.name, c.role.kind) for c in _candidates(model, Select(), True) if c.role.kind != "parameter"]
     first = next((name for name, kind in layers if kind != "embedding"), None)
     return first, layers[-1][0] if layers else None
 
@@ -149,10 +185,10 @@ def _tied(candidates: Sequence[Candidate]) -> list[Candidate]:
     return result
 
 
-def _assemble(candidates: Sequence[Candidate], select: Select) -> tuple[list[Weight], list[Skipped]]:
-    """Return rows and skipped weights of all candidates, before the patterns are applied."""
+def _assemble(candidates: Sequence[Candidate], select: Select) -> tuple[list[Weight], _Skipped]:
+    """Return rows and skipped candidates, before the patterns are applied."""
     weights: list[Weight] = []
-    skipped: list[Skipped] = []
+    skipped: _Skipped = []
     for candidate in candidates:
         reason = candidate.role.reason
         if reason is None and candidate.role.kind == "embedding" and not select.embeddings:
@@ -162,5 +198,5 @@ def _assemble(candidates: Sequence[Candidate], select: Select) -> tuple[list[Wei
         if reason is None:
             weights.extend(to_weights(candidate, split=select.split))
         else:
-            skipped.append(Skipped(candidate.name, reason))
+            skipped.append((candidate, reason))
     return weights, skipped

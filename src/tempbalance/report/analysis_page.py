@@ -15,7 +15,7 @@ from tempbalance.metrics import mp_cdf, mp_edges
 from tempbalance.report.page import render_page
 from tempbalance.types import LayerStats, Status
 
-__all__ = ["render_analysis", "summary_sentences"]
+__all__ = ["coverage_text", "render_analysis", "summary_sentences"]
 
 _DIGITS = 5
 _CURVE_POINTS = 48
@@ -42,7 +42,7 @@ def render_analysis(analysis: Analysis, history: Sequence[Refresh] = ()) -> str:
         title=f"Spectra of {analysis.source}",
         data=_data(analysis) | {"history": _history(history)},
         source=analysis.source,
-        headline=summary_sentences(analysis.layers),
+        headline=" ".join(filter(None, [summary_sentences(analysis.layers), coverage_text(analysis, "The rows")])),
     )
 
 
@@ -68,6 +68,15 @@ def summary_sentences(layers: Sequence[LayerStats]) -> str:
     if rest:
         sentences.append(f"{rest} without an alpha for other reasons: see the table.")
     return " ".join(sentences)
+
+
+def coverage_text(analysis: Analysis, subject: str) -> str:
+    """Return how many of the model's parameters the rows cover; empty if it is unknown, or more than the model has."""
+    size = analysis.size
+    if size is None or not 0 < analysis.covered <= size.parameters:
+        return ""  # the matrix of a factorised weight or of an update has more entries than its factors
+    share = analysis.covered / size.parameters
+    return f"{subject} cover {analysis.covered:,} of the model's {size.parameters:,} parameters ({share:.1%})."
 
 
 def _type_in_block(layer: LayerStats) -> str:

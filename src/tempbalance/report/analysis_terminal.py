@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tempbalance.analysis import Analysis
 from tempbalance.metrics import mean_alpha
+from tempbalance.report.analysis_page import coverage_text
 from tempbalance.report.terminal_tables import count, number, plain_table, print_names, sparkline
 from tempbalance.types import LayerStats, Status
 
@@ -84,6 +85,9 @@ def print_overview(console: Console, analysis: Analysis) -> None:
     estimator = str(analysis.settings.get("estimator", "")).partition("(")[0]
     counts = f"{count(len(analysis.layers), 'weight matrix', 'weight matrices')}, {len(fitted)} with an alpha"
     console.print(f"{counts}, estimator {estimator}", highlight=False)
+    covered = coverage_text(analysis, "they")
+    if covered:
+        console.print(covered, highlight=False)
     if not fitted:
         return
     alphas = [layer.alpha for layer in fitted]

@@ -37,11 +37,20 @@ def print_pruning(console: Console, result: PruningResult) -> None:
     if len(shown) < len(units):
         hidden = count(len(units) - len(shown), "other", "others")
         console.print(f"{hidden} not shown; --report saves all", style="dim")
+    of_all = _of_all(result)
     console.print(
-        f"{result.zeros:,} of {result.weights:,} weights are zero: {result.zeros / result.weights:.1%}", highlight=False
+        f"{result.zeros:,} of {result.weights:,} weights are zero: {result.zeros / result.weights:.1%}"
+        + (f", {of_all}" if of_all else ""),
+        highlight=False,
     )
     if result.perplexity is not None:
         print_perplexities(console, *result.perplexity)
+
+
+def _of_all(result: PruningResult) -> str:
+    """Return the zeros as a fraction of all parameters of the model, as text; empty if their number is unknown."""
+    size, share = result.allocation.size, result.zeros_of_all
+    return "" if size is None or share is None else f"{share:.1%} of all {size.parameters:,} parameters"
 
 
 def print_perplexities(console: Console, before: Perplexity, after: Perplexity) -> None:
@@ -85,6 +94,8 @@ def headline(result: PruningResult) -> str:
         f"{result.zeros:,} of {result.weights:,} weights are zero: {result.zeros / result.weights:.1%}, "
         f"target {result.allocation.budget:.1%}."
     ]
+    if _of_all(result):
+        sentences.append(f"These are {_of_all(result)}.")
     if len(units) > 1:
         low, high = units[0], units[-1]
         sentences.append(f"It ranges from {low.achieved:.1%} in {low.name} to {high.achieved:.1%} in {high.name}.")

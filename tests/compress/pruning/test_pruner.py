@@ -97,6 +97,7 @@ def test_wanda_agrees_with_a_naive_pass_over_the_model_for_every_layer(make_llam
             num_key_value_heads=2, use_sliding_window=True, max_window_layers=1, sliding_window=8,
         ),
         transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+        transformers.OpenAIGPTConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64),
         transformers.GPTNeoXConfig(
             vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         ),
@@ -247,3 +248,96 @@ def test_sparsegpt_refuses_wrapped_blocks_before_it_prunes(make_llama):
     with pytest.raises(AllocationError, match="unwrap its block"):
         tb.prune(model, allocation, "sparsegpt", calibration=[torch.arange(20)])
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+
+
+class TestCoverage:
+    @pytest.fixture
+    def half(self):
+        """Two blocks in which half of the weights are in a module of unknown type, with three axes."""
+        layers = torch.nn.ModuleList()
+        for _ in range(2):
+            block = torch.nn.ModuleDict({"fc": nn.Linear(64, 64), "mix": nn.Module()})
+            block["mix"].kernel = nn.Parameter(torch.randn(4, 32, 32))
+            layers.append(block)
+        return nn.ModuleDict({"layers": layers, "head": nn.Linear(64, 64)})
+
+    def test_prune_refuses_an_allocation_that_covers_little_of_the_blocks(self, half):
+        before = copy.deepcopy(half.state_dict())
+        allocation = tb.allocate_sparsity(tb.analyze(half), 0.5, method="uniform")
+        with pytest.raises(AllocationError, match=r"8,192 of 16,384 weights inside the blocks \(50%\).*partial=True"):
+            tb.prune(half, allocation)
+        assert all(torch.equal(before[name], tensor) for name, tensor in half.state_dict().items())
+
+    def test_partial_prunes_the_part(self, half):
+        allocation = tb.allocate_sparsity(tb.analyze(half), 0.5, method="uniform")
+        assert set(tb.prune(half, allocation, partial=True).values()) == {0.5}
+
+    def test_a_part_that_was_selected_is_pruned(self, half):
+        analysis = tb.analyze(half, select="*.fc.*")
+        assert len(tb.prune(half, tb.allocate_sparsity(analysis, 0.5, method="uniform"))) == 2
+
+    def test_blocks_without_any_row_are_refused_instead_of_pruning_the_head(self):
+        layers = nn.ModuleList(nn.ModuleDict({"a": nn.Module(), "b": nn.Module()}) for _ in range(2))
+        for block in layers:
+            for part in block.values():
+                part.kernel = nn.Parameter(torch.randn(4, 32, 32))
+        model = nn.ModuleDict({"layers": layers, "head": nn.Linear(64, 64)})
+        with pytest.raises(AllocationError, match="no weight inside the blocks"):
+            tb.allocate_sparsity(tb.analyze(model), 0.5)
+
+
+class TestCalibration:
+    """Wanda runs, or refuses before it changes a weight."""
+
+    def refuses(self, model, tokens, error, message):
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(error, match=message):
+            tb.prune(model, allocate(model, method="uniform"), "wanda", calibration=tokens)
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+        assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.model.modules())
+
+    @pytest.fixture
+    def between(self, make_llama):
+        """``between(change)``: a model that applies a function to the hidden states between its two blocks."""
+
+        def make(inside, outside=lambda states: states):
+            model, running = make_llama(), []
+            model.register_forward_pre_hook(lambda *_: running.append(True))
+            model.register_forward_hook(lambda *_: running.clear())
+            block = model.model.layers[1]
+            plain = block.forward
+            block.forward = lambda states, *args, **options: plain(
+                (inside if running else outside)(states), *args, **options
+            )
+            return model
+
+        return make
+
+    def test_a_layer_that_is_never_called_is_refused(self, make_llama, tokens):
+        model = make_llama()
+        model.model.layers[1].unused = nn.Linear(32, 32)
+        self.refuses(model, tokens, TokensError, r"no calibration token reached model\.layers\.1\.unused")
+
+    def test_a_weight_that_is_used_without_its_layer_is_refused(self, tokens):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+        model = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes))
+        model.model = model.backbone
+        self.refuses(model, tokens, TokensError, r"no calibration token reached .*dt_proj")
+
+    def test_blocks_between_which_the_model_computes_are_refused(self, between, tokens):
+        self.refuses(between(lambda states: 2 * states), tokens, AllocationError, "one by one do not compute")
+
+    def test_a_block_that_fails_alone_is_refused(self, between, tokens):
+        def fail(_):
+            raise RuntimeError("needs its model")
+
+        self.refuses(between(lambda states: states, fail), tokens, AllocationError, "needs its model")
+
+    def test_an_encoder_and_a_decoder_are_refused(self, tokens):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 64, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32}
+        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "pad_token_id": 0}
+        special = {"bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+        config = transformers.WhisperConfig(**sizes, **heads, **special)
+        self.refuses(transformers.WhisperForConditionalGeneration(config), tokens, AllocationError, "one stack")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from tempbalance.layers import plain_modules
 __all__ = ["input_norms", "is_linear", "is_transposed", "norms_by_block", "through_blocks"]
 
 
+_logger = logging.getLogger("tempbalance")
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Return whether a linear layer stores its weight as ``(inputs, outputs)``: ``Conv1D`` of Transformers (GPT-2)."""
     return type(module).__name__ == "Conv1D"
@@ -29,8 +33,12 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or is_transposed(module)
 
 
-def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, Tensor]:
+def input_norms(
+    modules: Mapping[str, nn.Module], run: Callable[[], object], *, required: bool = True
+) -> dict[str, Tensor]:
     """Compute the norm of every input feature of linear layers in float32, over all tokens that ``run`` passes."""
+    # If they are not required, the features of a layer that no token reaches have equal norms. Tokens can choose other
+    # experts once the blocks before are pruned.
     squares: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -49,39 +57,86 @@ def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    for name in modules:
-        if name not in squares:
+    for name, module in modules.items():
+        if name not in squares and required:
             raise TokensError(f"no calibration token reached {name}: use more, or exclude it from the allocation")
+        if name not in squares:
+            _logger.warning(
+                "no calibration token reaches %s once the blocks before are pruned: pruned by magnitude", name
+            )
+            weight = module.get_parameter("weight")
+            squares[name] = torch.ones(weight.shape[0 if is_transposed(module) else 1], device=weight.device)
         if not bool(squares[name].isfinite().all()):
             raise NonFiniteError(f"{name}: an activation is not finite on the calibration tokens")
     return {name: found.sqrt() for name, found in squares.items()}
 
 
+_RTOL = 1e-2  # half precision on another order of operations
 _Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a block for one batch, except the hidden states
 
 
 def through_blocks(
-    model: nn.Module, wanted: Collection[str], sequences: Sequence[Tensor], progress: bool = True
+    model: nn.Module, layers: Mapping[str, Iterable[str]], sequences: Sequence[Tensor], progress: bool = True
 ) -> Generator[tuple[str, Callable[[], object]]]:
     """Run a language model block by block: each block gets the outputs of the changed blocks before it."""
-    # Yields the name of each wanted block, and a function that passes all tokens through it. Use contextlib.closing if
-    # the loop can end early: closing the generator restores the model's training mode.
+    # Yields the name of each block in ``layers``, and a function that passes all tokens through it. Before the first
+    # one, checks that the tokens reach each of the named layers, and that the blocks one by one compute what the model
+    # does. Use contextlib.closing if the loop can end early: closing the generator restores the model's training mode.
     if not sequences:
         raise TokensError("the calibration set is empty: pass token sequences")
-    stack = _stack(model, wanted)
+    stack = _stack(model, layers)
+    modules = plain_modules(model)
+    wanted = {layer: modules[layer] for names in layers.values() for layer in names}
     with (
         restored_modes(model),
         torch.no_grad(),
         progress_bar("pruning blocks", len(stack), progress) as advance,
     ):
         model.eval()
-        hidden, calls = _capture(model, stack, sequences)
+        with _reaching(wanted):
+            hidden, calls, last = _capture(model, stack, sequences)
+        _check_replay(stack, hidden, calls, last)
         for name, block in stack.items():
             run = functools.partial(_run, block, hidden, calls[name])
-            if name in wanted:
+            if name in layers:
                 yield name, run
             hidden = run()
             advance(1)
+
+
+@contextlib.contextmanager
+def _reaching(modules: Mapping[str, nn.Module]) -> Generator[None]:
+    """Raise a TokensError at the end if a module was not called."""
+    reached: set[str] = set()
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: reached.add(name)) for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in modules:
+        if name not in reached:
+            raise TokensError(
+                f"no calibration token reached {name}, or its weight is used without calling it: use more tokens, "
+                "exclude it from the allocation, or prune by magnitude"
+            )
+
+
+def _check_replay(
+    stack: Mapping[str, nn.Module], hidden: Sequence[Tensor], calls: Mapping[str, Sequence[_Call]], last: Tensor
+) -> None:
+    """Check, for the first batch, that the blocks one by one compute what they compute inside the model."""
+    states = hidden[:1]
+    try:
+        for name, block in stack.items():
+            states = _run(block, states, calls[name][:1])
+        same = states[0].shape == last.shape and torch.allclose(states[0], last, rtol=_RTOL, atol=_RTOL)
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise AllocationError(f"the blocks cannot be run one by one ({error}): prune by magnitude") from error
+    if not same and bool(last.isfinite().all()):
+        raise AllocationError("the blocks one by one do not compute what the model does: prune by magnitude")
 
 
 def norms_by_block(
@@ -91,7 +146,7 @@ def norms_by_block(
     modules = plain_modules(model)
     with contextlib.closing(through_blocks(model, layers, sequences, progress)) as blocks:
         for name, run in blocks:
-            yield name, input_norms({layer: modules[layer] for layer in layers[name]}, run)
+            yield name, input_norms({layer: modules[layer] for layer in layers[name]}, run, required=False)
 
 
 def _stack(model: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:
@@ -107,12 +162,13 @@ def _stack(model: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:
 
 def _capture(
     model: nn.Module, blocks: Mapping[str, nn.Module], sequences: Sequence[Tensor]
-) -> tuple[list[Tensor], dict[str, list[_Call]]]:
-    """Return the inputs of the first block and the other arguments of every block, for each batch."""
+) -> tuple[list[Tensor], dict[str, list[_Call]], Tensor]:
+    """Return the inputs of the first block, the other arguments of every block, and the first output of the last."""
     # Other arguments differ between blocks (local and global attention), but for one block depend on the length only.
     hidden: list[Tensor] = []
     calls: dict[str, list[_Call]] = {name: [] for name in blocks}
     known: dict[tuple[int, ...], int] = {}
+    last: list[Tensor] = []
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         """Return a hook that keeps the arguments of one block."""
@@ -131,17 +187,26 @@ def _capture(
         return keep
 
     handles = [block.register_forward_pre_hook(watch(name), with_kwargs=True) for name, block in blocks.items()]
+    handles.append(list(blocks.values())[-1].register_forward_hook(lambda _, __, found: last.append(_first(found))))
     device = next(model.parameters()).device
     try:
         for batch in batches([sequence.long() for sequence in sequences]):
             model(input_ids=batch.to(device), use_cache=False)
+            del last[1:]
     finally:
         for handle in handles:
             handle.remove()
-    return hidden, calls
+    if not last:
+        raise AllocationError(f"{next(iter(blocks))} was not called by the model: cannot calibrate it")
+    return hidden, calls, last[0]
 
 
 def _run(block: nn.Module, hidden: Sequence[Tensor], calls: Sequence[_Call]) -> list[Tensor]:
     """Return the hidden states after a block, for every batch."""
-    results = [block(states, *rest, **options) for states, (rest, options) in zip(hidden, calls, strict=True)]
-    return [result[0] if isinstance(result, tuple) else result for result in results]
+    return [_first(block(states, *rest, **options)) for states, (rest, options) in zip(hidden, calls, strict=True)]
+
+
+def _first(result: Any) -> Tensor:
+    """Return the hidden states in the output of a block."""
+    states: Tensor = result[0] if isinstance(result, (tuple, list)) else result
+    return states

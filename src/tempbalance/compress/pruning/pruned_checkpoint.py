@@ -34,6 +34,7 @@ def prune_checkpoint(
     allocation: Allocation,
     out: str | os.PathLike[str],
     *,
+    partial: bool = False,
     progress: bool = True,
 ) -> dict[str, float]:
     """Prune a checkpoint by magnitude, file by file, with one tensor in memory at a time.
@@ -43,13 +44,15 @@ def prune_checkpoint(
         allocation: An allocation of sparsity, from an analysis of this checkpoint.
         out: Folder to write, atomically; an earlier output there is replaced. It contains safetensors, the config and
             tokenizer files, and ``allocation.json``.
+        partial: Whether less than 90 % of the weights inside the blocks may be in the allocation.
         progress: Whether to show a progress bar (on a terminal only).
 
     Returns:
         The fraction of zeros of each weight of the allocation, by name.
 
     Raises:
-        AllocationError: The allocation is for another model, or has N:M sparsity, which needs a loaded model.
+        AllocationError: The allocation is for another model, covers too little of this one, or has N:M sparsity, which
+            needs a loaded model.
         CheckpointError: The source cannot be read, or the folder cannot be written; an earlier output is then kept.
 
     Example:
@@ -65,6 +68,8 @@ def prune_checkpoint(
     """
     if allocation.group is not None:
         raise AllocationError("N:M sparsity needs the input axis, which a file lacks: load the model and use prune()")
+    if not partial:
+        allocation.check_coverage()
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     targets: dict[str, list[Target]] = {}
     for target in find_targets(checkpoint, allocation, lambda weight: _is_stored(weight, checkpoint)):

@@ -29,6 +29,7 @@ def prune(
     method: Criterion = "magnitude",
     *,
     calibration: Sequence[Tensor] | None = None,
+    partial: bool = False,
     progress: bool = True,
 ) -> dict[str, float]:
     """Set weights of a live model to zero, in place, as many per layer as allocated.
@@ -43,13 +44,15 @@ def prune(
         allocation: An allocation of sparsity, from an analysis of this model.
         method: Pruning criterion.
         calibration: Token ids, each of shape ``(length,)``, for Wanda and SparseGPT; see ``draw_calibration``.
+        partial: Whether less than 90 % of the weights inside the blocks may be in the allocation.
         progress: Whether to show a progress bar (on a terminal only).
 
     Returns:
         The fraction of zeros of each weight of the allocation, by name.
 
     Raises:
-        AllocationError: The allocation is for another model, or the criterion cannot prune one of its weights.
+        AllocationError: The allocation is for another model or covers too little of this one, or the criterion cannot
+            prune one of its weights; the model is then unchanged.
         TokensError: Wanda or SparseGPT has no calibration tokens.
         MissingExtraError: llm-compressor is not installed, and SparseGPT needs it.
 
@@ -63,6 +66,8 @@ def prune(
     check_criterion(method)
     if method != "magnitude" and not calibration:
         raise TokensError(f"{method} needs calibration tokens: pass calibration=[...]")
+    if not partial:
+        allocation.check_coverage()
     root = unwrapped(model)
     parameters, modules = parameter_names(root), plain_modules(root)
     targets = find_targets(root, allocation, lambda weight: weight.parameter in parameters)

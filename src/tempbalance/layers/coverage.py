@@ -1,0 +1,70 @@
+"""How much of a model its rows hold: the number of its parameters, and of its weights inside blocks."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tempbalance.layers.names import TensorStore, unreadable
+from tempbalance.layers.weights import Candidate, Weight
+from tempbalance.types import ModelSize
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+__all__ = ["measure_size"]
+
+# Reasons of skipped tensors that are no weights. A tensor that is skipped for any other reason counts as a weight.
+_NO_WEIGHT = re.compile(
+    r"tied to |embedding |bias of |a vector stored|state-space |\S+ is a mask|belongs to |integer buffer|not in "
+    r"|no LoRA |LoRA factor"
+)
+_STATISTIC = re.compile(r"(.*\.)?(running_(mean|var)|num_batches_tracked)")
+
+
+def measure_size(
+    source: nn.Module | TensorStore, weights: Sequence[Weight], skipped: Iterable[tuple[Candidate, str]]
+) -> ModelSize:
+    """Count the parameters of a model.
+
+    Args:
+        source: A live model or named tensors.
+        weights: The rows that are selected.
+        skipped: The candidates that are selected and have no row, each with the reason.
+
+    Returns:
+        The numbers of parameters.
+    """
+    found = [(weight.shape, weight.block) for weight in weights if weight.kind != "embedding"]
+    found += [(c.shape, c.block) for c, reason in skipped if c.shape and not _NO_WEIGHT.match(reason)]
+    return ModelSize(
+        parameters=_of_model(source) if isinstance(source, nn.Module) else _of_store(source),
+        weights=sum(math.prod(shape) for shape, _ in found),
+        block_weights=sum(math.prod(shape) for shape, block in found if block is not None),
+    )
+
+
+def _of_model(model: nn.Module) -> int:
+    """Count the parameters of a live model, a shared one once."""
+    lazy = torch.nn.parameter.UninitializedParameter
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in _parameters(model) if not isinstance(p, lazy))
+
+
+def _parameters(model: nn.Module) -> Iterable[Tensor]:
+    return model.state_dict().values() if isinstance(model, torch.jit.ScriptModule) else model.parameters()
+
+
+def _of_store(store: TensorStore) -> int:
+    """Count the entries of floating-point and quantised tensors, without statistics; a tied one once."""
+    reasons = unreadable(store)
+    sizes: Mapping[Hashable, int] = {
+        (info.identity or name): math.prod(info.shape)
+        for name, info in store.tensors.items()
+        if not _NO_WEIGHT.match(reasons.get(name, "")) and not _STATISTIC.fullmatch(name)
+    }
+    return sum(sizes.values())
