@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -187,6 +188,43 @@ class TestTraining:
         assert same(states_of(trainer.model), states_of(resumed.model))
 
 
+class TestInterchange:
+    """Checkpoints of the plain Trainer and of the balanced one, after 4 of 8 steps."""
+
+    SAVE: ClassVar = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8, "weight_decay": 0.1}
+
+    def from_checkpoint(self, folder: Path, saved: tb.Recipe | None, resumed: tb.Recipe | None) -> Any:
+        make_trainer(folder, saved, **self.SAVE).train()
+        trainer = make_trainer(folder, resumed, **self.SAVE)
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+        return trainer
+
+    def test_a_neutral_run_resumes_a_plain_checkpoint_to_the_same_bits(self, tmp_path, make_recipe, caplog):
+        neutral = make_recipe(assignment=NEUTRAL)
+        with caplog.at_level(logging.INFO, "tempbalance"):
+            resumed = self.from_checkpoint(tmp_path, None, neutral)
+        plain = make_trainer(tmp_path, None, **self.SAVE)
+        plain.train()
+        assert same(states_of(resumed.model), states_of(plain.model))
+        assert [refresh.step for refresh in resumed.balancer.history] == [0, 2]  # counted from the checkpoint
+        (line,) = [r.getMessage() for r in caplog.records if "without tempbalance" in r.getMessage()]
+        assert "balancing starts afresh" in line
+
+    def test_a_balanced_run_resumes_a_plain_checkpoint_and_balances(self, tmp_path, make_recipe):
+        resumed = self.from_checkpoint(tmp_path, None, make_recipe())
+        assert {unit.multiplier for unit in resumed.balancer.units} >= {0.5, 1.5}
+
+    @pytest.mark.parametrize("tolerance", [0.0, 0.2])
+    def test_a_plain_run_resumes_a_balanced_checkpoint_to_the_same_bits(self, tmp_path, make_recipe, tolerance):
+        resumed = self.from_checkpoint(tmp_path, make_recipe(assignment=NEUTRAL, tolerance=tolerance), None)
+        plain = make_trainer(tmp_path, None, **self.SAVE)
+        plain.train()
+        assert same(states_of(resumed.model), states_of(plain.model))
+        resumed = self.from_checkpoint(tmp_path, make_recipe(tolerance=tolerance), None)
+        assert not same(states_of(resumed.model), states_of(plain.model))
+        assert [group["weight_decay"] for group in resumed.optimizer.param_groups] == [0.1, 0.0]
+
+
 class TestStepsPerEpoch:
     """A recipe that measures twice per epoch shows what the trainer takes for an epoch."""
 
@@ -203,11 +241,11 @@ class TestStepsPerEpoch:
     )
     def test_steps_per_epoch_are_those_of_the_trainer(self, tmp_path, make_recipe, settings, steps):
         trainer = make_trainer(tmp_path, make_recipe(every=EPOCHS), **settings)
-        before = trainer.create_optimizer()  # by the length of the data set
-        estimated = repr(trainer.balancer)
-        trainer.train()  # by the loader
-        assert trainer.balancer.optimizer is before
-        assert repr(trainer.balancer) == estimated
+        trainer.create_optimizer()
+        before = trainer.balancer
+        assert "every 0.5 epochs" in repr(before)  # until there is a loader
+        trainer.train()
+        assert trainer.balancer is before
         assert [refresh.step for refresh in trainer.balancer.history] == steps
 
     def test_steps_per_epoch_follow_a_custom_loader(self, tmp_path, make_recipe):
@@ -216,16 +254,24 @@ class TestStepsPerEpoch:
                 return torch.utils.data.DataLoader(Data(8), batch_size=2, collate_fn=self.data_collator)
 
         trainer = make_trainer(tmp_path, make_recipe(every=EPOCHS), trainer=Mine)
-        trainer.create_optimizer()  # thinks of 6 steps, not 4
         trainer.train()
         assert [refresh.step for refresh in trainer.balancer.history] == [0, 2, 4, 6]
 
     def test_a_recipe_in_epochs_is_refused_for_data_without_length(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(every=EPOCHS), train_dataset=Stream(), max_steps=2)
-        with pytest.raises(tb.errors.BalanceError, match=r"counts in epochs: pass steps_per_epoch"):
+        with pytest.raises(tb.errors.BalanceError, match=r"counts in epochs, but the training data has no length"):
             trainer.train()
-        with pytest.raises(tb.errors.BalanceError, match=r"counts in epochs: pass steps_per_epoch"):
-            make_trainer(tmp_path, make_recipe(every=EPOCHS), train_dataset=Stream(), max_steps=2).create_optimizer()
+
+    @pytest.mark.parametrize("every", [EPOCHS, tb.Every(steps=3)], ids=["epochs", "steps"])
+    def test_training_again_with_another_loader_counts_in_its_epochs(self, tmp_path, make_recipe, every):
+        trainer = make_trainer(tmp_path, make_recipe(every=every), max_steps=4)
+        trainer.train()
+        first = trainer.balancer
+        trainer.train_dataset = Data(8)  # 2 steps per epoch instead of 6
+        trainer.train()
+        assert (trainer.balancer is first) == (every is not EPOCHS)
+        steps = [refresh.step for refresh in trainer.balancer.history]
+        assert steps == ([0, 1, 2, 3] if every is EPOCHS else [0, 3, 6])
 
     def test_a_recipe_in_steps_works_for_data_without_length(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(), train_dataset=Stream(), max_steps=4)

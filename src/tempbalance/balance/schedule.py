@@ -38,8 +38,9 @@ class Schedule:
         self._delay = delay
         self._processes = processes
         self._steps_per_epoch: int | None = None
+        self._in_epochs = any(each is not None and each.epochs is not None for each in (recipe.every, recipe.unfreeze))
         self.known = False
-        if steps_per_epoch is None or isinstance(steps_per_epoch, int):
+        if not self._in_epochs or steps_per_epoch is None or isinstance(steps_per_epoch, int):
             self.resolve()
         else:
             check_delay(delay, sys.maxsize, processes)
@@ -48,7 +49,7 @@ class Schedule:
         """Find the length of an epoch if it is needed and not known yet."""
         if self.known:
             return
-        if any(every is not None and every.epochs is not None for every in (self._recipe.every, self._recipe.unfreeze)):
+        if self._in_epochs:
             self._steps_per_epoch = _length(self._given)
         interval = self.interval = self._steps(self._recipe.every)
         self.unfreeze_interval = 1 if self._recipe.unfreeze is None else self._steps(self._recipe.unfreeze)
@@ -71,7 +72,10 @@ class Schedule:
 
     def __str__(self) -> str:
         """Return how often it measures."""
-        return f"every {self.interval} steps" if self.known else f"every {self._recipe.every.epochs:g} epochs"
+        every = self._recipe.every
+        if not self.known and every.epochs is not None:
+            return f"every {every.epochs:g} epochs"
+        return f"every {self.interval if self.known else every.steps} steps"
 
     @property
     def settings(self) -> str:

@@ -11,6 +11,7 @@ from tempbalance.balance import Balancer, Recipe, Refresh
 from tempbalance.balance.optimizers import DEEPSPEED, FSDP1
 from tempbalance.balance.validation import check_recipe
 from tempbalance.errors import BalanceError, require_extra
+from tempbalance.integrations.epochs import check_epoch
 from tempbalance.integrations.loggers import summary
 
 with require_extra("lightning", "Lightning is not installed"):
@@ -63,8 +64,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
 
         Args:
             recipe: See ``tempbalance.recipes``. A recipe that counts in epochs gets the trainer's number of optimizer
-                steps per epoch, for which the training loader is created before the optimizer; the loader must have a
-                length.
+                steps per epoch at the first refresh; the loader must have a length.
             exact: Whether to measure every weight at every refresh, even if the recipe has a tolerance.
             on_refresh: Functions called with each ``Refresh`` on rank 0, such as the loggers in
                 ``tempbalance.integrations``.
@@ -142,19 +142,19 @@ class BalanceCallback(Callback):  # type: ignore[misc]
             optimizers[0],
             pl_module,
             self.recipe,
-            steps_per_epoch=None if self.recipe.every.epochs is None else _steps_per_epoch(trainer),
+            steps_per_epoch=lambda: _steps_per_epoch(trainer),  # asked at the first refresh
             exact=self._exact,
             delay=self._delay,
             on_refresh=(log, *self._on_refresh),
         )
 
 
-def _steps_per_epoch(trainer: Any) -> int | None:
-    """Return the optimizer steps in an epoch; None if the training loader has no length."""
-    if trainer.train_dataloader is None:
+def _steps_per_epoch(trainer: Any) -> int:
+    """Return the optimizer steps in an epoch."""
+    if trainer.train_dataloader is None:  # gradual unfreezing asks before the sanity check of the validation
         trainer.fit_loop.setup_data()  # as trainer.estimated_stepping_batches does
     batches = trainer.num_training_batches
-    return None if math.isinf(batches) else max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+    return check_epoch(None if math.isinf(batches) else max(1, math.ceil(batches / trainer.accumulate_grad_batches)))
 
 
 def _optimizers(configured: Any) -> list[Any]:

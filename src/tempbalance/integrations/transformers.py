@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,14 +10,14 @@ from tempbalance.balance import Balancer, Recipe, Refresh
 from tempbalance.balance.optimizers import DEEPSPEED, FSDP1, unwrap
 from tempbalance.balance.validation import check_recipe
 from tempbalance.errors import BalanceError, require_extra
+from tempbalance.integrations.epochs import check_epoch
 from tempbalance.integrations.loggers import summary
 
 with require_extra("transformers", "Transformers is not installed"):
     from transformers import Trainer
+    from transformers.trainer_utils import has_length
 
 __all__ = ["BalanceMixin", "BalancedTrainer", "balanced"]
-
-_UNKNOWN = -1  # no loader seen yet
 
 
 class BalanceMixin:
@@ -49,7 +48,7 @@ class BalanceMixin:
         Args:
             *args: Arguments of the trainer.
             recipe: The method; see ``tempbalance.recipes``. A recipe that counts in epochs gets the trainer's number of
-                optimizer steps per epoch; the loader must have a length.
+                optimizer steps per epoch at the first refresh; the loader must have a length.
             exact: Whether to measure every weight at every refresh, even if the recipe has a tolerance.
             delay: Optimizer steps from an asynchronous refresh to its effect; see ``Balancer``.
             on_refresh: Functions called with each ``Refresh`` on rank 0, such as the loggers in
@@ -66,8 +65,8 @@ class BalanceMixin:
         self._delay = delay
         self._on_refresh = tuple(on_refresh)
         self._logged: Refresh | None = None
-        self._loader_steps: int | None = _UNKNOWN
-        self._balanced_for: int | None = None
+        self._epoch: int | None = None  # optimizer steps in an epoch; None if the loader has no length
+        self._asked: int | None = None  # the same, as the balancer got it
         super().__init__(*args, **kwargs)
         trainer: Any = self
         if getattr(trainer, "is_deepspeed_enabled", False):
@@ -78,18 +77,20 @@ class BalanceMixin:
                 raise BalanceError(f"{FSDP1} (fsdp_version 2 in the configuration of the trainer)")
 
     def set_initial_training_values(self, args: Any, dataloader: Any, *rest: Any) -> Any:
-        """Compute the initial values as the trainer does, and keep the steps per epoch for the recipe."""
+        """Compute the initial values as the trainer does, and keep the optimizer steps in an epoch."""
         values = super().set_initial_training_values(args, dataloader, *rest)  # type: ignore[misc]
-        self._loader_steps = None if _length(dataloader) is None else values[1]
+        self._epoch = values[1] if has_length(dataloader) else None
+        if self.balancer is not None and self._asked not in (None, self._epoch):
+            self.balancer.remove()  # the next one counts in these epochs
+            self.balancer = self._asked = None
         return values
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Create the optimizer as the trainer does, and balance it."""
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         trainer: Any = self
-        steps = self._estimate() if self._loader_steps == _UNKNOWN else self._loader_steps
         if self.balancer is not None:
-            if self.balancer.optimizer is unwrap(optimizer) and steps == self._balanced_for:
+            if self.balancer.optimizer is unwrap(optimizer):
                 return optimizer
             self.balancer.remove()
         model = (*args, *kwargs.values(), None)[0]
@@ -97,12 +98,11 @@ class BalanceMixin:
             optimizer,
             trainer.model if model is None else model,
             self.recipe,
-            steps_per_epoch=steps,
+            steps_per_epoch=self._steps_per_epoch,  # asked at the first refresh, when the loader is known
             exact=self._exact,
             delay=self._delay,
             on_refresh=self._on_refresh,
         )
-        self._balanced_for = steps
         return optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -113,18 +113,9 @@ class BalanceMixin:
             logs = {**logs, **summary(history[-1])}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
-    def _estimate(self) -> int | None:
-        """Return the optimizer steps per epoch by the size of the data, for an optimizer created before training."""
-        trainer: Any = self
-        args = trainer.args
-        examples = _length(trainer.train_dataset)
-        if examples is None:
-            return None
-        rounded: Callable[[float], int] = math.floor if args.dataloader_drop_last else math.ceil
-        processes: int = 1 if args.accelerator_config.split_batches else args.world_size
-        batches: int = rounded(rounded(examples / args.train_batch_size) / processes)
-        accumulated: int = args.gradient_accumulation_steps
-        return max(1, math.ceil(batches / accumulated))
+    def _steps_per_epoch(self) -> int:
+        self._asked = check_epoch(self._epoch)
+        return self._asked
 
 
 class BalancedTrainer(BalanceMixin, Trainer):  # type: ignore[misc]
@@ -171,11 +162,3 @@ def balanced(trainer_class: type) -> type:
         return BalancedTrainer
     name = f"Balanced{trainer_class.__name__}"
     return type(name, (BalanceMixin, trainer_class), {"__doc__": f"``{trainer_class.__name__}`` with balancing."})
-
-
-def _length(data: Any) -> int | None:
-    """Return the length of a data set or loader; None if it has none."""
-    try:
-        return len(data)
-    except (TypeError, AttributeError, NotImplementedError):
-        return None
