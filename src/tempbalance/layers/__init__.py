@@ -14,7 +14,6 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from tempbalance.layers.adapters import adapter_candidates
-from tempbalance.layers.architecture import checkpoint_candidates
 from tempbalance.layers.coverage import measure_size
 from tempbalance.layers.depth_groups import find_depth_groups
 from tempbalance.layers.fused import Fused, Index
@@ -163,7 +162,7 @@ def _candidates(
         plain = plain_parameters(source)
     else:
         store = StateDict(source) if isinstance(source, Mapping) else source
-        found = adapter_candidates(store, checkpoint_candidates(store), select.lora)
+        found = adapter_candidates(store, select.lora)
         plain = plain_namer(store.tensors)
     return [replace(c, name=plain(c.name), block=c.block and plain(c.block)) for c in found]
 

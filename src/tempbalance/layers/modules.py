@@ -76,7 +76,7 @@ def module_candidates(
     lora: str = "merged",
     meta: bool = False,
     sharded: bool = False,
-    fetch: Fetch = full_tensor,
+    fetch: Fetch | None = None,
 ) -> list[Candidate]:
     """List the weights of a live model, which is not changed.
 
@@ -85,7 +85,7 @@ def module_candidates(
         lora: ``"merged"`` or ``"update"``: the matrix of a layer of PEFT.
         meta: Whether tensors on the meta device are allowed (their values are read from a checkpoint).
         sharded: Whether DTensors are allowed; reading one gathers it, which is a collective.
-        fetch: Returns the data of the tensors of a layer of PEFT.
+        fetch: Reads a tensor of a layer of PEFT, or a part of it; None for what the model has.
 
     Returns:
         One candidate per parameter with two axes or more, including tied names, in the order of the model.
@@ -98,7 +98,7 @@ def module_candidates(
         meta=meta,
         lora=lora,
         gather=FullTensorCache() if sharded else None,
-        fetch=fetch,
+        fetch=fetch or _fetch,
     )
     found = list(_walk(root, ()))
     modules = dict(model.named_modules(remove_duplicate=False)) if found else {}
@@ -199,6 +199,11 @@ def _unreadable(name: str, _: Index) -> Tensor:
 def _read_live(parameter: Tensor, gather: FullTensorCache | None, index: Index) -> Tensor:
     weight = gather(parameter) if gather is not None else parameter
     return weight.detach()[index] if index else weight.detach()
+
+
+def _fetch(tensor: Tensor, index: Index) -> Tensor:
+    whole = full_tensor(tensor).detach()
+    return whole[index] if index else whole
 
 
 def _read_computed(computed: Effective, index: Index) -> Tensor:

@@ -33,7 +33,7 @@ __all__ = [
     "tuner_candidates",
 ]
 
-Fetch = Callable[[Tensor], Tensor]
+Fetch = Callable[[Tensor, Index], Tensor]  # reads a tensor of a layer of PEFT, or the part of it at an index
 OF_ADAPTER = "belongs to the adapter, which is measured in the layers that it changes"
 _UNMERGED = "analyse the model without the adapter (unload), or merge it yourself"
 
@@ -85,7 +85,7 @@ def tuner_candidates(
         base: The candidates of its base layer, under the names that they have without PEFT.
         name: Name of the layer.
         mode: ``"merged"`` or ``"update"``.
-        fetch: Returns the data of a tensor of the layer.
+        fetch: Reads a tensor of the layer.
         reason: Reason why the tensors of the adapter cannot be read, or None.
 
     Yields:
@@ -105,7 +105,7 @@ def tuner_candidates(
             yield candidate
             continue
         kind = "lora" if mode == "update" else candidate.role.kind
-        read = functools.partial(_read, layer, attribute, candidate, mode, fetch)
+        read = functools.partial(_read, layer, attribute, mode, fetch)
         role = replace(candidate.role, kind=kind, reason=reason)
         yield replace(candidate, role=role, dtype=None, read=read, identity=(id(layer), attribute, mode))
 
@@ -165,12 +165,12 @@ def _unmergeable(tuner: Any) -> str | None:
     return None
 
 
-def _read(layer: Any, attribute: str, base: Candidate, mode: str, fetch: Fetch, index: Index) -> Tensor:
+def _read(layer: Any, attribute: str, mode: str, fetch: Fetch, index: Index) -> Tensor:
     """Read the weight that a layer applies, or its update."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = _read_expert(layer, attribute, base, mode, fetch, index)
+            found = _read_expert(layer, attribute, mode, fetch, index)
             return _read_merged(layer, attribute, mode, fetch, index) if found is None else found
     except Exception as error:  # whatever a method of PEFT raises
         raise WeightError(f"PEFT cannot merge this layer ({error}): {_UNMERGED}") from error
@@ -198,7 +198,7 @@ def _read_merged(layer: Any, attribute: str, mode: str, fetch: Fetch, index: Ind
     return applied - weight() if mode == "update" else weight()
 
 
-def _read_expert(layer: Any, attribute: str, base: Candidate, mode: str, fetch: Fetch, index: Index) -> Tensor | None:
+def _read_expert(layer: Any, attribute: str, mode: str, fetch: Fetch, index: Index) -> Tensor | None:
     """Read one expert of a stack without merging all of them; None if this is not possible."""
     tuners = [tuner for tuner in _chain(layer) if getattr(tuner, "parameter_name", None) == attribute]
     if not index or not isinstance(index[0], int) or len(tuners) != 1 or tuners[0].merged:
@@ -206,10 +206,10 @@ def _read_expert(layer: Any, attribute: str, base: Candidate, mode: str, fetch: 
     if not hasattr(tuners[0], "get_delta_factors") or tuners[0].num_experts == 1:
         return None
     whole = {id(parameter) for parameter in base_of(layer).parameters()}
-    factors = _copy(tuners[0], mode, lambda t: t.new_empty(0) if id(t) in whole else fetch(t))
+    factors = _copy(tuners[0], mode, lambda t, part: t.new_empty(0) if id(t) in whole else fetch(t, part))
     found = [factors.get_delta_factors(adapter) for adapter in _adapters(factors)]
     update: Tensor = sum(scale * left[index[0]] @ right[index[0]] for left, right, scale in found)[index[1:]]
-    return update if mode == "update" else base.read(index).to(update.device) + update
+    return update if mode == "update" else fetch(getattr(base_of(layer), attribute), index) + update
 
 
 def _copy(layer: Any, mode: str, fetch: Fetch) -> Any:
@@ -217,7 +217,7 @@ def _copy(layer: Any, mode: str, fetch: Fetch) -> Any:
     homes = [home for m in layer.modules() for home in (m._parameters, m._buffers, vars(m))]
     tensors = [tensor for home in homes for tensor in home.values() if isinstance(tensor, Tensor)]
     dtype = _work_dtype(tensors, mode)
-    copied = copy.deepcopy(layer, {id(t): _converted(t, fetch(t).detach(), dtype) for t in tensors}).eval()
+    copied = copy.deepcopy(layer, {id(t): _converted(t, fetch(t, ()).detach(), dtype) for t in tensors}).eval()
     for module in copied.modules():
         make_plain(module)
     return copied
