@@ -154,6 +154,16 @@ class TestLora:
         adapted = [u for u in balancer.units if u.name.startswith("bert")]
         assert len({u.multiplier for u in adapted}) == len(adapted) == (4 if unit == "layer" else 2)
 
+    @pytest.mark.parametrize("config", [peft.LoHaConfig, peft.OFTConfig, peft.VeraConfig, peft.IA3Config])
+    def test_units_of_other_adapters_are_the_adapted_layers(self, recipe, config):
+        options = {"feedforward_modules": []} if config is peft.IA3Config else {}
+        model = peft.get_peft_model(small_bert(), config(target_modules=["query", "value"], **options))
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        found = units(model)
+        query = "bert.encoder.layer.0.attention.self.query"
+        expected = {name.removeprefix("base_model.model.") for name in trained if f"{query}." in name}
+        assert expected == {name for name in found[query] if "base_layer" not in name} != set()
+
     def test_alpha_of_a_lora_layer_is_that_of_the_merged_weight(self, model, recipe):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         balancer = tb.Balancer(optimizer, model, recipe)

@@ -2,12 +2,15 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
 
+import tempbalance as tb
+from adapted_models import llama
 from tempbalance.layers import find_units, find_weights, parameter_names, plain_modules, unwrapped
 from tempbalance.layers.wrappers import plain_namer
 
@@ -115,3 +118,22 @@ def test_modules_are_found_inside_their_wrappers():
 def test_a_model_without_wrapper_is_itself():
     net = Net()
     assert unwrapped(net) is net
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of PEFT
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        peft.LoraConfig(target_modules=["q_proj"]),
+    ],
+    ids=lambda config: str(config.peft_type),
+)
+def test_a_model_with_an_adapter_has_the_names_and_blocks_of_its_base_model(config):
+    expected = [(row.name, row.block) for row in tb.analyze(llama()).layers]
+    model = peft.get_peft_model(llama(), config)
+    assert [(row.name, row.block) for row in tb.analyze(model).layers] == expected
+    assert type(unwrapped(model)) is type(llama())
+    found = [(row.name, row.block) for row in tb.analyze(model.state_dict()).layers]
+    assert found == [row for row in expected if config.is_prompt_learning or "q_proj" not in row[0]]

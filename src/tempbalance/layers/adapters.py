@@ -39,6 +39,7 @@ _BELONGS = "belongs to an adapter"
 _PART = f"{_BELONGS} ({{}}), which {{}}"
 _NEEDS_BASE = "is measured with its base model: put the files of the base model{} beside the adapter"
 _LIVE = "is not told by its tensors: analyse the model in memory, or the folder of the adapter"
+_CHANGED = f"an adapter changes it, how {_LIVE}"
 _PROMPTS = frozenset(
     {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"}
 )
@@ -63,7 +64,7 @@ def adapter_candidates(store: TensorStore, mode: str) -> list[Candidate]:
     found = checkpoint_candidates(base) if rest else []
     settings, failure = store.adapter_config, None
     if settings is None:
-        found = [_skipped(c, _PART.format("of PEFT", _LIVE)) if _BASE in rest.get(c.name, "") else c for c in found]
+        found = [_skipped(c, _CHANGED) if _BASE in rest.get(c.name, "") else c for c in found]
     elif settings.get("peft_type") in _PROMPTS:
         failure = "it adds learned inputs and changes no weight"
     elif rest:

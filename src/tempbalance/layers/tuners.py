@@ -56,7 +56,7 @@ def base_of(module: nn.Module) -> nn.Module:
 
 def is_auxiliary(module: nn.Module) -> bool:
     """Return whether a module has copies that PEFT trains in full (``modules_to_save``), or trainable tokens."""
-    return _is_a(module, "AuxiliaryTrainingWrapper")
+    return _is_a(module, "AuxiliaryTrainingWrapper") or _is_a(module, "ModulesToSaveWrapper")  # the latter before 0.15
 
 
 def is_beside(module: nn.Module, child: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,9 +32,10 @@ __all__ = [
 ]
 
 # Copies of PEFT inside a name.
-_COPIES = re.compile(r"modules_to_save\.[^.]+\.|original_module\.")
-# Inner submodules of a layer: parametrizations, LoRA, factorised tensors.
-_INNER = re.compile(r"(^|\.)(parametrizations|base_layer|lora_\w+|weight)(\..*)?$")
+_COPIES = re.compile(r"modules_to_save\.[^.]+\.|original_module\.|token_adapter\.")
+_BASE = ".base_layer."
+# Inner submodules of a layer: parametrizations, factorised tensors.
+_INNER = re.compile(r"(^|\.)(parametrizations|weight)(\..*)?$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +88,9 @@ def source_parameters(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple
     """
     if weight.parameter in parameters:
         return (weight.parameter,)
-    home = _home(weight.parameter)
-    return tuple(p for p in parameters if _home(p) == home and not p.rpartition(".")[2].startswith("bias"))
+    home_of = _homes(parameters)
+    home = home_of(weight.parameter)
+    return tuple(p for p in parameters if home_of(p) == home and not p.rpartition(".")[2].startswith("bias"))
 
 
 def block_of_parameter(model: nn.Module) -> Callable[[str], str | None]:
@@ -142,8 +144,9 @@ def find_units(
         homes = {weight.name: block_of(weight.parameter) for weight in weights}
         owners = {name: block_of(name) for name in parameters if norms != "base" or name not in norm_of}
     else:
-        homes = {weight.name: _layer_of(weight) for weight in weights}
-        owners = {name: home for name in parameters for home in (_home(name), name) if home in homes.values()}
+        home_of = _homes(parameters)
+        homes = {w.name: w.parameter if w.kind == "parameter" else home_of(w.parameter) for w in weights}
+        owners = {name: home for name in parameters for home in (home_of(name), name) if home in homes.values()}
         if norms == "follow":
             widths: dict[str | None, set[int]] = {}
             for weight in weights:
@@ -166,14 +169,17 @@ def _is_matrix(parameter: Tensor) -> bool:
     return len(getattr(parameter, "ds_shape", parameter.shape)) > 1  # DeepSpeed ZeRO-3 leaves an empty vector
 
 
-def _home(name: str) -> str:
-    """Return the name of the layer that contains a parameter, directly or in an inner submodule."""
-    return _INNER.sub("", name.rpartition(".")[0])
+def _homes(parameters: Iterable[str]) -> Callable[[str], str]:
+    """Return the function from a parameter to the layer that contains it, directly or in an inner submodule."""
+    tuned = {name.partition(_BASE)[0] for name in parameters if _BASE in name}  # layers of PEFT
 
+    def home(name: str) -> str:
+        """Return the outermost layer of PEFT around a parameter, or its module."""
+        places = [match.start() for match in re.finditer(r"\.", name)]
+        inside = _INNER.sub("", name.rpartition(".")[0])
+        return next((name[:place] for place in places if name[:place] in tuned), inside) if tuned else inside
 
-def _layer_of(weight: Weight) -> str:
-    """Return the name of the layer of a weight; a parameter of a module of unknown type is a layer of its own."""
-    return weight.parameter if weight.kind == "parameter" else _home(weight.parameter)
+    return home
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

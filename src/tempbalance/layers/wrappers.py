@@ -5,6 +5,7 @@ One rule serves live models, state dicts and checkpoints, so that the same layer
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -19,7 +20,8 @@ _COMPONENTS = frozenset(
         *("_module", "module"),
     }
 )
-_PEFT = "base_model.model."
+_PEFT = re.compile(r"base_model\.(lora_model\.)?model\.")  # X-LoRA has a model of LoRA inside
+_PROMPTED = re.compile(r"base_model\.")  # a model with learned prompts is not inside a tuner
 _AVERAGES = ("ema.", "ema_model.", "model_ema.", "averaged_model.", "swa_model.")  # if all names begin with it
 
 
@@ -38,22 +40,24 @@ def plain_namer(names: Iterable[str]) -> Callable[[str], str]:
         ('layers.0.weight', 'layers')
     """
     names = list(names)
-    inner = [_drop(name) for name in names]
+    peft = _PROMPTED if any(".prompt_encoder." in f".{name}" for name in names) else _PEFT
+    inner = [_drop(name, peft) for name in names]
     average = next((front for front in _AVERAGES if _has_front(inner, front)), "")
     counts = Counter(name.removeprefix(average) for name in inner)
     kept = {name for name, short in zip(names, inner, strict=True) if counts[short.removeprefix(average)] > 1}
 
     def plain(name: str) -> str:
         """Return a name without wrappers."""
-        return name if name in kept else f"{_drop(name)}.".removeprefix(average).removesuffix(".")
+        return name if name in kept else f"{_drop(name, peft)}.".removeprefix(average).removesuffix(".")
 
     return plain
 
 
-def _drop(name: str) -> str:
+def _drop(name: str, peft: re.Pattern[str]) -> str:
     """Return a name without the components of wrappers that may be anywhere in it, and without the prefix of PEFT."""
     short = ".".join(part for part in name.split(".") if part not in _COMPONENTS)
-    return f"{short}.".removeprefix(_PEFT).removesuffix(".")
+    match = peft.match(f"{short}.")
+    return f"{short}."[match.end() if match else 0 :].removesuffix(".")
 
 
 def _has_front(names: Iterable[str], front: str) -> bool:
@@ -108,9 +112,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
         Linear(in_features=2, out_features=2, bias=True)
     """
     while True:
-        inner = [model._modules[name] for name in model._modules if name in _COMPONENTS]
+        inner: list[object] = [model._modules[name] for name in model._modules if name in _COMPONENTS]
         if any(cls.__name__ == "PeftModel" for cls in type(model).__mro__):
-            inner = [getattr(model.base_model, "model", None)]
+            inner = [model.base_model]
+        elif any(cls.__name__ in {"BaseTuner", "AdaptionPromptModel"} for cls in type(model).__mro__):
+            inner = [model._modules.get("lora_model", model._modules.get("model"))]
         if len(inner) != 1 or not isinstance(inner[0], nn.Module):
             return model
         model = inner[0]
