@@ -13,7 +13,7 @@ SETUP := pyproject.toml constraints.txt requirements-nodeps.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test breadth lint format types docs bench clean
+.PHONY: help demo test breadth kills lint format types docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ lint: $(VENV)/.dev ## Check style and formatting
 format: $(VENV)/.dev ## Fix style and formatting automatically
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+kills: $(VENV)/.dev ## Kill 100 training runs (KILLS=N) at random steps and resume them (minutes)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/kills.py --kills $(or $(KILLS),100)
 
 breadth: $(VENV)/.dev ## Compare live model, state dict and folder of every Transformers architecture (minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/breadth.py --workers $(WORKERS)

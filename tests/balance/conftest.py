@@ -62,10 +62,17 @@ def train(
     start: int = 0,
     at_step: Callable[[int], None] = lambda _: None,
 ) -> None:
+    """Train, and check that no step leaves a trace in the groups of the optimizer."""
+    given = [(group, set(group)) for group in optimizer.param_groups]
     for step, (x, y) in enumerate(batches(steps, start=start), start):
         loss = nn.functional.cross_entropy(net(x), y)
         loss.backward()
         optimizer.step()
+        assert len(optimizer.param_groups) == len(given)
+        for group, (own, keys) in zip(optimizer.param_groups, given, strict=True):
+            assert group is own
+            assert set(group) >= keys
+            assert "tempbalance" not in group
         optimizer.zero_grad()
         if scheduler is not None:
             plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)

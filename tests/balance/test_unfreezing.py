@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import pickle
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 import tempbalance as tb
 from tempbalance.balance import recipes
-from tempbalance.errors import BalanceError
+from tempbalance.errors import BalanceError, BalanceWarning
 
 from .conftest import batches, make_net, train
 
@@ -140,3 +141,16 @@ class TestUnfreezing:
             optimizer.load_state_dict(state)
             net(torch.zeros(1, 8))
             assert sum(trainable(net)) == free
+
+
+class TestCopies:
+    def test_the_forward_pass_of_a_copy_does_not_touch_the_original(self, net):
+        tb.Balancer(torch.optim.SGD(net.parameters(), lr=0.01), net, recipes.gradual_unfreezing(), steps_per_epoch=2)
+        for copied in (copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))):
+            with pytest.warns(BalanceWarning, match="the copy of a model that is unfrozen gradually is not"):
+                other = copied(net)
+            other(torch.zeros(1, 8))
+            assert trainable(net) == trainable(other) == [True] * 5
+        net(torch.zeros(1, 8))
+        assert trainable(net) == [True, False, False, False, False]
+        assert trainable(other) == [True] * 5

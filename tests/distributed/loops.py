@@ -78,11 +78,13 @@ def train(
 ) -> None:
     """Train with data that depend on the step, and on the rank unless they are shared."""
     rank = dist.get_rank() if dist.is_initialized() and not shared else 0
+    given = list(optimizer.param_groups)
     for step in range(start, steps):
         x = torch.randn(8, 12, generator=torch.Generator().manual_seed(100 * step + rank))
         nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)).backward()
         at_step(step)
         optimizer.step()
+        assert all(group is own for group, own in zip(optimizer.param_groups, given, strict=True))
         optimizer.zero_grad()
 
 

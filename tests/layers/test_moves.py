@@ -103,3 +103,10 @@ def test_positions_lead_back_to_the_stored_entries(operation):
 
 def test_a_computed_tensor_is_not_moved():
     assert not moved("scaled", StateDict(SOURCES)).moved
+
+
+def test_the_names_of_a_part_are_those_that_it_consists_of():
+    tensor = moved("stack_then_cat", StateDict(SOURCES))
+    assert tensor.names == ("a", "b", "c")
+    assert tensor.names_of(lambda read: read((0, slice(0, 4)))) == ("a",)
+    assert tensor.names_of(lambda read: read((0,))) == ("a", "c")

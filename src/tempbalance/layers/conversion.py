@@ -69,8 +69,9 @@ def convert_names(model: Any, tensors: Mapping[str, TensorInfo]) -> Conversion:
         if pattern is None:
             nodes.setdefault(live, leaf(name, tensors[name].shape))
             continue
-        group = groups.setdefault(live, copy.deepcopy(by_pattern[pattern]))
-        group.add_tensor(live, name, pattern, traced(name, tensors[name].shape, tensors[name].dtype))
+        if live not in groups:
+            groups[live] = copy.deepcopy(by_pattern[pattern])
+        groups[live].add_tensor(live, name, pattern, traced(name, tensors[name].shape, tensors[name].dtype))
     return Conversion(nodes, _merge(model, groups, nodes))
 
 

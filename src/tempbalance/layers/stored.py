@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,10 +35,11 @@ class StoredTensor:
     def __init__(self, store: TensorStore, node: Node | str, tied: Sequence[Node] = ()) -> None:
         self._store = store
         self._node = leaf(node, store.tensors[node].shape) if isinstance(node, str) else node
-        self._homes = {source.name: node for node in (self._node, *tied) for source in node.walk() if source.name}
+        nodes = [self._node, *(other for other in tied if other is not self._node)]
+        self._homes = {source.name: node for node in nodes for source in node.walk() if source.name}
         self.names = tuple(self._homes)
-        self.whole = all(node.name for node in self._homes.values())
-        self.moved = all(source.moved for node in self._homes.values() for source in node.walk())
+        self.whole = all(node.name for node in nodes)
+        self.moved = all(source.moved for node in nodes for source in node.walk())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,6 +56,25 @@ class StoredTensor:
         """Read the parameter, or the part of it at an index."""
         name = self._node.name
         return self._store.load(name, index) if name else self._read(self._node, index, self._load)
+
+    def names_of(self, cut: Callable[[Reader], Tensor]) -> tuple[str, ...]:
+        """Return the names of the stored tensors that a part of the parameter consists of, under all names.
+
+        Args:
+            cut: Reads the part, given a function that reads the parameter at an index.
+
+        Returns:
+            The names, each once.
+        """
+        found: dict[str, None] = {}
+
+        def record(name: str, box: Box) -> Tensor:
+            found[name] = None
+            return torch.empty([stop - start for start, stop in box], device="meta")
+
+        for node in dict.fromkeys(self._homes.values()):
+            cut(functools.partial(self._read, node, load=record))
+        return tuple(found)
 
     def positions(self, name: str) -> Reader:
         """Return the reader of the position that each entry has in a stored tensor; -1 if it is in another one.

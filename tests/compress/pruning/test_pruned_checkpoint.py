@@ -267,3 +267,13 @@ class TestNamesOnDisk:
         tb.prune_checkpoint(tmp_path / "model.pt", allocation_for(tmp_path / "model.pt"), tmp_path / "out")
         pruned = load_file(tmp_path / "out" / "model.safetensors")["a.weight"]
         assert torch.equal(pruned, weight.where(weight > 2048, torch.zeros(())))
+
+    @pytest.mark.parametrize("experts", [4, 16])
+    def test_a_stack_that_is_stored_in_parts_is_read_in_parts(self, tmp_path, monkeypatch, experts):
+        config = transformers.MixtralConfig(**LLAMA | {"num_local_experts": experts, "num_hidden_layers": 1})
+        transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "model")
+        allocation = allocation_for(tmp_path / "model")
+        read, load = [], tb.Checkpoint.load
+        monkeypatch.setattr(tb.Checkpoint, "load", lambda *a: read.append(a[1]) or load(*a))
+        tb.prune_checkpoint(tmp_path / "model", allocation, tmp_path / "out")
+        assert len(read) <= 2 * len(set(read))

@@ -84,7 +84,7 @@ class Target:
 def stored_names(weight: Weight) -> tuple[str, ...]:
     """Return the names of the tensors of a checkpoint that have the entries of a weight; none if it is computed."""
     reader = weight.read
-    return reader.names if isinstance(reader, StoredTensor) and reader.moved else ()
+    return reader.names_of(weight.cut) if isinstance(reader, StoredTensor) and reader.moved else ()
 
 
 def find_targets(
