@@ -71,8 +71,8 @@ def train(
         assert len(optimizer.param_groups) == len(given)
         for group, (own, keys) in zip(optimizer.param_groups, given, strict=True):
             assert group is own
-            assert set(group) >= keys
-            assert "tempbalance" not in group
+            assert set(group) >= keys - {"tempbalance"}
+            assert "tempbalance" not in set(group) - keys
         optimizer.zero_grad()
         if scheduler is not None:
             plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)

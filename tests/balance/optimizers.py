@@ -16,6 +16,7 @@ OPTIMIZERS = {
     "Adafactor of transformers": lambda p: transformers.optimization.Adafactor(
         p, lr=1e-3, relative_step=False, scale_parameter=False
     ),
+    "ASGD": lambda p: torch.optim.ASGD(p, lr=0.01, t0=2),
     "Lion": lambda p: lion_pytorch.Lion(p, lr=1e-4, weight_decay=1e-2),
 }
 SCHEDULERS = {
