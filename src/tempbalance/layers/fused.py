@@ -18,12 +18,13 @@ from tempbalance.layers.sharded import class_name
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["FUSED", "Fused", "FusedRule", "Index", "Reader", "find_fused", "halves", "thirds"]
+__all__ = ["FUSED", "Fused", "FusedRule", "Index", "Reader", "find_fused", "thirds"]
 
 Index = tuple[int | slice, ...]
 Reader = Callable[[Index], "Tensor"]
 
 QKV = ("q", "k", "v")
+_KV, _GATE_UP, _UP_GATE = ("k", "v"), ("gate", "up"), ("up", "gate")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 _CODEGEN_SHARDS = 4  # CodeGenAttention.forward: mp_num = 4
@@ -70,11 +71,6 @@ def thirds(length: int, axis: int = 0) -> Fused | None:
     return Fused(parts=QKV, sizes=(length // 3,) * 3, axis=axis)
 
 
-def halves(length: int, axis: int = 0) -> Fused | None:
-    """Return the layout of the gate and up projections of a gated MLP, one after the other."""
-    return Fused(parts=("gate", "up"), sizes=(length // 2,) * 2, axis=axis)
-
-
 Sizer = Callable[["nn.Module", int, int], "Fused | None"]
 
 
@@ -104,20 +100,13 @@ def _number(owner: nn.Module, names: tuple[str, ...]) -> int | None:
     return None
 
 
-def _thirds(_: nn.Module, length: int, __: int) -> Fused | None:
-    return thirds(length)
-
-
 def _thirds_of_square(_: nn.Module, length: int, width: int) -> Fused | None:
     return thirds(length) if length == 3 * width else None
 
 
-def _halves(_: nn.Module, length: int, __: int) -> Fused | None:
-    return halves(length)
-
-
-def _up_gate(_: nn.Module, length: int, __: int) -> Fused | None:
-    return Fused(parts=("up", "gate"), sizes=(length // 2,) * 2)
+def _equal(*parts: str) -> Sizer:
+    """Return the sizer of parts of equal length, one after the other."""
+    return lambda _, length, __: Fused(parts=parts, sizes=(length // len(parts),) * len(parts))
 
 
 def _per_head(owner: nn.Module, length: int, _: int) -> Fused | None:
@@ -162,7 +151,7 @@ def _codegen(_: nn.Module, length: int, __: int) -> Fused | None:
 
 def _gpt2(owner: nn.Module, length: int, width: int) -> Fused | None:
     if getattr(owner, "is_cross_attention", False):
-        return Fused(parts=("k", "v"), sizes=(length // 2,) * 2)
+        return Fused(parts=_KV, sizes=(length // 2,) * 2)
     return _thirds_of_square(owner, length, width)
 
 
@@ -171,7 +160,68 @@ def _exaone(owner: nn.Module, _: int, __: int) -> Fused | None:
     return Fused(parts=QKV, sizes=(q_dim, kv_dim, kv_dim)) if q_dim and kv_dim else None
 
 
+def _mamba(owner: nn.Module, length: int, _: int) -> Fused | None:
+    """Input and gate of Mamba; gate, input, B, C and time step of Mamba-2."""
+    inner = _number(owner, ("intermediate_size", "d_inner"))
+    if inner and length == 2 * inner:
+        return Fused(parts=("x", "z"), sizes=(inner, inner))
+    groups, state = _number(owner, ("n_groups", "ngroups")), _number(owner, ("ssm_state_size", "d_state"))
+    heads = _number(owner, ("num_heads", "nheads"))
+    if not inner or not groups or not state or not heads:
+        return None
+    return Fused(parts=("z", "x", "B", "C", "dt"), sizes=(inner, inner, groups * state, groups * state, heads))
+
+
+def _zamba(_: nn.Module, length: int, __: int) -> Fused | None:
+    return Fused(parts=("x", "z"), sizes=(1, 1), groups=length // 2)
+
+
+def _delta_net(owner: nn.Module, length: int, _: int) -> Fused | None:
+    """Queries, keys, values and gate per key head of Qwen3-Next, or queries, keys and values of later models."""
+    keys, values = _number(owner, ("key_dim",)), _number(owner, ("value_dim",))
+    heads = _number(owner, ("num_k_heads",))
+    if not keys or not values or not heads:
+        return None
+    if length == 2 * keys + values:
+        return Fused(parts=QKV, sizes=(keys, keys, values))
+    sizes = (keys // heads, keys // heads, values // heads, values // heads)
+    return Fused(parts=(*QKV, "z"), sizes=sizes, groups=heads)
+
+
+def _delta_gates(owner: nn.Module, length: int, _: int) -> Fused | None:
+    heads = _number(owner, ("num_k_heads",))
+    return (heads and Fused(parts=("b", "a"), sizes=(length // (2 * heads),) * 2, groups=heads)) or None
+
+
+def _xlstm(owner: nn.Module, _: int, __: int) -> Fused | None:
+    queries, values = _number(owner, ("qk_dim",)), _number(owner, ("v_dim",))
+    return Fused(parts=(*QKV, "o"), sizes=(queries, queries, values, values)) if queries and values else None
+
+
+def _latent_keys_values(owner: nn.Module, _: int, __: int) -> Fused | None:
+    heads = _number(owner, _HEADS)
+    keys, values = _number(owner, ("qk_nope_head_dim",)), _number(owner, ("v_head_dim",))
+    return Fused(parts=_KV, sizes=(keys, values), groups=heads) if heads and keys and values else None
+
+
 FUSED: tuple[FusedRule, ...] = (
+    FusedRule(attribute="in_proj", owner="ZambaMamba.*", sizer=_zamba),
+    FusedRule(attribute="in_proj", owner=".*(Mamba|Bamba|FalconH1).*", sizer=_mamba),
+    FusedRule(attribute="in_proj_qkvz?", owner=".*GatedDeltaNet", sizer=_delta_net),
+    FusedRule(attribute="in_proj_ba", owner=".*GatedDeltaNet", sizer=_delta_gates),
+    FusedRule(attribute="in_proj", owner="Lfm2.*ShortConv", sizer=_equal("B", "C", "x")),
+    FusedRule(attribute="kv_b_proj", owner=".*", sizer=_latent_keys_values),
+    FusedRule(attribute="to_kv", owner="(Evolla|GraniteSpeech).*", sizer=_equal(*_KV)),
+    FusedRule(attribute="input_linear", owner="GraniteMoe.*MLP", sizer=_equal(*_GATE_UP)),
+    FusedRule(attribute="fc1", owner="(Moshi|KyutaiSpeechToText)GatingMLP", sizer=_equal(*_GATE_UP)),
+    FusedRule(attribute="fc1", owner="Moonshine.*DecoderMLP", sizer=_equal(*_UP_GATE)),
+    FusedRule(attribute="proj", owner="ClvpGatedLinearUnit", sizer=_equal(*_UP_GATE)),
+    FusedRule(attribute="proj", owner="EsmFoldSelfAttention", sizer=_per_head),
+    FusedRule(attribute="linear_1", owner="(AyaVision|Cohere2Vision)MultiModalProjector", sizer=_equal(*_UP_GATE)),
+    FusedRule(attribute="kv_proj", owner="JetMoe.*", sizer=_equal(*_KV)),
+    FusedRule(attribute="qkv_opreact", owner="(xLSTM|mLSTM)Layer", sizer=_xlstm),
+    FusedRule(attribute="ifgate_preact", owner="(xLSTM|mLSTM)Layer", sizer=_equal("i", "f")),
+    FusedRule(attribute="proj_up_gate_z", owner="(xLSTM)?FeedForward", sizer=_equal(*_GATE_UP)),
     FusedRule(attribute="query_key_value", owner="(GPTNeoX|Bloom|Persimmon).*", sizer=_per_head),
     FusedRule(attribute="query_key_value", owner="Falcon.*", sizer=_falcon),
     FusedRule(attribute="qkv_proj", owner="MiniMax.*", sizer=_per_head),
@@ -179,15 +229,15 @@ FUSED: tuple[FusedRule, ...] = (
     FusedRule(attribute="qkv_proj", owner="Phi[34].*", sizer=_grouped_query),
     FusedRule(attribute="in_proj", owner="DisentangledSelfAttention", sizer=_per_head),
     FusedRule(attribute="Wqkv", owner="Dbrx.*", sizer=_grouped_query),
-    FusedRule(attribute="Wqkv", owner="(ModernBert|Mpt).*", sizer=_thirds),
-    FusedRule(attribute="Wi", owner="ModernBert.*", sizer=_up_gate),
+    FusedRule(attribute="Wqkv", owner="(ModernBert|Mpt).*", sizer=_equal(*QKV)),
+    FusedRule(attribute="Wi", owner="ModernBert.*", sizer=_equal(*_UP_GATE)),
     FusedRule(attribute="qkv", owner="Exaone.*", sizer=_exaone),
-    FusedRule(attribute="qkv", owner="(Hiera|Sam2).*", sizer=_thirds),
+    FusedRule(attribute="qkv", owner="(Hiera|Sam2).*", sizer=_equal(*QKV)),
     FusedRule(attribute="c_attn", owner="GPTBigCode.*", sizer=_bigcode),
     FusedRule(attribute="c_attn", owner=".*", sizer=_gpt2),
     FusedRule(attribute="qkv|qkv_linear|att_proj", owner=".*", sizer=_thirds_of_square),
-    FusedRule(attribute="gate_up_proj", owner="Phi4MultimodalAudio.*", sizer=_up_gate),
-    FusedRule(attribute="gate_up_proj", owner=".*", sizer=_halves),
+    FusedRule(attribute="gate_up_proj", owner="Phi4MultimodalAudio.*", sizer=_equal(*_UP_GATE)),
+    FusedRule(attribute="gate_up_proj", owner=".*", sizer=_equal(*_GATE_UP)),
 )
 
 

@@ -117,6 +117,10 @@ def experts_role(shape: tuple[int, ...], *, gate_up: bool, transposed: bool, int
     return Role(kind="experts", layout=Layout.STACK, fused=fused)
 
 
+# Class of the owner and name of a stack of experts that is gate and up projection; whether it is ``(in, out)``.
+_GATE_UP = {("AriaExperts", "fc1"): True, ("JetMoeMoE", "input_linear"): False}
+
+
 def _experts(site: Site) -> Role | None:
     """Return the role of experts of Transformers; ``down_proj`` shows which axis of ``gate_up_proj`` is the output."""
     module: Any = site.module
@@ -127,6 +131,9 @@ def _experts(site: Site) -> Role | None:
     if len(site.shape) != STACK_NDIM:
         return None
     down = getattr(module, "down_proj", None)
+    layer = (class_name(site.owner), site.child) if site.owner is not None else ("", "")
+    if layer in _GATE_UP:
+        return experts_role(site.shape, gate_up=True, transposed=_GATE_UP[layer])
     known = site.attribute == "gate_up_proj" and getattr(module, "has_gate", True) and isinstance(down, torch.Tensor)
     transposed = down is not None and known and down.shape[1] * 2 == site.shape[2] and down.shape[2] == site.shape[1]
     interleaved = not getattr(module, "is_concatenated", True)
@@ -162,6 +169,10 @@ _AMBIGUOUS = (
 )
 
 
+# ``(inputs, heads, features)`` or ``(outputs, heads, features)``: XLNet, Funnel.
+_HEADS = re.compile(r"(.*\.)?(rel_attn\.[qkvor]|r_kernel)")
+# A matrix per head or per scan direction: RecurrentGemma, Zamba, VMamba.
+_STACK = re.compile(r"(.*\.)?(input_gate|recurrent_gate|x_proj|dt_projs?)_weight")
 # (test, role), both functions of (name, shape, is complex); the first test that is true applies.
 _Loose = tuple[Callable[[str, tuple[int, ...], bool], bool], Callable[[str, tuple[int, ...]], Role]]
 _LOOSE: tuple[_Loose, ...] = (
@@ -170,6 +181,14 @@ _LOOSE: tuple[_Loose, ...] = (
         lambda _, shape: Role(kind="parameter", reason=f"a vector stored with shape {shape}, not a weight matrix"),
     ),
     (lambda _, shape, __: len(shape) == MATRIX_NDIM, lambda _, __: Role(kind="parameter")),
+    (
+        lambda name, shape, _: len(shape) == STACK_NDIM and _HEADS.fullmatch(name) is not None,
+        lambda _, __: Role(kind="attention", joined=True),
+    ),
+    (
+        lambda name, shape, _: len(shape) == STACK_NDIM and _STACK.fullmatch(name) is not None,
+        lambda _, __: Role(kind="parameter", layout=Layout.STACK),
+    ),
     (lambda _, __, is_complex: is_complex, lambda _, __: Role(kind="spectral_conv", layout=Layout.TAPS)),
     (
         lambda name, shape, _: len(shape) == STACK_NDIM and "expert" in name.lower(),

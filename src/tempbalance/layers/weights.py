@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -68,12 +69,14 @@ class Role:
         layout: How the axes form matrices; ``Layout.STACK`` with kind ``experts`` or ``lora`` becomes one row per
             expert.
         fused: Layout of the parts if the parameter (or one expert of a stack) contains several matrices.
+        joined: Whether the axes after the first are one axis of the matrix (heads, and features of a head).
         reason: Reason why it cannot be analysed, or None.
     """
 
     kind: str
     layout: Layout = Layout.MATRIX
     fused: Fused | None = None
+    joined: bool = False
     reason: str | None = None
 
 
@@ -138,6 +141,9 @@ def _parts(candidate: Candidate, name: str, index: Index, shape: tuple[int, ...]
         layout=Layout.MATRIX if index else role.layout,
         read=candidate.read,
     )
+    if role.joined:
+        yield make(name=name, shape=(shape[0], math.prod(shape[1:])), cut=_joined)
+        return
     if role.fused is None or not split:
         yield make(name=name, shape=shape, cut=functools.partial(_all_of, index))
         return
@@ -148,3 +154,7 @@ def _parts(candidate: Candidate, name: str, index: Index, shape: tuple[int, ...]
 
 def _all_of(index: Index, read: Reader) -> Tensor:
     return read(index)
+
+
+def _joined(read: Reader) -> Tensor:
+    return read(()).flatten(1)
