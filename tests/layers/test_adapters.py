@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 
 import numpy as np
 import peft
@@ -153,6 +154,15 @@ class TestWithTheBaseModel:
         unsafe = {"megatron_core": "antigravity", "megatron_config": {}, "auto_mapping": {"base_model_class": "a.b"}}
         path.write_text(json.dumps(json.loads(path.read_text()) | unsafe | {"base_model_name_or_path": "/etc"}))
         assert numbers(tmp_path) == numbers(model)
+
+    @pytest.mark.parametrize("method", ["LORA", "OFT", "VBLORA"])
+    def test_without_peft_no_number_is_that_of_the_base_weight(self, method, tmp_path, monkeypatch):
+        live = numbers(saved(tmp_path, llama, config_of(method)))
+        monkeypatch.setitem(sys.modules, "peft", None)
+        found = numbers(tmp_path)
+        assert found == {name: live[name] for name in found}
+        assert Q not in found
+        assert "pip install" in reasons(tmp_path)[Q]
 
     def test_a_plain_model_without_a_configuration_has_its_updates_added(self, tmp_path):
         torch.manual_seed(0)

@@ -34,12 +34,11 @@ _BASE = ".base_layer."
 # Components that PEFT adds to the names of a base weight, and of a copy that it trains in full.
 _WRAPPED = re.compile(r"(\.(token_adapter|base_layer))+\.|\.modules_to_save\.[^.]+\.")
 _CONVS = {3: "conv1d", 4: "conv2d", 5: "conv3d"}
-_COPY = "a copy of the base weight, which the adapter changes"
-_BELONGS = "belongs to an adapter"
-_PART = f"{_BELONGS} ({{}}), which {{}}"
-_NEEDS_BASE = "is measured with its base model: put the files of the base model{} beside the adapter"
-_LIVE = "is not told by its tensors: analyse the model in memory, or the folder of the adapter"
-_CHANGED = f"an adapter changes it, how {_LIVE}"
+_BELONGS = "belongs to an adapter{}: {}"
+_CHANGED = "an adapter{} changes it: {}"
+_COPY = "a copy of the base weight"
+_NEEDS_BASE = "put the files of the base model{} beside the adapter to measure what it changes"
+_LIVE = "its tensors do not tell how: analyse the model in memory, or the folder of the adapter"
 _PROMPTS = frozenset(
     {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"}
 )
@@ -64,7 +63,7 @@ def adapter_candidates(store: TensorStore, mode: str) -> list[Candidate]:
     found = checkpoint_candidates(base) if rest else []
     settings, failure = store.adapter_config, None
     if settings is None:
-        found = [_skipped(c, _CHANGED) if _BASE in rest.get(c.name, "") else c for c in found]
+        found = [_skipped(c, _CHANGED.format("", _LIVE)) if _BASE in rest.get(c.name, "") else c for c in found]
     elif settings.get("peft_type") in _PROMPTS:
         failure = "it adds learned inputs and changes no weight"
     elif rest:
@@ -73,7 +72,7 @@ def adapter_candidates(store: TensorStore, mode: str) -> list[Candidate]:
         except AdapterError as error:
             failure = str(error)
     elif mode == "merged":
-        _logger.warning("the adapter has no base model beside it: it %s", _needs_base(store))
+        _logger.warning("rows are the updates of an adapter without its base model: %s", _needs_base(store))
     return _ByFactors(store=store, own=own, base=found, mode=mode, failure=failure).candidates()
 
 
@@ -195,18 +194,18 @@ class _ByFactors:
         elif found and (full or found[0].role.kind == "embedding" or local.endswith("lm_head.weight")):
             self.found[local] = found[0]
         else:
-            why = (self.failure or _needs_base(self.store)) if settings else _LIVE
-            self._skip(name, _PART.format(settings.get("peft_type", "of PEFT"), why))
+            self._skip(name, (self.failure or _needs_base(self.store)) if settings else _LIVE)
 
     def _skip(self, name: str, reason: str) -> None:
         """Skip a part of an adapter, and the base weight that it changes; if this is not known, all of them."""
+        method = (self.store.adapter_config or {}).get("peft_type")
+        method = f" ({method})" if method else ""
         for base in self._changed_by(name):
-            self.found[base] = _skipped(self.found[base], reason)
+            self.found[base] = _skipped(self.found[base], _CHANGED.format(method, reason))
         info = self.store.tensors[name]
         if len(info.shape) > 1:
             read = functools.partial(self.store.load, name)
-            part = reason if reason.startswith(_BELONGS) else f"{_BELONGS}: {reason}"
-            role = Role(kind="parameter", reason=part)
+            role = Role(kind="parameter", reason=_BELONGS.format(method, reason))
             self.found[name] = Candidate(name=name, role=role, shape=info.shape, dtype=info.dtype, read=read)
 
     def _changed_by(self, name: str) -> list[str]:

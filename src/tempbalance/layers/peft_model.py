@@ -95,11 +95,13 @@ def _first_line(error: Exception) -> str:
 def _config(settings: Mapping[str, Any]) -> Any:
     """Return the configuration as PEFT has it, without settings that name code or files."""
     try:
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+        import peft
     except ImportError as error:
         raise AdapterError("PEFT is needed to merge it: pip install 'tempbalance[peft]'") from error
     method = settings.get("peft_type")
-    cls: Any = next((found for key, found in PEFT_TYPE_TO_CONFIG_MAPPING.items() if key.value == method), None)
+    cls: Any = next(
+        (found for key, found in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items() if key.value == method), None
+    )
     if cls is None or method == "XLORA":  # X-LoRA names other adapters to load
         raise AdapterError(f"the method {method!r} is not one that the installed PEFT can merge")
     fields = {field.name for field in dataclasses.fields(cls)}

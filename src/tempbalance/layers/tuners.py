@@ -185,17 +185,17 @@ def _read_merged(layer: Any, attribute: str, mode: str, fetch: Fetch, index: Ind
         found = _weight(base_of(merged), attribute)
         return found[index] if index else found
 
-    bare = None if any(tuner.merged for tuner in tuners) else weight().clone()
+    if any(tuner.merged for tuner in tuners):
+        applied = weight().clone()
+        for tuner in reversed(tuners):
+            if tuner.merged:
+                tuner.unmerge()
+        return applied - weight() if mode == "update" else weight()
+    bare = weight().clone() if mode == "update" else None
     for tuner in tuners:
         if not tuner.merged and not tuner.disable_adapters and (adapters := _adapters(tuner)):
             tuner.merge(adapter_names=adapters)
-    if bare is not None:
-        return weight() - bare if mode == "update" else weight()
-    applied = weight().clone()
-    for tuner in reversed(tuners):
-        if tuner.merged:
-            tuner.unmerge()
-    return applied - weight() if mode == "update" else weight()
+    return weight() if bare is None else weight() - bare
 
 
 def _read_expert(layer: Any, attribute: str, mode: str, fetch: Fetch, index: Index) -> Tensor | None:
