@@ -20,7 +20,7 @@ TESTS = Path(__file__).parent
 # A module imports only modules that are before it in this order. "" is the package itself (its public names).
 CORE = ("errors", "types", "spectra", "tail", "metrics", "weight_fit")
 ADAPTERS = (
-    *("_files", "_progress", "layers", "checkpoints", "analysis", "balance", "released", "compress"),
+    *("_files", "_progress", "_text", "layers", "checkpoints", "analysis", "balance", "released", "compress"),
     *("testing", "study", "report", "integrations", "demo", "cli", "__main__", ""),
 )
 ORDER = CORE + ADAPTERS
@@ -121,7 +121,8 @@ def unmirrored_tests(tests: Path, package: Path) -> list[str]:
         if folder.parts:
             known = folder.parts[0] in TEST_FOLDERS or (package / folder).is_dir()
         else:
-            known = path.name in TEST_FILES or (package / path.name.removeprefix("test_")).is_file()
+            name = path.name.removeprefix("test_")
+            known = path.name in TEST_FILES or (package / name).is_file() or (package / f"_{name}").is_file()
         if not known:
             found.append(str(path.relative_to(tests)))
     return found

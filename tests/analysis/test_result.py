@@ -132,3 +132,18 @@ class TestCompare:
     def test_comparing_analyses_without_a_common_layer_raises(self, trained):
         with pytest.raises(AnalysisError, match="no layer is in both"):
             tb.compare(tb.analyze(trained, select="0.*"), tb.analyze(trained, select="1.*"))
+
+
+HOSTILE = "=cmd|' /C calc'!A0\ud800"
+
+
+def test_hostile_names_are_written_to_every_format(tmp_path):
+    analysis = tb.analyze({HOSTILE: torch.randn(64, 48)})
+    comparison = tb.compare(analysis, analysis)
+    for ending in ("json", "csv", "parquet", "html"):
+        analysis.save(tmp_path / f"a.{ending}")
+    for ending in ("json", "csv"):
+        comparison.save(tmp_path / f"c.{ending}")
+    assert tb.Analysis.load(tmp_path / "a.json").layers[0].name == HOSTILE
+    for name in "ac":
+        assert (tmp_path / f"{name}.csv").read_text().splitlines()[1].startswith("'=cmd|' /C calc'!A0\\ud800,")

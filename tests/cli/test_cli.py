@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 import tempbalance as tb
 import tempbalance.demo
 from command_line import check_error, run
-from tempbalance.cli import main
 from tempbalance.cli.demo import demo_command
 
 
@@ -155,19 +154,6 @@ def test_python_m_tempbalance_runs_the_command_line(model, capsys, monkeypatch):
 def test_version_is_printed(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out == f"tempbalance {version('tempbalance')}\n"
-
-
-def test_an_unexpected_error_prints_one_line_and_how_to_see_the_traceback(model, capsys, monkeypatch):
-    def fail(*_args, **_kwargs):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr("tempbalance.analysis.analyze", fail)
-    check_error(
-        capsys, "analyze", model, match="error: unexpected RuntimeError: out of memory\nSet TEMPBALANCE_TRACEBACK"
-    )
-    monkeypatch.setenv("TEMPBALANCE_TRACEBACK", "1")
-    with pytest.raises(RuntimeError, match="out of memory"):
-        main("analyze", str(model))
 
 
 def test_commands_and_options_that_do_not_exist_are_usage_errors(model, capsys):

@@ -1,4 +1,8 @@
-from tempbalance.report.terminal_tables import sparkline
+import io
+
+from rich.console import Console
+
+from tempbalance.report.terminal_tables import plain_table, plain_text, print_names, sparkline
 
 
 def test_a_sparkline_of_equal_values_is_flat():
@@ -7,3 +11,22 @@ def test_a_sparkline_of_equal_values_is_flat():
 
 def test_a_sparkline_has_one_character_per_value():
     assert sparkline([1.0, 2.0, 3.0]) == "▁▄█"
+
+
+def test_names_are_printed_as_they_are_and_escaped():
+    stream = io.StringIO()
+    console = Console(file=stream, width=80)
+    table = plain_table("name", title="of [b]\x1b")
+    table.add_row(plain_text("[/]\x07"))
+    console.print(table)
+    print_names(console, "skipped", ["\x1b]0;x\x07", "[red]a"])
+    assert stream.getvalue().split() == [
+        "of",
+        r"[b]\x1b",
+        "name",
+        r"[/]\x07",
+        "skipped",
+        "(2):",
+        r"\x1b]0;x\x07,",
+        "[red]a",
+    ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempbalance._files import dumps, write_atomically
+from tempbalance._text import csv_bytes, encodable
 from tempbalance.analysis.result import SCHEMA, Analysis
 from tempbalance.errors import AnalysisError
 from tempbalance.types import LayerStats
@@ -76,7 +77,10 @@ class Comparison:
         """
         import pandas as pd  # slow to import
 
-        return pd.DataFrame([asdict(row) for row in self.layers], columns=[f.name for f in fields(LayerDelta)])
+        rows = [asdict(row) for row in self.layers]
+        for row in rows:  # pandas takes no unpaired surrogate
+            row |= {key: encodable(value) for key, value in row.items() if isinstance(value, str)}
+        return pd.DataFrame(rows, columns=[f.name for f in fields(LayerDelta)])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file atomically.
@@ -91,7 +95,7 @@ class Comparison:
         if suffix == ".json":
             write_atomically(path, (dumps({"schema": SCHEMA, **asdict(self)}) + "\n").encode())
         elif suffix == ".csv":
-            write_atomically(path, self.to_pandas().to_csv(index=False).encode())
+            write_atomically(path, csv_bytes(self.to_pandas()))
         else:
             raise AnalysisError(f"cannot save to {path}: the ending must be .json or .csv")
 

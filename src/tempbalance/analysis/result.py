@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempbalance._files import RENDERERS, dumps, write_atomically
+from tempbalance._text import csv_bytes, encodable
 from tempbalance.analysis.rows import layer_from_json, row_to_json
 from tempbalance.errors import AnalysisError, require_extra
 from tempbalance.metrics import imbalance, mean_alpha
@@ -78,6 +79,8 @@ class Analysis:
 
         names = [f.name for f in fields(LayerStats) if f.name != "esd"]
         rows = [{name: getattr(layer, name) for name in names} for layer in self.layers]
+        for row in rows:  # pandas takes no unpaired surrogate
+            row |= {key: encodable(value) for key, value in row.items() if isinstance(value, str)}
         frame = pd.DataFrame(rows, columns=names)
         frame["status"] = [layer.status.value for layer in self.layers]
         return frame
@@ -149,7 +152,7 @@ def _json(analysis: Analysis) -> bytes:
 
 
 def _csv(analysis: Analysis) -> bytes:
-    return str(analysis.to_pandas().to_csv(index=False)).encode()
+    return csv_bytes(analysis.to_pandas())
 
 
 def _parquet(analysis: Analysis) -> bytes:

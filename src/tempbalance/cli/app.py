@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from tempbalance._text import printable
 from tempbalance.errors import AnalysisError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from tempbalance.tail import TailEstimator
 
 __all__ = [
-    "INTERRUPTED",
     "DeviceOption",
     "EstimatorOption",
     "FarmsOption",
@@ -31,8 +31,6 @@ __all__ = [
     "make_windows",
     "print_saved",
 ]
-
-INTERRUPTED = 130  # exit status after Ctrl-C
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -116,4 +114,4 @@ def check_outputs(paths: list[Path], allowed: tuple[str, ...] = (".json", ".csv"
 def print_saved(console: Console, paths: list[Path]) -> None:
     """Print the paths of the files that were written."""
     for path in paths:
-        console.print(f"saved {path}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"saved {printable(str(path))}", highlight=False, markup=False, soft_wrap=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from tempbalance._text import printable
 from tempbalance.cli.app import (
-    INTERRUPTED,
     DeviceOption,
     EstimatorOption,
     FarmsOption,
@@ -25,6 +25,7 @@ from tempbalance.cli.app import (
     make_windows,
     print_saved,
 )
+from tempbalance.cli.failures import INTERRUPTED
 
 if TYPE_CHECKING:
     from tempbalance.analysis import Analysis
@@ -115,7 +116,11 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         )
     except KeyboardInterrupt:
         if processes.report_failure():
-            hint = f"; finished layers are in {partial}: run the same command again to resume" if partial else ""
+            hint = (
+                f"; finished layers are in {printable(str(partial))}: run the same command again to resume"
+                if partial
+                else ""
+            )
             typer.echo(f"interrupted{hint}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception:

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from tempbalance.cli.app import INTERRUPTED, app, print_saved
+from tempbalance._text import printable
+from tempbalance.cli.app import app, print_saved
+from tempbalance.cli.failures import INTERRUPTED
 from tempbalance.errors import MissingExtraError, StudyError
 
 __all__ = ["study"]
@@ -84,7 +86,9 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
             quick=quick,
         )
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; finished trials are in {out}: run the same command again to resume", err=True)
+        typer.echo(
+            f"interrupted; finished trials are in {printable(str(out))}: run the same command again to resume", err=True
+        )
         raise typer.Exit(INTERRUPTED) from None
     write_atomically(out / "report.html", render_study(summary).encode())
     console = Console()

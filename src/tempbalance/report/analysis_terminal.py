@@ -9,12 +9,11 @@ from statistics import median
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from tempbalance.analysis import Analysis
 from tempbalance.metrics import mean_alpha
 from tempbalance.report.analysis_page import coverage_text
-from tempbalance.report.terminal_tables import count, number, plain_table, print_names, sparkline
+from tempbalance.report.terminal_tables import count, number, plain_table, plain_text, print_names, sparkline
 from tempbalance.types import LayerStats, Status
 
 __all__ = ["layer_findings", "print_analysis", "print_overview"]
@@ -59,7 +58,7 @@ def _unordered_shape(layer: LayerStats) -> tuple[int, int]:
 
 def print_analysis(console: Console, analysis: Analysis) -> None:
     """Print the summary, the findings (all layers of a small model) and the skipped weights."""
-    console.print(Text(analysis.source, style="bold"), soft_wrap=True)
+    console.print(plain_text(analysis.source, "bold"), soft_wrap=True)
     print_overview(console, analysis)
     findings = layer_findings(analysis.layers)
     if len(analysis.layers) <= _ALL:
@@ -84,7 +83,7 @@ def print_overview(console: Console, analysis: Analysis) -> None:
     fitted = [layer for layer in analysis.layers if layer.status is Status.OK]
     estimator = str(analysis.settings.get("estimator", "")).partition("(")[0]
     counts = f"{count(len(analysis.layers), 'weight matrix', 'weight matrices')}, {len(fitted)} with an alpha"
-    console.print(f"{counts}, estimator {estimator}", highlight=False)
+    console.print(plain_text(f"{counts}, estimator {estimator}"))
     covered = coverage_text(analysis, "they")
     if covered:
         console.print(covered, highlight=False)
@@ -114,10 +113,10 @@ def _layers_table(rows: Sequence[tuple[LayerStats, str]], title: str) -> Table:
     table.add_column("finding", no_wrap=True)
     for layer, reason in rows:
         table.add_row(
-            Text(layer.name.removesuffix(".weight")),
+            plain_text(layer.name.removesuffix(".weight")),
             "x".join(map(str, layer.shape)),
             number(layer.alpha),
             number(layer.stderr),
-            Text(reason, style="" if layer.status is Status.OK else "yellow"),
+            plain_text(reason, "" if layer.status is Status.OK else "yellow"),
         )
     return table

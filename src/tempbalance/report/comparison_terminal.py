@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 from rich.console import Console
-from rich.text import Text
 
 from tempbalance.analysis import Comparison
-from tempbalance.report.terminal_tables import count, number, plain_table, print_names
+from tempbalance.report.terminal_tables import count, number, plain_table, plain_text, print_names
 
 __all__ = ["print_comparison"]
 
@@ -18,7 +17,7 @@ _CLEAR = 2.0  # standard errors
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """Print the largest changes of alpha in standard errors, and the layers that are not in both."""
-    console.print(Text(f"{comparison.before}  ->  {comparison.after}", style="bold"), soft_wrap=True)
+    console.print(plain_text(f"{comparison.before}  ->  {comparison.after}", "bold"), soft_wrap=True)
     console.print(
         f"{count(len(comparison.layers), 'common layer', 'common layers')}; "
         f"imbalance {number(comparison.imbalance_before)} -> {number(comparison.imbalance_after)}",
@@ -28,7 +27,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     table = plain_table("layer", "before", "after", "change", "/ stderr", title="Largest changes of alpha")
     for row in sorted(changed, key=lambda row: -abs(row.z) if math.isfinite(row.z) else 0.0)[:_ROWS]:
         table.add_row(
-            Text(row.name.removesuffix(".weight")),
+            plain_text(row.name.removesuffix(".weight")),
             number(row.alpha_before),
             number(row.alpha_after),
             number(row.delta, "+.3f"),

@@ -8,6 +8,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+from tempbalance._text import encodable
 from tempbalance.errors import require_extra
 
 __all__ = ["render_page"]
@@ -23,9 +24,9 @@ def render_page(name: str, *, title: str, data: Any, **texts: str) -> str:
         """Return the text of an asset."""
         return (folder / file).read_text(encoding="utf-8")
 
-    escaped = {key: html.escape(text) for key, text in texts.items()}
+    escaped = {key: html.escape(encodable(text)) for key, text in texts.items()}
     return Template(read("shell.html")).substitute(
-        title=html.escape(title),
+        title=html.escape(encodable(title)),
         style=read("shell.css"),
         body=Template(read(f"{name}.html")).substitute(escaped),
         data=_script_json(data),

@@ -8,12 +8,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from tempbalance._files import dumps, write_atomically
 from tempbalance.compress import Perplexity, PruningResult, UnitSparsity
 from tempbalance.report.page import render_page
-from tempbalance.report.terminal_tables import BARS, count, number, plain_table
+from tempbalance.report.terminal_tables import BARS, count, number, plain_table, plain_text
 
 __all__ = ["headline", "print_perplexities", "print_pruning", "render_pruning", "save_pruning_report"]
 
@@ -26,12 +25,10 @@ _BAR = 20  # characters
 def print_pruning(console: Console, result: PruningResult) -> None:
     """Print the allocated and the achieved sparsity of each unit, and the perplexity if it was measured."""
     allocation, units = result.allocation, result.units
-    console.print(Text(allocation.source, style="bold"), soft_wrap=True)
-    console.print(
-        f"{count(len(allocation.layers), 'weight matrix', 'weight matrices')} pruned by {result.method}; "
-        f"allocation by {allocation.method}" + (f", in groups of {allocation.group}" if allocation.group else ""),
-        highlight=False,
-    )
+    console.print(plain_text(allocation.source, "bold"), soft_wrap=True)
+    pruned = f"{count(len(allocation.layers), 'weight matrix', 'weight matrices')} pruned by {result.method}"
+    groups = f", in groups of {allocation.group}" if allocation.group else ""
+    console.print(plain_text(f"{pruned}; allocation by {allocation.method}{groups}"))
     shown = _units_shown(units)
     console.print(_units_table(shown))
     if len(shown) < len(units):
@@ -77,11 +74,11 @@ def _units_table(units: Sequence[UnitSparsity]) -> Table:
     table.add_column("", no_wrap=True)
     for unit in units:
         table.add_row(
-            Text(unit.name.removesuffix(".weight")),
+            plain_text(unit.name.removesuffix(".weight")),
             number(unit.alpha),
             number(unit.stderr),
             f"{unit.planned:.1%}",
-            Text(f"{unit.achieved:.1%}", style="yellow" if _deviates(unit) else ""),
+            plain_text(f"{unit.achieved:.1%}", "yellow" if _deviates(unit) else ""),
             BARS[-1] * round(_BAR * unit.achieved),
         )
     return table

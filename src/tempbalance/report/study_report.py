@@ -6,10 +6,11 @@ import math
 import re
 
 from rich.console import Console
+from rich.text import Text
 
 from tempbalance._files import without_nan
 from tempbalance.report.page import render_page
-from tempbalance.report.terminal_tables import plain_table
+from tempbalance.report.terminal_tables import plain_table, plain_text
 from tempbalance.study.summary import Row, Summary
 
 __all__ = ["print_study", "render_study"]
@@ -22,12 +23,12 @@ def print_study(console: Console, summary: Summary) -> None:
     counted = [name for name in ("diverged", "failed") if any(getattr(row, name) for row in summary.rows)]
     table = plain_table("method", "mean", "gain", "95 % interval", "won", "p", *counted, title=title)
     for row in summary.rows:
-        name = re.sub(r"([:, ])", r"\1\n  ", row.chosen)
+        name = Text("\n  ").join(plain_text(part) for part in re.split(r"(?<=[:, ])", row.chosen))
         table.add_row(name, _number(row.mean), *_gain(row), *(str(getattr(row, count)) for count in counted))
     console.print(table, highlight=False)
-    console.print(summary.recommendation, style="bold", highlight=False, markup=False)
+    console.print(plain_text(summary.recommendation, "bold"))
     for note in summary.notes:
-        console.print(note, highlight=False, markup=False)
+        console.print(plain_text(note))
 
 
 def _gain(row: Row) -> tuple[str, ...]:

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["BARS", "count", "number", "plain_table", "print_names", "sparkline"]
+from tempbalance._text import printable
+
+__all__ = ["BARS", "count", "number", "plain_table", "plain_text", "print_names", "sparkline"]
 
 BARS = "▁▂▃▄▅▆▇█"
 _NAMES_SHOWN = 3
@@ -17,10 +19,11 @@ _NAMES_SHOWN = 3
 
 def plain_table(name: str, *columns: str, title: str | None = None) -> Table:
     """Return an empty table without lines: a column of names, then right-aligned columns."""
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
+    heading = None if title is None else plain_text(title, "table.title")
+    table = Table(title=heading, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     table.add_column(name, overflow="fold")
-    for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
@@ -34,11 +37,16 @@ def count(items: int, one: str, many: str) -> str:
     return f"{items} {one if items == 1 else many}"
 
 
+def plain_text(text: str, style: str = "") -> Text:
+    """Return a text to print as it is, with names from files in it: no markup, no control characters."""
+    return Text(printable(text), style=style)
+
+
 def print_names(console: Console, label: str, names: Sequence[str]) -> None:
     """Print a label, the number of names and the first of them; nothing without names."""
     if names:
         shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
-        console.print(Text(f"{label} ({len(names)}): {shown}", style="dim"))
+        console.print(plain_text(f"{label} ({len(names)}): {shown}", "dim"))
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -1,0 +1,118 @@
+"""What the command line prints and returns when a command fails, and that names never reach the terminal as control."""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from command_line import check_error, run
+from tempbalance.cli.failures import handled_failures
+from tempbalance.errors import BalanceWarning
+
+HOSTILE = "\x1b]52;c;ZXZpbA==\x07\x1b]0;title\x07\u202e\rw.weight"
+
+
+@pytest.fixture(autouse=True)
+def logs(tmp_path, monkeypatch):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path):
+    save_file({HOSTILE: torch.randn(64, 48), "=cmd|' /C calc'!A0": torch.randn(64, 48)}, tmp_path / "m.safetensors")
+    return tmp_path / "m.safetensors"
+
+
+def check_printable(text: str) -> None:
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
+def test_an_unexpected_error_is_one_line_with_the_place_of_the_log_and_exit_code_70(model, logs, capsys, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError(f"out of memory:\n{HOSTILE}")
+
+    monkeypatch.setattr("tempbalance.analysis.analyze", fail)
+    assert run("analyze", model) == 70
+    out, err = capsys.readouterr()
+    assert out == ""
+    place = re.fullmatch(
+        r"error: unexpected RuntimeError: out of memory: .*; please report it with the log (.*)\n", err
+    )
+    check_printable(err)
+    assert "RuntimeError: out of memory" in Path(place[1]).read_text()
+    assert list(logs.iterdir()) == [Path(place[1])]
+
+
+def test_an_unexpected_error_is_one_line_where_no_log_can_be_written(model, capsys, monkeypatch):
+    monkeypatch.setattr("tempbalance.analysis.analyze", lambda *_args, **_kwargs: 1 // 0)
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    assert run("analyze", model) == 70
+    assert "no log could be written: No such file or directory" in capsys.readouterr().err
+
+
+def test_names_in_tables_errors_and_files_are_printed_escaped(model, tmp_path, capsys):
+    assert run("analyze", model, "--out", tmp_path / "a.csv") == 0
+    check_error(capsys, "analyze", tmp_path / f"{HOSTILE}.pt", match=r"\x1b]52;c;ZXZpbA==\x07")
+    assert run("analyze", model) == 0
+    out, err = capsys.readouterr()
+    assert r"\x1b]52;c;ZXZpbA==\x07\x1b]0;title\x07\u202e\rw" in out.replace("\n", "")
+    check_printable(out + err)
+
+
+def test_log_messages_and_warnings_are_printed_escaped_and_on_one_line(capsys):
+    with pytest.raises(SystemExit), handled_failures(), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.getLogger("tempbalance").warning("skipped %s", HOSTILE)
+        warnings.warn(f"no effect on\n{HOSTILE}", BalanceWarning, stacklevel=1)
+        sys.exit(0)
+    _, err = capsys.readouterr()
+    check_printable(err)
+    assert re.findall("^.*: ", err, re.MULTILINE) == ["warning: ", "warning: "]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_end_is_handled_as_ctrl_c(number, capsys):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped, handled_failures():
+        os.kill(os.getpid(), number)
+    assert stopped.value.code == 130
+    assert signal.getsignal(number) is before
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with handled_failures():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_to_a_full_disk_is_an_error_of_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "tempbalance", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+def test_a_reader_that_ends_early_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "tempbalance", "--version"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.stderr == ""
