@@ -221,7 +221,7 @@ class TestMissingAndBroken:
         with pytest.raises(CorruptFileError, match="outside"):
             open_checkpoint(tmp_path)
 
-    @pytest.mark.parametrize("text", ["{", "[]", "{}"])
+    @pytest.mark.parametrize("text", ["{", "[]", "{}", "[" * 10**5, '{"a": ' + "1" * 5000 + "}"], ids=len)
     def test_an_unreadable_index_raises(self, tmp_path, text):
         (tmp_path / "model.safetensors.index.json").write_text(text)
         with pytest.raises(CorruptFileError, match=r"index\.json"):

@@ -30,7 +30,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, or raise a CorruptFileError."""
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # JSON errors are ValueErrors, too long numbers as well
         raise CorruptFileError(f"{path}: not readable as JSON ({error}); download or copy it again") from error
     if not isinstance(parsed, dict):
         raise CorruptFileError(f"{path}: expected a JSON object, found a {type(parsed).__name__}")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tempbalance.layers.conversion import convert_names
+from tempbalance.layers.conversion import Conversion, convert_names
 from tempbalance.layers.effective import effective_weights
 from tempbalance.layers.fused import Index
 from tempbalance.layers.meta_model import build_on_meta
@@ -54,12 +54,21 @@ def checkpoint_candidates(store: TensorStore) -> list[Candidate]:
 
 
 class _Stored(NamedTuple):
-    """A checkpoint as the model of its configuration has it: its tensors by their names in the model."""
+    """A checkpoint as the model of its configuration has it.
+
+    Attributes:
+        store: The checkpoint.
+        model: The model, without data.
+        nodes: The tensors by their names in the model.
+        reasons: Why stored tensors cannot be read.
+        missing: Why parameters are not there, by name or by the name of their module.
+    """
 
     store: TensorStore
     model: nn.Module
     nodes: Mapping[str, Node]
     reasons: Mapping[str, str]
+    missing: Mapping[str, str]
 
     def reason(self, *nodes: Node) -> str | None:
         """Return the first reason why a stored tensor that these are made of cannot be read, or None."""
@@ -72,20 +81,35 @@ def _by_architecture(store: TensorStore, model: nn.Module) -> list[Candidate] | 
     cls = type(model).__name__
     try:
         conversion = convert_names(model, store.tensors)
-        stored = _Stored(store, model, conversion.nodes, {**unreadable(store), **conversion.failed})
+        stored = _stored(store, model, conversion)
         known = list(_known(stored))
     except Exception as error:  # whatever a model or a conversion of Transformers raises
         _logger.info("%s (%s: %s): layer types come from names and shapes", cls, type(error).__name__, error)
         return None
-    used = {source.name for node in conversion.nodes.values() for source in node.walk()}
-    rest = name_candidates(store, [name for name in store.tensors if name not in used])
-    rest = [_with_reason(c, conversion.failed.get(c.name)) for c in rest]
+    told = {_module(c.name) for c in known if c.role.reason == stored.missing.get(_module(c.name))}
+    outside = [n for n in store.tensors if n in conversion.outside]
+    rest = name_candidates(
+        store, [n for n in outside if n not in stored.reasons or _module(conversion.outside[n]) not in told]
+    )
     if _size(known) < _MOST * (_size(known) + _size(rest)):
         _logger.info("%s has few of the weights: layer types come from names and shapes", cls)
         return None
     if (store.config or {}).get("architectures"):
         rest = [_with_reason(c, None if ".lora_" in c.name else _outside(cls)) for c in rest]
     return known + rest
+
+
+def _stored(store: TensorStore, model: nn.Module, conversion: Conversion) -> _Stored:
+    """Return the checkpoint; a module whose parameter is stored otherwise (quantised) has the reason of that tensor."""
+    reasons, missing = unreadable(store), dict(conversion.failed)
+    for name, live in conversion.outside.items():
+        if name in reasons and not reasons[name].startswith("belongs to"):
+            missing.setdefault(_module(live), reasons[name])
+    return _Stored(store, model, conversion.nodes, reasons, missing)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _with_reason(candidate: Candidate, reason: str | None) -> Candidate:
@@ -116,11 +140,17 @@ def _known(stored: _Stored) -> Iterator[Candidate]:
         first = next(iter(tied), None)
         own = stored.nodes.get(candidate.name, stored.nodes[first] if first else None)
         if first is None or own is None:
-            yield _with_reason(candidate, _MISSING)
+            yield _missing(stored, candidate)
         elif candidate.name in tied and not _equal(stored, stored.nodes[first], own):
             yield _read(stored, replace(candidate, identity=None), own, [])  # Transformers does not tie them
         else:
             yield _read(stored, candidate, own, [stored.nodes[name] for name in tied])
+
+
+def _missing(stored: _Stored, candidate: Candidate) -> Candidate:
+    """Return the candidate of a parameter that is not on disk, or not in a form that can be read."""
+    missing = stored.missing
+    return _with_reason(candidate, missing.get(candidate.name) or missing.get(_module(candidate.name)) or _MISSING)
 
 
 def _read(stored: _Stored, candidate: Candidate, node: Node, tied: list[Node]) -> Candidate:
@@ -155,7 +185,7 @@ def _computed(stored: _Stored, candidate: Candidate) -> Candidate:
     nodes = {key: stored.nodes.get(f"{path}.{key}" if path else key) for key in keys}
     found = {key: node for key, node in nodes.items() if node is not None}
     if len(found) < len(nodes):
-        return _with_reason(candidate, _MISSING)
+        return _missing(stored, candidate)
 
     def read(index: Index) -> Tensor:
         """Compute the weight on a copy of the module, or the part of it at an index."""

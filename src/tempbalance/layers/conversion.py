@@ -8,7 +8,6 @@ and transposes while it loads. Its own list of conversions and its own operation
 from __future__ import annotations
 
 import copy
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -21,19 +20,19 @@ from tempbalance.layers.wrappers import plain_namer
 
 __all__ = ["Conversion", "convert_names"]
 
-_logger = logging.getLogger("tempbalance")
-
 
 class Conversion(NamedTuple):
     """The tensors of a checkpoint as the model has them.
 
     Attributes:
         nodes: Parameters and buffers of the model that the checkpoint has, by their names in the model.
-        failed: Names of stored tensors that cannot be converted, with the reason.
+        failed: Parameters that its tensors cannot be converted to, with the reason.
+        outside: Stored tensors that the model does not have, with the names that they would have in it.
     """
 
     nodes: dict[str, Node]
     failed: dict[str, str]
+    outside: dict[str, str]
 
 
 def convert_names(model: Any, tensors: Mapping[str, TensorInfo]) -> Conversion:
@@ -51,7 +50,7 @@ def convert_names(model: Any, tensors: Mapping[str, TensorInfo]) -> Conversion:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
     except ImportError:
-        return Conversion(_renamed(model, tensors, expected), {})
+        return _renamed(model, tensors, expected)
     transforms = get_model_conversion_mapping(model)
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     renamings = [transform for transform in transforms if not isinstance(transform, WeightConverter)]
@@ -59,49 +58,50 @@ def convert_names(model: Any, tensors: Mapping[str, TensorInfo]) -> Conversion:
     prefix = model.base_model_prefix
     plain = plain_namer(tensors)
     nodes: dict[str, Node] = {}
+    outside: dict[str, str] = {}
     groups: dict[str, Any] = {}
     for name in sorted(tensors, key=lambda name: dot_natural_key(plain(name))):
         live, pattern = rename_source_key(plain(name), renamings, converters, prefix, expected)
         if live not in expected and plain(name) in expected:
             live, pattern = rename_source_key(plain(name), [], [], prefix, expected)
         if live not in expected:
-            continue
-        if pattern is None:
+            outside[name] = live
+        elif pattern is None:
             nodes.setdefault(live, leaf(name, tensors[name].shape))
-            continue
-        if live not in groups:
-            groups[live] = copy.deepcopy(by_pattern[pattern])
-        groups[live].add_tensor(live, name, pattern, traced(name, tensors[name].shape, tensors[name].dtype))
-    return Conversion(nodes, _merge(model, groups, nodes))
+        else:
+            if live not in groups:
+                groups[live] = copy.deepcopy(by_pattern[pattern])
+            groups[live].add_tensor(live, name, pattern, traced(name, tensors[name].shape, tensors[name].dtype))
+    return Conversion(nodes, _merge(model, groups, nodes), outside)
 
 
 def _merge(model: Any, groups: Mapping[str, Any], nodes: dict[str, Node]) -> dict[str, str]:
-    """Run the operations of each group of stored tensors; return the names of those that fail."""
+    """Run the operations of each group of stored tensors; return the parameters whose operations fail."""
     failed = {}
     for live, group in groups.items():
-        names = [name for found in group.layer_targets.values() for name in found]
         try:
             for target, made in group.convert(live, model=model, config=model.config).items():
                 nodes[target] = (made[0] if isinstance(made, list) else made).node
         except Exception as error:  # shapes or counts that the operations of Transformers do not expect
-            reason = f"Transformers cannot convert it to {live} ({type(error).__name__}: {error}): is it complete?"
-            _logger.info("%s: %s", names[0], reason)
-            failed.update(dict.fromkeys(names, reason))
+            failed[live] = f"its tensors on disk cannot be merged ({type(error).__name__}: {error}): are they complete?"
     return failed
 
 
-def _renamed(model: nn.Module, tensors: Mapping[str, TensorInfo], expected: Iterable[str]) -> dict[str, Node]:
+def _renamed(model: nn.Module, tensors: Mapping[str, TensorInfo], expected: Iterable[str]) -> Conversion:
     """Return the names of a model by what versions of Transformers without a list of conversions do."""
-    wanted = set(expected)
+    wanted, plain = set(expected), plain_namer(tensors)
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     patterns: Mapping[str, str] = getattr(model, "_checkpoint_conversion_mapping", {})
     nodes: dict[str, Node] = {}
+    outside: dict[str, str] = {}
     for name, info in tensors.items():
-        renamed = name
+        renamed = plain(name)
         for pattern, replacement in patterns.items():
             renamed = re.sub(pattern, replacement, renamed)
-        for spelling in (renamed, name, prefix + renamed, renamed.removeprefix(prefix)):
-            if spelling in wanted:
-                nodes.setdefault(spelling, leaf(name, info.shape))
-                break
-    return nodes
+        spellings = (renamed, plain(name), prefix + renamed, renamed.removeprefix(prefix))
+        live = next((spelling for spelling in spellings if spelling in wanted), None)
+        if live is None:
+            outside[name] = renamed
+        else:
+            nodes.setdefault(live, leaf(name, info.shape))
+    return Conversion(nodes, {}, outside)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import threading
 import warnings
@@ -19,6 +20,8 @@ _logger = logging.getLogger("tempbalance")
 # Settings that name code or files to run or fetch; they do not change the weights.
 _UNSAFE = re.compile(r"auto_map|trust_remote_code|quantization_config|\w*_implementation(_internal)?|name_or_path")
 _FLOAT = "__float__"  # Transformers writes an infinite number as {"__float__": "Infinity"}
+# Largest integers, by the name of the setting: Transformers makes lists of that length.
+_BOUNDS = (("num_labels", 2**20), (r".*(theta|base|seed).*", math.inf), (".*", 2**24))
 _MODULES = 100  # most modules per stored tensor; more are a configuration that does not belong to the checkpoint
 
 
@@ -75,13 +78,16 @@ def _build(config: Mapping[str, Any]) -> nn.Module:
     return built
 
 
-def _safe(value: Any) -> Any:
+def _safe(value: Any, key: str = "") -> Any:
     """Return a copy of a configuration without the settings that name code or files, at any depth."""
     if isinstance(value, Mapping):
         if value.keys() == {_FLOAT}:
             return float(value[_FLOAT])
-        return {k: _safe(v) for k, v in value.items() if not (isinstance(k, str) and _UNSAFE.fullmatch(k.lstrip("_")))}
-    return [_safe(inner) for inner in value] if isinstance(value, list) else value
+        return {k: _safe(inner, str(k)) for k, inner in value.items() if not _UNSAFE.fullmatch(str(k).lstrip("_"))}
+    most = next(most for pattern, most in _BOUNDS if re.fullmatch(pattern, key))
+    if isinstance(value, int) and value > most:
+        raise ValueError(f"{key} is {value}, more than {most}")
+    return [_safe(inner, key) for inner in value] if isinstance(value, list) else value
 
 
 def _check_timm(settings: Any) -> None:

@@ -48,9 +48,9 @@ class StoredTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the parameter."""
-        dtypes = {self._store.tensors[source.name].dtype for source in self._node.walk() if source.name}
-        return functools.reduce(torch.promote_types, dtypes)
+        """Dtype of the parameter; the widest, if it consists of tensors with several."""
+        dtypes = [self._store.tensors[source.name].dtype for source in self._node.walk() if source.name]
+        return max(dtypes, key=lambda dtype: dtype.itemsize)
 
     def __call__(self, index: Index = ()) -> Tensor:
         """Read the parameter, or the part of it at an index."""
