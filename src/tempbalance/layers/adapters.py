@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tempbalance.layers.adapter_settings import check_settings
 from tempbalance.layers.architecture import checkpoint_candidates
 from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.expert_adapters import expert_update
@@ -54,6 +55,9 @@ def adapter_candidates(store: TensorStore, mode: str) -> list[Candidate]:
 
     Returns:
         The candidates; the tensors of an adapter are skipped.
+
+    Raises:
+        CorruptFileError: A setting of the adapter has a wrong type.
     """
     own = _adapter_tensors(store)
     if not own:
@@ -62,6 +66,7 @@ def adapter_candidates(store: TensorStore, mode: str) -> list[Candidate]:
     base = _View(store, rest)
     found = checkpoint_candidates(base) if rest else []
     settings, failure = store.adapter_config, None
+    check_settings(settings or {})
     if settings is None:
         found = [_skipped(c, _CHANGED.format("", _LIVE)) if _BASE in rest.get(c.name, "") else c for c in found]
     elif settings.get("peft_type") in _PROMPTS:
@@ -148,7 +153,9 @@ class _ByFactors:
     def __post_init__(self, base: Iterable[Candidate]) -> None:
         """Begin with the weights of the base model."""
         self.found = {candidate.name: candidate for candidate in base}
-        self._bases = list(self.found)
+        self._bases: dict[str, list[str]] = {}
+        for name in self.found:
+            self._bases.setdefault(name.rpartition(".")[0], []).append(name)
 
     def candidates(self) -> list[Candidate]:
         """Return the base weights with their updates, the updates of others, and what is skipped."""
@@ -213,10 +220,9 @@ class _ByFactors:
         if (self.store.adapter_config or {}).get("peft_type") in _PROMPTS:
             return []
         for module in reversed([*_ancestors(_WRAPPED.sub(".", name.removeprefix(PREFIX)))]):
-            inside = [base for base in self._bases if base.rpartition(".")[0] == module]
-            if inside:
-                return inside
-        return self._bases if self.store.adapter_config is not None else []
+            if module in self._bases:
+                return self._bases[module]
+        return [name for names in self._bases.values() for name in names] if self.store.adapter_config else []
 
 
 def _skipped(candidate: Candidate, reason: str) -> Candidate:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tempbalance.layers.factors import AdapterError, by_pattern, lora_scale
+from tempbalance.layers.adapter_settings import by_pattern
+from tempbalance.layers.factors import AdapterError, lora_scale
 from tempbalance.layers.fused import Index
 from tempbalance.layers.meta_model import build_on_meta
 from tempbalance.layers.names import TensorStore
@@ -52,8 +53,8 @@ def expert_update(
         raise AdapterError(f"which of {', '.join(sorted(names))} it changes is not in the file")
     name = ordered[-1 - depth]
     a, b = (store.tensors[parts[part][0]].shape for part in ("lora_A", "lora_B"))
-    rank = int(by_pattern(settings.get("rank_pattern"), f"{module}.{name}", settings.get("r", 1)))
-    if a[0] % rank or a[0] != b[1] or a[0] == rank:
+    rank = int(by_pattern(settings.get("rank_pattern"), f"{module}.{name}", settings.get("r") or 1))
+    if rank < 1 or a[0] % rank or a[0] != b[1] or a[0] == rank:
         raise AdapterError(f"factors that do not fit: {a} and {b}, with rank {rank}")
     experts, scale = a[0] // rank, lora_scale(settings, f"{module}.{name}", rank)
     role, transposed = _role((experts, b[0], a[1]), module, name, settings)
@@ -85,14 +86,20 @@ def _role(shape: tuple[int, ...], module: str, name: str, settings: Mapping[str,
 
 def _module(path: str, settings: Mapping[str, Any]) -> nn.Module | None:
     """Return the module of a path in the model that the settings name, with its default sizes; None if unknown."""
-    name = (settings.get("auto_mapping") or {}).get("base_model_class")
-    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+    model = _default_model(str((settings.get("auto_mapping") or {}).get("base_model_class")))
+    try:
+        return None if model is None else model.get_submodule(path)
+    except AttributeError:
         return None
+
+
+@functools.lru_cache(maxsize=1)
+def _default_model(name: str) -> nn.Module | None:
+    """Return a model class of Transformers with its default sizes, without data; None if there is none."""
     try:
         import transformers
 
         kind = getattr(transformers, name).config_class.model_type
-        model = build_on_meta({"model_type": kind, "architectures": [name]}, _MANY)
-        return None if model is None else model.get_submodule(path)
     except (ImportError, AttributeError):
         return None
+    return build_on_meta({"model_type": kind, "architectures": [name]}, _MANY)

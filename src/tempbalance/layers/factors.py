@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tempbalance.layers.adapter_settings import by_pattern
 from tempbalance.layers.fused import Index
 from tempbalance.layers.names import TensorStore
 
-__all__ = ["AdapterError", "Update", "by_pattern", "factor_groups", "find_update", "lora_scale"]
+__all__ = ["AdapterError", "Update", "factor_groups", "find_update", "lora_scale"]
 
 _PART = re.compile(
     r"(?P<layer>.+)\.(?P<part>lora_(A|B|E|up|down|mid|embedding_[AB]|magnitude_vector|ranknum)|(hada|lokr)_[wt]\d(_[ab])?"
@@ -213,14 +214,14 @@ def _scale(store: TensorStore, layer: str, parts: Mapping[str, list[str]], setti
         if of_peft or parts.keys() & {"lora_A", "lora_embedding_A"}:
             raise AdapterError(_NO_SCALE)
         return 1.0
-    return lora_scale(
-        settings, layer, rank or int(by_pattern(settings.get("rank_pattern"), layer, settings.get("r", 1)))
-    )
+    rank = rank or int(by_pattern(settings.get("rank_pattern"), layer, settings.get("r") or 1))
+    return lora_scale(settings, layer, rank)
 
 
 def lora_scale(settings: Mapping[str, Any], layer: str, rank: int) -> float:
     """Return ``alpha / r`` of a layer, or ``alpha / sqrt(r)`` for rank-stabilised LoRA."""
-    alpha = by_pattern(settings.get("alpha_pattern"), layer, settings.get("lora_alpha", settings.get("alpha", rank)))
+    default = next((settings[key] for key in ("lora_alpha", "alpha") if settings.get(key) is not None), rank)
+    alpha = by_pattern(settings.get("alpha_pattern"), layer, default)
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
@@ -239,8 +240,3 @@ def _rank(store: TensorStore, parts: Mapping[str, list[str]]) -> int:
         if part in parts:
             return store.tensors[parts[part][0]].shape[0]
     return 0
-
-
-def by_pattern(patterns: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
-    """Return the value of the first pattern that is the end of a name, as PEFT does."""
-    return next((v for key, v in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", layer)), default)

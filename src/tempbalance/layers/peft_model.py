@@ -7,12 +7,14 @@ themselves.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import math
+import threading
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ _IGNORED = frozenset(
     {"auto_mapping", "base_model_name_or_path", "megatron_config", "megatron_core", "peft_version", "revision"}
 )
 PREFIX = "base_model.model."
+_SPARE = 10**7  # parameters that an adapter of any model may have
 _NO_BASE = "the weight that the adapter changes is not in the folder: put the base model beside the adapter"
 
 
@@ -122,9 +125,33 @@ def _build(
     value: float | None,
 ) -> _Built:
     """Build a model with its adapter, around stand-ins of one value or, with None, the weights themselves."""
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    most = _SPARE + sum(math.prod(candidate.shape) for candidate in known.values())
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _limit(most):
         warnings.simplefilter("ignore")
         return _put_on(copy.deepcopy(model), copy.deepcopy(config), tensors, known, value)
+
+
+@contextlib.contextmanager
+def _limit(most: int) -> Iterator[None]:
+    """Stop an adapter that has more parameters than its base model, before their memory is used."""
+    thread, left = threading.get_ident(), most
+
+    def registered(_: nn.Module, __: str, tensor: Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if tensor is None or threading.get_ident() != thread else tensor.numel()
+        if left < 0:
+            raise ValueError(f"the adapter has more than {most} parameters, too many for its base model")
+
+    hooks = nn.modules.module
+    handles = [
+        hooks.register_module_parameter_registration_hook(registered),
+        hooks.register_module_buffer_registration_hook(registered),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _put_on(
