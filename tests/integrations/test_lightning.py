@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -160,6 +161,35 @@ class TestTraining:
         callback = BalanceCallback(make_recipe(every=EPOCHS))
         fit(pl, tmp_path, callback, max_epochs=-1, max_steps=5)
         assert [refresh.step for refresh in callback.balancer.history] == [0, 3]
+
+
+class TestInterchange:
+    """Checkpoints without and with balancing, after one of two epochs."""
+
+    def from_checkpoint(self, pl: ModuleType, folder: Path, saved: Any, resumed: Any) -> Any:
+        trainer = make_trainer(pl, folder, *filter(None, [saved]), max_epochs=1)
+        trainer.fit(make_module(pl), loader())
+        trainer.save_checkpoint(folder / "one.ckpt")
+        return fit(pl, folder, *filter(None, [resumed]), ckpt_path=folder / "one.ckpt")
+
+    def test_a_plain_checkpoint_resumes_a_balanced_run(self, pl, tmp_path, make_recipe, caplog):
+        neutral = BalanceCallback(make_recipe(assignment=NEUTRAL))
+        with caplog.at_level(logging.INFO, "tempbalance"):
+            resumed = self.from_checkpoint(pl, tmp_path, None, neutral)
+        assert same(states_of(fit(pl, tmp_path)), states_of(resumed))
+        assert [refresh.step for refresh in neutral.balancer.history] == [0, 2, 4]  # counted from the checkpoint
+        assert [r.getMessage() for r in caplog.records if "balancing starts afresh" in r.getMessage()]
+        callback = BalanceCallback(make_recipe())
+        self.from_checkpoint(pl, tmp_path, None, callback)
+        assert min(unit.multiplier for unit in callback.balancer.units) == 0.5
+
+    @pytest.mark.parametrize("tolerance", [0.0, 0.2])
+    def test_a_balanced_checkpoint_resumes_a_plain_run(self, pl, tmp_path, make_recipe, tolerance):
+        neutral = BalanceCallback(make_recipe(assignment=NEUTRAL, tolerance=tolerance))
+        plain = states_of(fit(pl, tmp_path))
+        assert same(plain, states_of(self.from_checkpoint(pl, tmp_path, neutral, None)))
+        balanced = BalanceCallback(make_recipe(tolerance=tolerance))
+        assert not same(plain, states_of(self.from_checkpoint(pl, tmp_path, balanced, None)))
 
 
 PLAIN = {

@@ -56,7 +56,7 @@ def make_model() -> nn.Module:
     return model
 
 
-def make_trainer(folder: Path, recipe: tb.Recipe | None, trainer: type | None = None, **settings: Any) -> Any:
+def make_trainer(folder: Path, recipe: tb.Recipe | str | None, trainer: type | None = None, **settings: Any) -> Any:
     """A trainer of 6 batches per epoch of 4 examples each."""
     keywords: dict[str, Any] = {} if recipe is None else {"recipe": recipe}
     keywords |= {key: settings.pop(key) for key in ("exact", "delay", "on_refresh", "optimizers") if key in settings}
@@ -351,6 +351,12 @@ class TestBadInput:
     def test_a_balanced_trainer_without_a_recipe_is_refused(self, tmp_path):
         with pytest.raises(TypeError, match="recipe"):
             BalancedTrainer(make_model(), transformers.TrainingArguments(str(tmp_path), report_to=[]))
+
+    def test_a_recipe_can_be_given_by_name_and_an_unknown_one_is_refused(self, tmp_path):
+        trainer = make_trainer(tmp_path, "model_balancing:strength=0.5")
+        assert trainer.recipe == tb.recipes.model_balancing(strength=0.5)
+        with pytest.raises(tb.errors.StudyError, match="there is no method 'magic'"):
+            make_trainer(tmp_path, "magic")
 
     def test_a_recipe_function_instead_of_a_recipe_is_refused(self, tmp_path):
         with pytest.raises(tb.errors.BalanceError, match=r"model_balancing\(\), got the function llr"):

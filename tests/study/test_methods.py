@@ -3,7 +3,7 @@ import torch
 
 import tempbalance as tb
 from tempbalance.errors import StudyError
-from tempbalance.study import Method, read_candidates
+from tempbalance.study import Method, read_candidates, read_recipe
 
 
 def balanced(name, steps_per_epoch=10):
@@ -13,6 +13,28 @@ def balanced(name, steps_per_epoch=10):
 
 def configurations(*names, **options):
     return [[str(each) for each in candidate.configurations] for candidate in read_candidates(names, **options)]
+
+
+class TestReadRecipe:
+    def test_a_recipe_is_built_with_its_parameters_and_options(self):
+        assert read_recipe("model_balancing") == tb.recipes.model_balancing()
+        recipe = read_recipe("model_balancing:strength=0.5,unit=layer,every=7")
+        assert recipe.assignment == tb.recipes.model_balancing(strength=0.5).assignment
+        assert (recipe.unit, recipe.every) == ("layer", tb.Every(steps=7))
+        assert read_recipe("tempbalance_as_released") == tb.released.tempbalance_as_released()
+
+    @pytest.mark.parametrize("name", ["plain", "llr:lr=0.1", "llr:control=shuffled"])
+    def test_a_method_that_is_more_or_less_than_a_recipe_is_refused(self, name):
+        with pytest.raises(StudyError, match=f"{name}: expected a recipe and its parameters"):
+            read_recipe(name)
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [("magic", "there is no method 'magic'"), ("llr+tempbalance", "at most one"), ("llr:high=-1", "bounds must")],
+    )
+    def test_a_name_that_cannot_be_read_is_refused(self, name, message):
+        with pytest.raises(StudyError, match=message):
+            read_recipe(name)
 
 
 class TestNames:

@@ -9,10 +9,9 @@ from typing import Any
 
 from tempbalance.balance import Balancer, Recipe, Refresh
 from tempbalance.balance.optimizers import DEEPSPEED, FSDP1
-from tempbalance.balance.validation import check_recipe
 from tempbalance.errors import BalanceError, require_extra
-from tempbalance.integrations.epochs import check_epoch
 from tempbalance.integrations.loggers import summary
+from tempbalance.integrations.trainer_arguments import check_epoch, to_recipe
 
 with require_extra("lightning", "Lightning is not installed"):
     try:
@@ -55,7 +54,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: Recipe | str,
         exact: bool = False,
         on_refresh: Iterable[Callable[[Refresh], object]] = (),
         delay: int = 0,
@@ -63,8 +62,9 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         """Create the callback.
 
         Args:
-            recipe: See ``tempbalance.recipes``. A recipe that counts in epochs gets the trainer's number of optimizer
-                steps per epoch at the first refresh; the loader must have a length.
+            recipe: The method; see ``tempbalance.recipes``. Or its name as in ``tempbalance study``, such as
+                ``"model_balancing:strength=1.0"``. A recipe that counts in epochs gets the trainer's optimizer steps
+                per epoch at the first refresh; the loader must have a length.
             exact: Whether to measure every weight at every refresh, even if the recipe has a tolerance.
             on_refresh: Functions called with each ``Refresh`` on rank 0, such as the loggers in
                 ``tempbalance.integrations``.
@@ -72,10 +72,10 @@ class BalanceCallback(Callback):  # type: ignore[misc]
 
         Raises:
             BalanceError: ``recipe`` is not a recipe.
+            StudyError: There is no recipe of that name.
         """
         super().__init__()
-        check_recipe(recipe)
-        self.recipe = recipe
+        self.recipe = to_recipe(recipe)
         self.balancer: Balancer | None = None
         self._exact = exact
         self._delay = delay

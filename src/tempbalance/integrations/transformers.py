@@ -8,10 +8,9 @@ from typing import Any
 
 from tempbalance.balance import Balancer, Recipe, Refresh
 from tempbalance.balance.optimizers import DEEPSPEED, FSDP1, unwrap
-from tempbalance.balance.validation import check_recipe
 from tempbalance.errors import BalanceError, require_extra
-from tempbalance.integrations.epochs import check_epoch
 from tempbalance.integrations.loggers import summary
+from tempbalance.integrations.trainer_arguments import check_epoch, to_recipe
 
 with require_extra("transformers", "Transformers is not installed"):
     from transformers import Trainer
@@ -37,7 +36,7 @@ class BalanceMixin:
     def __init__(
         self,
         *args: Any,
-        recipe: Recipe,
+        recipe: Recipe | str,
         exact: bool = False,
         delay: int = 0,
         on_refresh: Iterable[Callable[[Refresh], object]] = (),
@@ -47,7 +46,8 @@ class BalanceMixin:
 
         Args:
             *args: Arguments of the trainer.
-            recipe: The method; see ``tempbalance.recipes``. A recipe that counts in epochs gets the trainer's number of
+            recipe: The method; see ``tempbalance.recipes``. Or its name as in ``tempbalance study``, such as
+                ``"model_balancing:strength=1.0"``. A recipe that counts in epochs gets the trainer's number of
                 optimizer steps per epoch at the first refresh; the loader must have a length.
             exact: Whether to measure every weight at every refresh, even if the recipe has a tolerance.
             delay: Optimizer steps from an asynchronous refresh to its effect; see ``Balancer``.
@@ -57,9 +57,9 @@ class BalanceMixin:
 
         Raises:
             BalanceError: ``recipe`` is not a recipe; or the trainer uses DeepSpeed or FSDP1, which cannot be balanced.
+            StudyError: There is no recipe of that name.
         """
-        check_recipe(recipe)
-        self.recipe = recipe
+        self.recipe = to_recipe(recipe)
         self.balancer: Balancer | None = None
         self._exact = exact
         self._delay = delay

@@ -18,7 +18,7 @@ EMBEDDING_OFF = (
 _SHOWN = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Select:
     """Selection of the weights to analyse, and options for fused, embedding and LoRA weights.
 

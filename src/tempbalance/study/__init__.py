@@ -7,7 +7,7 @@ a candidate that must not win, such as a recipe with its multipliers shuffled.
 from __future__ import annotations
 
 from tempbalance.study.candidates import Candidate, Configuration, read_candidates
-from tempbalance.study.methods import Method
+from tempbalance.study.methods import Method, read_recipe
 from tempbalance.study.paired import FEWEST, Paired, holm, paired
 from tempbalance.study.parallel import run_many
 from tempbalance.study.runner import count_trials, run
@@ -31,6 +31,7 @@ __all__ = [
     "load_task",
     "paired",
     "read_candidates",
+    "read_recipe",
     "restore_folder",
     "run",
     "run_many",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ from tempbalance.study.controls import CONTROLS, random_weights
 from tempbalance.study.method_names import Part, read_parts, read_value
 from tempbalance.tail import find_estimator
 
-__all__ = ["PLAIN", "CustomMethods", "Method", "find_recipe", "list_methods", "read_method"]
+__all__ = ["PLAIN", "CustomMethods", "Method", "find_recipe", "list_methods", "read_method", "read_recipe"]
 
 PLAIN = "plain"
 _AS_RELEASED = tuple(name for name in released.__all__ if name.endswith("_as_released"))
@@ -82,14 +83,12 @@ class Method:
         built: list[object] = []
         for part in read_method(name, custom):
             values = _values(name, part)
-            try:
+            with _errors_of(name):
                 if part.name in custom:
                     built.append(custom[part.name](**values))
                 elif part.name != PLAIN:
                     self._control = values.pop("control", None)
                     self._recipe = _build_recipe(part.name, values)
-            except (TypeError, ValueError) as error:
-                raise StudyError(f"{name}: {error}") from error
         self.custom = tuple(built)
         if self._recipe is not None and self._control is not None:
             self._recipe = CONTROLS[self._control](self._recipe, seed)
@@ -114,6 +113,29 @@ class Method:
                 balancer.refresh()
         self.balancers.append(balancer)
         return balancer
+
+
+def read_recipe(name: str) -> Recipe:
+    """Build a recipe by its name.
+
+    Args:
+        name: As in ``Method``, but a recipe only: without a control, a learning rate or a method of a task.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        StudyError: There is no such recipe, or it has no such parameter.
+
+    Example:
+        >>> read_recipe("model_balancing:strength=0.5,every=100").every
+        Every(steps=100, epochs=None)
+    """
+    (part,) = read_method(name, {})  # two recipes cannot be joined
+    if part.name == PLAIN or part.choices.keys() & {"control", "lr"}:
+        raise StudyError(f"{name}: expected a recipe and its parameters, such as model_balancing:strength=1.0")
+    with _errors_of(name):
+        return _build_recipe(part.name, _values(name, part))
 
 
 def find_recipe(name: str) -> Callable[..., Recipe] | None:
@@ -165,6 +187,14 @@ def _values(name: str, part: Part) -> dict[str, Any]:
         if len(nodes) > 1:
             raise StudyError(f"{name}: {key} must be one value; a list is a choice for a study to tune")
     return {key: read_value(name, *nodes) for key, nodes in part.choices.items() if key != "lr"}
+
+
+@contextlib.contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"{name}: {error}") from error
 
 
 def _build_recipe(name: str, values: Mapping[str, Any]) -> Recipe:
