@@ -14,7 +14,7 @@ TYPES = {
     "experts": ("deepseek_v3", "ernie4_5_moe", "gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen2_moe"),
     "state space": ("falcon_h1", "mamba", "mamba2"),
     "encoder and decoder": ("bart", "t5", "whisper"),
-    "vision": ("beit", "convnext", "dinov3_vit", "segformer", "swin", "vit"),
+    "vision": ("beit", "convnext", "dinov3_vit", "levit", "segformer", "swin", "vit"),
     "audio and several": ("clip", "fuyu", "llava", "qwen2_5_vl", "wav2vec2", "zamba2"),
 }
 

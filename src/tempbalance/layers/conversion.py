@@ -57,13 +57,23 @@ def convert_names(model: Any, tensors: Mapping[str, TensorInfo]) -> Conversion:
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     prefix = model.base_model_prefix
     plain = plain_namer(tensors)
+
+    def rename(name: str) -> tuple[str, str | None]:
+        """Return the name in the model, and the pattern of the conversion that the tensor is a source of."""
+        found: tuple[str, str | None] = rename_source_key(name, renamings, converters, prefix, expected)
+        return (
+            rename_source_key(name, [], [], prefix, expected)
+            if found[0] not in expected and name in expected
+            else found
+        )
+
     nodes: dict[str, Node] = {}
     outside: dict[str, str] = {}
     groups: dict[str, Any] = {}
     for name in sorted(tensors, key=lambda name: dot_natural_key(plain(name))):
-        live, pattern = rename_source_key(plain(name), renamings, converters, prefix, expected)
-        if live not in expected and plain(name) in expected:
-            live, pattern = rename_source_key(plain(name), [], [], prefix, expected)
+        live, pattern = rename(name)
+        if live not in expected and plain(name) != name:
+            live, pattern = rename(plain(name))
         if live not in expected:
             outside[name] = live
         elif pattern is None:
@@ -95,10 +105,10 @@ def _renamed(model: nn.Module, tensors: Mapping[str, TensorInfo], expected: Iter
     nodes: dict[str, Node] = {}
     outside: dict[str, str] = {}
     for name, info in tensors.items():
-        renamed = plain(name)
+        renamed = name if name in wanted else plain(name)
         for pattern, replacement in patterns.items():
             renamed = re.sub(pattern, replacement, renamed)
-        spellings = (renamed, plain(name), prefix + renamed, renamed.removeprefix(prefix))
+        spellings = (renamed, name, plain(name), prefix + renamed, renamed.removeprefix(prefix))
         live = next((spelling for spelling in spellings if spelling in wanted), None)
         if live is None:
             outside[name] = renamed
