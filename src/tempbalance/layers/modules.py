@@ -14,7 +14,7 @@ from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.effective import Effective, effective_weights
 from tempbalance.layers.fused import Index, Reader
 from tempbalance.layers.names import StateDict, name_candidates
-from tempbalance.layers.reasons import quantised_reason, tensor_reason
+from tempbalance.layers.reasons import quantised_reasons, tensor_reason
 from tempbalance.layers.roles import MATRIX_NDIM, Site, role_of
 from tempbalance.layers.sharded import FullTensorCache, full_tensor
 from tempbalance.layers.tuners import (
@@ -167,20 +167,19 @@ def _own(node: _Node) -> Iterator[Candidate]:
     """Yield the candidates of a module's own parameters."""
     effective = effective_weights(node.module)
     hidden = frozenset().union(*(e.hides for e in effective.values()))
-    dtypes: dict[str, Any] = {k: getattr(t, "dtype", None) for k, t in _tensors(node.module).items()}
+    quantised = quantised_reasons({k: getattr(t, "dtype", None) for k, t in _tensors(node.module).items()})
     for attribute, computed in effective.items():
         yield _computed(node, attribute, computed)
     for attribute, parameter in node.module._parameters.items():
         if parameter is None or attribute in hidden:
             continue
-        quantised = quantised_reason(attribute, dtypes)
-        candidate = _parameter(node, attribute, parameter, quantised)
+        candidate = _parameter(node, attribute, parameter, quantised.get(attribute))
         if candidate is not None:
             yield candidate
     for attribute, buffer in node.module._buffers.items():  # only quantised layers keep weights in buffers
-        quantised = quantised_reason(attribute, dtypes)
-        if buffer is not None and quantised and not quantised.startswith("belongs"):
-            yield _skip(_join(node.name, attribute), tuple(buffer.shape), quantised)
+        reason = quantised.get(attribute)
+        if buffer is not None and reason and not reason.startswith("belongs"):
+            yield _skip(_join(node.name, attribute), tuple(buffer.shape), reason)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor | None]:

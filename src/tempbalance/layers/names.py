@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.fused import Fused, Index, thirds
-from tempbalance.layers.reasons import dtype_reason, quantised_reason, tensor_reason
+from tempbalance.layers.reasons import dtype_reason, quantised_reasons, tensor_reason
 from tempbalance.layers.roles import GATES, MATRIX_NDIM, conv_role, loose_role
 from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.tables import table_role
@@ -156,12 +156,13 @@ def _role(named: _Named) -> Role:
 def name_candidates(store: TensorStore, names: Sequence[str] | None = None) -> list[Candidate]:
     """List the tensors with two axes or more, by default all, else those of the given names."""
     names = list(store.tensors) if names is None else names
-    modules = _modules(store)
+    modules, reasons = _modules(store), unreadable(store)
     block_of = block_namer(name for name, info in store.tensors.items() if len(info.shape) >= MATRIX_NDIM)
     found = []
     for name in names:
         layer, attribute = _owner(name, store)
-        candidate = _candidate(store, _Named(name, attribute, store.tensors[name], modules[layer]), block_of(name))
+        named = _Named(name, attribute, store.tensors[name], modules[layer])
+        candidate = _candidate(store, named, reasons.get(name), block_of(name))
         if candidate is not None:
             found.append(candidate)
     return found
@@ -191,25 +192,19 @@ def _owner(stored: str, store: TensorStore) -> tuple[str, str]:
 
 def unreadable(store: TensorStore) -> dict[str, str]:
     """Return the names of quantised, integer, unreadable and empty tensors, with the reasons."""
-    reasons = {
-        f"{layer}.{attribute}" if layer else attribute: _reason(attribute, siblings)
-        for layer, siblings in _modules(store).items()
-        for attribute in siblings
-    }
+    reasons: dict[str, str | None] = {}
+    for layer, tensors in _modules(store).items():
+        quantised = quantised_reasons({attribute: info.dtype for attribute, info in tensors.items()})
+        for attribute, info in tensors.items():
+            empty = f"is empty (shape {info.shape})" if 0 in info.shape else None
+            reason = quantised.get(attribute) or dtype_reason(info.dtype) or info.reason or empty
+            reasons[f"{layer}.{attribute}" if layer else attribute] = reason
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _reason(attribute: str, siblings: Mapping[str, TensorInfo]) -> str | None:
-    info = siblings[attribute]
-    quantised = quantised_reason(attribute, {name: other.dtype for name, other in siblings.items()})
-    empty = f"is empty (shape {info.shape})" if 0 in info.shape else None
-    return quantised or dtype_reason(info.dtype) or info.reason or empty
-
-
-def _candidate(store: TensorStore, named: _Named, block: str | None) -> Candidate | None:
+def _candidate(store: TensorStore, named: _Named, reason: str | None, block: str | None) -> Candidate | None:
     """Return the candidate of one stored tensor, or None if it is not a matrix."""
     info = named.info
-    reason = _reason(named.attribute, named.siblings)
     quantised = reason is not None and named.attribute in {"weight", "qweight"}
     if len(info.shape) < MATRIX_NDIM and not quantised:
         return None

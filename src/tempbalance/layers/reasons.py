@@ -13,11 +13,12 @@ from tempbalance.layers.sharded import is_sharded
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["dtype_reason", "quantised_reason", "tensor_reason"]
+__all__ = ["dtype_reason", "quantised_reasons", "tensor_reason"]
 
 _UNQUANTISED = "quantised weights are not supported yet: load the unquantised checkpoint"
 
-# Name of the tensor in its module, name of another tensor that the module must have, format. The first match applies.
+# Name of the tensor in its module, name of an auxiliary tensor that the module must have, format (or its dtype). The
+# first match applies.
 _FORMATS: tuple[tuple[str, str, str], ...] = (
     (r"qweight", r"g_idx", "GPTQ"),
     (r"qweight", r"w[ct]?scales?|smooth\w*", "SVDQuant"),
@@ -35,15 +36,16 @@ _FORMATS: tuple[tuple[str, str, str], ...] = (
     (r"codes", r"codebooks", "AQLM"),
     (r"Qidxs", r"\w+", "QuIP"),
     (r"q_weight|trellis", r"\w+", "EXL"),
+    (r"(?P<w>\w+)", r"{w}_scales?(_inv|_2)?|scale_{w}|{w}\.scale|{w}\.scale_weight", ""),
 )
-_SCALED = (r"(?P<w>\w+)", r"{w}_scales?(_inv|_2)?|scale_{w}|{w}\.scale|{w}\.scale_weight")
 # Auxiliary tensors of a quantised weight.
 _AUXILIARY = re.compile(
     r"(\w*_)?(scale|zero|zero_point|shift)s?(_\w+)?|[qw][ct]?(scale|zero)s?|biases|g_idx|SCB|\w+_shape|q_(?!weight)\w+"
-    r"|codebooks?|tables2?|[sS][uUvV]h?|Wscale|smooth\w*|(lora|proj)_(down|up)|\w*hadamard\w*|meta|\w+\.(?!_data)\w+"
+    r"|codebooks?|tables2?|[sS][uUvV]h?|Wscale|smooth\w*|(lora|proj)_(down|up)|\w*hadamard\w*|meta|\w+\.(?!_data)[\w.]+"
 )
 _PACKED_FLOATS = frozenset(getattr(torch, name) for name in dir(torch) if re.match(r"float[48]_", name))
 _FLOAT4 = frozenset(dtype for dtype in _PACKED_FLOATS if "float4" in str(dtype))
+_SHORT: dict[torch.dtype | None, str] = dict.fromkeys(_PACKED_FLOATS - _FLOAT4, "fp8")
 _QUANTISED = frozenset({torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4})
 _INDICES = frozenset({torch.int64, torch.bool})
 
@@ -55,44 +57,35 @@ def is_plain(dtype: torch.dtype | None) -> bool:
     return (dtype.is_floating_point or dtype.is_complex) and dtype not in _PACKED_FLOATS
 
 
-def _has_sibling(tensor: str, pattern: tuple[str, str], siblings: Iterable[str]) -> bool:
-    match = re.fullmatch(pattern[0], tensor)
-    if not match:
-        return False
-    expected = pattern[1].replace("{w}", re.escape(match.groupdict().get("w", "")))
-    return any(other != tensor and re.fullmatch(expected, other) for other in siblings)
-
-
-def quantised_reason(tensor: str, siblings: Mapping[str, torch.dtype | None]) -> str | None:
-    """Recognise a quantised weight by the other tensors of its module.
+def quantised_reasons(dtypes: Mapping[str, torch.dtype | None]) -> dict[str, str]:
+    """Recognise the quantised weights of a module, and the tensors that belong to them.
 
     Args:
-        tensor: Name of the tensor in its module (``qweight``).
-        siblings: Names and dtypes of all tensors of that module, including this one.
+        dtypes: Names and dtypes of all tensors of the module.
 
     Returns:
-        The reason to skip it, naming the format, or None.
+        The reasons to skip them, naming the format.
 
     Example:
-        >>> quantised_reason("weight", {"weight": torch.int8, "SCB": torch.float32})
-        'bitsandbytes 8-bit: quantised weights are not supported yet: load the unquantised checkpoint'
+        >>> quantised_reasons({"weight": torch.int8, "SCB": torch.float32, "bias": torch.float32})["SCB"]
+        'belongs to a quantised weight'
     """
-    dtype = siblings[tensor]
-    if not is_plain(dtype):
-        for name, sibling, label in _FORMATS:
-            if _has_sibling(tensor, (name, sibling), siblings):
-                return f"{label}: {_UNQUANTISED}"
-        if _has_sibling(tensor, _SCALED, siblings):
-            label = (
-                "fp8 with scales"
-                if dtype in _PACKED_FLOATS - _FLOAT4
-                else f"{str(dtype).removeprefix('torch.')} with scales"
-            )
-            return f"{label}: {_UNQUANTISED}"
-    if _AUXILIARY.fullmatch(tensor) and any(
-        quantised_reason(other, siblings) for other in siblings if other != tensor and not _AUXILIARY.fullmatch(other)
-    ):
-        return "belongs to a quantised weight"
+    auxiliary = [name for name in dtypes if _AUXILIARY.fullmatch(name)]
+    labels = {name: _label(name, dtype, auxiliary) for name, dtype in dtypes.items() if not is_plain(dtype)}
+    found = {name: f"{label}: {_UNQUANTISED}" for name, label in labels.items() if label is not None}
+    if not found.keys() <= set(auxiliary):
+        found = {name: "belongs to a quantised weight" for name in auxiliary} | found
+    return found
+
+
+def _label(tensor: str, dtype: torch.dtype | None, auxiliary: Iterable[str]) -> str | None:
+    """Return the format of a tensor by the auxiliary tensors of its module, or None."""
+    for pattern, sibling, label in _FORMATS:
+        match = re.fullmatch(pattern, tensor)
+        if match is not None:
+            expected = re.compile(sibling.replace("{w}", re.escape(match.groupdict().get("w", ""))))
+            if any(other != tensor and expected.fullmatch(other) for other in auxiliary):
+                return label or f"{_SHORT.get(dtype, str(dtype).removeprefix('torch.'))} with scales"
     return None
 
 
