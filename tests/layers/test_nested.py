@@ -74,6 +74,11 @@ def test_mappings_without_a_model_raise(saved):
         find_state_dict(saved)
 
 
+def test_a_dictionary_of_modules_is_refused_with_advice():
+    with pytest.raises(CheckpointError, match="pass the module under 'net'"):
+        find_state_dict({"net": torch.nn.Linear(2, 2), "epoch": 1})
+
+
 def test_mappings_that_contain_themselves_are_searched_once():
     saved: dict[str, object] = {"model": MODEL}
     saved["again"] = {"inner": saved}

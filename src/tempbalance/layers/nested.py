@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tempbalance.errors import CheckpointError
 
@@ -96,9 +96,9 @@ def find_state_dict(loaded: Mapping[Any, Any], key: str | None = None) -> FoundS
     candidates = list(_candidates(loaded, (), frozenset()))
     if not candidates:
         keys = ", ".join(str(key) for key in list(loaded)[:8]) or "none"
-        raise CheckpointError(
-            f"no state dict found in it (a {type(loaded).__name__} with keys {keys}); save and pass model.state_dict()"
-        )
+        modules = [str(key) for key, value in loaded.items() if isinstance(value, nn.Module)]
+        advice = f"pass the module under {modules[0]!r}" if modules else "save and pass model.state_dict()"
+        raise CheckpointError(f"no state dict found in it (a {type(loaded).__name__} with keys {keys}): {advice}")
     best = max(candidates, key=lambda candidate: (candidate.rank, candidate.matrices))
     others = [c for c in candidates if c is not best and c.is_model]
     if best.path and any(other.rank == best.rank for other in others):
