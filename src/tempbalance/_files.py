@@ -1,24 +1,43 @@
-"""Files and folders that are written atomically, JSON without NaN, and the registry of report renderers."""
+"""Files and folders that are written atomically, JSON without NaN, and the registry of report renderers.
+
+A file or folder is written beside its target, synced, and renamed. What a killed process leaves there is removed when
+the same target is written again; a process holds a lock on what it still writes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tempbalance.errors import AnalysisError, CheckpointError
+from tempbalance.errors import CheckpointError, OutputError, TempBalanceError
 
-__all__ = ["RENDERERS", "atomic_folder", "check_replaceable", "dumps", "without_nan", "write_atomically"]
+__all__ = [
+    "RENDERERS",
+    "TEMPORARY",
+    "atomic_folder",
+    "check_replaceable",
+    "check_writable",
+    "dumps",
+    "without_nan",
+    "write_atomically",
+]
 
 # Functions that render a result as text, by file suffix: ``analysis.save("report.html")`` finds its renderer here, so
 # that ``analysis`` does not import ``report``. The package registers ``.html`` when it is imported.
 RENDERERS: dict[str, Callable[..., str]] = {}
+
+TEMPORARY = ".tempbalance-"  # begins the names of files that are being written
+_OLD = ".old"  # ends the name of a folder that is being replaced
 
 
 def dumps(value: Any) -> str:
@@ -37,21 +56,41 @@ def without_nan(value: Any) -> Any:
     return value
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise an OutputError unless ``write_atomically`` can write this file."""
+    target = Path(path)
+    with _output_errors(target):
+        _check_kind(target, stat.S_ISREG, "a file")
+        with _temporary(target, _new_file):
+            pass
+
+
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file to an existing folder: it has either its old or its complete new content, even after a crash."""
     target = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
+    with _output_errors(target):
+        _check_kind(target, stat.S_ISREG, "a file")
+        with _temporary(target, _new_file) as new:
+            with new.open("wb") as file:
                 file.write(content)
-            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private
-            os.replace(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise AnalysisError(f"cannot write {target}: {error.strerror or error}") from error
+                file.flush()
+                os.fsync(file.fileno())
+            new.chmod(0o666 & ~_umask())  # mkstemp makes files private
+            new.replace(target)
+        _sync(target.absolute().parent)
+
+
+def check_replaceable(out: Path, marker: str) -> None:
+    """Raise unless a folder is new or empty, or contains the marker, a file of earlier outputs, and can be written."""
+    out = out.absolute()
+    with _output_errors(out):
+        _check_kind(out, stat.S_ISDIR, "a folder")
+        with _temporary(out, tempfile.mkdtemp):  # which puts back a folder that a killed process was replacing
+            pass
+        if out.exists() and any(out.iterdir()) and not (out / marker).is_file():
+            raise CheckpointError(
+                f"{out} exists and is not an earlier output (it has no {marker}): choose another folder"
+            )
 
 
 @contextlib.contextmanager
@@ -59,39 +98,147 @@ def atomic_folder(out: Path, marker: str) -> Generator[Path]:
     """Yield a temporary folder that replaces ``out`` when the block ends without an error (see check_replaceable)."""
     out = out.absolute()
     check_replaceable(out, marker)
-    try:
-        new = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {out.parent}: {error.strerror or error}") from error
-    try:
+    with _output_errors(out), _temporary(out, tempfile.mkdtemp) as new:
         yield new
         new.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
+        for file in (*new.rglob("*"), new):
+            if not file.is_symlink():
+                _sync(file)
         _replace(out, new)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {out}: {error.strerror or error}; the old content is unchanged") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def check_replaceable(out: Path, marker: str) -> None:
-    """Raise a CheckpointError unless a folder is new or empty, or contains the marker, a file of earlier outputs."""
-    if out.exists() and not (out.is_dir() and ((out / marker).is_file() or not any(out.iterdir()))):
-        raise CheckpointError(f"{out} exists and is not an earlier output (it has no {marker}): choose another folder")
-    if not out.absolute().parent.is_dir():
-        raise CheckpointError(f"cannot write {out}: there is no folder {out.absolute().parent}")
+        _sync(out.parent)
 
 
 def _replace(out: Path, new: Path) -> None:
-    old = new.with_name(f"{new.name}.old")
-    if out.exists():
-        out.rename(old)
-    try:
+    if not out.exists():
         new.rename(out)
-    except OSError:
-        if old.exists():
+        return
+    old, lock = new.with_name(f"{new.name}{_OLD}"), _lock(out)
+    try:
+        out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
             old.rename(out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        _unlock(lock)
+
+
+@contextlib.contextmanager
+def _output_errors(target: Path) -> Generator[None]:
+    """Raise an OutputError for a failure of the system: a full disk, a read-only folder, a name that is too long."""
+    try:
+        yield
+    except TempBalanceError:
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error}; an earlier output is unchanged"
+        ) from error
+    except Exception as error:
+        if isinstance(error, UnicodeEncodeError) or "(os error " in str(error):  # of a path; of a library in Rust
+            raise OutputError(f"cannot write {target}: {error}; an earlier output is unchanged") from error
+        raise
+
+
+def _check_kind(target: Path, is_kind: Callable[[int], bool], kind: str) -> None:
+    """Raise an OutputError unless a path is free, or of a kind that may be replaced."""
+    if not target.absolute().parent.is_dir():
+        raise OutputError(f"cannot write {target}: there is no folder {target.absolute().parent}")
+    if target.name in ("", ".."):
+        raise OutputError(f"cannot write {target}: it is a folder that contains others; choose a name in it")
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise OutputError(f"cannot write {target}: it is a symbolic link; give the path that it points to")
+    if not is_kind(mode):
+        raise OutputError(f"cannot write {target}: it exists and is not {kind}")
+
+
+@contextlib.contextmanager
+def _temporary(target: Path, make: Callable[..., str]) -> Generator[Path]:
+    """Yield a new file or folder beside the target; remove it at the end, unless it was renamed."""
+    parent = target.absolute().parent
+    # Of the name only a hash: names have at most 255 bytes.
+    prefix = f"{TEMPORARY}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}-"
+    with contextlib.suppress(PermissionError):  # a folder may be writable and not readable
+        for leftover in [each for each in parent.iterdir() if each.name.startswith(prefix)]:
+            _remove_leftover(leftover, target)
+    while True:
+        new = Path(make(prefix=prefix, dir=parent))
+        lock = _lock(new)
+        if new.exists():  # else another process took it for a leftover, before it was locked
+            break
+        _unlock(lock)
+    try:
+        yield new
+    finally:
+        _remove(new)
+        _unlock(lock)
+
+
+def _new_file(prefix: str, dir: Path) -> str:
+    handle, name = tempfile.mkstemp(prefix=prefix, dir=dir)
+    os.close(handle)
+    return name
+
+
+def _remove_leftover(leftover: Path, target: Path) -> None:
+    """Remove what a killed process was writing; put back what it was replacing."""
+    lock = _lock(leftover, wait=False)
+    if lock is None:  # a process is writing it, or it cannot be known
+        return
+    with contextlib.suppress(OSError):
+        if leftover.name.endswith(_OLD) and not os.path.lexists(target):
+            leftover.rename(target)
+        else:
+            _remove(leftover)
+    _unlock(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _lock(path: Path, *, wait: bool = True) -> int | None:
+    """Lock a file or folder until ``_unlock`` or the end of the process; None if this is not possible."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+
+
+def _sync(path: Path) -> None:
+    """Write a file or the entries of a folder to the disk, so that a crash after a rename loses nothing."""
+    if sys.platform == "win32" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -17,6 +17,7 @@
     ├── StudyError             a study that cannot be run, or cannot use a folder (also a ValueError)
     ├── TokensError            token ids that cannot be read or used, an empty calibration set (also a ValueError)
     ├── AnalysisError          an analysis that cannot be saved, loaded or compared
+    │   └── OutputError        a file or folder that cannot be written (also a CheckpointError and an OSError)
     └── MissingExtraError      an optional dependency is needed (also an ImportError)
 """
 
@@ -36,6 +37,7 @@ __all__ = [
     "NonFiniteError",
     "NotFoundError",
     "NumericsWarning",
+    "OutputError",
     "RefreshError",
     "SelectionError",
     "StudyError",
@@ -105,6 +107,10 @@ class TokensError(TempBalanceError, ValueError):
 
 class AnalysisError(TempBalanceError):
     """An analysis cannot be saved, loaded or compared."""
+
+
+class OutputError(AnalysisError, CheckpointError, OSError):
+    """A file or folder cannot be written; an earlier output is unchanged."""
 
 
 class MissingExtraError(TempBalanceError, ImportError):

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -147,3 +148,64 @@ def test_hostile_names_are_written_to_every_format(tmp_path):
     assert tb.Analysis.load(tmp_path / "a.json").layers[0].name == HOSTILE
     for name in "ac":
         assert (tmp_path / f"{name}.csv").read_text().splitlines()[1].startswith("'=cmd|' /C calc'!A0\\ud800,")
+
+
+SAVED = Path(__file__).parent / "files_before" / "hill.json"
+
+
+def check_refused(data, tmp_path, message):
+    (tmp_path / "a.json").write_text(data if isinstance(data, str) else json.dumps(data))
+    with pytest.raises(AnalysisError, match=rf"a\.json is not an analysis saved by tempbalance: .*{message}"):
+        tb.Analysis.load(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("schema", "1"),
+        ("source", None),
+        ("settings", "Hill()"),
+        ("settings", {"estimator": {"a": {"b": {}}}}),
+        ("layers", {}),
+        ("layers", [None]),
+        ("skipped", [{"name": "a"}]),
+        ("size", {"parameters": 1.5, "weights": 1, "block_weights": 1}),
+    ],
+)
+def test_a_damaged_analysis_is_refused_with_the_field(tmp_path, field, value):
+    check_refused(json.loads(SAVED.read_text()) | {field: value}, tmp_path, rf"\$\.{field}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("name", 3, r"\.name"),
+        ("block", [], r"\.block"),
+        ("shape", [60], r"\.shape"),
+        ("shape", [60, -1], r"\.shape"),
+        ("status", "fine", r"\.status"),
+        ("alpha", "2.0", r"\.alpha"),
+        ("alpha", None, "alpha nan with status ok"),
+        ("num_tail", -1, r"\.num_tail"),
+        ("num_tail", 10**30, r"\.num_tail"),
+        ("esd", None, r"\.esd"),
+        ("esd", {"eigenvalues": [-1.0], "ranks": [1]}, r"\.esd\.eigenvalues"),
+        ("esd", {"eigenvalues": [1.0], "ranks": []}, "numbers of eigenvalues and ranks"),
+    ],
+)
+def test_a_damaged_layer_is_refused_with_the_field(tmp_path, field, value, message):
+    data = json.loads(SAVED.read_text())
+    data["layers"][0][field] = value
+    check_refused(data, tmp_path, message)
+
+
+def test_a_layer_without_a_field_and_two_of_one_name_are_refused(tmp_path):
+    data = json.loads(SAVED.read_text())
+    check_refused(data | {"layers": data["layers"][:1] * 2}, tmp_path, "two layers have the same name")
+    del data["layers"][0]["xmin"]
+    check_refused(data, tmp_path, "xmin")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"schema": ' + "9" * 5000 + "}", "[]", '{"schema": NaN}', "\x00"])
+def test_other_json_is_refused(tmp_path, content):
+    check_refused(content, tmp_path, "")

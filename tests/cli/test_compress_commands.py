@@ -35,6 +35,10 @@ def stories(llama, tmp_path):
     return tmp_path / "stories.npz"
 
 
+def without_warnings(text):
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("warning: "))
+
+
 @pytest.mark.parametrize("command", ["prune", "perplexity", "recover"])
 def test_the_help_of_a_compression_command_has_examples(command, capsys):
     assert run(command, "--help") == 0
@@ -77,7 +81,7 @@ def test_prune_by_wanda_prints_the_perplexities_that_the_perplexity_command_prin
     out = tmp_path / "p"
     assert run("prune", llama, "-s", 0.5, *options, "-o", out, "--evaluate", stories, "--report", numbers) == 0
     text, progress = capfd.readouterr()
-    assert progress == ""  # neither our bars nor those of Transformers
+    assert without_warnings(progress) == ""  # neither our bars nor those of Transformers
     data = json.loads(numbers.read_text())
     assert data["calibration"] == {"samples": 4, "length": 64, "seed": 3}
     assert data["achieved"] == pytest.approx(0.5, abs=1e-5)
@@ -107,7 +111,7 @@ def test_prune_quiet_prints_the_perplexities_only(llama, stories, tmp_path, capf
     out, err = capfd.readouterr()
     assert out.startswith("perplexity ")
     assert len(out.splitlines()) == 1
-    assert err == ""
+    assert without_warnings(err) == ""
 
 
 def test_recover_prints_the_perplexities_and_saves_the_folder(llama, stories, tmp_path, capfd):
@@ -117,7 +121,7 @@ def test_recover_prints_the_perplexities_and_saves_the_folder(llama, stories, tm
     options = ("--lr", 3e-3, "--batch", 4, "--length", 128, "--evaluate", stories)
     assert run("recover", out, "--tokens", stories, "--out", again, *options) == 0
     text, progress = capfd.readouterr()
-    assert progress == ""
+    assert without_warnings(progress) == ""
     assert "every zero kept" in text
     assert re.search(r"perplexity .* before, .* after", text)
     record = json.loads((again / "recovery.json").read_text())

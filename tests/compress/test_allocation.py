@@ -88,3 +88,64 @@ def test_layers_without_alpha_are_equal_if_their_other_fields_are():
     assert hash(layer) == hash(same)
     assert layer != dataclasses.replace(layer, alpha=2.0)
     assert layer != "a"
+
+
+def write(data, path):
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("source", 1, r"\$\.source"),
+        ("unit", "head", r"\$\.unit"),
+        ("sparsity", 1.5, r"\$\.sparsity"),
+        ("sparsity", "0.5", r"\$\.sparsity"),
+        ("group", 0, r"\$\.group"),
+        ("settings", [], r"\$\.settings"),
+        ("size", {"parameters": -1}, r"\$\.size"),
+        ("layers", {}, r"\$\.layers"),
+        ("bits", 4, "it must have one of sparsity, bits, rank, found 2"),
+    ],
+)
+def test_a_damaged_allocation_is_refused_with_the_field(tmp_path, field, value, message):
+    data = json.loads((BEFORE / "sparsity.json").read_text()) | {field: value}
+    with pytest.raises(AllocationError, match=rf"x\.json is not an allocation saved by tempbalance: .*{message}"):
+        Allocation.load(write(data, tmp_path / "x.json"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("name", None, r"\.name"),
+        ("shape", [], r"\.shape"),
+        ("shape", [0, 4], r"\.shape"),
+        ("shape", 4, r"\.shape"),
+        ("alpha", "[/]", r"\.alpha"),
+        ("zeros", -1, r"\.zeros"),
+        ("zeros", 1.5, r"\.zeros"),
+        ("zeros", 10**6, "1000000 zeros of"),
+        ("numel", 3, "numel 3"),
+        ("sparsity", 0.99, "sparsity 0.99"),
+    ],
+)
+def test_a_damaged_layer_is_refused_with_the_field(tmp_path, field, value, message):
+    data = json.loads((BEFORE / "sparsity.json").read_text())
+    data["layers"][0][field] = value
+    with pytest.raises(AllocationError, match=rf"x\.json is not an allocation saved by tempbalance: .*{message}"):
+        Allocation.load(write(data, tmp_path / "x.json"))
+
+
+def test_two_layers_of_one_name_are_refused(tmp_path):
+    data = json.loads((BEFORE / "sparsity.json").read_text())
+    data["layers"].append(data["layers"][0])
+    with pytest.raises(AllocationError, match="two layers have the same name"):
+        Allocation.load(write(data, tmp_path / "x.json"))
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "9" * 5000, "NaN", '"a plan"', "\x00"])
+def test_a_file_of_other_json_is_refused(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(AllocationError, match="is not an allocation"):
+        Allocation.load(tmp_path / "x.json")

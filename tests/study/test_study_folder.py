@@ -101,3 +101,42 @@ def test_an_interrupted_restore_leaves_no_folder(tmp_path):
     with pytest.raises(KeyError):
         restore_folder({"runs": [vars(trial)]}, tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("status", "fine"),
+        ("metrics", {"test": "0.9"}),
+        ("metrics", [1.0]),
+        ("balance", {"refreshes": {}}),
+        ("seconds", None),
+        ("seed", -1),
+        ("error", 3),
+    ],
+)
+def test_a_damaged_trial_is_refused_with_the_field(tmp_path, field, value):
+    folder, configuration = StudyFolder(tmp_path), Configuration("llr:high=3", 0.1)
+    path = folder.file(configuration, 4)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(json.loads(OLD_TRIAL) | {field: value}))
+    with pytest.raises(StudyError, match=rf"cannot read .*seed-4.json: .*\$\.{field}.*; delete it"):
+        folder.load(configuration, 4)
+
+
+def test_a_trial_of_another_seed_or_too_deep_is_refused(tmp_path):
+    folder, configuration = StudyFolder(tmp_path), Configuration("llr:high=3", 0.1)
+    path = folder.file(configuration, 5)
+    path.parent.mkdir(parents=True)
+    for content, message in ((OLD_TRIAL, "seed-5.json is of llr:high=3, lr 0.1, seed 4"), ("[" * 10**5, "too deeply")):
+        path.write_text(content)
+        with pytest.raises(StudyError, match=message):
+            folder.load(configuration, 5)
+
+
+def test_a_folder_that_a_killed_process_left_unfinished_is_used(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".tempbalance-0123456789abcdef-x").touch()
+    with open_folder(tmp_path, {}, {}):
+        pass
+    assert (tmp_path / "settings.json").exists()

@@ -48,7 +48,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     progress: bool = True,
     strict: bool = False,
     key: str | None = None,
-    resume: str | os.PathLike[str] | None = None,
+    resume: ResumeFile | str | os.PathLike[str] | None = None,
     processes: WorkQueue | None = None,
 ) -> Analysis:
     """Measure the spectrum of every weight matrix.
@@ -70,7 +70,8 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         strict: Whether a weight that cannot be analysed raises. By default it is listed under ``skipped``.
         key: Key of the state dict in a training checkpoint, such as ``"ema"``; by default it is searched.
         resume: A file for the finished rows. If it exists and belongs to the same source and settings, its rows are not
-            computed again. It is kept when the analysis is interrupted, and removed otherwise.
+            computed again. It is kept when the analysis is interrupted, and removed otherwise. A
+            ``tempbalance.analysis.resume.ResumeFile`` is kept until its ``with`` block has ended.
         processes: The processes that divide the work: ``tempbalance.analysis.distributed.WorkQueue.launched()`` under
             torchrun. All of them call this function, read a part of the weights, and return all rows. By default one
             process.
@@ -83,8 +84,8 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         SelectionError: A glob matches no weight, or there is no such estimator or device.
         WindowError: ``windows`` is not a ``Windows``.
         WeightError: The source contains no weight matrix.
-        AnalysisError: ``resume`` is given for a source that is not on disk, or its file cannot be written; or another
-            process has failed.
+        AnalysisError: ``resume`` is given for a source that is not on disk, is another file, or cannot be written; or
+            another process has failed.
 
     Example:
         >>> import tempbalance as tb, torch
@@ -108,7 +109,8 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         settings |= {} if used is None else {"key": used}
         partial = None
         if resume is not None and processes.rank == 0:
-            partial = stack.enter_context(ResumeFile(resume, opened, settings))
+            partial = resume if isinstance(resume, ResumeFile) else stack.enter_context(ResumeFile(resume))
+            partial.start(opened, settings)
 
         def compute(left: list[Weight]) -> Generator[list[Row]]:
             """Yield the rows of this process, batch by batch."""

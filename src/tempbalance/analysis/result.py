@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +9,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tempbalance._files import RENDERERS, dumps, write_atomically
+from tempbalance._saved import SavedSize, Settings, read_saved
 from tempbalance._text import csv_bytes, encodable
-from tempbalance.analysis.rows import layer_from_json, row_to_json
+from tempbalance.analysis.rows import SavedLayer, SavedSkipped, restored_layer, row_to_json
 from tempbalance.errors import AnalysisError, require_extra
 from tempbalance.metrics import imbalance, mean_alpha
 from tempbalance.types import LayerStats, ModelSize, Skipped
@@ -119,22 +121,32 @@ class Analysis:
         Raises:
             AnalysisError: The file is missing, contains no analysis, or was written by a newer version.
         """
+        saved = read_saved(path, _SavedAnalysis, "an analysis", AnalysisError, newest=SCHEMA)
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise AnalysisError(f"cannot read an analysis from {path}: {error}") from error
-        try:
-            if data["schema"] > SCHEMA:
-                raise AnalysisError(f"{path} was written by a newer tempbalance (schema {data['schema']}): upgrade")
-            return cls(
-                source=data["source"],
-                settings=data["settings"],
-                layers=[layer_from_json(row) for row in data["layers"]],
-                skipped=[Skipped(row["name"], row["reason"]) for row in data["skipped"]],
-                size=ModelSize(**data["size"]) if data.get("size") else None,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise AnalysisError(f"{path} is not an analysis saved by tempbalance ({error!r})") from error
+            return saved.restored()
+        except ValueError as error:
+            raise AnalysisError(f"{path} is not an analysis saved by tempbalance: {error}") from error
+
+
+class _SavedAnalysis(msgspec.Struct):
+    schema: int
+    source: str
+    settings: Settings
+    layers: list[SavedLayer]  # type: ignore[valid-type]  # made from the fields of LayerStats
+    skipped: list[SavedSkipped]
+    size: SavedSize | None = None
+
+    def restored(self) -> Analysis:
+        layers = [restored_layer(layer) for layer in self.layers]
+        if len({layer.name for layer in layers}) != len(layers):
+            raise ValueError("two layers have the same name")
+        return Analysis(
+            source=self.source,
+            settings=self.settings,
+            layers=layers,
+            skipped=[Skipped(row.name, row.reason) for row in self.skipped],
+            size=self.size.restored() if self.size else None,
+        )
 
 
 def _json(analysis: Analysis) -> bytes:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, replace
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
+import msgspec
+
+from tempbalance._saved import Count, Size
 from tempbalance.errors import TempBalanceError
 from tempbalance.layers import Weight
 from tempbalance.metrics import thin
@@ -14,7 +16,7 @@ from tempbalance.tail.estimator import failed
 from tempbalance.types import ESD, LayerStats, Skipped, Status
 from tempbalance.weight_fit import WeightFit
 
-__all__ = ["Row", "layer_from_json", "make_row", "row_from_json", "row_to_json"]
+__all__ = ["Row", "SavedLayer", "SavedSkipped", "make_row", "restored_layer", "row_from_json", "row_to_json"]
 
 Row: TypeAlias = LayerStats | Skipped
 
@@ -52,18 +54,53 @@ def row_to_json(row: Row) -> dict[str, Any]:
     return values | {"status": row.status.value, "esd": row.esd._asdict()}
 
 
-def row_from_json(row: Mapping[str, Any]) -> Row:
-    """Return the row that ``row_to_json`` wrote."""
-    return Skipped(row["name"], row["reason"]) if "reason" in row else layer_from_json(row)
+class SavedSkipped(msgspec.Struct):
+    """A skipped weight in a file."""
+
+    name: str
+    reason: str
 
 
-def layer_from_json(row: Mapping[str, Any]) -> LayerStats:
-    """Return the layer that ``row_to_json`` wrote, also in an older version; unknown fields are ignored."""
-    values: dict[str, Any] = {}
-    for name, default in ((f.name, f.default) for f in fields(LayerStats)):
-        value = row[name] if default is MISSING else row.get(name, default)  # files of older versions lack some
-        values[name] = math.nan if name in _FLOATS and value is None else value
-    values["shape"] = tuple(row["shape"])
-    values["status"] = Status(row["status"])
-    values["esd"] = ESD(tuple(row["esd"]["eigenvalues"]), tuple(row["esd"]["ranks"]))
-    return LayerStats(**values)
+class _SavedESD(msgspec.Struct):
+    eigenvalues: tuple[Annotated[float, msgspec.Meta(gt=0)], ...]
+    ranks: tuple[Size, ...]
+
+
+# A layer in a file: a float may be missing (NaN, or a field that an older version lacks), counts are not negative.
+_TYPES: dict[str, Any] = {
+    **{f.name: {"float": float | None, "int": Count}.get(str(f.type)) for f in fields(LayerStats)},
+    **{"name": str, "kind": str, "block": str | None, "status": Status, "esd": _SavedESD},
+    "shape": Annotated[tuple[Size, ...], msgspec.Meta(min_length=2)],
+}
+SavedLayer = msgspec.defstruct(
+    "SavedLayer",
+    [(f.name, _TYPES[f.name], msgspec.NODEFAULT if f.default is MISSING else f.default) for f in fields(LayerStats)],
+    kw_only=True,
+)
+
+
+def row_from_json(row: Any) -> Row:
+    """Return the row that ``row_to_json`` wrote; unknown fields are ignored.
+
+    Raises:
+        ValueError: A value is missing or wrong; the message names it.
+    """
+    if isinstance(row, dict) and "reason" in row:
+        skipped = msgspec.convert(row, SavedSkipped)
+        return Skipped(skipped.name, skipped.reason)
+    return restored_layer(msgspec.convert(row, SavedLayer))
+
+
+def restored_layer(saved: Any) -> LayerStats:
+    """Return the layer of a checked ``SavedLayer``.
+
+    Raises:
+        ValueError: Two values do not fit together.
+    """
+    values = {f.name: getattr(saved, f.name) for f in fields(LayerStats)}
+    values |= {name: math.nan for name in _FLOATS if values[name] is None}
+    if (saved.status is Status.OK) == math.isnan(values["alpha"]):
+        raise ValueError(f"{saved.name} has alpha {values['alpha']:g} with status {saved.status.value}")
+    if len(saved.esd.eigenvalues) != len(saved.esd.ranks):
+        raise ValueError(f"the esd of {saved.name} has other numbers of eigenvalues and ranks")
+    return LayerStats(**values | {"esd": ESD(saved.esd.eigenvalues, saved.esd.ranks)})

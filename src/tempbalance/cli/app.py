@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from tempbalance._files import check_writable
 from tempbalance._text import printable
 from tempbalance.errors import AnalysisError, MissingExtraError
 
@@ -103,8 +103,7 @@ def check_outputs(paths: list[Path], allowed: tuple[str, ...] = (".json", ".csv"
         suffix = path.suffix.lower()
         if suffix not in allowed:
             raise AnalysisError(f"cannot save to {path}: the suffix must be one of {', '.join(allowed)}")
-        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
-            raise AnalysisError(f"cannot write {path}: {path.parent} is not a writable folder")
+        check_writable(path)
         package, extra = _NEEDED_PACKAGES.get(suffix, (None, None))
         if package is not None and importlib.util.find_spec(package) is None:
             raise MissingExtraError(f"{suffix} needs {package}: pip install 'tempbalance[{extra}]'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from enum import Enum
 from pathlib import Path
@@ -85,6 +86,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
 
     from tempbalance.analysis import analyze
     from tempbalance.analysis.distributed import WorkQueue
+    from tempbalance.analysis.resume import ResumeFile
     from tempbalance.checkpoints import open_checkpoint
     from tempbalance.layers import Select
 
@@ -92,28 +94,33 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     partial = outputs[0].with_name(f"{outputs[0].name}.partial") if outputs else None
     processes = WorkQueue.launched()
     try:
-        if processes.rank == 0:
-            check_outputs(outputs)
-        if device == "cuda" and processes.size > 1 and torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        analysis = analyze(
-            source if revision is None else open_checkpoint(source, revision, key=key),
-            estimator=make_estimator(estimator),
-            windows=make_windows(farms, farms_rows),
-            select=Select(
-                include=tuple(select or ("*",)),
-                exclude=tuple(exclude or ()),
-                embeddings=embeddings,
-                split=split,
-                lora=lora.value,
-            ),
-            device=device,
-            progress=not quiet,
-            strict=strict,
-            key=key if revision is None else None,
-            resume=partial,
-            processes=processes,
-        )
+        with contextlib.ExitStack() as stack:
+            resume = None
+            if processes.rank == 0:
+                check_outputs(outputs)
+                resume = stack.enter_context(ResumeFile(partial)) if partial else None
+            if device == "cuda" and processes.size > 1 and torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+            analysis = analyze(
+                source if revision is None else open_checkpoint(source, revision, key=key),
+                estimator=make_estimator(estimator),
+                windows=make_windows(farms, farms_rows),
+                select=Select(
+                    include=tuple(select or ("*",)),
+                    exclude=tuple(exclude or ()),
+                    embeddings=embeddings,
+                    split=split,
+                    lora=lora.value,
+                ),
+                device=device,
+                progress=not quiet,
+                strict=strict,
+                key=key if revision is None else None,
+                resume=resume,
+                processes=processes,
+            )
+            for path in outputs if processes.rank == 0 else []:
+                analysis.save(path)
     except KeyboardInterrupt:
         if processes.report_failure():
             hint = (
@@ -127,16 +134,9 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         if processes.report_failure():
             raise
         raise typer.Exit(1) from None  # another process prints the error
-    if processes.rank == 0:
-        _save_and_print(analysis, outputs, quiet)
+    if processes.rank == 0 and not quiet:
+        from tempbalance.report.analysis_terminal import print_analysis
 
-
-def _save_and_print(analysis: Analysis, outputs: list[Path], quiet: bool) -> None:
-    from tempbalance.report.analysis_terminal import print_analysis
-
-    for path in outputs:
-        analysis.save(path)
-    if not quiet:
         console = Console()
         print_analysis(console, analysis)
         print_saved(console, outputs)

@@ -8,10 +8,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
 
 from tempbalance._files import write_atomically
+from tempbalance._saved import Count, SavedSize, Settings, Size, read_saved
 from tempbalance.errors import AllocationError
 from tempbalance.types import ModelSize
 
@@ -21,6 +23,7 @@ Quantity = Literal["sparsity", "bits", "rank"]
 
 SCHEMA = 1
 _COVERED = 0.9  # of the weights inside the blocks
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -183,19 +186,11 @@ class Allocation(Mapping[str, float]):
         Raises:
             AllocationError: The file is missing, is not an allocation, or was written by a newer version.
         """
+        saved = read_saved(path, _SavedAllocation, "an allocation", AllocationError, newest=SCHEMA)
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data.pop("schema") > SCHEMA:
-                raise AllocationError(f"{path} was written by a newer tempbalance: upgrade")
-            quantity: Quantity = next((each for each in get_args(Quantity) if each in data), "sparsity")
-            layers = tuple(_from_json(row, quantity) for row in data.pop("layers"))
-            size = data.pop("size", None)
-            data |= {"size": ModelSize(**size)} if size else {}
-            return cls(quantity=quantity, budget=data.pop(quantity), layers=layers, **data)
-        except (OSError, ValueError) as error:
-            raise AllocationError(f"cannot read an allocation from {path}: {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise AllocationError(f"{path} is not an allocation saved by tempbalance ({error!r})") from error
+            return saved.restored()
+        except ValueError as error:
+            raise AllocationError(f"{path} is not an allocation saved by tempbalance: {error}") from error
 
 
 def _to_json(layer: LayerAllocation, quantity: Quantity) -> dict[str, Any]:
@@ -204,8 +199,61 @@ def _to_json(layer: LayerAllocation, quantity: Quantity) -> dict[str, Any]:
     return row | {name: None for name in ("alpha", "stderr") if not math.isfinite(row[name])}
 
 
-def _from_json(row: Mapping[str, Any], quantity: Quantity) -> LayerAllocation:
-    amount = "zeros" if quantity == "sparsity" else quantity
-    alphas = {name: row[name] for name in ("alpha", "stderr") if row.get(name) is not None}
-    names = {name: row[name] for name in ("name", "unit", amount)}
-    return LayerAllocation(**names, **alphas, shape=tuple(row["shape"]))
+class _SavedLayer(msgspec.Struct):
+    name: str
+    unit: str
+    shape: Annotated[tuple[Size, ...], msgspec.Meta(min_length=1)]
+    numel: Count | None = None
+    alpha: float | None = None
+    stderr: float | None = None
+    zeros: Count | None = None
+    sparsity: float | None = None
+    bits: Size | None = None
+    rank: Count | None = None
+
+    def restored(self, quantity: Quantity) -> LayerAllocation:
+        amount = "zeros" if quantity == "sparsity" else quantity
+        found = {name: value for name in ("alpha", "stderr", amount) if (value := getattr(self, name)) is not None}
+        layer = LayerAllocation(name=self.name, unit=self.unit, shape=self.shape, **found)
+        if amount not in found:
+            raise ValueError(f"{self.name} has no {amount}")
+        if self.numel not in (None, layer.numel):
+            raise ValueError(f"{self.name} has shape {self.shape} and numel {self.numel}")
+        if not layer.zeros <= layer.numel:
+            raise ValueError(f"{self.name} has {layer.zeros} zeros of {layer.numel} entries")
+        if self.sparsity is not None and not math.isclose(self.sparsity, layer.sparsity, abs_tol=_ROUNDING):
+            raise ValueError(f"{self.name} has sparsity {self.sparsity} and {layer.zeros} zeros of {layer.numel}")
+        return layer
+
+
+class _SavedAllocation(msgspec.Struct):
+    schema: int
+    source: str
+    method: str
+    unit: Literal["layer", "block"]
+    layers: list[_SavedLayer]
+    sparsity: Annotated[float, msgspec.Meta(ge=0, le=1)] | Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
+    bits: Annotated[float, msgspec.Meta(gt=0)] | Size | None = None
+    rank: Annotated[float, msgspec.Meta(gt=0)] | Size | None = None
+    group: Size | None = None
+    revision: str | None = None
+    settings: Settings = {}
+    size: SavedSize | None = None
+
+    def restored(self) -> Allocation:
+        budgets: dict[Quantity, float] = {
+            each: value for each in get_args(Quantity) if (value := getattr(self, each)) is not None
+        }
+        if len(budgets) != 1:
+            raise ValueError(f"it must have one of {', '.join(get_args(Quantity))}, found {len(budgets)}")
+        ((quantity, budget),) = budgets.items()
+        allocation = Allocation(
+            quantity=quantity,
+            budget=budget,
+            layers=tuple(layer.restored(quantity) for layer in self.layers),
+            size=self.size.restored() if self.size else None,
+            **{name: getattr(self, name) for name in ("source", "method", "unit", "group", "revision", "settings")},
+        )
+        if len(allocation) != len(self.layers):
+            raise ValueError("two layers have the same name")
+        return allocation

@@ -13,20 +13,49 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import torch
 
-from tempbalance._files import dumps, write_atomically
-from tempbalance.errors import StudyError
+from tempbalance._files import TEMPORARY, dumps, write_atomically
+from tempbalance._saved import Count, parse_json
+from tempbalance.errors import OutputError, StudyError
 from tempbalance.study.candidates import Configuration
 from tempbalance.study.task import Task, Trial
 
 __all__ = ["StudyFolder", "collect_folder", "common_settings", "open_folder", "restore_folder"]
 
 _LOCK, _SETTINGS, _SUMMARY = ".lock", "settings.json", "summary.json"
+_RERUN = "delete it to run that trial again"
 _LONGEST = 80  # characters of a name before its hash
+
+
+class _SavedTrial(msgspec.Struct):
+    method: str
+    lr: int | float | None
+    seed: Count
+    status: Literal["ok", "diverged", "failed"]
+    metrics: dict[str, int | float | None]
+    seconds: int | float
+    balance: dict[str, int | float | None]
+    error: str
+
+
+class _SavedSettings(msgspec.Struct):
+    settings: dict[str, Any]
+
+
+def _read_trial(path: Path) -> Trial:
+    try:
+        saved = msgspec.convert(parse_json(path.read_bytes()), _SavedTrial)
+    except (OSError, ValueError) as error:  # msgspec.ValidationError is a ValueError
+        raise StudyError(f"cannot read {path}: {error}; {_RERUN}") from error
+    content = msgspec.structs.asdict(saved)
+    for numbers in (content["metrics"], content["balance"]):
+        numbers |= {name: math.nan for name, value in numbers.items() if value is None}
+    return Trial(**content)
 
 
 @dataclass(frozen=True)
@@ -46,18 +75,18 @@ class StudyFolder:
         path = self.file(configuration, seed)
         if not path.exists():
             return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            for numbers in (content["metrics"], content["balance"]):
-                numbers |= {name: math.nan for name, value in numbers.items() if value is None}
-            return Trial(**content)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise StudyError(f"cannot read {path}: {error}; delete it to run that trial again") from error
+        trial = _read_trial(path)
+        if (Configuration(trial.method, trial.lr), trial.seed) != (configuration, seed):
+            raise StudyError(f"{path} is of {trial.method}, lr {trial.lr}, seed {trial.seed}; {_RERUN}")
+        return trial
 
     def save(self, trial: Trial) -> Path:
         """Write a trial, and return its file."""
         path = self.file(Configuration(trial.method, trial.lr), trial.seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot create the folder {path.parent}: {error.strerror}") from error
         write_atomically(path, (dumps(asdict(trial)) + "\n").encode())
         return path
 
@@ -84,7 +113,10 @@ def open_folder(path: Path, settings: Mapping[str, Any], extent: Mapping[str, An
     except OSError as error:
         raise StudyError(f"cannot create the folder {path}: {error.strerror}") from error
     with _locked(path):
-        _check(path, settings)
+        try:
+            _check(path, settings)
+        except OSError as error:
+            raise StudyError(f"cannot read the folder {path}: {error.strerror}") from error
         content = json.dumps({"settings": settings, **extent}, indent=1, default=str)
         write_atomically(path / _SETTINGS, (content + "\n").encode())
         yield StudyFolder(path)
@@ -92,12 +124,13 @@ def open_folder(path: Path, settings: Mapping[str, Any], extent: Mapping[str, An
 
 def _check(path: Path, settings: Mapping[str, Any]) -> None:
     if not (path / _SETTINGS).exists():
-        if any(found.name != _LOCK for found in path.iterdir()):
+        if any(found.name != _LOCK and not found.name.startswith(TEMPORARY) for found in path.iterdir()):
             raise StudyError(f"{path} contains files but no study: choose another folder")
         return
     try:
-        before = json.loads((path / _SETTINGS).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        saved = parse_json((path / _SETTINGS).read_bytes())
+        before = msgspec.convert(saved, _SavedSettings).settings
+    except (OSError, ValueError) as error:  # msgspec.ValidationError is a ValueError
         raise StudyError(f"cannot read {path / _SETTINGS}: {error}; choose another folder") from error
     now = json.loads(json.dumps(settings, default=str))
     differing = [

@@ -113,7 +113,7 @@ class TestAtomicOutput:
             return load(name)
 
         monkeypatch.setattr(checkpoint, "load", fail)
-        with pytest.raises(CheckpointError, match="Input/output error; the old content is unchanged"):
+        with pytest.raises(CheckpointError, match="Input/output error; an earlier output is unchanged"):
             tb.prune_checkpoint(checkpoint, allocation_for(folder, 0.9), tmp_path / "out")
         after = all_tensors(tmp_path / "out")
         assert before.keys() == after.keys()

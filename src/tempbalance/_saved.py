@@ -1,0 +1,101 @@
+"""Read saved results: JSON whose every value is checked, with the field named in the error."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import msgspec
+
+from tempbalance.errors import TempBalanceError
+from tempbalance.types import ModelSize
+
+__all__ = ["Count", "SavedSize", "Settings", "Size", "parse_json", "read_saved"]
+
+_T = TypeVar("_T")
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
+_Scalar: TypeAlias = bool | int | float | str | None
+_Flat: TypeAlias = _Scalar | list[_Scalar]
+Settings: TypeAlias = dict[str, _Flat | dict[str, _Flat]]
+
+
+class SavedSize(msgspec.Struct):
+    """The size of a model."""
+
+    parameters: Count
+    weights: Count
+    block_weights: Count
+
+    def restored(self) -> ModelSize:
+        """Return the size."""
+        return ModelSize(self.parameters, self.weights, self.block_weights)
+
+
+class _Version(msgspec.Struct):
+    """The field that is read first."""
+
+    schema: int = 1
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return JSON as lists, dicts, strings and finite numbers.
+
+    Args:
+        text: The text; unpaired surrogates may be in it, escaped.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: It is not JSON, has a number that is not finite or too long, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number of JSON")
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a file; a pipe, which may have no end, is an OSError."""
+    if stat.S_ISFIFO(path.stat().st_mode):
+        raise OSError("it is a pipe")
+    return path.read_bytes()
+
+
+def read_saved(
+    path: str | os.PathLike[str], schema: type[_T], what: str, error: type[TempBalanceError], *, newest: int = 1
+) -> _T:
+    """Read a saved result and check every value in it.
+
+    Args:
+        path: A JSON file.
+        schema: The type that it must have.
+        what: The result, for messages: ``"an analysis"``.
+        error: The type of the errors.
+        newest: The newest version of the format that can be read.
+
+    Returns:
+        The result.
+
+    Raises:
+        TempBalanceError: The file cannot be read, is damaged, or was written by a newer version; of the given type.
+    """
+    try:
+        data = parse_json(_content(Path(path)))
+        version = msgspec.convert(data, _Version).schema
+        if version <= newest:
+            return msgspec.convert(data, schema)
+    except OSError as reason:
+        raise error(f"cannot read {what} from {path}: {reason.strerror or reason}") from reason
+    except ValueError as reason:  # msgspec.ValidationError is one
+        raise error(f"{path} is not {what} saved by tempbalance: {reason}") from reason
+    raise error(f"{path} was written by a newer tempbalance (schema {version}): upgrade")
