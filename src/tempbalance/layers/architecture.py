@@ -33,6 +33,7 @@ __all__ = ["checkpoint_candidates"]
 _logger = logging.getLogger("tempbalance")
 _MOST = 0.5  # share of the stored weights that an architecture must have to describe a checkpoint
 _MISSING = "not in the checkpoint: Transformers computes it, or initialises it at random"
+_OUTSIDE = "not in {}, the architecture in config.json: to analyse it, pass a state dict"
 _ROWS = 4096  # rows of two tensors compared at a time
 
 
@@ -87,15 +88,13 @@ def _by_architecture(store: TensorStore, model: nn.Module) -> list[Candidate] | 
         _logger.info("%s (%s: %s): layer types come from names and shapes", cls, type(error).__name__, error)
         return None
     told = {_module(c.name) for c in known if c.role.reason == stored.missing.get(_module(c.name))}
-    outside = [n for n in store.tensors if n in conversion.outside]
-    rest = name_candidates(
-        store, [n for n in outside if n not in stored.reasons or _module(conversion.outside[n]) not in told]
-    )
+    outside = {name: _module(conversion.outside[name]) for name in store.tensors if name in conversion.outside}
+    rest = name_candidates(store, [n for n, module in outside.items() if not (n in stored.reasons and module in told)])
     if _size(known) < _MOST * (_size(known) + _size(rest)):
         _logger.info("%s has few of the weights: layer types come from names and shapes", cls)
         return None
     if (store.config or {}).get("architectures"):
-        rest = [_with_reason(c, None if ".lora_" in c.name else _outside(cls)) for c in rest]
+        rest = [_with_reason(c, _OUTSIDE.format(cls)) for c in rest]
     return known + rest
 
 
@@ -117,13 +116,9 @@ def _with_reason(candidate: Candidate, reason: str | None) -> Candidate:
     return replace(candidate, role=replace(candidate.role, reason=candidate.role.reason or reason))
 
 
-def _outside(cls: str) -> str:
-    return f"not in {cls}, the architecture in config.json: to analyse it, pass a state dict"
-
-
 def _size(candidates: list[Candidate]) -> int:
     """Return the number of entries of the candidates that can be read."""
-    return sum(math.prod(c.shape) for c in candidates if c.role.reason is None and ".lora_" not in c.name)
+    return sum(math.prod(c.shape) for c in candidates if c.role.reason is None)
 
 
 def _known(stored: _Stored) -> Iterator[Candidate]:
