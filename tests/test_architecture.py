@@ -152,6 +152,25 @@ def all_list_violations(root: Path) -> list[str]:
     return found
 
 
+BUILT_IN = {"ValueError", "TypeError", "RuntimeError", "KeyError", "IndexError", "AttributeError", "OSError"}
+# Raised and caught inside the package: reading of files and of the optional metadata of a model.
+CAUGHT_INSIDE = {
+    *("_saved", "analysis.result", "analysis.resume", "analysis.rows", "compress.allocation", "balance.state"),
+    *("layers.meta_model", "layers.peft_model"),
+}
+
+
+def bare_errors(root: Path) -> list[str]:
+    """Built-in exceptions that are raised: a user catches ``TempBalanceError``, or the built-in one it stands for."""
+    found = []
+    for name, path in modules(root):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and name and name not in CAUGHT_INSIDE:
+                error = ast.unparse(node.exc.func)
+                found += [f"{name} raises {error}"] if error in BUILT_IN else []
+    return found
+
+
 def write(path: Path, text: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -167,6 +186,16 @@ def test_the_core_imports_only_torch_numpy_and_the_standard_library():
 
 def test_no_file_has_over_400_lines_and_no_function_body_over_60():
     assert size_violations(PACKAGE) == []
+
+
+def test_no_module_raises_a_built_in_exception():
+    assert bare_errors(PACKAGE) == []
+
+
+def test_the_check_of_exceptions_finds_one(tmp_path: Path):
+    write(tmp_path / "tail" / "hill.py", "raise ValueError('no')")
+    write(tmp_path / "tail" / "ks.py", "raise ArgumentError('no')\nraise")
+    assert bare_errors(tmp_path) == ["tail.hill raises ValueError"]
 
 
 def test_each_file_name_occurs_once_in_the_package():

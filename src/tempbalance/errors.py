@@ -1,4 +1,4 @@
-"""Exceptions, and the check for optional packages.
+"""Exceptions, checks of arguments, and the check for optional packages.
 
 ::
 
@@ -18,6 +18,9 @@
     ├── TokensError            token ids that cannot be read or used, an empty calibration set (also a ValueError)
     ├── AnalysisError          an analysis that cannot be saved, loaded or compared
     │   └── OutputError        a file or folder that cannot be written (also a CheckpointError and an OSError)
+    ├── ArgumentError          a number or option that is out of range (also a ValueError)
+    ├── ArgumentTypeError      an argument of the wrong type (also a TypeError)
+    ├── IntegrationError       a framework that is not ready, such as a logger without a run (also a RuntimeError)
     └── MissingExtraError      an optional dependency is needed (also an ImportError)
 """
 
@@ -25,14 +28,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
+from numbers import Integral, Real
 
 __all__ = [
     "AllocationError",
     "AnalysisError",
+    "ArgumentError",
+    "ArgumentTypeError",
     "BalanceError",
     "BalanceWarning",
     "CheckpointError",
     "CorruptFileError",
+    "IntegrationError",
     "MissingExtraError",
     "NonFiniteError",
     "NotFoundError",
@@ -113,8 +120,35 @@ class OutputError(AnalysisError, CheckpointError, OSError):
     """A file or folder cannot be written; an earlier output is unchanged."""
 
 
+class ArgumentError(TempBalanceError, ValueError):
+    """A number or an option is out of range; the message contains what is allowed."""
+
+
+class ArgumentTypeError(TempBalanceError, TypeError):
+    """An argument has the wrong type; the message contains the right one."""
+
+
+class IntegrationError(TempBalanceError, RuntimeError):
+    """A framework is not ready, such as a logger without an active run; the message contains the fix."""
+
+
 class MissingExtraError(TempBalanceError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
+
+
+def check_integer(name: str, value: object, least: int) -> None:
+    """Raise an ArgumentTypeError unless a value is an integer, an ArgumentError unless it is large enough."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ArgumentTypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ArgumentError(f"{name} must be at least {least}, got {value}")
+
+
+def check_numbers(**values: object) -> None:
+    """Raise an ArgumentTypeError unless all values are numbers; NaN is left to the check of the range."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise ArgumentTypeError(f"{name} must be a number, got {value!r}")
 
 
 @contextlib.contextmanager

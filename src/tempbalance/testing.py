@@ -7,6 +7,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from tempbalance.errors import ArgumentError
+
 __all__ = ["TOLERANCE", "matrix_with_spectrum", "pareto_quantiles", "pareto_sample"]
 
 #: Relative accuracy of an eigenvalue of the tail, by the dtype in which the spectrum is computed.
@@ -26,7 +28,7 @@ def pareto_sample(n: int, alpha: float, *, xmin: float = 1.0, seed: int = 0) -> 
         Shape ``(n,)``, float64, ascending.
 
     Raises:
-        ValueError: ``alpha`` is not greater than 1.
+        ArgumentError: ``alpha`` is not greater than 1.
 
     Example:
         >>> pareto_sample(3, 2.0).shape
@@ -48,7 +50,7 @@ def pareto_quantiles(n: int, alpha: float, *, xmin: float = 1.0) -> Tensor:
         Shape ``(n,)``, float64, ascending.
 
     Raises:
-        ValueError: ``alpha`` is not greater than 1.
+        ArgumentError: ``alpha`` is not greater than 1.
 
     Example:
         >>> pareto_quantiles(2, 2.0)
@@ -59,7 +61,7 @@ def pareto_quantiles(n: int, alpha: float, *, xmin: float = 1.0) -> Tensor:
 
 def _pareto(survival: Tensor, alpha: float, xmin: float) -> Tensor:
     if not alpha > 1:
-        raise ValueError(f"alpha must be greater than 1, got {alpha}")
+        raise ArgumentError(f"alpha must be greater than 1, got {alpha}")
     return xmin * survival ** (-1 / (alpha - 1))
 
 
@@ -75,7 +77,7 @@ def matrix_with_spectrum(eigenvalues: Tensor, shape: tuple[int, int], *, seed: i
         Shape ``shape``, float64.
 
     Raises:
-        ValueError: The number of eigenvalues is not ``min(shape)``.
+        ArgumentError: The number of eigenvalues is not ``min(shape)``.
 
     Example:
         >>> matrix_with_spectrum(torch.tensor([1.0, 4.0]), (3, 2)).square().sum().round(decimals=6)
@@ -83,7 +85,7 @@ def matrix_with_spectrum(eigenvalues: Tensor, shape: tuple[int, int], *, seed: i
     """
     n = min(shape)
     if eigenvalues.shape != (n,):
-        raise ValueError(f"a {shape[0]} x {shape[1]} matrix has {n} eigenvalues, got {tuple(eigenvalues.shape)}")
+        raise ArgumentError(f"a {shape[0]} x {shape[1]} matrix has {n} eigenvalues, got {tuple(eigenvalues.shape)}")
     generator = torch.Generator().manual_seed(seed)
     left, right = (torch.linalg.qr(torch.randn(side, n, generator=generator, dtype=torch.float64)).Q for side in shape)
     weight: Tensor = (left * eigenvalues.to(torch.float64).sqrt()) @ right.mT

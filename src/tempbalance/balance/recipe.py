@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from tempbalance.balance.assign import Assignment
+from tempbalance.errors import ArgumentError, ArgumentTypeError, check_integer, check_numbers
 from tempbalance.layers import KINDS, Select, Unit, Weight, find_units
 from tempbalance.spectra.windows import Windows
 from tempbalance.tail import Hill, TailEstimator, find_estimator
@@ -38,11 +39,15 @@ class Every:
         """Check the limits.
 
         Raises:
-            ValueError: There is no limit, or one is not positive.
+            ArgumentError: There is no limit, or one is not positive and finite.
         """
         limits = [limit for limit in (self.steps, self.epochs) if limit is not None]
-        if not limits or min(limits) <= 0:
-            raise ValueError(f"how often to measure must be given by positive steps or epochs, got {self}")
+        if self.steps is not None:
+            check_integer("steps", self.steps, 1)
+        if self.epochs is not None:
+            check_numbers(epochs=self.epochs)
+        if not limits or not all(0 < limit < math.inf for limit in limits):
+            raise ArgumentError(f"how often to measure must be given by positive steps or epochs, got {self}")
 
     def interval(self, steps_per_epoch: int | None) -> int | None:
         """Return the optimizer steps between two measurements, at least 1; None if the length of an epoch is needed."""
@@ -127,8 +132,8 @@ class Recipe:
         """Check the options, and find the estimator if a name was given.
 
         Raises:
-            ValueError: An option is out of range.
-            TypeError: An option has the wrong type.
+            ArgumentError: An option is out of range.
+            ArgumentTypeError: An option has the wrong type.
         """
         types = {"assignment": Assignment, "select": Select, "every": Every, "windows": Windows, "unfreeze": Every}
         for name, expected in types.items():
@@ -136,7 +141,7 @@ class Recipe:
             optional = name in {"windows", "unfreeze"}
             if not (isinstance(value, expected) or (optional and value is None)):
                 or_none = " or None" if optional else ""
-                raise TypeError(f"{name} must be of type {expected.__name__}{or_none}, got {value!r}")
+                raise ArgumentTypeError(f"{name} must be of type {expected.__name__}{or_none}, got {value!r}")
         object.__setattr__(self, "estimator", find_estimator(self.estimator))
         choices = {
             "target": (self.target, ("lr", "weight_decay", "both")),
@@ -146,11 +151,14 @@ class Recipe:
         }
         for name, (value, allowed) in choices.items():
             if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+                raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if isinstance(self.kinds, str) or not set(self.kinds or ()) <= set(KINDS):
-            raise ValueError(f"kinds must be None or a tuple of {', '.join(KINDS)}; got {self.kinds!r}")
-        if min(self.start, self.ramp, self.tolerance) < 0:
-            raise ValueError("start, ramp and tolerance cannot be negative")
+            raise ArgumentError(f"kinds must be None or a tuple of {', '.join(KINDS)}; got {self.kinds!r}")
+        check_integer("start", self.start, 0)
+        check_integer("ramp", self.ramp, 0)
+        check_numbers(tolerance=self.tolerance)
+        if not self.tolerance >= 0:
+            raise ArgumentError(f"tolerance must be 0 or more, got {self.tolerance}")
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from tempbalance.errors import ArgumentError
+
 __all__ = ["apportion", "raise_levels", "scale_to_budget", "shift_to_budget"]
 
 
@@ -22,7 +24,7 @@ def scale_to_budget(
     # value_i = min(max(eta proportion_i, low), high). If no bound is reached, this is AlphaPruning's rule (Lu et al.
     # 2024). The excess over a bound is redistributed over the other units, which keep their proportions.
     if any(not 0 < proportion < math.inf for proportion in proportions):
-        raise ValueError("every unit needs a positive, finite proportion")
+        raise ArgumentError("every unit needs a positive, finite proportion")
     corners = [bound / proportion for proportion in proportions for bound in (low, high)]
     return _fill(
         lambda eta: [min(max(eta * proportion, low), high) for proportion in proportions], corners, sizes, budget
@@ -32,7 +34,7 @@ def scale_to_budget(
 def shift_to_budget(values: Sequence[float], sizes: Sequence[int], budget: float) -> list[float]:
     """Shift values by one amount, within [0, 1], so that ``sum_i size_i value_i = budget``; differences are kept."""
     if any(not math.isfinite(value) for value in values):
-        raise ValueError("every unit needs a finite value")
+        raise ArgumentError("every unit needs a finite value")
     corners = [bound - value for value in values for bound in (0.0, 1.0)]
     return _fill(lambda eta: [min(max(value + eta, 0.0), 1.0) for value in values], corners, sizes, budget)
 
@@ -42,7 +44,7 @@ def _fill(
 ) -> list[float]:
     """Find the ``eta`` that meets the budget, where ``values_at`` is linear between corners and not decreasing."""
     if len(corners) != 2 * len(sizes) or min(sizes, default=0) < 0:
-        raise ValueError("every unit needs a size that is not negative")
+        raise ArgumentError("every unit needs a size that is not negative")
     if not corners:
         return []
 
@@ -54,7 +56,7 @@ def _fill(
     least, most = used(ordered[0]), used(ordered[-1])
     slack = 1e-12 * max(abs(least), abs(most))
     if not least - slack <= budget <= most + slack:
-        raise ValueError(f"a budget of {budget} cannot be met: values within the bounds cost {least} to {most}")
+        raise ArgumentError(f"a budget of {budget} cannot be met: values within the bounds cost {least} to {most}")
     place = min(bisect.bisect_left(ordered, budget, key=used), len(ordered) - 1)
     if place == 0 or used(ordered[place]) <= budget:
         return values_at(ordered[place])
@@ -71,7 +73,7 @@ def apportion(values: Sequence[float], sizes: Sequence[int], total: int) -> list
     order = sorted(range(len(result)), key=lambda i: (result[i] - exact[i], i))
     candidates = [i for i in order if result[i] < sizes[i]]
     if not 0 <= missing <= len(candidates):
-        raise ValueError(f"{total} is too far from {float(sum(exact))}, the sum of the values")
+        raise ArgumentError(f"{total} is too far from {float(sum(exact))}, the sum of the values")
     for i in candidates[:missing]:
         result[i] += 1
     return result
@@ -87,7 +89,7 @@ def raise_levels(
     # (Sinha and Zoltners 1979). If all steps cost the same, it is the maximum.
     left = budget - levels[0] * sum(sizes)
     if not left >= 0:
-        raise ValueError(f"a budget of {budget} cannot be met by {sum(sizes)} times a value of at least {levels[0]}")
+        raise ArgumentError(f"a budget of {budget} cannot be met by {sum(sizes)} times a value of at least {levels[0]}")
     places = [0] * len(sizes)
     queue: list[tuple[float, int]] = []
 

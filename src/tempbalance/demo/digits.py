@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from tempbalance.errors import require_extra
+from tempbalance.errors import ArgumentError, require_extra
 
 __all__ = ["CLASSES", "DigitsNet", "NewDigits", "Settings", "Start", "pretrain_digits"]
 
@@ -58,10 +58,10 @@ class Settings:
         """Check the settings that a user may change.
 
         Raises:
-            ValueError: ``seeds`` or ``examples`` is out of range.
+            ArgumentError: ``seeds`` or ``examples`` is out of range.
         """
         if self.seeds < 2 or not 1 <= self.examples <= 100:  # noqa: PLR2004  each digit has at least 174 images
-            raise ValueError(f"seeds must be at least 2 and examples 1 to 100, got {self.seeds} and {self.examples}")
+            raise ArgumentError(f"seeds must be at least 2 and examples 1 to 100, got {self.seeds} and {self.examples}")
 
 
 class _Block(nn.Module):

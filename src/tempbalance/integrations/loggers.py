@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from tempbalance.balance import Refresh
-from tempbalance.errors import require_extra
+from tempbalance.errors import ArgumentTypeError, IntegrationError, require_extra
 
 __all__ = ["MLflowLogger", "TensorBoardLogger", "WandbLogger", "scalars", "summary"]
 
@@ -116,7 +116,7 @@ class TensorBoardLogger(_Logger):
 
         Raises:
             MissingExtraError: A folder is given and tensorboard is not installed.
-            TypeError: Neither a writer nor a folder is given.
+            ArgumentTypeError: Neither a writer nor a folder is given.
         """
         super().__init__(per_unit)
         self._owns = isinstance(writer, (str, os.PathLike))
@@ -125,7 +125,7 @@ class TensorBoardLogger(_Logger):
                 from torch.utils.tensorboard import SummaryWriter
             writer = SummaryWriter(writer)
         elif not hasattr(writer, "add_scalar"):
-            raise TypeError(f"expected a SummaryWriter or the folder for one, got a {type(writer).__name__}")
+            raise ArgumentTypeError(f"expected a SummaryWriter or the folder for one, got a {type(writer).__name__}")
         self._writer = writer
 
     def _write(self, values: Mapping[str, float], step: int) -> None:
@@ -157,8 +157,8 @@ class WandbLogger(_Logger):
 
         Raises:
             MissingExtraError: No run is given and wandb is not installed.
-            RuntimeError: No run is given and none is active.
-            TypeError: ``run`` is not a run.
+            IntegrationError: No run is given and none is active.
+            ArgumentTypeError: ``run`` is not a run.
         """
         super().__init__(per_unit)
         if run is None:
@@ -166,9 +166,11 @@ class WandbLogger(_Logger):
                 import wandb
             run = wandb.run
             if run is None:
-                raise RuntimeError("there is no active run of Weights & Biases: call wandb.init() first, or pass run=")
+                raise IntegrationError(
+                    "there is no active run of Weights & Biases: call wandb.init() first, or pass run="
+                )
         if not hasattr(run, "define_metric"):
-            raise TypeError(f"expected a run, which wandb.init() returns, got a {type(run).__name__}")
+            raise ArgumentTypeError(f"expected a run, which wandb.init() returns, got a {type(run).__name__}")
         self._run = run
         self._row: int | None = None
         run.define_metric(_STEP)
@@ -197,7 +199,7 @@ class MLflowLogger(_Logger):
 
         Raises:
             MissingExtraError: mlflow is not installed.
-            RuntimeError: No id is given and no run is active.
+            IntegrationError: No id is given and no run is active.
         """
         super().__init__(per_unit)
         with require_extra("mlflow", "MLflow is not installed"):
@@ -205,7 +207,9 @@ class MLflowLogger(_Logger):
         if run_id is None:
             active = mlflow.active_run()
             if active is None:
-                raise RuntimeError("there is no active run of MLflow: call mlflow.start_run() first, or pass run_id=")
+                raise IntegrationError(
+                    "there is no active run of MLflow: call mlflow.start_run() first, or pass run_id="
+                )
             run_id = active.info.run_id
         self._mlflow = mlflow
         self._run_id = run_id

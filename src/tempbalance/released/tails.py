@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tempbalance.errors import ArgumentError, check_numbers
 from tempbalance.tail.estimator import TailEstimator, Tails, ks_distances, log_positive, mle_exponents
 from tempbalance.tail.ks import KS
 from tempbalance.tail.peak import ABOVE_PEAK, BELOW_PEAK, Peak, peaks
@@ -43,13 +44,14 @@ class HillAsReleased(TailEstimator):
         """Check the parameters.
 
         Raises:
-            ValueError: ``xmin_position`` is not greater than 1, or ``zero`` is negative.
+            ArgumentError: ``xmin_position`` is not greater than 1, or ``zero`` is negative.
         """
         super().__post_init__()
+        check_numbers(xmin_position=self.xmin_position, zero=self.zero or 0)
         if not self.xmin_position > 1:
-            raise ValueError(f"xmin_position must be greater than 1, got {self.xmin_position}")
-        if self.zero is not None and self.zero < 0:
-            raise ValueError(f"zero must not be negative, got {self.zero}")
+            raise ArgumentError(f"xmin_position must be greater than 1, got {self.xmin_position}")
+        if self.zero is not None and not self.zero >= 0:
+            raise ArgumentError(f"zero must not be negative, got {self.zero}")
 
     def fit_tails(self, eigenvalues: Tensor) -> Tails:
         """Start each tail at its share of the ascending spectrum."""

@@ -13,7 +13,7 @@ from torch import nn
 from tempbalance import released
 from tempbalance.balance import Balancer, Every, Recipe, recipes
 from tempbalance.balance.assign import AlphaChange, Damped
-from tempbalance.errors import StudyError
+from tempbalance.errors import ArgumentError, StudyError
 from tempbalance.spectra.windows import Windows
 from tempbalance.study.controls import CONTROLS, random_weights
 from tempbalance.study.method_names import Part, read_parts, read_value
@@ -201,7 +201,7 @@ def _build_recipe(name: str, values: Mapping[str, Any]) -> Recipe:
     build = find_recipe(name)
     assert build is not None
     if not isinstance(windows := values.get("windows"), Windows | None):
-        raise ValueError(f"windows must be farms or none, got {windows}")
+        raise ArgumentError(f"windows must be farms or none, got {windows}")
     arguments = {key: value for key, value in values.items() if key in inspect.signature(build).parameters}
     recipe = build(**arguments)
     changes = {key: value for key, value in values.items() if key not in arguments}

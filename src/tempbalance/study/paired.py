@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tempbalance.errors import ArgumentError
+
 __all__ = ["FEWEST", "Paired", "holm", "paired"]
 
 FEWEST = 10  # seeds; an interval over fewer is too narrow to conclude anything from
@@ -62,7 +64,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
         The mean difference with its confidence interval, the counts, and the p-value.
 
     Raises:
-        ValueError: There is no seed, or the lengths differ.
+        ArgumentError: There is no seed, or the lengths differ.
 
     Example:
         >>> found = paired([80.0, 82.0, 90.0, 91.0], [80.0, 81.0, 88.0, 88.0])
@@ -72,7 +74,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
         True
     """
     if not len(first) == len(second) > 0:
-        raise ValueError(f"expected the same number of seeds, at least one, got {len(first)} and {len(second)}")
+        raise ArgumentError(f"expected the same number of seeds, at least one, got {len(first)} and {len(second)}")
     scores = [np.where(np.isfinite(numbers), numbers, -np.inf) for numbers in (first, second)]
     with np.errstate(invalid="ignore"):
         outcomes = np.nan_to_num(scores[0] - scores[1], nan=0.0, posinf=np.inf, neginf=-np.inf)

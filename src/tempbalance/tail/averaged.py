@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tempbalance.errors import ArgumentError, check_numbers
 from tempbalance.tail.estimator import TailEstimator, Tails, ks_distances, log_positive
 
 __all__ = ["AveragedHill"]
@@ -43,11 +44,12 @@ class AveragedHill(TailEstimator):
         """Check the parameters.
 
         Raises:
-            ValueError: Not ``0 <= low <= high < 1``, or ``high`` is 0.
+            ArgumentError: Not ``0 <= low <= high < 1``, or ``high`` is 0.
         """
         super().__post_init__()
+        check_numbers(low=self.low, high=self.high)
         if not (0 <= self.low <= self.high < 1 and self.high > 0):
-            raise ValueError(f"shares must be 0 <= low <= high < 1 with high > 0, got {self.low} and {self.high}")
+            raise ArgumentError(f"shares must be 0 <= low <= high < 1 with high > 0, got {self.low} and {self.high}")
 
     def fit_tails(self, eigenvalues: Tensor) -> Tails:
         """Average Hill's estimate over the tails, as a weighted sum of the spacings of the logarithms."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tempbalance.errors import NonFiniteError, WeightError
+from tempbalance.errors import NonFiniteError, WeightError, check_integer
 from tempbalance.types import Spectrum, Status, TailFit
 
 __all__ = ["TailEstimator", "Tails", "failed", "ks_distances", "log_positive", "mle_exponents"]
@@ -62,10 +62,9 @@ class TailEstimator(ABC):
         """Check the parameters.
 
         Raises:
-            ValueError: A parameter is out of range.
+            ArgumentError: A parameter is out of range.
         """
-        if self.min_eigenvalues < _FEWEST:
-            raise ValueError(f"min_eigenvalues must be at least {_FEWEST}, got {self.min_eigenvalues}")
+        check_integer("min_eigenvalues", self.min_eigenvalues, _FEWEST)
 
     def fit(self, eigenvalues: Spectrum | Tensor) -> TailFit:
         """Fit one spectrum.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tempbalance.errors import ArgumentError, check_numbers
 from tempbalance.tail.estimator import TailEstimator, Tails, ks_distances, log_positive
 from tempbalance.types import Spectrum
 
@@ -42,11 +43,12 @@ class Hill(TailEstimator):
         """Check the parameters.
 
         Raises:
-            ValueError: ``share`` is not in (0, 1).
+            ArgumentError: ``share`` is not in (0, 1).
         """
         super().__post_init__()
+        check_numbers(share=self.share)
         if not 0 < self.share < 1:
-            raise ValueError(f"share must be between 0 and 1, got {self.share}")
+            raise ArgumentError(f"share must be between 0 and 1, got {self.share}")
 
     def radius(self, eigenvalues: Spectrum | Tensor, tolerance: float) -> float:
         """Return a bound: a weight that changes by less keeps its alpha within the tolerance.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tempbalance.errors import check_integer
 from tempbalance.tail.estimator import log_positive
 from tempbalance.tail.ks import KSSearch, first_of_equal
 
@@ -42,11 +43,10 @@ class Peak(KSSearch):
         """Check the parameters.
 
         Raises:
-            ValueError: There are fewer than 2 bins.
+            ArgumentError: There are fewer than 2 bins.
         """
         super().__post_init__()
-        if self.bins < 2:  # noqa: PLR2004
-            raise ValueError(f"bins must be at least 2, got {self.bins}")
+        check_integer("bins", self.bins, 2)
 
     def candidates(self, eigenvalues: Tensor) -> Tensor:
         """Try the distinct eigenvalues near the peak."""

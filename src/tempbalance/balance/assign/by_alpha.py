@@ -15,6 +15,7 @@ from dataclasses import KW_ONLY, dataclass
 from statistics import fmean
 
 from tempbalance.balance.assign.assignment import Assignment, UnitFacts
+from tempbalance.errors import ArgumentError, check_numbers
 
 __all__ = ["Bounded", "ByAlpha", "Linear", "Log2", "Rank", "Sigmoid", "Sqrt"]
 
@@ -56,11 +57,11 @@ class ByAlpha(Assignment):
             One multiplier per unit, finite and not negative; 1 for a unit without an alpha.
 
         Raises:
-            ValueError: A finite alpha is not greater than 1, so it is not the exponent of a density.
+            ArgumentError: A finite alpha is not greater than 1, so it is not the exponent of a density.
         """
         finite = [alpha for alpha in alphas if math.isfinite(alpha)]
         if any(alpha <= 1 for alpha in finite):
-            raise ValueError(f"an exponent must be greater than 1, got {min(finite)}")
+            raise ArgumentError(f"an exponent must be greater than 1, got {min(finite)}")
         if len(finite) < _PAIR or max(finite) - min(finite) <= _EQUAL * max(finite):
             return [1.0] * len(alphas)
         found = self.map_alphas(finite)
@@ -98,10 +99,11 @@ class Bounded(ByAlpha):
         """Check the bounds.
 
         Raises:
-            ValueError: Not ``0 <= low <= high < inf``.
+            ArgumentError: Not ``0 <= low <= high < inf``.
         """
+        check_numbers(low=self.low, high=self.high)
         if not 0 <= self.low <= self.high < math.inf:
-            raise ValueError(f"the bounds must satisfy 0 <= low <= high, got low={self.low}, high={self.high}")
+            raise ArgumentError(f"the bounds must satisfy 0 <= low <= high, got low={self.low}, high={self.high}")
 
     @property
     def stretches_to_range(self) -> bool:
@@ -203,10 +205,13 @@ class Sigmoid(ByAlpha):
         """Check the parameters.
 
         Raises:
-            ValueError: A strength or the temperature is negative or not finite.
+            ArgumentError: A strength or the temperature is negative or not finite.
         """
-        if not all(0 <= number < math.inf for number in (*self._strengths(), self.temperature)):
-            raise ValueError(
+        numbers = (*self._strengths(), self.temperature)
+        for number in numbers:
+            check_numbers(strength=number)
+        if not all(0 <= number < math.inf for number in numbers):
+            raise ArgumentError(
                 f"strength and temperature must be finite and not negative, got {self.strength} and {self.temperature}"
             )
 

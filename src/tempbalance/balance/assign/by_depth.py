@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tempbalance.balance.assign.assignment import Assignment, UnitFacts
+from tempbalance.errors import ArgumentError, check_numbers
 
 __all__ = ["ByDepth", "LayerwiseDecay", "SlowLearner"]
 
@@ -57,10 +58,11 @@ class LayerwiseDecay(ByDepth):
         """Check ``decay``.
 
         Raises:
-            ValueError: ``decay`` is not in (0, 1].
+            ArgumentError: ``decay`` is not in (0, 1].
         """
+        check_numbers(decay=self.decay)
         if not 0 < self.decay <= 1:
-            raise ValueError(f"decay must be greater than 0 and at most 1, got {self.decay}")
+            raise ArgumentError(f"decay must be greater than 0 and at most 1, got {self.decay}")
 
     def multiplier_at(self, depth: int) -> float:
         """See the base class."""
@@ -89,10 +91,11 @@ class SlowLearner(ByDepth):
         """Check ``fraction``.
 
         Raises:
-            ValueError: ``fraction`` is not in [0, 1].
+            ArgumentError: ``fraction`` is not in [0, 1].
         """
+        check_numbers(fraction=self.fraction)
         if not 0 <= self.fraction <= 1:
-            raise ValueError(f"fraction must be from 0 to 1, got {self.fraction}")
+            raise ArgumentError(f"fraction must be from 0 to 1, got {self.fraction}")
 
     def multiplier_at(self, depth: int) -> float:
         """See the base class."""

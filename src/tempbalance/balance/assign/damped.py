@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tempbalance.balance.assign.assignment import AlphaTransform, UnitFacts
+from tempbalance.errors import ArgumentError
 
 __all__ = ["Damped"]
 
@@ -49,11 +50,11 @@ class Damped(AlphaTransform):
         """Check the other assignment.
 
         Raises:
-            ValueError: It stretches any difference of alphas to a fixed range.
+            ArgumentError: It stretches any difference of alphas to a fixed range.
         """
         if self.assignment.stretches_to_range:
             name = type(self.assignment).__name__
-            raise ValueError(f"{name} must not be damped: it undoes the shrinking; use Sigmoid, Sqrt or Log2")
+            raise ArgumentError(f"{name} must not be damped: it undoes the shrinking; use Sigmoid, Sqrt or Log2")
 
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
         """Assign a multiplier to every unit by its shrunk alpha.
@@ -65,11 +66,11 @@ class Damped(AlphaTransform):
             One multiplier per unit; 1 for a unit without an alpha.
 
         Raises:
-            ValueError: The standard error of an alpha is not positive and finite.
+            ArgumentError: The standard error of an alpha is not positive and finite.
         """
         fitted = [unit for unit in units if math.isfinite(unit.alpha)]
         if not all(0 < unit.stderr < math.inf for unit in fitted):
-            raise ValueError("Damped needs a positive, finite standard error for every alpha")
+            raise ArgumentError("Damped needs a positive, finite standard error for every alpha")
         if len(fitted) < _PAIR:
             return self.assignment.assign(units)
         variance = _variance_between(fitted)

@@ -21,7 +21,7 @@ from tempbalance.compress.pruning.calibration import is_linear
 from tempbalance.compress.pruning.pruned_checkpoint import save_folder
 from tempbalance.compress.pruning.targets import check_unwrapped
 from tempbalance.compress.recovery.sparse_lora import sparse_lora
-from tempbalance.errors import AllocationError, NonFiniteError, TokensError
+from tempbalance.errors import AllocationError, ArgumentError, NonFiniteError, TokensError, check_integer, check_numbers
 from tempbalance.layers import Select, find_weights, plain_modules, unwrapped
 from tempbalance.layers.tuners import is_tuner
 
@@ -29,6 +29,7 @@ __all__ = ["RECOVERY_FILE", "RecoveryResult", "RecoverySettings", "recover", "sa
 
 RECOVERY_FILE = "recovery.json"
 _SCHEMA = 1
+_SEEDS = 2**63
 _WARM_UP = 0.03
 _MAX_NORM = 1.0
 
@@ -54,9 +55,16 @@ class RecoverySettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = (self.rank, self.epochs, self.batch)
-        if min(counts) < 1 or not 0 < self.lr < math.inf or (self.length is not None and self.length <= 1):
-            raise ValueError(f"rank, lr, epochs and batch must be positive and length at least 2, got {self}")
+        for name in ("rank", "epochs", "batch"):
+            check_integer(name, getattr(self, name), 1)
+        if self.length is not None:
+            check_integer("length", self.length, 2)
+        check_integer("seed", self.seed, 0)
+        check_numbers(lr=self.lr)
+        if not 0 < self.lr < math.inf:
+            raise ArgumentError(f"lr must be positive and finite, got {self.lr}")
+        if self.seed >= _SEEDS:
+            raise ArgumentError(f"seed must be less than 2**63, got {self.seed}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

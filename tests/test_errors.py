@@ -1,0 +1,54 @@
+import math
+
+import pytest
+
+import tempbalance as tb
+from tempbalance.errors import ArgumentError, ArgumentTypeError, TempBalanceError, check_integer, check_numbers
+
+
+def recipe(**options):
+    return tb.Recipe(**{"name": "x", "assignment": tb.assign.Linear(0.5, 1.5), "every": tb.Every(steps=1)} | options)
+
+
+WRONG = {
+    "steps is a fraction": (lambda: tb.Every(steps=1.5), TypeError, "steps must be an integer, got 1.5"),
+    "steps is a text": (lambda: tb.Every(steps="3"), TypeError, "steps must be an integer"),
+    "steps is a bool": (lambda: tb.Every(steps=True), TypeError, "steps must be an integer"),
+    "steps is zero": (lambda: tb.Every(steps=0), ValueError, "steps must be at least 1"),
+    "epochs is NaN": (lambda: tb.Every(epochs=math.nan), ValueError, "positive"),
+    "epochs is infinite": (lambda: tb.Every(epochs=math.inf), ValueError, "positive"),
+    "tolerance is NaN": (lambda: recipe(tolerance=math.nan), ValueError, "tolerance must be 0 or more, got nan"),
+    "tolerance is a text": (lambda: recipe(tolerance="0"), TypeError, "tolerance must be a number"),
+    "start is a fraction": (lambda: recipe(start=1.5), TypeError, "start must be an integer"),
+    "ramp is NaN": (lambda: recipe(ramp=math.nan), TypeError, "ramp must be an integer"),
+    "low is a text": (lambda: tb.assign.Linear("a", 1), TypeError, "low must be a number"),
+    "share is NaN": (lambda: tb.Hill(math.nan), ValueError, "share must be"),
+    "share is a text": (lambda: tb.Hill("a"), TypeError, "share must be a number"),
+    "min_eigenvalues is NaN": (lambda: tb.Hill(min_eigenvalues=math.nan), TypeError, "must be an integer"),
+    "bins is a fraction": (lambda: tb.Peak(bins=2.5), TypeError, "bins must be an integer"),
+    "alpha is NaN": (lambda: tb.testing.pareto_quantiles(10, math.nan), ValueError, "alpha must be"),
+    "lr is infinite": (lambda: tb.compress.RecoverySettings(lr=math.inf), ValueError, "lr must be positive and finite"),
+    "seed is too large": (lambda: tb.compress.RecoverySettings(seed=2**63), ValueError, "seed must be less"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_argument_is_an_error_of_tempbalance_and_the_built_in_one(case):
+    build, built_in, message = WRONG[case]
+    with pytest.raises(TempBalanceError, match=message) as raised:
+        build()
+    assert isinstance(raised.value, built_in)
+
+
+def test_integers_and_numbers_of_numpy_are_accepted():
+    np = pytest.importorskip("numpy")
+    check_integer("steps", np.int64(3), 1)
+    check_numbers(lr=np.float32(0.1), share=1)
+    assert tb.Every(steps=np.int64(3)).steps == 3
+
+
+def test_an_argument_error_names_the_argument_and_the_bound():
+    with pytest.raises(ArgumentError, match="rank must be at least 1, got 0"):
+        check_integer("rank", 0, 1)
+    with pytest.raises(ArgumentTypeError, match="lr must be a number, got None"):
+        check_numbers(lr=None)
