@@ -270,7 +270,7 @@ class Balancer:
         """Return whether a step cannot change any parameter. Such a step is not counted."""
         # torch.distributed.checkpoint initialises a state by a step with all learning rates and gradients zero.
         groups = self.optimizer.param_groups
-        if self.optimizer.state or any(float(group.get("lr", 1.0)) != 0 for group in groups):
+        if self.optimizer.state or any(group.get("lr", 1.0) != 0 for group in groups):
             return False
         idle = not any(bool(local_tensor(p.grad).any()) for g in groups for p in g["params"] if p.grad is not None)
         return all(self._ranks.all_gather(idle)) if self._refresher.tracker.sharded else idle  # a shard may be empty

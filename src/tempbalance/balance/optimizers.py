@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,30 +22,35 @@ FSDP1 = (
     "FSDP1 (FullyShardedDataParallel) flattens parameters into vectors, which have no spectrum: use FSDP2, "
     "torch.distributed.fsdp.fully_shard(model), and build the optimizer after it"
 )
-# Attributes in which a wrapper keeps the optimizer that takes its steps: Accelerate, Lightning and many others; SAM;
-# Lookahead; ZeroRedundancyOptimizer.
-_INNER = ("optimizer", "base_optimizer", "_base_optimizer", "optim")
-# Optimizers that find one learning rate for all parameters, by the start of their class names.
-_ONE_RATE = ("Prodigy", "DAdapt", "DAdaptation")
+# Optimizers that find one learning rate for all parameters, by the start of their class names; Prodigy and what follows
+# it have the first guess among their options.
+_ONE_RATE, _FIRST_GUESS = ("Prodigy", "DAdapt"), "d0"
 
 
 def find_levels(optimizer: Any) -> list[Optimizer]:
     """Return an optimizer and those inside it that train the same parameters, the outermost first.
 
-    The last one takes the steps.
+    The last one takes the steps. Accelerate, Lightning, SAM, Lookahead, schedule-free wrappers and
+    ``ZeroRedundancyOptimizer`` keep it in an attribute. A wrapper without groups is left out.
 
     Raises:
-        BalanceError: It has no step hooks, or is of DeepSpeed.
+        BalanceError: Its steps call no hooks, it has several optimizers inside, or it is of DeepSpeed.
     """
     levels = [optimizer, *_inside(optimizer)]
     if any(is_of(level, "deepspeed") for level in levels):
         raise BalanceError(DEEPSPEED)
-    if not isinstance(levels[-1], Optimizer) or not hasattr(levels[-1], "_optimizer_step_pre_hooks"):
+    inner = levels[-1]
+    if not isinstance(inner, Optimizer) or not hasattr(inner, "_optimizer_step_pre_hooks"):
         raise BalanceError(
             f"{type(optimizer).__name__} has no step hooks: pass an optimizer derived from torch.optim.Optimizer, "
             "or the one inside your wrapper"
         )
-    return levels
+    if not getattr(type(inner).step, "hooked", False):  # set by the constructor of torch.optim.Optimizer
+        raise BalanceError(
+            f"the steps of {type(inner).__name__} call no step hooks: call super().__init__() in its constructor, or "
+            "pass the optimizer inside it"
+        )
+    return [level for level in levels if hasattr(level, "param_groups")]
 
 
 def unwrap(optimizer: Any) -> Optimizer:
@@ -53,22 +59,34 @@ def unwrap(optimizer: Any) -> Optimizer:
 
 
 def _inside(optimizer: Any) -> Iterator[Any]:
+    """Yield the optimizer in an attribute, the one in an attribute of that, and so on."""
     seen = [optimizer]
-    while True:
-        found = (getattr(seen[-1], name, None) for name in _INNER)
-        inner = next((each for each in found if _steps_for(each, seen[-1]) and all(each is not s for s in seen)), None)
-        if inner is None:
-            return
-        seen.append(inner)
-        yield inner
+    while found := [each for each in _kept_by(seen[-1]) if all(each is not one for one in seen)]:
+        if len(found) > 1 or not _steps_for(found[0], seen[-1]):
+            names = " and ".join(type(each).__name__ for each in found)
+            raise BalanceError(
+                f"{type(seen[-1]).__name__} leaves some of its parameters to {names}: build a Balancer for each "
+                "optimizer that takes steps"
+            )
+        seen.append(found[0])
+        yield found[0]
+
+
+def _kept_by(optimizer: Any) -> list[Any]:
+    """Return the optimizers in attributes of an optimizer, and in lists there, that train parameters of its own."""
+    own = {id(p) for p in _parameters(optimizer)}
+    values = itertools.chain.from_iterable(
+        value if isinstance(value, (list, tuple)) else [value] for value in getattr(optimizer, "__dict__", {}).values()
+    )
+    kept = {id(each): each for each in values if isinstance(each, Optimizer) or is_of(each, "deepspeed")}
+    theirs = ((each, {id(p) for p in _parameters(each)}) for each in kept.values())
+    return [each for each, parameters in theirs if not own or not parameters or own & parameters]
 
 
 def _steps_for(inner: Any, outer: Any) -> bool:
-    """Return whether an attribute of a wrapper is an optimizer of the same parameters."""
-    if not isinstance(inner, Optimizer) and not is_of(inner, "deepspeed"):
-        return False
-    ours, theirs = ({id(p) for p in _parameters(each)} for each in (outer, inner))
-    return not ours or ours >= theirs
+    """Return whether an optimizer takes all steps of a wrapper; under ZeRO, those of this process."""
+    own, other = ({id(p) for p in _parameters(each)} for each in (outer, inner))
+    return not own or own <= other or is_divided(outer)
 
 
 def _parameters(optimizer: Any) -> Iterator[Tensor]:
@@ -97,7 +115,8 @@ def check_optimizer(levels: list[Optimizer], recipe: Recipe) -> None:
     classes = [cls.__name__ for cls in type(optimizer).__mro__]
     if any("LBFGS" in name for name in classes):
         raise BalanceError(f"{kind} takes all parameters in one group, so units cannot have different learning rates")
-    if "lr" in recipe.keys and any(name.startswith(_ONE_RATE) for name in classes):
+    one_rate = any(name.startswith(_ONE_RATE) for name in classes)
+    if "lr" in recipe.keys and (one_rate or any(_FIRST_GUESS in group for group in optimizer.param_groups)):
         raise BalanceError(
             f"{kind} finds one learning rate for all parameters and refuses different ones: use AdamW with a tuned "
             "rate, or a recipe with target='weight_decay'"
@@ -108,6 +127,12 @@ def check_optimizer(levels: list[Optimizer], recipe: Recipe) -> None:
             "initial weights: use FSDP2, or a recipe with spectrum_of='weights'"
         )
     for group in optimizer.param_groups:
+        for key, value in group.items():
+            if isinstance(value, Tensor) and value.numel() > 1:
+                raise BalanceError(
+                    f"{kind} keeps {key} of all parameters of a group in one tensor, so its groups cannot be split: "
+                    "use another optimizer, such as AdamW"
+                )
         if "lr" in recipe.keys and group.get("relative_step"):
             raise BalanceError(
                 f"{kind} with relative_step=True computes its own learning rate and ignores lr: set "

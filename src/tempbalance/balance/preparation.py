@@ -15,6 +15,7 @@ from tempbalance.balance.plan import Plan, make_plan
 from tempbalance.balance.recipe import Recipe
 from tempbalance.balance.schedule import Schedule
 from tempbalance.balance.state import BalanceState, texts_in
+from tempbalance.balance.trial_steps import check_by_steps
 from tempbalance.balance.unfreezing import check_unfreezing
 from tempbalance.balance.validation import Agreement, check_agreement, check_model
 from tempbalance.errors import BalanceError
@@ -72,7 +73,9 @@ def prepare(
         return Agreement(groups=groups, schedule=f"{recipe.name} {schedule.settings}")
 
     check_agreement(ranks.run_on_all_ranks(plan, "setting up the balancer"))
-    return prepared[0]
+    ready = prepared[0]
+    ranks.run_on_all_ranks(lambda: check_by_steps(ready.levels[-1], recipe.keys), "setting up the balancer")
+    return ready
 
 
 def plan_trained(model: nn.Module, recipe: Recipe, levels: list[Optimizer], also: Collection[Tensor] = ()) -> Plan:
