@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import threading
+import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,10 +36,10 @@ from .loops import (
     weights_of,
     wrap,
 )
-from .worlds import run
+from .worlds import run, run_killed
 
 
-def error_of(kind: type[Exception], function, *args: Any, **options: Any) -> str:
+def error_of(kind: type[BaseException], function, *args: Any, **options: Any) -> str:
     with pytest.raises(kind) as raised:
         function(*args, **options)
     assert type(raised.value) is kind
@@ -43,26 +48,35 @@ def error_of(kind: type[Exception], function, *args: Any, **options: Any) -> str
 
 @dataclasses.dataclass(frozen=True)
 class Fragile(tb.Hill):
-    """Fails on rank 1 while the list is not empty."""
+    """Does something on rank 1 while there is something to do."""
 
-    fails: tuple[list[int], ...] = ([],)
+    does: list[Callable[[], object]] = dataclasses.field(default_factory=list, compare=False)
 
     def fit_tails(self, eigenvalues):
-        if self.fails[0] and dist.get_rank() == 1:
-            raise RuntimeError("no luck")
+        if self.does and dist.get_rank() == 1:
+            self.does[0]()
         return super().fit_tails(eigenvalues)
 
 
-def fails_on_rank_1(engine: str) -> dict[str, Any]:
+def no_luck() -> None:
+    raise RuntimeError("no luck")
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def fails_on_rank_1(engine: str, failure: Callable[[], object]) -> dict[str, Any]:
     model, optimizer = make(engine)
-    estimator = Fragile(fails=([],))
+    estimator = Fragile()
     balancer = tb.Balancer(optimizer, model, dataclasses.replace(RECIPE, estimator=estimator))
     train(model, optimizer, 3)
     before = state_of(balancer)
-    estimator.fails[0].append(1)
-    message = error_of(RefreshError, train, model, optimizer, 4, start=3)
+    estimator.does.append(failure)
+    interrupted = failure is interrupt and dist.get_rank() == 1
+    message = error_of(KeyboardInterrupt if interrupted else RefreshError, train, model, optimizer, 4, start=3)
     assert equal(state_of(balancer), before)
-    estimator.fails[0].clear()
+    estimator.does.clear()
     optimizer.zero_grad()
     train(model, optimizer, 7, start=3)
     return {"message": message, "refreshes": [refresh.step for refresh in balancer.history], "at": state_of(balancer)}
@@ -71,12 +85,137 @@ def fails_on_rank_1(engine: str) -> dict[str, Any]:
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_refresh_that_fails_on_one_process_fails_on_all(engine, size):
-    ranks = run(size, fails_on_rank_1, engine)
+    ranks = run(size, fails_on_rank_1, engine, no_luck)
     for rank in ranks:
         message = "the refresh of the multipliers at step 3 failed: RuntimeError: no luck (rank 1)"
         assert rank["message"] == message
         assert rank["refreshes"] == [0, 3, 6]
         assert equal(rank["at"], ranks[0]["at"])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_process_that_is_interrupted_raises_that_and_the_others_say_so(engine):
+    ranks = run(2, fails_on_rank_1, engine, interrupt)
+    told = "the refresh of the multipliers at step 3 failed: KeyboardInterrupt (rank 1)"
+    assert [rank["message"] for rank in ranks] == [told, ""]
+    for rank in ranks:
+        assert rank["refreshes"] == [0, 3, 6]
+        assert equal(rank["at"], ranks[0]["at"])
+
+
+class Watched(Net):
+    """A network that starts something when a refresh searches it for weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts: list[Callable[[], object]] = []
+
+    def named_modules(self, *args, **options):
+        if self.starts:
+            self.starts.pop()()
+        return super().named_modules(*args, **options)
+
+
+def is_interrupted(engine: str) -> dict[str, Any]:
+    """Refresh again and again; a signal interrupts rank 1 at any moment of it, or after it."""
+    torch.manual_seed(0)
+    net = Watched()
+    model = wrap(net, engine)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    balancer = tb.Balancer(optimizer, model, LAZY)
+    train(model, optimizer, 1)
+    told, seconds = 0, max(balancer.refresh().seconds for _ in range(3))
+    for number, moment in enumerate(torch.linspace(0, 1.5, ROUNDS).tolist()):
+        with torch.no_grad():  # all are measured again
+            for parameter in model.parameters():
+                parameter.mul_(0.5 if number % 2 else 2.0)
+        timer = threading.Timer(moment * seconds, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            net.starts = [timer.start] if dist.get_rank() == 1 else []
+            balancer.refresh()
+            if dist.get_rank() == 1:
+                time.sleep(10)
+        except (RefreshError, KeyboardInterrupt) as error:
+            assert isinstance(error, KeyboardInterrupt) == (dist.get_rank() == 1)
+            told += isinstance(error, RefreshError)
+        dist.barrier()
+    balancer.refresh()
+    train(model, optimizer, 3, start=1)
+    return {"told": told, "state": state_of(balancer), "weights": weights_of(model)}
+
+
+ROUNDS = 20
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_signal_at_any_moment_of_a_refresh_leaves_no_process_waiting(engine):
+    first, second = run(2, is_interrupted, engine)
+    assert first["told"] > 0  # the rest came after the last exchange
+    assert equal(first["state"], second["state"])
+    assert equal(first["weights"], second["weights"])
+
+
+def is_killed(engine: str) -> tuple[str, float]:
+    model, optimizer = make(engine)
+    estimator = Fragile()
+    balancer = tb.Balancer(optimizer, model, dataclasses.replace(RECIPE, estimator=estimator))
+    train(model, optimizer, 3)
+    before = state_of(balancer)
+    estimator.does.append(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    start = time.monotonic()
+    message = error_of(RefreshError, train, model, optimizer, 4, start=3)
+    assert equal(state_of(balancer), before)
+    return message, time.monotonic() - start
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_process_that_is_killed_in_a_refresh_ends_it_for_the_others(engine, size):
+    for message, seconds in run_killed(size, 1, is_killed, engine):
+        assert message.startswith("the refresh of the multipliers at step 3 failed: another process has stopped (")
+        assert seconds < 15  # and not the time-out
+
+
+@dataclasses.dataclass(frozen=True)
+class Moody(tb.assign.Linear):
+    """An assignment that fails on rank 1: after the exchange of the alphas."""
+
+    def assign(self, units):
+        if dist.get_rank() == 1:
+            raise ZeroDivisionError("bad mood")
+        return super().assign(units)
+
+
+def fails_between_exchanges(what: str) -> str:
+    model, optimizer = make("ddp")
+    if what == "assignment":
+        tb.Balancer(optimizer, model, dataclasses.replace(RECIPE, assignment=Moody(0.5, 1.5)))
+        return error_of(RefreshError, train, model, optimizer, 1)
+    if what == "warning":
+        tb.Balancer(optimizer, model, dataclasses.replace(RECIPE, assignment=tb.assign.Linear(1.0, 1.0)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", BalanceWarning)  # given by rank 0 only
+            return error_of(RefreshError, train, model, optimizer, 1)
+    balancer = tb.Balancer(optimizer, model, RECIPE)
+    train(model, optimizer, 1)
+    optimizer.param_groups[0]["params"] = optimizer.param_groups[0]["params"][:-1]  # plan again
+    if dist.get_rank() == 1:
+        model.module.named_modules = no_luck
+    return error_of(RefreshError, balancer.refresh)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("assignment", "at step 0 failed: ZeroDivisionError: bad mood (rank 1)"),
+        ("warning", "at step 0 failed: BalanceWarning: test: all 7 multipliers are 1"),
+        ("plan", "at step 1 failed: TypeError:"),
+    ],
+)
+def test_a_failure_between_the_exchanges_of_a_refresh_fails_on_all(what, message):
+    first, second = run(2, fails_between_exchanges, what)
+    assert first == second
+    assert message in first
 
 
 class Unreadable(Net):

@@ -58,6 +58,16 @@ def run_once(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         _close(size)
 
 
+def run_killed(size: int, killed: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """Return the results of the processes that are left when one of them has killed itself."""
+    world = _World(size)
+    try:
+        results = _send(world, function, *args, killed=killed)
+    finally:
+        world.close()
+    return [result for rank, result in enumerate(results) if rank != killed]
+
+
 class _Crash(Exception):
     """A signal has ended a process."""
 
@@ -106,10 +116,7 @@ def _close_all() -> None:
 def _run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     world = _worlds.pop(size, None) or _World(size)
     try:
-        task = pickle.dumps((function, args))
-        for end in world.ends:
-            end.send_bytes(task)
-        results = _results(world.ends, world.processes)
+        results = _send(world, function, *args)
     except BaseException:  # its processes may be in different states
         world.close()
         raise
@@ -117,7 +124,14 @@ def _run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     return results
 
 
-def _results(ends: list[Connection], processes: list[Any]) -> list[Any]:
+def _send(world: _World, function: Callable[..., Any], *args: Any, killed: int | None = None) -> list[Any]:
+    task = pickle.dumps((function, args))
+    for end in world.ends:
+        end.send_bytes(task)
+    return _results(world.ends, world.processes, killed)
+
+
+def _results(ends: list[Connection], processes: list[Any], killed: int | None) -> list[Any]:
     deadline = time.monotonic() + SECONDS
     outcomes: dict[int, Any] = {}
     failed = False
@@ -129,6 +143,9 @@ def _results(ends: list[Connection], processes: list[Any]) -> list[Any]:
             except EOFError:
                 processes[rank].join(5)
                 code = processes[rank].exitcode
+                if rank == killed and code == -signal.SIGKILL:
+                    outcomes[rank] = (None, None)
+                    continue
                 if code is not None and code < 0:
                     raise _Crash(f"{signal.Signals(-code).name} ended rank {rank}") from None
                 outcomes[rank] = (None, f"died without a word, exit code {code}")

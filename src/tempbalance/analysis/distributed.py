@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -12,7 +15,7 @@ import torch.distributed as dist
 
 from tempbalance.errors import AnalysisError, BalanceError
 
-__all__ = ["ProcessGroup", "WorkQueue", "assign_ranks"]
+__all__ = ["ProcessGroup", "WorkQueue", "assign_ranks", "defer_interrupt"]
 
 _T = TypeVar("_T")
 _POLL_SECONDS = 0.05
@@ -31,6 +34,7 @@ class ProcessGroup:
         """Wrap a group, by default that of all processes; without torch.distributed, this process alone."""
         alone = not dist.is_available() or not dist.is_initialized()
         self._group = group
+        self._awaited = False  # whether the other processes wait for another exchange of ``run_together``
         self.rank = 0 if alone else dist.get_rank(group)
         self.size = 1 if alone else dist.get_world_size(group)
         if self.rank < 0:
@@ -58,19 +62,44 @@ class ProcessGroup:
         """
         if self.size == 1:
             return [work()]
-        cause: BaseException | None = None
-        result, message = None, ""
         try:
             result = work()
-        except BaseException as raised:
-            cause, message = raised, f"{type(raised).__name__}: {raised}"
+        except BaseException as cause:
+            return self._exchange(None, cause, what, error)
+        return self._exchange(result, None, what, error)
+
+    def run_together(self, work: Callable[[], _T], what: str, error: type[BalanceError] = BalanceError) -> _T:
+        """Return the result of a function that calls ``run_on_all_ranks``; if it fails on one process, it does on all.
+
+        A failure between those calls is told at the next one, or at the end, where all processes wait for all.
+        """
+        if self.size == 1:
+            return work()
+        self._awaited = True
         try:
-            outcomes: list[tuple[Any, str]] = self.all_gather((result, message))
+            result = work()
+            self._exchange(None, None, what, error, last=True)
+        except BaseException as cause:
+            if self._awaited:
+                self._exchange(None, cause, what, error)
+            raise
+        return result
+
+    def _exchange(
+        self, result: Any, cause: BaseException | None, what: str, error: type[BalanceError], last: bool = False
+    ) -> list[Any]:
+        """Return the results of all processes, or raise if one of them has failed."""
+        message = "" if cause is None else ": ".join(filter(None, [type(cause).__name__, str(cause)]))
+        try:
+            with defer_interrupt():
+                outcomes: list[tuple[Any, str]] = self.all_gather((result, message))
+                messages = [message for _, message in outcomes]
+                self._awaited = not (last or any(messages))
         except RuntimeError as lost:  # of torch.distributed
+            self._awaited = False
             raise error(f"{what} failed: another process has stopped ({lost})") from cause or lost
         if cause is not None and not isinstance(cause, Exception):
             raise cause
-        messages = [message for _, message in outcomes]
         failures = [
             f"{message} (rank {', '.join(str(rank) for rank, other in enumerate(messages) if other == message)})"
             for message in dict.fromkeys(filter(None, messages))
@@ -78,6 +107,23 @@ class ProcessGroup:
         if failures:
             raise error(f"{what} failed: {'; '.join(failures)}") from cause
         return [result for result, _ in outcomes]
+
+
+@contextlib.contextmanager
+def defer_interrupt() -> Iterator[None]:
+    """Delay Ctrl-C until the end of the block: a process that leaves a collective makes the others wait for it."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *call: received.append(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            handler(*received[0])
 
 
 class WorkQueue:

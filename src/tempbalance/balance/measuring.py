@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tempbalance.analysis.batching import cost, fit_model_weights, weights_of_rank
-from tempbalance.analysis.distributed import ProcessGroup, assign_ranks
+from tempbalance.analysis.distributed import ProcessGroup, assign_ranks, defer_interrupt
 from tempbalance.balance.initial_weights import InitialWeights
 from tempbalance.balance.recipe import Recipe
 from tempbalance.balance.state import CachedFit
@@ -86,7 +86,8 @@ class Measurer:
         """
         if not self._recipe.assignment.uses_alpha:
             return Measurement({}, [], "")
-        with _full_precision():
+        gathers = self._tracker.sharded and self._ranks.size > 1
+        with _full_precision(), defer_interrupt() if gathers else contextlib.nullcontext():
             names, due = self._tracker.find_due(fits, what)
             parts = self._ranks.run_on_all_ranks(
                 lambda: self._measure([self._weight(each) for each in due]), what, RefreshError
@@ -141,7 +142,7 @@ class Measurer:
         costly_first = sorted(costs, key=lambda name: -costs[name])
         queues = [[name for name in costly_first if owners[name] == rank] for rank in range(self._ranks.size)]
         found: list[_Fitted] = []
-        failure: Exception | None = None
+        failure: BaseException | None = None
         for names in itertools.zip_longest(*queues, fillvalue=""):
             mine = []
             for rank, name in enumerate(names):
@@ -152,7 +153,7 @@ class Measurer:
                     del tensor
             try:
                 found += self._fit(mine)
-            except Exception as error:
+            except BaseException as error:
                 failure = failure or error
         if failure is not None:
             raise failure

@@ -143,8 +143,14 @@ class Refresher:
         """
         self.discard()
         started, steps = time.perf_counter(), self.multipliers.state.steps
-        self._join()
-        return self._apply(self._measurer.measure(self.multipliers.state.fits, _name(steps)), steps, delay, started)
+
+        def run() -> Refresh:
+            """Measure, and set the multipliers."""
+            self._join()
+            found = self._measurer.measure(self.multipliers.state.fits, _name(steps))
+            return self._apply(found, steps, delay, started)
+
+        return self._ranks.run_together(run, _name(steps), RefreshError)
 
     @torch.no_grad()
     def _start(self) -> None:
@@ -188,7 +194,8 @@ class Refresher:
         )
         self.history.append(refresh)
         _logger.debug("step %d: %d weights measured, imbalance %.3f", steps, refresh.measured, refresh.imbalance)
-        self._ranks.run_on_all_ranks(lambda: self._report(refresh), _name(steps), RefreshError)
+        for call in self._on_refresh if self._ranks.rank == 0 else ():
+            call(refresh)
         return refresh
 
     def _warn_no_effect(self, *, first: bool) -> None:
@@ -197,10 +204,6 @@ class Refresher:
         if text := explain_no_effect(self.multipliers.units(), self._recipe, first=first):
             self._warned_no_effect = True
             warnings.warn(text, BalanceWarning, stacklevel=2)
-
-    def _report(self, refresh: Refresh) -> None:
-        for call in self._on_refresh if self._ranks.rank == 0 else ():
-            call(refresh)
 
 
 def _name(steps: int) -> str:
