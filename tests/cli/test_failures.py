@@ -116,3 +116,78 @@ def test_a_reader_that_ends_early_is_no_error():
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert done.stderr == ""
+
+
+TOO_LONG = "x" * 5000
+USAGE = {
+    "analyze": [("--farms-rows", 1), ("--farms-rows", "1e3")],
+    "prune": [
+        *(("-s", value) for value in (50, -0.1, "nan", "half")),
+        *(("-s", 0.5, *more) for more in (("--epsilon", 7), ("--samples", "1e20"), ("--samples", 10**20))),
+        *(("-s", 0.5, *more) for more in (("--seed", -1), ("--seed", 10**20), ("--group", 1), ("--length", 10**20))),
+    ],
+    "recover": [("--seed", 10**20), ("--length", 1), ("--lr", "inf"), ("--lr", "nan")],
+}
+
+
+@pytest.mark.parametrize("command", USAGE)
+def test_a_number_out_of_range_is_one_line_before_any_work(command, tmp_path, capsys):
+    for arguments in USAGE[command]:
+        given = ("--tokens", tmp_path / "t.npz") if command == "recover" else ()
+        assert run(command, tmp_path / "nowhere", *given, "--out", tmp_path / "p.json", *arguments) in (1, 2)
+        err = capsys.readouterr().err
+        assert "nowhere" not in err  # the source was not looked for
+        assert "Traceback" not in err
+
+
+def test_a_device_that_does_not_exist_is_one_line_before_any_work(tmp_path, capsys):
+    tokens, out = ("--tokens", tmp_path / "t.npz"), ("--out", tmp_path / "p")
+    for device in ("0", "gpu", "cuda:99"):
+        message = f"device '{device}' cannot be used here"
+        check_error(capsys, "analyze", "nowhere", "--device", device, match=message)
+        check_error(capsys, "prune", "nowhere", "-s", 0.5, *out, "--device", device, match=message)
+        check_error(capsys, "recover", "nowhere", *tokens, *out, "--device", device, match=message)
+
+
+def test_names_that_are_too_long_are_one_line(model, tmp_path, capsys):
+    for arguments in (
+        ("analyze", TOO_LONG),
+        ("analyze", model, "--out", tmp_path / f"{TOO_LONG}.json"),
+        ("analyze", model, "--out", tmp_path / f"{'x' * 249}.json"),
+        ("compare", f"{TOO_LONG}.json", model),
+        ("prune", model, "-s", 0.5, "--out", tmp_path / TOO_LONG),
+        ("prune", model, "--from-allocation", TOO_LONG, "--out", tmp_path / "p"),
+        ("study", "--task", f"{TOO_LONG}.py", "--methods", "llr", "--out", tmp_path / "s"),
+    ):
+        check_error(capsys, *arguments, match="")
+        assert {path.name for path in tmp_path.iterdir()} == {"logs", model.name}
+
+
+def test_json_that_no_reader_takes_is_one_line(model, tmp_path, capsys):
+    given = tmp_path / "a.json"
+    for content in ("[" * 100_000, "9" * 5000, '"plan"', '{"method": "[/]"}', "\x00\xff"):
+        given.write_text(content)
+        check_error(capsys, "compare", given, model, match="a.json is not an analysis")
+        options = ("--from-allocation", given, "--out", tmp_path / "p")
+        check_error(capsys, "prune", model, *options, match="a.json is not an allocation")
+
+
+def test_markup_in_a_saved_allocation_is_printed_as_it_is(tmp_path, capsys):
+    scale = torch.logspace(0, 1, 48)
+    save_file({f"layers.{i}.fc.weight": torch.randn(64, 48) * scale for i in range(3)}, tmp_path / "m.safetensors")
+    assert run("prune", tmp_path / "m.safetensors", "-s", 0.5, "--out", tmp_path / "p") == 0
+    path = tmp_path / "p" / "allocation.json"
+    path.write_text(path.read_text().replace('"method": "', '"method": "[/][red]\\u001b'))
+    options = ("--from-allocation", path, "--out", tmp_path / "again")
+    assert run("prune", tmp_path / "m.safetensors", *options) == 0
+    assert r"allocation by [/][red]\x1b" in capsys.readouterr().out
+
+
+def test_a_panic_of_a_library_in_rust_is_an_unexpected_error(capsys):
+    class PanicException(BaseException):
+        """As of pyo3: it is no Exception."""
+
+    with pytest.raises(SystemExit) as stopped, handled_failures():
+        raise PanicException("index out of bounds")
+    assert stopped.value.code == 70
+    assert "unexpected PanicException: index out of bounds" in capsys.readouterr().err

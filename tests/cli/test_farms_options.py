@@ -29,6 +29,7 @@ def test_compare_analyses_a_model_with_the_windows_of_the_command(model, tmp_pat
     assert "different windows" in capsys.readouterr().err
 
 
-def test_rows_out_of_range_are_an_error_of_one_line(model, capsys):
-    assert run("analyze", model, "--farms-rows", 0) == 1
-    assert capsys.readouterr().err.startswith("error: rows must be")
+def test_rows_out_of_range_are_a_usage_error(model, capsys):
+    for rows in (-1, 0, 1):
+        assert run("analyze", model, "--farms-rows", rows) == 2
+        assert "--farms-rows" in capsys.readouterr().err

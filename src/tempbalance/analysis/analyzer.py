@@ -30,7 +30,7 @@ from tempbalance.tail import TailEstimator, find_estimator
 from tempbalance.types import LayerStats, Skipped
 from tempbalance.weight_fit import WeightFit
 
-__all__ = ["Source", "analyze"]
+__all__ = ["Source", "analyze", "check_device"]
 
 Source: TypeAlias = nn.Module | Mapping[str, Tensor] | Checkpoint | str | os.PathLike[str]
 _Opened: TypeAlias = nn.Module | Mapping[str, Tensor] | Checkpoint
@@ -98,7 +98,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     if not isinstance(windows, Windows | None):
         raise WindowError(f"windows must be None or windows such as FARMS(), got {windows!r}")
     selection = Select.parse(select)
-    _check_device(device)
+    check_device(device)
     with contextlib.ExitStack() as stack:
         opened, name = stack.enter_context(_opened(source, key))
         weights, skipped, size = find_weights_and_size(opened, selection)
@@ -148,7 +148,8 @@ def _row(weight: Weight, found: WeightFit | TempBalanceError, strict: bool) -> R
     return make_row(weight, found)
 
 
-def _check_device(device: torch.device | str | None) -> None:
+def check_device(device: torch.device | str | None) -> None:
+    """Raise a SelectionError unless tensors can be put on this device."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA asserts

@@ -49,7 +49,9 @@ FarmsOption = Annotated[
 ]
 FarmsRowsOption = Annotated[
     int | None,
-    typer.Option("--farms-rows", help="Short side of a FARMS window; default: half of the matrix's. Implies --farms."),
+    typer.Option(
+        "--farms-rows", min=2, help="Short side of a FARMS window; default: half of the matrix's. Implies --farms."
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="Torch device, for example [bold]cuda[/].")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")]

@@ -38,7 +38,8 @@ AllocationMethod = Enum(
 _LENGTH = 2048
 _FILES = ".npz, .npy, .txt, .json, .jsonl"
 LengthOption = Annotated[
-    int | None, typer.Option(min=2, help="Tokens in a sequence; default: the model's context length, at most 2048.")
+    int | None,
+    typer.Option(min=2, max=2**24, help="Tokens in a sequence; default: the model's context length, at most 2048."),
 ]
 EvaluateOption = Annotated[
     Path | None, typer.Option(help="Text or tokens to measure the perplexity on, before and after.")
@@ -47,7 +48,10 @@ _AllocationOption = Annotated[AllocationMethod, typer.Option(help="Allocation of
 _EpsilonOption = Annotated[
     float | None,
     typer.Option(
-        help="Allowed spread around the mean sparsity (0.3 = +-30 %); default: 0.3, for owl 0.08.", show_default=False
+        min=0,
+        max=1,
+        help="Allowed spread around the mean sparsity (0.3 = +-30 %); default: 0.3, for owl 0.08.",
+        show_default=False,
     ),
 ]
 _FromAllocationOption = Annotated[Path | None, typer.Option(help="Use this allocation.json, instead of --sparsity.")]
@@ -61,21 +65,23 @@ _ReportOption = Annotated[list[Path] | None, typer.Option(help="Save the result 
 def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
     source: Annotated[str, typer.Argument(help="A checkpoint file, a folder, or a Hugging Face hub id.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder; an earlier output is replaced.")],
-    sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Fraction of zeros, in [0, 1).")] = None,
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", "-s", min=0, max=1, help="Fraction of zeros, in [0, 1).")
+    ] = None,
     method: Annotated[Criterion, typer.Option("--method", "-m", help="Pruning criterion.")] = Criterion.magnitude,
     allocation: _AllocationOption = AllocationMethod.alpha,
     epsilon: _EpsilonOption = None,
     unit: Annotated[Unit, typer.Option(help="Whether each block or each layer has one sparsity.")] = Unit.block,
-    group: Annotated[int | None, typer.Option(help="M of N:M sparsity; each block gets its own N.")] = None,
+    group: Annotated[int | None, typer.Option(min=2, help="M of N:M sparsity; each block gets its own N.")] = None,
     routers: Annotated[bool, typer.Option("--routers", help="Prune routers of experts too.")] = False,
     from_allocation: _FromAllocationOption = None,
     estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,
     farms_rows: FarmsRowsOption = None,
     calibration: _CalibrationOption = None,
-    samples: Annotated[int, typer.Option(min=1, help="Number of calibration sequences.")] = 128,
+    samples: Annotated[int, typer.Option(min=1, max=2**20, help="Number of calibration sequences.")] = 128,
     length: LengthOption = None,
-    seed: Annotated[int, typer.Option(help="Seed for calibration samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for calibration samples.")] = 0,
     evaluate: EvaluateOption = None,
     report: _ReportOption = None,
     key: KeyOption = None,

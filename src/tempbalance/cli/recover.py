@@ -26,7 +26,7 @@ def recover_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     epochs: Annotated[int, typer.Option(min=1, help="Passes over all tokens.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 1,
     length: LengthOption = None,
-    seed: Annotated[int, typer.Option(help="Seed for LoRA and the order of sequences.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for LoRA and the order of sequences.")] = 0,
     balance: Annotated[bool, typer.Option(help="One learning rate per block, by Model Balancing.")] = True,
     evaluate: EvaluateOption = None,
     device: DeviceOption = None,

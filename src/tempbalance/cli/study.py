@@ -42,10 +42,10 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     task: Annotated[Path, typer.Option(help="Python file with a function train(seed, method, ...).")],
     out: Annotated[Path, typer.Option(help="Folder for the trials and the report.")],
     methods: Annotated[list[str], typer.Option(help="Names of methods; [bold]plain[/] is always included.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 10,
-    first_seed: Annotated[int, typer.Option(min=0, help="First seed; use new seeds to confirm a result.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, max=2**16, help="Number of seeds.")] = 10,
+    first_seed: Annotated[int, typer.Option(min=0, max=2**31, help="First seed; new seeds confirm a result.")] = 0,
     lr: Annotated[list[float] | None, typer.Option(help="Learning rates that each method chooses from.")] = None,
-    tuning_seeds: Annotated[int, typer.Option(min=1, help="Number of separate seeds for tuning.")] = 3,
+    tuning_seeds: Annotated[int, typer.Option(min=1, max=2**16, help="Number of separate seeds for tuning.")] = 3,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE: further arguments of the function.")
     ] = None,

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from tempbalance._files import check_replaceable
-from tempbalance.analysis.analyzer import Source, analyze
+from tempbalance.analysis.analyzer import Source, analyze, check_device
 from tempbalance.checkpoints import open_checkpoint
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, transformers_bars
@@ -106,6 +106,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
     Raises:
         AllocationError: There is nothing to prune, a parameter is out of range, or the allocation is for another model
             or covers too little of this one.
+        SelectionError: There is no such device.
         CheckpointError: The source cannot be read, or ``out`` is not an earlier output or cannot be written.
         TokensError: Calibration is missing, or a text cannot be read.
         MissingExtraError: A required package is not installed.
@@ -120,6 +121,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
     """
     settings = SparsitySettings(sparsity=allocation) if isinstance(allocation, (int, float)) else allocation
     check_criterion(method)
+    check_device(device)
     owl = isinstance(settings, SparsitySettings) and settings.method == "owl"
     calibrated = owl or method != "magnitude"
     if calibrated and calibration is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from tempbalance._files import check_replaceable
+from tempbalance.analysis.analyzer import check_device
 from tempbalance.balance import Recipe
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, transformers_bars
 from tempbalance.compress.evaluation.likelihood import perplexity
@@ -54,12 +55,14 @@ def recover_folder(  # noqa: PLR0913  four parameters, and options by keyword
 
     Raises:
         AllocationError: No linear layer inside the blocks has zeros.
+        SelectionError: There is no such device.
         CheckpointError: The source cannot be read, or ``out`` is not an earlier recovery or cannot be written.
         TokensError: A text cannot be read, or there are too few tokens.
         NonFiniteError: The loss or a gradient is not finite.
         MissingExtraError: Transformers or PEFT is not installed.
     """
     settings = settings or RecoverySettings()
+    check_device(device)
     check_replaceable(Path(out), RECOVERY_FILE)
     documents = read_documents(tokens, source)
     held_out = None if evaluate is None else read_documents(evaluate, source)

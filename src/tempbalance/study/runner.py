@@ -89,6 +89,8 @@ def run(  # noqa: PLR0913  each is an option of a study
     """
     if min(seeds, tuning_seeds) < 1:
         raise StudyError(f"seeds and tuning_seeds must be at least 1, got {seeds} and {tuning_seeds}")
+    if not all(0 < rate < math.inf for rate in lr):
+        raise StudyError(f"learning rates must be positive and finite, got {', '.join(map(str, lr))}")
     parameters = dict(parameters or {})
     loaded = load_task(task, {**parameters, **(paths or {})})
     candidates = read_candidates(methods, lr, baseline, loaded.custom_methods)

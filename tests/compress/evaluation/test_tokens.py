@@ -58,7 +58,7 @@ def test_missing_empty_and_two_dimensional_token_files_are_refused(tmp_path):
     with pytest.raises(TokensError, match="nowhere"):
         tb.compress.load_tokens(tmp_path / "nowhere.npz")
     np.save(tmp_path / "empty.npy", np.arange(0))
-    np.save(tmp_path / "matrix.npy", np.zeros((2, 2)))
+    np.save(tmp_path / "matrix.npy", np.zeros((2, 2), int))
     for name in ("empty", "matrix"):
         with pytest.raises(TokensError, match="one-dimensional documents"):
             tb.compress.load_tokens(tmp_path / f"{name}.npy")
@@ -93,3 +93,22 @@ def test_batches_keep_the_order_of_sequences():
     lengths = [3, 3, 4, 3, 3, 3]
     found = [tuple(batch.shape) for batch in batches([torch.zeros(n) for n in lengths], size=2)]
     assert found == [(2, 3), (1, 4), (2, 3), (1, 3)]
+
+
+@pytest.mark.parametrize("array", [np.array([1, -2]), np.array([1.5, 2.0]), np.array(["a"]), np.array([True])])
+def test_what_is_no_token_id_is_refused(tmp_path, array):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(TokensError, match=r"a\.npy: (a token id is negative|expected integers as token ids)"):
+        tb.compress.load_tokens(tmp_path / "a.npy")
+
+
+def test_damaged_archives_and_deep_json_are_refused(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", tokens=np.arange(1000), offsets=np.int64(3))
+    whole = (tmp_path / "a.npz").read_bytes()
+    for position in range(0, len(whole), 37):
+        (tmp_path / "a.npz").write_bytes(whole[:position] + b"\xff\x80" + whole[position + 2 :])
+        with pytest.raises(TokensError, match=r"a\.npz"):
+            tb.compress.load_tokens(tmp_path / "a.npz")
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(TokensError, match=r"cannot read tokens from .*a\.json"):
+        tb.compress.load_tokens(tmp_path / "a.json", tmp_path)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tempbalance.analysis.analyzer import check_device
 from tempbalance.errors import CheckpointError, require_extra
 
 __all__ = ["load_causal_lm", "restored_modes", "transformers_bars"]
@@ -29,8 +30,10 @@ def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | 
 
     Raises:
         MissingExtraError: Transformers is not installed.
+        SelectionError: There is no such device.
         CheckpointError: Transformers cannot load it as a causal language model.
     """
+    check_device(device)
     with require_extra("transformers", "loading a language model needs Transformers"):
         from transformers import AutoModelForCausalLM
     try:

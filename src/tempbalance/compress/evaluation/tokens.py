@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tempbalance.errors import TokensError, require_extra
+from tempbalance.errors import MissingExtraError, TokensError, require_extra
 
 __all__ = ["Calibration", "Documents", "batches", "draw_calibration", "load_tokens", "read_documents"]
 
@@ -55,16 +54,23 @@ def load_tokens(path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
             documents = _tokenized(_texts(path, suffix), path, tokenizer)
         else:
             raise TokensError(f"{path}: the suffix must be .npz, .npy, .txt, .json or .jsonl")
-    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        arrays = [np.asarray(document) for document in documents]
+    except Exception as error:  # a damaged archive raises many types
+        if isinstance(error, (TokensError, MissingExtraError)):
+            raise
         raise TokensError(f"cannot read tokens from {path}: {error}") from error
-    result = [torch.from_numpy(np.asarray(document).astype(np.int64)) for document in documents]
+    if any(array.size and array.dtype.kind not in "iu" for array in arrays):
+        raise TokensError(f"{path}: expected integers as token ids, in one-dimensional documents")
+    result = [torch.from_numpy(array.astype(np.int64)) for array in arrays]
     if any(document.ndim != 1 for document in result) or not any(len(document) for document in result):
         raise TokensError(f"{path}: expected one-dimensional documents of token ids with at least one token")
+    if min(int(document.min()) for document in result if len(document)) < 0:
+        raise TokensError(f"{path}: a token id is negative")
     return [document for document in result if len(document)]
 
 
 def _from_npz(path: Path) -> list[Any]:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
         tokens = file["tokens"]
         return [tokens] if "offsets" not in file else np.split(tokens, file["offsets"][1:-1])
 
