@@ -85,6 +85,16 @@ def test_a_balanced_state_may_be_loaded_before_the_balancer_is_built(net):
     assert_same_bits(net.state_dict(), other.state_dict())
 
 
+def test_a_state_of_other_units_in_the_groups_is_refused_when_the_balancer_is_built(net):
+    optimizer, _ = balanced(net)
+    fresh = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    fresh.load_state_dict(optimizer.state_dict())
+    before = dict(vars(fresh))
+    with pytest.raises(BalanceError, match="saved with other units, such as 'stem'"):
+        tb.Balancer(fresh, net, dataclasses.replace(RECIPE, unit="block"))
+    assert vars(fresh) == before
+
+
 def test_a_failed_load_changes_nothing(net):
     optimizer, balancer = balanced(net)
     train(net, optimizer, steps=3)

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -343,3 +344,46 @@ def test_a_model_may_be_converted_after_the_balancer_was_built(net, convert, kin
         optimizer.zero_grad()
     assert len(balancer.history) == 5
     assert balancer.history[2].measured == 6  # of 8: all that have a fit, because the old copies have another dtype
+
+
+class TestRemovedInsideAStep:
+    def check(self, net: Net, optimizer: torch.optim.Optimizer, balancer: tb.Balancer, given: list[Any]) -> None:
+        assert all(ours is theirs for ours, theirs in zip(optimizer.param_groups, given, strict=True))
+        assert "tempbalance" not in optimizer.state_dict()["param_groups"][0]
+        steps = len(balancer.history)
+        train(net, optimizer, steps=6, start=2)
+        assert len(balancer.history) == steps
+
+    def test_a_closure_may_remove_the_balancer(self, net):
+        optimizer = two_groups(net, OPTIMIZERS["SGD"])
+        given = list(optimizer.param_groups)
+        balancer = tb.Balancer(optimizer, net, RECIPE)
+        optimizer.step(balancer.remove)
+        self.check(net, optimizer, balancer, given)
+
+    def test_a_function_that_is_called_at_a_refresh_may_remove_the_balancer(self, net):
+        optimizer = two_groups(net, OPTIMIZERS["SGD"])
+        given, holder = list(optimizer.param_groups), []
+        holder.append(tb.Balancer(optimizer, net, RECIPE, on_refresh=[lambda _: holder[0].remove()]))
+        optimizer.step()
+        self.check(net, optimizer, holder[0], given)
+
+
+def test_options_that_the_optimizer_removes_and_arrays_among_the_options_are_followed(net):
+    class Odd(torch.optim.SGD):
+        """Removes an option in its second step, and has an array for another."""
+
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                if group.pop("once", None) is None:
+                    group["array"] = np.arange(3)
+
+    optimizer = Odd(net.parameters(), lr=0.1)
+    optimizer.param_groups[0].update(once=1, array=np.zeros(3))
+    tb.Balancer(optimizer, net, RECIPE)
+    optimizer.step()
+    assert "once" not in optimizer.param_groups[0]
+    optimizer.step()
+    assert optimizer.param_groups[0]["array"].tolist() == [0, 1, 2]
+    optimizer.step()
+    optimizer.state_dict()

@@ -158,7 +158,7 @@ class TestBadInput:
         "bad", [{"target": "momentum"}, {"unit": "neuron"}, {"norms": "all"}, {"start": -1}, {"tolerance": -0.1}]
     )
     def test_recipe_options_out_of_range_are_refused(self, recipe, bad):
-        with pytest.raises(ValueError, match=r"must be one of|negative"):
+        with pytest.raises(ValueError, match=r"must be one of|at least 0|0 or more"):
             dataclasses.replace(recipe, **bad)
 
     @pytest.mark.parametrize("kinds", ["linear", ("linear", "spectral")])

@@ -6,6 +6,7 @@ inside a step are they split by unit and multiplied. The state of the balancer i
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -118,14 +119,14 @@ class Balancer:
         self._nested = 0
         parameters = parameter_names(model)
         parts = [[parameters[name] for name in group] for group in ready.plan.depth_groups if recipe.unfreeze]
-        self._unfreezing = Unfreezing(model, parts, ready.schedule.unfreezing)
         self._groups = SplitGroups(self.optimizer, recipe.keys)
         self._refresher = Refresher(
-            ready, self._groups, self._unfreezing.parameters, delay=delay, on_refresh=on_refresh
+            ready, self._groups, list(itertools.chain(*parts)), delay=delay, on_refresh=on_refresh
         )
         self._multipliers = self._refresher.multipliers
         self._saved = SavedState(ready, self._multipliers, self._groups)
-        self._saved.adopt()
+        self._saved.adopt()  # the last that may raise: model and optimizer are unchanged until here
+        self._unfreezing = Unfreezing(model, parts, ready.schedule.unfreezing)
         self._guard = StepGuard(self.optimizer, self._end_step)
         # The optimizer refers to its hooks, and they to the balancer. Hooks are not compiled by torch.compile.
         before, after = (torch.compiler.disable(hook) for hook in (self._before, self._after))  # type: ignore[no-untyped-call]
@@ -188,6 +189,7 @@ class Balancer:
             raise BalanceError(
                 "this balancer was removed from its optimizer, or is a copy: build a new Balancer to measure again"
             )
+        self._saved.adopt()
         refresh = self._refresher.refresh()
         self._multipliers.settle()
         return refresh
@@ -223,6 +225,8 @@ class Balancer:
             self._running = "idle"
             return None
         self._refresher.before_step()
+        if not self._handles:  # a function of the user has removed the balancer
+            return None
         self._running = "step"
         self._groups.enter(self._multipliers.current())
         return self._with_closure(args, kwargs)
@@ -233,7 +237,7 @@ class Balancer:
             return
         running = self._running
         self._end_step()
-        if not running:  # an overridden step that called the step of its base class without the guard
+        if not running or not self._handles:  # the step of a base class without the guard; or the balancer is removed
             return
         self._refresher.snapshot.store()
         self._refresher.initial.store()
@@ -261,7 +265,8 @@ class Balancer:
             """Call the closure of the user with the user's groups; if it raises, they stay."""
             self._groups.leave()
             result = closure()
-            self._groups.enter(self._multipliers.current())
+            if self._handles:  # else the closure has removed the balancer
+                self._groups.enter(self._multipliers.current())
             return result
 
         return outside

@@ -45,7 +45,7 @@ class Refresher:
         self,
         ready: Preparation,
         groups: SplitGroups,
-        frozen: Callable[[], list[Tensor]],
+        unfrozen_later: list[Tensor],
         *,
         delay: int,
         on_refresh: Iterable[Callable[[Refresh], object]],
@@ -55,7 +55,7 @@ class Refresher:
         Args:
             ready: What was planned.
             groups: The groups, which get the units of the plan.
-            frozen: Function that returns the parameters that gradual unfreezing may have frozen.
+            unfrozen_later: The parameters that gradual unfreezing freezes for a while; they count as trained.
             delay: Optimizer steps from a measurement to its effect.
             on_refresh: Functions called with each refresh.
         """
@@ -70,7 +70,7 @@ class Refresher:
         self._measurer = Measurer(ready.recipe, self.tracker, self.initial, ready.ranks)
         self._model, self._recipe, self._ranks, self._levels, *_ = ready
         self._groups = groups
-        self._frozen = frozen
+        self._unfrozen_later = unfrozen_later
         self._delay = delay
         self._on_refresh = tuple(on_refresh)
         self._pending: AsyncMeasurement[Measurement] | None = None
@@ -123,9 +123,8 @@ class Refresher:
         if self._trained() == self._planned_for:
             return
         before = set(self.multipliers.plan.measured)
-        frozen_by_us = self._frozen()
         try:
-            self.multipliers.plan = plan_trained(self._model, self._recipe, self._levels, frozen_by_us)
+            self.multipliers.plan = plan_trained(self._model, self._recipe, self._levels, self._unfrozen_later)
         except BalanceError:  # nothing is trained for a while
             return
         self._set_plan()

@@ -77,14 +77,20 @@ class SavedState:
 
         Returns:
             Whether there was one.
+
+        Raises:
+            BalanceError: It is damaged, or was saved with another model, other groups or units; it stays in the groups.
         """
-        if not any(KEY in group for level in self._levels for group in level.param_groups):
+        found = [(level, text) for level in self._levels for text in texts_in(level.param_groups)]
+        if not found:
             return False
-        state = BalanceState.from_json(texts_in(g for level in self._levels for g in level.param_groups)[0])
+        level, text = found[0]
+        state = BalanceState.from_json(text)
+        self._check(state, level)
+        self._set(state)
         for level in self._levels:
             for group in level.param_groups:
                 group.pop(KEY, None)
-        self._set(state)
         return True
 
     def put_into_groups(self) -> None:

@@ -75,16 +75,20 @@ class SplitGroups:
             group.push()
             group.scale(multipliers)
         self._list = groups
+        self.inside = True  # before the next line: if that is interrupted, ``leave`` puts the groups back
         groups[:] = self._parts  # in place: a wrapper may share the list
-        self.inside = True
 
     def leave(self) -> None:
-        """Put the user's groups back, with what the optimizer has changed in their parts."""
+        """Put the user's groups back, with what the optimizer has changed in their parts.
+
+        If it is interrupted, another call does the rest.
+        """
         if not self.inside:
             return
+        if self._list and self._list[0] is self._parts[0]:
+            added = self._list[len(self._parts) :]  # by the optimizer, during the step
+            self._list[:] = [*(group.options for group in self._groups), *added]
         self.inside = False
-        added = self._list[len(self._parts) :]  # by the optimizer, during the step
-        self._list[:] = [*(group.options for group in self._groups), *added]
         for group in self._groups:
             group.pull()
 
@@ -144,6 +148,13 @@ class _Part:
         self.given: dict[str, Any] = {}
         self.versions: dict[str, int] = {}
         self.multiplier = 1.0
+
+    def is_unchanged(self) -> bool:
+        """Return whether the optimizer has changed no option; quick, and almost always true without tensors."""
+        try:
+            return not self.versions and self.group == self.given
+        except (RuntimeError, ValueError):  # arrays have no single truth value
+            return False
 
     def changes(self) -> dict[str, Any]:
         """Return the options that the optimizer has changed or added in the step."""
@@ -240,9 +251,11 @@ class _Group:
     def pull(self) -> None:
         """Copy the options that the optimizer has changed in a part to the group; the first part counts."""
         changed: dict[str, Any] = {}
+        removed: set[str] = set()
         for part in self.parts:
-            if not part.versions and part.group == part.given:  # almost always, and quick
+            if part.is_unchanged():
                 continue
+            removed |= part.given.keys() - part.group.keys()
             for key, value in part.changes().items():
                 if key in self._keys and part.multiplier:
                     changed.setdefault(key, value if part.multiplier == 1.0 else value / part.multiplier)
@@ -251,7 +264,9 @@ class _Group:
                 self._scaled = ()
         for key, value in changed.items():
             _set(self.options, key, value)
-        if changed:
+        for key in removed:
+            self.options.pop(key, None)
+        if changed or removed:
             self.seen = _options(self.options)
             self._versions = _versions(self.seen)
 
@@ -271,9 +286,14 @@ def _versions(options: Mapping[str, Any]) -> dict[str, int]:
 
 def _differ(a: Any, b: Any) -> bool:
     """Return whether two options differ; tensors differ if they are different objects."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return a is not b
-    return a is not b and (type(a) is not type(b) or bool(a != b))
+    if a is b:
+        return False
+    if isinstance(a, Tensor) or type(a) is not type(b):
+        return True
+    try:
+        return bool(a != b)
+    except (RuntimeError, ValueError):  # arrays have no single truth value
+        return True
 
 
 def _cloned(value: Any) -> Any:

@@ -37,12 +37,17 @@ class StepGuard:
         @functools.wraps(step)
         def guarded(optimizer: Optimizer, /, *args: Any, **kwargs: Any) -> Any:
             """Make a step, and call the function."""
-            self.active = True
             try:
-                return step(optimizer, *args, **kwargs) if own is None else step(*args, **kwargs)
-            finally:
+                self.active = True
+                try:
+                    return step(optimizer, *args, **kwargs) if own is None else step(*args, **kwargs)
+                finally:
+                    self.active = False
+                    at_end()
+            except BaseException:  # perhaps an interrupt in the lines above
                 self.active = False
                 at_end()
+                raise
 
         self._guarded = types.MethodType(guarded, optimizer)  # schedulers need a method
         vars(optimizer)["step"] = self._guarded

@@ -49,10 +49,6 @@ class Unfreezing:
     def _interval(self) -> int:
         return self._given if isinstance(self._given, int) else self._given()
 
-    def parameters(self) -> list[Tensor]:
-        """Return the parameters of all parts, frozen or not."""
-        return [parameter for part in self._parts for parameter in part]
-
     def _start(self) -> None:
         self._stop_waiting()
         self.at(self._step)
