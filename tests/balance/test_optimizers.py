@@ -332,6 +332,37 @@ class Several:
         return [group for part in self.parts for group in part.param_groups]
 
 
+class OnePerParameter(Optimizer):
+    """Keeps an optimizer per parameter in a dict, like the one of torchao that offloads states to the CPU."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in net.parameters()}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for each in self.optimizers.values() for group in each.param_groups]
+
+
+class NewList(torch.optim.SGD):
+    """Has its groups elsewhere."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return list(self.groups)
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.groups = groups
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        self.groups.append({**group, "lr": 0.1})
+
+
+class InBackward(torch.optim.SGD):
+    def fused_backward(self, loss: torch.Tensor, lr: float) -> None:
+        """Do nothing."""
+
+
 class KeepsSome(torch.optim.SGD):
     """Takes the steps of some parameters by another optimizer."""
 
@@ -355,9 +386,16 @@ REFUSED: dict[str, tuple[Callable[[Net], Any], str]] = {
     "flat": (lambda net: FlatGroups(net.parameters()), r"FlatGroups keeps hess of all parameters of a group in one"),
     "several": (
         lambda net: Several(two_groups(net)),
-        r"Several leaves some .* to SGD and SGD: build a Balancer for each",
+        r"Several leaves some .* to SGD: build a Balancer for each",
     ),
     "some": (lambda net: KeepsSome(two_groups(net)), r"KeepsSome leaves some of its parameters to Adam: build a Bal"),
+    "one each": (OnePerParameter, r"OnePerParameter leaves some of its parameters to SGD"),
+    "new list": (lambda net: NewList(list(net.parameters()), lr=0.1), r"NewList makes a new list of its groups"),
+    "LOMO": (lambda net: InBackward(net.parameters(), lr=0.1), r"InBackward updates parameters during backward\(\)"),
+    "gradient release": (
+        lambda net: torch.optim.SGD(net.parameters(), lr=0.1),
+        r"SGD updates parameters during backward\(\), not in step",
+    ),
     "dummies": (DummyParameters, r"no parameter of this model"),
     "relative step": (
         lambda net: transformers.optimization.Adafactor(net.parameters(), lr=None, relative_step=True),
@@ -385,6 +423,8 @@ def frozen(optimizer: Any) -> Any:
 def test_a_refused_optimizer_is_as_it_was(net, kind):
     build, message = REFUSED[kind]
     optimizer = build(net)
+    if kind == "gradient release":
+        optimizer.defaults["gradient_release"] = True  # of optimi
     before = frozen(optimizer)
     with pytest.raises(BalanceError, match=message):
         tb.Balancer(optimizer, net, RECIPE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -63,7 +63,7 @@ def _inside(optimizer: Any) -> Iterator[Any]:
     seen = [optimizer]
     while found := [each for each in _kept_by(seen[-1]) if all(each is not one for one in seen)]:
         if len(found) > 1 or not _steps_for(found[0], seen[-1]):
-            names = " and ".join(type(each).__name__ for each in found)
+            names = " and ".join(sorted({type(each).__name__ for each in found}))
             raise BalanceError(
                 f"{type(seen[-1]).__name__} leaves some of its parameters to {names}: build a Balancer for each "
                 "optimizer that takes steps"
@@ -73,14 +73,18 @@ def _inside(optimizer: Any) -> Iterator[Any]:
 
 
 def _kept_by(optimizer: Any) -> list[Any]:
-    """Return the optimizers in attributes of an optimizer, and in lists there, that train parameters of its own."""
+    """Return the optimizers in attributes, and in lists and values of dicts there, that train parameters of its own."""
     own = {id(p) for p in _parameters(optimizer)}
-    values = itertools.chain.from_iterable(
-        value if isinstance(value, (list, tuple)) else [value] for value in getattr(optimizer, "__dict__", {}).values()
-    )
+    values = itertools.chain.from_iterable(map(_each, getattr(optimizer, "__dict__", {}).values()))
     kept = {id(each): each for each in values if isinstance(each, Optimizer) or is_of(each, "deepspeed")}
     theirs = ((each, {id(p) for p in _parameters(each)}) for each in kept.values())
     return [each for each, parameters in theirs if not own or not parameters or own & parameters]
+
+
+def _each(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _steps_for(inner: Any, outer: Any) -> bool:
@@ -115,6 +119,12 @@ def check_optimizer(levels: list[Optimizer], recipe: Recipe) -> None:
     classes = [cls.__name__ for cls in type(optimizer).__mro__]
     if any("LBFGS" in name for name in classes):
         raise BalanceError(f"{kind} takes all parameters in one group, so units cannot have different learning rates")
+    if hasattr(optimizer, "fused_backward") or getattr(optimizer, "defaults", {}).get(
+        "gradient_release"
+    ):  # LOMO; optimi
+        raise BalanceError(f"{kind} updates parameters during backward(), not in step(): use one that does not")
+    if optimizer.param_groups is not optimizer.param_groups:
+        raise BalanceError(f"{kind} makes a new list of its groups at each access, so they cannot be split in a step")
     one_rate = any(name.startswith(_ONE_RATE) for name in classes)
     if "lr" in recipe.keys and (one_rate or any(_FIRST_GUESS in group for group in optimizer.param_groups)):
         raise BalanceError(
