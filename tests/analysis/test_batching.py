@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import tempbalance as tb
 from tempbalance.analysis.batching import BatchLimits, fit_model_weights, should_parallelize
-from tempbalance.errors import NonFiniteError
+from tempbalance.errors import NonFiniteError, WeightError
 from tempbalance.layers import find_weights
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -186,3 +186,25 @@ print(1024 * (kilobytes("VmHWM") - before))
         done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
         gram, weight, rows = 8 * side**2, 4 * side**2, 8 * 512 * side
         assert int(done.stdout) < 1.35 * 2 * (2 * gram + weight + rows)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+def test_one_weight_that_no_library_can_compute_is_skipped_and_the_others_are_not():
+    good = torch.randn(64, 48)
+    freed = good.clone()
+    freed.untyped_storage().resize_(0)
+    bad = {
+        "sparse": good.to_sparse(),
+        "csr": good.to_sparse_csr(),
+        "mkldnn": good.to_mkldnn(),
+        "denormal": good.double() * 1e-315,
+        "freed": freed,
+    }
+    alone = tb.analyze({"good": good})
+    for name, weight in bad.items():
+        analysis = tb.analyze({"bad": weight, "good": good})
+        assert repr(analysis.layers) == repr(alone.layers), name
+        assert [row.name for row in analysis.skipped] == ["bad"]
+        assert analysis.skipped[0].reason
+        with pytest.raises(WeightError, match="bad: "):
+            tb.analyze({"bad": weight, "good": good}, strict=True)

@@ -7,6 +7,7 @@ wait for each other. Therefore weights are computed in parallel, each in one thr
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from tempbalance.analysis.distributed import assign_ranks
 from tempbalance.analysis.streaming import streamed
-from tempbalance.errors import TempBalanceError, WindowError
+from tempbalance.errors import TempBalanceError, WeightError, WindowError
 from tempbalance.layers import Weight
 from tempbalance.spectra.matrices import as_matrices, matrix_shape
 from tempbalance.spectra.windows import Windows
@@ -28,6 +29,8 @@ from tempbalance.weight_fit import WeightFit, batch_key, fit_weights
 __all__ = ["BatchLimits", "Fitted", "cost", "fit_model_weights", "should_parallelize", "weights_of_rank"]
 
 Fitted: TypeAlias = tuple[Weight, WeightFit | TempBalanceError]
+
+_logger = logging.getLogger("tempbalance")
 
 _BATCHES_PER_THREAD = 4  # at least, where there are enough weights
 _WEIGHTS_PER_THREAD = 2  # least total cost per thread over the largest cost: threads end at about the same time
@@ -185,10 +188,12 @@ class _BatchFitter:
                 found = fit_weights(
                     tensors, layouts, estimator=self.estimator, windows=self.windows, device=self.device
                 )
-        except TempBalanceError as error:
+        except (MemoryError, torch.OutOfMemoryError):  # the machine is too small, the weight is not bad
+            raise
+        except Exception as error:
             if len(batch) > 1:  # find the one that failed
                 return [fitted for weight in batch for fitted in self.fit([weight])]
-            return [(batch[0], error)]
+            return [(batch[0], _typed(error))]
         return list(zip(batch, found, strict=True))
 
     def _key(self, weight: Weight) -> object:
@@ -200,3 +205,14 @@ class _BatchFitter:
     def _takes_turns(self, tensor: Tensor) -> bool:
         """Return whether a batch is computed alone, as an accelerator does not compute large matrices in parallel."""
         return tensor.device.type != "cpu" and tensor.numel() > self.limits.small
+
+
+def _typed(error: Exception) -> TempBalanceError:
+    """Return an error, of whatever library, as the reason to skip a weight: one bad layer never ends an analysis."""
+    if isinstance(error, TempBalanceError):
+        return error
+    _logger.debug("a weight cannot be analysed", exc_info=error)
+    reason = str(error).strip().partition("\n")[0]
+    found = WeightError(f"it cannot be analysed: {type(error).__name__}: {reason}")
+    found.__cause__ = error
+    return found
