@@ -188,7 +188,7 @@ class _BatchFitter:
                 found = fit_weights(
                     tensors, layouts, estimator=self.estimator, windows=self.windows, device=self.device
                 )
-        except (MemoryError, torch.OutOfMemoryError):  # the machine is too small, the weight is not bad
+        except (MemoryError, torch.cuda.OutOfMemoryError):  # the machine is too small, the weight is not bad
             raise
         except Exception as error:
             if len(batch) > 1:  # find the one that failed
