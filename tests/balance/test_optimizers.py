@@ -285,6 +285,23 @@ class TestWrappers:
         assert [group["lr"] for group in optimizer.param_groups] == before
 
 
+@pytest.mark.parametrize("kind", [*WRAPPERS, *BUILT])
+def test_a_removed_balancer_leaves_the_optimizer_as_it_was(net, kind):
+    optimizer = (WRAPPERS | BUILT)[kind](two_groups(net))
+    before = frozen(optimizer)
+    tb.Balancer(optimizer, net, RECIPE).remove()
+    assert frozen(optimizer) == before
+
+
+def test_a_constructor_that_raises_leaves_the_model_as_it_was(net):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = frozen(optimizer)
+    with pytest.raises(TypeError, match="not iterable"):
+        tb.Balancer(optimizer, net, tb.recipes.gradual_unfreezing(), steps_per_epoch=3, on_refresh=print)
+    assert frozen(optimizer) == before
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
 class NeverHooked(Optimizer):
     """Has step hooks that its steps never call."""
 

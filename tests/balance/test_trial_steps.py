@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import threading
 from typing import Any
@@ -110,6 +111,21 @@ class Warns(Plain):
         return super().move(group, p)
 
 
+class RandomByGroup(Plain):
+    def scale(self, group):
+        return 1.0 + torch.rand(())
+
+
+class RandomByParameter(Plain):
+    def move(self, group, p):
+        return super().move(group, p) + 0.01 * torch.randn_like(p)
+
+
+class Explodes(Plain):
+    def scale(self, group):
+        return math.inf
+
+
 class CannotBeCopied(Ignores):
     def __init__(self, params: Any) -> None:
         super().__init__(params)
@@ -127,6 +143,7 @@ class Late(Ignores):
 BAD = {
     Ignores: "Ignores ignores the lr of its groups: use another optimizer",
     NormOfGroup: "NormOfGroup makes other steps if its parameter groups are split",
+    RandomByGroup: "RandomByGroup makes other steps if its parameter groups are split",
     ListByGroup: "ListByGroup makes other steps if its parameter groups are split",
     IndexByGroup: "IndexByGroup fails with several parameter groups: list index out of range",
     OneValue: "OneValue fails with different values of lr: only one lr is supported",
@@ -145,7 +162,9 @@ def test_an_optimizer_that_cannot_be_split_is_refused_and_unchanged(net: Net, cl
     assert all(torch.equal(weights[name], value) for name, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("cls", [Plain, IgnoresDecay, NormOfAll, Warns, CannotBeCopied, Late])
+@pytest.mark.parametrize(
+    "cls", [Plain, IgnoresDecay, NormOfAll, Warns, RandomByParameter, Explodes, CannotBeCopied, Late]
+)
 def test_other_optimizers_are_accepted(net: Net, cls):
     tb.Balancer(cls(net.parameters()), net, RECIPE)
 

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import copy
 import io
+import math
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -62,17 +63,16 @@ def check_by_steps(optimizer: Optimizer, keys: Sequence[str]) -> None:
     for closure in (False, True):
         with contextlib.suppress(Exception):
             whole = _steps(optimizer, closure=closure)
-            if any(_distance(p, start) for p, start in whole):
+            if 0 < sum(_distance(p, start) for p, start in whole) < math.inf:
                 break
     else:
         return
     parts = _attempt(f"{kind.__name__} fails with several parameter groups", optimizer, closure=closure)
-    for (parameter, start), (other, _) in zip(whole, parts, strict=True):
-        if not _distance(parameter, other) <= _DIFFERENT * _distance(parameter, start):
-            raise BalanceError(
-                f"{kind.__name__} makes other steps if its parameter groups are split, because it computes a value or "
-                "keeps a list by group: use another optimizer, such as AdamW"
-            )
+    if not _equal(whole, parts):
+        raise BalanceError(
+            f"{kind.__name__} makes other steps if its parameter groups are split, because it computes a value, keeps "
+            "a list or draws random numbers by group: use another optimizer, such as AdamW"
+        )
     for key in keys:
         what = f"{kind.__name__} fails with different values of {key}"
         changed = _attempt(what, optimizer, closure=closure, key=key)
@@ -81,6 +81,12 @@ def check_by_steps(optimizer: Optimizer, keys: Sequence[str]) -> None:
                 f"{kind.__name__} ignores the {key} of its groups: use another optimizer, such as AdamW, or another "
                 "target of the recipe"
             )
+
+
+def _equal(a: _Moved, b: _Moved) -> bool:
+    """Return whether all parameters are equal, except for the order in which numbers are summed."""
+    pairs = zip(a, b, strict=True)
+    return all(_distance(p, other) <= _DIFFERENT * _distance(p, start) for (p, start), (other, _) in pairs)
 
 
 def _attempt(what: str, optimizer: Optimizer, **how: Any) -> _Moved:
@@ -95,7 +101,7 @@ def _steps(optimizer: Optimizer, *, closure: bool, split: bool = False, key: str
     """Return the parameters of a small copy after and before a few steps; half of the parts have another ``key``."""
     twin, parameters = _small_copy(optimizer)
     if split:
-        twin.param_groups[:] = [{**g, "params": [p]} for g in twin.param_groups for p in g["params"]]
+        twin.param_groups[:] = [_part(group, p) for group in twin.param_groups for p in group["params"]]
     for i, part in enumerate(twin.param_groups):
         for name in _VALUES.keys() & part.keys():
             value = _VALUES[name][name == key and i % 2 == 0]
@@ -116,6 +122,11 @@ def _steps(optimizer: Optimizer, *, closure: bool, split: bool = False, key: str
             evaluate()
             step(twin, *([evaluate] if closure else []))
     return list(zip(parameters, before, strict=True))
+
+
+def _part(group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+    options = {key: value for key, value in group.items() if key != "params"}
+    return {**copy.deepcopy(options), "params": [parameter]}
 
 
 def _small_copy(optimizer: Optimizer) -> tuple[Any, list[Tensor]]:
@@ -147,7 +158,7 @@ def _small(parameter: Tensor, seed: int) -> Tensor:
 
 @contextlib.contextmanager
 def _unnoticed(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Silence prints and warnings, and put the random states of torch, NumPy and Python back, which start fixed."""
+    """Silence prints and warnings; start the random states of torch, NumPy and Python, and put the old ones back."""
     devices = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
