@@ -94,7 +94,7 @@ class SplitGroups:
 
     def own_options(self) -> dict[str, dict[str, Any]]:
         """Return the options in which a part differs from its group, by the name of the part's first parameter."""
-        named = {key: part.own(group.seen, self._keys) for key, group, part in self._keyed_parts()}
+        named = {key: part.own(group.seen, self._keys) for key, group, part in self._keyed_parts(self._groups)}
         return {**self._loaded, **{name: own for name, own in named.items() if own}}
 
     def _is_current(self, groups: Sequence[dict[str, Any]]) -> bool:
@@ -107,13 +107,13 @@ class SplitGroups:
     def _build(self, groups: Sequence[dict[str, Any]]) -> None:
         own = self.own_options()
         before = {id(group.options): group.seen for group in self._groups}
-        self._loaded = {}
-        self._groups = [
-            _Group(options, self._members(options), self._keys, before.get(id(options))) for options in groups
-        ]
-        for key, group, part in self._keyed_parts():
+        new = [_Group(options, self._members(options), self._keys, before.get(id(options))) for options in groups]
+        for key, group, part in self._keyed_parts(new):
             part.group.update(_like(group.seen, own.get(key, {})))
-        self._parts = [part.group for group in self._groups for part in group.parts]
+        # Last, and the one that tells that it is done at the end: an interrupt before leads to another build.
+        self._parts = [part.group for group in new for part in group.parts]
+        self._groups = new
+        self._loaded = {}
 
     def _members(self, options: Mapping[str, Any]) -> dict[str, list[int]]:
         """Return the places of the parameters of each unit in a group."""
@@ -122,9 +122,9 @@ class SplitGroups:
             members.setdefault(self._unit_of.get(id(parameter), ""), []).append(place)
         return members or {"": []}
 
-    def _keyed_parts(self) -> Iterator[tuple[str, _Group, _Part]]:
+    def _keyed_parts(self, groups: Sequence[_Group]) -> Iterator[tuple[str, _Group, _Part]]:
         """Yield every part with its key in a saved state: the name of its first parameter."""
-        for i, group in enumerate(self._groups):
+        for i, group in enumerate(groups):
             for part in group.parts:
                 first = part.group["params"][0] if part.group["params"] else None
                 yield self._name_of.get(id(first), f"of no model, in group {i}"), group, part
@@ -238,8 +238,7 @@ class _Group:
             group = part.group
             for key, value in zip(self._keys, values, strict=True):
                 if isinstance(value, Tensor):  # in place: a compiled or captured step reads this tensor
-                    with torch.no_grad():
-                        group[key].copy_(value).mul_(multiplier)
+                    group[key].copy_(value.detach()).mul_(multiplier)
                 else:
                     group[key] = value if multiplier == 1.0 else value * multiplier
                     part.given[key] = group[key]
@@ -304,8 +303,7 @@ def _set(group: dict[str, Any], key: str, value: Any) -> None:
     """Set an option; a tensor is copied into the group's own tensor if that has the same layout."""
     own = group.get(key)
     if isinstance(value, Tensor) and isinstance(own, Tensor) and _layout(own) == _layout(value):
-        with torch.no_grad():
-            own.copy_(value)
+        own.detach().copy_(value.detach())
     else:
         group[key] = _cloned(value)
 
