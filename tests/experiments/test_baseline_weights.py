@@ -106,10 +106,10 @@ def test_lora_is_balanced_by_the_alphas_of_the_merged_weights(baselines, net):
         model(torch.ones(2, 70)).sum().backward()
         optimizer.step()
     refresh = balancer.refresh()
+    names = parameter_names(model)
     merged = baseline.finish(model, [])
     expected = [tb.Hill().fit(tb.weight_spectrum(merged[place].weight)).alpha for place in (0, 2)]
     assert [unit.alpha for unit in refresh.units[:2]] == pytest.approx(expected, rel=1e-4)
-    names = parameter_names(model)
     owners = {id(names[name]): unit.name for unit in refresh.units for name in unit.parameters}
     assert [owners[factor] for factor in factors] == [unit.name for unit in refresh.units[:2] for _ in "AB"]
 

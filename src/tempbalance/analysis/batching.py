@@ -26,11 +26,24 @@ from tempbalance.spectra.windows import Windows
 from tempbalance.tail import TailEstimator
 from tempbalance.weight_fit import WeightFit, batch_key, fit_weights
 
-__all__ = ["BatchLimits", "Fitted", "cost", "fit_model_weights", "should_parallelize", "weights_of_rank"]
+__all__ = [
+    "BatchLimits",
+    "Fitted",
+    "UnexpectedError",
+    "cost",
+    "fit_model_weights",
+    "should_parallelize",
+    "weights_of_rank",
+]
 
 Fitted: TypeAlias = tuple[Weight, WeightFit | TempBalanceError]
 
 _logger = logging.getLogger("tempbalance")
+
+
+class UnexpectedError(WeightError):
+    """A library, or an estimator of the user, raised its ``__cause__`` for a weight. An analysis skips the weight."""
+
 
 _BATCHES_PER_THREAD = 4  # at least, where there are enough weights
 _WEIGHTS_PER_THREAD = 2  # least total cost per thread over the largest cost: threads end at about the same time
@@ -213,6 +226,6 @@ def _typed(error: Exception) -> TempBalanceError:
         return error
     _logger.debug("a weight cannot be analysed", exc_info=error)
     reason = str(error).strip().partition("\n")[0]
-    found = WeightError(f"it cannot be analysed: {type(error).__name__}: {reason}")
+    found = UnexpectedError(f"it cannot be analysed: {type(error).__name__}: {reason}")
     found.__cause__ = error
     return found

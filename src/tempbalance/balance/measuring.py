@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from tempbalance.analysis.batching import cost, fit_model_weights, weights_of_rank
+from tempbalance.analysis.batching import UnexpectedError, cost, fit_model_weights, weights_of_rank
 from tempbalance.analysis.distributed import ProcessGroup, assign_ranks, defer_interrupt
 from tempbalance.balance.initial_weights import InitialWeights
 from tempbalance.balance.recipe import Recipe
@@ -129,7 +129,11 @@ class Measurer:
 
     def _fit(self, weights: Sequence[Weight]) -> list[_Fitted]:
         batches = fit_model_weights(weights, estimator=self._estimator, windows=self._recipe.windows)
-        return [(weight.name, fit) for batch in batches for weight, fit in batch]
+        found = [(weight.name, fit) for batch in batches for weight, fit in batch]
+        for _, fit in found:  # training must not go on with multipliers of half of the weights
+            if isinstance(fit, UnexpectedError) and fit.__cause__ is not None:
+                raise fit.__cause__
+        return found
 
     def _fit_sharded(self, weights: Sequence[Weight]) -> list[_Fitted]:
         """Gather one parameter per process; each process then fits its own; repeat for the next ones."""
