@@ -137,6 +137,7 @@ class _SavedAnalysis(msgspec.Struct):
     size: SavedSize | None = None
 
     def restored(self) -> Analysis:
+        """Return the analysis, after checks between fields."""
         layers = [restored_layer(layer) for layer in self.layers]
         if len({layer.name for layer in layers}) != len(layers):
             raise ValueError("two layers have the same name")

@@ -212,6 +212,7 @@ class _SavedLayer(msgspec.Struct):
     rank: Count | None = None
 
     def restored(self, quantity: Quantity) -> LayerAllocation:
+        """Return the layer, after checks between fields."""
         amount = "zeros" if quantity == "sparsity" else quantity
         found = {name: value for name in ("alpha", "stderr", amount) if (value := getattr(self, name)) is not None}
         layer = LayerAllocation(name=self.name, unit=self.unit, shape=self.shape, **found)
@@ -241,6 +242,7 @@ class _SavedAllocation(msgspec.Struct):
     size: SavedSize | None = None
 
     def restored(self) -> Allocation:
+        """Return the allocation, after checks between fields."""
         budgets: dict[Quantity, float] = {
             each: value for each in get_args(Quantity) if (value := getattr(self, each)) is not None
         }

@@ -118,6 +118,7 @@ def _limit(count: int) -> Iterator[None]:
     thread, left = threading.get_ident(), count
 
     def registered(*_: object) -> None:
+        """Count one module or parameter."""
         nonlocal left
         left -= threading.get_ident() == thread
         if left < 0:

@@ -137,6 +137,7 @@ def _limit(most: int) -> Iterator[None]:
     thread, left = threading.get_ident(), most
 
     def registered(_: nn.Module, __: str, tensor: Tensor | None) -> None:
+        """Count the entries of one parameter."""
         nonlocal left
         left -= 0 if tensor is None or threading.get_ident() != thread else tensor.numel()
         if left < 0:

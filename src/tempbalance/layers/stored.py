@@ -69,6 +69,7 @@ class StoredTensor:
         found: dict[str, None] = {}
 
         def record(name: str, box: Box) -> Tensor:
+            """Note a stored tensor, and return one without data."""
             found[name] = None
             return torch.empty([stop - start for start, stop in box], device="meta")
 
