@@ -130,7 +130,7 @@ class Measurer:
     def _fit(self, weights: Sequence[Weight]) -> list[_Fitted]:
         batches = fit_model_weights(weights, estimator=self._estimator, windows=self._recipe.windows)
         found = [(weight.name, fit) for batch in batches for weight, fit in batch]
-        for _, fit in found:  # training must not go on with multipliers of half of the weights
+        for _, fit in found:  # training must not continue with multipliers of half of the weights
             if isinstance(fit, UnexpectedError) and fit.__cause__ is not None:
                 raise fit.__cause__
         return found
