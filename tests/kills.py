@@ -28,7 +28,7 @@ from torch.optim import lr_scheduler
 import tempbalance as tb
 from balance.conftest import make_net, train
 from balance.optimizers import OPTIMIZERS
-from balance.test_resume import DELAY, RESUMED
+from balance.test_resume import DELAY, RESUMED, load_checkpoint, save_checkpoint
 from processes import exit_code
 
 STEPS = 20
@@ -52,12 +52,7 @@ def run(variant: Variant, folder: Path | None, kill: tuple[int, str] = (-1, ""))
     scheduler = SCHEDULERS[schedule](optimizer)
     tb.Balancer(optimizer, net, RESUMED[recipe], steps_per_epoch=3, delay=DELAY.get(recipe, 0))
     parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler}
-    start = 0
-    if folder is not None and (folder / "checkpoint").exists():
-        saved = torch.load(folder / "checkpoint", weights_only=True)
-        start = saved["step"]
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
+    start = load_checkpoint(parts, folder)
     steps = iter(range(start, STEPS))
 
     def die(moment: str, step: int) -> None:
@@ -66,10 +61,7 @@ def run(variant: Variant, folder: Path | None, kill: tuple[int, str] = (-1, ""))
 
     def at_step(step: int) -> None:
         die("after the step", step)
-        if folder is not None:
-            state = {name: part.state_dict() for name, part in parts.items()}
-            torch.save({**state, "step": step + 1}, folder / "new")
-            (folder / "new").replace(folder / "checkpoint")
+        save_checkpoint(parts, folder, step)
         die("after the checkpoint", step)
 
     optimizer.register_step_pre_hook(lambda *_: die("inside the step", next(steps)))

@@ -156,7 +156,7 @@ BUILT_IN = {"ValueError", "TypeError", "RuntimeError", "KeyError", "IndexError",
 # Raised and caught inside the package: reading of files and of the optional metadata of a model.
 CAUGHT_INSIDE = {
     *("_saved", "analysis.result", "analysis.resume", "analysis.rows", "compress.allocation", "balance.state"),
-    *("layers.meta_model", "layers.peft_model"),
+    *("layers.meta_model", "layers.peft_model", "layers.registration_limit"),
 }
 
 

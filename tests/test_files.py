@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,23 +103,23 @@ def other_places(tmp_path, kind):
     }
 
 
+def check_refused(write: Callable[[Path], object], folder: Path, kind: str) -> None:
+    for path, message in other_places(folder, kind).items():
+        before = names(folder)
+        with pytest.raises(OutputError, match=message):
+            write(folder / path)
+        assert names(folder) == before
+
+
 @pytest.mark.parametrize("write", [check_writable, lambda path: write_atomically(path, b"new")])
 def test_a_path_that_cannot_be_a_file_is_refused_and_untouched(tmp_path, write):
-    for path, message in other_places(tmp_path, "file").items():
-        before = names(tmp_path)
-        with pytest.raises(OutputError, match=message):
-            write(tmp_path / path)
-        assert names(tmp_path) == before
+    check_refused(write, tmp_path, "file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("write", [lambda path: check_replaceable(path, MARKER), write_folder])
 def test_a_path_that_cannot_be_a_folder_is_refused_and_untouched(tmp_path, write):
-    for path, message in other_places(tmp_path, "folder").items():
-        before = names(tmp_path)
-        with pytest.raises(OutputError, match=message):
-            write(tmp_path / path)
-        assert names(tmp_path) == before
+    check_refused(write, tmp_path, "folder")
     with pytest.raises(CheckpointError, match="is not an earlier output"):
         write(tmp_path / "folder")
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,24 @@ DELAY = {"asynchronous": 2}
 STEPS = 20
 
 
+def load_checkpoint(parts: dict[str, Any], folder: Path | None) -> int:
+    """Load the checkpoint in a folder, if there is one; return the steps that it has taken."""
+    if folder is None or not (folder / "checkpoint").exists():
+        return 0
+    saved = torch.load(folder / "checkpoint", weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return saved["step"]
+
+
+def save_checkpoint(parts: dict[str, Any], folder: Path | None, step: int) -> None:
+    """Save a checkpoint after a step, if there is a folder."""
+    if folder is not None:
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({**state, "step": step + 1}, folder / "new")
+        (folder / "new").replace(folder / "checkpoint")
+
+
 def run(recipe: str, folder: Path | None = None, kill: int = -1) -> dict[str, torch.Tensor]:
     """Train to the end, from the checkpoint in the folder if there is one; save after every step if there is."""
     net = make_net()
@@ -41,18 +60,10 @@ def run(recipe: str, folder: Path | None = None, kill: int = -1) -> dict[str, to
     tb.Balancer(optimizer, net, RESUMED[recipe], steps_per_epoch=3, delay=DELAY.get(recipe, 0))
     scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 30)
     parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler}
-    start = 0
-    if folder is not None and (folder / "checkpoint").exists():
-        saved = torch.load(folder / "checkpoint", weights_only=True)
-        start = saved["step"]
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
+    start = load_checkpoint(parts, folder)
 
     def at_step(step: int) -> None:
-        if folder is not None:
-            state = {name: part.state_dict() for name, part in parts.items()}
-            torch.save({**state, "step": step + 1}, folder / "new")
-            (folder / "new").replace(folder / "checkpoint")
+        save_checkpoint(parts, folder, step)
         if step == kill:
             os.kill(os.getpid(), signal.SIGKILL)
 

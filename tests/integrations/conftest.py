@@ -53,6 +53,19 @@ def applied(balancer: tb.Balancer, model: nn.Module, seen: list[dict[str, float]
     return balancer.optimizer.register_step_pre_hook(note)
 
 
+def trained_at_rates_of_units(trainer: Any, steps: int) -> list[tb.balance.Refresh]:
+    """Train a trainer that measures every 2 steps, check the rate of every unit, and return its refreshes."""
+    seen: list[dict[str, float]] = []
+    applied(trainer.balancer, trainer.model, seen)
+    trainer.train()
+    scheduled = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
+    refreshes = [refresh for refresh in trainer.balancer.history for _ in range(2)]
+    assert len(seen) == len(scheduled) == len(refreshes) == steps
+    for rates, rate, refresh in zip(seen, scheduled, refreshes, strict=True):
+        assert rates == {unit.name: rate * unit.multiplier for unit in refresh.units}
+    return trainer.balancer.history
+
+
 def states_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 

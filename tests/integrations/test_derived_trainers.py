@@ -11,7 +11,7 @@ import torch
 
 import tempbalance as tb
 
-from .conftest import NEUTRAL, applied, same, spread, states_of
+from .conftest import NEUTRAL, same, spread, states_of, trained_at_rates_of_units
 
 transformers = pytest.importorskip("transformers")
 
@@ -145,15 +145,8 @@ def test_neutral_multipliers_change_no_bit_and_others_do(make: Make, tmp_path, m
 @every_trainer
 def test_the_rate_of_each_block_is_multiplier_times_scheduled_rate(make: Make, tmp_path, make_recipe):
     trainer = make(tmp_path, make_recipe(unit="block"))
-    seen: list[dict[str, float]] = []
     optimizer = trainer.create_optimizer()
-    applied(trainer.balancer, trainer.model, seen)
-    trainer.train()
-    scheduled = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
-    refreshes = [refresh for refresh in trainer.balancer.history for _ in range(2)]
-    assert len(seen) == len(scheduled) == len(refreshes) == STEPS
-    for rates, rate, refresh in zip(seen, scheduled, refreshes, strict=True):
-        assert rates == {unit.name: rate * unit.multiplier for unit in refresh.units}
+    refreshes = trained_at_rates_of_units(trainer, STEPS)
     assert len(refreshes[0].units) == 3
     assert {unit.multiplier for unit in refreshes[0].units} >= {0.5, 1.5}
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]

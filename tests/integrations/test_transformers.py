@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 
 import tempbalance as tb
 
-from .conftest import NEUTRAL, applied, same, spread, states_of
+from .conftest import NEUTRAL, same, spread, states_of, trained_at_rates_of_units
 
 transformers = pytest.importorskip("transformers")
 
@@ -98,16 +98,9 @@ class TestTraining:
 
     def test_the_rate_is_multiplier_times_scheduled_rate(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(), weight_decay=0.1, warmup_steps=3, gradient_accumulation_steps=2)
-        seen: list[dict[str, float]] = []
         optimizer = trainer.create_optimizer()
-        applied(trainer.balancer, trainer.model, seen)
-        trainer.train()
-        scheduled = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
-        refreshes = [refresh for refresh in trainer.balancer.history for _ in range(2)]
-        assert len(seen) == len(scheduled) == len(refreshes) == 6  # 12 batches, 2 of them to a step
-        assert [refresh.step for refresh in trainer.balancer.history] == [0, 2, 4]
-        for rates, rate, refresh in zip(seen, scheduled, refreshes, strict=True):
-            assert rates == {unit.name: rate * unit.multiplier for unit in refresh.units}
+        refreshes = trained_at_rates_of_units(trainer, 6)  # 12 batches, 2 of them to a step
+        assert [refresh.step for refresh in refreshes] == [0, 2, 4]
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]  # the groups of the Trainer
 
     @pytest.mark.parametrize("tolerance", [0.0, 0.2])

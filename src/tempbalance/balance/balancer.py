@@ -7,7 +7,6 @@ inside a step are they split by unit and multiplied. The state of the balancer i
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -33,8 +32,6 @@ from tempbalance.metrics import imbalance
 from tempbalance.types import Skipped
 
 __all__ = ["Balancer"]
-
-_logger = logging.getLogger("tempbalance")
 
 
 class Balancer:

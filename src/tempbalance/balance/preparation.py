@@ -14,7 +14,6 @@ from tempbalance.balance.optimizers import check_optimizer, find_levels
 from tempbalance.balance.plan import Plan, make_plan
 from tempbalance.balance.recipe import Recipe
 from tempbalance.balance.schedule import Schedule
-from tempbalance.balance.state import BalanceState, texts_in
 from tempbalance.balance.trial_steps import check_by_steps
 from tempbalance.balance.unfreezing import check_unfreezing
 from tempbalance.balance.validation import Agreement, check_agreement, check_model
@@ -65,8 +64,6 @@ def prepare(
         plan = plan_trained(model, recipe, levels)
         if recipe.unfreeze is not None:
             check_unfreezing(model, ranks.size)
-        for text in texts_in(levels[-1].param_groups):  # of a state that was loaded before
-            BalanceState.from_json(text)
         prepared.append(Preparation(model, recipe, ranks, levels, plan, schedule))
         named = [[name or "" for name in names] for names in names_by_group(levels[0], model)]
         groups = [[(name, shapes.get(name, ())) for name in names] for names in named]

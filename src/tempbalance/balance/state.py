@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
+from tempbalance._saved import Count
 from tempbalance.errors import BalanceError
 from tempbalance.types import Status
 
@@ -24,7 +25,6 @@ KEY = "tempbalance"  # key of the text in the first group of a state dict
 _VERSION = 2
 _HAS_ALPHA = (Status.OK, Status.RANDOM)
 
-_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 _Positive: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 _Scalar: TypeAlias = float | int | bool | str | None
 
@@ -79,8 +79,8 @@ class UnitRecord:
     reason: str = ""
     multiplier: _Positive = 1.0
     previous: _Positive = 1.0
-    since: _Count | None = None
-    pending: tuple[_Positive, _Count] | None = None
+    since: Count | None = None
+    pending: tuple[_Positive, Count] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,7 +104,7 @@ class BalanceState:
     """
 
     version: int = _VERSION
-    steps: _Count = 0
+    steps: Count = 0
     units: dict[str, UnitRecord] = field(default_factory=dict)
     fits: dict[str, CachedFit] = field(default_factory=dict)
     groups: list[list[str | None]] = field(default_factory=list)

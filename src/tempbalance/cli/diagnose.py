@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Generator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +31,7 @@ from tempbalance.cli.failures import INTERRUPTED
 
 if TYPE_CHECKING:
     from tempbalance.analysis import Analysis
+    from tempbalance.analysis.distributed import WorkQueue
     from tempbalance.spectra import FARMS
     from tempbalance.tail import TailEstimator
 
@@ -93,53 +95,55 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     outputs = out or []
     partial = outputs[0].with_name(f"{outputs[0].name}.partial") if outputs else None
     processes = WorkQueue.launched()
-    try:
-        with contextlib.ExitStack() as stack:
-            resume = None
-            if processes.rank == 0:
-                check_outputs(outputs)
-                resume = stack.enter_context(ResumeFile(partial)) if partial else None
-            if device == "cuda" and processes.size > 1 and torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-            analysis = analyze(
-                source if revision is None else open_checkpoint(source, revision, key=key),
-                estimator=make_estimator(estimator),
-                windows=make_windows(farms, farms_rows),
-                select=Select(
-                    include=tuple(select or ("*",)),
-                    exclude=tuple(exclude or ()),
-                    embeddings=embeddings,
-                    split=split,
-                    lora=lora.value,
-                ),
-                device=device,
-                progress=not quiet,
-                strict=strict,
-                key=key if revision is None else None,
-                resume=resume,
-                processes=processes,
-            )
-            for path in outputs if processes.rank == 0 else []:
-                analysis.save(path)
-    except KeyboardInterrupt:
-        if processes.report_failure():
-            hint = (
-                f"; finished layers are in {printable(str(partial))}: run the same command again to resume"
-                if partial
-                else ""
-            )
-            typer.echo(f"interrupted{hint}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except Exception:
-        if processes.report_failure():
-            raise
-        raise typer.Exit(1) from None  # another process prints the error
+    with _failures_told(processes, partial), contextlib.ExitStack() as stack:
+        resume = None
+        if processes.rank == 0:
+            check_outputs(outputs)
+            resume = stack.enter_context(ResumeFile(partial)) if partial else None
+        if device == "cuda" and processes.size > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        analysis = analyze(
+            source if revision is None else open_checkpoint(source, revision, key=key),
+            estimator=make_estimator(estimator),
+            windows=make_windows(farms, farms_rows),
+            select=Select(
+                include=tuple(select or ("*",)),
+                exclude=tuple(exclude or ()),
+                embeddings=embeddings,
+                split=split,
+                lora=lora.value,
+            ),
+            device=device,
+            progress=not quiet,
+            strict=strict,
+            key=key if revision is None else None,
+            resume=resume,
+            processes=processes,
+        )
+        for path in outputs if processes.rank == 0 else []:
+            analysis.save(path)
     if processes.rank == 0 and not quiet:
         from tempbalance.report.analysis_terminal import print_analysis
 
         console = Console()
         print_analysis(console, analysis)
         print_saved(console, outputs)
+
+
+@contextlib.contextmanager
+def _failures_told(processes: WorkQueue, partial: Path | None) -> Generator[None]:
+    """Make the other processes raise after a failure; the first one that fails prints the error."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if processes.report_failure():
+            kept = f"; finished layers are in {printable(str(partial))}: run the same command again to resume"
+            typer.echo(f"interrupted{kept if partial else ''}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception:
+        if processes.report_failure():
+            raise
+        raise typer.Exit(1) from None  # another process prints the error
 
 
 @app.command("compare")

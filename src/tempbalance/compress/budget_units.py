@@ -12,12 +12,12 @@ from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation, LayerAllocation, Quantity
 from tempbalance.errors import AllocationError
 from tempbalance.metrics import mean_alpha
+from tempbalance.spectra.matrices import MATRIX_NDIM
 from tempbalance.types import LayerStats
 
 __all__ = ["MAX_POWER", "BudgetUnit", "find_units", "make_allocation", "relative_alphas", "values_of_layers"]
 
 MAX_POWER = 50  # of a relative alpha; larger ones change no decision and overflow
-_MATRIX_NDIM = 2
 _Number = TypeVar("_Number", int, float)
 
 
@@ -48,7 +48,7 @@ def find_units(
     # ``without``: names of rows that get no value.
     rows = [row for row in analysis.layers if row.name not in without]
     if kinds is not None:
-        rows = [row for row in rows if row.kind in kinds and len(row.shape) == _MATRIX_NDIM]
+        rows = [row for row in rows if row.kind in kinds and len(row.shape) == MATRIX_NDIM]
     inside = [row for row in rows if row.block is not None]
     if kinds is None and not inside and analysis.size and analysis.size.block_weights:
         raise AllocationError(f"no weight inside the blocks of {analysis.source} was analysed: see analysis.skipped")

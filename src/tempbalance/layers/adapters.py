@@ -68,7 +68,7 @@ def adapter_candidates(store: TensorStore, mode: str) -> list[Candidate]:
     settings, failure = store.adapter_config, None
     check_settings(settings or {})
     if settings is None:
-        found = [_skipped(c, _CHANGED.format("", _LIVE)) if _BASE in rest.get(c.name, "") else c for c in found]
+        found = [c.skipped(_CHANGED.format("", _LIVE)) if _BASE in rest.get(c.name, "") else c for c in found]
     elif settings.get("peft_type") in _PROMPTS:
         failure = "it adds learned inputs and changes no weight"
     elif rest:
@@ -208,7 +208,7 @@ class _ByFactors:
         method = (self.store.adapter_config or {}).get("peft_type")
         method = f" ({method})" if method else ""
         for base in self._changed_by(name):
-            self.found[base] = _skipped(self.found[base], _CHANGED.format(method, reason))
+            self.found[base] = self.found[base].skipped(_CHANGED.format(method, reason))
         info = self.store.tensors[name]
         if len(info.shape) > 1:
             read = functools.partial(self.store.load, name)
@@ -223,10 +223,6 @@ class _ByFactors:
             if module in self._bases:
                 return self._bases[module]
         return [name for names in self._bases.values() for name in names] if self.store.adapter_config else []
-
-
-def _skipped(candidate: Candidate, reason: str) -> Candidate:
-    return replace(candidate, role=replace(candidate.role, reason=candidate.role.reason or reason))
 
 
 def _as_candidate(layer: str, update: Update) -> Candidate:

@@ -94,7 +94,7 @@ def _by_architecture(store: TensorStore, model: nn.Module) -> list[Candidate] | 
         _logger.info("%s has few of the weights: layer types come from names and shapes", cls)
         return None
     if (store.config or {}).get("architectures"):
-        rest = [_with_reason(c, _OUTSIDE.format(cls)) for c in rest]
+        rest = [c.skipped(_OUTSIDE.format(cls)) for c in rest]
     return known + rest
 
 
@@ -109,11 +109,6 @@ def _stored(store: TensorStore, model: nn.Module, conversion: Conversion) -> _St
 
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _with_reason(candidate: Candidate, reason: str | None) -> Candidate:
-    """Return a candidate with a reason, unless it has one."""
-    return replace(candidate, role=replace(candidate.role, reason=candidate.role.reason or reason))
 
 
 def _size(candidates: list[Candidate]) -> int:
@@ -145,7 +140,7 @@ def _known(stored: _Stored) -> Iterator[Candidate]:
 def _missing(stored: _Stored, candidate: Candidate) -> Candidate:
     """Return the candidate of a parameter that is not on disk, or not in a form that can be read."""
     missing = stored.missing
-    return _with_reason(candidate, missing.get(candidate.name) or missing.get(_module(candidate.name)) or _MISSING)
+    return candidate.skipped(missing.get(candidate.name) or missing.get(_module(candidate.name)) or _MISSING)
 
 
 def _read(stored: _Stored, candidate: Candidate, node: Node, tied: list[Node]) -> Candidate:
@@ -154,7 +149,7 @@ def _read(stored: _Stored, candidate: Candidate, node: Node, tied: list[Node]) -
     if node.shape != candidate.shape and reason is None:
         reason = f"has shape {node.shape} on disk, but config.json says {candidate.shape}: correct config.json"
     reader = StoredTensor(stored.store, node, tied)
-    return replace(_with_reason(candidate, reason), shape=node.shape, dtype=reader.dtype, read=reader)
+    return replace(candidate.skipped(reason), shape=node.shape, dtype=reader.dtype, read=reader)
 
 
 def _equal(stored: _Stored, first: Node, other: Node) -> bool:
@@ -190,4 +185,4 @@ def _computed(stored: _Stored, candidate: Candidate) -> Candidate:
         weight = effective_weights(twin)[attribute].compute()
         return weight[index] if index else weight
 
-    return replace(_with_reason(candidate, stored.reason(*found.values())), read=read)
+    return replace(candidate.skipped(stored.reason(*found.values())), read=read)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tempbalance.layers.adapter_settings import by_pattern
 from tempbalance.layers.fused import Index
 from tempbalance.layers.names import TensorStore
+from tempbalance.spectra.matrices import MATRIX_NDIM
 
 __all__ = ["AdapterError", "Update", "factor_groups", "find_update", "lora_scale"]
 
@@ -36,7 +37,6 @@ _NO_SCALE = "factor whose scale is in adapter_config.json: analyse the adapter f
 _KERNEL_UNKNOWN = (
     "flattened update of a convolution, whose kernel size is not in the file: merge it and analyse the result"
 )
-_MATRIX_NDIM = 2
 _LYCORIS = frozenset({"hada_w1_b", "lokr_w1", "lokr_w1_b"})
 Compute = Callable[..., Tensor]
 
@@ -175,7 +175,7 @@ def find_update(
         shape = tuple(compute(*(torch.empty(info.shape, device="meta") for info in infos)).shape)
     except (RuntimeError, IndexError, ValueError) as error:
         raise AdapterError(f"factors that do not fit: {', '.join(str(info.shape) for info in infos)}") from error
-    if len(shape) == _MATRIX_NDIM and parts.keys() & _LYCORIS and _FLATTENED.search(layer):
+    if len(shape) == MATRIX_NDIM and parts.keys() & _LYCORIS and _FLATTENED.search(layer):
         raise AdapterError(_KERNEL_UNKNOWN)
     scale = _scale(store, layer, parts, settings)
     flip = "lora_A" in parts and bool((settings or {}).get("fan_in_fan_out"))

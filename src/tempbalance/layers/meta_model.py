@@ -6,13 +6,14 @@ import contextlib
 import logging
 import math
 import re
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from tempbalance.layers.registration_limit import registration_limit
 
 __all__ = ["build_on_meta"]
 
@@ -42,10 +43,13 @@ def build_on_meta(config: Mapping[str, Any], num_tensors: int) -> nn.Module | No
     except ImportError:
         _logger.info("without transformers, layer types come from names and shapes alone")
         return None
+    most = _MODULES * (num_tensors + _MODULES)
+    too_many = f"it has more than {most} modules and parameters, too many for its checkpoint"
+    limit = registration_limit(most, ("module", "parameter"), lambda _: 1, too_many)
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings(), _offline(), _limit(_MODULES * (num_tensors + _MODULES)), torch.device("meta"):
+        with warnings.catch_warnings(), _offline(), limit, torch.device("meta"):
             warnings.simplefilter("ignore")
             model = _build(_safe(config))
             with contextlib.suppress(AttributeError):
@@ -110,27 +114,3 @@ def _offline() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-@contextlib.contextmanager
-def _limit(count: int) -> Iterator[None]:
-    """Stop a model that gets more modules and parameters than its checkpoint can have."""
-    thread, left = threading.get_ident(), count
-
-    def registered(*_: object) -> None:
-        """Count one module or parameter."""
-        nonlocal left
-        left -= threading.get_ident() == thread
-        if left < 0:
-            raise ValueError(f"it has more than {count} modules and parameters, too many for its checkpoint")
-
-    hooks = nn.modules.module
-    handles = [
-        hooks.register_module_module_registration_hook(registered),
-        hooks.register_module_parameter_registration_hook(registered),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

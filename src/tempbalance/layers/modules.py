@@ -15,7 +15,7 @@ from tempbalance.layers.effective import Effective, effective_weights
 from tempbalance.layers.fused import Index, Reader
 from tempbalance.layers.names import StateDict, name_candidates
 from tempbalance.layers.reasons import quantised_reasons, tensor_reason
-from tempbalance.layers.roles import MATRIX_NDIM, Site, role_of
+from tempbalance.layers.roles import Site, role_of
 from tempbalance.layers.sharded import FullTensorCache, full_tensor
 from tempbalance.layers.tuners import (
     OF_ADAPTER,
@@ -28,7 +28,7 @@ from tempbalance.layers.tuners import (
     tuner_candidates,
 )
 from tempbalance.layers.weights import Candidate, Role, storage_identity
-from tempbalance.spectra.matrices import Layout
+from tempbalance.spectra.matrices import MATRIX_NDIM, Layout
 
 __all__ = ["CONTAINERS", "module_candidates"]
 
@@ -159,8 +159,7 @@ def _trained_copy(node: _Node, seen: tuple[int, ...]) -> Iterator[Candidate]:
     yield from _walk(replace(node.descend(used), name=node.name, child=node.child, owner=node.owner), seen)
     for path in others:
         for candidate in _walk(node.descend(path), seen):
-            reason = candidate.role.reason or f"not in use: {used.partition('.')[0]} takes its place"
-            yield replace(candidate, role=replace(candidate.role, reason=reason))
+            yield candidate.skipped(f"not in use: {used.partition('.')[0]} takes its place")
 
 
 def _own(node: _Node) -> Iterator[Candidate]:

@@ -205,6 +205,7 @@ def _run(func: Any, args: Any, kwargs: Any, leaf: ReadLeaf) -> list[Tensor]:
     """Run an operation on the whole of its sources."""
 
     def read(value: Any) -> Any:
+        """Read a traced tensor; other arguments stay."""
         return value.node.read(full_box(value.shape), leaf) if isinstance(value, _Traced) else value
 
     return tree_leaves(func(*tree_map(read, args), **tree_map(read, kwargs)))

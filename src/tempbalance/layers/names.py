@@ -12,10 +12,11 @@ from torch import Tensor
 from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.fused import Fused, Index, thirds
 from tempbalance.layers.reasons import dtype_reason, quantised_reasons, tensor_reason
-from tempbalance.layers.roles import GATES, MATRIX_NDIM, conv_role, loose_role
+from tempbalance.layers.roles import GATES, conv_role, loose_role
 from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.tables import table_role
 from tempbalance.layers.weights import Candidate, Role, storage_identity
+from tempbalance.spectra.matrices import MATRIX_NDIM
 
 __all__ = ["StateDict", "TensorInfo", "TensorStore", "name_candidates", "unreadable"]
 

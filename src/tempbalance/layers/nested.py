@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from tempbalance.errors import CheckpointError
+from tempbalance.spectra.matrices import MATRIX_NDIM
 
 __all__ = ["FoundStateDict", "find_state_dict"]
 
@@ -20,7 +21,6 @@ _NO_MODEL = re.compile(
     re.IGNORECASE,
 )
 _PARAMETER = re.compile(r".+\..+|weight|bias")
-_MATRIX_NDIM = 2
 _DEPTH = 8
 
 
@@ -54,7 +54,7 @@ class _Candidate(NamedTuple):
     @property
     def matrices(self) -> int:
         """Number of tensors with two axes or more."""
-        return sum(isinstance(v, Tensor) and v.ndim >= _MATRIX_NDIM for v in self.tensors.values())
+        return sum(isinstance(v, Tensor) and v.ndim >= MATRIX_NDIM for v in self.tensors.values())
 
     @property
     def is_model(self) -> bool:

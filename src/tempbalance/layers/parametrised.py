@@ -17,6 +17,7 @@ from torch import Tensor
 from tempbalance.errors import WeightError
 from tempbalance.layers.fused import Index
 from tempbalance.layers.names import TensorInfo, TensorStore
+from tempbalance.spectra.matrices import MATRIX_NDIM
 
 __all__ = ["with_computed_weights"]
 
@@ -26,7 +27,6 @@ _UNKNOWN = (
     "computed by a parametrization whose formula is not in the file: analyse the live model, or save the weight itself "
     "(torch.nn.utils.parametrize.remove_parametrizations)"
 )
-_MATRIX_NDIM = 2
 _ALIGNED = 0.5
 
 
@@ -48,7 +48,7 @@ def _spectral_norm(original: Tensor, left: Tensor, right: Tensor) -> Tensor:
     matrices = [original.to(wide).movedim(axis, 0).flatten(1) for axis in range(original.ndim)]
     images = [matrix @ right for matrix in matrices if matrix.shape == (len(left), len(right))]
     image = images[0]  # of a matrix, torch takes the first axis
-    if original.ndim > _MATRIX_NDIM and len(images) > 1:
+    if original.ndim > MATRIX_NDIM and len(images) > 1:
         cosine, image = max(((float(abs(left @ image) / image.norm()), image) for image in images), key=itemgetter(0))
         if cosine < _ALIGNED:
             raise WeightError("spectral norm of a convolution without power iteration: analyse the live model")

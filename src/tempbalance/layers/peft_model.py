@@ -7,14 +7,12 @@ themselves.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
 import math
-import threading
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from tempbalance.layers.factors import AdapterError
 from tempbalance.layers.fused import Index
 from tempbalance.layers.modules import module_candidates
+from tempbalance.layers.registration_limit import registration_limit
 from tempbalance.layers.weights import Candidate, storage_identity
 
 __all__ = ["PREFIX", "merged_candidates"]
@@ -125,61 +124,36 @@ def _build(
     value: float | None,
 ) -> _Built:
     """Build a model with its adapter, around stand-ins of one value or, with None, the weights themselves."""
-    most = _SPARE + sum(math.prod(candidate.shape) for candidate in known.values())
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _limit(most):
-        warnings.simplefilter("ignore")
-        return _put_on(copy.deepcopy(model), copy.deepcopy(config), tensors, known, value)
-
-
-@contextlib.contextmanager
-def _limit(most: int) -> Iterator[None]:
-    """Stop an adapter that has more parameters than its base model, before their memory is used."""
-    thread, left = threading.get_ident(), most
-
-    def registered(_: nn.Module, __: str, tensor: Tensor | None) -> None:
-        """Count the entries of one parameter."""
-        nonlocal left
-        left -= 0 if tensor is None or threading.get_ident() != thread else tensor.numel()
-        if left < 0:
-            raise ValueError(f"the adapter has more than {most} parameters, too many for its base model")
-
-    hooks = nn.modules.module
-    handles = [
-        hooks.register_module_parameter_registration_hook(registered),
-        hooks.register_module_buffer_registration_hook(registered),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _put_on(
-    model: nn.Module,
-    config: Any,
-    tensors: Mapping[str, Tensor],
-    known: Mapping[str, Candidate],
-    value: float | None,
-) -> _Built:
     import peft
 
-    base = _replace_weights(model, known, value)
-    places = {name: parameter.data_ptr() for name, parameter in base.items()}
-    adapted: Any = peft.PeftModel(model, config)
-    state = _respelled(tensors, model)
-    parameters = dict(adapted.named_parameters(remove_duplicate=False))
-    for name in [name for name in state if parameters.get(name) is not None]:
-        parameter = parameters[name]  # the adapter has its own copy of a base weight, such as a resized embedding
-        if parameter.shape != state[name].shape:
-            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, the base weight {tuple(parameter.shape)}")
-        parameter.data = state[name].clone()
-    loaded = peft.set_peft_model_state_dict(adapted, state)
-    _check_loaded(adapted, loaded.missing_keys)
-    kept = {name: parameter for name, parameter in base.items() if parameter.data_ptr() == places[name]}
-    stand_ins = {id(p): name for name, p in kept.items() if value is not None or not _is_readable(known.get(name))}
-    untouched = frozenset(storage_identity(parameter) for parameter in kept.values())
-    return _Built(adapted, stand_ins, untouched, tuple(loaded.unexpected_keys))
+    most = _SPARE + sum(math.prod(candidate.shape) for candidate in known.values())
+    too_many = f"the adapter has more than {most} parameters, too many for its base model"
+    limit = registration_limit(most, ("parameter", "buffer"), _numel, too_many)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), limit:
+        warnings.simplefilter("ignore")
+        model = copy.deepcopy(model)
+        base = _replace_weights(model, known, value)
+        places = {name: parameter.data_ptr() for name, parameter in base.items()}
+        adapted: Any = peft.PeftModel(model, copy.deepcopy(config))
+        state = _respelled(tensors, model)
+        parameters = dict(adapted.named_parameters(remove_duplicate=False))
+        for name in [name for name in state if parameters.get(name) is not None]:
+            parameter = parameters[name]  # the adapter has its own copy of a base weight, such as a resized embedding
+            if parameter.shape != state[name].shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(state[name].shape)}, the base weight {tuple(parameter.shape)}"
+                )
+            parameter.data = state[name].clone()
+        loaded = peft.set_peft_model_state_dict(adapted, state)
+        _check_loaded(adapted, loaded.missing_keys)
+        kept = {name: parameter for name, parameter in base.items() if parameter.data_ptr() == places[name]}
+        stand_ins = {id(p): name for name, p in kept.items() if value is not None or not _is_readable(known.get(name))}
+        untouched = frozenset(storage_identity(parameter) for parameter in kept.values())
+        return _Built(adapted, stand_ins, untouched, tuple(loaded.unexpected_keys))
+
+
+def _numel(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel()
 
 
 def _replace_weights(model: nn.Module, known: Mapping[str, Candidate], value: float | None) -> dict[str, nn.Parameter]:

@@ -18,11 +18,10 @@ from tempbalance.layers.fused import Fused, find_fused, thirds
 from tempbalance.layers.sharded import class_name
 from tempbalance.layers.tables import table_role
 from tempbalance.layers.weights import Role
-from tempbalance.spectra.matrices import Layout
+from tempbalance.spectra.matrices import MATRIX_NDIM, Layout
 
 __all__ = ["GATES", "Site", "conv_role", "experts_role", "loose_role", "role_of"]
 
-MATRIX_NDIM = 2
 STACK_NDIM = 3
 GATES: dict[str, tuple[str, ...]] = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 
 from tempbalance.layers.weights import Role
-from tempbalance.spectra.matrices import Layout
+from tempbalance.spectra.matrices import MATRIX_NDIM, Layout
 
 __all__ = ["is_embedding_name", "table_role"]
 
-_MATRIX_NDIM = 2
 # Layers (``wte.weight``) and parameters (``pos_embed``). ``class_embed`` is a head; a patch embedding is linear or a
 # convolution.
 _EMBEDDING = re.compile(
@@ -84,8 +83,8 @@ def table_role(name: str, shape: tuple[int, ...]) -> Role | None:
         'embedding'
     """
     attribute = _split(name)[1]
-    if is_embedding_name(name) and not (attribute == "weight" and len(shape) > _MATRIX_NDIM):
-        return Role(kind="embedding", layout=Layout.STACK if len(shape) > _MATRIX_NDIM else Layout.MATRIX)
+    if is_embedding_name(name) and not (attribute == "weight" and len(shape) > MATRIX_NDIM):
+        return Role(kind="embedding", layout=Layout.STACK if len(shape) > MATRIX_NDIM else Layout.MATRIX)
     if _BIAS.fullmatch(attribute):
         return Role(kind="parameter", reason=f"bias of shape {shape}, not a weight matrix")
     if _STATE_SPACE.fullmatch(attribute):

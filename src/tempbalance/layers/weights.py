@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tempbalance.layers.fused import Fused, Index, Reader
@@ -101,6 +101,10 @@ class Candidate:
     read: Reader
     identity: Hashable = None
     block: str | None = None
+
+    def skipped(self, reason: str | None) -> Candidate:
+        """Return it with a reason, unless it has one."""
+        return replace(self, role=replace(self.role, reason=self.role.reason or reason))
 
 
 def storage_identity(tensor: Tensor) -> Hashable:

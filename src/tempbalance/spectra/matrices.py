@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tempbalance.errors import WeightError
 
-__all__ = ["Layout", "as_matrices", "matrix_shape"]
+__all__ = ["MATRIX_NDIM", "Layout", "as_matrices", "matrix_shape"]
 
-_MATRIX_NDIM = 2
+MATRIX_NDIM = 2
 _STACK_NDIM = 3
 
 
@@ -63,11 +63,11 @@ def as_matrices(weight: Tensor, layout: Layout = Layout.MATRIX) -> Tensor:
         raise WeightError(f"a weight must be floating-point or complex, got {weight.dtype}")
     if weight.numel() == 0:
         raise WeightError(f"a weight of shape {tuple(weight.shape)} holds no numbers")
-    if layout is Layout.MATRIX and weight.ndim == _MATRIX_NDIM:
+    if layout is Layout.MATRIX and weight.ndim == MATRIX_NDIM:
         return weight.unsqueeze(0)
     if layout is Layout.STACK and weight.ndim == _STACK_NDIM:
         return weight
-    if layout is Layout.TAPS and weight.ndim >= _MATRIX_NDIM:
+    if layout is Layout.TAPS and weight.ndim >= MATRIX_NDIM:
         rows, columns = weight.shape[:2]
         return weight.reshape(rows, columns, -1).permute(2, 0, 1)
     raise WeightError(f"shape {tuple(weight.shape)} does not fit the layout {layout.value!r}")

@@ -12,10 +12,9 @@ from tempbalance.compress.allocation import Allocation, LayerAllocation
 from tempbalance.compress.pruning.masks import mask_by_row, mask_smallest
 from tempbalance.errors import AllocationError, NonFiniteError
 from tempbalance.layers import Select, StoredTensor, TensorStore, Weight, find_weights
+from tempbalance.spectra.matrices import MATRIX_NDIM
 
 __all__ = ["Target", "check_unwrapped", "find_targets", "stored_names", "write_zeros"]
-
-_MATRIX_NDIM = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +72,7 @@ class Target:
         if bool(scores.isnan().any()):
             raise NonFiniteError(f"{self.name}: a score is NaN, because its weights or activations are not finite")
         if group is not None:
-            if scores.ndim != _MATRIX_NDIM or scores.shape[1] % group:
+            if scores.ndim != MATRIX_NDIM or scores.shape[1] % group:
                 raise AllocationError(
                     f"{self.name}: shape {tuple(scores.shape)} cannot be divided into groups of {group} weights"
                 )
