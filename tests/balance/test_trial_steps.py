@@ -89,6 +89,18 @@ class IndexByGroup(ListByGroup):
                 p.sub_(group["lr"] * p.grad * (1 + self.base_rates[i]))
 
 
+class FirstForAll(Plain):
+    """Like DAdaptSGD: the weight decay of the first group is that of all."""
+
+    def move(self, group, p):
+        return super().move({**group, "weight_decay": self.param_groups[0]["weight_decay"]}, p)
+
+
+class DecaysMatrices(Plain):
+    def move(self, group, p):
+        return super().move(group if p.ndim > 1 else {**group, "weight_decay": 0.0}, p)
+
+
 class OneValue(Plain):
     """Like Prodigy."""
 
@@ -172,7 +184,25 @@ def test_other_optimizers_are_accepted(net: Net, cls):
 def test_each_option_is_checked(net: Net):
     with pytest.raises(BalanceError, match="IgnoresDecay ignores the weight_decay of its groups"):
         check_by_steps(IgnoresDecay(net.parameters()), ["lr", "weight_decay"])
+    with pytest.raises(BalanceError, match="FirstForAll ignores the weight_decay of its groups"):
+        check_by_steps(FirstForAll(net.parameters()), ["lr", "weight_decay"])
     check_by_steps(OneValue(net.parameters()), ["weight_decay"])
+
+
+@pytest.mark.parametrize("group_by", ["one", "each", "kind"])
+def test_decay_of_matrices_only_is_an_effect(net: Net, group_by):
+    parameters = list(net.parameters())
+    vectors = [p for p in parameters if p.ndim < 2]
+    groups = {
+        "one": [{"params": parameters}],
+        "each": [{"params": [p]} for p in parameters],
+        "kind": [{"params": vectors}, {"params": [p for p in parameters if p.ndim > 1]}],
+    }
+    check_by_steps(DecaysMatrices(groups[group_by]), ["lr", "weight_decay"])
+
+
+def test_one_parameter_is_enough(net: Net):
+    check_by_steps(Plain([net.head.weight]), ["lr", "weight_decay"])
 
 
 @pytest.mark.parametrize("lr", [0.0, 1e-9, torch.tensor(0.0)], ids=["zero", "tiny", "tensor"])

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import copy
 import io
+import itertools
 import math
 import random
 import warnings
@@ -73,14 +74,21 @@ def check_by_steps(optimizer: Optimizer, keys: Sequence[str]) -> None:
             f"{kind.__name__} makes other steps if its parameter groups are split, because it computes a value, keeps "
             "a list or draws random numbers by group: use another optimizer, such as AdamW"
         )
-    for key in keys:
+    for key, half in itertools.product(keys, (0, 1)):  # some use the option of their first group for all
         what = f"{kind.__name__} fails with different values of {key}"
-        changed = _attempt(what, optimizer, closure=closure, key=key)
-        if all(torch.equal(p, other) for (p, _), (other, _) in zip(changed, parts, strict=True)):
+        changed = _attempt(what, optimizer, closure=closure, key=key, half=half)
+        pairs = [(changed[i][0], parts[i][0]) for i in _halves([p for p, _ in parts])[half]]
+        if pairs and all(torch.equal(p, other) for p, other in pairs):
             raise BalanceError(
                 f"{kind.__name__} ignores the {key} of its groups: use another optimizer, such as AdamW, or another "
                 "target of the recipe"
             )
+
+
+def _halves(parameters: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+    """Divide parameters into two halves, both with weight matrices: some optimizers do not decay vectors."""
+    order = sorted(range(len(parameters)), key=lambda i: parameters[i].ndim <= 1)
+    return order[::2], order[1::2]
 
 
 def _equal(a: _Moved, b: _Moved) -> bool:
@@ -97,14 +105,15 @@ def _attempt(what: str, optimizer: Optimizer, **how: Any) -> _Moved:
         raise BalanceError(f"{what}: {error}; use another optimizer, such as AdamW") from error
 
 
-def _steps(optimizer: Optimizer, *, closure: bool, split: bool = False, key: str = "") -> _Moved:
-    """Return the parameters of a small copy after and before a few steps; half of the parts have another ``key``."""
+def _steps(optimizer: Optimizer, *, closure: bool, split: bool = False, key: str = "", half: int = 0) -> _Moved:
+    """Return the parameters of a small copy after and before a few steps; one half of the parts has another ``key``."""
     twin, parameters = _small_copy(optimizer)
     if split:
         twin.param_groups[:] = [_part(group, p) for group in twin.param_groups for p in group["params"]]
+    different = _halves(parameters)[half] if key else []
     for i, part in enumerate(twin.param_groups):
         for name in _VALUES.keys() & part.keys():
-            value = _VALUES[name][name == key and i % 2 == 0]
+            value = _VALUES[name][name == key and i in different]
             part[name] = torch.full_like(part[name], value) if isinstance(part[name], Tensor) else value
     before = [p.detach().clone() for p in parameters]
     draw = torch.Generator().manual_seed(0)
@@ -135,7 +144,10 @@ def _small_copy(optimizer: Optimizer) -> tuple[Any, list[Tensor]]:
     twin = object.__new__(type(optimizer))
     memo: dict[int, Any] = {**small, id(optimizer): twin, id(optimizer.state): collections.defaultdict(dict)}
     groups = [
-        {**{key: value for key, value in group.items() if key != "param_names"}, "params": group["params"][:2]}
+        {
+            **{key: value for key, value in group.items() if key != "param_names"},
+            "params": sorted(group["params"], key=lambda p: p.ndim <= 1)[:2],
+        }
         for group in optimizer.param_groups
     ]
     vars(twin)["param_groups"] = copy.deepcopy(groups, memo)
