@@ -5,9 +5,8 @@
     python benchmarks/optimizers.py --only torch schedulefree
     python benchmarks/optimizers.py --only torch --match Adam --verbose
 
-Each optimizer trains a small network for a few steps with and without a balancer. The results of each package are in
-``optimizers.json`` next to this file; the page is written from all of them. Packages that are missing are named, and
-keep the results that they have.
+Each optimizer trains a small network with and without a balancer. ``optimizers.json`` has the results of every package;
+the page is written from all of them. Packages that are missing are named, and keep the results that they have.
 """
 
 from __future__ import annotations
@@ -60,15 +59,7 @@ NEUTRAL = replace(BALANCED, assignment=tb.assign.Linear(1.0, 1.0))
 
 @dataclass
 class Result:
-    """What was found for one optimizer.
-
-    Attributes:
-        name: The optimizer.
-        verdict: ``works``, ``refused``, ``not run`` or ``fails``.
-        text: The message, or what fails.
-        needs: What a step needs.
-        notes: What else is to know.
-    """
+    """What was found for one optimizer: works, refused, not run or fails; why; what its steps need; notes."""
 
     name: str
     verdict: str
@@ -79,15 +70,7 @@ class Result:
 
 @dataclass
 class Run:
-    """A finished run.
-
-    Attributes:
-        weights: The parameters.
-        options: The options of the groups of the user after each step.
-        same_groups: Whether the groups were the same objects throughout.
-        inside: The groups of the first step, as the optimizer saw them, with names for parameters.
-        balancer: The balancer, if there was one.
-    """
+    """The parameters of a finished run, the options after each step, and the groups inside the first step, by name."""
 
     weights: dict[str, Tensor]
     options: list[list[dict[str, Any]]]
@@ -114,7 +97,10 @@ def same(a: Any, b: Any) -> bool:
 
 def innermost(optimizer: Any) -> torch.optim.Optimizer:
     """Return the optimizer that takes the steps."""
-    return unwrap(optimizer)
+    try:
+        return unwrap(optimizer)
+    except BalanceError:
+        return optimizer
 
 
 def options(optimizer: Any) -> list[dict[str, Any]]:
@@ -184,7 +170,7 @@ def check(case: Case) -> Result:
     try:
         case.settle()
     except RuntimeError as error:
-        return refused(case) or Result(case.name, "not run", str(error))
+        return refused(case, runs=False) or Result(case.name, "not run", str(error))
     needs = case.mode or (case.groups if case.groups in ("matrices only", "groups with use_muon") else "")
     if (refusal := refused(case)) is not None:
         return replace(refusal, needs=needs)
@@ -200,7 +186,7 @@ def check(case: Case) -> Result:
     return Result(case.name, "fails" if problems else "works", "; ".join(problems), needs, tuple(notes))
 
 
-def refused(case: Case) -> Result | None:
+def refused(case: Case, *, runs: bool = True) -> Result | None:
     """Return the result of an optimizer that is refused; it must be as before."""
     net = case.net()
     try:
@@ -213,13 +199,14 @@ def refused(case: Case) -> Result | None:
     except BalanceError as error:
         if [frozen(level) for level in case.levels_of(optimizer)] != before:
             return Result(case.name, "fails", "changed by a refusal")
-        notes = []
         problems: list[str] = []
-        decay(Trainer(case), problems, notes)
+        notes: list[str] = []
+        if runs:
+            decay(Trainer(case), problems, notes)
         if problems:
             return Result(case.name, "fails", "; ".join(problems))
-        notes = [] if "no weight decay" in notes else ["weight decay works"]
-        return Result(case.name, "refused", str(error), notes=tuple(notes))
+        works = ("weight decay works",) if runs and "no weight decay" not in notes else ()
+        return Result(case.name, "refused", str(error), notes=works)
     except Exception as error:
         logging.debug("%s", traceback.format_exc())
         return Result(case.name, "fails", f"the constructor: {type(error).__name__}: {error}")
@@ -250,7 +237,7 @@ def neutral(trainer: Trainer, problems: list[str], notes: list[str]) -> None:
         other = {key for a, b in pairs for key in a.keys() | b.keys() if not same(a.get(key), b.get(key))}
         if other & trainer.options:
             problems.append("neutral: other options")
-        notes.append(f"the option {' and '.join(sorted(other))} is that of a part of the group")
+        notes.append(f"the option {' and '.join(sorted(other))} has the value of a part of the group")
 
 
 def exact(trainer: Trainer, problems: list[str], notes: list[str], key: str = "lr") -> None:
