@@ -334,7 +334,7 @@ def _maker(cls: Any, **options: Any) -> Callable[[nn.Module, Any], Any]:
         arguments: dict[str, Any] = {name: _ARGUMENTS[name] for name in parameters if name in _ARGUMENTS} | options
         if "lr" in parameters:
             arguments.setdefault("lr", 1.0 if "d0" in parameters else _LR)  # Prodigy and D-Adaptation
-        for name in required - arguments.keys() - {"self"}:
+        for name in sorted(required - arguments.keys() - {"self"}, key="params".__ne__):  # a wrapper sets it again
             if name in ("params", "named_parameters", "param_groups"):
                 arguments[name] = groups
             elif name in ("muon_params", "polar_params"):

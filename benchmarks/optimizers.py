@@ -97,10 +97,9 @@ def same(a: Any, b: Any) -> bool:
 
 def innermost(optimizer: Any) -> torch.optim.Optimizer:
     """Return the optimizer that takes the steps."""
-    try:
+    with contextlib.suppress(BalanceError):
         return unwrap(optimizer)
-    except BalanceError:
-        return optimizer
+    return optimizer
 
 
 def options(optimizer: Any) -> list[dict[str, Any]]:
@@ -256,18 +255,15 @@ def exact(trainer: Trainer, problems: list[str], notes: list[str], key: str = "l
         parameters = dict(net.named_parameters())
         fresh = options(trainer.start(None)[1])
         owner = {name: i for i, g in enumerate(plain.inside) for name in g["params"]}
-        return [
-            {**fresh[owner[g["params"][0]]], key: g[key], "params": [parameters[name] for name in g["params"]]}
-            for g in ours.inside
-            if g["params"]
-        ]
+        split = [(g["params"], g[key]) for g in ours.inside if g["params"]]
+        return [{**fresh[owner[of[0]]], key: value, "params": [parameters[each] for each in of]} for of, value in split]
 
     try:
         hand = trainer.run(None, by_hand)
     except Exception:
-        notes.append("its constructor takes no groups")
-        return
-    if [(g["params"], g[key]) for g in hand.inside] != [(g["params"], g[key]) for g in ours.inside if g["params"]]:
+        hand = None
+    inside = [(g["params"], g[key]) for g in ours.inside if g["params"]]
+    if hand is None or [(g["params"], g[key]) for g in hand.inside] != inside:
         notes.append("its constructor takes no groups")
     elif not ours.equals(hand) and len(trainer.case.levels_of(trainer.start(None)[1])) > 1:
         notes.append(f"what the wrapper adds to a step uses the scheduled {key}")
