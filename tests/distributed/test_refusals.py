@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import warnings
 
 import pytest
 import torch
@@ -45,6 +46,22 @@ def refused_with_a_delay() -> str:
 def test_asynchronous_measuring_on_several_processes_is_refused():
     for message in run(2, refused_with_a_delay):
         assert "the 2 processes share a refresh, which cannot be asynchronous; leave delay out" in message
+
+
+def refused_with_overlap() -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the package
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)))
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=1.0, overlap_with_ddp=True)
+    return error_of(BalanceError, tb.Balancer, optimizer, model, RECIPE)
+
+
+def test_a_zero_redundancy_optimizer_that_steps_in_the_backward_pass_is_refused():
+    for message in run(2, refused_with_overlap):
+        assert "ZeroRedundancyOptimizer updates parameters during backward(), not in step()" in message
+        assert "overlap_with_ddp" in message
 
 
 def deepspeed(name: str, *bases: type) -> type:

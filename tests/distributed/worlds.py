@@ -6,6 +6,7 @@ The processes of a world of one size stay alive from test to test, because start
 from __future__ import annotations
 
 import atexit
+import contextlib
 import datetime
 import faulthandler
 import gc
@@ -17,7 +18,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,20 @@ def run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         pytest.fail(str(crash), pytrace=False)
 
 
-def run_once(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """Do the same in processes that run nothing else, for functions that leave traces in them."""
+@contextlib.contextmanager
+def fresh_world(size: int) -> Iterator[None]:
+    """Give the calls in a block processes that run nothing else, for functions that leave traces in them."""
     _close(size)
     try:
-        return run(size, function, *args)
+        yield
     finally:
         _close(size)
+
+
+def run_once(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """Run a function in a world of its own."""
+    with fresh_world(size):
+        return run(size, function, *args)
 
 
 def run_killed(size: int, killed: int, function: Callable[..., Any], *args: Any) -> list[Any]:

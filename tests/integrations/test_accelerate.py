@@ -94,3 +94,16 @@ class TestPrepare:
         assert same(states_of(whole.net), states_of(resumed.net))
         assert resumed.balancer.units == whole.balancer.units
         assert [r.step for r in resumed.balancer.history] == [4]
+
+    def test_states_without_and_with_balancing_resume_each_other(self, make_recipe, late, tmp_path: Path):
+        neutral = make_recipe(assignment=NEUTRAL)
+        whole = Run(None).train()
+        for saved, resumed in ((None, neutral), (neutral, None)):
+            folder = str(tmp_path / ("plain" if saved is None else "balanced"))
+            Run(saved, late=late).train(stop=6).accelerator.save_state(folder)
+            run = Run(resumed, late=late)
+            run.accelerator.load_state(folder)
+            run.train(start=6)
+            assert same(states_of(whole.net), states_of(run.net))
+            if resumed is not None:
+                assert [r.step for r in run.balancer.history] == [0, 2]  # counted from the state

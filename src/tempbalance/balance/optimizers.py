@@ -108,6 +108,12 @@ def is_divided(optimizer: Optimizer) -> bool:
     return any(cls.__name__ == "ZeroRedundancyOptimizer" for cls in type(optimizer).__mro__)
 
 
+def _steps_in_backward(optimizer: Any) -> bool:
+    """Return whether the steps are not in ``step()``: LOMO; optimi; ZeroRedundancyOptimizer."""
+    released = getattr(optimizer, "defaults", {}).get("gradient_release")
+    return hasattr(optimizer, "fused_backward") or bool(released) or getattr(optimizer, "_overlap_with_ddp", False)
+
+
 def check_optimizer(levels: list[Optimizer], recipe: Recipe) -> None:
     """Check that an optimizer can take different values of the multiplied options, and can keep the recipe's tensors.
 
@@ -119,10 +125,11 @@ def check_optimizer(levels: list[Optimizer], recipe: Recipe) -> None:
     classes = [cls.__name__ for cls in type(optimizer).__mro__]
     if any("LBFGS" in name for name in classes):
         raise BalanceError(f"{kind} takes all parameters in one group, so units cannot have different learning rates")
-    if hasattr(optimizer, "fused_backward") or getattr(optimizer, "defaults", {}).get(
-        "gradient_release"
-    ):  # LOMO; optimi
-        raise BalanceError(f"{kind} updates parameters during backward(), not in step(): use one that does not")
+    if early := [type(level).__name__ for level in levels if _steps_in_backward(level)]:
+        raise BalanceError(
+            f"{early[0]} updates parameters during backward(), not in step(): use one that does not, or leave out the "
+            "option that says so (gradient_release, overlap_with_ddp)"
+        )
     if optimizer.param_groups is not optimizer.param_groups:
         raise BalanceError(f"{kind} makes a new list of its groups at each access, so they cannot be split in a step")
     one_rate = any(name.startswith(_ONE_RATE) for name in classes)
