@@ -16,6 +16,7 @@ import tempbalance as tb
 from processes import exit_code
 
 from .conftest import make_net, train
+from .optimizers import assert_same_bits
 
 EXACT = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=3), ramp=2)
 RESUMED = {
@@ -94,3 +95,28 @@ def test_a_run_killed_at_a_step_and_resumed_ends_in_the_same_bits(tmp_path, kill
     expected = uninterrupted[recipe]
     assert resumed.keys() == expected.keys()
     assert [name for name in resumed if not torch.equal(resumed[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("name", ["blocks.0.fc1.bias", "blocks.0.norm.weight", "blocks.0.fc1.weight"])
+@pytest.mark.parametrize("frozen", [range(0, 2), range(2, 6), range(2, 20)], ids=["first", "a while", "later"])
+def test_parameters_that_are_frozen_or_unfrozen_between_two_refreshes_change_no_bit_of_a_resumed_run(name, frozen):
+    recipe = dataclasses.replace(EXACT, every=tb.Every(steps=10))
+    results = []
+    for stop in (-1, 4):
+        net = make_net()
+        net.get_parameter(name).requires_grad_(0 not in frozen)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        tb.Balancer(optimizer, net, recipe)
+        for step in range(12):
+            if step == stop:
+                saved = net.state_dict(), optimizer.state_dict()
+                net = make_net(1)
+                net.get_parameter(name).requires_grad_(step not in frozen)
+                optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+                tb.Balancer(optimizer, net, recipe)
+                net.load_state_dict(saved[0])
+                optimizer.load_state_dict(saved[1])
+            net.get_parameter(name).requires_grad_(step not in frozen)
+            train(net, optimizer, steps=step + 1, start=step)
+        results.append(net.state_dict())
+    assert_same_bits(*results)

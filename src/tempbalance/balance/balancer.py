@@ -121,7 +121,7 @@ class Balancer:
             ready, self._groups, list(itertools.chain(*parts)), delay=delay, on_refresh=on_refresh
         )
         self._multipliers = self._refresher.multipliers
-        self._saved = SavedState(ready, self._multipliers, self._groups)
+        self._saved = SavedState(ready, self._multipliers, self._groups, self._refresher.replan)
         self._saved.adopt()  # the last that may raise: model and optimizer are unchanged until here
         self._unfreezing = Unfreezing(model, parts, ready.schedule.unfreezing)
         self._guard = StepGuard(self.optimizer, self._end_step)

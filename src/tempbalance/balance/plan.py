@@ -42,6 +42,7 @@ class Plan:
         depths: Depth of each unit by name, 0 for the head; empty if the recipe does not use depth.
         depth_groups: Names of the trained parameters at each depth, the head first; empty if neither depth nor
             unfreezing is used.
+            trained: Names of the trained parameters that it plans.
     """
 
     units: tuple[Unit, ...]
@@ -49,6 +50,7 @@ class Plan:
     skipped: tuple[Skipped, ...]
     depths: Mapping[str, int]
     depth_groups: tuple[tuple[str, ...], ...]
+    trained: frozenset[str] = frozenset()
 
     @property
     def measured(self) -> frozenset[str]:
@@ -136,6 +138,7 @@ def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None 
         skipped=tuple(skipped),
         depths={unit.name: depths[unit.parameters[0]] for unit in units if depth_groups},
         depth_groups=tuple(tuple(name for name in group.parameters if name in trained) for group in depth_groups),
+        trained=frozenset(trained),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from tempbalance.balance.initial_weights import InitialWeights
 from tempbalance.balance.measuring import Measurement, Measurer
 from tempbalance.balance.multipliers import Multipliers
 from tempbalance.balance.no_effect import explain_no_effect
-from tempbalance.balance.preparation import Preparation, plan_trained
+from tempbalance.balance.plan import make_plan
+from tempbalance.balance.preparation import Preparation, names_by_group, plan_trained
 from tempbalance.balance.snapshot import Snapshot
 from tempbalance.balance.split_groups import SplitGroups
 from tempbalance.balance.state import BalanceState
@@ -112,6 +113,14 @@ class Refresher:
         if self._recipe.spectrum_of == "update":
             self.initial.watch(self.tracker.parameters())
         self._planned_for = self._trained()
+
+    def replan(self, unplanned: Collection[str]) -> None:
+        """Use the plan of a saved run until the next refresh: parameters may have been frozen or unfrozen since."""
+        names = {name for group in names_by_group(self._levels[0], self._model) for name in group if name is not None}
+        if names.difference(unplanned) != self.multipliers.plan.trained:
+            self.multipliers.plan = make_plan(self._model, self._recipe, names.difference(unplanned))
+            self._set_plan()
+            self._planned_for = []
 
     def _trained(self) -> list[tuple[int, bool]]:
         """Return the parameters in the optimizer, and whether they are trained."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -28,7 +28,14 @@ class SavedState:
     The key ``KEY`` is in the groups of the optimizer for a moment only, while a state dict with it is loaded.
     """
 
-    def __init__(self, ready: Preparation, multipliers: Multipliers, groups: SplitGroups) -> None:
+    def __init__(
+        self,
+        ready: Preparation,
+        multipliers: Multipliers,
+        groups: SplitGroups,
+        replan: Callable[[Collection[str]], object],
+    ) -> None:
+        self._replan = replan
         self._model, self._recipe, _, self._levels, *_ = ready
         self._multipliers = multipliers
         self._groups = groups
@@ -109,10 +116,15 @@ class SavedState:
             state.units.setdefault(unit.name, UnitRecord())
         state.groups = names_by_group(optimizer, self._model)
         state.options = self._groups.own_options()
+        planned = self._multipliers.plan.trained
+        names = (name for group in names_by_group(self._levels[0], self._model) for name in group)
+        state.unplanned = [name for name in names if name is not None and name not in planned]
         return state
 
     def _set(self, state: BalanceState) -> None:
         self._multipliers.state = state
+        if state.unplanned is not None:
+            self._replan(state.unplanned)
         self._groups.load(state.options)
 
     def _check(self, state: BalanceState, optimizer: Optimizer) -> None:

@@ -96,6 +96,8 @@ class BalanceState:
             that is not of the model.
         options: Options that the optimizer itself has set to different values in the parts of a group, by the name of
             the first parameter of the part.
+        unplanned: Parameters in the optimizer that are in no unit until the next refresh: they were frozen at the last
+            one, or have been added since. None keeps the plan of the balancer that loads the state.
 
     Example:
         >>> state = BalanceState(units={"head": UnitRecord(alpha=3.0, multiplier=1.5)}, groups=[["head.weight"]])
@@ -109,6 +111,7 @@ class BalanceState:
     fits: dict[str, CachedFit] = field(default_factory=dict)
     groups: list[list[str | None]] = field(default_factory=list)
     options: dict[str, dict[str, _Scalar | list[_Scalar]]] = field(default_factory=dict)
+    unplanned: list[str] | None = None
 
     def to_json(self) -> str:
         """Return the state as one line of JSON; NaN, an infinite radius and None are left out."""
