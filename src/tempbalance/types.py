@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["ESD", "LayerStats", "ModelSize", "Skipped", "Spectrum", "Status", "TailFit"]
+__all__ = ["ESD", "Finding", "LayerStats", "ModelSize", "Severity", "Skipped", "Spectrum", "Status", "TailFit"]
 
 
 class Status(str, Enum):
@@ -197,3 +198,52 @@ class LayerStats:
     mean_square: float = math.nan
     error_bound: float
     esd: ESD
+
+
+class Severity(str, Enum):
+    """Importance of a finding, from the most to the least severe.
+
+    ``ERROR``: the weights are damaged, or cannot be used as they are. ``WARNING``: something is probably wrong, or a
+    result is not what it looks like. ``NOTE``: worth knowing, and often intended.
+
+    Example:
+        >>> [severity.value for severity in Severity]
+        ['error', 'warning', 'note']
+    """
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is worth the attention of a user: what is wrong, how sure that is, and what to do.
+
+    Attributes:
+        kind: Short name of the kind of finding, the same in every output: ``untrained``, ``outlier``, ...
+        severity: How important it is.
+        layers: Names of the layers it is about; empty if it is about the whole model.
+        message: One sentence: what is wrong, with the numbers.
+        next_step: One sentence: what to do; empty if there is nothing to do.
+        evidence: The numbers behind the message, by name, as JSON values; a number that is unknown is None.
+
+    Example:
+        >>> finding = Finding(
+        ...     kind="untrained",
+        ...     severity=Severity.WARNING,
+        ...     layers=("pooler.dense.weight",),
+        ...     message="pooler.dense.weight looks untrained",
+        ...     next_step="train it, or leave it out",
+        ...     evidence={"mp_ks_distance": 0.004},
+        ... )
+        >>> finding.kind, finding.severity.value
+        ('untrained', 'warning')
+    """
+
+    kind: str
+    severity: Severity
+    layers: tuple[str, ...]
+    message: str
+    next_step: str
+    evidence: Mapping[str, float | int | str | None]
