@@ -55,6 +55,8 @@ __all__ = [
     "WindowError",
 ]
 
+_SEEDS = 2**63
+
 
 class TempBalanceError(Exception):
     """Base class of all errors of tempbalance."""
@@ -142,6 +144,13 @@ def check_integer(name: str, value: object, least: int) -> None:
         raise ArgumentTypeError(f"{name} must be an integer, got {value!r}")
     if value < least:
         raise ArgumentError(f"{name} must be at least {least}, got {value}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise an ArgumentTypeError unless a seed is an integer, an ArgumentError unless torch can take it."""
+    check_integer("seed", seed, 0)
+    if seed >= _SEEDS:  # type: ignore[operator]  # an integer
+        raise ArgumentError(f"seed must be less than 2**63, got {seed}")
 
 
 def check_numbers(**values: object) -> None:

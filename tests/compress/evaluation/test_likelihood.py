@@ -84,9 +84,9 @@ def test_the_standard_error_of_one_window_is_nan(make_llama):
     ("tokens", "options", "message"),
     [
         (torch.tensor([64]).repeat(5), {}, "not in the vocabulary of 64"),
-        (torch.tensor([-1, 3]), {}, "not in the vocabulary"),
+        (torch.tensor([-1, 3]), {}, "a token id is negative: -1"),
         (torch.tensor([3]), {}, "nothing to predict"),
-        ([], {}, "nothing to predict"),
+        ([], {}, "there is no token"),
         (torch.arange(9), {"length": 1}, "at least 2"),
         (torch.arange(9), {"length": 4, "stride": 5}, "stride from 1"),
         (torch.arange(9), {"length": 4, "stride": 0}, "stride from 1"),

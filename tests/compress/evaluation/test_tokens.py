@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import tempbalance as tb
-from tempbalance.compress.evaluation.tokens import batches
-from tempbalance.errors import TokensError
+from tempbalance.compress.evaluation.tokens import as_documents, batches
+from tempbalance.errors import TempBalanceError, TokensError
 
 
 def test_token_ids_are_read_from_npz_and_npy(tmp_path):
@@ -54,14 +54,77 @@ def test_invalid_token_files_are_refused(name, content, message, tmp_path):
         tb.compress.load_tokens(tmp_path / name)
 
 
-def test_missing_empty_and_two_dimensional_token_files_are_refused(tmp_path):
+def test_missing_and_empty_token_files_and_one_hot_vectors_are_refused(tmp_path):
     with pytest.raises(TokensError, match="nowhere"):
         tb.compress.load_tokens(tmp_path / "nowhere.npz")
     np.save(tmp_path / "empty.npy", np.arange(0))
-    np.save(tmp_path / "matrix.npy", np.zeros((2, 2), int))
-    for name in ("empty", "matrix"):
-        with pytest.raises(TokensError, match="one-dimensional documents"):
+    np.save(tmp_path / "one_hot.npy", np.zeros((2, 2, 2), int))
+    for name, message in (("empty", "there is no token"), ("one_hot", "of shape")):
+        with pytest.raises(TokensError, match=rf"{name}\.npy: .*{message}"):
             tb.compress.load_tokens(tmp_path / f"{name}.npy")
+
+
+@pytest.mark.parametrize("offsets", [[1, 3], [0, 2], [0, 4, 3], [0, -1, 3], [0.0, 3.0], [], [0], 3])
+def test_wrong_offsets_of_documents_are_refused(offsets, tmp_path):
+    np.savez(tmp_path / "a.npz", tokens=np.arange(3), offsets=np.array(offsets))
+    with pytest.raises(TokensError, match=r"a\.npz: offsets must ascend from 0 to the number of tokens, 3"):
+        tb.compress.load_tokens(tmp_path / "a.npz")
+
+
+IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+PADDED = {"input_ids": [[0, 1, 2, 3], [4, 5, 6, 0]], "attention_mask": [[0, 1, 1, 1], [1, 1, 1, 0]]}
+LABELS = torch.tensor([[-100, -100, 3], [-100, -100, 6]])
+FORMS = {
+    "tensors": list(IDS),
+    "tensors (1, length)": [row[None] for row in IDS],
+    "a tensor (documents, length)": IDS,
+    "a tensor (documents, 1, length)": IDS[:, None],
+    "an array": IDS.numpy().astype(np.uint16),
+    "lists": IDS.tolist(),
+    "lists (1, length)": [[row] for row in IDS.tolist()],
+    "tuples": [tuple(row) for row in IDS.tolist()],
+    "a generator": (row for row in IDS.int()),
+    "the output of a tokenizer": {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)},
+    "a padded output": PADDED,
+    "rows of a data set": [{"input_ids": row, "text": "x"} for row in IDS.tolist()],
+    "the loader of Wanda": [(row[None], label[None]) for row, label in zip(IDS, LABELS, strict=True)],
+    "a TensorDataset": torch.utils.data.TensorDataset(IDS),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_token_ids_in_any_form_are_one_tensor_per_document(form):
+    found = as_documents(FORMS[form])
+    assert [(document.dtype, document.tolist()) for document in found] == [(torch.int64, row) for row in IDS.tolist()]
+
+
+def test_a_list_of_integers_is_one_document():
+    assert [document.tolist() for document in as_documents([3, 4])] == [[3, 4]]
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        *(
+            None,
+            3,
+            [],
+            [[]],
+            torch.tensor([]),
+            torch.tensor(3),
+            IDS.float(),
+            IDS > 2,
+            -IDS,
+            IDS[:, :, None].repeat(1, 1, 2),
+        ),
+        *(["text"], [None], ["a", 1], [1.5], [10**30], [[[1, 2], [3]]], [{}], {"ids": IDS}),
+        *([(IDS, IDS + 1)], [(IDS, torch.ones_like(IDS), IDS)], [[IDS[0], IDS[1]]], [(IDS, "label")]),
+        {"input_ids": IDS, "attention_mask": IDS[:1]},
+    ],
+)
+def test_what_is_no_token_ids_is_refused(tokens):
+    with pytest.raises(TokensError):
+        as_documents(tokens)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
@@ -83,9 +146,17 @@ def test_short_documents_are_joined_for_calibration():
     assert len(sample) == 20
 
 
-@pytest.mark.parametrize("bad", [{"samples": 0}, {"length": 0}, {"documents": []}])
-def test_calibration_without_tokens_or_with_invalid_sizes_is_refused(bad):
-    with pytest.raises(TokensError, match="cannot draw"):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"length": 0}, "length must be at least 1"),
+        ({"seed": 2**63}, "seed must be less than"),
+        ({"documents": []}, "no token"),
+    ],
+)
+def test_calibration_without_tokens_or_with_invalid_sizes_is_refused(bad, message):
+    with pytest.raises(TempBalanceError, match=message):
         tb.compress.draw_calibration(**{"documents": [torch.arange(9)], **bad})
 
 

@@ -188,10 +188,10 @@ class TestRefusals:
             tb.prune(trained, by_hand(layer("0.weight", (80, 80), 1)), "random")
 
     @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-    @pytest.mark.parametrize("nothing", [None, []])
-    def test_wanda_or_sparsegpt_without_calibration_is_refused(self, method, nothing, make_llama):
+    @pytest.mark.parametrize(("nothing", "message"), [(None, "needs calibration tokens"), ([], "there is no token")])
+    def test_wanda_or_sparsegpt_without_calibration_is_refused(self, method, nothing, message, make_llama):
         model = make_llama()
-        with pytest.raises(TokensError, match="needs calibration tokens"):
+        with pytest.raises(TokensError, match=message):
             tb.prune(model, allocate(model), method, calibration=nothing)
 
     def test_prune_names_a_weight_with_nan(self, trained):
@@ -341,3 +341,25 @@ class TestCalibration:
         special = {"bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
         config = transformers.WhisperConfig(**sizes, **heads, **special)
         self.refuses(transformers.WhisperForConditionalGeneration(config), tokens, AllocationError, "one stack")
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_the_shape_of_calibration_tokens_does_not_change_the_zeros(method, make_llama, tokens):
+    equal = [sequence[:16] for sequence in tokens]
+    forms = [equal, [t[None] for t in equal], torch.stack(equal), [(t[None], t[None]) for t in equal]]
+    forms.append([{"input_ids": t.tolist()} for t in equal])
+    found = []
+    for form in forms:
+        model = make_llama()
+        allocation = tb.allocate_sparsity(tb.analyze(model), 0.5, method="uniform")
+        tb.prune(model, allocation, method, calibration=form)
+        found.append(torch.cat([(parameter == 0).flatten() for parameter in model.parameters()]))
+    assert found[0].any()
+    assert all(torch.equal(found[0], each) for each in found)
+
+
+def test_calibration_tokens_outside_the_vocabulary_are_refused(make_llama):
+    model = make_llama()
+    allocation = tb.allocate_sparsity(tb.analyze(model), 0.5, method="uniform")
+    with pytest.raises(TokensError, match="token 64 is not in the vocabulary of 64"):
+        tb.prune(model, allocation, "wanda", calibration=[torch.tensor([1, 64])])

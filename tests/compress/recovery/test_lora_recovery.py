@@ -195,7 +195,7 @@ def test_recovery_of_a_model_with_adapters_is_refused(pruned: Any, tokens: list[
 
 @pytest.mark.parametrize("given", [[], [torch.tensor([], dtype=torch.int64)], [torch.arange(15)]])
 def test_recovery_with_too_few_tokens_is_refused(pruned: Any, given: list[Tensor]):
-    with pytest.raises(TokensError, match="fewer than one sequence of 16"):
+    with pytest.raises(TokensError, match=r"fewer than one sequence of 16|there is no token"):
         recover(pruned, given, FAST)
 
 

@@ -48,7 +48,7 @@ class Perplexity:
 
 def perplexity(
     model: nn.Module | str | os.PathLike[str],
-    tokens: Tensor | Documents,
+    tokens: Documents,
     stride: int | None = None,
     *,
     length: int | None = None,
@@ -64,8 +64,8 @@ def perplexity(
     Args:
         model: Takes ``input_ids`` of shape ``(batch, length)`` and returns ``logits``; or the folder or hub
             id of one. Its training mode is restored.
-        tokens: Token ids: one document of shape ``(length,)``, or several; or, for a folder or hub id, also a file of
-            tokens or text (see ``load_tokens``).
+        tokens: Token ids: one document of shape ``(length,)``, or several, as tensors, lists or the output of a
+            tokenizer; or a file of tokens or, for a folder or hub id, of text (see ``load_tokens``).
         stride: Tokens from one window to the next, at most ``length``; a smaller stride gives each token more context.
         length: Tokens in a window; by default the model's context length, at most 2,048.
         device: Device of a model that is loaded from a folder; by default the CPU.
@@ -87,7 +87,7 @@ def perplexity(
         50.0
     """
     tokenizer = None if isinstance(model, nn.Module) else model
-    documents = [tokens] if isinstance(tokens, Tensor) else read_documents(tokens, tokenizer)
+    documents = read_documents(tokens, tokenizer)
     if not isinstance(model, nn.Module):
         with transformers_bars(progress):
             model = load_causal_lm(model, device)
@@ -155,7 +155,7 @@ def _measure(model: nn.Module, windows: Sequence[tuple[Tensor, int]], progress: 
     sums: list[Tensor] = []
     with restored_modes(model), torch.inference_mode(), progress_bar("perplexity", len(windows), progress) as advance:
         model.eval()
-        for batch in batches([window.long() for window, _ in windows]):
+        for batch in batches([window for window, _ in windows]):
             for row in token_losses(model, batch.to(device)).double().cpu():
                 sums.append(row[len(row) - int(counts[len(sums)]) :].sum())
             advance(len(batch))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tempbalance.errors import MissingExtraError, TokensError, require_extra
+from tempbalance.errors import MissingExtraError, TokensError, check_integer, check_seed, require_extra
 
-__all__ = ["Calibration", "Documents", "batches", "draw_calibration", "load_tokens", "read_documents"]
+__all__ = ["Calibration", "Documents", "as_documents", "batches", "draw_calibration", "load_tokens", "read_documents"]
 
-Documents = str | os.PathLike[str] | Sequence[Tensor]
+Documents = str | os.PathLike[str] | Tensor | Iterable[Any]
 
 
 def load_tokens(path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
     """Read documents as token ids.
 
     Args:
-        path: ``.npz`` with ``tokens`` and, for ``n`` documents, ``offsets`` of length ``n + 1``; ``.npy`` with one
-            document; or text for a tokenizer: ``.txt`` (one document), ``.json`` (a list of strings, or of objects with
-            ``text``) or ``.jsonl`` (one such object per line).
+        path: ``.npz`` with ``tokens`` and, for ``n`` documents, ``offsets`` of length ``n + 1``; ``.npy`` of shape
+            ``(length,)`` or ``(documents, length)``; or text for a tokenizer: ``.txt`` (one document), ``.json`` (a
+            list of strings, or of objects with ``text``) or ``.jsonl`` (one such object per line).
         tokenizer: Folder or hub id of a Hugging Face model; required for text.
 
     Returns:
@@ -54,25 +55,26 @@ def load_tokens(path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
             documents = _tokenized(_texts(path, suffix), path, tokenizer)
         else:
             raise TokensError(f"{path}: the suffix must be .npz, .npy, .txt, .json or .jsonl")
-        arrays = [np.asarray(document) for document in documents]
     except Exception as error:  # a damaged archive raises many types
         if isinstance(error, (TokensError, MissingExtraError)):
             raise
         raise TokensError(f"cannot read tokens from {path}: {error}") from error
-    if any(array.size and array.dtype.kind not in "iu" for array in arrays):
-        raise TokensError(f"{path}: expected integers as token ids, in one-dimensional documents")
-    result = [torch.from_numpy(array.astype(np.int64)) for array in arrays]
-    if any(document.ndim != 1 for document in result) or not any(len(document) for document in result):
-        raise TokensError(f"{path}: expected one-dimensional documents of token ids with at least one token")
-    if min(int(document.min()) for document in result if len(document)) < 0:
-        raise TokensError(f"{path}: a token id is negative")
-    return [document for document in result if len(document)]
+    try:
+        return as_documents(documents)
+    except TokensError as error:
+        raise TokensError(f"{path}: {error}") from None
 
 
 def _from_npz(path: Path) -> list[Any]:
     with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
         tokens = file["tokens"]
-        return [tokens] if "offsets" not in file else np.split(tokens, file["offsets"][1:-1])
+        if "offsets" not in file:
+            return [tokens]
+        offsets = file["offsets"]
+    whole = tokens.ndim == offsets.ndim == 1 and offsets.dtype.kind in "iu" and offsets.size > 1
+    if not whole or offsets[0] != 0 or offsets[-1] != len(tokens) or (offsets[1:] < offsets[:-1]).any():
+        raise TokensError(f"{path}: offsets must ascend from 0 to the number of tokens, {tokens.size}")
+    return np.split(tokens, offsets[1:-1])
 
 
 def _texts(path: Path, suffix: str) -> list[str]:
@@ -98,8 +100,88 @@ def _tokenized(texts: Sequence[str], path: Path, tokenizer: str | os.PathLike[st
 
 
 def read_documents(tokens: Documents, tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
-    """Read documents from a file (see ``load_tokens``); return token ids unchanged."""
-    return load_tokens(tokens, tokenizer) if isinstance(tokens, (str, os.PathLike)) else list(tokens)
+    """Read documents from a file (see ``load_tokens``), or from token ids in any form (see ``as_documents``)."""
+    return load_tokens(tokens, tokenizer) if isinstance(tokens, (str, os.PathLike)) else as_documents(tokens)
+
+
+def as_documents(tokens: object) -> list[Tensor]:
+    """Return token ids in a usual form as one tensor per document.
+
+    Args:
+        tokens: One document of shape ``(length,)``, several of shape ``(documents, length)``, or an iterable of them:
+            tensors, arrays, lists, the output of a tokenizer (``input_ids``; masked tokens are left out), or pairs of
+            inputs and labels as in the loaders of Wanda and GPTQ.
+
+    Returns:
+        One int64 tensor of shape ``(length,)`` per document that is not empty.
+
+    Raises:
+        TokensError: These are no token ids, or there are none.
+
+    Example:
+        >>> as_documents([torch.tensor([[1, 2]]), [3, 4], {"input_ids": [5, 0], "attention_mask": [1, 0]}])
+        [tensor([1, 2]), tensor([3, 4]), tensor([5])]
+    """
+    try:
+        whole = isinstance(tokens, (Tensor, np.ndarray, Mapping))
+        items: list[Any] = [tokens] if whole else list(tokens)  # type: ignore[call-overload]
+        if items and all(isinstance(item, Integral) for item in items):
+            items = [items]
+        documents = [row for item in items for row in _rows(item) if len(row)]
+    except TokensError:
+        raise
+    except (TypeError, ValueError, RuntimeError, OverflowError, KeyError) as error:
+        raise TokensError(f"cannot take these as token ids: {type(error).__name__}: {error}") from error
+    if not documents:
+        raise TokensError("there is no token: pass token ids, at least one")
+    return documents
+
+
+def _rows(item: Any) -> list[Tensor]:
+    """Return the documents in one item of a sequence."""
+    if isinstance(item, Mapping):
+        return _unmasked(item)
+    if isinstance(item, tuple) and any(not isinstance(each, Integral) for each in item):
+        return _inputs(item)
+    ids = item.detach().cpu() if isinstance(item, Tensor) else _tensor(item)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
+        raise TokensError(f"expected integers as token ids, got {ids.dtype}")
+    if ids.ndim == 0 or any(size != 1 for size in ids.shape[1:-1]):
+        raise TokensError(f"expected documents of shape (length,) or (documents, length), got {tuple(ids.shape)}")
+    ids = ids.long()
+    if ids.numel() and int(ids.min()) < 0:
+        raise TokensError(f"a token id is negative: {int(ids.min())}")
+    return list(ids.reshape(-1, ids.shape[-1])) if ids.numel() else []
+
+
+def _tensor(item: Any) -> Tensor:
+    array = np.asarray(item)
+    parts = item if isinstance(item, Sequence) else ()
+    if (array.dtype.kind not in "iu" and array.size) or any(isinstance(part, (Tensor, np.ndarray)) for part in parts):
+        raise TokensError(f"expected integers as token ids, got {type(item).__name__}: {repr(item)[:80]}")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _unmasked(item: Mapping[str, Any]) -> list[Tensor]:
+    """Return the token ids in the output of a tokenizer, without padding."""
+    rows = _rows(item["input_ids"])
+    mask = item.get("attention_mask")
+    if mask is None:
+        return rows
+    masks = _rows(mask)
+    if [len(row) for row in rows] != [len(row) for row in masks]:
+        raise TokensError("input_ids and attention_mask differ in shape")
+    return [row[mask != 0] for row, mask in zip(rows, masks, strict=True)]
+
+
+def _inputs(pair: tuple[Any, ...]) -> list[Tensor]:
+    """Return the inputs of a pair of inputs and labels, where labels are the inputs or -100."""
+    if len(pair) == 1:
+        return _rows(pair[0])
+    inputs, labels = (torch.as_tensor(part) for part in pair)
+    if inputs.shape != labels.shape or not bool(((labels < 0) | (labels == inputs)).all()):
+        raise TokensError("expected pairs of inputs and equal labels: pass the token ids alone")
+    return _rows(inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +189,7 @@ class Calibration:
     """Calibration text, and how sequences are drawn from it.
 
     Attributes:
-        tokens: File of tokens or text (see ``load_tokens``), or token ids, each document of shape ``(length,)``.
+        tokens: File of tokens or text (see ``load_tokens``), or token ids (see ``as_documents``).
         samples: Number of sequences.
         length: Tokens in a sequence.
         seed: Seed for the draw.
@@ -128,13 +210,11 @@ class Calibration:
         return draw_calibration(read_documents(self.tokens, tokenizer), self.samples, self.length, self.seed)
 
 
-def draw_calibration(
-    documents: Sequence[Tensor], samples: int = 128, length: int = 2048, seed: int = 0
-) -> list[Tensor]:
+def draw_calibration(documents: Documents, samples: int = 128, length: int = 2048, seed: int = 0) -> list[Tensor]:
     """Draw random token sequences, as Wanda and SparseGPT calibrate (128 sequences of 2,048 tokens, from C4).
 
     Args:
-        documents: Token ids, each of shape ``(length,)``.
+        documents: Token ids, each document of shape ``(length,)`` or in another form of ``as_documents``.
         samples: Number of sequences.
         length: Tokens in a sequence. If all documents are shorter, they are joined first.
         seed: Seed for the draw.
@@ -143,15 +223,18 @@ def draw_calibration(
         ``samples`` int64 tensors of shape ``(length,)``; shorter if there are fewer tokens in all.
 
     Raises:
-        TokensError: There is no token, or a number is not positive.
+        TokensError: There is no token.
+        ArgumentError: A number is out of range.
 
     Example:
         >>> [len(sample) for sample in draw_calibration([torch.arange(100)], samples=2, length=16)]
         [16, 16]
     """
-    if samples < 1 or length < 1 or not sum(map(len, documents)):
-        raise TokensError(f"cannot draw {samples} sequences of {length} tokens from {len(documents)} documents")
-    long = [document for document in documents if len(document) >= length] or [torch.cat(list(documents))]
+    check_integer("samples", samples, 1)
+    check_integer("length", length, 1)
+    check_seed(seed)
+    documents = read_documents(documents)
+    long = [document for document in documents if len(document) >= length] or [torch.cat(documents)]
     generator = torch.Generator().manual_seed(seed)
     result = []
     for _ in range(samples):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tempbalance._progress import progress_bar
 from tempbalance.compress.evaluation.causal_lm import restored_modes
+from tempbalance.compress.evaluation.likelihood import check_vocabulary
 from tempbalance.compress.evaluation.tokens import batches
 from tempbalance.errors import AllocationError, NonFiniteError, TokensError
 from tempbalance.layers import plain_modules
@@ -84,6 +85,7 @@ def through_blocks(
     # does. Use contextlib.closing if the loop can end early: closing the generator restores the model's training mode.
     if not sequences:
         raise TokensError("the calibration set is empty: pass token sequences")
+    check_vocabulary(model, sequences)
     stack = _stack(model, layers)
     modules = plain_modules(model)
     wanted = {layer: modules[layer] for names in layers.values() for layer in names}
@@ -190,7 +192,7 @@ def _capture(
     handles.append(list(blocks.values())[-1].register_forward_hook(lambda _, __, found: last.append(_first(found))))
     device = next(model.parameters()).device
     try:
-        for batch in batches([sequence.long() for sequence in sequences]):
+        for batch in batches(sequences):
             model(input_ids=batch.to(device), use_cache=False)
             del last[1:]
     finally:

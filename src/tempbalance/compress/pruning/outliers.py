@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.compress.pruning.calibration import is_transposed, norms_by_block
 from tempbalance.compress.pruning.masks import wanda_scores
 from tempbalance.layers import Select, find_weights, plain_modules
@@ -16,7 +16,7 @@ __all__ = ["outlier_ratios"]
 
 
 def outlier_ratios(
-    model: nn.Module, calibration: Sequence[Tensor], threshold: float = 5.0, *, progress: bool = True
+    model: nn.Module, calibration: Documents, threshold: float = 5.0, *, progress: bool = True
 ) -> dict[str, float]:
     """Compute the fraction of outliers among the weights of each block (OWL: Yin et al., ICML 2024, section 3.2).
 
@@ -25,7 +25,7 @@ def outlier_ratios(
 
     Args:
         model: A Hugging Face causal language model; it is not changed.
-        calibration: Token ids, each of shape ``(length,)``.
+        calibration: Token ids, as for ``prune``.
         threshold: The paper's M: 5 for LLaMA-7B and 13B, 7 and more for others.
         progress: Whether to show a progress bar (on a terminal only).
 
@@ -42,7 +42,7 @@ def outlier_ratios(
         if weight.block is not None:
             layers.setdefault(weight.block, []).append(weight.parameter.rpartition(".")[0])
     result, modules = {}, plain_modules(model)
-    with contextlib.closing(norms_by_block(model, layers, calibration, progress)) as blocks:
+    with contextlib.closing(norms_by_block(model, layers, read_documents(calibration), progress)) as blocks:
         for block, norms in blocks:
             pooled = torch.cat([_scores(modules[name], norm) for name, norm in norms.items()])
             result[block] = float((pooled > threshold * pooled.mean()).double().mean())

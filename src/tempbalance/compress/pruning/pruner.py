@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tempbalance._progress import progress_bar
 from tempbalance.compress.allocation import Allocation
+from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.compress.pruning.calibration import is_linear, is_transposed, norms_by_block
 from tempbalance.compress.pruning.masks import magnitude_scores, wanda_scores
 from tempbalance.compress.pruning.sparsegpt import sparsegpt
@@ -28,7 +29,7 @@ def prune(
     allocation: Allocation,
     method: Criterion = "magnitude",
     *,
-    calibration: Sequence[Tensor] | None = None,
+    calibration: Documents | None = None,
     partial: bool = False,
     progress: bool = True,
 ) -> dict[str, float]:
@@ -43,7 +44,8 @@ def prune(
         model: Any module for ``"magnitude"``, a Hugging Face causal language model for the others.
         allocation: An allocation of sparsity, from an analysis of this model.
         method: Pruning criterion.
-        calibration: Token ids, each of shape ``(length,)``, for Wanda and SparseGPT; see ``draw_calibration``.
+        calibration: Token ids for Wanda and SparseGPT, each sequence of shape ``(length,)`` or ``(1, length)``, as
+            tensors, lists or the output of a tokenizer; see ``draw_calibration``.
         partial: Whether less than 90 % of the weights inside the blocks may be in the allocation.
         progress: Whether to show a progress bar (on a terminal only).
 
@@ -64,8 +66,9 @@ def prune(
         {'0.weight': 0.5, '1.weight': 0.5, '2.weight': 0.5}
     """
     check_criterion(method)
-    if method != "magnitude" and not calibration:
+    if method != "magnitude" and calibration is None:
         raise TokensError(f"{method} needs calibration tokens: pass calibration=[...]")
+    sequences = [] if method == "magnitude" or calibration is None else read_documents(calibration)
     if not partial:
         allocation.check_coverage()
     root = unwrapped(model)
@@ -86,14 +89,14 @@ def prune(
     elif method == "wanda":
         by_block = _linear_layers(modules, targets)
         layers = {block: [target.module for target in found] for block, found in by_block.items()}
-        with contextlib.closing(norms_by_block(root, layers, calibration or (), progress)) as blocks:
+        with contextlib.closing(norms_by_block(root, layers, sequences, progress)) as blocks:
             for block, norms in blocks:
                 for target in by_block[block]:
                     set_zeros(target, functools.partial(wanda_scores, norms=norms[target.module]), by_row=True)
     else:
         if allocation.group is not None:
             raise AllocationError("SparseGPT does not support N:M sparsity here: use magnitude or Wanda")
-        sparsegpt(root, targets, calibration or (), progress)
+        sparsegpt(root, targets, sequences, progress)
     return {target.name: target.achieved(parameters[target.weight.parameter]) for target in targets}
 
 

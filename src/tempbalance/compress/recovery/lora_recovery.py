@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -17,11 +17,20 @@ from tempbalance._progress import progress_bar
 from tempbalance.balance import Balancer, Recipe, Refresh
 from tempbalance.compress.evaluation.causal_lm import restored_modes
 from tempbalance.compress.evaluation.likelihood import Perplexity, check_vocabulary, default_length, token_losses
+from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.compress.pruning.calibration import is_linear
 from tempbalance.compress.pruning.pruned_checkpoint import save_folder
 from tempbalance.compress.pruning.targets import check_unwrapped
 from tempbalance.compress.recovery.sparse_lora import sparse_lora
-from tempbalance.errors import AllocationError, ArgumentError, NonFiniteError, TokensError, check_integer, check_numbers
+from tempbalance.errors import (
+    AllocationError,
+    ArgumentError,
+    NonFiniteError,
+    TokensError,
+    check_integer,
+    check_numbers,
+    check_seed,
+)
 from tempbalance.layers import Select, find_weights, plain_modules, unwrapped
 from tempbalance.layers.tuners import is_tuner
 
@@ -29,7 +38,6 @@ __all__ = ["RECOVERY_FILE", "RecoveryResult", "RecoverySettings", "recover", "sa
 
 RECOVERY_FILE = "recovery.json"
 _SCHEMA = 1
-_SEEDS = 2**63
 _WARM_UP = 0.03
 _MAX_NORM = 1.0
 
@@ -59,12 +67,10 @@ class RecoverySettings:
             check_integer(name, getattr(self, name), 1)
         if self.length is not None:
             check_integer("length", self.length, 2)
-        check_integer("seed", self.seed, 0)
+        check_seed(self.seed)
         check_numbers(lr=self.lr)
         if not 0 < self.lr < math.inf:
             raise ArgumentError(f"lr must be positive and finite, got {self.lr}")
-        if self.seed >= _SEEDS:
-            raise ArgumentError(f"seed must be less than 2**63, got {self.seed}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +96,7 @@ class RecoveryResult:
 
 def recover(
     model: nn.Module,
-    tokens: Sequence[Tensor],
+    tokens: Documents,
     settings: RecoverySettings | None = None,
     *,
     recipe: Recipe | None = None,
@@ -110,7 +116,7 @@ def recover(
 
     Args:
         model: A pruned model on one device; its training mode is restored.
-        tokens: Token ids to train on, each document of shape ``(length,)``.
+        tokens: Token ids to train on, each document of shape ``(length,)`` or in another form of ``load_tokens``.
         settings: Training settings, by default ``RecoverySettings()``.
         recipe: Recipe for balancing, such as ``tempbalance.recipes.model_balancing()``; None for one learning rate.
         progress: Whether to show a progress bar with the loss (on a terminal only).
@@ -187,9 +193,9 @@ def save_recovered(
     save_folder(model, out, source, (RECOVERY_FILE, lambda path: write_atomically(path, content)))
 
 
-def _sequences(model: nn.Module, tokens: Sequence[Tensor], settings: RecoverySettings) -> Tensor:
+def _sequences(model: nn.Module, tokens: Documents, settings: RecoverySettings) -> Tensor:
     """Join the documents and cut them to shape ``(sequences, length)``."""
-    documents = [document.long() for document in tokens if len(document)]
+    documents = read_documents(tokens)
     length = settings.length or default_length(model)
     count = sum(map(len, documents)) // length
     if not count:
