@@ -133,7 +133,7 @@ def train(make: Callable[[], Any]) -> str:
 def pruned(weights: Path) -> Iterator[tuple[str, str]]:
     """Yield digests of the files of a pruned checkpoint and of a model pruned in memory."""
     source = weights / "stories260k"
-    plan = tb.allocate_sparsity(tb.analyze(source, progress=False), 0.5)
+    plan = tb.allocate_sparsity(tb.analyze(source, progress=False), 0.5, method="alpha")
     with tempfile.TemporaryDirectory() as folder:
         tb.prune_checkpoint(source, plan, Path(folder) / "out", progress=False)
         for path in sorted((Path(folder) / "out").iterdir()):
@@ -145,7 +145,7 @@ def pruned(weights: Path) -> Iterator[tuple[str, str]]:
             yield f"pruned {path.name}", digest(content)
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
-    plan = tb.allocate_sparsity(tb.analyze(model, progress=False), 0.3, unit="layer")
+    plan = tb.allocate_sparsity(tb.analyze(model, progress=False), 0.3, unit="layer", method="alpha")
     tb.prune(model, plan, progress=False)
     yield "pruned in memory", digest_of_tensors(model.state_dict())
 

@@ -39,6 +39,19 @@ def test_analyze_prints_a_table(model, capsys):
     assert "\x1b[" not in text  # no colours when piped
 
 
+def test_names_are_whole_in_a_pipe(tmp_path, capsys):
+    name = "a_very_long_name." * 12
+    save_file({f"{name}{i}.weight": torch.randn(64, 64) for i in range(2)}, tmp_path / "model.safetensors")
+    assert run("allocate", tmp_path / "model.safetensors", "--sparsity", 0.5) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(f"{name}0" in line and "50.0%" in line for line in lines)
+
+
+def test_shell_completion_is_offered(capsys):
+    assert run("--show-completion", "bash") == 0
+    assert "_TEMPBALANCE_COMPLETE" in capsys.readouterr().out
+
+
 def test_analyze_writes_every_format(model, tmp_path):
     outputs = [tmp_path / f"out.{ending}" for ending in ("json", "csv", "parquet", "html")]
     assert run("analyze", model, *(part for path in outputs for part in ("--out", path))) == 0

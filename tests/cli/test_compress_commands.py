@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def without_warnings(text):
     return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("warning: "))
 
 
-@pytest.mark.parametrize("command", ["prune", "perplexity", "recover"])
+@pytest.mark.parametrize("command", ["allocate", "prune", "perplexity", "recover"])
 def test_the_help_of_a_compression_command_has_examples(command, capsys):
     assert run(command, "--help") == 0
     assert "Examples" in capsys.readouterr().out
@@ -126,10 +127,87 @@ def test_recover_prints_the_perplexities_and_saves_the_folder(llama, stories, tm
     assert re.search(r"perplexity .* before, .* after", text)
     record = json.loads((again / "recovery.json").read_text())
     assert record["settings"] == {"rank": 8, "lr": 3e-3, "epochs": 1, "batch": 4, "length": 128, "seed": 0}
-    assert record["recipe"] == "model_balancing"
+    assert record["recipe"] is None
+
+
+def test_recover_balances_when_asked(llama, stories, tmp_path, capsys):
+    pytest.importorskip("peft")
+    assert run("prune", llama, "-s", 0.5, "-o", tmp_path / "pruned", "-q") == 0
+    options = ("--tokens", stories, "--balance", "--batch", 4, "--length", 128, "--json", "-o", tmp_path / "again")
+    assert run("recover", tmp_path / "pruned", *options) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"] == "model_balancing"
+
+
+@pytest.mark.parametrize(("given", "method"), [(False, "uniform"), (True, "owl, epsilon 0.08")])
+def test_prune_allocates_as_the_studies_recommend(llama, stories, tmp_path, given, method, capsys):
+    options = ("--calibration", stories, "--samples", 4, "--length", 64) if given else ()
+    assert run("prune", llama, "-s", 0.5, *options, "-o", tmp_path / "p", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["allocation"] == method
+
+
+def test_a_dry_run_prints_the_allocation_that_prune_uses(llama, tmp_path, capsys):
+    arguments = ("prune", llama, "-s", 0.5, "--allocation", "depth", "--out", tmp_path / "p")
+    assert run(*arguments, "--dry-run", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert not (tmp_path / "p").exists()
+    assert run(*arguments, "--quiet") == 0
+    assert json.loads((tmp_path / "p" / "allocation.json").read_text()) == planned
+    assert run(*arguments, "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "model.layers.4" in text
+    assert "nothing was pruned or written" in text
+
+
+def test_a_dry_run_fails_where_prune_would(tmp_path, capsys):
+    state = {f"layers.{i}.fc.weight": torch.randn(64, 64) for i in range(2)}
+    state |= {f"layers.{i}.mix.kernel": torch.randn(8, 32, 64) for i in range(2)}
+    torch.save(state, tmp_path / "model.pt")
+    check_error(capsys, "prune", tmp_path / "model.pt", "-s", 0.5, "--dry-run", match="20%")
+
+
+def test_after_pruning_the_next_command_is_printed(llama, tmp_path, capsys):
+    assert run("prune", llama, "-s", 0.5, "-o", tmp_path / "p") == 0
+    assert f"tempbalance recover {tmp_path / 'p'} --tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("calibrated", [False, True], ids=["evaluated", "calibrated"])
+def test_texts_beside_the_weights_are_not_copied(llama, stories, tmp_path, calibrated):
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder, ignore=shutil.ignore_patterns("*.npz"))
+    text = folder / "stories.npz"
+    shutil.copyfile(stories, text)
+    options = ("--calibration", text, "--samples", 4, "--length", 64) if calibrated else ("--evaluate", text)
+    assert run("prune", folder, "-s", 0.5, *options, "-o", tmp_path / "p", "-q") == 0
+    assert not (tmp_path / "p" / "stories.npz").exists()
+    assert (tmp_path / "p" / "config.json").exists()
+
+
+@pytest.mark.parametrize("budget", [("--sparsity", 0.5), ("--bits", 3.5), ("--rank", 8)])
+def test_allocate_takes_a_model_or_its_saved_analysis(llama, tmp_path, budget, capsys):
+    assert run("analyze", llama, "--quiet", "--out", tmp_path / "analysis.json") == 0
+    assert run("allocate", llama, *budget, "--out", tmp_path / "a.json", "--quiet") == 0
+    assert run("allocate", tmp_path / "analysis.json", *budget, "--out", "-") == 0
+    printed, saved = json.loads(capsys.readouterr().out), json.loads((tmp_path / "a.json").read_text())
+    assert printed["layers"] == saved["layers"]
+    assert dict(tb.Allocation.load(tmp_path / "a.json"))
+    assert run("allocate", llama, *budget) == 0
+    assert "model.layers.0" in capsys.readouterr().out
 
 
 class TestErrorsOfOneLine:
+    @pytest.mark.parametrize("budgets", [(), ("--bits", 3, "--sparsity", 0.5)])
+    def test_allocate_needs_one_budget(self, capsys, model, budgets):
+        check_error(capsys, "allocate", model, *budgets, match="give one of --sparsity S, --bits B and --rank R")
+
+    def test_allocate_refuses_options_of_sparsity_for_bits(self, capsys, model):
+        check_error(capsys, "allocate", model, "--bits", 3, "--epsilon", 0.1, match="--sparsity only")
+
+    def test_prune_refuses_an_epsilon_without_effect(self, capsys, model, tmp_path):
+        check_error(capsys, "prune", model, "-s", 0.5, "--epsilon", 0.1, "-o", tmp_path / "p", match="no effect")
+
+    def test_prune_needs_an_output_or_a_dry_run(self, capsys, model):
+        check_error(capsys, "prune", model, "-s", 0.5, match="--dry-run")
+
     def test_prune_with_neither_sparsity_nor_allocation_is_refused(self, capsys, model, tmp_path):
         check_error(capsys, "prune", model, "-o", tmp_path / "p", match="--sparsity")
 

@@ -54,9 +54,17 @@ def test_an_option_takes_many_values_and_may_be_repeated(command, tmp_path):
 
 
 def test_set_takes_numbers_and_text(command, tmp_path):
-    assert run(*command, "--seeds", 1, "--set", "raises=[0]", f"log={tmp_path}/log") == 0
+    assert run(*command, "--seeds", 1, "--set", "raises=[0]", f"log={tmp_path}/log") == 1
     assert (tmp_path / "log").read_text().splitlines() == ["plain 0", f"{METHOD} 0"]
     assert [row["failed"] for row in summary(tmp_path / "out")["rows"]] == [1, 1]
+
+
+def test_a_study_without_a_result_fails_after_its_report_is_saved(command, tmp_path, capsys):
+    assert run(*command, "--seeds", 2, "--set", "raises=[0, 1]", "--json") == 1
+    printed = capsys.readouterr()
+    assert [row["failed"] for row in json.loads(printed.out)["rows"]] == [2, 2]
+    assert "no trial has a result" in printed.err
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_quick_runs_two_seeds_without_tuning(command, tmp_path, capsys):

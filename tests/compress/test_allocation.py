@@ -28,7 +28,7 @@ def analysis(analysis_of) -> tb.Analysis:
 @pytest.fixture(params=["sparsity", "bits", "rank"])
 def allocation(request, analysis) -> Allocation:
     if request.param == "sparsity":
-        return tb.allocate_sparsity(analysis, 0.5)
+        return tb.allocate_sparsity(analysis, 0.5, method="alpha")
     return tb.allocate_bits(analysis, 3, gamma=9) if request.param == "bits" else tb.allocate_ranks(analysis, 4)
 
 
@@ -50,7 +50,7 @@ def test_a_file_of_the_version_before_loads(allocation):
 
 
 def test_a_file_of_sparsity_has_the_bytes_of_the_version_before(analysis, tmp_path):
-    tb.allocate_sparsity(analysis, 0.5).save(tmp_path / "allocation.json")
+    tb.allocate_sparsity(analysis, 0.5, method="alpha").save(tmp_path / "allocation.json")
     assert (tmp_path / "allocation.json").read_bytes() == (BEFORE / "sparsity.json").read_bytes()
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tempbalance as tb
-from tempbalance.compress import Calibration, SparsitySettings, prune_folder
+from tempbalance.compress import Calibration, SparsitySettings, allocate_folder, prune_folder
 from tempbalance.errors import AllocationError, CheckpointError, SelectionError, TokensError
 
 NOTHING = Path("nowhere")
@@ -39,10 +39,10 @@ def test_an_allocation_passed_to_prune_folder_is_used_unchanged(model: Path, tmp
 
 
 def test_settings_choose_the_analysis_and_the_allocation(model: Path, tmp_path: Path):
-    settings = SparsitySettings(sparsity=0.4, epsilon=0.1, estimator="ks", windows=tb.FARMS(windows=4))
+    settings = SparsitySettings(sparsity=0.4, method="alpha", epsilon=0.1, estimator="ks", windows=tb.FARMS(windows=4))
     allocation = prune_folder(model, tmp_path / "out", settings).allocation
     analysis = tb.analyze(model, estimator="ks", windows=tb.FARMS(windows=4), progress=False)
-    assert allocation == tb.allocate_sparsity(analysis, 0.4, 0.1)
+    assert allocation == tb.allocate_sparsity(analysis, 0.4, 0.1, method="alpha")
 
 
 def test_owl_measures_outliers_on_the_calibration_text(make_llama: Any, tokens: list[Tensor], tmp_path: Path):
@@ -67,6 +67,25 @@ def test_owl_measures_outliers_on_the_calibration_text(make_llama: Any, tokens: 
     assert tuple(map(float, result.perplexity)) == pytest.approx(
         (before, float(tb.perplexity(live, tokens, length=16)))
     )
+
+
+def test_calibration_text_without_effect_is_reported(
+    model: Path, tokens: list[Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    settings = SparsitySettings(sparsity=0.5, method="uniform")
+    prune_folder(model, tmp_path / "out", settings, calibration=Calibration(tokens=tokens))
+    assert "the calibration text has no effect" in caplog.text
+
+
+def test_an_analysis_is_allocated_like_its_model(model: Path):
+    settings = SparsitySettings(sparsity=0.5, method="alpha", unit="layer")
+    from_analysis = allocate_folder(tb.analyze(model, progress=False), settings)
+    assert dict(from_analysis) == dict(allocate_folder(model, settings))
+
+
+def test_owl_is_refused_for_an_analysis(model: Path, tokens: list[Tensor]):
+    with pytest.raises(AllocationError, match="needs the model itself"):
+        allocate_folder(tb.analyze(model, progress=False), 0.5, calibration=Calibration(tokens=tokens))
 
 
 def test_n_of_m_sparsity_loads_the_model(make_llama: Any, tmp_path: Path):

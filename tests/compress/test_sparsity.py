@@ -60,7 +60,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_published_alphas_give_the_published_ratios_and_an_exact_budget(shared, name, sparsity, epsilon):
     alphas = np.load(shared / "published_alphas" / f"{name}.npy")
-    allocation = tb.allocate_sparsity(llama(alphas, FILES[name]), sparsity, epsilon)
+    allocation = tb.allocate_sparsity(llama(alphas, FILES[name]), sparsity, epsilon, method="alpha")
     numels = np.array([layer.numel for layer in allocation.layers])
     assert sum(layer.zeros for layer in allocation.layers) == round(sparsity * int(numels.sum()))
     ours = np.array(list(allocation.values())).reshape(-1, 7)
@@ -78,7 +78,7 @@ def test_published_alphas_give_the_published_ratios_and_an_exact_budget(shared, 
 
 def test_llama_7b_gets_the_ratios_of_the_released_code(shared):
     alphas = np.load(shared / "published_alphas" / "llama-7b-hf_peak.npy")
-    allocation = tb.allocate_sparsity(llama(alphas, "7b"), 0.7, 0.2)
+    allocation = tb.allocate_sparsity(llama(alphas, "7b"), 0.7, 0.2, method="alpha")
     assert list(allocation.values())[::7] == pytest.approx(LLAMA_7B, abs=6e-4)
 
 
@@ -103,7 +103,7 @@ def test_every_method_meets_the_budget_to_one_zero(analysis, sparsity, unit, met
 
 
 def test_blocks_with_heavier_tails_are_pruned_less(analysis):
-    values = list(tb.allocate_sparsity(analysis, 0.5).values())[::2]  # one of each block
+    values = list(tb.allocate_sparsity(analysis, 0.5, method="alpha").values())[::2]  # one of each block
     assert values == sorted(values)
     assert values[0] < 0.5 < values[-1]
 
@@ -114,13 +114,13 @@ def test_weights_outside_blocks_are_not_pruned(analysis):
 
 def test_equal_alphas_give_a_uniform_sparsity(analysis):
     rows = [dataclasses.replace(row, alpha=3.0) for row in analysis.layers]
-    allocation = tb.allocate_sparsity(dataclasses.replace(analysis, layers=rows), 0.5)
+    allocation = tb.allocate_sparsity(dataclasses.replace(analysis, layers=rows), 0.5, method="alpha")
     assert list(allocation.values()) == pytest.approx([0.5] * 8, abs=1e-3)
 
 
 def test_a_block_without_alpha_gets_the_middle_of_the_spread(analysis):
     rows = [dataclasses.replace(row, alpha=math.nan) if row.block == "h.1" else row for row in analysis.layers]
-    allocation = tb.allocate_sparsity(dataclasses.replace(analysis, layers=rows), 0.5, epsilon=0.4)
+    allocation = tb.allocate_sparsity(dataclasses.replace(analysis, layers=rows), 0.5, epsilon=0.4, method="alpha")
     smallest, largest = allocation["h.0.a.weight"], allocation["h.3.a.weight"]
     assert allocation["h.1.a.weight"] == pytest.approx((smallest + largest) / 2, abs=1e-3)
 
@@ -151,7 +151,7 @@ class TestWarnings:
         analysis = analysis_of(names, alphas, [(64, 64)] * len(alphas))
         rows = [dataclasses.replace(row, stderr=stderr) for row in analysis.layers]
         with caplog.at_level("WARNING", logger="tempbalance"):
-            tb.allocate_sparsity(dataclasses.replace(analysis, layers=rows), 0.7, **options)
+            tb.allocate_sparsity(dataclasses.replace(analysis, layers=rows), 0.7, **{"method": "alpha", **options})
         return caplog.text
 
     def test_a_block_that_loses_all_weights_is_named(self, analysis_of, caplog):

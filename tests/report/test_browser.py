@@ -209,7 +209,7 @@ def pruning_page(browser, tmp_path):
         tensors[f"h.{i}.fc.weight"] = tb.testing.matrix_with_spectrum(
             tb.testing.pareto_quantiles(60, 2.0 + i), (60, 60)
         )
-    plan = tb.allocate_sparsity(tb.analyze(tensors), sparsity=0.5)
+    plan = tb.allocate_sparsity(tb.analyze(tensors), sparsity=0.5, method="alpha")
     path = tmp_path / "report.html"
     path.write_text(
         render_pruning(tb.compress.PruningResult(allocation=plan, method="magnitude", achieved=dict(plan))),

@@ -94,7 +94,7 @@ def test_the_zeros_of_all_parameters_are_given_if_their_number_is_known():
     pruned = dataclasses.replace(pruned, allocation=dataclasses.replace(pruned.allocation, size=size))
     assert "These are 18.6% of all 1,000 parameters." in headline(pruned)
     assert "186 of 600 weights are zero: 31.0%, 18.6% of all 1,000 parameters" in printed(pruned)
-    assert (pruned.to_json()["parameters"], pruned.to_json()["zeros_of_all"]) == (1_000, 0.186)
+    assert (pruned.to_dict()["parameters"], pruned.to_dict()["zeros_of_all"]) == (1_000, 0.186)
 
 
 def test_an_infinite_perplexity_is_written_as_inf():

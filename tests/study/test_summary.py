@@ -103,7 +103,7 @@ ODD = {"plain": noisy(0), "llr": [None, math.nan, *noisy(0.1)[2:]], "tempbalance
 
 
 def test_the_json_of_a_summary_has_the_gain_of_every_seed():
-    data = json.loads(dumps(summary_of(**ODD).to_json()))
+    data = json.loads(dumps(summary_of(**ODD).to_dict()))
     assert data["rows"][1]["gains"]["1"] is None
     assert data["rows"][1]["gain"]["won"] == 10
     assert data["rows"][2]["gain"] is None

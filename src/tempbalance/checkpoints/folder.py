@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,10 @@ def _listed(folder: Path) -> list[Path]:
         return []
 
 
-def copy_non_weights(source: Path, folder: Path) -> None:
-    """Copy configuration, tokenizer and licence of a model; files that exist in the target folder stay."""
+def copy_non_weights(source: Path, folder: Path, exclude: Collection[Path] = ()) -> None:
+    """Copy configuration, tokenizer and licence of a model, without some files; those in the target folder stay."""
+    left_out = {path.resolve() for path in exclude}
     for entry in sorted(source.iterdir()):
-        if entry.is_file() and not entry.name.lower().endswith(_ALL_WEIGHTS) and not (folder / entry.name).exists():
-            shutil.copyfile(entry, folder / entry.name)
+        if entry.is_file() and not entry.name.lower().endswith(_ALL_WEIGHTS) and entry.resolve() not in left_out:
+            if not (folder / entry.name).exists():
+                shutil.copyfile(entry, folder / entry.name)

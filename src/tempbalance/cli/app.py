@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from tempbalance._files import check_writable
+from tempbalance._files import check_writable, dumps
 from tempbalance._text import printable
 from tempbalance.errors import AnalysisError, MissingExtraError
 
@@ -22,6 +24,7 @@ __all__ = [
     "EstimatorOption",
     "FarmsOption",
     "FarmsRowsOption",
+    "JsonOption",
     "KeyOption",
     "QuietOption",
     "RevisionOption",
@@ -29,10 +32,23 @@ __all__ = [
     "check_outputs",
     "make_estimator",
     "make_windows",
+    "print_json",
     "print_saved",
+    "split_outputs",
 ]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+_ORDER = ("analyze", "compare", "track", "study", "allocate", "prune", "recover", "perplexity", "demo")
+
+
+class _InOrder(TyperGroup):
+    """Lists the commands in the order of their use."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names for ``--help``."""
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+
+app = typer.Typer(cls=_InOrder, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 EstimatorOption = Annotated[
     str,
@@ -55,6 +71,7 @@ FarmsRowsOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="Torch device, for example [bold]cuda[/].")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 KeyOption = Annotated[
     str | None, typer.Option(help="Key of the state dict in a training checkpoint (.pt), for example [bold]ema[/].")
@@ -94,6 +111,17 @@ def make_windows(farms: bool, rows: int | None) -> FARMS | None:
     from tempbalance.spectra import FARMS
 
     return FARMS(rows=rows) if farms or rows is not None else None
+
+
+def split_outputs(out: Sequence[Path] | None, as_json: bool) -> tuple[list[Path], bool]:
+    """Return the files of ``--out``, and whether to print JSON, which ``--out -`` asks for as ``--json`` does."""
+    paths = [path for path in out or () if str(path) != "-"]
+    return paths, as_json or len(paths) < len(out or ())
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Print a result as one line of JSON, with null for NaN."""
+    typer.echo(dumps(result))
 
 
 _NEEDED_PACKAGES = {".html": ("plotly", "report"), ".parquet": ("pyarrow", "parquet")}

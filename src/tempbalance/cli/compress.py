@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from tempbalance._text import printable
 from tempbalance.cli.app import (
     DeviceOption,
     EstimatorOption,
     FarmsOption,
     FarmsRowsOption,
+    JsonOption,
     KeyOption,
     QuietOption,
     RevisionOption,
@@ -21,14 +23,29 @@ from tempbalance.cli.app import (
     check_outputs,
     make_estimator,
     make_windows,
+    print_json,
     print_saved,
 )
 from tempbalance.errors import AllocationError
 
 if TYPE_CHECKING:
-    from tempbalance.compress import PruningResult
+    from tempbalance.compress import Allocation, Calibration, PruningResult
 
-__all__ = ["EvaluateOption", "LengthOption", "perplexity_command", "prune_command"]
+__all__ = [
+    "AllocationOption",
+    "CalibrationOption",
+    "EpsilonOption",
+    "EvaluateOption",
+    "GroupOption",
+    "LengthOption",
+    "RoutersOption",
+    "SamplesOption",
+    "SeedOption",
+    "Unit",
+    "make_calibration",
+    "perplexity_command",
+    "prune_command",
+]
 
 Criterion = Enum("Criterion", {"magnitude": "magnitude", "wanda": "wanda", "sparsegpt": "sparsegpt"}, type=str)
 Unit = Enum("Unit", {"block": "block", "layer": "layer"}, type=str)
@@ -44,55 +61,71 @@ LengthOption = Annotated[
 EvaluateOption = Annotated[
     Path | None, typer.Option(help="Text or tokens to measure the perplexity on, before and after.")
 ]
-_AllocationOption = Annotated[AllocationMethod, typer.Option(help="Allocation of the sparsity over layers.")]
-_EpsilonOption = Annotated[
+AllocationOption = Annotated[
+    AllocationMethod | None,
+    typer.Option(
+        help="Allocation of the sparsity over layers; default: owl with --calibration, else uniform, which were better "
+        "than alpha in our studies.",
+        show_default=False,
+    ),
+]
+EpsilonOption = Annotated[
     float | None,
     typer.Option(
         min=0,
         max=1,
-        help="Allowed spread around the mean sparsity (0.3 = +-30 %); default: 0.3, for owl 0.08.",
+        help="Allowed spread around the mean sparsity, for alpha, depth and owl (0.3 = +-30 %); default: 0.3, for owl "
+        "0.08.",
         show_default=False,
     ),
 ]
-_FromAllocationOption = Annotated[Path | None, typer.Option(help="Use this allocation.json, instead of --sparsity.")]
-_CalibrationOption = Annotated[
+GroupOption = Annotated[int | None, typer.Option(min=2, help="M of N:M sparsity; each block gets its own N.")]
+RoutersOption = Annotated[bool, typer.Option("--routers", help="Prune routers of experts too.")]
+CalibrationOption = Annotated[
     Path | None, typer.Option(help=f"Calibration text or tokens for wanda, sparsegpt and owl: {_FILES}.")
 ]
+SamplesOption = Annotated[int, typer.Option(min=1, max=2**20, help="Number of calibration sequences.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for calibration samples.")]
+_FromAllocationOption = Annotated[Path | None, typer.Option(help="Use this allocation.json, instead of --sparsity.")]
 _ReportOption = Annotated[list[Path] | None, typer.Option(help="Save the result as FILE.html or .json. Repeatable.")]
 
 
 @app.command("prune")
 def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
     source: Annotated[str, typer.Argument(help="A checkpoint file, a folder, or a Hugging Face hub id.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder; an earlier output is replaced.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Output folder; an earlier output is replaced.")
+    ] = None,
     sparsity: Annotated[
         float | None, typer.Option("--sparsity", "-s", min=0, max=1, help="Fraction of zeros, in [0, 1).")
     ] = None,
     method: Annotated[Criterion, typer.Option("--method", "-m", help="Pruning criterion.")] = Criterion.magnitude,
-    allocation: _AllocationOption = AllocationMethod.alpha,
-    epsilon: _EpsilonOption = None,
+    allocation: AllocationOption = None,
+    epsilon: EpsilonOption = None,
     unit: Annotated[Unit, typer.Option(help="Whether each block or each layer has one sparsity.")] = Unit.block,
-    group: Annotated[int | None, typer.Option(min=2, help="M of N:M sparsity; each block gets its own N.")] = None,
-    routers: Annotated[bool, typer.Option("--routers", help="Prune routers of experts too.")] = False,
+    group: GroupOption = None,
+    routers: RoutersOption = False,
     from_allocation: _FromAllocationOption = None,
     estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,
     farms_rows: FarmsRowsOption = None,
-    calibration: _CalibrationOption = None,
-    samples: Annotated[int, typer.Option(min=1, max=2**20, help="Number of calibration sequences.")] = 128,
+    calibration: CalibrationOption = None,
+    samples: SamplesOption = 128,
     length: LengthOption = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for calibration samples.")] = 0,
+    seed: SeedOption = 0,
     evaluate: EvaluateOption = None,
     report: _ReportOption = None,
     key: KeyOption = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Prune even if less than 90 % of the weights in the blocks were analysed.")
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the allocation; prune and write nothing.")] = False,
     revision: RevisionOption = None,
     device: DeviceOption = None,
+    as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Prune a model, less where layers are heavy-tailed, and save it as a folder.
+    """Prune a model and save it as a folder.
 
     The folder contains dense safetensors with zeros, the config and tokenizer files, and allocation.json.
     Magnitude streams any checkpoint; wanda, sparsegpt and owl load a causal language model.
@@ -103,14 +136,16 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
 
       tempbalance prune path/to/llama -s 0.7 -m wanda --calibration c4.jsonl --evaluate wikitext.txt --out pruned
 
-      tempbalance prune path/to/model -s 0.5 --out pruned --report pruned.html
+      tempbalance prune path/to/model -s 0.5 --allocation alpha --dry-run
 
       tempbalance prune path/to/model --from-allocation pruned/allocation.json --out again
     """
     if (sparsity is None) == (from_allocation is None):
         raise AllocationError("give either --sparsity S or --from-allocation FILE")
+    if out is None and not dry_run:
+        raise AllocationError("give --out FOLDER, or --dry-run to see the allocation only")
     reports = check_outputs(report or [], (".json", ".html"))
-    from tempbalance.compress import Allocation, Calibration, SparsitySettings, prune_folder
+    from tempbalance.compress import Allocation, SparsitySettings, allocate_folder, prune_folder
 
     settings: Allocation | SparsitySettings
     if sparsity is None:
@@ -118,7 +153,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     else:
         settings = SparsitySettings(
             sparsity=sparsity,
-            method=allocation.value,
+            method=allocation.value if allocation else None,
             epsilon=epsilon,
             unit=unit.value,
             group=group,
@@ -126,9 +161,14 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
             estimator=make_estimator(estimator),
             windows=make_windows(farms, farms_rows),
         )
-    text = (
-        Calibration(tokens=calibration, samples=samples, length=length or _LENGTH, seed=seed) if calibration else None
-    )
+    text = make_calibration(calibration, samples, length, seed)
+    if out is None or dry_run:
+        if not isinstance(settings, Allocation):
+            settings = allocate_folder(
+                source, settings, calibration=text, revision=revision, key=key, device=device, progress=not quiet
+            )
+        _print_plan(settings, as_json, partial)
+        return
     result = prune_folder(
         source,
         out,
@@ -143,24 +183,50 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         device=device,
         progress=not quiet,
     )
-    _save_and_print(result, out, reports, quiet)
+    _save_and_print(result, out, reports, as_json, quiet)
 
 
-def _save_and_print(result: PruningResult, out: Path, reports: list[Path], quiet: bool) -> None:
+def make_calibration(tokens: Path | None, samples: int, length: int | None, seed: int) -> Calibration | None:
+    """Return the calibration that the options select; None without a file."""
+    from tempbalance.compress import Calibration
+
+    return Calibration(tokens=tokens, samples=samples, length=length or _LENGTH, seed=seed) if tokens else None
+
+
+def _print_plan(allocation: Allocation, as_json: bool, partial: bool) -> None:
+    """Print what a run without ``--dry-run`` would do, or raise its error."""
+    from tempbalance.report.allocation_terminal import print_allocation
+    from tempbalance.report.terminal_tables import output_console
+
+    if not partial:
+        allocation.check_coverage()
+    if as_json:
+        print_json(allocation.to_dict())
+    else:
+        print_allocation(output_console(), allocation)
+        typer.echo("dry run: nothing was pruned or written")
+
+
+def _save_and_print(result: PruningResult, out: Path, reports: list[Path], as_json: bool, quiet: bool) -> None:
     from tempbalance.report.pruning_report import print_perplexities, print_pruning, save_pruning_report
+    from tempbalance.report.terminal_tables import output_console
 
     for path in reports:
         save_pruning_report(result, path)
-    console = Console()
-    if not quiet:
+    console = output_console()
+    if as_json:
+        print_json(result.to_dict())
+    elif not quiet:
         print_pruning(console, result)
         print_saved(console, [out, *reports])
+        if (out / "config.json").exists():
+            console.print(f"next: tempbalance recover {printable(str(out))} --tokens TEXT --out recovered", style="dim")
     elif result.perplexity is not None:
         print_perplexities(console, *result.perplexity)
 
 
 @app.command("perplexity")
-def perplexity_command(
+def perplexity_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
     source: Annotated[str, typer.Argument(help="Folder or hub id of a causal language model.")],
     tokens: Annotated[Path, typer.Argument(help=f"Text or tokens: {_FILES}.")],
     length: LengthOption = None,
@@ -168,6 +234,7 @@ def perplexity_command(
         int | None, typer.Option(min=1, help="Tokens from one window to the next; default: no overlap.")
     ] = None,
     device: DeviceOption = None,
+    as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compute the perplexity of a causal language model on a text.
@@ -183,4 +250,7 @@ def perplexity_command(
     from tempbalance.compress import perplexity
 
     found = perplexity(source, tokens, stride, length=length, device=device, progress=not quiet)
-    Console().print(f"perplexity {found} over {found.tokens} tokens", highlight=False)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        typer.echo(f"perplexity {found} over {found.tokens} tokens")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tempbalance.cli.app import app, check_outputs, print_saved
 from tempbalance.errors import MissingExtraError
@@ -48,10 +47,11 @@ def demo_command(
     from tempbalance.analysis import analyze
     from tempbalance.demo import Settings, finetune_digits, print_outcome, to_json
     from tempbalance.report.analysis_terminal import print_analysis, print_overview
+    from tempbalance.report.terminal_tables import output_console
     from tempbalance.tail import KS, Hill
 
     out.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    console = output_console()
     outputs = check_outputs([out / "report.html", out / "analysis.json", out / "report_ks.html"])
     results, trained = check_outputs([out / "balancing.json", out / "balancing.html"])
     folder = Path(package.origin).parent / "model"
@@ -61,7 +61,7 @@ def demo_command(
     for analysis, path in zip((hill, hill, ks), outputs, strict=True):
         analysis.save(path)
     print_saved(console, outputs)
-    console.rule()
+    console.print()
     outcome = finetune_digits(Settings(seeds=seeds, examples=examples))
     print_outcome(console, outcome)
     write_atomically(results, (dumps(to_json(outcome)) + "\n").encode())

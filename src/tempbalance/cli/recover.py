@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from tempbalance.cli.app import DeviceOption, QuietOption, app, print_saved
+from tempbalance.cli.app import DeviceOption, JsonOption, QuietOption, app, print_json, print_saved
 from tempbalance.cli.compress import EvaluateOption, LengthOption
 
 __all__ = ["recover_command"]
@@ -27,9 +26,12 @@ def recover_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     batch: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 1,
     length: LengthOption = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for LoRA and the order of sequences.")] = 0,
-    balance: Annotated[bool, typer.Option(help="One learning rate per block, by Model Balancing.")] = True,
+    balance: Annotated[
+        bool, typer.Option("--balance", help="One learning rate per block, by Model Balancing; no gain in our study.")
+    ] = False,
     evaluate: EvaluateOption = None,
     device: DeviceOption = None,
+    as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Fine-tune a pruned language model by LoRA that keeps every zero, and save it as a folder.
@@ -40,11 +42,12 @@ def recover_command(  # noqa: PLR0913, PLR0917  each is an option of the command
 
       tempbalance recover pruned --tokens c4.jsonl --evaluate wikitext.txt --out recovered
 
-      tempbalance recover pruned --tokens tokens.npz --lr 3e-4 --epochs 2 --no-balance --out recovered
+      tempbalance recover pruned --tokens tokens.npz --lr 3e-4 --epochs 2 --out recovered
     """
     from tempbalance.balance.recipes import model_balancing
     from tempbalance.compress import RecoverySettings, recover_folder
     from tempbalance.report.pruning_report import print_perplexities
+    from tempbalance.report.terminal_tables import output_console
 
     result = recover_folder(
         source,
@@ -56,7 +59,10 @@ def recover_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         device=device,
         progress=not quiet,
     )
-    console = Console()
+    console = output_console()
+    if as_json:
+        print_json(result.to_dict())
+        return
     if result.perplexity is not None:
         print_perplexities(console, *result.perplexity)
     if not quiet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from tempbalance._text import printable
-from tempbalance.cli.app import app, print_saved
+from tempbalance.cli.app import JsonOption, app, print_json, print_saved
 from tempbalance.cli.failures import INTERRUPTED
 from tempbalance.errors import MissingExtraError, StudyError
 
@@ -52,6 +53,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     baseline: Annotated[str, typer.Option(help="Method that the others are compared with.")] = "plain",
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="Lower is better.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds, no tuning, to test the task.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare training methods on your own training function, seed by seed.
 
@@ -63,10 +65,9 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
 
     Finished trials are reused: run the same command again to resume.
     """
-    from rich.console import Console
-
     from tempbalance._files import write_atomically
     from tempbalance.report.study_report import print_study, render_study
+    from tempbalance.report.terminal_tables import output_console
     from tempbalance.study import run
 
     if importlib.util.find_spec("plotly") is None:
@@ -91,9 +92,14 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
         )
         raise typer.Exit(INTERRUPTED) from None
     write_atomically(out / "report.html", render_study(summary).encode())
-    console = Console()
-    print_study(console, summary)
-    print_saved(console, [out / "summary.json", out / "report.html"])
+    if as_json:
+        print_json(summary.to_dict())
+    else:
+        console = output_console()
+        print_study(console, summary)
+        print_saved(console, [out / "summary.json", out / "report.html"])
+    if all(math.isnan(row.mean) for row in summary.rows):
+        raise StudyError(f"no trial has a result: all failed or diverged; the tracebacks are in {out / 'runs'}")
 
 
 def _parameters(settings: Sequence[str]) -> dict[str, Any]:

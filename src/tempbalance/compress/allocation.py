@@ -15,9 +15,10 @@ import msgspec
 from tempbalance._files import write_atomically
 from tempbalance._saved import Count, SavedSize, Settings, Size, read_saved
 from tempbalance.errors import AllocationError
+from tempbalance.metrics import mean_alpha
 from tempbalance.types import ModelSize
 
-__all__ = ["Allocation", "LayerAllocation", "Quantity"]
+__all__ = ["Allocation", "LayerAllocation", "Quantity", "UnitAllocation"]
 
 Quantity = Literal["sparsity", "bits", "rank"]
 
@@ -75,6 +76,25 @@ class LayerAllocation:
         return self.rank * sum(self.shape)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitAllocation:
+    """The part of a budget that one layer or block gets.
+
+    Attributes:
+        name: Name of the unit.
+        alpha: Mean alpha over its layers; NaN if none has one.
+        stderr: Standard error of that mean, for independent layers; NaN if one is unknown.
+        value: Fraction of zeros, mean bits per weight or mean rank, by the size of the layers.
+        layers: Its layers, in model order.
+    """
+
+    name: str
+    alpha: float
+    stderr: float
+    value: float
+    layers: tuple[LayerAllocation, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Allocation(Mapping[str, float]):
     """A sparsity, bit width or LoRA rank for every layer: a mapping from the name of a layer to its value.
@@ -123,6 +143,20 @@ class Allocation(Mapping[str, float]):
     def __len__(self) -> int:
         return len(self._values)
 
+    @property
+    def units(self) -> list[UnitAllocation]:
+        """The units with their values, in model order."""
+        members: dict[str, list[LayerAllocation]] = {}
+        for layer in self.layers:
+            members.setdefault(layer.unit, []).append(layer)
+        units = []
+        for name, layers in members.items():
+            alpha, stderr = mean_alpha((layer.alpha, layer.stderr) for layer in layers)
+            total = sum(layer.zeros or self[layer.name] * layer.numel for layer in layers)
+            value = total / sum(layer.numel for layer in layers)
+            units.append(UnitAllocation(name=name, alpha=alpha, stderr=stderr, value=value, layers=tuple(layers)))
+        return units
+
     def check_quantity(self, quantity: Quantity) -> None:
         """Raise an AllocationError if another quantity is allocated."""
         if self.quantity != quantity:
@@ -162,7 +196,11 @@ class Allocation(Mapping[str, float]):
         Raises:
             AnalysisError: The file cannot be written.
         """
-        data = {
+        write_atomically(path, json.dumps(self.to_dict(), indent=1, allow_nan=False).encode() + b"\n")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``save`` writes, as plain JSON values."""
+        return {
             "schema": SCHEMA,
             **{name: getattr(self, name) for name in ("source", "method", "unit", "revision")},
             self.quantity: self.budget,
@@ -171,7 +209,6 @@ class Allocation(Mapping[str, float]):
             **({"size": self.size._asdict()} if self.size else {}),
             "layers": [_to_json(layer, self.quantity) for layer in self.layers],
         }
-        write_atomically(path, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Allocation:

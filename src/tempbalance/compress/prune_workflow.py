@@ -1,35 +1,38 @@
-"""The workflow of ``tempbalance prune``: analyse, allocate, prune, save and evaluate a model on disk."""
+"""The workflows of ``tempbalance allocate`` and ``prune``: analyse, allocate, prune, save and evaluate a model."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from tempbalance._files import check_replaceable
 from tempbalance.analysis.analyzer import Source, analyze, check_device
+from tempbalance.analysis.result import Analysis
 from tempbalance.checkpoints import open_checkpoint
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, transformers_bars
 from tempbalance.compress.evaluation.likelihood import Perplexity, perplexity
-from tempbalance.compress.evaluation.tokens import Calibration, Documents, read_documents
+from tempbalance.compress.evaluation.tokens import Calibration, Documents, files_of, read_documents
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruned_checkpoint import ALLOCATION_FILE, prune_checkpoint, save_pruned
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion, prune
 from tempbalance.compress.pruning_result import PruningResult
 from tempbalance.compress.sparsity import allocate_sparsity, check_parameters
 from tempbalance.compress.sparsity_methods import SparsityMethod
-from tempbalance.errors import TokensError
+from tempbalance.errors import AllocationError, TokensError
 from tempbalance.spectra import Windows
 from tempbalance.tail import TailEstimator, find_estimator
 
-__all__ = ["SparsitySettings", "prune_folder"]
+__all__ = ["SparsitySettings", "allocate_folder", "prune_folder"]
 
-_EPSILON, _OWL_EPSILON = 0.3, 0.08
+_logger = logging.getLogger("tempbalance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +41,10 @@ class SparsitySettings:
 
     Attributes:
         sparsity: Fraction of zeros among all weights that are pruned, in [0, 1).
-        method: Allocation method, see ``allocate_sparsity``.
-        epsilon: Allowed spread around the mean sparsity; by default 0.3, for ``"owl"`` 0.08.
+        method: Allocation method, see ``allocate_sparsity``. By default ``"owl"`` with calibration text, else
+            ``"uniform"``: the best in our studies of pruning, where ``"alpha"`` was worse than both.
+        epsilon: Allowed spread around the mean sparsity; by default 0.3, for ``"owl"`` 0.08. ``"uniform"`` and
+            ``"erk"`` have none.
         unit: Whether the weights of a block share a sparsity or each weight has its own.
         group: M of N:M sparsity; None for unstructured sparsity.
         routers: Whether routers of experts are pruned too.
@@ -52,7 +57,7 @@ class SparsitySettings:
     """
 
     sparsity: float
-    method: SparsityMethod = "alpha"
+    method: SparsityMethod | None = None
     epsilon: float | None = None
     unit: Literal["layer", "block"] = "block"
     group: int | None = None
@@ -61,8 +66,64 @@ class SparsitySettings:
     windows: Windows | None = None
 
     def __post_init__(self) -> None:
-        check_parameters(self.sparsity, self.epsilon or 0.0, self.method)
+        check_parameters(self.sparsity, self.epsilon, self.method or "owl")
         find_estimator(self.estimator)
+
+
+def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
+    source: str | os.PathLike[str] | Analysis,
+    allocation: float | SparsitySettings,
+    *,
+    calibration: Calibration | None = None,
+    revision: str | None = None,
+    key: str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Allocation:
+    """Allocate sparsity over the layers of a model on disk, as ``prune_folder`` does, without pruning it.
+
+    Args:
+        source: A checkpoint: a folder (sharded or not), a file, or a hub id; or an analysis (``Analysis.load``), except
+            for OWL.
+        allocation: The global sparsity, or settings for its allocation.
+        calibration: Calibration text, for OWL.
+        revision: Branch, tag or commit of a hub id.
+        key: Key of the state dict in a training checkpoint; by default it is searched.
+        device: Device to compute on; by default the CPU.
+        progress: Whether to show progress bars (on a terminal only).
+
+    Returns:
+        The allocation.
+
+    Raises:
+        AllocationError: There is nothing to prune, or a parameter is out of range.
+        SelectionError: There is no such device.
+        CheckpointError: The source cannot be read.
+        TokensError: Calibration is missing or cannot be read.
+        MissingExtraError: A required package is not installed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> path = Path(tempfile.mkdtemp()) / "model.pt"
+        >>> torch.save({"a": torch.randn(8, 8), "b": torch.randn(8, 16)}, path)
+        >>> dict(allocate_folder(path, 0.25))
+        {'a': 0.25, 'b': 0.25}
+    """
+    settings = _with_method(allocation, calibration)
+    check_device(device)
+    _check_calibration(settings, "magnitude", calibration)
+    if isinstance(source, Analysis):
+        if settings.method == "owl":
+            raise AllocationError("method 'owl' needs the model itself: an analysis has no activations")
+        return _allocate_analysed(source, settings)
+    with open_checkpoint(source, revision, key=key) as checkpoint:
+        if calibration is None or settings.method != "owl":
+            return _allocate(checkpoint, settings, os.fspath(source), device, progress)
+        folder = checkpoint.path
+    sequences = calibration.draw(folder)
+    with transformers_bars(progress):
+        model = load_causal_lm(folder, device)
+        return _allocate(model, settings, os.fspath(source), device, progress, sequences)
 
 
 def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
@@ -91,7 +152,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
         out: Folder to write, atomically; an earlier output there is replaced, even if it is ``source``.
         allocation: The global sparsity, settings for its allocation, or an allocation (``Allocation.load``).
         method: Pruning criterion.
-        calibration: Calibration text, for Wanda, SparseGPT and OWL.
+        calibration: Calibration text, for Wanda, SparseGPT and OWL; with it, OWL is the default allocation.
         evaluate: Text to measure the perplexity on, before and after: a file (see ``load_tokens``) or token ids.
         length: Tokens in a window of ``evaluate``; by default the model's context length, at most 2,048.
         revision: Branch, tag or commit of a hub id.
@@ -119,22 +180,16 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
         >>> result.zeros, result.weights
         (16, 64)
     """
-    settings = SparsitySettings(sparsity=allocation) if isinstance(allocation, (int, float)) else allocation
+    settings = allocation if isinstance(allocation, Allocation) else _with_method(allocation, calibration)
     check_criterion(method)
     check_device(device)
-    owl = isinstance(settings, SparsitySettings) and settings.method == "owl"
-    calibrated = owl or method != "magnitude"
-    if calibrated and calibration is None:
-        raise TokensError(
-            "wanda, sparsegpt and owl need calibration text: pass calibration=Calibration(tokens=...), or "
-            "--calibration FILE on the command line"
-        )
-    calibration = calibration if calibrated else None
+    calibrated = _check_calibration(settings, method, calibration)
     check_replaceable(Path(out), ALLOCATION_FILE)
     with open_checkpoint(source, revision, key=key) as checkpoint:
         folder = checkpoint.path
-    sequences = None if calibration is None else calibration.draw(folder)
+    sequences = calibration.draw(folder) if calibration is not None and calibrated else None
     held_out = None if evaluate is None else read_documents(evaluate, folder)
+    texts = files_of(calibration.tokens if calibration else None, evaluate)
 
     def measure(model: str | os.PathLike[str]) -> Perplexity | None:
         """Return the perplexity of a folder, if there is a text to measure it on."""
@@ -146,23 +201,45 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
     if calibrated or settings.group is not None:
         with transformers_bars(progress):
             model = load_causal_lm(folder, device)
-            outliers = outlier_ratios(model, sequences or (), progress=progress) if owl else None
-            used = _allocate(model, settings, os.fspath(source), device, progress, outliers=outliers)
+            used = _allocate(model, settings, os.fspath(source), device, progress, sequences)
             achieved = prune(model, used, method, calibration=sequences, partial=partial, progress=progress)
-            save_pruned(model, used, out, folder)
+            save_pruned(model, used, out, folder, exclude=texts)
             del model
     else:
         with open_checkpoint(folder, key=key) as checkpoint:
             used = _allocate(checkpoint, settings, os.fspath(source), device, progress)
-            achieved = prune_checkpoint(checkpoint, used, out, partial=partial, progress=progress)
+            achieved = prune_checkpoint(checkpoint, used, out, partial=partial, exclude=texts, progress=progress)
     after = measure(out)
     return PruningResult(
         allocation=used,
         method=method,
         achieved=achieved,
-        calibration=None if calibration is None else calibration.settings,
+        calibration=calibration.settings if calibration is not None and calibrated else None,
         perplexity=(before, after) if before is not None and after is not None else None,
     )
+
+
+def _with_method(allocation: float | SparsitySettings, calibration: Calibration | None) -> SparsitySettings:
+    """Return settings with the default allocation method."""
+    settings = allocation if isinstance(allocation, SparsitySettings) else SparsitySettings(sparsity=allocation)
+    if settings.method is not None:
+        return settings
+    return replace(settings, method="owl" if calibration is not None and settings.unit == "block" else "uniform")
+
+
+def _check_calibration(
+    settings: SparsitySettings | Allocation, method: Criterion, calibration: Calibration | None
+) -> bool:
+    """Return whether calibration text is used; raise if it is missing, warn if it has no effect."""
+    used = method != "magnitude" or (isinstance(settings, SparsitySettings) and settings.method == "owl")
+    if used and calibration is None:
+        raise TokensError(
+            "wanda, sparsegpt and owl need calibration text: pass calibration=Calibration(tokens=...), or "
+            "--calibration FILE on the command line"
+        )
+    if not used and calibration is not None:
+        _logger.warning("the calibration text has no effect: neither the criterion nor the allocation uses it")
+    return used
 
 
 def _allocate(
@@ -171,21 +248,26 @@ def _allocate(
     name: str,
     device: torch.device | str | None,
     progress: bool,
-    *,
-    outliers: Mapping[str, float] | None = None,
+    sequences: Sequence[Tensor] | None = None,
 ) -> Allocation:
     if isinstance(settings, Allocation):
         return settings
-    epsilon = settings.epsilon
-    if epsilon is None:
-        epsilon = _OWL_EPSILON if settings.method == "owl" else _EPSILON
+    outliers = None
+    if settings.method == "owl" and isinstance(model, nn.Module):
+        outliers = outlier_ratios(model, sequences or (), progress=progress)
     analysis = analyze(model, estimator=settings.estimator, windows=settings.windows, device=device, progress=progress)
+    return _allocate_analysed(replace(analysis, source=name), settings, outliers)
+
+
+def _allocate_analysed(
+    analysis: Analysis, settings: SparsitySettings, outliers: Mapping[str, float] | None = None
+) -> Allocation:
     return allocate_sparsity(
-        replace(analysis, source=name),
+        analysis,
         settings.sparsity,
-        epsilon,
+        settings.epsilon,
         unit=settings.unit,
-        method=settings.method,
+        method=settings.method or "uniform",
         outliers=outliers,
         group=settings.group,
         routers=settings.routers,

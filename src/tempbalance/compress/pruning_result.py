@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tempbalance._files import without_nan
-from tempbalance.compress.allocation import Allocation, LayerAllocation
+from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.evaluation.likelihood import Perplexity
-from tempbalance.metrics import mean_alpha
 
 __all__ = ["PruningResult", "UnitSparsity"]
 
@@ -72,19 +71,19 @@ class PruningResult:
     @property
     def units(self) -> list[UnitSparsity]:
         """Planned and achieved sparsity of every unit, in model order."""
-        members: dict[str, list[LayerAllocation]] = {}
-        for layer in self.allocation.layers:
-            members.setdefault(layer.unit, []).append(layer)
-        units = []
-        for name, layers in members.items():
-            numel = sum(layer.numel for layer in layers)
-            alpha, stderr = mean_alpha((layer.alpha, layer.stderr) for layer in layers)
-            planned = sum(layer.zeros for layer in layers) / numel
-            achieved = sum(self.achieved[layer.name] * layer.numel for layer in layers) / numel
-            units.append(UnitSparsity(name=name, alpha=alpha, stderr=stderr, planned=planned, achieved=achieved))
-        return units
+        return [
+            UnitSparsity(
+                name=unit.name,
+                alpha=unit.alpha,
+                stderr=unit.stderr,
+                planned=unit.value,
+                achieved=sum(self.achieved[layer.name] * layer.numel for layer in unit.layers)
+                / sum(layer.numel for layer in unit.layers),
+            )
+            for unit in self.allocation.units
+        ]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return all numbers as plain JSON values, None for those that are not finite or unknown."""
         perplexity = self.perplexity and {
             key: {"value": found.value, "stderr": found.stderr, "tokens": found.tokens}

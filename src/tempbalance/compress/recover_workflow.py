@@ -13,7 +13,7 @@ from tempbalance.analysis.analyzer import check_device
 from tempbalance.balance import Recipe
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, transformers_bars
 from tempbalance.compress.evaluation.likelihood import perplexity
-from tempbalance.compress.evaluation.tokens import Documents, read_documents
+from tempbalance.compress.evaluation.tokens import Documents, files_of, read_documents
 from tempbalance.compress.recovery.lora_recovery import (
     RECOVERY_FILE,
     RecoveryResult,
@@ -71,7 +71,7 @@ def recover_folder(  # noqa: PLR0913  four parameters, and options by keyword
         if held_out is not None:
             before = perplexity(model, held_out, length=settings.length, progress=progress)
         result = recover(model, documents, settings, recipe=recipe, progress=progress)
-        save_recovered(model, result, out, source)
+        save_recovered(model, result, out, source, exclude=files_of(tokens, evaluate))
         if held_out is not None:
             after = perplexity(model, held_out, length=settings.length, progress=progress)
             result = replace(result, perplexity=(before, after))

@@ -17,35 +17,36 @@ from tempbalance.layers.routers import find_routers
 __all__ = ["allocate_sparsity", "check_parameters"]
 
 _TOLERANCE = 1e-9  # a value this close below a whole number is rounded up to it
-_WITH_EPSILON = {"alpha", "depth", "owl"}
+_EPSILON = {"alpha": 0.3, "depth": 0.3, "owl": 0.08}  # by default; the other methods have none
 
 
 def allocate_sparsity(  # noqa: PLR0913  most are keyword options
     analysis: Analysis,
     sparsity: float,
-    epsilon: float = 0.3,
+    epsilon: float | None = None,
     *,
     unit: Literal["layer", "block"] = "block",
-    method: SparsityMethod = "alpha",
+    method: SparsityMethod = "uniform",
     outliers: Mapping[str, float] | None = None,
     group: int | None = None,
     routers: bool = False,
 ) -> Allocation:
-    """Allocate a global sparsity over the weights of a model: heavy-tailed units are pruned less.
+    """Allocate a global sparsity over the weights of a model.
+
+    ``"uniform"``, the default, gives the same sparsity everywhere.
 
     ``"alpha"`` is AlphaPruning (Lu et al., NeurIPS 2024): the sparsity of a unit is in proportion to ``1 - epsilon`` at
     the smallest alpha, ``1 + epsilon`` at the largest and linear between, scaled to the budget. Where the published
     formula exceeds 1 (1.06 for LLaMA-7B at 80 %), the excess is redistributed over the other units. A unit without an
     alpha has the proportion 1, and so do all units if their alphas are equal. The line spreads any difference between
     alphas to its full width, so a warning is logged if alphas differ by no more than their standard errors, or if a
-    unit loses all weights.
+    unit loses all weights. On our language models it was worse than uniform: docs/results/pruning.md.
 
-    The other methods are baselines. ``"uniform"``: the same sparsity everywhere. ``"erk"``: density in proportion to
-    ``(rows + columns) / (rows columns)``, the Erdos-Renyi kernel (Evci et al. 2020). ``"depth"``: a straight line from
-    ``1 - epsilon`` for the first unit to ``1 + epsilon`` for the last (arithmetic progression of arXiv 2502.14770).
-    ``"owl"`` (Yin et al., ICML 2024): densities differ by up to ``2 epsilon`` (0.08 in the paper), in proportion to the
-    outlier ratios of the blocks. The released code of OWL makes the unweighted mean of the densities meet the target;
-    here the number of weights does.
+    ``"erk"``: density in proportion to ``(rows + columns) / (rows columns)``, the Erdos-Renyi kernel (Evci et al.
+    2020). ``"depth"``: a straight line from ``1 - epsilon`` for the first unit to ``1 + epsilon`` for the last
+    (arithmetic progression of arXiv 2502.14770). ``"owl"`` (Yin et al., ICML 2024): densities differ by up to
+    ``2 epsilon`` (0.08 in the paper), in proportion to the outlier ratios of the blocks. The released code of OWL makes
+    the unweighted mean of the densities meet the target; here the number of weights does.
 
     Weights inside blocks are pruned; embeddings, head and other weights outside blocks are not, and neither are routers
     of experts. In a model without blocks all other analysed weights are pruned.
@@ -53,8 +54,8 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
     Args:
         analysis: The result of ``analyze``.
         sparsity: Fraction of zeros among all weights that are pruned, in [0, 1).
-        epsilon: Allowed spread around the mean sparsity (0.3 = +-30 %), in [0, 1]; the paper uses 0.2 to 0.3 for Wanda
-            and SparseGPT at 70 %.
+        epsilon: Allowed spread around the mean sparsity (0.3 = +-30 %), in [0, 1], for ``"alpha"``, ``"depth"`` (by
+            default 0.3) and ``"owl"`` (0.08). AlphaPruning uses 0.2 to 0.3 for Wanda and SparseGPT at 70 %.
         unit: Whether the weights of a block share a sparsity, by their mean alpha, or each weight has its own.
         method: Allocation method.
         outliers: For ``"owl"``: the result of ``outlier_ratios``, by block name.
@@ -66,18 +67,19 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         The allocation. Without ``group`` its zeros add up to ``round(sparsity * weights)`` exactly.
 
     Raises:
-        AllocationError: There is nothing to prune, or a parameter is out of range.
+        AllocationError: There is nothing to prune, a parameter is out of range, or the method has no epsilon.
 
     Example:
         >>> import tempbalance as tb, torch
         >>> from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
         >>> spectra = {f"h.{i}.fc.weight": pareto_quantiles(64, 2.0 + i) for i in range(3)}
         >>> weights = {name: matrix_with_spectrum(spectrum, (64, 64)) for name, spectrum in spectra.items()}
-        >>> allocation = allocate_sparsity(tb.analyze(weights), sparsity=0.5)
+        >>> allocation = allocate_sparsity(tb.analyze(weights), sparsity=0.5, method="alpha")
         >>> [round(value, 2) for value in allocation.values()]
         [0.35, 0.5, 0.65]
     """
     check_parameters(sparsity, epsilon, method)
+    epsilon = _EPSILON.get(method, 0.0) if epsilon is None else epsilon
     names = find_routers([*(row.name for row in analysis.layers), *(row.name for row in analysis.skipped)])
     left_out = [] if routers else [row for row in analysis.layers if row.name in names]
     layers, units = find_units(analysis, unit, without=[row.name for row in left_out])
@@ -98,18 +100,22 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         "sparsity",
         left_out,
         budget=sparsity,
-        method=f"{method}, epsilon {epsilon}" if method in _WITH_EPSILON else method,
+        method=f"{method}, epsilon {epsilon}" if method in _EPSILON else method,
         unit=unit,
         group=group,
     )
 
 
-def check_parameters(sparsity: float, epsilon: float, method: str) -> None:
-    """Raise an AllocationError if a parameter of ``allocate_sparsity`` is out of range."""
-    if not 0 <= sparsity < 1 or not 0 <= epsilon <= 1:
+def check_parameters(sparsity: float, epsilon: float | None, method: str) -> None:
+    """Raise an AllocationError if a parameter of ``allocate_sparsity`` is out of range or has no effect."""
+    if not 0 <= sparsity < 1 or not 0 <= (epsilon or 0.0) <= 1:
         raise AllocationError(f"sparsity must be in [0, 1) and epsilon in [0, 1], got {sparsity} and {epsilon}")
     if method not in METHODS:
         raise AllocationError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    if epsilon is not None and method not in _EPSILON:
+        raise AllocationError(
+            f"epsilon has no effect with method {method!r}: leave it out, or choose {', '.join(map(repr, _EPSILON))}"
+        )
 
 
 def _check_groups(layers: Sequence[LayerAllocation], group: int) -> None:

@@ -112,7 +112,7 @@ def render_pruning(result: PruningResult) -> str:
     return render_page(
         "pruning",
         title=f"Pruning of {result.allocation.source}",
-        data=result.to_json() | {"settings": {key: str(value) for key, value in settings.items()}},
+        data=result.to_dict() | {"settings": {key: str(value) for key, value in settings.items()}},
         source=result.allocation.source,
         headline=headline(result),
     )
@@ -120,5 +120,5 @@ def render_pruning(result: PruningResult) -> str:
 
 def save_pruning_report(result: PruningResult, path: Path) -> None:
     """Save a pruned model as an HTML page if the suffix is ``.html``, else as JSON."""
-    text = render_pruning(result) if path.suffix.lower() == ".html" else dumps(result.to_json())
+    text = render_pruning(result) if path.suffix.lower() == ".html" else dumps(result.to_dict())
     write_atomically(path, text.encode())

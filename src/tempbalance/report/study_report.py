@@ -46,7 +46,7 @@ def _number(value: float, form: str = ".4g") -> str:
 def render_study(summary: Summary) -> str:
     """Render the summary of a study as one HTML page."""
     task = str(summary.settings.get("task", "")).rpartition(" (")[0]
-    data = summary.to_json() | {"settings": {key: str(value) for key, value in summary.settings.items()}}
+    data = summary.to_dict() | {"settings": {key: str(value) for key, value in summary.settings.items()}}
     return render_page(
         "study",
         title=f"Study: {task}",

@@ -11,10 +11,17 @@ from rich.text import Text
 
 from tempbalance._text import printable
 
-__all__ = ["BARS", "count", "number", "plain_table", "plain_text", "print_names", "sparkline"]
+__all__ = ["BARS", "count", "number", "output_console", "plain_table", "plain_text", "print_names", "sparkline"]
 
 BARS = "▁▂▃▄▅▆▇█"
 _NAMES_SHOWN = 3
+_WIDE = 10_000  # characters
+
+
+def output_console() -> Console:
+    """Return a console on standard output; in a pipe or file, lines and names are never broken or cut."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDE)
 
 
 def plain_table(name: str, *columns: str, title: str | None = None) -> Table:

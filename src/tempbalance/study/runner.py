@@ -116,7 +116,7 @@ def run(  # noqa: PLR0913  each is an option of a study
             trials = runner.compare(chosen, range(first_seed, first_seed + seeds))
         results = [Result(candidate=each, chosen=chosen[i], trials=trials[i]) for i, each in enumerate(candidates)]
         summary = summarize(results, lower_is_better=lower_is_better, settings={**settings, **extent})
-        folder.save_summary(summary.to_json())
+        folder.save_summary(summary.to_dict())
     return summary
 
 

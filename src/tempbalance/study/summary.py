@@ -81,7 +81,7 @@ class Summary:
     notes: Sequence[str]
     settings: Mapping[str, Any]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return plain lists, strings and numbers: the content of ``summary.json``."""
         return {
             "seeds": self.seeds,

@@ -16,7 +16,7 @@ Allocate = Callable[..., Allocation]
 
 
 def test_masks_keep_the_zeros_through_training(trained: nn.Sequential, zeros_of: Callable[..., Any]):
-    allocation = tb.allocate_sparsity(tb.analyze(trained, progress=False), sparsity=0.6, unit="layer")
+    allocation = tb.allocate_sparsity(tb.analyze(trained, progress=False), sparsity=0.6, unit="layer", method="alpha")
     tb.prune(trained, allocation, progress=False)
     export_torch(allocation, trained)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=0.1)
@@ -43,7 +43,7 @@ def test_parts_of_one_parameter_share_its_mask(allocation_of: Allocate):
 
 
 def test_a_model_without_the_allocated_zeros_gets_no_mask(trained: nn.Sequential):
-    allocation = tb.allocate_sparsity(tb.analyze(trained, progress=False), sparsity=0.6, unit="layer")
+    allocation = tb.allocate_sparsity(tb.analyze(trained, progress=False), sparsity=0.6, unit="layer", method="alpha")
     before = list(trained.state_dict())
     with pytest.raises(AllocationError, match="prune the model first"):
         export_torch(allocation, trained)

@@ -8,7 +8,7 @@ from tempbalance.errors import AllocationError
 
 
 def allocate(model, sparsity=0.5, **options):
-    return tb.allocate_sparsity(tb.analyze(model, progress=False), sparsity, **options)
+    return tb.allocate_sparsity(tb.analyze(model, progress=False), sparsity, **{"method": "alpha", **options})
 
 
 def test_owl_prunes_blocks_with_more_outliers_less(make_llama, tokens):

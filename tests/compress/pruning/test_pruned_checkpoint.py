@@ -30,7 +30,7 @@ def folder(make_llama, tmp_path):
 
 
 def allocation_for(source, sparsity=0.5, **options):
-    return tb.allocate_sparsity(tb.analyze(source), sparsity, **options)
+    return tb.allocate_sparsity(tb.analyze(source), sparsity, **{"method": "alpha", **options})
 
 
 def all_tensors(folder):

@@ -20,7 +20,7 @@ def counts(model, allocation):
 
 
 def allocate(model, sparsity=0.5, **options):
-    return tb.allocate_sparsity(tb.analyze(model), sparsity, **options)
+    return tb.allocate_sparsity(tb.analyze(model), sparsity, **{"method": "alpha", **options})
 
 
 def layer(name, shape, zeros):

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from tempbalance.errors import MissingExtraError, TokensError, check_integer, check_seed, require_extra
 
-__all__ = ["Calibration", "Documents", "as_documents", "batches", "draw_calibration", "load_tokens", "read_documents"]
+__all__ = [
+    "Calibration",
+    "Documents",
+    "as_documents",
+    "batches",
+    "draw_calibration",
+    "files_of",
+    "load_tokens",
+    "read_documents",
+]
 
 Documents = str | os.PathLike[str] | Tensor | Iterable[Any]
 
@@ -97,6 +106,11 @@ def _tokenized(texts: Sequence[str], path: Path, tokenizer: str | os.PathLike[st
             f"cannot load a tokenizer from {tokenizer} for {path}: pass token ids as .npz ({error})"
         ) from error
     return [encode(text, verbose=False)["input_ids"] for text in texts]
+
+
+def files_of(*texts: Documents | None) -> list[Path]:
+    """Return the texts that are files."""
+    return [Path(text) for text in texts if isinstance(text, (str, os.PathLike))]
 
 
 def read_documents(tokens: Documents, tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:

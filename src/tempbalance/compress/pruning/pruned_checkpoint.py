@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def prune_checkpoint(
     out: str | os.PathLike[str],
     *,
     partial: bool = False,
+    exclude: Collection[Path] = (),
     progress: bool = True,
 ) -> dict[str, float]:
     """Prune a checkpoint by magnitude, file by file, with one tensor in memory at a time.
@@ -45,6 +46,7 @@ def prune_checkpoint(
         out: Folder to write, atomically; an earlier output there is replaced. It contains safetensors, the config and
             tokenizer files, and ``allocation.json``.
         partial: Whether less than 90 % of the weights inside the blocks may be in the allocation.
+        exclude: Files beside the weights that are not copied, such as calibration text.
         progress: Whether to show a progress bar (on a terminal only).
 
     Returns:
@@ -101,7 +103,7 @@ def prune_checkpoint(
             index = {"metadata": {"total_size": size}, "weight_map": files}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         if checkpoint.path.is_dir():
-            copy_non_weights(checkpoint.path, folder)
+            copy_non_weights(checkpoint.path, folder, exclude)
         allocation.save(folder / ALLOCATION_FILE)
     return {name: achieved[name] for name in allocation}
 
@@ -117,6 +119,8 @@ def save_pruned(
     allocation: Allocation,
     out: str | os.PathLike[str],
     source: str | os.PathLike[str] | None = None,
+    *,
+    exclude: Collection[Path] = (),
 ) -> None:
     """Save a pruned Hugging Face model with ``allocation.json``, atomically.
 
@@ -125,12 +129,13 @@ def save_pruned(
         allocation: The allocation that it was pruned by.
         out: Folder to write; an earlier output there is replaced.
         source: Folder of the original model, to copy the tokenizer from.
+        exclude: Files in this folder that are not copied, such as calibration text.
 
     Raises:
         AllocationError: The model has no ``save_pretrained``.
         CheckpointError: The folder cannot be written; an earlier output is then kept.
     """
-    save_folder(model, out, source, (ALLOCATION_FILE, allocation.save))
+    save_folder(model, out, source, (ALLOCATION_FILE, allocation.save), exclude)
 
 
 def save_folder(
@@ -138,6 +143,7 @@ def save_folder(
     out: str | os.PathLike[str],
     source: str | os.PathLike[str] | None,
     record: tuple[str, Callable[[Path], None]],
+    exclude: Collection[Path] = (),
 ) -> None:
     """Save a Hugging Face model with a record: the name of a file that marks a replaceable output, and its writer."""
     name, write = record
@@ -147,5 +153,5 @@ def save_folder(
     with atomic_folder(Path(out), name) as folder:
         save(folder)
         if source is not None and Path(source).is_dir():
-            copy_non_weights(Path(source), folder)
+            copy_non_weights(Path(source), folder, exclude)
         write(folder / name)

@@ -6,8 +6,10 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +95,14 @@ class RecoveryResult:
     history: list[Refresh]
     perplexity: tuple[Perplexity, Perplexity] | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return settings, recipe, sparsity and losses, and the perplexity if it was measured, as plain JSON values."""
+        record = {name: getattr(self, name) for name in ("recipe", "sparsity", "losses")}
+        measured = self.perplexity and {
+            "perplexity": dict(zip(("before", "after"), map(asdict, self.perplexity), strict=True))
+        }
+        return {"schema": _SCHEMA, "settings": asdict(self.settings), **record, **(measured or {})}
+
 
 def recover(
     model: nn.Module,
@@ -174,6 +184,8 @@ def save_recovered(
     result: RecoveryResult,
     out: str | os.PathLike[str],
     source: str | os.PathLike[str] | None = None,
+    *,
+    exclude: Collection[Path] = (),
 ) -> None:
     """Save a recovered model with ``recovery.json``, a record of the training, atomically.
 
@@ -182,15 +194,14 @@ def save_recovered(
         result: The result of ``recover``.
         out: Folder to write; an earlier recovery there is replaced.
         source: Folder of the pruned model, to copy the tokenizer and ``allocation.json`` from.
+        exclude: Files in this folder that are not copied, such as training text.
 
     Raises:
         AllocationError: The model has no ``save_pretrained``.
         CheckpointError: The folder cannot be written; an earlier output is then kept.
     """
-    record = {name: getattr(result, name) for name in ("recipe", "sparsity", "losses")}
-    record = {"schema": _SCHEMA, "settings": asdict(result.settings), **record}
-    content = json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
-    save_folder(model, out, source, (RECOVERY_FILE, lambda path: write_atomically(path, content)))
+    content = json.dumps(result.to_dict(), indent=1, allow_nan=False).encode() + b"\n"
+    save_folder(model, out, source, (RECOVERY_FILE, lambda path: write_atomically(path, content)), exclude)
 
 
 def _sequences(model: nn.Module, tokens: Documents, settings: RecoverySettings) -> Tensor:

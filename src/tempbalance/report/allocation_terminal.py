@@ -1,0 +1,56 @@
+"""Print an allocation: the budget, and the value of each unit."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from tempbalance.compress import Allocation, UnitAllocation
+from tempbalance.report.terminal_tables import BARS, count, number, plain_table, plain_text
+
+__all__ = ["print_allocation"]
+
+_ALL = 40  # up to this many units are all printed
+_EXTREMES = 4
+_BAR = 20  # characters
+_NAMES = {"sparsity": "sparsity", "bits": "bits per weight", "rank": "rank"}
+
+
+def print_allocation(console: Console, allocation: Allocation) -> None:
+    """Print the budget and method, and the value of each unit; of a large model, the smallest and largest values."""
+    quantity, units = _NAMES[allocation.quantity], allocation.units
+    console.print(plain_text(allocation.source, "bold"), soft_wrap=True)
+    console.print(
+        plain_text(
+            f"{count(len(allocation), 'weight matrix', 'weight matrices')}, "
+            f"{_value(allocation, allocation.budget)} {quantity}, allocated by {allocation.method}"
+            + (f", in groups of {allocation.group}" if allocation.group else "")
+        )
+    )
+    shown = _shown(units)
+    largest = max((unit.value for unit in units), default=0.0)
+    table = plain_table("unit", "alpha", "stderr", quantity, "")
+    table.columns[-1].justify = "left"
+    for unit in shown:
+        table.add_row(
+            plain_text(unit.name.removesuffix(".weight")),
+            number(unit.alpha),
+            number(unit.stderr),
+            _value(allocation, unit.value),
+            BARS[-1] * round(_BAR * unit.value / largest) if largest else "",
+        )
+    console.print(table)
+    if len(shown) < len(units):
+        hidden = count(len(units) - len(shown), "other", "others")
+        console.print(f"{hidden} not shown; --out FILE.json and --json have all", style="dim")
+
+
+def _value(allocation: Allocation, value: float) -> str:
+    return f"{value:.1%}" if allocation.quantity == "sparsity" else f"{value:.4g}"
+
+
+def _shown(units: list[UnitAllocation]) -> list[UnitAllocation]:
+    if len(units) <= _ALL:
+        return units
+    ranked = sorted(units, key=lambda unit: unit.value)
+    chosen = {unit.name for unit in (*ranked[:_EXTREMES], *ranked[-_EXTREMES:])}
+    return [unit for unit in units if unit.name in chosen]
