@@ -6,6 +6,7 @@ Public names are loaded when they are first used (PEP 562): importing the packag
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tempbalance._files import RENDERERS
@@ -98,8 +99,9 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *_SUBMODULES})
 
 
-def _render_html(*arguments: Any) -> str:
-    return str(importlib.import_module("tempbalance.report").render_analysis(*arguments))
+def _renderer(name: str) -> Callable[..., str]:
+    return lambda *arguments: str(getattr(importlib.import_module("tempbalance.report"), name)(*arguments))
 
 
-RENDERERS[".html"] = _render_html
+RENDERERS[".html"] = _renderer("render_analysis")
+RENDERERS["comparison"] = _renderer("render_comparison")

@@ -123,8 +123,8 @@ class TestCompare:
         comparison.save(tmp_path / "c.json")
         assert pd.read_csv(tmp_path / "c.csv")["delta"][:3].tolist() == [0.0, 0.0, 0.0]
         assert len(json.loads((tmp_path / "c.json").read_text())["layers"]) == 4
-        with pytest.raises(AnalysisError, match=r"\.json or \.csv"):
-            comparison.save(tmp_path / "c.html")
+        with pytest.raises(AnalysisError, match=r"\.csv or \.html"):
+            comparison.save(tmp_path / "c.txt")
 
     def test_comparing_different_estimators_raises(self, trained):
         with pytest.raises(AnalysisError, match="different estimators"):
@@ -143,7 +143,7 @@ def test_hostile_names_are_written_to_every_format(tmp_path):
     comparison = tb.compare(analysis, analysis)
     for ending in ("json", "csv", "parquet", "html"):
         analysis.save(tmp_path / f"a.{ending}")
-    for ending in ("json", "csv"):
+    for ending in ("json", "csv", "html"):
         comparison.save(tmp_path / f"c.{ending}")
     assert tb.Analysis.load(tmp_path / "a.json").layers[0].name == HOSTILE
     for name in "ac":

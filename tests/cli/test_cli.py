@@ -90,7 +90,7 @@ def test_analyze_quiet_prints_nothing(model, capfd):
 def test_compare_takes_saved_analyses_and_models(model, tmp_path, capsys):
     run("analyze", model, "--out", tmp_path / "a.json", "--quiet")
     assert run("compare", tmp_path / "a.json", model, "--out", tmp_path / "c.csv") == 0
-    assert "0 of 3 changed" in capsys.readouterr().out
+    assert "alpha did not change in any of 3 layers" in capsys.readouterr().out
     assert (tmp_path / "c.csv").exists()
 
 

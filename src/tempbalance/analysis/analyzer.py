@@ -30,10 +30,10 @@ from tempbalance.tail import TailEstimator, find_estimator
 from tempbalance.types import LayerStats, Skipped
 from tempbalance.weight_fit import WeightFit
 
-__all__ = ["Source", "analyze", "check_device"]
+__all__ = ["Opened", "Source", "analyze", "check_device", "open_source"]
 
 Source: TypeAlias = nn.Module | Mapping[str, Tensor] | Checkpoint | str | os.PathLike[str]
-_Opened: TypeAlias = nn.Module | Mapping[str, Tensor] | Checkpoint
+Opened: TypeAlias = nn.Module | Mapping[str, Tensor] | Checkpoint
 
 _logger = logging.getLogger("tempbalance")
 
@@ -100,7 +100,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     selection = Select.parse(select)
     check_device(device)
     with contextlib.ExitStack() as stack:
-        opened, name = stack.enter_context(_opened(source, key))
+        opened, name = stack.enter_context(open_source(source, key))
         weights, skipped, size = find_weights_and_size(opened, selection)
         if not weights and not skipped:
             raise WeightError(f"{name} contains no weight matrix: no tensor in it has two or more axes")
@@ -158,7 +158,7 @@ def check_device(device: torch.device | str | None) -> None:
 
 
 @contextlib.contextmanager
-def _opened(source: Source, key: str | None) -> Generator[tuple[_Opened, str]]:
+def open_source(source: Source, key: str | None) -> Generator[tuple[Opened, str]]:
     """Yield a model, state dict or open checkpoint, and the name of the source."""
     if isinstance(source, (str, os.PathLike)):
         with open_checkpoint(source, key=key) as checkpoint:
@@ -195,7 +195,7 @@ def _settings(
     }
 
 
-def _revision(source: _Opened) -> str | None:
+def _revision(source: Opened) -> str | None:
     """Return the commit of a model from the hub, where it is known."""
     if isinstance(source, Checkpoint):
         return source.revision

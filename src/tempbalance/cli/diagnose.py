@@ -1,4 +1,4 @@
-"""``tempbalance analyze`` and ``tempbalance compare``."""
+"""``tempbalance analyze``."""
 
 from __future__ import annotations
 
@@ -30,12 +30,9 @@ from tempbalance.cli.app import (
 from tempbalance.cli.failures import INTERRUPTED
 
 if TYPE_CHECKING:
-    from tempbalance.analysis import Analysis
     from tempbalance.analysis.distributed import WorkQueue
-    from tempbalance.spectra import FARMS
-    from tempbalance.tail import TailEstimator
 
-__all__ = ["analyze_command", "compare_command"]
+__all__ = ["analyze_command"]
 
 
 Lora = Enum("Lora", {"merged": "merged", "update": "update"}, type=str)
@@ -144,47 +141,3 @@ def _failures_told(processes: WorkQueue, partial: Path | None) -> Generator[None
         if processes.report_failure():
             raise
         raise typer.Exit(1) from None  # another process prints the error
-
-
-@app.command("compare")
-def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
-    before: Annotated[str, typer.Argument(help="Saved analysis (.json), checkpoint file, folder, or hub id.")],
-    after: Annotated[str, typer.Argument(help="The model to compare with it, in the same forms.")],
-    estimator: EstimatorOption = "hill",
-    farms: FarmsOption = False,
-    farms_rows: FarmsRowsOption = None,
-    key: KeyOption = None,
-    device: DeviceOption = None,
-    out: Annotated[
-        list[Path] | None, typer.Option("--out", "-o", help="Save to FILE.json or .csv. Repeatable.")
-    ] = None,
-) -> None:
-    """Compare alpha layer by layer, for example before and after fine-tuning.
-
-    [bold]Examples[/]
-
-      tempbalance compare before.json after.json
-
-      tempbalance compare path/to/base path/to/finetuned --out changes.csv
-    """
-    from tempbalance.analysis import compare
-    from tempbalance.report.comparison_terminal import print_comparison
-
-    outputs = check_outputs(out or [], allowed=(".json", ".csv"))
-    fitted_by, windows = make_estimator(estimator), make_windows(farms, farms_rows)
-    comparison = compare(*(_load_or_analyze(source, fitted_by, windows, device, key) for source in (before, after)))
-    for path in outputs:
-        comparison.save(path)
-    console = Console()
-    print_comparison(console, comparison)
-    print_saved(console, outputs)
-
-
-def _load_or_analyze(
-    source: str, estimator: TailEstimator, windows: FARMS | None, device: str | None, key: str | None
-) -> Analysis:
-    from tempbalance.analysis import Analysis, analyze
-
-    if source.lower().endswith(".json"):
-        return Analysis.load(source)
-    return analyze(source, estimator=estimator, windows=windows, device=device, key=key)

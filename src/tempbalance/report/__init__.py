@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tempbalance.report.analysis_page import render_analysis
+from tempbalance.report.comparison_page import render_comparison
 
-__all__ = ["render_analysis"]
+__all__ = ["render_analysis", "render_comparison"]

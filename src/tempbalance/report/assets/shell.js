@@ -61,7 +61,7 @@ function drawAgainstDepth(id, rows, drawn, title, trace, more = []) {
     byId(id),
     [...traces, ...more],
     layout({
-      xaxis: { title: { text: narrow() ? "" : "block, from input to output" }, ...ticks },
+      xaxis: { title: { text: narrow() ? "" : "block, from input to output", standoff: 8 }, automargin: true, ...ticks },
       yaxis: { title: { text: title } },
       margin: { l: 60, r: 20, t: 20, b: tilted ? 110 : 60 },
       legend: narrow() ? { orientation: "h", y: -0.45 } : {},
@@ -69,4 +69,52 @@ function drawAgainstDepth(id, rows, drawn, title, trace, more = []) {
     }),
     CONFIG,
   );
+}
+
+function listFindings(id, findings) {
+  for (const finding of findings) {
+    const line = element("li", undefined, finding.severity);
+    line.append(element("b", finding.severity), ` ${finding.message}. `);
+    if (finding.nextStep) line.append(element("span", `Next: ${finding.nextStep}.`));
+    byId(id).append(line);
+  }
+  if (findings.length === 0) byId(id).append(element("li", "No finding."));
+}
+
+// A table with one row per object. A click on a heading sorts: ascending, descending, then as given.
+function sortableTable(id, columns, rows) {
+  let sorted = { key: null, down: false };
+  const body = () => {
+    const order = (a, b) => {
+      const [x, y] = [a[sorted.key], b[sorted.key]];
+      if (x === null || y === null) return (x === null) - (y === null); // missing values are last in both directions
+      const sign = sorted.down ? -1 : 1;
+      return sign * (typeof x === "string" ? x.localeCompare(y, undefined, { numeric: true }) : x - y);
+    };
+    for (const cell of document.querySelectorAll(`#${id} th`)) {
+      const mine = cell.dataset.key === sorted.key;
+      cell.setAttribute("aria-sort", mine ? (sorted.down ? "descending" : "ascending") : "none");
+    }
+    const lines = (sorted.key === null ? rows : [...rows].sort(order)).map((row) => {
+      const line = element("tr");
+      line.append(...columns.map(({ key, text, digits }) => element("td", text ? row[key] : number(row[key], digits), text ? "text" : "")));
+      return line;
+    });
+    document.querySelector(`#${id} tbody`).replaceChildren(...lines);
+  };
+  for (const { key, label, text } of columns) {
+    const cell = element("th", undefined, text ? "text" : "");
+    cell.scope = "col";
+    cell.dataset.key = key;
+    const button = element("button", label);
+    button.type = "button";
+    button.addEventListener("click", () => {
+      const again = sorted.key === key;
+      sorted = again && sorted.down ? { key: null, down: false } : { key, down: again };
+      body();
+    });
+    cell.append(button);
+    document.querySelector(`#${id} thead tr`).append(cell);
+  }
+  body();
 }

@@ -1,0 +1,85 @@
+"""One of two models that are compared: its analysis, and its weights if they can be read."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tempbalance.analysis.adapted import is_adapter, with_base
+from tempbalance.analysis.analyzer import Opened, Source, analyze, open_source
+from tempbalance.analysis.change_findings import make_finding
+from tempbalance.analysis.result import Analysis
+from tempbalance.checkpoints import Checkpoint
+from tempbalance.errors import AnalysisError
+from tempbalance.layers import Select, Weight, find_weights
+from tempbalance.types import Finding, LayerStats
+
+__all__ = ["ComparedModel"]
+
+
+@dataclass
+class ComparedModel:
+    """One of the two models.
+
+    Attributes:
+        analysis: Its analysis.
+        opened: Its weights; None for an analysis.
+        weights: The weights to compare, by name; with embeddings.
+    """
+
+    analysis: Analysis
+    opened: Opened | None
+    weights: dict[str, Weight] = field(default_factory=dict[str, Weight])
+
+    @classmethod
+    def of(
+        cls,
+        source: Analysis | Source,
+        stack: contextlib.ExitStack,
+        key: str | None,
+        options: Mapping[str, Any],
+        *,
+        base: ComparedModel | None = None,
+        notes: list[Finding] | None = None,
+    ) -> ComparedModel:
+        """Open and analyse a source; merge an adapter with its base, and note that."""
+        if isinstance(source, Analysis):
+            return cls(source, None)
+        opened, name = stack.enter_context(open_source(source, key))
+        if base is not None and notes is not None and isinstance(opened, Checkpoint) and is_adapter(opened):
+            if base.opened is None:
+                raise AnalysisError(f"{name} is an adapter: give its base model, not an analysis of it, to merge them")
+            opened = with_base(opened, base.opened)
+            notes.append(make_finding("adapter_merged", f"the adapter {name} was merged with {base.analysis.source}"))
+        return cls(replace(analyze(opened, **options), source=name), opened)
+
+    def find(self, selection: Select) -> None:
+        """Find the weights."""
+        if self.opened is not None:
+            self.weights = {weight.name: weight for weight in find_weights(self.opened, selection)[0]}
+
+    @functools.cached_property
+    def rows(self) -> dict[str, LayerStats]:
+        """The rows of the analysis by name."""
+        return {row.name: row for row in self.analysis.layers}
+
+    @functools.cached_property
+    def skipped(self) -> dict[str, str]:
+        """The reasons of weights without a row, by name."""
+        return {row.name: row.reason for row in self.analysis.skipped}
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all weights, in the order of the model; empty for a weight that was skipped."""
+        rows = {name: row.shape for name, row in self.rows.items()}
+        tables = {name: w.shape for name, w in self.weights.items() if w.kind == "embedding"}
+        known = dict.fromkeys(self.skipped, ()) | rows | tables
+        order = {name: place for place, name in enumerate(dict.fromkeys([*self.weights, *rows]))}
+        return {name: known[name] for name in sorted(known, key=lambda name: order.get(name, len(order)))}
+
+    def kind(self, name: str) -> str:
+        """Return the kind of a layer."""
+        return self.rows[name].kind if name in self.rows else self.weights[name].kind

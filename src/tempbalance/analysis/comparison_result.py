@@ -1,0 +1,138 @@
+"""The result of a comparison, and its files."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tempbalance._files import RENDERERS, dumps, write_atomically
+from tempbalance._text import csv_bytes, encodable
+from tempbalance.analysis.change_findings import block_changes
+from tempbalance.analysis.result import SCHEMA
+from tempbalance.errors import AnalysisError
+from tempbalance.types import Finding
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Comparison", "LayerDelta"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDelta:
+    """The change of one layer. What was not compared is NaN, None or empty.
+
+    Attributes:
+        name: Qualified parameter name, in the second model.
+        block: Its transformer block, or None.
+        alpha_before: Alpha before; NaN without a fit.
+        alpha_after: Alpha after.
+        delta: ``alpha_after - alpha_before``.
+        stderr: Standard error of ``delta`` for independent fits; an upper bound for two states of one layer, which have
+            most of their spectrum in common.
+        z: ``delta / stderr``; NaN if the shapes differ.
+        name_before: Its name in the first model.
+        kind: Kind of weight, as in ``LayerStats``.
+        shape_before: Shape before.
+        shape: Shape after.
+        relative_change: ``||dW|| / ||W||``, Frobenius norms, with ``dW`` the weight after minus the weight before.
+        norm_before: ``||W||``, the norm before.
+        identical: Whether the weights are equal; in the narrower dtype, if the dtypes differ.
+        update_stable_rank: ``||dW||^2`` over the largest squared singular value of ``dW``.
+        update_effective_rank: ``exp`` of the entropy of the normalised singular values of ``dW`` (Roy and Vetterli
+            2007).
+        update_singular_values: The largest singular values of ``dW``, descending, at most 8.
+    """
+
+    name: str
+    block: str | None
+    alpha_before: float
+    alpha_after: float
+    delta: float
+    stderr: float
+    z: float
+    name_before: str = ""
+    kind: str = ""
+    shape_before: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+    relative_change: float = math.nan
+    norm_before: float = math.nan
+    identical: bool | None = None
+    update_stable_rank: float = math.nan
+    update_effective_rank: float = math.nan
+    update_singular_values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The changes between two models, layer by layer.
+
+    Attributes:
+        before: Source of the first analysis.
+        after: Source of the second analysis.
+        settings: Settings of the second analysis.
+        layers: One row per layer that is in both, in the order of the second model. If the weights were compared,
+            embeddings have a row, too, without an alpha.
+        only_before: Names of the layers that are only in the first.
+        only_after: Names of the layers that are only in the second.
+        imbalance_before: Standard deviation of alpha over all layers, before.
+        imbalance_after: The same, after.
+        findings: What to look at first, the most severe first: layers without a partner, identical ones, the blocks
+            that moved most, whether alpha changed.
+    """
+
+    before: str
+    after: str
+    settings: Mapping[str, Any]
+    layers: list[LayerDelta]
+    only_before: list[str]
+    only_after: list[str]
+    imbalance_before: float
+    imbalance_after: float
+    findings: list[Finding] = field(default_factory=list[Finding])
+
+    @property
+    def blocks(self) -> dict[str, float]:
+        """Relative change of each block, over its weight matrices; empty if the weights were not compared."""
+        return block_changes(self.layers)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a table with one row per common layer and one column per field of ``LayerDelta``.
+
+        Returns:
+            The table.
+        """
+        import pandas as pd  # slow to import
+
+        rows = [asdict(row) for row in self.layers]
+        for row in rows:  # pandas takes no unpaired surrogate
+            row |= {key: encodable(value) for key, value in row.items() if isinstance(value, str)}
+        return pd.DataFrame(rows, columns=[f.name for f in fields(LayerDelta)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values; NaN stays."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file atomically.
+
+        Args:
+            path: A path that ends in ``.json``, ``.csv`` or ``.html`` (a report for a browser, in one file).
+
+        Raises:
+            AnalysisError: The path ends differently, or the file cannot be written.
+            MissingExtraError: A report needs plotly, which is not installed.
+        """
+        suffix = Path(path).suffix.lower()
+        if suffix == ".json":
+            write_atomically(path, (dumps(self.to_json()) + "\n").encode())
+        elif suffix == ".csv":
+            write_atomically(path, csv_bytes(self.to_pandas()))
+        elif suffix == ".html":
+            write_atomically(path, RENDERERS["comparison"](self).encode())
+        else:
+            raise AnalysisError(f"cannot save to {path}: the ending must be .json, .csv or .html")

@@ -1,0 +1,67 @@
+"""Findings about the layers of two models that were matched, and those that could not be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tempbalance.analysis.change_findings import comma_names, make_finding
+from tempbalance.analysis.comparison_result import LayerDelta
+from tempbalance.analysis.matching import Matching
+from tempbalance.types import Finding, Severity
+
+__all__ = ["RENAME", "match_findings"]
+
+RENAME = "give the names that differ with rename={'old.': 'new.'} (--rename old.=new.)"
+_FEW = 0.5  # with a smaller share of matched layers, the models are probably not of one family
+
+
+def match_findings(
+    matching: Matching,
+    rows: Sequence[LayerDelta],
+    only_before: Sequence[str],
+    only_after: Sequence[str],
+    reasons: Mapping[str, str],
+) -> list[Finding]:
+    """Return how layers were matched, which have no partner, another shape, or cannot be compared.
+
+    Args:
+        matching: How the layers were matched.
+        rows: The layers that are in both models.
+        only_before: Names of those that are only in the first, and have no entry in ``reasons``.
+        only_after: The same of the second.
+        reasons: Why layers cannot be compared, by name.
+
+    Returns:
+        The findings.
+    """
+    found = []
+    if matching.affix is not None:
+        model = "second" if matching.affix.of_after else "first"
+        found.append(make_finding("renamed", f"layers were matched without the {matching.affix} of the {model} model"))
+    if only_before or only_after:
+        few = len(rows) < _FEW * max(len(rows) + len(only_before), len(rows) + len(only_after))
+        sides = [("first", only_before), ("second", only_after)]
+        parts = [f"{len(names)} only in the {side} model ({comma_names(names)})" for side, names in sides if names]
+        found.append(
+            make_finding(
+                "not_matched",
+                f"{len(rows)} layers are in both models, {' and '.join(parts)}",
+                next_step=RENAME if only_before and only_after else "",
+                severity=Severity.WARNING if few else Severity.NOTE,
+                layers=[*only_before, *only_after],
+                only_before=len(only_before),
+                only_after=len(only_after),
+            )
+        )
+    for row in rows:
+        if row.shape != row.shape_before:
+            shapes = " to ".join("x".join(map(str, shape)) for shape in (row.shape_before, row.shape))
+            message = f"{row.name} changed its shape from {shapes}: its weights are not compared"
+            found.append(make_finding("reshaped", message, layers=[row.name]))
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        message = f"{comma_names(names)} cannot be compared: {reason}"
+        found.append(make_finding("not_compared", message, severity=Severity.WARNING, layers=names))
+    return found
