@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import tempbalance as tb
 import tempbalance.demo
@@ -186,3 +186,23 @@ def test_a_layer_with_nan_is_printed_as_skipped(trained, tmp_path, capsys):
     save_file(trained.state_dict(), tmp_path / "m.safetensors")
     assert run("analyze", tmp_path / "m.safetensors") == 0
     assert "NaN" in capsys.readouterr().out
+
+
+class TestCompare:
+    def test_two_models_are_compared_under_other_names(self, model, tmp_path, capsys):
+        tensors = {f"net.{name}": 1.5 * tensor for name, tensor in load_file(model).items()}
+        save_file(tensors, tmp_path / "b.safetensors")
+        page = tmp_path / "c.html"
+        assert run("compare", model, tmp_path / "b.safetensors", "--rename", "=net.", "--out", page) == 0
+        text = capsys.readouterr().out
+        assert text.index("moved most") < text.index("Largest changes of the weights")
+        assert "50.000%" in text
+        assert page.exists()
+
+    def test_json_is_printed(self, model, capsys):
+        assert run("compare", model, model, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["findings"][0]["kind"] == "identical"
+
+    def test_a_rule_without_a_sign_is_a_usage_error(self, model, capsys):
+        assert run("compare", model, model, "--rename", "a.") == 2
+        assert "has no '='" in capsys.readouterr().err
