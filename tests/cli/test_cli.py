@@ -142,7 +142,7 @@ class TestErrorsAreOneLine:
 
     def test_a_missing_extra_is_reported_before_the_source_is_opened(self, capsys, tmp_path, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-        check_error(capsys, "analyze", "missing.pt", "--out", tmp_path / "x.html", match="tempbalance[report]")
+        check_error(capsys, "analyze", "missing.pt", "--out", tmp_path / "x.parquet", match="tempbalance[parquet]")
 
     def test_compare_refuses_a_json_file_that_is_not_an_analysis(self, capsys, tmp_path):
         (tmp_path / "a.json").write_text("{}")

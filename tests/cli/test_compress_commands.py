@@ -47,7 +47,6 @@ def test_the_help_of_a_compression_command_has_examples(command, capsys):
 
 
 def test_prune_saves_a_folder_and_reports(model, tmp_path, capfd):
-    pytest.importorskip("plotly")
     out, page, numbers = tmp_path / "pruned", tmp_path / "r.html", tmp_path / "r.json"
     assert run("prune", model, "--sparsity", 0.5, "--out", out, "--report", page, "--report", numbers) == 0
     weights = load_file(out / "model.safetensors")

@@ -11,7 +11,6 @@ import pytest
 
 from command_line import check_error, run, started
 
-pytest.importorskip("plotly")
 METHOD = "model_balancing_sciml"
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "compare-methods.md"
 
@@ -97,10 +96,6 @@ class TestRefused:
         assert run(*command, "--quick") == 0
         capsys.readouterr()
         check_error(capsys, *command, "--quick", "--lower-is-better", match="lower_is_better was False and is True")
-
-    def test_without_plotly_the_command_names_the_extra(self, command, capsys, monkeypatch):
-        monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-        check_error(capsys, *command, match="tempbalance[report]")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")

@@ -2,16 +2,12 @@ import dataclasses
 import json
 import math
 import re
-import sys
 
 import pytest
 import torch
 
 import tempbalance as tb
-from tempbalance.errors import MissingExtraError
 from tempbalance.report.analysis_page import render_analysis, summary_sentences
-
-pytest.importorskip("plotly")
 
 
 def embedded(page):
@@ -166,9 +162,3 @@ class TestHistory:
         assert data["steps"] == [0, 2, 4]
         assert [unit["name"] for unit in data["units"]] == ["0", "1", "2"]
         assert sorted(unit["multipliers"][0] for unit in data["units"])[::2] == [0.5, 1.5]
-
-
-def test_without_plotly_the_error_names_the_extra(analysis, monkeypatch):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(MissingExtraError, match=r"tempbalance\[report\]"):
-        render_analysis(analysis)

@@ -13,7 +13,6 @@ from tempbalance.study import paired
 from tempbalance.study.summary import Row, Summary
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
-pytest.importorskip("plotly")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [

@@ -5,14 +5,11 @@ import io
 import json
 import math
 import re
-import sys
 
-import pytest
 from rich.console import Console
 
 import tempbalance as tb
 from pruned_models import MEASURED, pruned_model
-from tempbalance.errors import MissingExtraError
 from tempbalance.report.pruning_report import headline, print_pruning, render_pruning
 
 
@@ -22,10 +19,6 @@ def embedded(page):
 
 
 class TestPruningPage:
-    @pytest.fixture(autouse=True)
-    def _plotly(self):
-        pytest.importorskip("plotly")
-
     def test_the_page_has_every_weight_and_block(self):
         data = embedded(render_pruning(pruned_model(perplexity=MEASURED)))
         assert data["layers"][2] == {
@@ -70,11 +63,6 @@ class TestPruningPage:
         assert "<img" not in page.partition('<script type="application/json"')[0]
         assert "<img" not in re.search(r'id="data">(.*?)</script>', page, re.S)[1]
         assert embedded(page)["layers"][0]["name"] == hostile
-
-    def test_without_plotly_the_extra_is_named(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "plotly.offline", None)
-        with pytest.raises(MissingExtraError, match=r"tempbalance\[report\]"):
-            render_pruning(pruned_model())
 
 
 def test_the_headline_has_the_sparsities_and_perplexities():

@@ -3,7 +3,6 @@
 import io
 import math
 
-import pytest
 from rich.console import Console
 
 from study_results import results_of
@@ -37,7 +36,6 @@ def test_without_diverged_or_failed_trials_the_table_has_no_column_for_them():
 
 
 def test_the_page_of_a_study_loads_nothing_and_escapes_names():
-    pytest.importorskip("plotly")
     page = render_study(summary_of(**WITH_FAILURES))
     assert "<img src=x>" not in page
     assert "default-src 'none'" in page

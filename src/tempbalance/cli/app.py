@@ -124,9 +124,6 @@ def print_json(result: Mapping[str, Any]) -> None:
     typer.echo(dumps(result))
 
 
-_NEEDED_PACKAGES = {".html": ("plotly", "report"), ".parquet": ("pyarrow", "parquet")}
-
-
 def check_outputs(paths: list[Path], allowed: tuple[str, ...] = (".json", ".csv", ".parquet", ".html")) -> list[Path]:
     """Raise before the work starts if one of the output files cannot be written."""
     for path in paths:
@@ -134,9 +131,8 @@ def check_outputs(paths: list[Path], allowed: tuple[str, ...] = (".json", ".csv"
         if suffix not in allowed:
             raise AnalysisError(f"cannot save to {path}: the suffix must be one of {', '.join(allowed)}")
         check_writable(path)
-        package, extra = _NEEDED_PACKAGES.get(suffix, (None, None))
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise MissingExtraError(f"{suffix} needs {package}: pip install 'tempbalance[{extra}]'")
+        if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+            raise MissingExtraError("parquet needs pyarrow: pip install 'tempbalance[parquet]'")
     return paths
 
 

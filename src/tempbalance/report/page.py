@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 from importlib import resources
@@ -9,15 +10,12 @@ from string import Template
 from typing import Any
 
 from tempbalance._text import encodable
-from tempbalance.errors import require_extra
 
 __all__ = ["render_page"]
 
 
 def render_page(name: str, *, title: str, data: Any, **texts: str) -> str:
     """Build one HTML file from the body and script ``report/assets/NAME.*``, with finite data and escaped texts."""
-    with require_extra("report", "the HTML report needs plotly"):
-        from plotly.offline import get_plotlyjs  # slow to import
     folder = resources.files("tempbalance.report") / "assets"
 
     def read(file: str) -> str:
@@ -30,7 +28,8 @@ def render_page(name: str, *, title: str, data: Any, **texts: str) -> str:
         style=read("shell.css"),
         body=Template(read(f"{name}.html")).substitute(escaped),
         data=_script_json(data),
-        plotly=get_plotlyjs(),
+        licence=read("plotly-LICENSE.txt"),
+        plotly=base64.b64encode((folder / "plotly-basic.min.js.gz").read_bytes()).decode(),
         script=read("shell.js") + read(f"{name}.js"),
     )
 
