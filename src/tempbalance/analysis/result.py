@@ -87,6 +87,30 @@ class Analysis:
         frame["status"] = [layer.status.value for layer in self.layers]
         return frame
 
+    def to_weightwatcher(self) -> pd.DataFrame:
+        """Return the table of WeightWatcher 0.7.7: its columns, their order and its definitions.
+
+        ``D``, ``sigma`` and ``num_pl_spikes`` are our ``ks_distance``, ``stderr`` and ``num_tail``; ``log_norm`` and
+        ``log_spectral_norm`` are of the squared norms; kernels of 2-D convolutions are scaled by ``sqrt(1/2)``.
+        ``sv_min`` and ``weak_rank_loss`` are missing, ``layer_id`` counts the rows, and a layer without a fit has NaN
+        and its status, not -1. See docs/how-to/weightwatcher.md.
+
+        Returns:
+            The table, one row per layer.
+
+        Raises:
+            AnalysisError: The analysis is not by ``KS`` (or ``Peak``), or has windows.
+
+        Example:
+            >>> import tempbalance as tb, torch
+            >>> analysis = tb.analyze(torch.nn.Sequential(torch.nn.Linear(64, 32)), estimator=tb.KS())
+            >>> analysis.to_weightwatcher()[["layer_type", "N", "M", "Q", "num_evals"]].astype(str).iloc[0].tolist()
+            ['dense', '64', '32', '2.0', '32']
+        """
+        from tempbalance.analysis.weightwatcher import weightwatcher_table
+
+        return weightwatcher_table(self.layers, str(self.settings.get("estimator")))
+
     def save(self, path: str | os.PathLike[str], *, history: Sequence[Any] = ()) -> None:
         """Write a file atomically; its ending determines the format.
 
