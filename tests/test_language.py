@@ -22,7 +22,7 @@ RETIRED_WORDS = {
     r"judged": "tracked, measured or analysed; layers with an alpha",
     r"holders": "mesh_ranks",
     r"motion": "drift",
-    r"evals|eigs": "eigenvalues",
+    r"(?<!num )(?<!min )evals|eigs": "eigenvalues",  # num_evals and min_evals are names of WeightWatcher
     r"neighbours of balancing": "other layer-wise methods",
     r"lightest(?= ?[=:(\[)]| if\b)": "embeddings_and_head_at_max",
     # phrases that no documentation of PyTorch has
