@@ -4,6 +4,7 @@ import pickle
 import resource
 import shutil
 import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 import tempbalance as tb
 from tempbalance.checkpoints import open_checkpoint
 from tempbalance.errors import CheckpointError, CorruptFileError, MissingExtraError, NotFoundError, UnsafeFileError
+from tempbalance.layers import find_weights
 
 TENSORS = {f"layers.{i}.weight": torch.full((4, 3), float(i)) for i in range(12)}
 
@@ -204,6 +206,25 @@ class TestMissingAndBroken:
         with pytest.raises(CorruptFileError, match="1 of 3 shards are missing: model-00002-of-00003"):
             open_checkpoint(tmp_path)
 
+    @pytest.mark.parametrize("name", ["x" * 300 + ".safetensors", "a\0b", "..", "."])
+    def test_an_index_with_an_impossible_name_raises(self, name, tmp_path):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(CorruptFileError, match=r"index\.json"):
+            open_checkpoint(tmp_path)
+
+    @pytest.mark.parametrize("text", ['{"a": ' + "9" * 5000 + "}", "[" * 10**6, " " * (101 << 20)], ids=len)
+    @pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json", "adapter_config.json"])
+    def test_json_that_is_too_long_or_too_deep_raises(self, file, text, tmp_path):
+        save_file(TENSORS, tmp_path / ("adapter_model.safetensors" if "adapter" in file else "model.safetensors"))
+        (tmp_path / file).write_text(text)
+        with pytest.raises(CorruptFileError, match=file):
+            open_checkpoint(tmp_path)
+
+    def test_a_number_of_any_length_in_a_name_is_no_error(self, tmp_path):
+        names = [f"a.{digits}.weight" for digits in ("2", "10", "1\u00b2", "\u0663", "9" * 5000)]
+        save_file({name: torch.ones(4, 3) for name in names}, tmp_path / "model.safetensors")
+        assert list(open_checkpoint(tmp_path).tensors)[:2] == ["a.1\u00b2.weight", "a.2.weight"]
+
     def test_a_missing_shard_without_an_index_raises(self, tmp_path):
         write_shards_without_index(tmp_path)
         (tmp_path / "model-00002-of-00003.safetensors").unlink()
@@ -242,6 +263,18 @@ class TestMissingAndBroken:
         path.chmod(0)
         with pytest.raises(CheckpointError, match="cannot be opened"):
             open_checkpoint(path)
+
+
+@pytest.mark.parametrize(("save", "file"), [(save_file, "model.safetensors"), (torch.save, "model.pt")])
+def test_listing_and_reading_take_time_linear_in_the_number_of_tensors(save, file, tmp_path):
+    times = []
+    for count in (500, 4000):
+        save({f"layers.{i}.weight": torch.ones(2, 3) for i in range(count)}, tmp_path / file)
+        start = time.process_time()
+        weights, _ = find_weights(checkpoint := open_checkpoint(tmp_path / file))
+        assert len([weight.load() for weight in weights]) == len(checkpoint.tensors) == count
+        times.append(time.process_time() - start)
+    assert times[1] < 4 * 8 * times[0]  # 8 times is linear, 64 times quadratic
 
 
 class Malicious:
@@ -308,13 +341,14 @@ class TestHub:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_memory_of_tensors_is_freed_after_reading(tmp_path):
+@pytest.mark.parametrize(("file", "save"), [("model.safetensors", save_file), ("pytorch_model.bin", torch.save)])
+def test_memory_of_tensors_is_freed_after_reading(file, save, tmp_path):
     size = 4 << 20
-    save_file({f"layers.{i}.weight": torch.ones(size // 256, 64) for i in range(24)}, tmp_path / "model.safetensors")
+    save({f"layers.{i}.weight": torch.ones(size // 256, 64) for i in range(24)}, tmp_path / file)
 
     def resident():
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
+        with open("/proc/self/statm") as status:
+            return int(status.read().split()[1]) * resource.getpagesize()
 
     with open_checkpoint(tmp_path) as checkpoint:
         checkpoint.load("layers.0.weight").sum()

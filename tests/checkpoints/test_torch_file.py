@@ -132,3 +132,82 @@ class TestArchives:
             archive.writestr(member, b"")
         with pytest.raises(CheckpointError, match=message):
             tb.analyze(tmp_path / "agent.zip")
+
+
+BASE = torch.arange(24.0)
+SAVED = {
+    "float32": BASE.view(6, 4),
+    "a parameter": nn.Parameter(BASE.view(6, 4)),
+    "a transposed one": BASE.view(6, 4).T,
+    "a part": BASE.view(6, 4)[1:4, 1:3],
+    "bfloat16": BASE.view(6, 4).bfloat16(),
+    "float8": BASE.view(6, 4).to(torch.float8_e4m3fn),
+    "complex": torch.complex(BASE, -BASE).view(6, 4),
+    "a conjugate": torch.complex(BASE, -BASE).view(6, 4).conj(),
+    "a negative view": torch.complex(BASE, -BASE).view(6, 4).conj().imag,
+    "uint16": BASE.view(6, 4).to(torch.uint16),
+    "bool": BASE.view(6, 4) > 5,
+    "empty": torch.empty(0, 4),
+    "a number": torch.tensor(3.0),
+}
+
+
+@pytest.mark.parametrize("kind", SAVED)
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_tensor_is_what_torch_loads(kind, protocol, tmp_path):
+    torch.save({"w": SAVED[kind]}, tmp_path / "model.pt", pickle_protocol=protocol)
+    found = tb.open_checkpoint(tmp_path / "model.pt").load("w")
+    expected = torch.load(tmp_path / "model.pt", weights_only=False)["w"].detach()
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert torch.equal(found.to(torch.complex128), expected.to(torch.complex128))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (torch.Tensor.to_sparse, "sparse"),
+        (torch.Tensor.to_sparse_csr, "sparse"),
+        (lambda weight: weight.to("meta"), "no data"),
+        (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "quantised"),
+    ],
+    ids=["COO", "CSR", "meta", "quantised"],
+)
+def test_a_tensor_without_plain_numbers_is_skipped_with_its_reason(change, reason, tmp_path):
+    weight = torch.randn(64, 48)
+    torch.save({"bad.weight": change(weight), "good.weight": weight}, tmp_path / "model.pt")
+    analysis = tb.analyze(tmp_path / "model.pt")
+    assert [row.name for row in analysis.layers] == ["good.weight"]
+    assert [(s.name, reason in s.reason) for s in analysis.skipped] == [("bad.weight", True)]
+
+
+def test_names_may_be_numbers(tmp_path):
+    torch.save({0: torch.randn(64, 48), 1: torch.randn(64, 48)}, tmp_path / "model.pt")
+    assert sorted(tb.open_checkpoint(tmp_path / "model.pt").tensors) == ["0", "1"]
+    assert len(tb.analyze(tmp_path / "model.pt").layers) == 2
+
+
+def test_views_of_the_format_before_1_6_are_read(tmp_path):
+    views = {"a": BASE.view(6, 4), "b": BASE.view(6, 4)[2:4], "c": BASE.view(4, 6).T}
+    torch.save(views, tmp_path / "model.pt", _use_new_zipfile_serialization=False)
+    with tb.open_checkpoint(tmp_path / "model.pt") as checkpoint:
+        assert all(torch.equal(checkpoint.load(name), view) for name, view in views.items())
+
+
+@pytest.mark.parametrize("zip_format", [True, False])
+def test_a_file_of_the_other_byte_order_is_read(zip_format, tmp_path, monkeypatch):
+    swapped = BASE.clone()
+    swapped.untyped_storage().byteswap(torch.float32)
+    monkeypatch.setattr("sys.byteorder", "big")
+    torch.save({"w": swapped.view(6, 4)}, tmp_path / "model.pt", _use_new_zipfile_serialization=zip_format)
+    monkeypatch.undo()
+    assert torch.equal(tb.open_checkpoint(tmp_path / "model.pt").load("w"), BASE.view(6, 4))
+
+
+def test_the_pickle_is_read_once(tmp_path, monkeypatch):
+    torch.save({f"{i}.weight": torch.randn(16, 12) for i in range(20)}, tmp_path / "model.pt")
+    calls = []
+    original = tb.checkpoints.torch_file.read_torch_pickle
+    monkeypatch.setattr(tb.checkpoints.torch_file, "read_torch_pickle", lambda *a: calls.append(a) or original(*a))
+    assert len(tb.analyze(tmp_path / "model.pt").layers) == 20
+    assert len(calls) == 1

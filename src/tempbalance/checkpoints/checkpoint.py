@@ -30,7 +30,7 @@ class FileInfo(NamedTuple):
 
 
 class Shard(Protocol):
-    """A file of named tensors, reopened and mapped for each read, so that its pages do not stay in memory."""
+    """A file of named tensors, read one by one."""
 
     tensors: Mapping[str, TensorInfo]
 
@@ -107,12 +107,12 @@ class Checkpoint:
             index: The part to read; ``()`` reads all.
 
         Returns:
-            The tensor on the CPU, in the stored dtype. It is mapped from the file where the format allows it, and its
-            memory is freed when the tensor is deleted.
+            The tensor on the CPU, in the stored dtype, in memory of its own.
 
         Raises:
             NotFoundError: The checkpoint has no tensor of that name.
-            CheckpointError: The checkpoint is closed.
+            CheckpointError: The checkpoint is closed, or the tensor cannot be read: the file was truncated or written
+                since it was opened, or the tensor has no values there.
         """
         if name not in self._tensors:
             close = difflib.get_close_matches(name, self._tensors, n=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ _NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*|consolidated.*|adapter_model)\..*"
 )
 _ALL_WEIGHTS = (".safetensors", *TORCH_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".index.json")
+_MOST_JSON = 100 << 20  # as the header of a safetensors file
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, or raise a CorruptFileError."""
     try:
+        if path.stat().st_size > _MOST_JSON:
+            raise CorruptFileError(f"{path}: larger than {_MOST_JSON >> 20} MB, which no configuration or index is")
         parsed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # JSON errors are ValueErrors, too long numbers as well
         raise CorruptFileError(f"{path}: not readable as JSON ({error}); download or copy it again") from error
@@ -51,7 +54,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     ):
         for pattern in indexes:
             for index in sorted(folder.glob(pattern)):
-                return _indexed(index, adapters)
+                return _indexed(index, files, adapters)
         found = [f for f in files if f.suffix.lower() in suffixes and not _NOT_WEIGHTS.fullmatch(f.name)]
         found = [f for f in found if f.name == single] or found
         if found:
@@ -62,7 +65,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     raise CheckpointError(_no_weights(folder, entries))
 
 
-def _indexed(index: Path, adapters: list[Path]) -> tuple[list[Path], dict[str, str]]:
+def _indexed(index: Path, files: list[Path], adapters: list[Path]) -> tuple[list[Path], dict[str, str]]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise CorruptFileError(f"{index}: no weight_map from tensor names to files; download or copy it again")
@@ -70,7 +73,8 @@ def _indexed(index: Path, adapters: list[Path]) -> tuple[list[Path], dict[str, s
     outside = [name for name in names if Path(name).name != name]
     if outside:
         raise CorruptFileError(f"{index}: names a file outside its folder: {outside[0]!r}")
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    present = {file.name for file in files}
+    missing = [name for name in names if name not in present]
     if missing:
         raise CorruptFileError(
             f"{index}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:5])}; "
@@ -79,17 +83,16 @@ def _indexed(index: Path, adapters: list[Path]) -> tuple[list[Path], dict[str, s
     return [*(index.parent / name for name in names), *adapters], weight_map
 
 
-def _check_numbering(files: Iterable[Path]) -> None:
+def _check_numbering(files: Sequence[Path]) -> None:
     """Check the shards of a folder without an index by the numbers in their names."""
-    for file in files:
-        match = _NUMBERED.fullmatch(file.name)
-        if match is None:
-            continue
+    present = {file.name for file in files}
+    numbered = [match for match in map(_NUMBERED.fullmatch, sorted(present)) if match is not None]
+    for match in {(m["stem"], m["count"], m["suffix"]): m for m in numbered}.values():
         width, count = len(match["number"]), int(match["count"])
         for number in range(1, count + 1):
             name = f"{match['stem']}-{number:0{width}d}-of-{match['count']}{match['suffix']}"
-            if not (file.parent / name).is_file():
-                raise CorruptFileError(f"{file.parent}: the shard {name} is missing; download or copy it")
+            if name not in present:
+                raise CorruptFileError(f"{files[0].parent}: the shard {name} is missing; download or copy it")
 
 
 def _no_weights(folder: Path, entries: list[Path]) -> str:

@@ -7,11 +7,12 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
+from tempbalance.checkpoints.stored_file import Place, StoredFile
 from tempbalance.errors import CheckpointError, CorruptFileError
 from tempbalance.layers import Index, TensorInfo
 
@@ -42,21 +43,46 @@ _CODES = {getattr(torch, name): code for code, name in _DTYPES.items() if hasatt
 _ALIGNMENT = 8
 
 
+class _Entry(msgspec.Struct):
+    """A tensor in the header of a file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
 class SafetensorsShard:
     """A ``.safetensors`` file; only its header is read until ``load`` is called."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        with self._open() as file:
-            slices = {name: file.get_slice(name) for name in sorted(file.keys(), key=_model_order)}
-            self.tensors: Mapping[str, TensorInfo] = {name: _info(part) for name, part in slices.items()}
+        self._path, self._file = path, StoredFile(path)
+        start, entries = self._header()
+        self._places: dict[str, Place] = {}
+        self.tensors: Mapping[str, TensorInfo] = {}
+        for name in sorted(entries, key=_model_order):
+            entry = entries[name]
+            dtype = getattr(torch, _DTYPES.get(entry.dtype, ""), None)
+            if dtype is None:
+                reason = (
+                    f"stored as {entry.dtype}: quantised weights are not supported yet: load the unquantised checkpoint"
+                )
+                self.tensors[name] = TensorInfo(entry.shape, torch.uint8, None, reason)
+                continue
+            stride = [math.prod(entry.shape[axis + 1 :]) for axis in range(len(entry.shape))]
+            self._places[name] = Place(start + entry.data_offsets[0], dtype, entry.shape, tuple(stride))
+            self.tensors[name] = TensorInfo(entry.shape, dtype)
 
-    def _open(self) -> Any:
+    def _header(self) -> tuple[int, dict[str, _Entry]]:
+        """Return the position of the first number, and the tensors by name; ``safetensors`` checks them."""
         from safetensors import SafetensorError, safe_open
 
         try:
-            return safe_open(str(self._path), framework="pt", device="cpu")
-        except SafetensorError as error:
+            with safe_open(str(self._path), framework="pt", device="cpu"), self._path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
+            header.pop("__metadata__", None)
+            return 8 + length, {name: msgspec.json.decode(entry, type=_Entry) for name, entry in header.items()}
+        except (SafetensorError, msgspec.MsgspecError) as error:
             raise CorruptFileError(
                 f"{self._path}: not a readable safetensors file ({error}); it is truncated or has another format: "
                 "download or copy it again"
@@ -65,24 +91,16 @@ class SafetensorsShard:
             raise CheckpointError(f"{self._path}: cannot be opened: {error}") from error
 
     def load(self, name: str, index: Index = ()) -> Tensor:
-        """Read a tensor or a part of it, mapped from the file."""
-        with self._open() as file:
-            tensor: Tensor = file.get_slice(name)[index] if index else file.get_tensor(name)
-            return tensor
+        """Read a tensor or a part of it."""
+        if name not in self._places:
+            raise CheckpointError(f"{self._path}: {name} cannot be read: {self.tensors[name].reason}")
+        return self._file.read(self._places[name].at(index))
 
 
 def _model_order(name: str) -> list[tuple[int, int, str]]:
     """Return a sort key that puts ``layers.2`` before ``layers.10``: the format does not store the model's order."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
-
-
-def _info(part: Any) -> TensorInfo:
-    stored = part.get_dtype()
-    dtype = getattr(torch, _DTYPES.get(stored, ""), None)
-    if dtype is None:
-        reason = f"stored as {stored}: quantised weights are not supported yet: load the unquantised checkpoint"
-        return TensorInfo(tuple(part.get_shape()), torch.uint8, None, reason)
-    return TensorInfo(tuple(part.get_shape()), dtype)
+    parts = [(part, part.lstrip("0")) for part in re.split(r"([0-9]+)", name) if part]
+    return [(0, len(number), number) if part[0] in "0123456789" else (1, 0, part) for part, number in parts]
 
 
 def write_safetensors(path: Path, tensors: dict[str, TensorInfo], load: Callable[[str], Tensor]) -> None:

@@ -1,26 +1,31 @@
-"""Read one file that ``torch.save`` wrote, with ``weights_only=True``: no code in it is executed."""
+"""Read one file that ``torch.save`` wrote: its pickle once, each tensor when it is needed; no code in it runs."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import errno
+import io
 import logging
-import pickle
+import math
 import re
+import struct
+import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from tempbalance.checkpoints.pickled_tensors import (
+    VIEWS,
+    PickledTensor,
+    Storage,
+    read_torch_pickle,
+)
+from tempbalance.checkpoints.stored_file import Place, StoredFile
 from tempbalance.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from tempbalance.layers import Index, TensorInfo
-from tempbalance.layers.names import StateDict
-from tempbalance.layers.nested import FoundStateDict, find_state_dict
+from tempbalance.layers.nested import find_state_dict
+from tempbalance.layers.reasons import dtype_reason
 
 __all__ = ["SUPPORTED", "TORCH_MAGIC", "TORCH_SUFFIXES", "TorchShard"]
 
@@ -55,110 +60,143 @@ _ARCHIVES: tuple[tuple[str, type[CheckpointError], str], ...] = (
 )
 
 _logger = logging.getLogger("tempbalance")
+_ZIP = TORCH_MAGIC[0]
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first value of a file before PyTorch 1.6
+_MOST, _MOST_PER_TENSOR = 1_000_000, 100  # operations of a pickle, which limits memory and time
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a member of a zip archive: what it begins with, two lengths at the end
+_EXPANDED = 2**30  # bytes that a tensor may have above the size of its file
+
+
+class _Contents(NamedTuple):
+    """What a file contains.
+
+    Attributes:
+        saved: What was saved, with descriptions of tensors.
+        storages: Position and size of each storage, in bytes.
+        swap: Whether numbers have the other byte order.
+    """
+
+    saved: Any
+    storages: Mapping[str, tuple[int, int]]
+    swap: bool
 
 
 class TorchShard:
-    """A state dict saved by ``torch.save``; tensor data is read by ``load`` where the format allows it."""
+    """A state dict saved by ``torch.save``; tensor data is read by ``load``."""
 
     def __init__(self, path: Path, key: str | None = None) -> None:
-        self._path, self._key = path, key
-        _check_archive(path)
-        found = self._read()
-        if found.message:
-            _logger.warning("%s: %s", path, found.message)
-        self._key = found.key or None
-        in_memory = StateDict(found.tensors)
-        self._unmapped = None if self._is_zip() else in_memory
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: info._replace(identity=info.identity and (path, info.identity))
-            for name, info in in_memory.tensors.items()
-        }
-
-    def _is_zip(self) -> bool:
-        """Return whether the file can be mapped; the format before PyTorch 1.6 has to be read in full."""
-        with self._path.open("rb") as file:
-            return file.read(4) == TORCH_MAGIC[0]
-
-    def _read(self) -> FoundStateDict:
-        try:
-            with _allowed_types():
-                loaded = torch.load(self._path, map_location="cpu", weights_only=True, mmap=self._is_zip())
-        except pickle.UnpicklingError as error:
-            raise _refusal(self._path, error) from error
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # the archive points past the end of the file
-                raise CorruptFileError(f"{self._path}: truncated; download or copy it again") from error
-            raise CheckpointError(f"{self._path}: cannot be opened: {error}") from error
-        except Exception as error:  # torch raises RuntimeError, EOFError, KeyError and others on damaged files
-            first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise CorruptFileError(
-                f"{self._path}: not a readable PyTorch file ({first_line}); it is truncated or has another format: "
-                "download or copy it again"
-            ) from error
-        if not isinstance(loaded, Mapping):
+        self._path, self._file = path, StoredFile(path)
+        saved, self._storages, self._swap = _read(path, self._file.size)
+        if not isinstance(saved, dict):
             raise CheckpointError(
-                f"{self._path}: no state dict found in it (a {type(loaded).__name__}); "
+                f"{path}: no state dict found in it (a {type(saved).__name__}); "
                 "save one: torch.save(model.state_dict(), path)"
             )
         try:
-            return find_state_dict(loaded, self._key)
+            found = find_state_dict(saved, key, PickledTensor)
         except CheckpointError as error:
-            raise CheckpointError(f"{self._path}: {error}") from None
+            raise CheckpointError(f"{path}: {error}") from None
+        if found.message:
+            _logger.warning("%s: %s", path, found.message)
+        self._places: dict[str, tuple[Place, tuple[str, ...]]] = {}
+        self.tensors: Mapping[str, TensorInfo] = {name: self._info(name, t) for name, t in found.tensors.items()}
+
+    def _info(self, name: str, tensor: PickledTensor) -> TensorInfo:
+        """Describe a tensor, and note its place if it can be read."""
+        place, reason = None, tensor.reason
+        if tensor.storage is not None and reason is None:
+            key, dtype, numel, offset = tensor.storage
+            start, size = self._storages.get(key, (0, 0))
+            first = start + offset * dtype.itemsize + tensor.offset * tensor.dtype.itemsize
+            place = Place(first, tensor.dtype, tensor.shape, tensor.stride)
+            if place.size and first + place.size > start + min(size, numel * dtype.itemsize):
+                place, reason = None, "damaged: the file has fewer numbers than its shape"
+            elif math.prod(tensor.shape) * tensor.dtype.itemsize > self._file.size + _EXPANDED:
+                place, reason = None, "expanded to more than the size of its file: save tensor.contiguous()"
+        if place is None:
+            return TensorInfo(tensor.shape, tensor.dtype, None, dtype_reason(tensor.dtype) or reason)
+        self._places[name] = place, tensor.views
+        identity = (self._path, place.start, math.prod(place.shape), place.dtype, tensor.views) if place.size else None
+        return TensorInfo(tensor.shape, tensor.dtype, identity, dtype_reason(tensor.dtype))
 
     def load(self, name: str, index: Index = ()) -> Tensor:
-        """Read a tensor or a part of it, mapped from the file where the format allows it."""
-        tensor: Tensor = self._unmapped.load(name) if self._unmapped is not None else self._read().tensors[name]
-        return tensor.detach()[index] if index else tensor.detach()
+        """Read a tensor or a part of it."""
+        if name not in self._places:
+            raise CheckpointError(f"{self._path}: {name} cannot be read: {self.tensors[name].reason}")
+        place, views = self._places[name]
+        tensor = self._file.read(place.at(index), swap=self._swap)
+        for view in views:
+            tensor = VIEWS[view](tensor)
+        return tensor
 
 
-def _plain_dict(_: object = None) -> dict[Any, Any]:
-    return {}
+def _read(path: Path, size: int) -> _Contents:
+    """Read the pickle of a file; whatever a damaged one makes Python raise becomes one error."""
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(len(_ZIP)) == _ZIP
+            file.seek(0)
+            return _read_zip(file, size) if is_zip else _read_legacy(file, size)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened: {error.strerror or error}") from error
+    except Exception as error:
+        if isinstance(error, CheckpointError) and not isinstance(error, CorruptFileError):
+            raise type(error)(f"{path}: {error}") from None
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CorruptFileError(
+            f"{path}: not a readable PyTorch file ({reason}); it is truncated or has another format: download or copy "
+            f"it again; {SUPPORTED}"
+        ) from error
 
 
-def _plain_path(*parts: str) -> str:
-    return "/".join(parts)
+def _read_zip(file: BinaryIO, size: int) -> _Contents:
+    """Read an archive, whose members are not compressed."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    names = [member.filename for member in members]
+    _check_archive(names)
+    root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
+    if root is None or len(set(names)) < len(names):
+        raise CorruptFileError("it has no data.pkl, or two files of one name: not an archive of torch.save")
+    places = {}
+    for member in members:
+        if member.filename.startswith(root) and not member.is_dir():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError("it is compressed, which torch.save does not do: unpack it and save it again")
+            file.seek(member.header_offset)
+            signature, *lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+            start = member.header_offset + _LOCAL_HEADER.size + sum(lengths)
+            if signature != _ZIP or start + member.file_size > size:
+                raise CorruptFileError("a part of it is missing")
+            places[member.filename.removeprefix(root)] = (start, member.file_size)
+    data = {}
+    for name in ("data.pkl", "byteorder"):
+        start, length = places.get(name, (0, 0))
+        file.seek(start)
+        data[name] = file.read(length)
+    saved = read_torch_pickle(io.BytesIO(data["data.pkl"]), size, _MOST + _MOST_PER_TENSOR * len(places), {})
+    storages = {name.removeprefix("data/"): place for name, place in places.items() if name.startswith("data/")}
+    return _Contents(saved, storages, data["byteorder"] not in {b"", sys.byteorder.encode()})
 
 
-def _allowed_types() -> contextlib.AbstractContextManager[None]:
-    """Let the safe loader of torch build what scripts save beside weights: NumPy numbers and arrays, namespaces."""
-    # For a defaultdict or a path, which the loader cannot fill, a dict or a string is built instead.
-    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # torch before 2.6
-        return contextlib.nullcontext()
-    core: Any = getattr(np, "_core", None) or np.core
-    numbers = [type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDGUS"]
-    renamed = [
-        (getattr(core.multiarray, name), f"numpy.{module}.multiarray.{name}")
-        for name in ("scalar", "_reconstruct")
-        for module in ("core", "_core")
-    ]
-    paths = [
-        (_plain_path, f"{module}.{name}")
-        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-        for module in ("pathlib", "pathlib._local")
-    ]
-    builtin = [dict, list, set, int, float, str]  # factories of a defaultdict
-    types = [argparse.Namespace, np.ndarray, np.dtype, *numbers, *builtin]
-    return torch.serialization.safe_globals([*types, *renamed, *paths, (_plain_dict, "collections.defaultdict")])
+def _read_legacy(file: BinaryIO, size: int) -> _Contents:
+    """Read the format before PyTorch 1.6: five pickles, then length and numbers of each storage."""
+    used: dict[str, Storage] = {}
+    magic, _, system, saved, keys = (read_torch_pickle(file, size, _MOST, used) for _ in range(5))
+    if magic != _MAGIC_NUMBER:
+        raise CorruptFileError("torch.save did not write it")
+    storages = {}
+    for key in keys:
+        (numel,) = struct.unpack("<q", file.read(8))
+        storages[key] = (file.tell(), max(0, numel) * used[key].dtype.itemsize)
+        if sum(storages[key]) > size:
+            raise CorruptFileError("a part of it is missing")
+        file.seek(sum(storages[key]))
+    return _Contents(saved, storages, system["little_endian"] != (sys.byteorder == "little"))
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(members: Sequence[str]) -> None:
     """Raise a CheckpointError for a zip archive that is not of ``torch.save``."""
-    members: list[str] = []
-    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        members = archive.namelist()
     for pattern, kind, description in _ARCHIVES:
         if any(re.fullmatch(pattern, member) for member in members):
-            raise kind(f"{path} is {description}")
-
-
-def _refusal(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
-    """Return the error for a file that ``weights_only=True`` refuses: it contains code, or is not a pickle."""
-    text = str(error)
-    found = re.search(r"Unsupported (?:global|class|operand)[^\n]*?(?:GLOBAL )?([\w.]+\.[\w.]+)", text)
-    if not found and not re.search(r"Unsupported|not an allowed global|Trying to", text):
-        return CorruptFileError(f"{path}: not a readable PyTorch file; {SUPPORTED}")
-    needed = f" ({found.group(1)})" if found else ""
-    return UnsafeFileError(
-        f"{path}: the pickle would run code or build objects{needed} and was refused; nothing was executed. "
-        "If you trust it, load it yourself and save plain tensors: torch.save(model.state_dict(), path)"
-    )
+            raise kind(f"it is {description}")

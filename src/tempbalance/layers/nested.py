@@ -22,6 +22,7 @@ _NO_MODEL = re.compile(
 )
 _PARAMETER = re.compile(r".+\..+|weight|bias")
 _DEPTH = 8
+_AGAIN = 100_000  # most entries of mappings that are found more than once
 
 
 class FoundStateDict(NamedTuple):
@@ -54,7 +55,7 @@ class _Candidate(NamedTuple):
     @property
     def matrices(self) -> int:
         """Number of tensors with two axes or more."""
-        return sum(isinstance(v, Tensor) and v.ndim >= MATRIX_NDIM for v in self.tensors.values())
+        return sum(v.ndim >= MATRIX_NDIM for v in self.tensors.values())
 
     @property
     def is_model(self) -> bool:
@@ -69,7 +70,7 @@ class _Candidate(NamedTuple):
         return self.is_model, trained, -usual
 
 
-def find_state_dict(loaded: Mapping[Any, Any], key: str | None = None) -> FoundStateDict:
+def find_state_dict(loaded: Mapping[Any, Any], key: str | None = None, kind: type = Tensor) -> FoundStateDict:
     """Find the state dict of the model.
 
     Mappings that look like one (names of parameters, matrices) are preferred to others, usual keys (``model``,
@@ -78,6 +79,7 @@ def find_state_dict(loaded: Mapping[Any, Any], key: str | None = None) -> FoundS
     Args:
         loaded: What was saved: a state dict, or mappings of state dicts and anything else.
         key: The keys that lead to it, joined by dots, if it is not to be searched.
+        kind: The class of tensors, or of what stands for one.
 
     Returns:
         The state dict.
@@ -91,9 +93,10 @@ def find_state_dict(loaded: Mapping[Any, Any], key: str | None = None) -> FoundS
         >>> find_state_dict(saved).key
         'model'
     """
+    search = _Search(kind)
     if key is not None:
-        return FoundStateDict(key, _at(loaded, key))
-    candidates = list(_candidates(loaded, (), frozenset()))
+        return FoundStateDict(key, search.at(loaded, key))
+    candidates = list(search.candidates(loaded))
     if not candidates:
         keys = ", ".join(str(key) for key in list(loaded)[:8]) or "none"
         modules = [str(key) for key, value in loaded.items() if isinstance(value, nn.Module)]
@@ -110,43 +113,56 @@ def _listed(candidates: Sequence[_Candidate]) -> str:
     return ", ".join(sorted(".".join(candidate.path) for candidate in candidates)[:8])
 
 
-def _candidates(mapping: Mapping[Any, Any], path: tuple[str, ...], above: frozenset[int]) -> Iterator[_Candidate]:
-    """Yield the mappings with tensors; ``above`` contains the mappings around this one, which may contain itself."""
-    if id(mapping) in above or len(above) > _DEPTH or "param_groups" in mapping:  # an optimizer
-        return
-    tensors = {str(name): value for name, value in mapping.items() if isinstance(value, Tensor)}
-    if tensors:
-        yield _Candidate(path, tensors)
-    inner: list[_Candidate] = []
-    for key, value in mapping.items():
-        if isinstance(key, str) and isinstance(value, Mapping) and not _NO_MODEL.fullmatch(key):
-            inner += _candidates(value, (*path, key), above | {id(mapping)})
-    if path and path[-1] in _KEYS and not tensors and sum(candidate.is_model for candidate in inner) > 1:
-        yield _Candidate(path, _flat(inner, len(path)))  # one model, saved part by part
-    else:
-        yield from inner
-
-
 def _flat(parts: Sequence[_Candidate], depth: int) -> dict[str, Any]:
     return {".".join([*part.path[depth:], name]): value for part in parts for name, value in part.tensors.items()}
 
 
-def _at(loaded: Mapping[Any, Any], key: str) -> dict[str, Any]:
-    """Return the tensors under a key; keys of mappings may contain dots themselves."""
-    matches = [(loaded, key)]
-    while matches:
-        mapping, rest = matches.pop()
-        if not rest:
-            parts = list(_candidates(mapping, (), frozenset()))
-            own = next((part.tensors for part in parts if not part.path), None)
-            found = own or _flat(parts, 0)
-            if found:
-                return found
-            continue
-        for name, value in mapping.items():
-            inside = str(name)
-            if isinstance(value, Mapping) and (rest == inside or rest.startswith(f"{inside}.")):
-                matches.append((value, rest[len(inside) + 1 :]))
-    known = [c for c in _candidates(loaded, (), frozenset()) if c.path]
-    hint = f"it has {_listed(known)}" if known else "it has no nested state dict"
-    raise CheckpointError(f"no tensors under the key {key!r}; {hint}")
+class _Search:
+    """Looks for state dicts in mappings, which may contain themselves, or the same mapping many times."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+        self._seen: set[int] = set()
+        self._again = 0
+
+    def candidates(
+        self, mapping: Mapping[Any, Any], path: tuple[str, ...] = (), above: frozenset[int] = frozenset()
+    ) -> Iterator[_Candidate]:
+        """Yield the mappings with tensors; ``above`` contains the mappings around this one."""
+        if id(mapping) in above or len(above) > _DEPTH or "param_groups" in mapping:  # an optimizer
+            return
+        self._again += len(mapping) * (id(mapping) in self._seen)
+        if self._again > _AGAIN:
+            raise CheckpointError("its dictionaries contain the same dictionary too often: save model.state_dict()")
+        self._seen.add(id(mapping))
+        tensors = {str(name): value for name, value in mapping.items() if isinstance(value, self._kind)}
+        if tensors:
+            yield _Candidate(path, tensors)
+        inner: list[_Candidate] = []
+        for key, value in mapping.items():
+            if isinstance(key, str) and isinstance(value, Mapping) and not _NO_MODEL.fullmatch(key):
+                inner += self.candidates(value, (*path, key), above | {id(mapping)})
+        if path and path[-1] in _KEYS and not tensors and sum(candidate.is_model for candidate in inner) > 1:
+            yield _Candidate(path, _flat(inner, len(path)))  # one model, saved part by part
+        else:
+            yield from inner
+
+    def at(self, loaded: Mapping[Any, Any], key: str) -> dict[str, Any]:
+        """Return the tensors under a key; keys of mappings may contain dots themselves."""
+        matches = [(loaded, key)]
+        while matches:
+            mapping, rest = matches.pop()
+            if not rest:
+                parts = list(self.candidates(mapping))
+                own = next((part.tensors for part in parts if not part.path), None)
+                found = own or _flat(parts, 0)
+                if found:
+                    return found
+                continue
+            for name, value in mapping.items():
+                inside = str(name)
+                if isinstance(value, Mapping) and (rest == inside or rest.startswith(f"{inside}.")):
+                    matches.append((value, rest[len(inside) + 1 :]))
+        known = [c for c in self.candidates(loaded) if c.path]
+        hint = f"it has {_listed(known)}" if known else "it has no nested state dict"
+        raise CheckpointError(f"no tensors under the key {key!r}; {hint}")

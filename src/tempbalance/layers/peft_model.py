@@ -23,6 +23,7 @@ from tempbalance.layers.factors import AdapterError
 from tempbalance.layers.fused import Index
 from tempbalance.layers.modules import module_candidates
 from tempbalance.layers.registration_limit import registration_limit
+from tempbalance.layers.stored import mapping
 from tempbalance.layers.weights import Candidate, storage_identity
 
 __all__ = ["PREFIX", "merged_candidates"]
@@ -84,7 +85,8 @@ def merged_candidates(
         same = False
     if not same:
         try:
-            built = build(None)
+            with mapping():
+                built = build(None)
         except Exception as error:  # whatever PEFT raises
             raise AdapterError(f"PEFT cannot put it on {type(model).__name__} ({_first_line(error)})") from error
     return _candidates(built, known, mode), built.unexpected

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +17,24 @@ from tempbalance.layers.moves import Box, Node, ReadLeaf, full_box, leaf
 if TYPE_CHECKING:
     from tempbalance.layers.names import TensorStore
 
-__all__ = ["StoredTensor"]
+__all__ = ["StoredTensor", "is_mapping", "mapping"]
+
+_MAPPING = ContextVar("tempbalance_mapping", default=False)
+
+
+@contextlib.contextmanager
+def mapping() -> Iterator[None]:
+    """Map tensors from their files inside the block, for code that needs all of a model and reads little of it."""
+    token = _MAPPING.set(True)
+    try:
+        yield
+    finally:
+        _MAPPING.reset(token)
+
+
+def is_mapping() -> bool:
+    """Return whether tensors are to be mapped."""
+    return _MAPPING.get()
 
 
 class StoredTensor:

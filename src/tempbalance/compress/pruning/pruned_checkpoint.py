@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tempbalance._files import atomic_folder
@@ -83,7 +82,7 @@ def prune_checkpoint(
         """Load a tensor, pruned if it is in the allocation."""
         tensor = checkpoint.load(name)
         if name in targets:
-            tensor = tensor.clone(memory_format=torch.contiguous_format)  # it is mapped from the file
+            tensor = tensor.contiguous()  # it may be stored transposed
         for target in targets.get(name, ()):
             achieved[target.name] = target.prune_stored(name, tensor, magnitude_scores)
         return tensor
