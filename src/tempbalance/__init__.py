@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tempbalance import tail as tail
     from tempbalance import types as types
     from tempbalance import weight_fit as weight_fit
-    from tempbalance.analysis import Analysis, Comparison, analyze, compare
+    from tempbalance.analysis import Analysis, Comparison, analyze, compare, track
     from tempbalance.balance import Balancer, Every, Recipe, assign, recipes
     from tempbalance.checkpoints import Checkpoint, open_checkpoint
     from tempbalance.compress import (
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _NAMES = {
-    "analysis": ("Analysis", "Comparison", "analyze", "compare"),
+    "analysis": ("Analysis", "Comparison", "analyze", "compare", "track"),
     "balance": ("Balancer", "Every", "Recipe", "assign", "recipes"),
     "checkpoints": ("Checkpoint", "open_checkpoint"),
     "compress": (
@@ -67,7 +67,7 @@ _SUBMODULES = (
 )
 
 # inspect; one weight: estimators, windows; train; compress; compare methods; the rest
-__all__ = ["Analysis", "Checkpoint", "Comparison", "Select", "analyze", "compare", "open_checkpoint"]
+__all__ = ["Analysis", "Checkpoint", "Comparison", "Select", "analyze", "compare", "open_checkpoint", "track"]
 __all__ += ["FARMS", "KS", "AveragedHill", "Hill", "Peak", "weight_spectrum"]
 __all__ += ["Balancer", "Every", "Recipe", "assign", "recipes"]
 __all__ += ["Allocation", "allocate_bits", "allocate_ranks", "allocate_sparsity"]
@@ -105,3 +105,4 @@ def _renderer(name: str) -> Callable[..., str]:
 
 RENDERERS[".html"] = _renderer("render_analysis")
 RENDERERS["comparison"] = _renderer("render_comparison")
+RENDERERS["track"] = _renderer("render_track")

@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Callable, Generator
 from typing import Any
 
-__all__ = ["progress_bar"]
+from tempbalance._text import printable
+
+__all__ = ["progress_bar", "show_line"]
 
 
 @contextlib.contextmanager
@@ -23,3 +25,13 @@ def progress_bar(description: str, total: int, wanted: bool = True) -> Generator
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(description, total=total)
         yield lambda count, description=None: bar.update(task, advance=count, description=description)
+
+
+def show_line(text: str, wanted: bool = True) -> None:
+    """Print a line on standard error, if it is a terminal."""
+    if wanted:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if console.is_terminal:
+            console.print(printable(text), markup=False, highlight=False)

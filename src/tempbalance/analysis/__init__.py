@@ -1,4 +1,4 @@
-"""Measure every weight matrix of a model or a checkpoint, and compare two measurements."""
+"""Measure every weight matrix of a model or a checkpoint; compare two models; track a training run."""
 
 from __future__ import annotations
 
@@ -6,5 +6,17 @@ from tempbalance.analysis.analyzer import Source, analyze
 from tempbalance.analysis.comparison import compare
 from tempbalance.analysis.comparison_result import Comparison, LayerDelta
 from tempbalance.analysis.result import Analysis
+from tempbalance.analysis.track_result import Track, TrackedCheckpoint, TrackedLayer, TrackResume
+from tempbalance.analysis.tracker import track
 
-__all__ = ["Analysis", "Comparison", "LayerDelta", "Source", "analyze", "compare"]
+__all__ = [
+    "Analysis",
+    "Comparison",
+    "LayerDelta",
+    "Source",
+    "Track",
+    "TrackResume",
+    "TrackedCheckpoint",
+    "TrackedLayer",
+]
+__all__ += ["analyze", "compare", "track"]

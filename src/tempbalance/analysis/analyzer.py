@@ -30,7 +30,7 @@ from tempbalance.tail import TailEstimator, find_estimator
 from tempbalance.types import LayerStats, Skipped
 from tempbalance.weight_fit import WeightFit
 
-__all__ = ["Opened", "Source", "analyze", "check_device", "open_source"]
+__all__ = ["Opened", "Source", "analyze", "check_device", "make_settings", "open_source"]
 
 Source: TypeAlias = nn.Module | Mapping[str, Tensor] | Checkpoint | str | os.PathLike[str]
 Opened: TypeAlias = nn.Module | Mapping[str, Tensor] | Checkpoint
@@ -104,7 +104,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         weights, skipped, size = find_weights_and_size(opened, selection)
         if not weights and not skipped:
             raise WeightError(f"{name} contains no weight matrix: no tensor in it has two or more axes")
-        settings = _settings(estimator, windows, selection, device) | {"revision": _revision(opened)}
+        settings = make_settings(estimator, windows, selection, device) | {"revision": _revision(opened)}
         used = opened.key if isinstance(opened, Checkpoint) else key
         settings |= {} if used is None else {"key": used}
         partial = None
@@ -182,9 +182,10 @@ def open_source(source: Source, key: str | None) -> Generator[tuple[Opened, str]
         )
 
 
-def _settings(
+def make_settings(
     estimator: TailEstimator, windows: Windows | None, select: Select, device: torch.device | str | None
 ) -> dict[str, Any]:
+    """Return what an analysis depends on, as JSON values."""
     return {
         "estimator": repr(estimator),
         "windows": repr(windows) if windows is not None else None,

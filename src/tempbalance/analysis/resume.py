@@ -10,7 +10,7 @@ import stat
 from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import msgspec
 
@@ -20,9 +20,11 @@ from tempbalance.analysis.rows import Row, row_from_json, row_to_json
 from tempbalance.checkpoints import Checkpoint
 from tempbalance.errors import AnalysisError, OutputError
 
-__all__ = ["ResumeFile"]
+__all__ = ["ResumeFile", "identities"]
 
 _HASHED = 2**16  # bytes at the beginning and the end of a file
+
+_Self = TypeVar("_Self", bound="ResumeFile")
 
 _logger = logging.getLogger("tempbalance")
 
@@ -52,7 +54,7 @@ class ResumeFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, Any] = {}
         self._file: IO[str] | None = None
         self._read()
 
@@ -60,21 +62,21 @@ class ResumeFile:
         """Find the rows of an interrupted analysis of the same source and settings, and open the file for more."""
         if not isinstance(source, Checkpoint):
             raise AnalysisError("only an analysis of files can be resumed: a model in memory may have changed")
-        header = dumps({"files": [_identity(file.path) for file in source.files], "settings": settings})
+        header = dumps({"files": identities(source), "settings": settings})
         lines = self._read()
         if lines and lines[0] != header:
             _logger.warning("%s belongs to other files or settings: starting afresh", self._path)
             lines = []
         for line in lines[1:]:
             with contextlib.suppress(ValueError):  # the last line may be cut short
-                row = row_from_json(parse_json(line))
+                row = self._decoded(parse_json(line))
                 self.rows[row.name] = row
-        kept = [header, *(dumps(row_to_json(row)) for row in self.rows.values())]
+        kept = [header, *(dumps(self._encoded(row)) for row in self.rows.values())]
         write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode())
         with self._output_errors():
             self._file = self._path.open("a", encoding="utf-8")
 
-    def __enter__(self) -> ResumeFile:
+    def __enter__(self: _Self) -> _Self:
         """Return the file."""
         return self
 
@@ -86,12 +88,19 @@ class ResumeFile:
             if kind is None:
                 self._path.unlink(missing_ok=True)
 
-    def add(self, row: Row) -> None:
+    def _decoded(self, line: Any) -> Any:
+        row: Row = row_from_json(line)
+        return row
+
+    def _encoded(self, row: Any) -> dict[str, Any]:
+        return row_to_json(row)
+
+    def add(self, row: Any) -> None:
         """Write a row, and flush, since the process may be killed at any time."""
         if self._file is None:
             raise AnalysisError(f"{self._path} is not open: call start first")
         with self._output_errors():
-            self._file.write(dumps(row_to_json(row)) + "\n")
+            self._file.write(dumps(self._encoded(row)) + "\n")
             self._file.flush()
 
     @contextlib.contextmanager
@@ -120,6 +129,11 @@ class ResumeFile:
         except OSError as error:
             raise OutputError(f"cannot read {self._path}: {error.strerror}") from error
         return lines
+
+
+def identities(source: Checkpoint) -> list[dict[str, Any]]:
+    """Return what tells whether the files of a checkpoint are the same as before."""
+    return [_identity(file.path) for file in source.files]
 
 
 def _identity(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class WeightChange:
     Attributes:
         relative: ``||dW|| / ||before||``, Frobenius norms; infinite if the weight was zero before.
         norm_before: Frobenius norm before.
+        norm_after: Frobenius norm after.
         identical: Whether all entries are equal, in the narrower of both dtypes.
         stable_rank: ``||dW||^2`` over the largest squared singular value of ``dW``; of several matrices, the mean.
             NaN without a change, or if it was not asked for.
@@ -35,6 +36,7 @@ class WeightChange:
 
     relative: float
     norm_before: float
+    norm_after: float
     identical: bool
     stable_rank: float = math.nan
     effective_rank: float = math.nan
@@ -70,14 +72,14 @@ def weight_change(
     dtype = torch.float64 if torch.float64 in {one.dtype, two.dtype} else torch.float32
     if one.is_complex() or two.is_complex():
         dtype = torch.promote_types(torch.promote_types(one.dtype, two.dtype), torch.complex64)
-    norm_before = _norm(one)
+    norm_before, norm_after = _norm(one), _norm(two)
     update = two.to(dtype, copy=True).sub_(one.to(dtype))
     del one, two
     norm = _norm(update)
-    if not math.isfinite(norm_before + norm):
+    if not math.isfinite(norm_before + norm_after):
         raise WeightError("weights are NaN or Inf")
     relative = 0.0 if norm == 0.0 else norm / norm_before if norm_before else math.inf
-    change = WeightChange(relative=relative, norm_before=norm_before, identical=identical)
+    change = WeightChange(relative=relative, norm_before=norm_before, norm_after=norm_after, identical=identical)
     if norm == 0.0 or not spectrum:
         return change
     found = spectra([as_matrices(update, after.layout)])[0]

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from tempbalance.report.analysis_page import render_analysis
 from tempbalance.report.comparison_page import render_comparison
+from tempbalance.report.track_page import render_track
 
-__all__ = ["render_analysis", "render_comparison"]
+__all__ = ["render_analysis", "render_comparison", "render_track"]
