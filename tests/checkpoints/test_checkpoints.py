@@ -319,11 +319,17 @@ class TestHub:
         folder = tmp_path / "models--someone--something"
         (folder / "snapshots" / commit).mkdir(parents=True)
         (folder / "refs").mkdir()
-        (folder / "refs" / "main").write_text(commit)
+        for name in ("main", "step1000"):
+            (folder / "refs" / name).write_text(commit)
         write_safetensors(folder / "snapshots" / commit)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert set(open_checkpoint("someone/something").tensors) == set(TENSORS)
+        assert open_checkpoint("someone/something@step1000").revision == commit
+        with pytest.raises(NotFoundError, match="someone/something"):
+            open_checkpoint("someone/something@step2000")
+        with pytest.raises(CheckpointError, match="has a revision, and another is given"):
+            open_checkpoint("someone/something@step1000", revision="main")
 
     def test_an_unknown_hub_id_raises(self, monkeypatch):
         monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)

@@ -24,7 +24,7 @@ def model(trained, tmp_path):
     return path
 
 
-@pytest.mark.parametrize("command", [(), ("analyze",), ("compare",), ("demo",)])
+@pytest.mark.parametrize("command", [(), ("analyze",), ("compare",), ("track",), ("demo",)])
 def test_help_of_every_command_has_examples(command, capsys):
     assert run(*command, "--help") == 0
     text = capsys.readouterr().out
@@ -206,3 +206,57 @@ class TestCompare:
     def test_a_rule_without_a_sign_is_a_usage_error(self, model, capsys):
         assert run("compare", model, model, "--rename", "a.") == 2
         assert "has no '='" in capsys.readouterr().err
+
+
+class TestTrack:
+    @pytest.fixture
+    def training(self, model, tmp_path):
+        tensors = load_file(model)
+        for step in (1, 2, 10):
+            folder = tmp_path / "run" / f"checkpoint-{step}"
+            folder.mkdir(parents=True)
+            save_file(
+                {name: tensor * (1 + 0.1 * step) for name, tensor in tensors.items()}, folder / "model.safetensors"
+            )
+        return tmp_path / "run"
+
+    def test_a_run_is_printed_by_step_and_saved(self, training, tmp_path, capsys):
+        outputs = [part for ending in ("json", "csv", "html") for part in ("--out", tmp_path / f"t.{ending}")]
+        assert run("track", training, *outputs) == 0
+        lines = capsys.readouterr().out.splitlines()
+        rows = [line.split() for line in lines if line.startswith("checkpoint-")]
+        assert [(row[0], row[1], row[-1]) for row in rows] == [
+            ("checkpoint-1", "1", "0.000%"),
+            ("checkpoint-2", "2", "9.091%"),
+            ("checkpoint-10", "10", "81.818%"),
+        ]
+        assert lines[0] == "3 checkpoints, checkpoint-1 to checkpoint-10"
+        assert {path.name for path in tmp_path.glob("t.*")} == {"t.json", "t.csv", "t.html"}
+
+    def test_json_is_printed(self, training, capsys):
+        assert run("track", training, "--out", "-") == 0
+        assert [found["step"] for found in json.loads(capsys.readouterr().out)["checkpoints"]] == [1, 2, 10]
+
+    def test_an_interrupted_run_says_how_to_resume(self, training, tmp_path, capsys, monkeypatch):
+        digest = tempbalance.analysis.tracker.weights_digest
+
+        def interrupt(source):
+            if source.path.name == "checkpoint-2":
+                raise KeyboardInterrupt
+            return digest(source)
+
+        monkeypatch.setattr("tempbalance.analysis.tracker.weights_digest", interrupt)
+        assert run("track", training, "--out", tmp_path / "t.json") == 130
+        assert "run the same command again to resume" in capsys.readouterr().err
+        assert (tmp_path / "t.json.partial").exists()
+        assert not (tmp_path / "t.json").exists()
+
+    def test_revisions_are_of_one_hub_id(self, training, capsys):
+        assert run("track", "org/a", "org/b", "--revision", "main") == 2
+        assert "id@revision" in capsys.readouterr().err
+
+    def test_a_damaged_checkpoint_is_an_error_with_strict(self, training, capsys):
+        (training / "checkpoint-2" / "model.safetensors").write_bytes(b"")
+        assert run("track", training) == 0
+        assert "error    checkpoint-2 cannot be read" in capsys.readouterr().out
+        check_error(capsys, "track", training, "--strict", match="checkpoint-2")

@@ -295,3 +295,35 @@ def test_the_page_of_a_study_shows_every_method_and_reports_no_error(browser, tm
     assert page.inner_text("#notes") == "Note this."
     assert problems == []
     page.close()
+
+
+def drifting(step):
+    tensors = {}
+    for block in range(4):
+        for part, alpha in (("attention", 2.2), ("mlp", 3.0)):
+            weight = tb.testing.matrix_with_spectrum(tb.testing.pareto_quantiles(60, alpha), (60, 60), seed=block)
+            tensors[f"layers.{block}.<b>{part}.weight"] = (1 + 0.01 * step * block) * weight
+    return tensors
+
+
+def test_the_page_of_a_comparison_shows_findings_first_and_sorts_its_table(browser, tmp_path):
+    path = tmp_path / "comparison.html"
+    tb.compare(drifting(0), drifting(1)).save(path)
+    for page in opened(browser, path, "#alpha .main-svg"):
+        findings = page.locator("#findings li").all_text_contents()
+        assert findings[0].startswith("note moved most, as ||dW|| / ||W||: layers.3 (3.00%)")
+        assert page.locator("#weights .trace").count() == 2
+        page.click("#changes th:has-text('relative change') button")
+        assert column(page, 1, "#changes")[-1] == "layers.3.<b>mlp.weight"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_page_of_a_tracked_run_shows_each_metric(browser, tmp_path):
+    path = tmp_path / "track.html"
+    tb.track([drifting(0), drifting(1), drifting(1)]).save(path)
+    for page in opened(browser, path, "#lines .main-svg"):
+        assert "have the same weights" in page.locator("#findings li").first.text_content()
+        assert column(page, 1, "#checkpoints") == ["model 1", "model 2", "model 3"]
+        page.select_option("#metric", "drift")
+        page.wait_for_function("document.querySelector('#lines .ytitle').textContent.includes('drift')")
+        assert page.locator("#lines .trace").count() == 8

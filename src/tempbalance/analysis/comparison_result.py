@@ -125,7 +125,6 @@ class Comparison:
 
         Raises:
             AnalysisError: The path ends differently, or the file cannot be written.
-            MissingExtraError: A report needs plotly, which is not installed.
         """
         suffix = Path(path).suffix.lower()
         if suffix == ".json":

@@ -64,7 +64,7 @@ def _unreadable(tracked: Track) -> Iterator[Finding]:
     for name, reason in tracked.skipped:
         yield make_finding(
             "unreadable",
-            f"checkpoint {name} cannot be read: {reason}",
+            f"{name} cannot be read: {reason}",
             next_step="copy it again, or leave it out",
             severity=Severity.ERROR,
         )

@@ -174,7 +174,6 @@ class Track:
 
         Raises:
             AnalysisError: The ending is none of these, or the file cannot be written.
-            MissingExtraError: A report needs plotly, which is not installed.
         """
         suffix = Path(path).suffix.lower()
         if suffix == ".json":

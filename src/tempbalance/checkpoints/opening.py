@@ -38,7 +38,7 @@ def open_checkpoint(
 
     Args:
         path_or_hub_id: A ``.safetensors`` file, a PyTorch state dict, a folder (Hugging Face model, sharded or not;
-            PEFT adapter), or a hub id ``organisation/name``.
+            PEFT adapter), or a hub id ``organisation/name``, also with a revision, ``organisation/name@revision``.
         revision: Branch, tag or commit of a hub id.
         key: Key of the state dict in a training checkpoint of PyTorch, ``"model"`` or ``"ema.state_dict"``; by default
             it is searched.
@@ -106,8 +106,11 @@ def _resolve(source: str | os.PathLike[str], revision: str | None) -> Path:
         if revision is not None:
             raise CheckpointError(f"a revision ({revision!r}) requires a hub id, but {path} is a local path")
         return path
-    if isinstance(source, str) and is_hub_id(source):
-        return snapshot(source, revision)
+    name, at, named = str(source).partition("@")
+    if isinstance(source, str) and is_hub_id(name):
+        if at and revision is not None:
+            raise CheckpointError(f"{source!r} has a revision, and another is given: {revision!r}")
+        return snapshot(name, named if at else revision)
     try:
         near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=3)
     except OSError:

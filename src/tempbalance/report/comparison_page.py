@@ -23,9 +23,6 @@ def render_comparison(comparison: Comparison) -> str:
 
     Returns:
         HTML with its style, script, plotly.js and data; the page loads no other file.
-
-    Raises:
-        MissingExtraError: plotly is not installed.
     """
     before, after = short_source(comparison.before), short_source(comparison.after)
     return render_page(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
 from tempbalance.analysis import Track, TrackedLayer
@@ -23,12 +24,11 @@ def render_track(tracked: Track) -> str:
 
     Returns:
         HTML with its style, script, plotly.js and data; the page loads no other file.
-
-    Raises:
-        MissingExtraError: plotly is not installed.
     """
     first, last = tracked.checkpoints[0].name, tracked.checkpoints[-1].name
-    title = f"{first} to {last}"
+    parents = {PurePath(checkpoint.source).parent.name for checkpoint in tracked.checkpoints}
+    run = f"{parents.pop()}: " if len(parents) == 1 and "" not in parents else ""
+    title = f"{run}{first} to {last}"
     known = all(checkpoint.step is not None for checkpoint in tracked.checkpoints)
     return render_page(
         "track",
