@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Callable, Generator
 from typing import Any
 
-from tempbalance._text import printable
-
 __all__ = ["progress_bar", "show_line"]
 
 
@@ -28,10 +26,10 @@ def progress_bar(description: str, total: int, wanted: bool = True) -> Generator
 
 
 def show_line(text: str, wanted: bool = True) -> None:
-    """Print a line on standard error, if it is a terminal."""
+    """Print a line of printable text on standard error, if it is a terminal."""
     if wanted:
         from rich.console import Console
 
         console = Console(stderr=True)
         if console.is_terminal:
-            console.print(printable(text), markup=False, highlight=False)
+            console.print(text, markup=False, highlight=False)

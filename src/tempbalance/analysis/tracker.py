@@ -15,6 +15,7 @@ from torch import nn
 
 from tempbalance._files import dumps
 from tempbalance._progress import show_line
+from tempbalance._text import printable
 from tempbalance.analysis.adapted import is_adapter, with_base
 from tempbalance.analysis.analyzer import Opened, Source, analyze, make_settings, open_source
 from tempbalance.analysis.resume import identities
@@ -100,7 +101,7 @@ def track(  # noqa: PLR0913  all but the sources are options by keyword
                 raise AnalysisError("a run can be resumed only if its base model is on disk: one in memory may change")
         partial = stack.enter_context(TrackResume(resume)) if isinstance(resume, (str, os.PathLike)) else resume
         for place, item in enumerate(items, start=1):
-            show_line(f"checkpoint {place} of {len(items)}: {item.name}", progress)
+            show_line(printable(f"checkpoint {place} of {len(items)}: {item.name}"), progress)
             try:
                 done.append(tracker.measure(item, settings, partial, stack))
             except (AnalysisError, SelectionError):  # of the output, or of an argument
