@@ -32,8 +32,9 @@ format: $(VENV)/.dev ## Fix style and formatting automatically
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-kills: $(VENV)/.dev ## Kill 100 training runs (KILLS=N) at random steps and resume them (minutes)
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/kills.py --kills $(or $(KILLS),100)
+kills: $(VENV)/.dev ## Kill 100 runs (KILLS=N) of training and of each command, and resume them (up to an hour)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m kills.training --kills $(or $(KILLS),100)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m kills.commands --kills $(or $(KILLS),100)
 
 breadth: $(VENV)/.dev ## Compare live model, state dict and folder of every Transformers architecture (minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/breadth.py --workers $(WORKERS)

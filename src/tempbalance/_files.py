@@ -38,6 +38,7 @@ RENDERERS: dict[str, Callable[..., str]] = {}
 
 TEMPORARY = ".tempbalance-"  # begins the names of files that are being written
 _OLD = ".old"  # ends the name of a folder that is being replaced
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
 
 def dumps(value: Any) -> str:
@@ -99,7 +100,10 @@ def atomic_folder(out: Path, marker: str) -> Generator[Path]:
     out = out.absolute()
     check_replaceable(out, marker)
     with _output_errors(out), _temporary(out, tempfile.mkdtemp) as new:
-        yield new
+        try:
+            yield new
+        except OutputError as error:  # of a file in the folder, whose name is temporary
+            raise OutputError(str(error).replace(str(new), str(out))) from error
         new.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
         for file in (*new.rglob("*"), new):
             if not file.is_symlink():
@@ -109,8 +113,11 @@ def atomic_folder(out: Path, marker: str) -> Generator[Path]:
 
 
 def _replace(out: Path, new: Path) -> None:
+    """Give the new folder the name ``out``; what had it goes, or is at ``new`` and goes with the temporary name."""
     if not out.exists():
         new.rename(out)
+        return
+    if _exchange(out, new):
         return
     old, lock = new.with_name(f"{new.name}{_OLD}"), _lock(out)
     try:
@@ -123,6 +130,20 @@ def _replace(out: Path, new: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         _unlock(lock)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step, so that a kill loses neither; return False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # an older libc
+        return False
+    done: int = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return done == 0
 
 
 @contextlib.contextmanager
@@ -200,10 +221,10 @@ def _remove_leftover(leftover: Path, target: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink()
 
 
@@ -232,13 +253,13 @@ def _unlock(lock: int | None) -> None:
 
 def _sync(path: Path) -> None:
     """Write a file or the entries of a folder to the disk, so that a crash after a rename loses nothing."""
-    if sys.platform == "win32" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    # A folder may be unreadable, and some systems cannot sync one; what is in it has its name already.
+    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -86,7 +86,8 @@ class ResumeFile:
             with contextlib.suppress(OSError):  # what a full disk could not take is computed again
                 self._file.close()
             if kind is None:
-                self._path.unlink(missing_ok=True)
+                with self._output_errors():
+                    self._path.unlink(missing_ok=True)
 
     def _decoded(self, line: Any) -> Any:
         row: Row = row_from_json(line)

@@ -4,7 +4,7 @@
 checkpoint was written; kinds of optimizer, scheduler and recipe are drawn at random. It prints a line per variant, and
 ends with exit code 1 if a run ended in other bits.
 
-Example: ``python tests/kills.py --kills 20 --seed 1``
+Example: ``python -m kills.training --kills 20 --seed 1``, with ``tests`` in ``PYTHONPATH``
 """
 
 from __future__ import annotations
