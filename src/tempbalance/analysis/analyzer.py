@@ -25,6 +25,7 @@ from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import CheckpointError, SelectionError, TempBalanceError, WeightError, WindowError
 from tempbalance.layers import Select, Weight, find_weights_and_size
 from tempbalance.layers.nested import find_state_dict
+from tempbalance.layers.reasons import is_broken
 from tempbalance.spectra.windows import Windows
 from tempbalance.tail import TailEstimator, find_estimator
 from tempbalance.types import LayerStats, Skipped
@@ -67,7 +68,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         select: Weights to analyse: a ``Select``, or one or several globs on the qualified parameter name.
         device: Device for the computation; by default that of each weight.
         progress: Whether to show a progress bar (on a terminal only).
-        strict: Whether a weight that cannot be analysed raises. By default it is listed under ``skipped``.
+        strict: Whether a weight that cannot be read or analysed raises. By default it is listed under ``skipped``.
         key: Key of the state dict in a training checkpoint, such as ``"ema"``; by default it is searched.
         resume: A file for the finished rows. If it exists and belongs to the same source and settings, its rows are not
             computed again. It is kept when the analysis is interrupted, and removed otherwise. A
@@ -83,7 +84,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         CheckpointError: The source cannot be read.
         SelectionError: A glob matches no weight, or there is no such estimator or device.
         WindowError: ``windows`` is not a ``Windows``.
-        WeightError: The source contains no weight matrix.
+        WeightError: The source contains no weight matrix, or, with ``strict``, one that cannot be read.
         AnalysisError: ``resume`` is given for a source that is not on disk, is another file, or cannot be written; or
             another process has failed.
 
@@ -102,6 +103,9 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     with contextlib.ExitStack() as stack:
         opened, name = stack.enter_context(open_source(source, key))
         weights, skipped, size = find_weights_and_size(opened, selection)
+        broken = [one for one in skipped if is_broken(one.reason)]
+        if strict and broken:
+            raise WeightError(f"{broken[0].name}: {broken[0].reason}")
         if not weights and not skipped:
             raise WeightError(f"{name} contains no weight matrix: no tensor in it has two or more axes")
         settings = make_settings(estimator, windows, selection, device) | {"revision": _revision(opened)}
@@ -200,5 +204,7 @@ def _revision(source: Opened) -> str | None:
     """Return the commit of a model from the hub, where it is known."""
     if isinstance(source, Checkpoint):
         return source.revision
-    revision = getattr(getattr(source, "config", None), "_commit_hash", None)
+    revision = None
+    with contextlib.suppress(Exception):  # whatever a property of a model raises
+        revision = getattr(getattr(source, "config", None), "_commit_hash", None)
     return revision if isinstance(revision, str) else None

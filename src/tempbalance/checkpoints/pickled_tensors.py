@@ -170,13 +170,17 @@ def _without_values(shape: Any, dtype: Any, reason: str) -> PickledTensor:
 def _sparse(_: Any, data: Any) -> PickledTensor:
     shape = next(value for value in data if isinstance(value, tuple) and all(type(size) is int for size in value))
     values = [value for value in data if isinstance(value, PickledTensor)]
-    return PickledTensor(None, values[-1].dtype, _sizes(shape), reason="sparse: save tensor.to_dense()")
+    return PickledTensor(
+        None, values[-1].dtype, _sizes(shape), reason="sparse tensor: its weights are those of tensor.to_dense()"
+    )
 
 
 def _subclass(cls: Any, dtype: Any, shape: Any, *_: Any) -> PickledTensor:
     name = cls.name.rpartition(".")[2]
     sharded = "sharded over several processes (DTensor): analyse the full state dict, or the saved checkpoint"
-    return _without_values(shape, dtype, sharded if name == "DTensor" else f"a {name}, whose values are not known")
+    return _without_values(
+        shape, dtype, sharded if name == "DTensor" else f"cannot be read: the values of a {name} are not known"
+    )
 
 
 def _typed(function: Any, _: Any, arguments: Any, __: Any) -> Any:
@@ -205,11 +209,13 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"{_U}parameter": _first,
     f"{_U}parameter_with_state": _first,
     f"{_U}device_tensor_from_cpu_tensor": _first,
-    f"{_U}device_tensor_from_numpy": lambda _, dtype, *__: _without_values((), dtype, "saved from an unknown device"),
+    f"{_U}device_tensor_from_numpy": lambda _, dtype, *__: _without_values(
+        (), dtype, "cannot be read: saved from an unknown device"
+    ),
     f"{_U}meta_tensor_no_storage": lambda dtype, shape, *_: _without_values(
         shape, dtype, "no data (saved on the meta device)"
     ),
     f"{_U}sparse_tensor": _sparse,
-    f"{_U}nested_tensor": lambda data, *_: replace(data, reason="a nested tensor, not a matrix"),
+    f"{_U}nested_tensor": lambda data, *_: replace(data, reason="nested tensor, not a matrix"),
     f"{_U}wrapper_subclass": _subclass,
 }

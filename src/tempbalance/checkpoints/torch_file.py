@@ -110,9 +110,9 @@ class TorchShard:
             first = start + offset * dtype.itemsize + tensor.offset * tensor.dtype.itemsize
             place = Place(first, tensor.dtype, tensor.shape, tensor.stride)
             if place.size and first + place.size > start + min(size, numel * dtype.itemsize):
-                place, reason = None, "damaged: the file has fewer numbers than its shape"
+                place, reason = None, "cannot be read: the file has fewer numbers than its shape"
             elif math.prod(tensor.shape) * tensor.dtype.itemsize > self._file.size + _EXPANDED:
-                place, reason = None, "expanded to more than the size of its file: save tensor.contiguous()"
+                place, reason = None, "cannot be read: expanded to more than the size of its file"
         if place is None:
             return TensorInfo(tensor.shape, tensor.dtype, None, dtype_reason(tensor.dtype) or reason)
         self._places[name] = place, tensor.views

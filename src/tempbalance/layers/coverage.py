@@ -51,8 +51,14 @@ def measure_size(
 
 def _of_model(model: nn.Module) -> int:
     """Count the parameters of a live model, a shared one once."""
-    lazy = torch.nn.parameter.UninitializedParameter
-    return sum(int(getattr(p, "ds_numel", p.numel())) for p in _parameters(model) if not isinstance(p, lazy))
+    return sum(map(_entries, _parameters(model)))
+
+
+def _entries(parameter: Tensor) -> int:
+    try:
+        return int(getattr(parameter, "ds_numel", None) or parameter.numel())
+    except Exception:  # one that is not initialised yet, or whatever a subclass raises: it is listed as skipped
+        return 0
 
 
 def _parameters(model: nn.Module) -> Iterable[Tensor]:

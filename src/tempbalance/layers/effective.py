@@ -68,6 +68,13 @@ _HOOKS: tuple[tuple[str, str, Callable[[object, nn.Module], Tensor], tuple[str, 
 )
 
 
+def _shape(parametrization: nn.Module) -> tuple[int, ...]:
+    try:
+        return tuple(_evaluate(parametrization).shape)
+    except Exception:  # raised again when the weight is read; that of its last part, until then
+        return tuple(list(parametrization.parameters(recurse=False))[-1].shape)
+
+
 def effective_weights(module: nn.Module) -> dict[str, Effective]:
     """Return the weights that a module computes from other tensors.
 
@@ -87,7 +94,7 @@ def effective_weights(module: nn.Module) -> dict[str, Effective]:
     if isinstance(parametrizations, nn.ModuleDict):
         for name, parametrization in parametrizations.items():
             meta = any(t.is_meta for t in parametrization.parameters())
-            shape = tuple(_evaluate(parametrization).shape)
+            shape = _shape(parametrization)
             compute = functools.partial(_evaluate, parametrization)
             found[name] = Effective(shape=shape, compute=compute, hides=frozenset(), meta=meta)
     for hook in module._forward_pre_hooks.values():

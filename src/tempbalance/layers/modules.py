@@ -14,7 +14,7 @@ from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.effective import Effective, effective_weights
 from tempbalance.layers.fused import Index, Reader
 from tempbalance.layers.names import StateDict, name_candidates
-from tempbalance.layers.reasons import quantised_reasons, tensor_reason
+from tempbalance.layers.reasons import failure_reason, hides_shape, quantised_reasons, tensor_reason
 from tempbalance.layers.roles import Site, role_of
 from tempbalance.layers.sharded import FullTensorCache, full_tensor
 from tempbalance.layers.tuners import (
@@ -166,13 +166,16 @@ def _own(node: _Node) -> Iterator[Candidate]:
     """Yield the candidates of a module's own parameters."""
     effective = effective_weights(node.module)
     hidden = frozenset().union(*(e.hides for e in effective.values()))
-    quantised = quantised_reasons({k: getattr(t, "dtype", None) for k, t in _tensors(node.module).items()})
+    quantised = quantised_reasons({k: _dtype(t) for k, t in _tensors(node.module).items()})
     for attribute, computed in effective.items():
         yield _computed(node, attribute, computed)
     for attribute, parameter in node.module._parameters.items():
         if parameter is None or attribute in hidden:
             continue
-        candidate = _parameter(node, attribute, parameter, quantised.get(attribute))
+        try:
+            candidate = _parameter(node, attribute, parameter, quantised.get(attribute))
+        except Exception as error:  # whatever a tensor or a module of the user raises
+            candidate = _skip(_join(node.name, attribute), (), failure_reason(error))
         if candidate is not None:
             yield candidate
     for attribute, buffer in node.module._buffers.items():  # only quantised layers keep weights in buffers
@@ -183,6 +186,13 @@ def _own(node: _Node) -> Iterator[Candidate]:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor | None]:
     return {**module._parameters, **module._buffers}
+
+
+def _dtype(tensor: Tensor | None) -> torch.dtype | None:
+    try:
+        return None if tensor is None else tensor.dtype
+    except Exception:  # whatever a subclass of a tensor raises
+        return None
 
 
 def _skip(name: str, shape: tuple[int, ...], reason: str) -> Candidate:
@@ -213,7 +223,7 @@ def _parameter(node: _Node, attribute: str, parameter: Tensor, quantised: str | 
     """Return the candidate of one parameter, or None if it is not a matrix."""
     name = _join(node.name, attribute)
     reason = quantised or node.unreadable(parameter)
-    if reason and ("lazy" in reason or "FSDP" in reason):  # the shape is missing or misleading
+    if reason and hides_shape(reason):
         return None if attribute.startswith("bias") else _skip(name, (), reason)
     shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
     if len(shape) < MATRIX_NDIM:

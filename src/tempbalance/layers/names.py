@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.fused import Fused, Index, thirds
-from tempbalance.layers.reasons import dtype_reason, quantised_reasons, tensor_reason
+from tempbalance.layers.reasons import dtype_reason, failure_reason, hides_shape, quantised_reasons, tensor_reason
 from tempbalance.layers.roles import GATES, conv_role, loose_role
 from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.tables import table_role
@@ -78,15 +78,23 @@ class StateDict:
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         """Keep references to the tensors."""
         self._tensors = {str(k): v for k, v in tensors.items() if isinstance(v, Tensor)}
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(tuple(t.shape), t.dtype, storage_identity(t), tensor_reason(t))
-            for name, t in self._tensors.items()
-        }
+        self.tensors: Mapping[str, TensorInfo] = {name: _describe(tensor) for name, tensor in self._tensors.items()}
 
     def load(self, name: str, index: Index = ()) -> Tensor:
         """Read a tensor, or the part of it at an index."""
         tensor = self._tensors[name].detach()
         return tensor[index] if index else tensor
+
+
+def _describe(tensor: Tensor) -> TensorInfo:
+    """Describe a tensor, whatever it raises."""
+    reason = tensor_reason(tensor)
+    if not hides_shape(reason):
+        try:
+            return TensorInfo(tuple(map(int, tensor.shape)), tensor.dtype, storage_identity(tensor), reason)
+        except Exception as error:
+            reason = failure_reason(error)
+    return TensorInfo((), torch.float32, None, reason)
 
 
 class _Named(NamedTuple):
@@ -207,7 +215,8 @@ def _candidate(store: TensorStore, named: _Named, reason: str | None, block: str
     """Return the candidate of one stored tensor, or None if it is not a matrix."""
     info = named.info
     quantised = reason is not None and named.attribute in {"weight", "qweight"}
-    if len(info.shape) < MATRIX_NDIM and not quantised:
+    hidden = hides_shape(reason) and not named.attribute.startswith("bias")
+    if len(info.shape) < MATRIX_NDIM and not quantised and not hidden:
         return None
     role = Role(kind="parameter", reason=reason) if reason else _role(named)
     return Candidate(

@@ -46,6 +46,13 @@ class FoundStateDict(NamedTuple):
         return f"{chosen} is read; it also contains {others}: choose with key= or --key" if others else None
 
 
+def _is_matrix(tensor: Any) -> bool:
+    try:
+        return bool(tensor.ndim >= MATRIX_NDIM)
+    except Exception:  # whatever a subclass of a tensor raises
+        return False
+
+
 class _Candidate(NamedTuple):
     """A mapping that contains tensors, and what speaks for it."""
 
@@ -55,7 +62,7 @@ class _Candidate(NamedTuple):
     @property
     def matrices(self) -> int:
         """Number of tensors with two axes or more."""
-        return sum(v.ndim >= MATRIX_NDIM for v in self.tensors.values())
+        return sum(map(_is_matrix, self.tensors.values()))
 
     @property
     def is_model(self) -> bool:

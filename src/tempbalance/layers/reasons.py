@@ -13,7 +13,7 @@ from tempbalance.layers.sharded import is_sharded
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["dtype_reason", "quantised_reasons", "tensor_reason"]
+__all__ = ["dtype_reason", "failure_reason", "hides_shape", "is_broken", "quantised_reasons", "tensor_reason"]
 
 _UNQUANTISED = "quantised weights are not supported yet: load the unquantised checkpoint"
 
@@ -101,6 +101,11 @@ def dtype_reason(dtype: torch.dtype | None) -> str | None:
     return f"integer buffer ({label}), not a weight; if it is a quantised one, load the unquantised checkpoint"
 
 
+_NO_DATA = "no data (meta device): load the weights first, or analyse the checkpoint"
+_NESTED = "nested tensor, not a matrix"
+# Reasons of tensors whose shape is missing or misleading, and of those that cannot be read, whatever they are.
+_NO_SHAPE = re.compile("not initialised|flattened by FSDP|nested tensor|cannot be read")
+_BROKEN = re.compile("no data|not initialised|nested tensor|cannot be read|sparse|MKL-DNN|its memory")
 # Class names in the inheritance of a tensor, and the reason.
 _TENSOR_CLASSES: tuple[tuple[str, str], ...] = (
     (r"DTensor", "sharded over several processes (DTensor): analyse the full state dict, or the saved checkpoint"),
@@ -113,6 +118,8 @@ _TENSOR_CLASSES: tuple[tuple[str, str], ...] = (
     (r"(Weight)?Q(Bytes|Bits)?Tensor|WeightQ\w+Tensor", f"quanto: {_UNQUANTISED}"),
     (r"GGUFParameter", f"GGUF: {_UNQUANTISED}"),
     (r"UninitializedTensorMixin", "not initialised yet (lazy module): run one forward pass first"),
+    (r"FakeTensor", _NO_DATA),
+    (r"NestedTensor", _NESTED),
 )
 _ZERO3 = (
     "partitioned by DeepSpeed ZeRO-3: gather it (deepspeed.zero.GatheredParameters), or analyse the saved checkpoint"
@@ -132,21 +139,55 @@ def _class_reason(tensor: Tensor) -> str | None:
     return None
 
 
+def _storage_reason(tensor: Tensor) -> str | None:
+    """Return the reason for a tensor whose numbers are not in memory of its own, one after the other."""
+    if tensor.is_nested:
+        return _NESTED
+    if tensor.layout is not torch.strided:
+        kind = "MKL-DNN" if tensor.is_mkldnn else "sparse"
+        return f"{kind} tensor: its weights are those of tensor.to_dense()"
+    if type(tensor) in {torch.Tensor, torch.nn.Parameter} and tensor.device.type in {"cpu", "cuda"}:
+        last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        needed = (tensor.storage_offset() + last + 1) * tensor.itemsize if tensor.numel() else 0
+        if tensor.untyped_storage().nbytes() < needed:
+            return "its memory was freed (its storage is smaller than its shape)"
+    return None
+
+
 _CHECKS: tuple[Callable[[Tensor], str | None], ...] = (
     _class_reason,
     lambda t: _ZERO3 if hasattr(t, "ds_id") and t.numel() == 0 else None,
-    lambda t: "no data (meta device): load the weights first, or analyse the checkpoint" if t.is_meta else None,
+    lambda t: _NO_DATA if t.is_meta else None,
     lambda t: dtype_reason(t.dtype),
+    _storage_reason,
     lambda t: f"is empty (shape {tuple(t.shape)})" if t.numel() == 0 else None,
 )
 
 
 def tensor_reason(tensor: Tensor, *, meta: bool = False, sharded: bool = False) -> str | None:
     """Return why a live tensor cannot be read; ``meta`` and ``sharded`` allow such tensors."""
-    if sharded and is_sharded(tensor):
-        return dtype_reason(tensor.dtype)
-    for check in _CHECKS:
-        reason = check(tensor)
-        if reason and not (meta and tensor.is_meta and reason.startswith("no data")):
-            return reason
+    try:
+        if sharded and is_sharded(tensor):
+            return dtype_reason(tensor.dtype)
+        for check in _CHECKS:
+            reason = check(tensor)
+            if reason and not (meta and tensor.is_meta and reason.startswith("no data")):
+                return reason
+    except Exception as error:  # whatever a subclass of a tensor raises
+        return failure_reason(error)
     return None
+
+
+def failure_reason(error: Exception) -> str:
+    """Return the reason to skip a weight for which a library raised an error."""
+    return f"cannot be read: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def hides_shape(reason: str | None) -> bool:
+    """Return whether the shape of a tensor that is skipped for a reason is missing or misleading."""
+    return reason is not None and _NO_SHAPE.match(reason) is not None
+
+
+def is_broken(reason: str) -> bool:
+    """Return whether a tensor that is skipped for a reason may be a weight, and cannot be read."""
+    return _BROKEN.match(reason) is not None

@@ -39,6 +39,7 @@ BATCH_NDIM = 3
 _ALIGNMENT = 16  # numbers: at least 64 bytes
 _SMALL = 768  # Gram matrices of fewer columns use the small blocks
 _RELATIVE_ERROR = 1e-3  # of the smallest eigenvalue; above it the Gram matrix is replaced by an SVD
+_LARGEST_EXPONENT = 1023  # of a power of two in float64; weights that need more are too small to be squared
 _SAFE_EXPONENT = 256  # entries within 2**-256 .. 2**256 can be squared and summed in float64
 
 
@@ -95,7 +96,7 @@ def power_of_two_scale(matrices: Tensor, dtype: torch.dtype) -> float:
         raise NonFiniteError(f"{bad} of {matrices.numel()} weights are NaN or Inf")
     exponent = math.frexp(largest)[1]
     safe = _SAFE_EXPONENT if dtype is torch.float64 else _SAFE_EXPONENT // 8
-    return 1.0 if largest == 0 or abs(exponent) < safe else 2.0**-exponent
+    return 1.0 if largest == 0 or abs(exponent) < safe else 2.0 ** min(-exponent, _LARGEST_EXPONENT)
 
 
 def unscaled(scaled: Tensor, scale: float) -> Tensor:
