@@ -11,7 +11,7 @@ from tempbalance.report.analysis_page import render_analysis, summary_sentences
 
 
 def embedded(page):
-    """Return the data of a page."""
+    """Return the figures of a page, and the texts and figures of its layers."""
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
 
 
@@ -23,16 +23,41 @@ def analysis(trained):
 
 
 def test_the_page_has_every_layer_and_every_skipped_weight(analysis):
-    data = embedded(render_analysis(analysis))
-    assert [row["name"] for row in data["layers"]] == ["0.weight", "2.weight", "3.weight"]
-    assert data["layers"][0]["alpha"] == pytest.approx(analysis.layers[0].alpha, rel=1e-4)
-    assert data["skipped"] == [{"reason": "1 of 6400 weights are NaN or Inf", "names": ["1.weight"]}]
+    page = render_analysis(analysis)
+    assert [row["name"] for row in embedded(page)["layers"]] == ["0.weight", "2.weight", "3.weight"]
+    assert re.findall(r'<tr data-index="\d" data-group="(.*?)"><td class="text">(.*?)</td>', page) == [
+        ("ok", "0.weight"),
+        ("ok", "2.weight"),
+        ("random", "3.weight"),
+    ]
+    assert "<p>1: 1 of 6400 weights are NaN or Inf</p>" in page
+    depth = embedded(page)["figures"]["depth"]["data"]
+    assert [y for each in depth for y in each["y"]] == pytest.approx(
+        [layer.alpha for layer in analysis.layers[:2]], rel=1e-4
+    )
 
 
-def test_a_layer_without_alpha_has_null_and_a_reason(analysis):
+def test_a_layer_without_alpha_has_a_reason_and_no_fitted_tail(analysis):
     row = embedded(render_analysis(analysis))["layers"][2]
-    assert row["alpha"] is None
-    assert "untrained" in row["message"]
+    assert "untrained" in row["verdict"]
+    assert [each["name"] for each in row["figure"]["data"]] == [
+        "eigenvalues",
+        "random matrix of this shape and variance",
+    ]
+
+
+def test_the_title_is_the_name_of_the_model_and_the_path_is_small(analysis):
+    page = render_analysis(dataclasses.replace(analysis, source="/data/models/llama/model.safetensors"))
+    assert "<h1>llama/model.safetensors</h1>" in page
+    assert '<p class="facts path">/data/models/llama/model.safetensors</p>' in page
+    assert "<h1>Sequential</h1>" in render_analysis(analysis)
+    assert '<p class="facts path"></p>' in render_analysis(analysis)
+
+
+def test_settings_are_in_words(analysis):
+    settings = re.search(r'<dl id="settings">(.*?)</dl>', render_analysis(analysis), re.S)[1]
+    assert "<dt>estimator</dt><dd>Hill, min eigenvalues 10, share 0.5</dd>" in settings
+    assert not re.search(r"[=\[{(]|None|True|&#x27;", settings.replace("+cpu", ""))
 
 
 def test_the_page_loads_no_other_file(analysis):
@@ -46,23 +71,22 @@ def test_hostile_names_of_layers_are_escaped(trained):
     hostile = '</script><img src=x onerror=alert(1)><!--&"'
     analysis = tb.analyze({f"{hostile}.weight": trained[0].weight.detach()})
     page = render_analysis(dataclasses.replace(analysis, source=hostile))
-    assert "<img" not in page.partition('<script type="application/json"')[0]
-    assert "<img" not in re.search(r'id="data">(.*?)</script>', page, re.S)[1]
+    assert "<img" not in page
     assert embedded(page)["layers"][0]["name"] == f"{hostile}.weight"
 
 
-def test_the_page_of_a_7b_model_is_smaller_than_8_mb(analysis):
+def test_the_page_of_a_7b_model_is_smaller_than_4_mb(analysis):
     row = dataclasses.replace(
         analysis.layers[0], esd=tb.types.ESD(tuple(1.2345678 * i for i in range(1, 257)), tuple(range(256, 0, -1)))
     )
-    rows = [dataclasses.replace(row, name=f"model.layers.{i // 7}.part{i % 7}.weight") for i in range(700)]
-    assert len(render_analysis(dataclasses.replace(analysis, layers=rows)).encode()) < 8e6
+    rows = [dataclasses.replace(row, name=f"model.layers.{i // 7}.part{i % 7}.weight") for i in range(225)]
+    assert len(render_analysis(dataclasses.replace(analysis, layers=rows)).encode()) < 4e6
 
 
 def test_an_analysis_without_layers_and_one_of_zeros_are_rendered(analysis):
     assert embedded(render_analysis(dataclasses.replace(analysis, layers=[])))["layers"] == []
     zero = tb.analyze({"a.weight": torch.zeros(20, 20)})
-    assert embedded(render_analysis(zero))["layers"][0]["random"] == [[], []]
+    assert embedded(render_analysis(zero))["layers"][0]["figure"]["data"][1:] == []
 
 
 def test_the_summary_counts_fitted_and_untrained_layers(analysis):
@@ -107,36 +131,44 @@ def refreshes(count, *units):
 
 
 class TestHistory:
+    def drawn(self, analysis, history):
+        return embedded(render_analysis(analysis, history))["figures"]["history"]["data"]
+
     def test_every_unit_has_its_alphas_and_multipliers_over_the_steps(self, analysis):
-        data = embedded(render_analysis(analysis, refreshes(3, ("h.0", 2.0), ("h.1", 4.0))))["history"]
-        assert data["steps"] == [0, 1, 2]
-        assert data["refreshes"] == 3
-        assert data["imbalance"] == [1.0, 1.0]
-        assert data["units"] == [
-            {"name": "h.0", "alphas": [2.0, 1.99, 1.98], "multipliers": [1.2, 1.2, 1.2]},
-            {"name": "h.1", "alphas": [4.0, 3.99, 3.98], "multipliers": [1.4, 1.4, 1.4]},
+        traces = self.drawn(analysis, refreshes(3, ("h.0", 2.0), ("h.1", 4.0)))
+        assert [(each["name"], each["yaxis"], each["x"], each["y"]) for each in traces] == [
+            ("h.0", "y", [0, 1, 2], [2.0, 1.99, 1.98]),
+            ("h.1", "y", [0, 1, 2], [4.0, 3.99, 3.98]),
+            ("h.0", "y2", [0, 1, 2], [1.2, 1.2, 1.2]),
+            ("h.1", "y2", [0, 1, 2], [1.4, 1.4, 1.4]),
         ]
 
-    def test_a_page_without_history_has_null_as_history(self, analysis):
-        assert embedded(render_analysis(analysis))["history"] is None
-        assert embedded(render_analysis(analysis, []))["history"] is None
+    def test_a_page_without_history_has_no_figure_of_it(self, analysis):
+        for page in (render_analysis(analysis), render_analysis(analysis, [])):
+            assert list(embedded(page)["figures"]) == ["depth"]
+            assert "Over training" not in page
 
     def test_a_history_of_one_refresh_is_rendered(self, analysis):
-        assert embedded(render_analysis(analysis, refreshes(1, ("h.0", 2.0))))["history"]["steps"] == [0]
+        assert self.drawn(analysis, refreshes(1, ("h.0", 2.0)))[0]["x"] == [0]
 
-    def test_a_unit_of_the_history_without_alpha_has_null(self, analysis):
-        data = embedded(render_analysis(analysis, refreshes(2, ("h.0", math.nan), ("h.1", 2.0))))["history"]
-        assert data["units"][0]["alphas"] == [None, None]
+    def test_a_unit_of_the_history_without_alpha_has_a_multiplier(self, analysis):
+        history = refreshes(2, ("h.1", 2.0), ("h.0", math.nan))
+        for refresh in history:
+            refresh.units[1] = dataclasses.replace(refresh.units[1], multiplier=1.0)
+        traces = self.drawn(analysis, history)
+        assert [(each["name"], each["yaxis"]) for each in traces] == [("h.1", "y"), ("h.1", "y2"), ("h.0", "y2")]
+        assert "Without an alpha: h.0." in render_analysis(analysis, history)
 
     def test_a_unit_that_is_added_later_has_null_before(self, analysis):
         history = [*refreshes(1, ("h.0", 2.0)), *refreshes(2, ("h.0", 2.0), ("h.1", 3.0))[1:]]
-        assert embedded(render_analysis(analysis, history))["history"]["units"][1]["alphas"] == [None, 2.99]
+        assert self.drawn(analysis, history)[1]["y"] == [None, 2.99]
 
     def test_a_long_history_is_thinned_between_its_first_and_last_refresh(self, analysis):
-        data = embedded(render_analysis(analysis, refreshes(10_001, ("h.0", 200.0))))["history"]
-        assert data["refreshes"] == 10_001
-        assert (data["steps"][0], data["steps"][-1]) == (0, 10_000)
-        assert len(data["steps"]) == len(data["units"][0]["alphas"]) == len(set(data["steps"])) < 1000
+        history = refreshes(10_001, ("h.0", 200.0))
+        steps = self.drawn(analysis, history)[0]["x"]
+        assert (steps[0], steps[-1]) == (0, 10_000)
+        assert len(steps) == len(set(steps)) == 400
+        assert "10001 refreshes from step 0 to 10000, 400 drawn" in render_analysis(analysis, history)
 
     def test_the_history_of_a_7b_model_adds_less_than_2_mb(self, analysis):
         units = [(f"model.layers.{i // 7}.part{i % 7}", 200.12345) for i in range(224)]
@@ -146,8 +178,8 @@ class TestHistory:
     def test_hostile_names_of_units_are_escaped(self, analysis):
         hostile = "</script><img src=x onerror=alert(1)>"
         page = render_analysis(analysis, refreshes(2, (hostile, 3.0)))
-        assert "<img" not in re.search(r'id="data">(.*?)</script>', page, re.S)[1]
-        assert embedded(page)["history"]["units"][0]["name"] == hostile
+        assert "<img" not in page
+        assert embedded(page)["figures"]["history"]["data"][0]["name"].endswith("src=x onerror=alert(1)&gt;")
 
     def test_save_draws_the_history_of_a_balancer(self, tmp_path):
         model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
@@ -158,7 +190,8 @@ class TestHistory:
             model(torch.ones(1, 64)).sum().backward()
             optimizer.step()
         tb.analyze(model).save(tmp_path / "report.html", history=balancer.history)
-        data = embedded((tmp_path / "report.html").read_text("utf-8"))["history"]
-        assert data["steps"] == [0, 2, 4]
-        assert [unit["name"] for unit in data["units"]] == ["0", "1", "2"]
-        assert sorted(unit["multipliers"][0] for unit in data["units"])[::2] == [0.5, 1.5]
+        traces = embedded((tmp_path / "report.html").read_text("utf-8"))["figures"]["history"]["data"]
+        assert traces[0]["x"] == [0, 2, 4]
+        multipliers = [each for each in traces if each["yaxis"] == "y2"]
+        assert [each["name"] for each in multipliers] == ["0", "1", "2"]
+        assert sorted(each["y"][0] for each in multipliers)[::2] == [0.5, 1.5]

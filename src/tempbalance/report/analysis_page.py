@@ -7,20 +7,35 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-import torch
-
 from tempbalance.analysis import Analysis
 from tempbalance.balance import Refresh
-from tempbalance.metrics import mp_cdf, mp_edges
-from tempbalance.report.page import render_page
+from tempbalance.report.figures import alpha_figure, esd_figure, history_figure, thinned
+from tempbalance.report.page import (
+    Cell,
+    Html,
+    escaped,
+    fragment,
+    in_words,
+    model_name,
+    number,
+    render_page,
+    settings_html,
+    table_html,
+)
+from tempbalance.report.terminal_tables import count
 from tempbalance.types import LayerStats, Status
 
 __all__ = ["coverage_text", "render_analysis", "summary_sentences"]
 
-_DIGITS = 5
-_CURVE_POINTS = 48
-_HISTORY_POINTS = 400  # more points than pixels would not be seen
 _NAMES = 3
+_STATUS = {
+    Status.OK: "fitted",
+    Status.RANDOM: "looks untrained",
+    Status.TOO_FEW: "too few eigenvalues",
+    Status.CONSTANT: "constant spectrum",
+    Status.NO_TAIL: "no tail",
+    Status.ZERO: "all zero",
+}
 
 
 def render_analysis(analysis: Analysis, history: Sequence[Refresh] = ()) -> str:
@@ -28,18 +43,31 @@ def render_analysis(analysis: Analysis, history: Sequence[Refresh] = ()) -> str:
 
     Args:
         analysis: The analysis.
-        history: ``balancer.history``: alphas and multipliers are drawn over the steps. A long history is thinned to 400
-            evenly spaced refreshes.
+        history: ``balancer.history``: alphas and multipliers are drawn over the steps. A long history is thinned to at
+            most 400 evenly spaced refreshes.
 
     Returns:
         HTML with its style, script, plotly.js and data; the page loads no other file.
     """
+    layers = analysis.layers
+    fitted = [index for index, layer in enumerate(layers) if math.isfinite(layer.alpha)]
+    figures = {"depth": alpha_figure(analysis)} | ({"history": history_figure(history)} if history else {})
     return render_page(
         "analysis",
-        title=f"Spectra of {analysis.source}",
-        data=_data(analysis) | {"history": _history(history)},
+        kicker="Spectra of the weight matrices, layer by layer",
+        title=model_name(analysis.source),
         source=analysis.source,
-        headline=" ".join(filter(None, [summary_sentences(analysis.layers), coverage_text(analysis, "The rows")])),
+        figures=figures,
+        layers=[_selected(layer) for layer in layers],
+        headline=" ".join(filter(None, [summary_sentences(layers), coverage_text(analysis, "The rows")])),
+        facts=_facts(analysis, len(fitted)),
+        history=fragment("history", facts=_history_facts(history)) if history else "",
+        hidden=Html("" if layers else "hidden"),
+        first=str(min(fitted, key=lambda index: layers[index].alpha, default=0)),
+        statuses=_statuses(layers),
+        table=_table(layers),
+        skipped=_skipped(analysis),
+        settings=settings_html(analysis.settings),
     )
 
 
@@ -76,91 +104,100 @@ def coverage_text(analysis: Analysis, subject: str) -> str:
     return f"{subject} cover {analysis.covered:,} of the model's {size.parameters:,} parameters ({share:.1%})."
 
 
-def _type_in_block(layer: LayerStats) -> str:
-    """Return the name of a layer within its block, such as ``attention.self.query``, or its kind outside blocks."""
-    if layer.block is None:
-        return f"outside blocks ({layer.kind})"
-    return layer.name.removeprefix(f"{layer.block}.").removesuffix(".weight")
+def _facts(analysis: Analysis, fitted: int) -> str:
+    spreads = {"imbalance over layers": analysis.imbalance, "over blocks": analysis.block_imbalance}
+    pieces = [
+        f"{len(analysis.layers)} weight matrices",
+        f"estimator {in_words(analysis.settings.get('estimator', 'unknown'))}",
+        *(f"{name} {value:.2f}" for name, value in spreads.items() if math.isfinite(value)),
+    ]
+    missing = len(analysis.layers) - fitted
+    without = f" Not drawn: {missing} without an alpha (see the table)." if missing else ""
+    select = " Click a point or a row of the table to select a layer; arrow keys move in the table."
+    return f"{', '.join(pieces)}. Bars are standard errors.{without}{select}"
 
 
-def _data(analysis: Analysis) -> dict[str, Any]:
+def _selected(layer: LayerStats) -> dict[str, Any]:
+    """Return what the page shows of a layer that is selected."""
+    fit = f"alpha {layer.alpha:.2f} ± {layer.stderr:.2f}, KS distance {layer.ks_distance:.3f}"
+    pooled = f", {layer.num_matrices} matrices pooled" if layer.num_matrices > 1 else ""
+    return {
+        "name": layer.name,
+        "verdict": fit if layer.status is Status.OK else layer.status.message,
+        "detail": (
+            f"{layer.kind} {_shape(layer)}{pooled}; {layer.num_eigenvalues} eigenvalues, {layer.num_zero} are zero, "
+            f"largest {number(layer.lambda_max, '.4g')}; MP edge {number(layer.mp_edge, '.4g')}, {layer.num_spikes} "
+            f"spikes above it; stable rank {number(layer.stable_rank, '.4g')}, entropy "
+            f"{number(layer.spectral_entropy, '.4g')}; KS distance from a random matrix "
+            f"{number(layer.mp_ks_distance, '.4g')}."
+        ),
+        "figure": esd_figure(layer),
+    }
+
+
+def _shape(layer: LayerStats) -> str:
+    return "x".join(map(str, layer.shape))
+
+
+def _statuses(layers: Sequence[LayerStats]) -> Html:
+    found = dict.fromkeys(layer.status for layer in layers)
+    return Html("".join(f'<option value="{status.value}">{_STATUS[status]}</option>' for status in found))
+
+
+def _table(layers: Sequence[LayerStats]) -> Html:
+    columns = (
+        "layer",
+        "kind",
+        "shape",
+        "status",
+        "alpha",
+        "stderr",
+        "KS",
+        "in tail",
+        "stable rank",
+        "spikes",
+        "MP distance",
+    )
+    rows = (
+        (
+            layer.name,
+            layer.kind,
+            _shape(layer),
+            Cell(_STATUS[layer.status], "" if layer.status is Status.OK else layer.status.message),
+            number(layer.alpha),
+            number(layer.stderr),
+            number(layer.ks_distance, ".3f"),
+            str(layer.num_tail),
+            number(layer.stable_rank, ".1f"),
+            str(layer.num_spikes),
+            number(layer.mp_ks_distance, ".3f"),
+        )
+        for layer in layers
+    )
+    return table_html(columns, rows, text=("layer", "kind", "status"), of=[layer.status.value for layer in layers])
+
+
+def _skipped(analysis: Analysis) -> Html:
     groups: dict[str, list[str]] = {}
     for name, reason in analysis.skipped:
         groups.setdefault(reason, []).append(name)
-    return {
-        "source": analysis.source,
-        "settings": {key: str(value) for key, value in analysis.settings.items()},
-        "imbalance": _number(analysis.imbalance),
-        "blockImbalance": _number(analysis.block_imbalance),
-        "layers": [_row(layer) for layer in analysis.layers],
-        "skipped": [{"reason": reason, "names": names} for reason, names in groups.items()],
-    }
+    texts = "".join(
+        f'<p>{len(names)}: {escaped(reason)}</p><p class="facts">{escaped(", ".join(names))}</p>'
+        for reason, names in groups.items()
+    )
+    return Html(f'<section id="skipped"><h2>Not analysed</h2>{texts}</section>' if groups else "")
 
 
-def _row(layer: LayerStats) -> dict[str, Any]:
-    return {
-        "name": layer.name,
-        "type": _type_in_block(layer),
-        "kind": layer.kind,
-        "block": layer.block,
-        "shape": "x".join(map(str, layer.shape)),
-        "status": layer.status.value,
-        "message": layer.status.message,
-        "alpha": _number(layer.alpha),
-        "stderr": _number(layer.stderr),
-        "xmin": _number(layer.xmin),
-        "numTail": layer.num_tail,
-        "ks": _number(layer.ks_distance),
-        "lambdaMax": _number(layer.lambda_max),
-        "stableRank": _number(layer.stable_rank),
-        "entropy": _number(layer.spectral_entropy),
-        "mpEdge": _number(layer.mp_edge),
-        "numSpikes": layer.num_spikes,
-        "mpKs": _number(layer.mp_ks_distance),
-        "numEigenvalues": layer.num_eigenvalues,
-        "numZero": layer.num_zero,
-        "numMatrices": layer.num_matrices,
-        "eigenvalues": [_number(value) for value in layer.esd.eigenvalues],
-        "ranks": list(layer.esd.ranks),
-        "random": _random_matrix(layer),
-    }
-
-
-def _random_matrix(layer: LayerStats) -> list[list[float | None]]:
-    """Return points of the survival function of a random matrix of the same shape and variance (Marchenko-Pastur)."""
-    rows, columns = layer.shape[:2]
-    if not layer.lambda_max > 0 or layer.num_windows > 1 or layer.coverage < 1:  # a window has another shape
-        return [[], []]
-    variance = 10 ** (2 * layer.log10_frobenius_norm) / (layer.num_matrices * rows * columns)
-    low, high = mp_edges((rows, columns), variance)
-    x = torch.logspace(math.log10(max(low, high * 1e-5)), math.log10(high), _CURVE_POINTS, dtype=torch.float64)
-    y = 1 - mp_cdf(x, (rows, columns), variance)
-    return [[_number(value) for value in curve] for curve in (x[y > 0].tolist(), y[y > 0].tolist())]
-
-
-def _history(history: Sequence[Refresh]) -> dict[str, Any] | None:
-    """Return the alphas and multipliers of each unit over the steps."""
-    if not history:
-        return None
-    last = len(history) - 1
-    count = min(last, _HISTORY_POINTS - 1)
-    shown = [history[round(i * last / count)] for i in range(count + 1)] if count else [history[0]]
-    states = [{unit.name: unit for unit in refresh.units} for refresh in shown]
-    names = list(dict.fromkeys(name for state in states for name in state))
-    return {
-        "refreshes": len(history),
-        "steps": [refresh.step for refresh in shown],
-        "imbalance": [_number(history[0].imbalance), _number(history[-1].imbalance)],
-        "units": [
-            {
-                "name": name,
-                "alphas": [_number(state[name].alpha) if name in state else None for state in states],
-                "multipliers": [_number(state[name].multiplier) if name in state else None for state in states],
-            }
-            for name in names
-        ],
-    }
-
-
-def _number(value: float) -> float | None:
-    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+def _history_facts(history: Sequence[Refresh]) -> str:
+    drawn = thinned(history)
+    units = {unit.name: unit for refresh in drawn for unit in refresh.units if math.isfinite(unit.alpha)}
+    without = [unit.name for unit in history[-1].units if unit.name not in units]
+    return (
+        f"{count(len(history[-1].units), 'unit', 'units')}, {count(len(history), 'refresh', 'refreshes')} from step "
+        f"{history[0].step} to {history[-1].step}"
+        + (f", {len(drawn)} drawn" if len(drawn) < len(history) else "")
+        + f"; imbalance {number(history[0].imbalance, '.3f')} at the first, "
+        f"{number(history[-1].imbalance, '.3f')} at the last."
+        + (f" Without an alpha: {', '.join(without)}." if without else "")
+        + " Blue = input, red = output; hover for names."
+    )

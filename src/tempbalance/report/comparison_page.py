@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from pathlib import PurePath
-from typing import Any
+from collections.abc import Sequence
 
 from tempbalance.analysis import Comparison, LayerDelta
-from tempbalance.report.findings_text import findings_data
-from tempbalance.report.page import render_page
+from tempbalance.report.figures import alpha_change_figure, weight_change_figure
+from tempbalance.report.page import (
+    Html,
+    findings_html,
+    fragment,
+    model_name,
+    number,
+    render_page,
+    settings_html,
+    table_html,
+)
 
-__all__ = ["render_comparison", "short_source"]
-
-_DIGITS = 5
+__all__ = ["render_comparison"]
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -24,51 +30,42 @@ def render_comparison(comparison: Comparison) -> str:
     Returns:
         HTML with its style, script, plotly.js and data; the page loads no other file.
     """
-    before, after = short_source(comparison.before), short_source(comparison.after)
+    before, after = model_name(comparison.before), model_name(comparison.after)
+    rows = comparison.layers
+    compared = sum(math.isfinite(row.delta) for row in rows)
+    moved = any(math.isfinite(row.relative_change) for row in rows)
+    figures = {"alpha": alpha_change_figure(comparison)}
     return render_page(
         "comparison",
-        title=f"{before} and {after}",
-        data={
-            "findings": findings_data(comparison.findings),
-            "settings": {
-                "before": comparison.before,
-                "after": comparison.after,
-                **{key: str(value) for key, value in comparison.settings.items()},
-            },
-            "layers": [_row(row) for row in comparison.layers],
-        },
-        before=before,
-        after=after,
+        kicker="Changes of the weight matrices, layer by layer",
+        title=f"{before} → {after}",
+        source=f"{comparison.before} → {comparison.after}",
+        figures=figures | ({"weights": weight_change_figure(comparison)} if moved else {}),
+        findings=findings_html(comparison.findings),
+        weights=fragment("weight_changes") if moved else "",
+        facts=f"Bars are standard errors. Not drawn: {len(rows) - compared} of {len(rows)} without an alpha in both.",
+        table=_table(rows),
+        settings=settings_html({"before": comparison.before, "after": comparison.after, **comparison.settings}),
     )
 
 
-def short_source(source: str) -> str:
-    """Return the last part of a path, or a name as it is."""
-    return PurePath(source).name or source
-
-
-def _row(row: LayerDelta) -> dict[str, Any]:
-    numbers = {
-        "relative": row.relative_change,
-        "stableRank": row.update_stable_rank,
-        "effectiveRank": row.update_effective_rank,
-        "before": row.alpha_before,
-        "after": row.alpha_after,
-        "delta": row.delta,
-        "stderr": row.stderr,
-        "z": row.z,
-    }
-    inside = row.block is not None and row.name.startswith(f"{row.block}.")
-    return {
-        "name": row.name,
-        "place": row.block or row.name,
-        "type": row.name.removeprefix(f"{row.block}.").removesuffix(".weight") if inside else "outside blocks",
-        "shape": "x".join(map(str, row.shape)),
-        "identical": row.identical,
-        "values": [_number(value) for value in row.update_singular_values],
-        **{key: _number(value) for key, value in numbers.items()},
-    }
-
-
-def _number(value: float) -> float | None:
-    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+def _table(layers: Sequence[LayerDelta]) -> Html:
+    columns = (
+        *("layer", "shape", "relative change", "stable rank of dW", "effective rank of dW"),
+        *("alpha before", "after", "change", "change / stderr"),
+    )
+    rows = (
+        (
+            row.name,
+            "x".join(map(str, row.shape)),
+            number(row.relative_change, ".5g"),
+            number(row.update_stable_rank),
+            number(row.update_effective_rank, ".1f"),
+            number(row.alpha_before, ".3f"),
+            number(row.alpha_after, ".3f"),
+            number(row.delta, ".3f"),
+            number(row.z, ".1f"),
+        )
+        for row in layers
+    )
+    return table_html(columns, rows, text=("layer", "shape"))

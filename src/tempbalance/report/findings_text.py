@@ -1,9 +1,8 @@
-"""Findings on the terminal and in the data of a page."""
+"""Findings on the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -11,7 +10,7 @@ from rich.text import Text
 from tempbalance.report.terminal_tables import plain_text
 from tempbalance.types import Finding, Severity
 
-__all__ = ["findings_data", "print_findings"]
+__all__ = ["print_findings"]
 
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 _WIDTH = len("warning") + 2
@@ -24,11 +23,3 @@ def print_findings(console: Console, findings: Iterable[Finding]) -> None:
         step = plain_text(f" Next: {finding.next_step}." if finding.next_step else "", "dim")
         line.append(plain_text(f"{finding.message}.", "")).append(step)
         console.print(line, soft_wrap=not console.is_terminal)
-
-
-def findings_data(findings: Iterable[Finding]) -> list[dict[str, Any]]:
-    """Return findings as JSON values for a page."""
-    return [
-        {"kind": each.kind, "severity": each.severity.value, "message": each.message, "nextStep": each.next_step}
-        for each in findings
-    ]

@@ -1,37 +1,199 @@
-"""The shell of all HTML reports: one file that needs no network."""
+"""The frame of all HTML reports: one file that needs no network."""
 
 from __future__ import annotations
 
 import base64
 import html
 import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from pathlib import PurePath
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 from tempbalance._text import encodable
+from tempbalance.report.figures.figure_style import Spec
+from tempbalance.types import Finding
 
-__all__ = ["render_page"]
+__all__ = [
+    "MISSING",
+    "Cell",
+    "Html",
+    "escaped",
+    "findings_html",
+    "fragment",
+    "in_words",
+    "model_name",
+    "number",
+    "render_page",
+    "settings_html",
+    "table_html",
+]
+
+MISSING = "–"
+_SNAPSHOT = re.compile(r"models--(.+?)--(.+?)[/\\]snapshots[/\\]")
+_CALL = re.compile(r"(\w+)\((.*)\)")
+_GENERIC = re.compile(r"(pytorch_)?model|adapter_model|weights|final|best|last|checkpoint([-_]\d+)?|consolidated")
 
 
-def render_page(name: str, *, title: str, data: Any, **texts: str) -> str:
-    """Build one HTML file from the body and script ``report/assets/NAME.*``, with finite data and escaped texts."""
-    folder = resources.files("tempbalance.report") / "assets"
+class Html(str):
+    """A text that is HTML; every other text is escaped."""
 
-    def read(file: str) -> str:
-        """Return the text of an asset."""
-        return (folder / file).read_text(encoding="utf-8")
+    __slots__ = ()
 
-    escaped = {key: html.escape(encodable(text)) for key, text in texts.items()}
-    return Template(read("shell.html")).substitute(
-        title=html.escape(encodable(title)),
-        style=read("shell.css"),
-        body=Template(read(f"{name}.html")).substitute(escaped),
-        data=_script_json(data),
-        licence=read("plotly-LICENSE.txt"),
-        plotly=base64.b64encode((folder / "plotly-basic.min.js.gz").read_bytes()).decode(),
-        script=read("shell.js") + read(f"{name}.js"),
+
+class Cell(NamedTuple):
+    """A cell of a table.
+
+    Attributes:
+        text: What it shows.
+        note: What is shown when the mouse is over it; the cell is then in the colour of a warning.
+    """
+
+    text: str
+    note: str = ""
+
+
+def render_page(
+    name: str,
+    *,
+    kicker: str,
+    title: str,
+    source: str,
+    figures: Mapping[str, Spec],
+    layers: Sequence[Any] = (),
+    **parts: str,
+) -> str:
+    """Build one HTML file from ``report/assets/NAME.html``.
+
+    Args:
+        name: The page.
+        kicker: What the page shows, in one line above the heading.
+        title: Its heading.
+        source: What it is about, in full; shown if it is not the title.
+        figures: Figures by the id of their element.
+        layers: For a page with a table to select from: texts and figure of each of its rows.
+        **parts: The parts of ``NAME.html``.
+
+    Returns:
+        HTML with its style, script, plotly.js and data; the page loads no other file.
+    """
+    return Template(_asset("shell.html").decode()).substitute(
+        kicker=escaped(kicker),
+        title=escaped(title),
+        path=escaped("" if source == title else source),
+        style=_asset("shell.css").decode(),
+        body=fragment(name, **parts),
+        data=_script_json({"figures": figures, "layers": layers}),
+        licence=_asset("plotly-LICENSE.txt").decode(),
+        plotly=base64.b64encode(_asset("plotly-basic.min.js.gz")).decode(),
+        script=_asset("shell.js").decode(),
     )
+
+
+def fragment(name: str, **parts: str) -> Html:
+    """Return ``report/assets/NAME.html`` with its parts."""
+    template = Template(_asset(f"{name}.html").decode())
+    return Html(template.substitute({key: escaped(text) for key, text in parts.items()}))
+
+
+def _asset(file: str) -> bytes:
+    return (resources.files("tempbalance.report") / "assets" / file).read_bytes()
+
+
+def escaped(text: str) -> str:
+    """Return a text as HTML."""
+    return text if isinstance(text, Html) else html.escape(encodable(text))
+
+
+def model_name(source: str) -> str:
+    """Return a short name for a source: the hub id, or the end of a path.
+
+    Example:
+        >>> model_name("/data/llama-7b"), model_name("runs/a/checkpoint-500"), model_name("org/name")
+        ('llama-7b', 'a/checkpoint-500', 'org/name')
+    """
+    if snapshot := _SNAPSHOT.search(source):
+        return f"{snapshot[1]}/{snapshot[2]}"
+    parts = [part for part in PurePath(source.replace("\\", "/")).parts if part not in ("/", ".", "..")]
+    if len(parts) < 2 or (len(parts) == 2 and source == "/".join(parts) and "." not in parts[1]):  # noqa: PLR2004
+        return source if len(parts) != 1 else parts[0]
+    generic = _GENERIC.fullmatch(parts[-1].partition(".")[0]) is not None
+    return "/".join(parts[-2:] if generic else parts[-1:])
+
+
+def findings_html(findings: Iterable[Finding], nothing: str = "No finding.") -> Html:
+    """Return findings as a list, each with its next step; a sentence if there are none."""
+    items = []
+    for finding in findings:
+        step = f'<p class="facts">Next: {escaped(finding.next_step)}.</p>' if finding.next_step else ""
+        severity = finding.severity.value
+        items.append(f'<li class="{severity}"><b>{severity}</b> {escaped(finding.message)}.{step}</li>')
+    return Html(f'<ul class="findings">{"".join(items) or f"<li>{escaped(nothing)}</li>"}</ul>')
+
+
+def settings_html(settings: Mapping[str, Any]) -> Html:
+    """Return settings as a list of definitions, in words."""
+    return Html("".join(f"<dt>{escaped(key)}</dt><dd>{escaped(in_words(each))}</dd>" for key, each in settings.items()))
+
+
+def in_words(value: Any) -> str:
+    """Return the value of a setting without the syntax of Python.
+
+    Example:
+        >>> in_words({"include": ["*"], "exclude": [], "split": True}), in_words("Hill(min_eigenvalues=10, share=0.5)")
+        ('include *, exclude none, split yes', 'Hill, min eigenvalues 10, share 0.5')
+    """
+    if call := _CALL.fullmatch(value) if isinstance(value, str) else None:
+        return ", ".join(filter(None, (call[1], call[2].replace("=", " ").replace("_", " "))))
+    if value is None or value in ([], (), {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {in_words(each)}" for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(in_words, value))
+    return str(value)
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """Format a number; a dash if it is missing or not finite."""
+    return format(value, form) if value is not None and math.isfinite(value) else MISSING
+
+
+def table_html(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Cell]], *, text: Sequence[str], of: Sequence[str] = ()
+) -> Html:
+    """Return a table that can be sorted.
+
+    Args:
+        columns: The headings.
+        rows: The cells of each row.
+        text: The columns that are text, at the left; the others are numbers.
+        of: The group of each row, to filter by.
+
+    Returns:
+        The head and the body of the table.
+    """
+    kinds = [' class="text"' if column in text else "" for column in columns]
+    pairs = zip(columns, kinds, strict=True)
+    head = "".join(f'<th scope="col"{kind}><button>{escaped(column)}</button></th>' for column, kind in pairs)
+    lines = []
+    for index, row in enumerate(rows):
+        group = f' data-group="{escaped(of[index])}"' if of else ""
+        cells = "".join(_cell(cell, kind) for cell, kind in zip(row, kinds, strict=True))
+        lines.append(f'<tr data-index="{index}"{group}>{cells}</tr>')
+    return Html(f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>")
+
+
+def _cell(cell: str | Cell, kind: str) -> str:
+    if isinstance(cell, Cell) and cell.note:
+        name = "text odd" if kind else "odd"
+        return f'<td class="{name}" title="{escaped(cell.note)}">{escaped(cell.text)}</td>'
+    return f"<td{kind}>{escaped(cell.text if isinstance(cell, Cell) else cell)}</td>"
 
 
 def _script_json(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from rich.table import Table
 
 from tempbalance._files import dumps, write_atomically
 from tempbalance.compress import Perplexity, PruningResult, UnitSparsity
-from tempbalance.report.page import render_page
+from tempbalance.report.figures import pruned_alpha_figure, pruning_figure
+from tempbalance.report.page import Html, model_name, render_page, settings_html, table_html
+from tempbalance.report.page import number as cell
 from tempbalance.report.terminal_tables import BARS, count, number, plain_table, plain_text
 
 __all__ = ["headline", "print_perplexities", "print_pruning", "render_pruning", "save_pruning_report"]
@@ -104,17 +107,58 @@ def headline(result: PruningResult) -> str:
 
 def render_pruning(result: PruningResult) -> str:
     """Render a pruned model as one HTML page."""
-    settings: dict[str, Any] = {"pruning criterion": result.method, "allocation": result.allocation.method}
-    if result.allocation.group is not None:
-        settings["zeros in groups of"] = result.allocation.group
+    allocation = result.allocation
+    settings: dict[str, Any] = {"pruning criterion": result.method, "allocation": allocation.method}
+    if allocation.group is not None:
+        settings["zeros in groups of"] = allocation.group
     settings |= {f"calibration, {key}": value for key, value in (result.calibration or {}).items()}
-    settings |= result.allocation.settings
+    rows = [
+        (
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            cell(layer.alpha),
+            cell(layer.stderr),
+            f"{layer.sparsity:.4f}",
+            f"{result.achieved[layer.name]:.4f}",
+        )
+        for layer in allocation.layers
+    ]
+    columns = ("layer", "shape", "alpha", "stderr", "planned", "achieved")
     return render_page(
         "pruning",
-        title=f"Pruning of {result.allocation.source}",
-        data=result.to_dict() | {"settings": {key: str(value) for key, value in settings.items()}},
-        source=result.allocation.source,
+        kicker="Pruned model: the sparsity of each layer",
+        title=model_name(allocation.source),
+        source=allocation.source,
+        figures={"sparsity": pruning_figure(result), "alpha": pruned_alpha_figure(allocation)},
         headline=headline(result),
+        perplexity=_perplexity_table(result),
+        facts=_alpha_facts(result),
+        table=table_html(columns, rows, text=("layer", "shape")),
+        settings=settings_html(settings | dict(allocation.settings)),
+    )
+
+
+def _perplexity_table(result: PruningResult) -> Html:
+    if result.perplexity is None:
+        return Html("")
+    rows = [
+        (name, cell(found.value, ".3f"), cell(found.stderr, ".3f"), str(found.tokens))
+        for name, found in zip(("before", "after"), result.perplexity, strict=True)
+    ]
+    table = table_html(("model", "perplexity", "stderr", "tokens"), rows, text=("model",))
+    return Html(f'<div class="scroll"><table id="perplexity">{table}</table></div>')
+
+
+def _alpha_facts(result: PruningResult) -> str:
+    fitted = sorted((unit for unit in result.units if math.isfinite(unit.alpha)), key=lambda unit: unit.alpha)
+    ends = (
+        [f"{unit.alpha:.2f} ± {cell(unit.stderr)} in {unit.name}" for unit in (fitted[0], fitted[-1])] if fitted else []
+    )
+    missing = sum(not math.isfinite(layer.alpha) for layer in result.allocation.layers)
+    return (
+        (f"Mean alpha ranges from {ends[0]} to {ends[1]}. " if len(fitted) > 1 else "")
+        + "Bars are standard errors."
+        + (f" Not drawn: {missing} without an alpha." if missing else "")
     )
 
 

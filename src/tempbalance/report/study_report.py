@@ -8,8 +8,8 @@ import re
 from rich.console import Console
 from rich.text import Text
 
-from tempbalance._files import without_nan
-from tempbalance.report.page import render_page
+from tempbalance.report.figures import study_figure
+from tempbalance.report.page import Cell, Html, escaped, model_name, render_page, settings_html, table_html
 from tempbalance.report.terminal_tables import plain_table, plain_text
 from tempbalance.study.summary import Row, Summary
 
@@ -45,13 +45,29 @@ def _number(value: float, form: str = ".4g") -> str:
 
 def render_study(summary: Summary) -> str:
     """Render the summary of a study as one HTML page."""
+    columns = ("method", "mean", "gain", "95 % interval", "won", "tied", "p", "diverged", "failed")
     task = str(summary.settings.get("task", "")).rpartition(" (")[0]
-    data = summary.to_dict() | {"settings": {key: str(value) for key, value in summary.settings.items()}}
     return render_page(
         "study",
-        title=f"Study: {task}",
-        data=without_nan(data),
-        task=task,
+        kicker="Which training method helps on this task? All methods use the same seeds.",
+        title=model_name(task),
+        source=task,
+        figures={"gains": study_figure(summary)},
         recommendation=summary.recommendation,
+        notes=Html("".join(f"<li>{escaped(note)}</li>" for note in summary.notes)),
         baseline=summary.baseline,
+        table=table_html(columns, map(_cells, summary.rows), text=("method",)),
+        settings=settings_html(summary.settings),
     )
+
+
+def _cells(row: Row) -> list[Cell]:
+    gain, won, tied = _gain(row), "", ""
+    if row.gain is not None:
+        won, tied = f"{row.gain.won} of {row.gain.seeds}", str(row.gain.tied)
+    bad = [Cell(str(number), name if number else "") for name, number in _bad(row).items()]
+    return [*map(Cell, (row.chosen, _number(row.mean), gain[0], gain[1], won, tied, gain[3])), *bad]
+
+
+def _bad(row: Row) -> dict[str, int]:
+    return {"trials without a finite metric": row.diverged, "trials that raised an error": row.failed}

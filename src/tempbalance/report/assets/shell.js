@@ -1,120 +1,143 @@
 "use strict";
 
-// Shared by all pages: the data, elements, and plots in the colours of the page.
+// Draws the figures of the page, in its colours, and makes its tables sortable. Texts and figures come from Python.
 
 const report = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const narrow = () => innerWidth < 700;
-const number = (value, digits) =>
-  value === null ? "–" : digits === undefined ? String(value) : value.toFixed(digits);
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const MISSING = "–";
+const NARROW = "(max-width: 700px)";
 
-function element(tag, text, className) {
-  const node = document.createElement(tag);
-  if (text !== undefined) node.textContent = text;
-  if (className) node.className = className;
-  return node;
+// ---- figures
+
+async function load() {
+  const bytes = Uint8Array.from(atob(byId("plotly").textContent), (character) => character.charCodeAt(0));
+  const library = document.createElement("script");
+  const text = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  library.textContent = await new Response(text).text();
+  document.head.append(library);
+}
+
+function template() {
+  const axis = { gridcolor: color("--line"), linecolor: color("--line"), tickfont: { color: color("--soft") } };
+  return {
+    layout: {
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { color: color("--ink"), family: "system-ui, sans-serif", size: 13 },
+      hoverlabel: { bgcolor: color("--card"), bordercolor: color("--line"), font: { color: color("--ink") } },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: color("--soft"), activecolor: color("--ink") },
+      xaxis: axis,
+      yaxis: axis,
+    },
+  };
 }
 
 const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
 
-function layout(extra) {
-  const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), linecolor: color("--line") };
-  const axes = Object.entries({ xaxis: {}, yaxis: {}, ...extra }).filter(([key]) => key.includes("axis"));
-  return {
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: color("--ink"), family: "system-ui, sans-serif", size: 13 },
-    margin: { l: 60, r: 20, t: 20, b: 60 },
-    hovermode: "closest",
-    ...extra,
-    ...Object.fromEntries(axes.map(([key, value]) => [key, { ...axis, ...value }])),
-  };
+function draw(id, figure) {
+  if (!globalThis.Plotly) return;
+  const named = figure.layout.showlegend ? figure.data.filter((trace) => trace.showlegend !== false).length : 0;
+  const height = figure.layout.height + (matchMedia(NARROW).matches ? 20 * Math.min(named, 12) : 0); // a line for each name
+  byId(id).style.height = `${height}px`;
+  Plotly.react(id, figure.data, { ...figure.layout, height, template: template() }, CONFIG);
 }
 
-const plain = (name) => name.replace(/</g, "&lt;");
-const shorten = (name) => plain(name.length <= 22 ? name : `…${name.slice(-21)}`);
+function drawAll() {
+  for (const [id, figure] of Object.entries(report.figures)) draw(id, figure);
+  if (chosen !== null) draw("spectrum", report.layers[chosen].figure);
+}
 
-// Layers against depth, one trace per type. A place is a block or a layer outside all blocks, in model order.
-function drawAgainstDepth(id, rows, drawn, title, trace, more = []) {
-  const places = [...new Set(rows.map((row) => row.place))];
-  const types = [...new Set(drawn.map((row) => row.type))];
-  const spread = Math.min(0.6, 0.08 * types.length);
-  const traces = types.map((type, index) => {
-    const sameType = drawn.filter((row) => row.type === type);
-    const shift = types.length > 1 ? (index / (types.length - 1) - 0.5) * spread : 0;
-    return {
-      type: "scatter",
-      mode: "markers",
-      name: type,
-      x: sameType.map((row) => places.indexOf(row.place) + shift),
-      marker: { size: 8, symbol: index % 30 },
-      text: sameType.map((row) => `${plain(row.name)}<br>${row.shape}`),
-      ...trace(sameType),
-    };
+// ---- the selected layer
+
+let chosen = null;
+
+function choose(index) {
+  chosen = index;
+  const layer = report.layers[index];
+  const name = document.createElement("b");
+  name.textContent = layer.name;
+  byId("chosen").replaceChildren(name, ` – ${layer.verdict}`);
+  byId("detail").textContent = layer.detail;
+  for (const row of document.querySelectorAll("#layers tbody tr")) mark(row);
+  draw("spectrum", layer.figure);
+}
+
+function mark(row) {
+  const mine = Number(row.dataset.index) === chosen;
+  row.setAttribute("aria-selected", String(mine));
+  row.tabIndex = mine ? 0 : -1;
+}
+
+const STEPS = { ArrowDown: 1, ArrowUp: -1 };
+
+function selectable(table) {
+  const select = (row) => {
+    choose(Number(row.dataset.index));
+    row.focus({ preventScroll: true });
+    row.scrollIntoView({ block: "nearest" });
+  };
+  table.tBodies[0].addEventListener("click", (event) => select(event.target.closest("tr")));
+  table.tBodies[0].addEventListener("keydown", (event) => {
+    const rows = [...table.tBodies[0].rows];
+    const target = event.target.closest("tr");
+    const next = event.key in STEPS ? rows[rows.indexOf(target) + STEPS[event.key]] : target;
+    if (!(event.key in STEPS || event.key === "Enter" || event.key === " ")) return;
+    event.preventDefault();
+    if (next) select(next);
   });
-  const step = Math.ceil(places.length / 16);
-  const shown = places.map((_, i) => i).filter((i) => i % step === 0);
-  const tilted = places.length > 8 || narrow();
-  const ticks = { tickvals: shown, ticktext: shown.map((i) => shorten(places[i].replace(/\.weight$/, ""))), tickangle: tilted ? -40 : 0 };
-  Plotly.react(
-    byId(id),
-    [...traces, ...more],
-    layout({
-      xaxis: { title: { text: narrow() ? "" : "block, from input to output", standoff: 8 }, automargin: true, ...ticks },
-      yaxis: { title: { text: title } },
-      margin: { l: 60, r: 20, t: 20, b: tilted ? 110 : 60 },
-      legend: narrow() ? { orientation: "h", y: -0.45 } : {},
-      showlegend: types.length <= 24,
-    }),
-    CONFIG,
-  );
 }
 
-function listFindings(id, findings) {
-  for (const finding of findings) {
-    const line = element("li", undefined, finding.severity);
-    line.append(element("b", finding.severity), ` ${finding.message}. `);
-    if (finding.nextStep) line.append(element("span", `Next: ${finding.nextStep}.`));
-    byId(id).append(line);
+// ---- tables
+
+// A click on a heading sorts: ascending, descending, then as given. Missing values are last in both directions.
+function sortable(table) {
+  const rows = [...table.tBodies[0].rows];
+  const headings = [...table.tHead.rows[0].cells];
+  const cell = (row, column) => row.cells[column].textContent;
+  let [sorted, sign] = [null, 1];
+
+  function order(a, b) {
+    const [x, y] = [cell(a, sorted), cell(b, sorted)];
+    if (x === MISSING || y === MISSING) return (x === MISSING) - (y === MISSING);
+    return sign * (isNaN(x) || isNaN(y) ? x.localeCompare(y, undefined, { numeric: true }) : x - y);
   }
-  if (findings.length === 0) byId(id).append(element("li", "No finding."));
+
+  function show() {
+    const text = byId("filter")?.value.toLowerCase() ?? "";
+    const group = byId("status")?.value ?? "";
+    const shown = rows.filter((row) => cell(row, 0).toLowerCase().includes(text) && (!group || row.dataset.group === group));
+    if (sorted !== null) shown.sort(order);
+    headings.forEach((heading, column) => {
+      heading.setAttribute("aria-sort", column !== sorted ? "none" : sign > 0 ? "ascending" : "descending");
+    });
+    table.tBodies[0].replaceChildren(...shown);
+    if (byId("count")) byId("count").textContent = `${shown.length} of ${rows.length}`;
+  }
+
+  headings.forEach((heading, column) => {
+    heading.firstElementChild.addEventListener("click", () => {
+      if (column !== sorted) [sorted, sign] = [column, 1];
+      else if (sign > 0) sign = -1;
+      else sorted = null;
+      show();
+    });
+  });
+  byId("filter")?.addEventListener("input", show);
+  byId("status")?.addEventListener("change", show);
+  show();
 }
 
-// A table with one row per object. A click on a heading sorts: ascending, descending, then as given.
-function sortableTable(id, columns, rows) {
-  let sorted = { key: null, down: false };
-  const body = () => {
-    const order = (a, b) => {
-      const [x, y] = [a[sorted.key], b[sorted.key]];
-      if (x === null || y === null) return (x === null) - (y === null); // missing values are last in both directions
-      const sign = sorted.down ? -1 : 1;
-      return sign * (typeof x === "string" ? x.localeCompare(y, undefined, { numeric: true }) : x - y);
-    };
-    for (const cell of document.querySelectorAll(`#${id} th`)) {
-      const mine = cell.dataset.key === sorted.key;
-      cell.setAttribute("aria-sort", mine ? (sorted.down ? "descending" : "ascending") : "none");
-    }
-    const lines = (sorted.key === null ? rows : [...rows].sort(order)).map((row) => {
-      const line = element("tr");
-      line.append(...columns.map(({ key, text, digits }) => element("td", text ? row[key] : number(row[key], digits), text ? "text" : "")));
-      return line;
-    });
-    document.querySelector(`#${id} tbody`).replaceChildren(...lines);
-  };
-  for (const { key, label, text } of columns) {
-    const cell = element("th", undefined, text ? "text" : "");
-    cell.scope = "col";
-    cell.dataset.key = key;
-    const button = element("button", label);
-    button.type = "button";
-    button.addEventListener("click", () => {
-      const again = sorted.key === key;
-      sorted = again && sorted.down ? { key: null, down: false } : { key, down: again };
-      body();
-    });
-    cell.append(button);
-    document.querySelector(`#${id} thead tr`).append(cell);
-  }
-  body();
+document.querySelectorAll("table").forEach(sortable);
+if (report.layers.length > 0) {
+  selectable(byId("layers"));
+  choose(Number(byId("layers").dataset.first));
 }
+load().then(
+  () => {
+    drawAll();
+    byId("depth")?.on?.("plotly_click", (event) => report.layers.length > 0 && choose(event.points[0].customdata));
+    for (const query of ["(prefers-color-scheme: dark)", NARROW]) matchMedia(query).addEventListener("change", drawAll);
+  },
+  () => document.querySelectorAll(".plot").forEach((node) => node.append("This browser is too old for the figures; the tables have the numbers.")),
+);

@@ -1,0 +1,26 @@
+"""Figures of every result, as plotly's JSON for pages and as ``plotly.graph_objects`` figures in Python."""
+
+from __future__ import annotations
+
+from tempbalance.report.figures.alpha_figures import alpha_figure, esd_figure
+from tempbalance.report.figures.budget_figures import allocation_figure, pruned_alpha_figure, pruning_figure
+from tempbalance.report.figures.comparison_figures import alpha_change_figure, weight_change_figure
+from tempbalance.report.figures.figure_style import Spec, to_plotly
+from tempbalance.report.figures.line_figures import history_figure, thinned, track_figure
+from tempbalance.report.figures.study_figure import study_figure
+
+__all__ = [
+    "Spec",
+    "allocation_figure",
+    "alpha_change_figure",
+    "alpha_figure",
+    "esd_figure",
+    "history_figure",
+    "pruned_alpha_figure",
+    "pruning_figure",
+    "study_figure",
+    "thinned",
+    "to_plotly",
+    "track_figure",
+    "weight_change_figure",
+]
