@@ -86,7 +86,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         WindowError: ``windows`` is not a ``Windows``.
         WeightError: The source contains no weight matrix, or, with ``strict``, one that cannot be read.
         AnalysisError: ``resume`` is given for a source that is not on disk, is another file, or cannot be written; or
-            another process has failed.
+            another process has failed or gives no sign of life.
 
     Example:
         >>> import tempbalance as tb, torch
@@ -100,7 +100,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         raise WindowError(f"windows must be None or windows such as FARMS(), got {windows!r}")
     selection = Select.parse(select)
     check_device(device)
-    with contextlib.ExitStack() as stack:
+    with processes, contextlib.ExitStack() as stack:
         opened, name = stack.enter_context(open_source(source, key))
         weights, skipped, size = find_weights_and_size(opened, selection)
         broken = [one for one in skipped if is_broken(one.reason)]

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from tempbalance.analysis.liveness import Liveness
 from tempbalance.errors import AnalysisError, BalanceError
 
 __all__ = ["ProcessGroup", "WorkQueue", "assign_ranks", "defer_interrupt"]
@@ -130,17 +131,26 @@ class WorkQueue:
     """Processes that divide one piece of work and exchange results as they come, through a store.
 
     Unlike the collectives of ``ProcessGroup``, no process waits before its own part is done, and waiting can be
-    interrupted.
+    interrupted. In a ``with`` block, an error or Ctrl-C in one process makes the others raise an ``AnalysisError``.
+
+    Args:
+        store: A store of torch.distributed that is used for one piece of work; None for a single process.
+        rank: Rank of this process.
+        size: Number of processes.
+        timeout: Seconds without a sign of life of a process, which each gives every few seconds also while it computes,
+            after which the others raise an ``AnalysisError``. Time in which all are stopped does not count.
 
     Attributes:
         rank: Rank of this process.
         size: Number of processes.
     """
 
-    def __init__(self, store: Any = None, rank: int = 0, size: int = 1) -> None:
-        """Wrap a store of torch.distributed that is used for one piece of work; None for a single process."""
+    def __init__(self, store: Any = None, rank: int = 0, size: int = 1, timeout: float = 300.0) -> None:
         self._store = store
         self._read = 0
+        self._failed_first: bool | None = None  # None if this process has not failed
+        self._timeout = timeout
+        self._liveness = None if store is None else Liveness(store, rank, size, timeout)
         self.rank = rank
         self.size = size
 
@@ -149,7 +159,8 @@ class WorkQueue:
         """Find the processes that torchrun has started.
 
         Args:
-            timeout: Seconds to wait until all have started; their imports may take different times.
+            timeout: Seconds to wait until all have started (their imports may take different times), and later for a
+                sign of life of each.
 
         Returns:
             A queue of all of them, once all have started; without torchrun, of this process.
@@ -160,67 +171,113 @@ class WorkQueue:
         if not dist.is_available() or not dist.is_torchelastic_launched():
             return cls()
         store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-        queue = cls(dist.PrefixStore(f"tempbalance {next(_launches)}", store), rank, size)  # type: ignore[attr-defined]
-        deadline = time.monotonic() + timeout
-        present = queue._count("present", 1)
-        while present < size:
-            if time.monotonic() > deadline:
-                raise AnalysisError(
-                    f"torchrun has started {size} processes, but only {present} of them run this command; to run it "
-                    "in one process, unset TORCHELASTIC_RUN_ID"
-                )
-            time.sleep(_POLL_SECONDS)
-            present = queue._count("present", 0)
+        prefix = f"tempbalance {next(_launches)}"
+        queue = cls(dist.PrefixStore(prefix, store), rank, size, timeout)  # type: ignore[attr-defined]
+        with queue:
+            deadline = time.monotonic() + timeout
+            present = queue._count("present", 1)
+            while present < size:
+                if time.monotonic() > deadline:
+                    raise AnalysisError(
+                        f"torchrun has started {size} processes, but only {present} of them run this command; to run "
+                        "it in one process, unset TORCHELASTIC_RUN_ID"
+                    )
+                queue._check()
+                time.sleep(_POLL_SECONDS)
+                present = queue._count("present", 0)
         return queue
+
+    def __enter__(self) -> WorkQueue:
+        """Return the queue."""
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Tell the other processes of an error."""
+        if error is not None:
+            self.report_failure(error)
 
     def broadcast(self, value: _T) -> _T:
         """Return the value of rank 0 on every process."""
         if self._store is None:
             return value
         if self.rank == 0:
-            self._store.set("broadcast", pickle.dumps(value))
-        while not self._store.check(["broadcast"]):
+            self._ask("set", "broadcast", pickle.dumps(value))
+        while not self._ask("check", ["broadcast"]):
             self._check()
             time.sleep(_POLL_SECONDS)
-        received: _T = pickle.loads(self._store.get("broadcast"))
+        received: _T = pickle.loads(self._ask("get", "broadcast"))
         return received
 
     def gather(self, results: Iterable[_T]) -> Iterator[_T]:
         """Yield the results of all processes on every process, as they come."""
-        if self._store is None:
+        if self._liveness is None:
             yield from results
             return
         for value in results:
-            self._store.set(f"result {self._count('results', 1)}", pickle.dumps(value))
+            self._ask("set", f"result {self._count('results', 1)}", pickle.dumps(value))
             yield from self._received()
         self._count("done", 1)
         while self._count("done", 0) < self.size:
             yield from self._received()
             time.sleep(_POLL_SECONDS)
         yield from self._received()
+        if self.rank:
+            self._liveness.stop()
         self._count("left", 1)
         while self.rank == 0 and self._count("left", 0) < self.size:  # the store may be in the process of rank 0
             self._check()
             time.sleep(_POLL_SECONDS)
+        self._liveness.stop()
 
-    def report_failure(self) -> bool:
-        """Make the other processes raise instead of waiting; return whether this is the first to fail."""
-        return self._store is None or self._count("failed", 1) == 1
+    def report_failure(self, error: BaseException | None = None) -> bool:
+        """Make the other processes raise instead of waiting; return whether this is the first to fail.
+
+        Args:
+            error: What they say of this process.
+
+        Returns:
+            Whether no other process has reported a failure before; the same for every call.
+        """
+        if self._liveness is None:
+            return True
+        if self._failed_first is None:
+            self._failed_first = True  # also if the store cannot be reached
+            with contextlib.suppress(AnalysisError):
+                kind = ": ".join(filter(None, [type(error).__name__, str(error)])) if error else "see its message"
+                self._ask("set", f"failure of {self.rank}", kind.encode(errors="backslashreplace"))
+                self._failed_first = self._count("failed", 1) == 1
+            self._liveness.stop()
+        return self._failed_first
+
+    def _ask(self, operation: str, *arguments: Any) -> Any:
+        """Return what the store answers."""
+        try:
+            return getattr(self._store, operation)(*arguments)
+        except RuntimeError as error:
+            raise AnalysisError(f"the store of torch.distributed does not answer: {error}") from error
 
     def _count(self, counter: str, increment: int) -> int:
-        count: int = self._store.add(counter, increment)
+        count: int = self._ask("add", counter, increment)
         return count
 
     def _received(self) -> Iterator[Any]:
         """Yield the results since the last call, those of this process included."""
-        while self._store.check([key := f"result {self._read + 1}"]):
+        while self._ask("check", [key := f"result {self._read + 1}"]):
             self._read += 1
-            yield pickle.loads(self._store.get(key))
+            yield pickle.loads(self._ask("get", key))
         self._check()
 
     def _check(self) -> None:
+        """Raise if another process has failed or gives no sign of life."""
         if self._count("failed", 0):
-            raise AnalysisError("another process has failed; see its message")
+            failed = next(rank for rank in range(self.size) if self._ask("check", [f"failure of {rank}"]))
+            reason = self._ask("get", f"failure of {failed}").decode(errors="replace")
+            raise AnalysisError(f"another process has failed (rank {failed}: {reason})")
+        if self._liveness is not None and self._liveness.lost:
+            raise AnalysisError(
+                f"{self._liveness.lost} did not answer for {self._timeout:g} s: stopped, killed, or cut off; start "
+                "all processes again"
+            )
 
 
 def assign_ranks(costs: Sequence[float], size: int) -> list[int]:

@@ -132,12 +132,12 @@ def _failures_told(processes: WorkQueue, partial: Path | None) -> Generator[None
     """Make the other processes raise after a failure; the first one that fails prints the error."""
     try:
         yield
-    except KeyboardInterrupt:
-        if processes.report_failure():
+    except KeyboardInterrupt as interrupt:
+        if processes.report_failure(interrupt):
             kept = f"; finished layers are in {printable(str(partial))}: run the same command again to resume"
             typer.echo(f"interrupted{kept if partial else ''}", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    except Exception:
-        if processes.report_failure():
+    except Exception as error:
+        if processes.report_failure(error):
             raise
         raise typer.Exit(1) from None  # another process prints the error
