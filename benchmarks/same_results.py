@@ -73,7 +73,8 @@ def analyses(weights: Path) -> Iterator[tuple[str, str]]:
                 analysis.save(Path(folder) / "analysis.json")
                 content = json.loads((Path(folder) / "analysis.json").read_text("utf-8"))
             content["source"] = model  # instead of its path
-            content.pop("size", None)  # commits before do not have it
+            for new in ("size", "findings"):  # commits before do not have them
+                content.pop(new, None)
             yield f"analysis of {model}, {name}", digest(json.dumps(content).encode())
 
 

@@ -68,6 +68,33 @@ def test_every_estimator_can_be_chosen(name, model, tmp_path):
     assert chosen.partition("(")[0].lower() == name.replace("-", "")
 
 
+class TestFailOn:
+    @pytest.mark.parametrize("wanted", ["untrained", "nan,untrained", "warning", "note", "any"])
+    def test_a_finding_of_the_kind_or_severity_ends_with_status_3(self, wanted, model, tmp_path, capsys):
+        assert run("analyze", model, "--fail-on", wanted, "--out", tmp_path / "a.json") == 3
+        out, err = capsys.readouterr()
+        assert "Findings: 1 warning" in out
+        assert err == "error: findings of --fail-on: untrained\n"
+        assert (tmp_path / "a.json").exists()
+
+    @pytest.mark.parametrize("wanted", [("nan",), ("error",), ("nan", "--fail-on", "outlier")])
+    def test_other_findings_do_not(self, wanted, model):
+        assert run("analyze", model, "--quiet", "--fail-on", *wanted) == 0
+
+    @pytest.mark.parametrize("wanted", ["untraind", "", "nan,"])
+    def test_an_unknown_kind_is_a_usage_error_before_any_work(self, wanted, tmp_path, capsys):
+        assert run("analyze", tmp_path / "missing", "--fail-on", wanted) == 2
+        assert "untrained" in capsys.readouterr().err
+
+
+def test_analyze_prints_json_with_the_findings(model, tmp_path, capsys):
+    assert run("analyze", model, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [finding["kind"] for finding in printed["findings"]] == ["untrained"]
+    assert run("analyze", model, "--out", "-", "--out", tmp_path / "a.csv") == 0
+    assert json.loads(capsys.readouterr().out) == printed
+
+
 def test_select_and_exclude_choose_weights_by_glob(model, tmp_path):
     assert run("analyze", model, "--select", "[0-2].*", "--exclude", "1.*", "-o", tmp_path / "a.json", "-q") == 0
     assert [row.name for row in tb.Analysis.load(tmp_path / "a.json").layers] == ["0.weight", "2.weight"]

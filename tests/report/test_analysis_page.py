@@ -37,6 +37,14 @@ def test_the_page_has_every_layer_and_every_skipped_weight(analysis):
     )
 
 
+def test_the_page_starts_with_the_findings(analysis):
+    page = render_analysis(analysis)
+    first = page.index("<h2>Findings: 1 error, 1 warning</h2>")
+    assert first < page.index('title="nan"') < page.index('title="untrained"') < page.index('id="depth"')
+    assert page.count('<p class="facts">Next: ') == 2
+    assert "<h2>No findings</h2>" in render_analysis(dataclasses.replace(analysis, layers=[], skipped=[]))
+
+
 def test_a_layer_without_alpha_has_a_reason_and_no_fitted_tail(analysis):
     row = embedded(render_analysis(analysis))["layers"][2]
     assert "untrained" in row["verdict"]

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import math
 
@@ -6,7 +7,9 @@ import torch
 from rich.console import Console
 
 import tempbalance as tb
-from tempbalance.report.analysis_terminal import layer_findings, print_analysis
+from tempbalance.report.analysis_terminal import print_analysis
+from tempbalance.report.findings_text import print_findings
+from tempbalance.types import Finding, Severity
 
 
 def printed(analysis, width=80):
@@ -34,13 +37,35 @@ def test_every_layer_of_a_small_model_is_printed(trained):
     assert "looks untrained" in text
 
 
-def test_only_layers_with_a_finding_of_a_large_model_are_printed(deep):
-    rows = layer_findings(deep.layers)
-    assert len(rows) == 9
-    assert {reason for _, reason in rows} == {"heavy tail", "light tail", "looks untrained"}
+def test_the_findings_come_first_with_their_next_step(deep):
+    lines = printed(deep, width=300).splitlines()
+    assert lines[1] == "Findings: 1 warning"
+    assert lines[2].startswith("warning  layers.7.part4.weight (1 of 40) looks untrained")
+    assert " Next: load the weights that belong there" in lines[2]
+    assert lines[2].endswith("[untrained]")
+
+
+def test_only_layers_with_a_warning_of_a_large_model_are_printed(deep):
     text = printed(deep)
-    assert "Findings (9 layers)" in text
-    assert "31 other layers not shown" in text
+    assert "Layers with a warning" in text
+    assert "39 other layers not shown" in text
+
+
+def test_a_model_of_similar_layers_has_no_findings(deep):
+    text = printed(dataclasses.replace(deep, layers=deep.layers[:39]))
+    assert text.splitlines()[1] == "No findings"
+    assert "39 of 39 compared with layers like them" in " ".join(text.split())
+
+
+def test_at_most_five_findings_of_a_kind_are_printed(deep):
+    names = [f"layers.{block}.part0.weight" for block in range(7)]
+    finding = Finding(
+        kind="outlier", severity=Severity.WARNING, layers=("x",), message="far off", next_step="", evidence={}
+    )
+    stream = io.StringIO()
+    print_findings(Console(file=stream, width=80), [dataclasses.replace(finding, layers=(name,)) for name in names])
+    assert stream.getvalue().count("far off") == 5
+    assert "2 more of kind outlier" in stream.getvalue()
 
 
 def test_the_summary_says_how_many_parameters_the_rows_cover():

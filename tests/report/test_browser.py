@@ -90,6 +90,13 @@ def column(page, index, table="#layers"):
     return page.locator(f"{table} tbody tr td:nth-child({index})").all_text_contents()
 
 
+def test_the_findings_are_shown_first_with_their_next_step(page):
+    assert page.inner_text("main section >> nth=0").startswith("Findings: 1 error, 2 warnings")
+    items = page.locator(".findings li").all_text_contents()
+    assert items[0].startswith("error 400 weights are NaN or Inf, in bad.weight.Next: ")
+    assert items[1].startswith("warning head.weight (1 of 13) looks untrained")
+
+
 def test_table_lists_all_layers_in_model_order(page):
     assert names(page)[:2] == ["layers.0.attention.weight", "layers.0.mlp.weight"]
     assert len(names(page)) == 13
@@ -114,6 +121,7 @@ def test_enter_on_a_focused_row_selects_its_layer(page):
 def test_click_on_a_point_shows_the_spectrum_of_its_layer(page):
     before = page.inner_text("#chosen")
     point = page.locator("#depth .trace .point").last
+    point.scroll_into_view_if_needed()
     box = point.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)

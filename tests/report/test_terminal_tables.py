@@ -13,6 +13,11 @@ def test_a_sparkline_has_one_character_per_value():
     assert sparkline([1.0, 2.0, 3.0]) == "▁▄█"
 
 
+def test_a_sparkline_of_differences_within_their_errors_is_flat():
+    assert sparkline([1.0, 1.2, 1.1], error=0.1) == "▁▁▁"
+    assert sparkline([1.0, 1.2, 3.1], error=0.1) == "▁▁█"
+
+
 def test_names_are_printed_as_they_are_and_escaped():
     stream = io.StringIO()
     console = Console(file=stream, width=80)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,11 @@ import msgspec
 from tempbalance._files import RENDERERS, dumps, write_atomically
 from tempbalance._saved import SavedSize, Settings, read_saved
 from tempbalance._text import csv_bytes, encodable
+from tempbalance.analysis.findings import find_in_layers
 from tempbalance.analysis.rows import SavedLayer, SavedSkipped, restored_layer, row_to_json
 from tempbalance.errors import AnalysisError, require_extra
 from tempbalance.metrics import imbalance, mean_alpha
-from tempbalance.types import LayerStats, ModelSize, Skipped
+from tempbalance.types import Finding, LayerStats, ModelSize, Skipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +45,8 @@ class Analysis:
         >>> analysis = tb.analyze(model)
         >>> [(layer.name, layer.status.value) for layer in analysis.layers]
         [('0.weight', 'random'), ('2.weight', 'too_few')]
+        >>> [(finding.kind, finding.layers) for finding in analysis.findings]
+        [('untrained', ('0.weight',))]
     """
 
     source: str
@@ -51,6 +54,14 @@ class Analysis:
     layers: list[LayerStats]
     skipped: list[Skipped] = field(default_factory=list[Skipped])
     size: ModelSize | None = None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is wrong with which layers, how sure that is and what to do, the most severe first; empty if nothing is.
+
+        Computed from the rows, also of a loaded analysis. docs/how-to/checkpoint-health.md lists the kinds.
+        """
+        return find_in_layers(self.layers, self.skipped, self.size, self.settings)
 
     @property
     def covered(self) -> int:
@@ -110,6 +121,20 @@ class Analysis:
         from tempbalance.analysis.weightwatcher import weightwatcher_table
 
         return weightwatcher_table(self.layers, str(self.settings.get("estimator")))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``save("x.json")`` as dicts, lists, strings and numbers; a missing number is NaN."""
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "settings": dict(self.settings),
+            "imbalance": self.imbalance,
+            "block_imbalance": self.block_imbalance,
+            **({"size": self.size._asdict()} if self.size else {}),
+            "findings": [asdict(finding) for finding in self.findings],
+            "layers": [row_to_json(layer) for layer in self.layers],
+            "skipped": [row_to_json(row) for row in self.skipped],
+        }
 
     def save(self, path: str | os.PathLike[str], *, history: Sequence[Any] = ()) -> None:
         """Write a file atomically; its ending determines the format.
@@ -175,17 +200,7 @@ class _SavedAnalysis(msgspec.Struct):
 
 
 def _json(analysis: Analysis) -> bytes:
-    content = {
-        "schema": SCHEMA,
-        "source": analysis.source,
-        "settings": dict(analysis.settings),
-        "imbalance": analysis.imbalance,
-        "block_imbalance": analysis.block_imbalance,
-        **({"size": analysis.size._asdict()} if analysis.size else {}),
-        "layers": [row_to_json(layer) for layer in analysis.layers],
-        "skipped": [row_to_json(row) for row in analysis.skipped],
-    }
-    return (dumps(content) + "\n").encode()
+    return (dumps(analysis.to_dict()) + "\n").encode()
 
 
 def _csv(analysis: Analysis) -> bytes:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from tempbalance._text import printable
 from tempbalance.cli.app import (
@@ -18,6 +17,7 @@ from tempbalance.cli.app import (
     EstimatorOption,
     FarmsOption,
     FarmsRowsOption,
+    JsonOption,
     KeyOption,
     QuietOption,
     RevisionOption,
@@ -25,9 +25,11 @@ from tempbalance.cli.app import (
     check_outputs,
     make_estimator,
     make_windows,
+    print_json,
     print_saved,
+    split_outputs,
 )
-from tempbalance.cli.failures import INTERRUPTED
+from tempbalance.cli.failures import FOUND, INTERRUPTED
 
 if TYPE_CHECKING:
     from tempbalance.analysis.distributed import WorkQueue
@@ -44,7 +46,16 @@ _LoraOption = Annotated[
     Lora, typer.Option(help="For LoRA layers: the weight with its update merged, or the update alone.")
 ]
 _OutOption = Annotated[
-    list[Path] | None, typer.Option("--out", "-o", help="Save to FILE.json, .csv, .parquet or .html. Repeatable.")
+    list[Path] | None,
+    typer.Option("--out", "-o", help="Save to FILE.json, .csv, .parquet or .html; - prints JSON. Repeatable."),
+]
+_FailOnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KIND,...",
+        help="Exit with status 3 if there is a finding of this kind (nan, untrained, ...), of this severity or worse "
+        "(error, warning, note), or any. Repeatable.",
+    ),
 ]
 
 
@@ -63,10 +74,12 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     revision: RevisionOption = None,
     device: DeviceOption = None,
     out: _OutOption = None,
+    fail_on: _FailOnOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first weight that cannot be analysed.")] = False,
+    as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Analyse every weight matrix of SOURCE, print a summary and the findings.
+    """Analyse every weight matrix of SOURCE, print the findings and a summary.
 
     [bold]Examples[/]
 
@@ -75,6 +88,8 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
       tempbalance analyze model.safetensors --estimator ks --out report.html --out layers.csv
 
       tempbalance analyze org/name --select '*.self_attn.*' --device cuda
+
+      tempbalance analyze path/to/model --fail-on nan,untrained
 
       torchrun --nproc-per-node 4 -m tempbalance analyze path/to/model --out report.html
 
@@ -89,7 +104,8 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     from tempbalance.checkpoints import open_checkpoint
     from tempbalance.layers import Select
 
-    outputs = out or []
+    kinds = _parse_fail_on(fail_on or [])
+    outputs, as_json = split_outputs(out, as_json)
     partial = outputs[0].with_name(f"{outputs[0].name}.partial") if outputs else None
     processes = WorkQueue.launched()
     with _failures_told(processes, partial), contextlib.ExitStack() as stack:
@@ -111,7 +127,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
                 lora=lora.value,
             ),
             device=device,
-            progress=not quiet,
+            progress=not quiet and not as_json,
             strict=strict,
             key=key if revision is None else None,
             resume=resume,
@@ -119,12 +135,34 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         )
         for path in outputs if processes.rank == 0 else []:
             analysis.save(path)
-    if processes.rank == 0 and not quiet:
+    if processes.rank == 0 and as_json:
+        print_json(analysis.to_dict())
+    elif processes.rank == 0 and not quiet:
         from tempbalance.report.analysis_terminal import print_analysis
+        from tempbalance.report.terminal_tables import output_console
 
-        console = Console()
+        console = output_console()
         print_analysis(console, analysis)
         print_saved(console, outputs)
+    failed = [finding.kind for finding in analysis.findings if {"any", finding.kind, finding.severity.value} & kinds]
+    if failed:
+        if processes.rank == 0:
+            typer.echo(f"error: findings of --fail-on: {', '.join(dict.fromkeys(failed))}", err=True)
+        raise typer.Exit(FOUND)
+
+
+def _parse_fail_on(values: Sequence[str]) -> set[str]:
+    """Return the kinds and severities that ``--fail-on`` names; an unknown one is a usage error."""
+    from tempbalance.analysis.findings import KINDS
+    from tempbalance.types import Severity
+
+    severities = [severity.value for severity in Severity]
+    names = {name.strip() for value in values for name in value.split(",")}
+    known = ("any", *severities, *KINDS)
+    if unknown := sorted(names.difference(known)):
+        raise typer.BadParameter(f"unknown finding {unknown[0]!r}: expected {', '.join(known)}", param_hint="--fail-on")
+    worst = max((severities.index(name) for name in names.intersection(severities)), default=-1)
+    return names | set(severities[: worst + 1])
 
 
 @contextlib.contextmanager

@@ -18,9 +18,10 @@ from typing import Any
 from tempbalance._text import one_line
 from tempbalance.errors import TempBalanceError
 
-__all__ = ["BUG", "FAILED", "INTERRUPTED", "handled_failures"]
+__all__ = ["BUG", "FAILED", "FOUND", "INTERRUPTED", "handled_failures"]
 
-FAILED, BUG, INTERRUPTED = 1, 70, 130  # exit status; 70 is EX_SOFTWARE of sysexits.h
+# Exit status; 2 is that of a usage error, 70 is EX_SOFTWARE of sysexits.h.
+FAILED, FOUND, BUG, INTERRUPTED = 1, 3, 70, 130
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 

@@ -17,7 +17,7 @@ from tempbalance.types import ModelSize
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-__all__ = ["measure_size"]
+__all__ = ["is_weight", "measure_size"]
 
 # Reasons of skipped tensors that are no weights. A tensor that is skipped for any other reason counts as a weight.
 _NO_WEIGHT = re.compile(
@@ -25,6 +25,16 @@ _NO_WEIGHT = re.compile(
     r"|no LoRA |LoRA factor"
 )
 _STATISTIC = re.compile(r"(.*\.)?(running_(mean|var)|num_batches_tracked)")
+
+
+def is_weight(reason: str) -> bool:
+    """Return whether a tensor that is skipped for a reason counts as a weight that could not be analysed.
+
+    Example:
+        >>> is_weight("bias of shape (2, 3), not a weight matrix"), is_weight("4-bit floats: not supported")
+        (False, True)
+    """
+    return not _NO_WEIGHT.match(reason)
 
 
 def measure_size(
@@ -41,7 +51,7 @@ def measure_size(
         The numbers of parameters.
     """
     found = [(weight.shape, weight.block) for weight in weights if weight.kind != "embedding"]
-    found += [(c.shape, c.block) for c, reason in skipped if c.shape and not _NO_WEIGHT.match(reason)]
+    found += [(c.shape, c.block) for c, reason in skipped if c.shape and is_weight(reason)]
     return ModelSize(
         parameters=_of_model(source) if isinstance(source, nn.Module) else _of_store(source),
         weights=sum(math.prod(shape) for shape, _ in found),
@@ -71,6 +81,6 @@ def _of_store(store: TensorStore) -> int:
     sizes: Mapping[Hashable, int] = {
         (info.identity or name): math.prod(info.shape)
         for name, info in store.tensors.items()
-        if not _NO_WEIGHT.match(reasons.get(name, "")) and not _STATISTIC.fullmatch(name)
+        if is_weight(reasons.get(name, "")) and not _STATISTIC.fullmatch(name)
     }
     return sum(sizes.values())

@@ -10,10 +10,12 @@ from typing import Any
 from tempbalance.analysis import Analysis
 from tempbalance.balance import Refresh
 from tempbalance.report.figures import alpha_figure, esd_figure, history_figure, thinned
+from tempbalance.report.findings_text import findings_title
 from tempbalance.report.page import (
     Cell,
     Html,
     escaped,
+    findings_html,
     fragment,
     in_words,
     model_name,
@@ -59,6 +61,8 @@ def render_analysis(analysis: Analysis, history: Sequence[Refresh] = ()) -> str:
         source=analysis.source,
         figures=figures,
         layers=[_selected(layer) for layer in layers],
+        verdict=findings_title(analysis.findings),
+        findings=findings_html(analysis.findings) if analysis.findings else "",
         headline=" ".join(filter(None, [summary_sentences(layers), coverage_text(analysis, "The rows")])),
         facts=_facts(analysis, len(fitted)),
         history=fragment("history", facts=_history_facts(history)) if history else "",

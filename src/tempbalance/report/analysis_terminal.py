@@ -1,74 +1,48 @@
-"""Print an analysis: a summary, and the layers with a finding."""
+"""Print an analysis: its findings, a summary, and the layers with a warning."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
 from tempbalance.analysis import Analysis
+from tempbalance.analysis.deviations import compare_similar
 from tempbalance.metrics import mean_alpha
 from tempbalance.report.analysis_page import coverage_text
+from tempbalance.report.findings_text import findings_title, print_findings
 from tempbalance.report.terminal_tables import count, number, plain_table, plain_text, print_names, sparkline
-from tempbalance.types import LayerStats, Status
+from tempbalance.types import LayerStats, Severity, Status
 
-__all__ = ["layer_findings", "print_analysis", "print_overview"]
+__all__ = ["print_analysis", "print_overview"]
 
 _ALL = 12  # models of up to this many layers are printed in full
-_EXTREMES = 4
-_POOR_FIT = 0.2  # KS distance
-_WITHOUT_ALPHA = {
-    Status.RANDOM: "looks untrained",
-    Status.TOO_FEW: "too few eigenvalues",
-    Status.CONSTANT: "constant spectrum",
-    Status.NO_TAIL: "no tail",
-    Status.ZERO: "all weights are zero",
-}
-
-
-def layer_findings(layers: Sequence[LayerStats]) -> list[tuple[LayerStats, str]]:
-    """Return the layers to look at first, each with the reasons, in model order."""
-    # The smallest and largest alphas are chosen within each of the two most common shapes, because alphas of different
-    # shapes are not comparable.
-    reasons: dict[str, list[str]] = {}
-    fitted = [layer for layer in layers if layer.status is Status.OK]
-    for shape, _ in Counter(map(_unordered_shape, fitted)).most_common(2):
-        same_shape = sorted((row for row in fitted if _unordered_shape(row) == shape), key=lambda row: row.alpha)
-        extremes = min(_EXTREMES, len(same_shape) // 3)
-        for layer in same_shape[:extremes]:
-            reasons.setdefault(layer.name, []).append("heavy tail")
-        for layer in same_shape[len(same_shape) - extremes :]:
-            reasons.setdefault(layer.name, []).append("light tail")
-    for layer in layers:
-        if layer.status is not Status.OK:
-            reasons.setdefault(layer.name, []).append(_WITHOUT_ALPHA[layer.status])
-        elif layer.ks_distance > _POOR_FIT:
-            reasons.setdefault(layer.name, []).append("poor fit")
-    return [(layer, ", ".join(reasons[layer.name])) for layer in layers if layer.name in reasons]
-
-
-def _unordered_shape(layer: LayerStats) -> tuple[int, int]:
-    rows, columns = layer.shape[0], layer.shape[1]
-    return max(rows, columns), min(rows, columns)
 
 
 def print_analysis(console: Console, analysis: Analysis) -> None:
-    """Print the summary, the findings (all layers of a small model) and the skipped weights."""
+    """Print the findings, the summary, the layers with a warning (all of a small model) and the skipped weights."""
+    findings = analysis.findings
     console.print(plain_text(analysis.source, "bold"), soft_wrap=True)
+    console.print(findings_title(findings), style="bold", highlight=False)
+    print_findings(console, findings)
     print_overview(console, analysis)
-    findings = layer_findings(analysis.layers)
+    kinds: dict[str, list[str]] = {}
+    warned: set[str] = set()
+    for finding in findings:
+        warned |= set(finding.layers) if finding.severity is not Severity.NOTE else set()
+        for name in finding.layers:
+            kinds.setdefault(name, []).append(finding.kind)
     if len(analysis.layers) <= _ALL:
-        reasons = {layer.name: reason for layer, reason in findings}
-        findings, title = [(layer, reasons.get(layer.name, "")) for layer in analysis.layers], "All layers"
+        rows, title = analysis.layers, "All layers"
     else:
-        title = f"Findings ({count(len(findings), 'layer', 'layers')})"
-    if findings:
-        console.print(_layers_table(findings, title))
-    hidden = len(analysis.layers) - len(findings)
+        rows = [layer for layer in analysis.layers if layer.name in warned][:_ALL]
+        title = "Layers with a warning"
+    if rows:
+        console.print(_layers_table(rows, kinds, title))
+    hidden = len(analysis.layers) - len(rows)
     if hidden:
         console.print(f"{count(hidden, 'other layer', 'other layers')} not shown; --out saves all", style="dim")
     skipped: dict[str, list[str]] = {}
@@ -96,27 +70,35 @@ def print_overview(console: Console, analysis: Analysis) -> None:
         + (f", over blocks {analysis.block_imbalance:.2f}" if math.isfinite(analysis.block_imbalance) else ""),
         highlight=False,
     )
-    shapes = "; compare equal shapes" if analysis.settings.get("windows") is None else ""
-    console.print(f"smaller alpha: heavier tail, in theory better trained{shapes}", style="dim")
+    compared = len(compare_similar(analysis.layers, windows=analysis.settings.get("windows") is not None))
+    console.print(
+        "smaller alpha: heavier tail, in theory better trained; "
+        f"{compared} of {len(fitted)} compared with layers like them",
+        style="dim",
+        highlight=False,
+    )
     blocks: dict[str, list[tuple[float, float]]] = {}
     for layer in fitted:
         if layer.block is not None:
             blocks.setdefault(layer.block, []).append((layer.alpha, layer.stderr))
     if len(blocks) > 1:
-        means = [mean_alpha(pairs)[0] for pairs in blocks.values()]
-        bars = f"{sparkline(means)}  {means[0]:.2f} (first) to {means[-1]:.2f} (last)"
-        console.print(f"mean alpha per block: {bars}", highlight=False)
+        means = [mean_alpha(pairs) for pairs in blocks.values()]
+        bars = sparkline([alpha for alpha, _ in means], error=median(stderr for _, stderr in means))
+        console.print(
+            f"mean alpha per block: {bars}  {means[0][0]:.2f} (first) to {means[-1][0]:.2f} (last)", highlight=False
+        )
 
 
-def _layers_table(rows: Sequence[tuple[LayerStats, str]], title: str) -> Table:
+def _layers_table(rows: Sequence[LayerStats], kinds: Mapping[str, Sequence[str]], title: str) -> Table:
     table = plain_table("layer", "shape", "alpha", "stderr", title=title)
     table.add_column("finding", no_wrap=True)
-    for layer, reason in rows:
+    for layer in rows:
+        found = ", ".join(kinds.get(layer.name, ()))
         table.add_row(
             plain_text(layer.name.removesuffix(".weight")),
             "x".join(map(str, layer.shape)),
             number(layer.alpha),
             number(layer.stderr),
-            plain_text(reason, "" if layer.status is Status.OK else "yellow"),
+            plain_text(found or ("" if layer.status is Status.OK else layer.status.value), "yellow" if found else ""),
         )
     return table

@@ -129,8 +129,8 @@ def findings_html(findings: Iterable[Finding], nothing: str = "No finding.") -> 
     items = []
     for finding in findings:
         step = f'<p class="facts">Next: {escaped(finding.next_step)}.</p>' if finding.next_step else ""
-        severity = finding.severity.value
-        items.append(f'<li class="{severity}"><b>{severity}</b> {escaped(finding.message)}.{step}</li>')
+        severity, text = finding.severity.value, escaped(finding.message)
+        items.append(f'<li class="{severity}" title="{escaped(finding.kind)}"><b>{severity}</b> {text}.{step}</li>')
     return Html(f'<ul class="findings">{"".join(items) or f"<li>{escaped(nothing)}</li>"}</ul>')
 
 

@@ -56,8 +56,8 @@ def print_names(console: Console, label: str, names: Sequence[str]) -> None:
         console.print(plain_text(f"{label} ({len(names)}): {shown}", "dim"))
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """Return a bar chart of finite numbers in one line, one block character per number."""
+def sparkline(values: Sequence[float], error: float = 0.0) -> str:
+    """Return a bar chart of finite numbers in one line; a step of a bar is at least three errors, so noise is flat."""
     low, high = min(values), max(values)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[int((value - low) * scale)] for value in values)
+    step = max((high - low) / (len(BARS) - 1), 3 * error) or 1.0
+    return "".join(BARS[int((value - low) / step + 1e-9)] for value in values)
