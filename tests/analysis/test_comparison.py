@@ -173,6 +173,15 @@ class TestNames:
 
 
 class TestTransformers:
+    def test_fused_weights_of_a_state_dict_are_compared_without_splitting(self):
+        transformers = pytest.importorskip("transformers")
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=48, n_layer=1, n_head=4, vocab_size=60))
+        comparison = tb.compare(model, model.state_dict())
+        assert "transformer.h.0.attn.c_attn.weight" in comparison.only_after
+        assert "Select(split=False)" in the(comparison, "not_matched").next_step
+        whole = tb.compare(model, model.state_dict(), select=tb.Select(split=False))
+        assert kinds(whole) == ["identical"]
+
     @pytest.fixture
     def base(self, tmp_path):
         transformers = pytest.importorskip("transformers")

@@ -13,6 +13,9 @@ from tempbalance.analysis import Track, TrackResume, tracker
 from tempbalance.errors import AnalysisError, CheckpointError
 
 
+NONE = '{"schema": 1, "settings": {}, "checkpoints": [], "skipped": [], "findings": []}'
+
+
 def kinds(tracked):
     return [finding.kind for finding in tracked.findings]
 
@@ -135,7 +138,7 @@ class TestFiles:
         assert len(table) == 9
         assert table["step"].unique().tolist() == [0, 5, 10]
 
-    @pytest.mark.parametrize("content", ["{}", "[", '{"schema": 1, "settings": {}, "checkpoints": [{}]}'])
+    @pytest.mark.parametrize("content", ["{}", "[", '{"schema": 1, "settings": {}, "checkpoints": [{}]}', NONE])
     def test_a_file_that_is_no_result_raises(self, tmp_path, content):
         (tmp_path / "t.json").write_text(content)
         with pytest.raises(AnalysisError, match="is not a tracked run"):

@@ -12,6 +12,10 @@ from tempbalance.types import Finding, Severity
 __all__ = ["RENAME", "match_findings"]
 
 RENAME = "give the names that differ with rename={'old.': 'new.'} (--rename old.=new.)"
+_FUSED = (
+    "the configuration of one model tells how fused weights are split: give the folder or the model for the other, "
+    "too, or split none, with select=Select(split=False) (--no-split)"
+)
 _FEW = 0.5  # with a smaller share of matched layers, the models are probably not of one family
 
 
@@ -40,13 +44,15 @@ def match_findings(
         found.append(make_finding("renamed", f"layers were matched without the {matching.affix} of the {model} model"))
     if only_before or only_after:
         few = len(rows) < _FEW * max(len(rows) + len(only_before), len(rows) + len(only_after))
+        both = [{name.partition(":")[0] for name in names} for names in (only_before, only_after)]
+        step = _FUSED if both[0] & both[1] else RENAME if only_before and only_after else ""
         sides = [("first", only_before), ("second", only_after)]
         parts = [f"{len(names)} only in the {side} model ({comma_names(names)})" for side, names in sides if names]
         found.append(
             make_finding(
                 "not_matched",
                 f"{len(rows)} layers are in both models, {' and '.join(parts)}",
-                next_step=RENAME if only_before and only_after else "",
+                next_step=step,
                 severity=Severity.WARNING if few else Severity.NOTE,
                 layers=[*only_before, *only_after],
                 only_before=len(only_before),

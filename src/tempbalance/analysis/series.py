@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tempbalance.analysis.analyzer import Source
+from tempbalance.checkpoints.torch_file import stored_integer
 from tempbalance.errors import ArgumentError, NotFoundError
 
 __all__ = ["SeriesItem", "find_series"]
@@ -113,25 +114,12 @@ def _step(path: Path) -> int | None:
     named = _STEP.findall(path.name)
     if named:
         return int(named[-1])
-    stored = _stored_step(path)
-    if stored is not None:
-        return stored
+    if path.suffix.lower() == ".ckpt" and path.is_file():
+        stored = stored_integer(path, "global_step")
+        if stored is not None:
+            return stored
     numbers = _EPOCH.findall(path.name) or re.findall(r"\d+", path.stem)
     return int(numbers[-1]) if len(numbers) == 1 else None
-
-
-def _stored_step(path: Path) -> int | None:
-    """Return ``global_step`` of a file of PyTorch Lightning; None for any other."""
-    if path.suffix.lower() != ".ckpt" or not path.is_file():
-        return None
-    import torch
-
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        step = saved["global_step"]
-    except Exception:  # whatever a file of another tool or a damaged one raises: the step is then not known
-        return None
-    return step if isinstance(step, int) else None
 
 
 def _unique(items: Sequence[SeriesItem]) -> list[SeriesItem]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -129,8 +129,6 @@ class Track:
     @property
     def drift(self) -> list[float]:
         """``||W - W0|| / ||W0||`` at each checkpoint, over all weights that are compared with the first."""
-        if not self.checkpoints:
-            return []
         norms = {row.name: row.norm for row in self.checkpoints[0].layers}
         result = []
         for checkpoint in self.checkpoints:
@@ -238,8 +236,8 @@ class TrackResume(ResumeFile):
             earlier = Track.load(self._output)
         except AnalysisError:  # any other file, which the result replaces
             return
-        first = earlier.checkpoints[0].files if earlier.checkpoints else None
-        if dumps(earlier.settings) == dumps(settings) and first == identities(source):
+        same_first = earlier.checkpoints[0].files == identities(source)
+        if same_first and dumps(earlier.settings) == dumps(settings):
             self.rows = {row.name: row for row in earlier.checkpoints} | self.rows
 
     def _decoded(self, line: Any) -> TrackedCheckpoint:
@@ -285,6 +283,6 @@ class _SavedCheckpoint(msgspec.Struct):
 class _SavedTrack(msgspec.Struct):
     schema: int
     settings: Settings
-    checkpoints: list[_SavedCheckpoint]
+    checkpoints: Annotated[list[_SavedCheckpoint], msgspec.Meta(min_length=1)]
     skipped: list[SavedSkipped]
     findings: list[Finding]

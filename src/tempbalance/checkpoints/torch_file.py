@@ -27,7 +27,7 @@ from tempbalance.layers import Index, TensorInfo
 from tempbalance.layers.nested import find_state_dict
 from tempbalance.layers.reasons import dtype_reason
 
-__all__ = ["SUPPORTED", "TORCH_MAGIC", "TORCH_SUFFIXES", "TorchShard"]
+__all__ = ["SUPPORTED", "TORCH_MAGIC", "TORCH_SUFFIXES", "TorchShard", "stored_integer"]
 
 SUPPORTED = (
     "supported are .safetensors files, PyTorch state dicts (.bin, .pt, .pth, .ckpt) and folders of them "
@@ -128,6 +128,16 @@ class TorchShard:
         for view in views:
             tensor = VIEWS[view](tensor)
         return tensor
+
+
+def stored_integer(path: Path, key: str) -> int | None:
+    """Return an integer that was saved beside the weights; None if there is none, or the file cannot be read."""
+    try:
+        saved = _read(path, path.stat().st_size).saved
+    except (CheckpointError, OSError):
+        return None
+    value = saved.get(key) if isinstance(saved, dict) else None
+    return value if type(value) is int else None
 
 
 def _read(path: Path, size: int) -> _Contents:

@@ -50,6 +50,7 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     select: Annotated[
         list[str] | None, typer.Option(help="Compare only weights whose name matches this glob. Repeatable.")
     ] = None,
+    split: Annotated[bool, typer.Option(help="Split fused weights (QKV, gate and up, LSTM gates).")] = True,
     key: KeyOption = None,
     device: DeviceOption = None,
     out: Annotated[
@@ -75,6 +76,7 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     is merged with BEFORE. Saved analyses have no weights: only alpha is compared.
     """
     from tempbalance.analysis import compare
+    from tempbalance.layers import Select
     from tempbalance.report.comparison_terminal import print_comparison
     from tempbalance.report.terminal_tables import output_console
 
@@ -85,7 +87,7 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         after,
         estimator=None if estimator is None else make_estimator(estimator),
         windows=make_windows(farms, farms_rows),
-        select=select,
+        select=Select(include=tuple(select or ("*",)), split=split) if select or not split else None,
         device=device,
         progress=not quiet,
         key=key,
