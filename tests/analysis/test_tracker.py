@@ -12,7 +12,6 @@ import tempbalance as tb
 from tempbalance.analysis import Track, TrackResume, tracker
 from tempbalance.errors import AnalysisError, CheckpointError
 
-
 NONE = '{"schema": 1, "settings": {}, "checkpoints": [], "skipped": [], "findings": []}'
 
 
