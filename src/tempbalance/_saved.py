@@ -1,4 +1,4 @@
-"""Read saved results: JSON whose every value is checked, with the field named in the error."""
+"""Read saved results: JSON (or YAML) whose every value is checked, with the field named in the error."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
-from tempbalance.errors import TempBalanceError
+from tempbalance.errors import TempBalanceError, require_extra
 from tempbalance.types import ModelSize
 
-__all__ = ["Count", "SavedSize", "Settings", "Size", "parse_json", "read_saved"]
+__all__ = ["Count", "SavedSize", "Settings", "Size", "dump_saved", "parse_json", "read_saved"]
 
 _T = TypeVar("_T")
+_YAML = (".yaml", ".yml")
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
@@ -64,6 +65,28 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not a number of JSON")
 
 
+def _parse_yaml(text: bytes) -> Any:
+    """Return YAML as lists, dicts and scalars; aliases, with which a short text can be a huge one, are refused."""
+    with require_extra("yaml", "a .yaml file needs PyYAML"):
+        import yaml
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has aliases")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"it is not YAML ({type(error).__name__})") from None
+
+
+def dump_saved(path: str | os.PathLike[str], data: dict[str, Any]) -> bytes:
+    """Return JSON, or YAML for a path that ends in ``.yaml`` or ``.yml``."""
+    if Path(path).suffix.lower() not in _YAML:
+        return json.dumps(data, indent=1, allow_nan=False).encode() + b"\n"
+    with require_extra("yaml", "a .yaml file needs PyYAML"):
+        import yaml
+    content: bytes = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, encoding="utf-8")
+    return content
+
+
 def _content(path: Path) -> bytes:
     """Return the bytes of a file; a pipe, which may have no end, is an OSError."""
     if stat.S_ISFIFO(path.stat().st_mode):
@@ -77,7 +100,7 @@ def read_saved(
     """Read a saved result and check every value in it.
 
     Args:
-        path: A JSON file.
+        path: A JSON file, or a YAML file if it ends in ``.yaml`` or ``.yml``.
         schema: The type that it must have.
         what: The result, for messages: ``"an analysis"``.
         error: The type of the errors.
@@ -90,7 +113,8 @@ def read_saved(
         TempBalanceError: The file cannot be read, is damaged, or was written by a newer version; of the given type.
     """
     try:
-        data = parse_json(_content(Path(path)))
+        parse = _parse_yaml if Path(path).suffix.lower() in _YAML else parse_json
+        data = parse(_content(Path(path)))
         version = msgspec.convert(data, _Version).schema
         if version <= newest:
             return msgspec.convert(data, schema)

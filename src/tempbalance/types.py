@@ -138,6 +138,8 @@ class LayerStats:
         kind: Kind of weight: ``linear``, ``conv2d``, ``embedding``, ``attention``, ``rnn``, ``experts``, ...
         block: Name of the transformer block (or other repeated module) that contains it, or None.
         shape: Shape of the weight as stored, after splitting fused parameters.
+        role: What the weight does: ``q``, ``up``, ``conv``, ``head``, ... (``tempbalance.layers.ROLES``); empty in
+            files of older versions.
         num_matrices: Number of matrices whose spectra are pooled (kernel taps, modes), 1 for a linear layer.
         num_windows: Number of FARMS windows per matrix; 1 without windows. The fields below then describe their pooled
             spectrum.
@@ -174,6 +176,7 @@ class LayerStats:
     block: str | None
     shape: tuple[int, ...]
     num_matrices: int
+    role: str = ""
     num_windows: int = 1
     coverage: float = 1.0
     num_eigenvalues: int

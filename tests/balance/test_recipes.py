@@ -96,7 +96,11 @@ def test_a_layer_of_zeros_keeps_the_base_rate_and_does_not_affect_the_others(twi
 
 
 AS_RELEASED = [getattr(tb.released, name) for name in tb.released.__all__ if name.endswith("_as_released")]
-ALL = [*(getattr(recipes, name) for name in recipes.__all__), *AS_RELEASED]
+# Without those by hand, which have no published settings, and those of another optimizer.
+ALL = [
+    *(getattr(recipes, name) for name in recipes.__all__ if name not in {"by_role", "fixed", "muon_factors"}),
+    *AS_RELEASED,
+]
 
 
 @pytest.mark.parametrize("make", ALL, ids=lambda make: make.__name__)

@@ -49,7 +49,8 @@ class TestNames:
         "name", [*tb.recipes.__all__, *(name for name in tb.released.__all__ if name.endswith("_as_released"))]
     )
     def test_every_recipe_is_a_method(self, name):
-        assert configurations(name) == [["plain"], [name]]
+        given = {"by_role": ":multipliers={'up':0.5}", "fixed": ":multipliers={'role:up':0.5}"}.get(name, "")
+        assert configurations(f"{name}{given}") == [["plain"], [f"{name}{given}"]]
 
     def test_a_name_sets_parameters_of_the_recipe(self):
         assert balanced("model_balancing_sciml:strength=(2,0.5),normalize=true").recipe.assignment == tb.assign.Sigmoid(

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ from tempbalance.analysis.resume import ResumeFile
 from tempbalance.analysis.rows import Row, make_row
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import CheckpointError, SelectionError, TempBalanceError, WeightError, WindowError
-from tempbalance.layers import Select, Weight, find_weights_and_size
+from tempbalance.layers import Select, Weight, find_roles, find_weights, find_weights_and_size
 from tempbalance.layers.nested import find_state_dict
 from tempbalance.layers.reasons import is_broken
 from tempbalance.spectra.windows import Windows
@@ -136,14 +136,22 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
                     if partial:
                         partial.add(row)
                 advance(len(rows))
+    roles = find_roles(_everything(opened, selection) or weights)
     rows = [done[weight.name] for weight in weights]
     return Analysis(
         source=name,
         settings=settings,
-        layers=[row for row in rows if isinstance(row, LayerStats)],
+        layers=[replace(row, role=roles[row.name]) for row in rows if isinstance(row, LayerStats)],
         skipped=skipped + [row for row in rows if isinstance(row, Skipped)],
         size=size,
     )
+
+
+def _everything(source: Opened, selection: Select) -> list[Weight]:
+    """Return all weights if some are not selected: the role of a weight depends on the others."""
+    if selection.include == ("*",) and not selection.exclude:
+        return []
+    return find_weights(source, replace(selection, include=("*",), exclude=()))[0]
 
 
 def _row(weight: Weight, found: WeightFit | TempBalanceError, strict: bool) -> Row:

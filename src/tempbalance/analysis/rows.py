@@ -69,7 +69,7 @@ class _SavedESD(msgspec.Struct):
 # A layer in a file: a float may be missing (NaN, or a field that an older version lacks), counts are not negative.
 _TYPES: dict[str, Any] = {
     **{f.name: {"float": float | None, "int": Count}.get(str(f.type)) for f in fields(LayerStats)},
-    **{"name": str, "kind": str, "block": str | None, "status": Status, "esd": _SavedESD},
+    **{"name": str, "kind": str, "role": str, "block": str | None, "status": Status, "esd": _SavedESD},
     "shape": Annotated[tuple[Size, ...], msgspec.Meta(min_length=2)],
 }
 SavedLayer = msgspec.defstruct(

@@ -55,7 +55,7 @@ class Multipliers:
         self.state.fits = dict(fits)
         for unit, multiplier in zip(self.plan.units, multipliers, strict=True):
             record = self.state.units.setdefault(unit.name, UnitRecord())
-            record.alpha, record.stderr, record.first_alpha, _ = facts[unit.name]
+            record.alpha, record.stderr, record.first_alpha = facts[unit.name][:3]
             record.status, record.reason = _verdict(record.alpha, [fits[name] for name in unit.weights if name in fits])
             record.pending = (multiplier, at)
 

@@ -25,6 +25,8 @@ FSDP1 = (
 # Optimizers that find one learning rate for all parameters, by the start of their class names; Prodigy and what follows
 # it have the first guess among their options.
 _ONE_RATE, _FIRST_GUESS = ("Prodigy", "DAdapt"), "d0"
+# Part of the name of a class, and the family of the optimizer (see ``ByShape``); the first match counts.
+_FAMILIES = (("muon", "muon"), ("adam", "adam"), ("adafactor", "adam"), ("lion", "adam"), ("sgd", "sgd"))
 
 
 def find_levels(optimizer: Any) -> list[Optimizer]:
@@ -114,6 +116,17 @@ def _steps_in_backward(optimizer: Any) -> bool:
     return hasattr(optimizer, "fused_backward") or bool(released) or getattr(optimizer, "_overlap_with_ddp", False)
 
 
+def _check_family(optimizer: Optimizer, recipe: Recipe) -> None:
+    """Check that multipliers by shape are for an optimizer of this family, if its class tells it."""
+    expected, names = recipe.assignment.optimizer_family, [cls.__name__.lower() for cls in type(optimizer).__mro__]
+    known = next((family for name in names for pattern, family in _FAMILIES if pattern in name), None)
+    if expected is not None and known not in {None, expected}:
+        raise BalanceError(
+            f"the multipliers of {recipe.name} are for optimizers like {expected}, but {type(optimizer).__name__} is "
+            f"like {known}: give optimizer={known!r}"
+        )
+
+
 def check_optimizer(levels: list[Optimizer], recipe: Recipe) -> None:
     """Check that an optimizer can take different values of the multiplied options, and can keep the recipe's tensors.
 
@@ -130,6 +143,7 @@ def check_optimizer(levels: list[Optimizer], recipe: Recipe) -> None:
             f"{early[0]} updates parameters during backward(), not in step(): use one that does not, or leave out the "
             "option that says so (gradient_release, overlap_with_ddp)"
         )
+    _check_family(optimizer, recipe)
     if optimizer.param_groups is not optimizer.param_groups:
         raise BalanceError(f"{kind} makes a new list of its groups at each access, so they cannot be split in a step")
     one_rate = any(name.startswith(_ONE_RATE) for name in classes)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from tempbalance.balance.assign import UnitFacts
+from tempbalance.balance.assign import Assignment, UnitFacts
 from tempbalance.balance.recipe import Recipe
 from tempbalance.balance.state import CachedFit
 from tempbalance.errors import BalanceError
 from tempbalance.layers import (
+    ParameterFacts,
     Select,
     Unit,
     Weight,
+    describe_parameters,
     find_depth_groups,
     find_weights,
     first_and_last,
@@ -42,7 +44,8 @@ class Plan:
         depths: Depth of each unit by name, 0 for the head; empty if the recipe does not use depth.
         depth_groups: Names of the trained parameters at each depth, the head first; empty if neither depth nor
             unfreezing is used.
-            trained: Names of the trained parameters that it plans.
+        trained: Names of the trained parameters that it plans.
+        described: What is known of the first parameter of each unit, by name; empty if the recipe does not use it.
     """
 
     units: tuple[Unit, ...]
@@ -51,6 +54,7 @@ class Plan:
     depths: Mapping[str, int]
     depth_groups: tuple[tuple[str, ...], ...]
     trained: frozenset[str] = frozenset()
+    described: Mapping[str, tuple[str, ParameterFacts]] = field(default_factory=dict[str, tuple[str, ParameterFacts]])
 
     @property
     def measured(self) -> frozenset[str]:
@@ -72,8 +76,8 @@ class Plan:
             >>> units = [Unit(name=name, weights=(f"{name}.weight",), parameters=()) for name in ("a", "head")]
             >>> plan = Plan(units=tuple(units), at_max=frozenset({"head"}), skipped=(), depths={}, depth_groups=())
             >>> facts = plan.facts({"a.weight": CachedFit(3.0, 0.2, 0.0)}, {"a": 4.0, "head": math.nan})
-            >>> facts["a"], facts["head"].alpha
-            (UnitFacts(alpha=3.0, stderr=0.2, first_alpha=4.0, depth=0), 3.0)
+            >>> facts["a"][:4], facts["head"].alpha
+            ((3.0, 0.2, 4.0, 0), 3.0)
         """
         facts = {}
         for unit in self.units:
@@ -85,7 +89,11 @@ class Plan:
         for unit in self.units:
             fact, first_alpha = facts.get(unit.name, UnitFacts()), first.get(unit.name, math.nan)
             first_alpha = fact.alpha if math.isnan(first_alpha) else first_alpha
-            result[unit.name] = fact._replace(first_alpha=first_alpha, depth=self.depths.get(unit.name, 0))
+            fact = fact._replace(first_alpha=first_alpha, depth=self.depths.get(unit.name, 0))
+            if unit.name in self.described:
+                parameter, known = self.described[unit.name]
+                fact = fact._replace(parameter=parameter, **known._asdict())
+            result[unit.name] = fact
         return result
 
 
@@ -124,11 +132,17 @@ def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None 
         in_units = {name for unit in units for name in unit.weights}
         outside = [Skipped(w.name, "outside of all blocks") for w in weights if w.name not in in_units]
         skipped = [*left_out, *outside, *unreadable]
-    depth_groups: list[Unit] = []
-    if recipe.assignment.uses_depth or recipe.unfreeze:
-        depth_groups = find_depth_groups(model, find_weights(model, Select(embeddings=True), sharded=True)[0])
-    if recipe.assignment.uses_depth:
+    uses, depth_groups = recipe.assignment, list[Unit]()
+    described: dict[str, ParameterFacts] = {}
+    if uses.uses_depth or uses.uses_parameters or recipe.unfreeze:
+        everything = find_weights(model, Select(embeddings=True), sharded=True)[0]
+        depth_groups = find_depth_groups(model, everything) if uses.uses_depth or recipe.unfreeze else []
+        described = describe_parameters(model, everything) if uses.uses_parameters else {}
+    if uses.uses_depth:
         units = _with_unmeasured(units, depth_groups, trained)
+    if described:
+        uses.check_model(described)
+        units = _by_group(units, {name: described[name] for name in described if name in trained}, uses)
     if not units:
         raise BalanceError(f"{recipe.name} has nothing to balance: no parameter of the model is trained")
     depths = {name: depth for depth, group in enumerate(depth_groups) for name in group.parameters}
@@ -139,7 +153,23 @@ def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None 
         depths={unit.name: depths[unit.parameters[0]] for unit in units if depth_groups},
         depth_groups=tuple(tuple(name for name in group.parameters if name in trained) for group in depth_groups),
         trained=frozenset(trained),
+        described={unit.name: (unit.parameters[0], described[unit.parameters[0]]) for unit in units if described},
     )
+
+
+def _by_group(units: Sequence[Unit], described: Mapping[str, ParameterFacts], assignment: Assignment) -> list[Unit]:
+    """Divide units by the assignment's group of each parameter, and add units for all other trained parameters."""
+    taken = {name for unit in units for name in unit.parameters}
+    others = Unit(name="", weights=(), parameters=tuple(name for name in described if name not in taken))
+    found: list[Unit] = []
+    for unit in [*units, others]:
+        members: dict[str, list[str]] = {}
+        for name in unit.parameters:
+            members.setdefault(assignment.group_of(name, described[name]), []).append(name)
+        for group, parameters in members.items():
+            name = f"{unit.name} [{group}]" if unit.name and len(members) > 1 else unit.name or group or "rest"
+            found.append(Unit(name=name, weights=unit.weights, parameters=tuple(parameters)))
+    return found
 
 
 def _units_of(

@@ -11,7 +11,7 @@ from torch import nn
 
 from tempbalance.balance.assign import Assignment
 from tempbalance.errors import ArgumentError, ArgumentTypeError, check_integer, check_numbers
-from tempbalance.layers import KINDS, Select, Unit, Weight, find_units
+from tempbalance.layers import KINDS, Select, Unit, Weight, find_role_units, find_units
 from tempbalance.spectra.windows import Windows
 from tempbalance.tail import Hill, TailEstimator, find_estimator
 
@@ -75,8 +75,9 @@ class Recipe:
         assignment: Maps alphas (and depths) of all units to multipliers.
         target: Option that is multiplied: the learning rate, the weight decay, or both. (AdamW multiplies the weight
             decay by the learning rate, so its effective decay follows the learning rate in any case.)
-        unit: ``"layer"``: one multiplier per layer. ``"block"``: one per block, by the mean alpha of its layers. (Depth
-            is counted in blocks in both cases.)
+        unit: ``"layer"``: one multiplier per layer. ``"block"``: one per block, by the mean alpha of its layers.
+            ``"role"``: one for all layers of one role (all query projections, ...), by their mean alpha; norms keep the
+            base value. (Depth is counted in blocks in each case.)
         spectrum_of: ``"weights"``: alpha of the weights. ``"update"``: alpha of their change since the first step; an
             update of zero has no alpha. This keeps one copy of the measured weights in the optimizer's state.
         estimator: Estimator of alpha, or its name (``"ks"``), which is replaced by the estimator.
@@ -112,7 +113,7 @@ class Recipe:
     deviations: tuple[str, ...] = ()
     assignment: Assignment
     target: Literal["lr", "weight_decay", "both"] = "lr"
-    unit: Literal["layer", "block"] = "layer"
+    unit: Literal["layer", "block", "role"] = "layer"
     spectrum_of: Literal["weights", "update"] = "weights"
     estimator: TailEstimator | str | None = _HILL
     windows: Windows | None = None
@@ -145,7 +146,7 @@ class Recipe:
         object.__setattr__(self, "estimator", find_estimator(self.estimator))
         choices = {
             "target": (self.target, ("lr", "weight_decay", "both")),
-            "unit": (self.unit, ("layer", "block")),
+            "unit": (self.unit, ("layer", "block", "role")),
             "spectrum_of": (self.spectrum_of, ("weights", "update")),
             "norms": (self.norms, ("follow", "base")),
         }
@@ -175,4 +176,6 @@ class Recipe:
         Returns:
             The units, each with at least one weight. A parameter is in at most one unit.
         """
+        if self.unit == "role":
+            return find_role_units(model, weights)
         return find_units(model, weights, unit=self.unit, norms=self.norms)

@@ -19,6 +19,7 @@ from tempbalance.layers.depth_groups import find_depth_groups
 from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.modules import module_candidates
 from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
+from tempbalance.layers.parameter_roles import ROLES, ParameterFacts, describe_parameters, find_role_units, find_roles
 from tempbalance.layers.select import EMBEDDING_OFF, Select
 from tempbalance.layers.sharded import (
     full_tensor,
@@ -37,17 +38,22 @@ from tempbalance.types import ModelSize, Skipped
 
 __all__ = [
     "KINDS",
+    "ROLES",
     "Fused",
     "Index",
     "Norm",
+    "ParameterFacts",
     "Select",
     "StoredTensor",
     "TensorInfo",
     "TensorStore",
     "Unit",
     "Weight",
+    "describe_parameters",
     "find_depth_groups",
     "find_norms",
+    "find_role_units",
+    "find_roles",
     "find_units",
     "find_weights",
     "find_weights_and_size",

@@ -66,7 +66,7 @@ def _linear(site: Site) -> Role:
 
 
 def _transposed_linear(site: Site) -> Role:
-    return Role(kind="linear", fused=find_fused(site.owner, site.child, site.shape, axis=1))
+    return Role(kind="linear", fused=find_fused(site.owner, site.child, site.shape, axis=1), transposed=True)
 
 
 def _embedding(_: Site) -> Role:

@@ -36,6 +36,7 @@ class Weight:
         layout: How the axes form matrices.
         read: Reads its parameter, or the part of it at an index, in the stored dtype.
         cut: Reads this part, given a function that reads the parameter.
+        transposed: Whether it is stored as ``(in, out)``, unlike ``nn.Linear``.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Weight:
     layout: Layout
     read: Reader
     cut: Callable[[Reader], Tensor]
+    transposed: bool = False
 
     def load(self) -> Tensor:
         """Read this part in the stored dtype; for a live model it may be a view, which must not be written to."""
@@ -59,6 +61,20 @@ class Weight:
         """Qualified name of its parameter."""
         return self.name.partition(":")[0]
 
+    @property
+    def fan(self) -> tuple[int, int] | None:
+        """Number of inputs (with kernel taps; 1 for an embedding) and of outputs; None if the axes are not known."""
+        if self.kind in {"experts", "lora", "parameter"}:
+            return None
+        first, second = self.shape[:2]
+        if self.kind == "embedding":
+            return 1, second
+        if self.kind == "spectral_conv":
+            return first, second
+        taps = math.prod(self.shape[2:])
+        inputs, outputs = (first, second) if self.transposed or "transpose" in self.kind else (second, first)
+        return inputs * taps, outputs
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
@@ -70,6 +86,7 @@ class Role:
             expert.
         fused: Layout of the parts if the parameter (or one expert of a stack) contains several matrices.
         joined: Whether the axes after the first are one axis of the matrix (heads, and features of a head).
+        transposed: Whether it is stored as ``(in, out)``, unlike ``nn.Linear``.
         reason: Reason why it cannot be analysed, or None.
     """
 
@@ -77,6 +94,7 @@ class Role:
     layout: Layout = Layout.MATRIX
     fused: Fused | None = None
     joined: bool = False
+    transposed: bool = False
     reason: str | None = None
 
 
@@ -144,6 +162,7 @@ def _parts(candidate: Candidate, name: str, index: Index, shape: tuple[int, ...]
         block=None if role.kind == "embedding" else candidate.block,  # a table is no part of its block's mean alpha
         layout=Layout.MATRIX if index else role.layout,
         read=candidate.read,
+        transposed=role.transposed,
     )
     if role.joined:
         yield make(name=name, shape=(shape[0], math.prod(shape[1:])), cut=_joined)

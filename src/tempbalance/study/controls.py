@@ -25,7 +25,7 @@ __all__ = ["CONTROLS", "Inverted", "Shuffled", "Uniform", "random_weights"]
 
 @dataclass(frozen=True)
 class _Rearranged(Assignment):
-    """The multipliers of another assignment, rearranged over the units that have an alpha or a depth.
+    """The multipliers of another assignment, rearranged over the units that have an alpha, a depth or a role.
 
     Attributes:
         base: The other assignment.
@@ -34,19 +34,14 @@ class _Rearranged(Assignment):
     base: Assignment
 
     @property
-    def uses_alpha(self) -> bool:
-        """Whether ``base`` uses alpha."""
-        return self.base.uses_alpha
-
-    @property
-    def uses_depth(self) -> bool:
-        """Whether ``base`` uses depth."""
-        return self.base.uses_depth
+    def inner(self) -> tuple[Assignment, ...]:
+        """The other assignment."""
+        return (self.base,)
 
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
         """Assign multipliers; a unit without alpha keeps the multiplier that ``base`` gives it."""
-        multipliers = self.base.assign(units)
-        places = [i for i, unit in enumerate(units) if self.uses_depth or math.isfinite(unit.alpha)]
+        multipliers, every = self.base.assign(units), self.uses_depth or self.uses_parameters
+        places = [i for i, unit in enumerate(units) if every or math.isfinite(unit.alpha)]
         rearranged = self._rearrange([multipliers[i] for i in places]) if places else []
         for i, multiplier in zip(places, rearranged, strict=True):
             multipliers[i] = multiplier

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tempbalance.layers import ParameterFacts
 
 __all__ = ["AlphaTransform", "Assignment", "Times", "UnitFacts"]
 
@@ -20,12 +23,23 @@ class UnitFacts(NamedTuple):
         first_alpha: ``alpha`` at the first refresh at which the unit had one; NaN before.
         depth: Number of blocks between the unit and the head of the model: 0 for the head, 1 for the last block. Always
             0 unless the assignment has ``uses_depth``.
+        parameter: Name of its first parameter. This and the following are empty unless the assignment has
+            ``uses_parameters``.
+        role: What its parameters do: one of ``tempbalance.layers.ROLES``.
+        kind: Kind of its first parameter, as in a row of an analysis; ``"vector"`` without a weight matrix.
+        fan_in: Inputs of that weight, kernel taps included, 1 for an embedding; 0 for a vector.
+        fan_out: Outputs of that weight; the size of a vector.
     """
 
     alpha: float = math.nan
     stderr: float = math.nan
     first_alpha: float = math.nan
     depth: int = 0
+    parameter: str = ""
+    role: str = ""
+    kind: str = ""
+    fan_in: int = 0
+    fan_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,24 +58,51 @@ class Assignment(ABC):
     """
 
     @property
+    def inner(self) -> tuple[Assignment, ...]:
+        """Assignments that this one passes units to; none unless overridden. What they use, it uses."""
+        return ()
+
+    @property
     def uses_alpha(self) -> bool:
         """Whether ``assign`` reads alphas. If False, no spectrum is computed. True unless overridden."""
-        return True
+        return not self.inner or any(each.uses_alpha for each in self.inner)
 
     @property
     def uses_depth(self) -> bool:
         """Whether ``assign`` reads depths. If True, every trained parameter is in a unit. False unless overridden."""
-        return False
+        return any(each.uses_depth for each in self.inner)
+
+    @property
+    def uses_parameters(self) -> bool:
+        """Whether ``assign`` reads roles, shapes or names. False unless overridden.
+
+        If True, units are divided by ``group_of``, and every trained parameter is in a unit.
+        """
+        return any(each.uses_parameters for each in self.inner)
 
     @property
     def uses_first_alpha(self) -> bool:
         """Whether ``assign`` reads first alphas, so that all multipliers may be 1 at first. False unless overridden."""
-        return False
+        return any(each.uses_first_alpha for each in self.inner)
 
     @property
     def stretches_to_range(self) -> bool:
         """Whether the multipliers span a fixed range however little the alphas differ. False unless overridden."""
         return False
+
+    @property
+    def optimizer_family(self) -> str | None:
+        """Family of the optimizer that it is for: ``"adam"``, ``"sgd"`` or ``"muon"``; None for all."""
+        return next(filter(None, (each.optimizer_family for each in self.inner)), None)
+
+    def group_of(self, name: str, facts: ParameterFacts) -> str:
+        """Return the group of a parameter; the parameters of a unit are of one group. All of one unless overridden."""
+        return ", ".join(dict.fromkeys(filter(None, (each.group_of(name, facts) for each in self.inner))))
+
+    def check_model(self, parameters: Mapping[str, ParameterFacts]) -> None:
+        """Raise a BalanceError if the model is not as the assignment expects; any model is fine unless overridden."""
+        for each in self.inner:
+            each.check_model(parameters)
 
     @abstractmethod
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
@@ -86,14 +127,14 @@ class AlphaTransform(Assignment):
     assignment: Assignment
 
     @property
-    def uses_depth(self) -> bool:
-        """Whether the other assignment reads depths."""
-        return self.assignment.uses_depth
+    def inner(self) -> tuple[Assignment, ...]:
+        """The other assignment."""
+        return (self.assignment,)
 
     @property
-    def uses_first_alpha(self) -> bool:
-        """Whether the other assignment reads first alphas."""
-        return self.assignment.uses_first_alpha
+    def uses_alpha(self) -> bool:
+        """Always True."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -119,19 +160,9 @@ class Times(Assignment):
     second: Assignment
 
     @property
-    def uses_alpha(self) -> bool:
-        """Whether one of the two reads alphas."""
-        return self.first.uses_alpha or self.second.uses_alpha
-
-    @property
-    def uses_depth(self) -> bool:
-        """Whether one of the two reads depths."""
-        return self.first.uses_depth or self.second.uses_depth
-
-    @property
-    def uses_first_alpha(self) -> bool:
-        """Whether one of the two reads first alphas."""
-        return self.first.uses_first_alpha or self.second.uses_first_alpha
+    def inner(self) -> tuple[Assignment, ...]:
+        """The two."""
+        return (self.first, self.second)
 
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
         """Return the products of the multipliers of the two assignments."""
