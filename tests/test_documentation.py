@@ -203,8 +203,8 @@ def test_the_check_of_shell_examples_can_fail():
     assert unknown_options("\n".join(["```sh", *calls, "```"])) == ["analyse", "--sparse"]
 
 
-def test_the_layout_table_of_the_readme_names_existing_files():
-    rows = re.findall(r"^\| .* \| (`.*`) \|$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+def test_the_layout_table_names_existing_files():
+    rows = re.findall(r"^\| .* \| (`.*`) \|$", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE)
     paths = [path for row in rows for path in re.findall(r"`(\w+(?:/\w+)*(?:\.py|/))`", row)]
     assert len(paths) > 10
     assert [path for path in paths if not (ROOT / "src" / "tempbalance" / path).exists()] == []
