@@ -163,6 +163,30 @@ def test_names_that_are_too_long_are_one_line(model, tmp_path, capsys):
         assert {path.name for path in tmp_path.iterdir()} == {"logs", model.name}
 
 
+@pytest.mark.parametrize("command", ["analyze", "prune", "recover", "study"])
+def test_a_place_that_cannot_be_an_output_is_one_line_and_stays_as_it_is(command, model, tmp_path, capsys, monkeypatch):
+    (tmp_path / "task.py").write_text("def train(seed, method): return 0.0")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "folder.json" / "thesis.tex").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link.json").symlink_to("folder.json")
+    (tmp_path / "dangling.json").symlink_to("nowhere")
+    before = {path: path.is_symlink() for path in tmp_path.rglob("*")}
+    given = {
+        "analyze": (model,),
+        "prune": (model, "-s", 0.5),
+        "recover": (tmp_path, "--tokens", tmp_path / "t.npz"),
+        "study": ("--task", tmp_path / "task.py", "--methods", "llr"),
+    }[command]
+    monkeypatch.chdir(tmp_path)
+    for place in ("folder.json", "link.json", "dangling.json", "file/x.json", ".", "/"):
+        check_error(capsys, command, *given, "--out", place, match="")
+    if command != "analyze":
+        check_error(capsys, command, *given, "--out", "file", match="")
+    assert {path: path.is_symlink() for path in tmp_path.rglob("*")} == before
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder.json" / "thesis.tex").read_text() == "mine"
+
+
 def test_json_that_no_reader_takes_is_one_line(model, tmp_path, capsys):
     given = tmp_path / "a.json"
     for content in ("[" * 100_000, "9" * 5000, '"plan"', '{"method": "[/]"}', "\x00\xff"):

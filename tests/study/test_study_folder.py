@@ -68,7 +68,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(StudyError, match="contains files but no study"), open_folder(tmp_path, {}, {}):
         pass
-    assert not (tmp_path / "settings.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_folder_that_cannot_be_created_is_refused(tmp_path):

@@ -106,7 +106,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
 
     kinds = _parse_fail_on(fail_on or [])
     outputs, as_json = split_outputs(out, as_json)
-    partial = outputs[0].with_name(f"{outputs[0].name}.partial") if outputs else None
+    partial = Path(f"{outputs[0]}.partial") if outputs else None
     processes = WorkQueue.launched()
     with _failures_told(processes, partial), contextlib.ExitStack() as stack:
         resume = None

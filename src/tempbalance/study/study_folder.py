@@ -112,20 +112,26 @@ def open_folder(path: Path, settings: Mapping[str, Any], extent: Mapping[str, An
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(f"cannot create the folder {path}: {error.strerror}") from error
+    _refuse_other_files(path)  # before a lock is put between them
     with _locked(path):
-        try:
-            _check(path, settings)
-        except OSError as error:
-            raise StudyError(f"cannot read the folder {path}: {error.strerror}") from error
+        _check(path, settings)
         content = json.dumps({"settings": settings, **extent}, indent=1, default=str)
         write_atomically(path / _SETTINGS, (content + "\n").encode())
         yield StudyFolder(path)
 
 
+def _refuse_other_files(path: Path) -> None:
+    try:
+        names = [found.name for found in path.iterdir()]
+    except OSError as error:
+        raise StudyError(f"cannot read the folder {path}: {error.strerror}") from error
+    if _SETTINGS not in names and any(name != _LOCK and not name.startswith(TEMPORARY) for name in names):
+        raise StudyError(f"{path} contains files but no study: choose another folder")
+
+
 def _check(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise unless a folder is new, or of a study with these settings."""
     if not (path / _SETTINGS).exists():
-        if any(found.name != _LOCK and not found.name.startswith(TEMPORARY) for found in path.iterdir()):
-            raise StudyError(f"{path} contains files but no study: choose another folder")
         return
     try:
         saved = parse_json((path / _SETTINGS).read_bytes())
