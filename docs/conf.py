@@ -28,8 +28,9 @@ napoleon_use_ivar = True
 nitpicky = True
 # Names of other projects, whose inventories would have to be fetched; names inside tempbalance must resolve.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|numpy|pandas|pd|collections|os|pathlib|typing|enum|types)\..*"),
+    ("py:.*", r"(torch|numpy|pandas|pd|plotly|collections|os|pathlib|typing|enum|types)\..*"),
     ("py:.*", r"Tensor|nn\.Module|LoraConfig|Path|Any|Literal|Mapping|Sequence|Callable|Iterator|optional|dtype"),
+    ("py:.*", r"Figure|LookupError"),
     ("py:.*", r"(int|float|str|bool|tuple|list|dict|None|ValueError|ImportError|FileNotFoundError)"),
 ]
 

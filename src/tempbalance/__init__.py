@@ -99,10 +99,14 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *_SUBMODULES})
 
 
-def _renderer(name: str) -> Callable[..., str]:
-    return lambda *arguments: str(getattr(importlib.import_module("tempbalance.report"), name)(*arguments))
+def _renderer(name: str) -> Callable[..., Any]:
+    def render(*arguments: Any) -> Any:
+        """Call the function, which is loaded now."""
+        return getattr(importlib.import_module("tempbalance.report"), name)(*arguments)
+
+    return render
 
 
-RENDERERS[".html"] = _renderer("render_analysis")
-RENDERERS["comparison"] = _renderer("render_comparison")
-RENDERERS["track"] = _renderer("render_track")
+RENDERERS |= {
+    name: _renderer(name) for name in ("plot", "render_analysis", "render_comparison", "render_track", "view_analysis")
+}

@@ -32,9 +32,9 @@ __all__ = [
     "write_atomically",
 ]
 
-# Functions that render a result as text, by file suffix: ``analysis.save("report.html")`` finds its renderer here, so
-# that ``analysis`` does not import ``report``. The package registers ``.html`` when it is imported.
-RENDERERS: dict[str, Callable[..., str]] = {}
+# Functions of ``report`` by name: ``analysis.save("report.html")`` and ``analysis.plot()`` find theirs here, so that
+# ``analysis`` does not import ``report``. The package registers them when it is imported.
+RENDERERS: dict[str, Callable[..., Any]] = {}
 
 TEMPORARY = ".tempbalance-"  # begins the names of files that are being written
 _OLD = ".old"  # ends the name of a folder that is being replaced

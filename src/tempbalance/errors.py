@@ -7,6 +7,7 @@
     │   └── NonFiniteError     a weight contains NaN or Inf
     ├── WindowError            FARMS windows with invalid parameters, or that do not fit (also a ValueError)
     ├── SelectionError         a pattern without a match, an unknown name or option (also a ValueError)
+    │   └── UnknownLayerError  a result has no layer of that name or number (also a LookupError)
     ├── CheckpointError        a path or file that is not a readable checkpoint
     │   ├── NotFoundError      no such file, folder or hub id (also a FileNotFoundError)
     │   ├── CorruptFileError   a truncated file, or an index that does not match its shards
@@ -50,6 +51,7 @@ __all__ = [
     "StudyError",
     "TempBalanceError",
     "TokensError",
+    "UnknownLayerError",
     "UnsafeFileError",
     "WeightError",
     "WindowError",
@@ -76,6 +78,10 @@ class WindowError(TempBalanceError, ValueError):
 
 class SelectionError(TempBalanceError, ValueError):
     """A pattern matches no weight, or a name or option does not exist."""
+
+
+class UnknownLayerError(SelectionError, LookupError):
+    """A result has no layer of that name or number."""
 
 
 class CheckpointError(TempBalanceError):

@@ -107,6 +107,11 @@ class ESD(NamedTuple):
     eigenvalues: tuple[float, ...]
     ranks: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        """Return the number of eigenvalues, the smallest and the largest."""
+        ends = f" from {self.eigenvalues[0]} to {self.eigenvalues[-1]}" if self.eigenvalues else ""
+        return f"ESD({len(self.eigenvalues)} eigenvalues{ends})"
+
 
 class Skipped(NamedTuple):
     """A weight that was not analysed, and the reason."""

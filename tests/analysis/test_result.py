@@ -2,6 +2,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import tempbalance as tb
-from tempbalance.errors import AnalysisError, MissingExtraError
+from tempbalance.errors import AnalysisError, MissingExtraError, UnknownLayerError
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def analysis(trained):
 class TestFiles:
     def test_json_is_loaded_as_the_same_analysis(self, analysis, tmp_path):
         analysis.save(tmp_path / "a.json")
-        assert repr(tb.Analysis.load(tmp_path / "a.json")) == repr(analysis)
+        assert repr(asdict(tb.Analysis.load(tmp_path / "a.json"))) == repr(asdict(analysis))
 
     def test_json_is_one_object_without_nan(self, analysis, tmp_path):
         analysis.save(tmp_path / "a.json")
@@ -209,3 +210,62 @@ def test_a_layer_without_a_field_and_two_of_one_name_are_refused(tmp_path):
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"schema": ' + "9" * 5000 + "}", "[]", '{"schema": NaN}', "\x00"])
 def test_other_json_is_refused(tmp_path, content):
     check_refused(content, tmp_path, "")
+
+
+class TestInPython:
+    def test_the_repr_is_one_short_line(self, analysis):
+        assert repr(analysis).startswith("Analysis(Sequential, 3 layers, median alpha ")
+        assert repr(analysis).endswith(", 2 findings)")
+        assert len(repr(analysis)) < 200
+        assert len(repr(analysis.layers[0])) < 1500
+        assert repr(analysis.layers[0].esd).startswith("ESD(80 eigenvalues from ")
+
+    def test_layers_are_found_by_name_and_number(self, analysis):
+        assert len(analysis) == 3
+        assert [layer.name for layer in analysis] == ["0.weight", "2.weight", "3.weight"]
+        assert analysis["2.weight"] is analysis["2"] is analysis[1] is analysis.layers[1]
+        assert analysis[-1] is analysis.layers[-1]
+        assert "2.weight" in analysis
+        assert "2" in analysis
+        assert "1.weight" not in analysis
+
+    @pytest.mark.parametrize(
+        ("layer", "message"),
+        [
+            ("1.weight", r"no layer '1.weight' was analysed: 1 of 6400 weights are NaN or Inf"),
+            ("0.weigth", r"no layer '0.weigth' was analysed; did you mean 0.weight"),
+            (3, "there is no layer 3: 3 were analysed"),
+        ],
+    )
+    def test_a_layer_that_is_not_there_is_an_error_with_the_reason(self, analysis, layer, message):
+        with pytest.raises(UnknownLayerError, match=message):
+            analysis[layer]
+        with pytest.raises(LookupError):
+            analysis[layer]
+
+    def test_the_summary_has_the_numbers_of_the_rows(self, analysis):
+        summary = analysis.summary()
+        alphas = [layer.alpha for layer in analysis.layers[:2]]
+        assert (summary["layers"], summary["with_alpha"], summary["untrained"], summary["skipped"]) == (3, 2, 1, 1)
+        assert summary["alpha_mean"] == pytest.approx(sum(alphas) / 2)
+        assert (summary["alpha_min"], summary["alpha_max"]) == (min(alphas), max(alphas))
+        assert summary["stable_rank"] == pytest.approx(sum(layer.stable_rank for layer in analysis) / 3)
+        assert summary["alpha_hat"] == pytest.approx(sum(layer.alpha_hat for layer in analysis.layers[:2]) / 2)
+        assert summary["parameters"] == analysis.size.parameters
+        assert (summary["error"], summary["warning"], summary["note"]) == (1, 1, 0)
+
+    def test_the_summary_without_layers_has_nan(self, analysis):
+        summary = tb.Analysis(source="x", settings={}, layers=[]).summary()
+        assert (summary["layers"], summary["parameters"]) == (0, None)
+        assert math.isnan(summary["alpha_median"])
+        assert math.isnan(summary["stable_rank"])
+
+    def test_a_notebook_shows_the_summary_and_the_first_rows_with_names_escaped(self, trained):
+        names = [f"<img src=x onerror=alert(1)>.{i}.weight" for i in range(12)]
+        analysis = tb.analyze({name: trained[0].weight.detach().clone() for name in names})
+        view = analysis._repr_html_()
+        assert "12 of 12 weight matrices have a fitted tail: median alpha " in view
+        assert "Findings: " in view
+        assert "<img" not in view
+        assert view.count("<tr") == 1 + 10
+        assert "2 more layers: .to_pandas() has all." in view

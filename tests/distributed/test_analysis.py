@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -67,13 +68,13 @@ def analysed(folder: Path, **options: Any) -> tuple[str, list[str]]:
 
     with mock.patch.object(Checkpoint, "load", recorded):
         found = tb.analyze(folder, progress=False, processes=joined(folder), **options)
-    return repr(found), read
+    return repr(asdict(found)), read
 
 
 @pytest.mark.parametrize("windows", [None, tb.FARMS()], ids=["whole", "farms"])
 @pytest.mark.parametrize("size", [2, 3])
 def test_every_process_gets_the_result_of_a_single_process(size, windows, checkpoint):
-    alone = repr(tb.analyze(checkpoint, windows=windows))
+    alone = repr(asdict(tb.analyze(checkpoint, windows=windows)))
     assert "NaN" in alone
     assert [found for found, _ in run(size, _with, analysed, checkpoint, {"windows": windows})] == [alone] * size
 
@@ -138,13 +139,13 @@ def test_weights_done_before_a_failure_are_reused_by_more_or_fewer_processes(bad
     lines = partial.read_text().splitlines()
     done = {json.loads(line)["name"] for line in lines[1:]}
     assert done
-    alone = repr(tb.analyze(checkpoint))
+    alone = repr(asdict(tb.analyze(checkpoint)))
     others = run(3, _with, analysed, checkpoint, {"resume": partial})
     assert [found for found, _ in others] == [alone] * 3
     assert done.isdisjoint(name for _, read in others for name in read)
     assert not partial.exists()
     partial.write_text("\n".join(lines))
-    assert repr(tb.analyze(checkpoint, resume=partial)) == alone
+    assert repr(asdict(tb.analyze(checkpoint, resume=partial))) == alone
 
 
 @contextlib.contextmanager
@@ -219,12 +220,12 @@ def test_a_command_started_by_one_process_of_a_training_raises_after_its_timeout
 def in_a_script(folder: Path) -> list[str]:
     model = torch.nn.Sequential(*(torch.nn.Linear(40, 40) for _ in range(5)))
     with launch():
-        return [repr(tb.analyze(source, processes=WorkQueue.launched())) for source in (folder, model, folder)]
+        return [repr(asdict(tb.analyze(source, processes=WorkQueue.launched()))) for source in (folder, model, folder)]
 
 
 def test_a_script_can_distribute_several_analyses_in_turn(checkpoint):
     first, second = run(2, in_a_script, checkpoint)
-    assert first[0] == first[2] == second[0] == second[2] == repr(tb.analyze(checkpoint))
+    assert first[0] == first[2] == second[0] == second[2] == repr(asdict(tb.analyze(checkpoint)))
     assert first[1] == second[1]
 
 

@@ -18,6 +18,7 @@ from tempbalance.types import Finding
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 __all__ = ["Comparison", "LayerDelta"]
 
@@ -95,6 +96,10 @@ class Comparison:
     imbalance_after: float
     findings: list[Finding] = field(default_factory=list[Finding])
 
+    def __repr__(self) -> str:
+        """Return the sources, and the numbers of layers and findings."""
+        return f"Comparison({self.before} -> {self.after}, {len(self.layers)} layers, {len(self.findings)} findings)"
+
     @property
     def blocks(self) -> dict[str, float]:
         """Relative change of each block, over its weight matrices; empty if the weights were not compared."""
@@ -132,6 +137,25 @@ class Comparison:
         elif suffix == ".csv":
             write_atomically(path, csv_bytes(self.to_pandas()))
         elif suffix == ".html":
-            write_atomically(path, RENDERERS["comparison"](self).encode())
+            write_atomically(path, RENDERERS["render_comparison"](self).encode())
         else:
             raise AnalysisError(f"cannot save to {path}: the ending must be .json, .csv or .html")
+
+    def plot(self) -> Figure:
+        """Draw how far each weight moved against depth; of two analyses, the change of alpha.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            MissingExtraError: plotly is not installed.
+
+        Example:
+            >>> import tempbalance as tb, torch
+            >>> weight = torch.randn(64, 64)
+            >>> figure = tb.compare({"fc.weight": weight}, {"fc.weight": 1.1 * weight}, progress=False).plot()
+            >>> round(figure.data[0].y[0], 4)
+            0.1
+        """
+        moved = any(math.isfinite(row.relative_change) for row in self.layers)
+        return RENDERERS["plot"]("weight_change_figure" if moved else "alpha_change_figure", self)

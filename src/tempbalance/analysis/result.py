@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,16 +18,18 @@ from tempbalance._saved import SavedSize, Settings, read_saved
 from tempbalance._text import csv_bytes, encodable
 from tempbalance.analysis.findings import find_in_layers
 from tempbalance.analysis.rows import SavedLayer, SavedSkipped, restored_layer, row_to_json
-from tempbalance.errors import AnalysisError, require_extra
+from tempbalance.errors import AnalysisError, UnknownLayerError, require_extra
 from tempbalance.metrics import imbalance, mean_alpha
-from tempbalance.types import Finding, LayerStats, ModelSize, Skipped
+from tempbalance.types import Finding, LayerStats, ModelSize, Severity, Skipped, Status
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 __all__ = ["SCHEMA", "Analysis"]
 
 SCHEMA = 1
+_MEANS = ("alpha_hat", "log10_alpha_norm", "log10_frobenius_norm", "log10_spectral_norm", "stable_rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,8 @@ class Analysis:
         [('0.weight', 'random'), ('2.weight', 'too_few')]
         >>> [(finding.kind, finding.layers) for finding in analysis.findings]
         [('untrained', ('0.weight',))]
+        >>> analysis["2"].shape, len(analysis)
+        ((1, 64), 2)
     """
 
     source: str
@@ -176,6 +182,138 @@ class Analysis:
         except ValueError as error:
             raise AnalysisError(f"{path} is not an analysis saved by tempbalance: {error}") from error
 
+    # In Python and in notebooks
+
+    def __repr__(self) -> str:
+        """Return the source, the number of layers, their median alpha, and the number of findings."""
+        alphas = [layer.alpha for layer in self.layers if math.isfinite(layer.alpha)]
+        alpha = f"median alpha {median(alphas):.2f}" if alphas else "none with an alpha"
+        count = len(self.findings)
+        return f"Analysis({self.source}, {len(self)} layers, {alpha}, {count} finding{'' if count == 1 else 's'})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the findings, the summary and the first rows."""
+        return str(RENDERERS["view_analysis"](self))
+
+    def __len__(self) -> int:
+        """Return the number of layers."""
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[LayerStats]:
+        """Iterate over the layers, in model order."""
+        return iter(self.layers)
+
+    def __contains__(self, layer: object) -> bool:
+        """Return whether there is a layer of this name, or this layer."""
+        return any(layer in (row.name, row.name.removesuffix(".weight")) or layer is row for row in self.layers)
+
+    def __getitem__(self, layer: str | int) -> LayerStats:
+        """Return a layer by its name, with or without ``.weight``, or by its number.
+
+        Raises:
+            UnknownLayerError: There is no such layer.
+        """
+        names = [row.name for row in self.layers]
+        if isinstance(layer, str):
+            for name in (layer, f"{layer}.weight"):
+                if name in names:
+                    return self.layers[names.index(name)]
+            reasons = [row.reason for row in self.skipped if row.name in (layer, f"{layer}.weight")]
+            if reasons:
+                raise UnknownLayerError(f"no layer {layer!r} was analysed: {reasons[0]}")
+            close = difflib.get_close_matches(layer, names, n=3)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise UnknownLayerError(f"no layer {layer!r} was analysed{hint}")
+        try:
+            return self.layers[layer]
+        except IndexError:
+            raise UnknownLayerError(f"there is no layer {layer}: {len(names)} were analysed") from None
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Return the numbers that are quoted of a model: counts, and means over the layers that have the value.
+
+        Returns:
+            ``layers``, ``with_alpha``, ``untrained``, ``skipped``; ``parameters`` of the model (None if unknown) and
+            ``covered`` by the rows; ``alpha_mean``, ``alpha_median``, ``alpha_min``, ``alpha_max``; ``imbalance`` and
+            ``block_imbalance``; the means of ``alpha_hat`` (WeightWatcher's ``alpha_weighted``), ``log10_alpha_norm``,
+            ``log10_frobenius_norm``, ``log10_spectral_norm`` and ``stable_rank``, NaN without any layer; and the number
+            of findings of each severity: ``error``, ``warning``, ``note``.
+
+        Example:
+            >>> import tempbalance as tb
+            >>> from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
+            >>> spectra = [pareto_quantiles(64, alpha) for alpha in (2.0, 3.0, 4.0)]
+            >>> weights = {f"{i}.weight": matrix_with_spectrum(each, (64, 64)) for i, each in enumerate(spectra)}
+            >>> summary = tb.analyze(weights).summary()
+            >>> summary["layers"], summary["untrained"], round(summary["alpha_median"], 1)
+            (3, 0, 3.0)
+        """
+        alphas = [layer.alpha for layer in self.layers if math.isfinite(layer.alpha)]
+
+        severities = [finding.severity for finding in self.findings]
+
+        def mean(name: str) -> float:
+            """Return the mean of a field over the layers that have it."""
+            values = [value for layer in self.layers if math.isfinite(value := getattr(layer, name))]
+            return fmean(values) if values else math.nan
+
+        return {
+            "layers": len(self.layers),
+            "with_alpha": len(alphas),
+            "untrained": sum(layer.status is Status.RANDOM for layer in self.layers),
+            "skipped": len(self.skipped),
+            "parameters": self.size.parameters if self.size else None,
+            "covered": self.covered,
+            "alpha_mean": mean("alpha"),
+            "alpha_median": median(alphas) if alphas else math.nan,
+            "alpha_min": min(alphas, default=math.nan),
+            "alpha_max": max(alphas, default=math.nan),
+            "imbalance": self.imbalance,
+            "block_imbalance": self.block_imbalance,
+            **{name: mean(name) for name in _MEANS},
+            **{each.value: severities.count(each) for each in Severity},
+        }
+
+    def plot(self) -> Figure:
+        """Draw the alpha of every layer, with its standard error, against depth.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            MissingExtraError: plotly is not installed.
+
+        Example:
+            >>> import tempbalance as tb, torch
+            >>> tb.analyze({"0.weight": torch.randn(64, 64)}).plot().layout.yaxis.title.text
+            'alpha (smaller: heavier tail)'
+        """
+        return RENDERERS["plot"]("alpha_figure", self)
+
+    def plot_esd(self, layer: str | int) -> Figure:
+        """Draw the spectrum of a layer: fraction of eigenvalues as large or larger, with the fitted tail.
+
+        The figure has ``xmin``, where the tail starts, the bulk of the Marchenko-Pastur law, and the spectrum of a
+        random matrix of the same shape and variance. Both axes are logarithmic: a power law is a straight line.
+
+        Args:
+            layer: Its name, with or without ``.weight``, or its number.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            UnknownLayerError: There is no such layer.
+            MissingExtraError: plotly is not installed.
+
+        Example:
+            >>> import tempbalance as tb, torch
+            >>> figure = tb.analyze({"fc.weight": torch.randn(64, 64)}).plot_esd("fc")
+            >>> [trace.name for trace in figure.data]
+            ['eigenvalues', 'random matrix of this shape and variance']
+        """
+        return RENDERERS["plot"]("esd_figure", self[layer])
+
 
 class _SavedAnalysis(msgspec.Struct):
     schema: int
@@ -216,7 +354,8 @@ def _parquet(analysis: Analysis) -> bytes:
 
 
 def _html(analysis: Analysis, history: Sequence[Any] = ()) -> bytes:
-    return RENDERERS[".html"](analysis, history).encode()
+    page: str = RENDERERS["render_analysis"](analysis, history)
+    return page.encode()
 
 
 _WRITERS: dict[str, Callable[[Analysis], bytes]] = {".json": _json, ".csv": _csv, ".parquet": _parquet, ".html": _html}

@@ -24,6 +24,7 @@ from tempbalance.types import Finding, Skipped, Status
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 __all__ = ["Track", "TrackResume", "TrackedCheckpoint", "TrackedLayer"]
 
@@ -115,6 +116,11 @@ class Track:
     skipped: list[Skipped] = field(default_factory=list[Skipped])
     findings: list[Finding] = field(default_factory=list[Finding])
 
+    def __repr__(self) -> str:
+        """Return the first and last checkpoint, and the numbers of checkpoints and findings."""
+        ends = " to ".join(dict.fromkeys(each.name for each in (*self.checkpoints[:1], *self.checkpoints[-1:])))
+        return f"Track({ends}, {len(self)} checkpoints, {len(self.findings)} findings)"
+
     def __len__(self) -> int:
         """Return the number of checkpoints."""
         return len(self.checkpoints)
@@ -153,6 +159,24 @@ class Track:
                 rows.append({k: encodable(v) if isinstance(v, str) else v for k, v in row.items()})
         return pd.DataFrame(rows, columns=["checkpoint", "step", *(f.name for f in fields(TrackedLayer))])
 
+    def plot(self) -> Figure:
+        """Draw alpha, drift and stable rank of each layer over the checkpoints.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            MissingExtraError: plotly is not installed.
+
+        Example:
+            >>> import tempbalance as tb, torch
+            >>> weight = torch.randn(64, 64)
+            >>> run = tb.track([{"fc.weight": weight}, {"fc.weight": 1.1 * weight}], progress=False)
+            >>> [trace.yaxis for trace in run.plot().data]  # it has no alpha: it is random
+            ['y2', 'y3']
+        """
+        return RENDERERS["plot"]("track_figure", self)
+
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values; NaN stays."""
         return {
@@ -179,7 +203,7 @@ class Track:
         elif suffix == ".csv":
             write_atomically(path, csv_bytes(self.to_pandas()))
         elif suffix == ".html":
-            write_atomically(path, RENDERERS["track"](self).encode())
+            write_atomically(path, RENDERERS["render_track"](self).encode())
         else:
             raise AnalysisError(f"cannot save to {path}: the ending must be .json, .csv or .html")
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from tempbalance._files import RENDERERS
 from tempbalance.analysis.distributed import ProcessGroup
 from tempbalance.balance.history import Refresh, UnitState
 from tempbalance.balance.preparation import BALANCED, prepare
@@ -30,6 +31,9 @@ from tempbalance.errors import BalanceError
 from tempbalance.layers import local_tensor, parameter_names
 from tempbalance.metrics import imbalance
 from tempbalance.types import Skipped
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 __all__ = ["Balancer"]
 
@@ -168,6 +172,20 @@ class Balancer:
     def imbalance(self) -> float:
         """Standard deviation of alpha over the units with an alpha; NaN before the first refresh."""
         return imbalance(unit.alpha for unit in self.units)
+
+    def plot(self) -> Figure:
+        """Draw the alpha and the multiplier of each unit over the steps, from ``history``.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            BalanceError: There was no refresh yet.
+            MissingExtraError: plotly is not installed.
+        """
+        if not self.history:
+            raise BalanceError("there was no refresh in this process: nothing can be drawn")
+        return RENDERERS["plot"]("history_figure", self.history)
 
     def refresh(self) -> Refresh:
         """Measure and set the multipliers now. In distributed training a collective.

@@ -8,15 +8,18 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 
-from tempbalance._files import write_atomically
+from tempbalance._files import RENDERERS, write_atomically
 from tempbalance._saved import Count, SavedSize, Settings, Size, read_saved
 from tempbalance.errors import AllocationError
 from tempbalance.metrics import mean_alpha
 from tempbalance.types import ModelSize
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 __all__ = ["Allocation", "LayerAllocation", "Quantity", "UnitAllocation"]
 
@@ -156,6 +159,28 @@ class Allocation(Mapping[str, float]):
             value = total / sum(layer.numel for layer in layers)
             units.append(UnitAllocation(name=name, alpha=alpha, stderr=stderr, value=value, layers=tuple(layers)))
         return units
+
+    def __repr__(self) -> str:
+        """Return the source, the budget, the method and the number of layers."""
+        budget = f"{self.quantity} {self.budget:.4g}" + (f" in groups of {self.group}" if self.group else "")
+        return f"Allocation({self.source}, {budget}, by {self.method}, {len(self)} layers)"
+
+    def plot(self) -> Figure:
+        """Draw the value of each layer, and of each unit as a line, against depth.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            MissingExtraError: plotly is not installed.
+
+        Example:
+            >>> layer = LayerAllocation(name="a", unit="a", shape=(4, 5), alpha=2.0, stderr=0.1, zeros=7)
+            >>> allocation = Allocation(source="model", budget=0.35, method="uniform", unit="layer", layers=(layer,))
+            >>> allocation.plot().layout.yaxis.title.text
+            'sparsity'
+        """
+        return RENDERERS["plot"]("allocation_figure", self)
 
     def check_quantity(self, quantity: Quantity) -> None:
         """Raise an AllocationError if another quantity is allocated."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tempbalance._files import without_nan
+from tempbalance._files import RENDERERS, without_nan
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.evaluation.likelihood import Perplexity
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 __all__ = ["PruningResult", "UnitSparsity"]
 
@@ -82,6 +85,25 @@ class PruningResult:
             )
             for unit in self.allocation.units
         ]
+
+    def __repr__(self) -> str:
+        """Return the source, the criterion, the sparsity, and the perplexity if it was measured."""
+        texts = [self.allocation.source, self.method, f"sparsity {self.zeros / self.weights:.4g}"]
+        if self.perplexity is not None:
+            before, after = self.perplexity
+            texts.append(f"perplexity {before.value:.4g} -> {after.value:.4g}")
+        return f"PruningResult({', '.join(texts)})"
+
+    def plot(self) -> Figure:
+        """Draw the sparsity of each layer, and the planned one of each unit as a line, against depth.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            MissingExtraError: plotly is not installed.
+        """
+        return RENDERERS["plot"]("pruning_figure", self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers as plain JSON values, None for those that are not finite or unknown."""

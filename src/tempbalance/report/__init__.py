@@ -1,9 +1,10 @@
-"""Tables on the terminal, and HTML pages in one file. Only ``demo`` and ``cli`` import this package."""
+"""Figures, tables on the terminal, and HTML pages in one file. Only ``demo`` and ``cli`` import this package."""
 
 from __future__ import annotations
 
-from tempbalance.report.analysis_page import render_analysis
+from tempbalance.report.analysis_page import render_analysis, view_analysis
 from tempbalance.report.comparison_page import render_comparison
+from tempbalance.report.figures import plot
 from tempbalance.report.track_page import render_track
 
-__all__ = ["render_analysis", "render_comparison", "render_track"]
+__all__ = ["plot", "render_analysis", "render_comparison", "render_track", "view_analysis"]

@@ -27,9 +27,10 @@ from tempbalance.report.page import (
 from tempbalance.report.terminal_tables import count
 from tempbalance.types import LayerStats, Status
 
-__all__ = ["coverage_text", "render_analysis", "summary_sentences"]
+__all__ = ["coverage_text", "render_analysis", "summary_sentences", "view_analysis"]
 
 _NAMES = 3
+_ROWS = 10  # in a notebook
 _STATUS = {
     Status.OK: "fitted",
     Status.RANDOM: "looks untrained",
@@ -73,6 +74,16 @@ def render_analysis(analysis: Analysis, history: Sequence[Refresh] = ()) -> str:
         skipped=_skipped(analysis),
         settings=settings_html(analysis.settings),
     )
+
+
+def view_analysis(analysis: Analysis) -> str:
+    """Return what a notebook shows of an analysis: the findings, the summary and the first rows, as HTML."""
+    layers, findings = analysis.layers, analysis.findings
+    found = f"<p>{escaped(findings_title(findings))}</p>{findings_html(findings) if findings else ''}"
+    more = f"{len(layers) - _ROWS} more layers: .to_pandas() has all." if len(layers) > _ROWS else ""
+    before = (summary_sentences(layers), coverage_text(analysis, "The rows"))
+    first, last = ("".join(f"<p>{escaped(text)}</p>" for text in texts if text) for texts in (before, (more,)))
+    return f"<div><b>{escaped(analysis.source)}</b>{found}{first}<table>{_table(layers[:_ROWS])}</table>{last}</div>"
 
 
 def summary_sentences(layers: Sequence[LayerStats]) -> str:

@@ -180,7 +180,7 @@ def table_html(
     """
     kinds = [' class="text"' if column in text else "" for column in columns]
     pairs = zip(columns, kinds, strict=True)
-    head = "".join(f'<th scope="col"{kind}><button>{escaped(column)}</button></th>' for column, kind in pairs)
+    head = "".join(f'<th scope="col"{kind}>{escaped(column)}</th>' for column, kind in pairs)
     lines = []
     for index, row in enumerate(rows):
         group = f' data-group="{escaped(of[index])}"' if of else ""

@@ -6,11 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tempbalance._files import RENDERERS
 from tempbalance.study.candidates import Candidate, Configuration
 from tempbalance.study.paired import FEWEST, Paired, holm, paired
 from tempbalance.study.task import Trial
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 __all__ = ["Result", "Row", "Summary", "summarize"]
 
@@ -80,6 +84,21 @@ class Summary:
     recommendation: str
     notes: Sequence[str]
     settings: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        """Return the numbers of methods and seeds, and the recommendation."""
+        return f"Summary({len(self.rows)} methods, {self.seeds} seeds: {self.recommendation})"
+
+    def plot(self) -> Figure:
+        """Draw the gain of every method over the baseline: a dot per seed, the mean, and its 95 % interval.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            MissingExtraError: plotly is not installed.
+        """
+        return RENDERERS["plot"]("study_figure", self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, strings and numbers: the content of ``summary.json``."""

@@ -116,7 +116,10 @@ function sortable(table) {
   }
 
   headings.forEach((heading, column) => {
-    heading.firstElementChild.addEventListener("click", () => {
+    const button = document.createElement("button");
+    button.textContent = heading.textContent;
+    heading.replaceChildren(button);
+    button.addEventListener("click", () => {
       if (column !== sorted) [sorted, sign] = [column, 1];
       else if (sign > 0) sign = -1;
       else sorted = null;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tempbalance.report.figures.alpha_figures import alpha_figure, esd_figure
 from tempbalance.report.figures.budget_figures import allocation_figure, pruned_alpha_figure, pruning_figure
 from tempbalance.report.figures.comparison_figures import alpha_change_figure, weight_change_figure
@@ -16,6 +18,7 @@ __all__ = [
     "alpha_figure",
     "esd_figure",
     "history_figure",
+    "plot",
     "pruned_alpha_figure",
     "pruning_figure",
     "study_figure",
@@ -24,3 +27,12 @@ __all__ = [
     "track_figure",
     "weight_change_figure",
 ]
+
+
+def plot(name: str, *subjects: Any) -> Any:
+    """Return a figure, by the name of its function, as a ``plotly.graph_objects.Figure``.
+
+    Raises:
+        MissingExtraError: plotly is not installed.
+    """
+    return to_plotly(globals()[name](*subjects))
