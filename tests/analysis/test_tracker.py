@@ -75,6 +75,17 @@ def test_findings_are_about_the_first_and_the_last_checkpoint(run):
     assert "same_weights" not in kinds(tracked)
 
 
+def test_warnings_of_the_analyses_are_told_once_with_the_checkpoints_that_have_them(run):
+    for step in (5, 10):
+        bad = state(step) | {"layers.0.weight": torch.full((60, 60), math.nan)}
+        save_file(bad, run / f"checkpoint-{step}" / "model.safetensors")
+    tracked = tb.track(run)
+    finding = tracked.findings[0]
+    assert (finding.kind, finding.severity.value, finding.layers) == ("nan", "error", ("layers.0.weight",))
+    assert finding.message.startswith("in 2 of 3 checkpoints (checkpoint-5 to checkpoint-10): ")
+    assert [[found.kind for found in each.findings] for each in tracked.checkpoints] == [[], ["nan"], ["nan"]]
+
+
 def test_checkpoints_with_the_same_weights_are_found(run):
     save_file(state(5), run / "checkpoint-10" / "model.safetensors")
     finding = tb.track(run).findings[0]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 from typing import Protocol
 
+from tempbalance.analysis.deviations import holm
 from tempbalance.types import Finding, Severity
 
 __all__ = ["ChangedLayer", "alpha_findings", "block_changes", "comma_names", "make_finding", "weight_findings"]
@@ -179,11 +180,8 @@ def alpha_findings(rows: Sequence[ChangedLayer]) -> list[Finding]:
     if not tested:
         return []
     order = sorted(tested, key=lambda row: -abs(row.z))
-    moved: list[ChangedLayer] = []
-    for left, row in zip(range(len(order), 0, -1), order, strict=True):
-        if math.erfc(abs(row.z) / math.sqrt(2)) > _LEVEL / left:
-            break
-        moved.append(row)
+    corrected = holm([math.erfc(abs(row.z) / math.sqrt(2)) for row in order])
+    moved = [row for row, p in zip(order, corrected, strict=True) if p <= _LEVEL]
     first, names = order[0], [row.name for row in moved]
     needed = NormalDist().inv_cdf(1 - _LEVEL / (2 * len(tested)))
     largest = f"the largest change is {first.delta:+.3f} ({abs(first.z):.1f} standard errors, in {first.name})"

@@ -159,7 +159,7 @@ class _Tracker:
                     step=item.step,
                     digest=weights_digest(opened),
                     layers=self._layers(weights, {row.name: row for row in analysis.layers}),
-                    findings=[],
+                    findings=list(analysis.findings),
                     files=_files(opened),
                 )
                 if partial is not None:
