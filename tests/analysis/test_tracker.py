@@ -84,6 +84,13 @@ def test_warnings_of_the_analyses_are_told_once_with_the_checkpoints_that_have_t
     assert (finding.kind, finding.severity.value, finding.layers) == ("nan", "error", ("layers.0.weight",))
     assert finding.message.startswith("in 2 of 3 checkpoints (checkpoint-5 to checkpoint-10): ")
     assert [[found.kind for found in each.findings] for each in tracked.checkpoints] == [[], ["nan"], ["nan"]]
+    worse = state(10) | {name: torch.full((60, 60), math.nan) for name in ("layers.0.weight", "layers.1.weight")}
+    save_file(worse, run / "checkpoint-10" / "model.safetensors")
+    messages = [finding.message for finding in tb.track(run).findings if finding.kind == "nan"]
+    assert [message.split(": ")[0] for message in messages] == [
+        "in 1 of 3 checkpoints (checkpoint-5)",
+        "in 1 of 3 checkpoints (checkpoint-10)",
+    ]
 
 
 def test_checkpoints_with_the_same_weights_are_found(run):

@@ -88,21 +88,22 @@ def _same(tracked: Track) -> Iterator[Finding]:
 
 
 def _of_checkpoints(tracked: Track) -> Iterator[Finding]:
-    """Yield the warnings and errors of the analyses, one per kind, with the checkpoints that have it."""
-    kinds: dict[str, list[tuple[TrackedCheckpoint, Finding]]] = {}
+    """Yield the warnings and errors of the analyses, each once, with the checkpoints that have it."""
+    groups: dict[tuple[str, tuple[str, ...]], list[tuple[str, Finding]]] = {}
     for checkpoint in tracked.checkpoints:
         for finding in checkpoint.findings:
             if finding.severity is not Severity.NOTE:
-                kinds.setdefault(finding.kind, []).append((checkpoint, finding))
-    for kind, found in kinds.items():
-        names = list(dict.fromkeys(checkpoint.name for checkpoint, _ in found))
+                groups.setdefault((finding.kind, finding.layers), []).append((checkpoint.name, finding))
+    for (kind, layers), found in groups.items():
+        names = list(dict.fromkeys(name for name, _ in found))
         _, last = found[-1]
+        span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
         yield make_finding(
             kind,
-            f"in {len(names)} of {len(tracked)} checkpoints ({names[0]} to {names[-1]}): {last.message}",
+            f"in {len(names)} of {len(tracked)} checkpoints ({span}): {last.message}",
             next_step=last.next_step,
-            severity=min((finding.severity for _, finding in found), key=[*Severity].index),
-            layers=dict.fromkeys(name for _, finding in found for name in finding.layers),
+            severity=last.severity,
+            layers=layers,
             first=names[0],
             last=names[-1],
             checkpoints=len(names),
