@@ -3,6 +3,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import runpy
 import sys
 from importlib.metadata import version
@@ -121,22 +122,24 @@ def test_compare_takes_saved_analyses_and_models(model, tmp_path, capsys):
     assert (tmp_path / "c.csv").exists()
 
 
-def test_demo_writes_two_reports_and_prints_no_progress_when_piped(minilm, tmp_path, capfd, monkeypatch):
+def test_demo_finds_the_damaged_layer_and_writes_its_reports(minilm, tmp_path, capfd, monkeypatch):
     pytest.importorskip("sklearn")
     short = functools.partial(tempbalance.demo.Settings, epochs=4, pretrain_epochs=2)
     monkeypatch.setattr("tempbalance.demo.Settings", short)
     out = tmp_path / "demo"
     assert run("demo", "--out", out, "--seeds", 2, "--examples", 1) == 0
     assert {path.name for path in out.iterdir()} == {
-        *("report.html", "report_ks.html", "analysis.json"),
-        *("balancing.html", "balancing.json"),
+        *("report.html", "analysis.json", "damaged.html"),
+        *("finetuned.html", "balancing.html", "balancing.json"),
     }
     assert all(path.stat().st_size < 8e6 for path in out.iterdir())
     assert len(json.loads((out / "balancing.json").read_text())["seeds"]) == 2
     assert 'id="history"' in (out / "balancing.html").read_text()
     text, progress = capfd.readouterr()
-    assert "attention" in text
+    assert re.search(r"encoder.layer.3.attention.self.query.weight, pooler.dense.weight .* look untrained", text)
+    assert "moved_most" in text
     assert "balanced - plain" in text
+    assert "tempbalance study --task" in text
     assert progress == ""  # silent when piped
 
 

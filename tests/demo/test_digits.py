@@ -78,7 +78,14 @@ def made_up(*accuracies):
     """An outcome with the given (plain, balanced, one rate) of each seed."""
     results = [SeedResult(i, dict(zip(ARMS, each, strict=True)), 1.25) for i, each in enumerate(accuracies)]
     settings = Settings(seeds=len(results))
-    return Outcome(settings=settings, test_images=856, results=results, model=torch.nn.Identity(), history=[])
+    return Outcome(
+        settings=settings,
+        test_images=856,
+        results=results,
+        pretrained=torch.nn.Identity(),
+        model=torch.nn.Identity(),
+        history=[],
+    )
 
 
 class TestPrinting:

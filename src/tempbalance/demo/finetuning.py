@@ -53,6 +53,7 @@ class Outcome:
         settings: The settings.
         test_images: Number of test images.
         results: One entry per seed.
+        pretrained: The network before fine-tuning.
         model: The network of the first seed after balanced fine-tuning.
         history: The refreshes of its balancer.
     """
@@ -60,6 +61,7 @@ class Outcome:
     settings: Settings
     test_images: int
     results: Sequence[SeedResult]
+    pretrained: nn.Module
     model: nn.Module
     history: Sequence[Refresh]
 
@@ -94,7 +96,12 @@ def finetune_digits(settings: Settings | None = None, *, progress: bool = True) 
             results.append(SeedResult(seed, {arm: run.accuracy for arm, run in runs.items()}, factor))
     test_images = len(digits.labels) - CLASSES * settings.examples
     return Outcome(
-        settings=settings, test_images=test_images, results=results, model=first.model, history=first.history
+        settings=settings,
+        test_images=test_images,
+        results=results,
+        pretrained=digits.pretrained,
+        model=first.model,
+        history=first.history,
     )
 
 
