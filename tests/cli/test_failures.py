@@ -92,6 +92,15 @@ def test_a_request_to_end_is_handled_as_ctrl_c(number, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_an_interrupted_command_says_so(model, tmp_path, capsys, monkeypatch):
+    def interrupt(*_args, **_options):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("tempbalance.compress.prune_folder", interrupt)
+    assert run("prune", model, "-s", 0.5, "--out", tmp_path / "p") == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:

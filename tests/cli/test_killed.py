@@ -21,9 +21,8 @@ def end_in_the_middle(command: str, folder: Path) -> None:
     for way in EXPECTED:
         for number in draw.sample(range(trials.changes), 2 if way == "kill" else 1):
             wrong += [f"{way} at change {number}: {each}\n" for each in trials.at_change(way, number)]
-    for way in ("kill", "term"):
-        delay = draw.uniform(0, trials.seconds)
-        wrong += [f"{way} after {delay:.3f} s: {each}\n" for each in trials.at_moment(way, delay)[1]]
+    delay = draw.uniform(0, trials.seconds)
+    wrong += [f"kill after {delay:.3f} s: {each}\n" for each in trials.at_moment("kill", delay)[1]]
     (folder / "wrong").write_text("".join(wrong))
 
 

@@ -41,11 +41,11 @@ from safetensors.torch import save_file
 from study_task import TASK
 from tempbalance.cli import main as tempbalance
 
-CHANGES = {
+CHANGES = {  # audit events
     *("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "shutil.rmtree"),
     *("tempfile.mkstemp", "tempfile.mkdtemp", "open", "fsync"),
 }
-IMPORTED = (  # before the processes are forked, so that random moments are in the work
+IMPORTED = (  # before the processes are forked, so that random moments are those of the work
     *("pandas", "plotly", "pydantic", "rich.progress", "torch._dynamo", "tempbalance.analysis.resume"),
     *("tempbalance.compress", "tempbalance.released", "tempbalance.report.study_report", "tempbalance.study"),
     *("typer.core", "pydantic.fields", "pydantic.main", "pydantic.type_adapter", "plotly.offline"),
@@ -59,13 +59,13 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Command:
-    """A command, the options of its old and new output, and the names of files that are outputs of their own."""
+    """A command, the options of its old and its new output, and how to write its inputs."""
 
     arguments: tuple[str, ...]
     old: tuple[str, ...]
     new: tuple[str, ...]
     prepare: Callable[[Path], None]
-    whole: bool  # whether the folder "out" is one output
+    whole: bool  # whether the folder "out" is one output; otherwise each file is
 
 
 def write_weights(inputs: Path) -> None:

@@ -13,7 +13,6 @@ from typer.core import TyperGroup
 
 from tempbalance._files import check_writable, dumps
 from tempbalance._text import printable
-from tempbalance.cli.failures import INTERRUPTED
 from tempbalance.errors import AnalysisError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -41,23 +40,15 @@ __all__ = [
 _ORDER = ("analyze", "compare", "track", "study", "allocate", "prune", "recover", "perplexity", "demo")
 
 
-class _Commands(TyperGroup):
-    """Lists the commands in the order of their use; what Ctrl-C does differs between versions of typer."""
+class _InOrder(TyperGroup):
+    """Lists the commands in the order of their use."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names for ``--help``."""
         return sorted(super().list_commands(ctx), key=_ORDER.index)
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command; Ctrl-C ends it with one line."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
 
-
-app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = typer.Typer(cls=_InOrder, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 EstimatorOption = Annotated[
     str,

@@ -46,8 +46,11 @@ def handled_failures() -> Generator[None]:
         except OSError as error:  # of printing, or of a file that the library does not write
             _print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
             sys.exit(FAILED)
-        except SystemExit:
-            raise
+        except SystemExit as stopped:
+            if not isinstance(getattr(stopped.__context__, "__cause__", None), KeyboardInterrupt):
+                raise
+            _print("interrupted")  # typer handles Ctrl-C itself, without a word, or with status 1 in old versions
+            sys.exit(INTERRUPTED)
         except BaseException as error:  # a bug, or a failure that the library does not wrap; also a panic in Rust
             _print(f"error: unexpected {type(error).__name__}: {error}; {_log()}")
             sys.exit(BUG)
