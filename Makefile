@@ -13,7 +13,7 @@ SETUP := pyproject.toml constraints.txt requirements-nodeps.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test breadth kills lint format types docs bench clean
+.PHONY: help demo test breadth fuzz kills lint format types docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ format: $(VENV)/.dev ## Fix style and formatting automatically
 kills: $(VENV)/.dev ## Kill 100 runs (KILLS=N) of training and of each command, and resume them (up to an hour)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m kills.training --kills $(or $(KILLS),100)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m kills.commands --kills $(or $(KILLS),100)
+
+fuzz: $(VENV)/.dev ## Read and call everything with 20,000 (CASES=N, SEED=N) hostile files and arguments (minutes)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz.run --cases $(or $(CASES),20000) --seed $(or $(SEED),1)
 
 breadth: $(VENV)/.dev ## Compare live model, state dict and folder of every Transformers architecture (minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/breadth.py --workers $(WORKERS)

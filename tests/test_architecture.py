@@ -31,7 +31,7 @@ CORE_MAY_NOT_IMPORT = ("torch.nn", "torch.optim", "torch.utils", "logging", "pat
 
 MAX_FILE_LINES, MAX_BODY_LINES = 400, 60
 # Tests of the whole package, of several packages at once, or of scripts outside of it.
-TEST_FOLDERS = ("distributed", "experiments", "golden")
+TEST_FOLDERS = ("distributed", "experiments", "fuzz", "golden")
 TEST_FILES = ("test_architecture.py", "test_cuda.py", "test_documentation.py", "test_examples.py", "test_language.py")
 HEAVY = {"torch", "numpy", "pandas", "transformers", "plotly", "sklearn", "safetensors"}
 
@@ -155,7 +155,15 @@ def all_list_violations(root: Path) -> list[str]:
 BUILT_IN = {"ValueError", "TypeError", "RuntimeError", "KeyError", "IndexError", "AttributeError", "OSError"}
 # Raised and caught inside the package: reading of files and of the optional metadata of a model.
 CAUGHT_INSIDE = {
-    *("_saved", "analysis.result", "analysis.resume", "analysis.rows", "compress.allocation", "balance.state"),
+    *(
+        "_files",
+        "_saved",
+        "analysis.result",
+        "analysis.resume",
+        "analysis.rows",
+        "compress.allocation",
+        "balance.state",
+    ),
     *("layers.meta_model", "layers.peft_model", "layers.registration_limit"),
 }
 

@@ -1,13 +1,25 @@
 import math
 
 import pytest
+from torch import nn
 
 import tempbalance as tb
-from tempbalance.errors import ArgumentError, ArgumentTypeError, TempBalanceError, check_integer, check_numbers
+from tempbalance.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointError,
+    TempBalanceError,
+    check_integer,
+    check_numbers,
+)
 
 
 def recipe(**options):
     return tb.Recipe(**{"name": "x", "assignment": tb.assign.Linear(0.5, 1.5), "every": tb.Every(steps=1)} | options)
+
+
+def perplexity(**options):
+    return tb.perplexity(nn.Linear(1, 1), [[1, 2, 3]], length=4, **options)
 
 
 WRONG = {
@@ -28,6 +40,36 @@ WRONG = {
     "bins is a fraction": (lambda: tb.Peak(bins=2.5), TypeError, "bins must be an integer"),
     "alpha is NaN": (lambda: tb.testing.pareto_quantiles(10, math.nan), ValueError, "alpha must be"),
     "lr is infinite": (lambda: tb.compress.RecoverySettings(lr=math.inf), ValueError, "lr must be positive and finite"),
+    "an allocation of a path": (
+        lambda: tb.allocate_sparsity("a.json", 0.5),
+        TypeError,
+        "analysis must be of type Analysis",
+    ),
+    "sparsity is a text": (
+        lambda: tb.compress.SparsitySettings(sparsity="0.5"),
+        TypeError,
+        "sparsity must be a number",
+    ),
+    "a path is a number": (lambda: tb.Analysis.load(1), TypeError, "path must be a path, got 1"),
+    "a source is a number": (lambda: tb.open_checkpoint(0), TypeError, "source must be a path, got 0"),
+    "a source has a long name": (lambda: tb.open_checkpoint("x" * 5000), CheckpointError, "name too long"),
+    "tokens from a number": (lambda: tb.compress.load_tokens(3), TypeError, "path must be a path, got 3"),
+    "a pattern is a number": (lambda: tb.Select(include=(3,)), TypeError, "a pattern of include must be of type str"),
+    "a pattern alone": (lambda: tb.Select(include="a*"), TypeError, "include must be a tuple of patterns"),
+    "select is a number": (lambda: tb.Select.parse(3), TypeError, "include must be a tuple of patterns, got 3"),
+    "strength is a triple": (lambda: tb.assign.Sigmoid((1.0, 2.0, 3.0)), TypeError, "a number or a pair of numbers"),
+    "base is zero": (lambda: tb.recipes.blockwise_lr(base=0), ValueError, "base must be positive"),
+    "kinds is a number": (lambda: recipe(kinds=3), ValueError, "kinds must be None or a tuple"),
+    "device is a number": (lambda: tb.analyze({}, device=1.5), ValueError, "device '1.5' cannot be used here"),
+    "weight is a list": (lambda: tb.weight_spectrum([[1.0]]), TypeError, "weight must be of type Tensor, got a list"),
+    "damped is a class": (lambda: tb.assign.Damped(tb.assign.Sqrt), TypeError, "got the class Sqrt"),
+    "stride is a text": (lambda: perplexity(stride="4"), TypeError, "stride must be an integer"),
+    "a study of 3": (
+        lambda: tb.study.run(lambda seed, method: 0, 3, "x"),
+        TypeError,
+        "methods must be of type Sequence",
+    ),
+    "n is a fraction": (lambda: tb.testing.pareto_quantiles(2.5, 2.0), TypeError, "n must be an integer"),
     "seed is too large": (lambda: tb.compress.RecoverySettings(seed=2**63), ValueError, "seed must be less"),
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tempbalance._files import atomic_folder, check_replaceable, check_writable, write_atomically
+from tempbalance._files import atomic_folder, check_replaceable, check_writable, read_regular, write_atomically
 from tempbalance.errors import AnalysisError, CheckpointError, OutputError
 
 AS_ROOT = os.geteuid() == 0
@@ -223,3 +223,15 @@ def test_what_another_process_is_writing_is_not_removed(tmp_path):
     process.join()
     assert (tmp_path / "out" / MARKER).read_text() == "slow"
     assert names(tmp_path) == {"out"}
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    (tmp_path / "file").write_bytes(b"content")
+    assert read_regular(tmp_path / "file") == b"content"
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="it is not a regular file"):
+            read_regular(tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        read_regular(tmp_path)

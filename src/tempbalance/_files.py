@@ -17,17 +17,20 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from tempbalance.errors import CheckpointError, OutputError, TempBalanceError
+from tempbalance.errors import ArgumentTypeError, CheckpointError, OutputError, TempBalanceError
 
 __all__ = [
     "RENDERERS",
     "TEMPORARY",
+    "as_path",
     "atomic_folder",
     "check_replaceable",
     "check_writable",
     "dumps",
+    "open_regular",
+    "read_regular",
     "without_nan",
     "write_atomically",
 ]
@@ -57,9 +60,36 @@ def without_nan(value: Any) -> Any:
     return value
 
 
+def as_path(name: str, value: object) -> Path:
+    """Return a path; an ArgumentTypeError for anything else, such as a number, which Python takes for an open file."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ArgumentTypeError(f"{name} must be a path, got {value!r:.80}")
+    return Path(value)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading; a pipe or a device, which may have no end, is an OSError."""
+
+    def opener(name: str, flags: int) -> int:
+        """Open a file without waiting for the other end of a pipe."""
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=opener)
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError("it is not a regular file")
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a file; a pipe or a device, which may have no end, is an OSError."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise an OutputError unless ``write_atomically`` can write this file."""
-    target = Path(path)
+    target = as_path("path", path)
     with _output_errors(target):
         _check_kind(target, stat.S_ISREG, "a file")
         with _temporary(target, _new_file):
@@ -68,7 +98,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file to an existing folder: it has either its old or its complete new content, even after a crash."""
-    target = Path(path)
+    target = as_path("path", path)
     with _output_errors(target):
         _check_kind(target, stat.S_ISREG, "a file")
         with _temporary(target, _new_file) as new:

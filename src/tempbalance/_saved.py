@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import stat
-from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
+from tempbalance._files import as_path, read_regular
 from tempbalance.errors import TempBalanceError, require_extra
 from tempbalance.types import ModelSize
 
@@ -56,9 +56,16 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: It is not JSON, has a number that is not finite or too long, or is nested too deeply.
     """
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits:.40} is too large for a number")
+    return number
 
 
 def _refuse(constant: str) -> None:
@@ -79,19 +86,12 @@ def _parse_yaml(text: bytes) -> Any:
 
 def dump_saved(path: str | os.PathLike[str], data: dict[str, Any]) -> bytes:
     """Return JSON, or YAML for a path that ends in ``.yaml`` or ``.yml``."""
-    if Path(path).suffix.lower() not in _YAML:
+    if as_path("path", path).suffix.lower() not in _YAML:
         return json.dumps(data, indent=1, allow_nan=False).encode() + b"\n"
     with require_extra("yaml", "a .yaml file needs PyYAML"):
         import yaml
     content: bytes = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, encoding="utf-8")
     return content
-
-
-def _content(path: Path) -> bytes:
-    """Return the bytes of a file; a pipe, which may have no end, is an OSError."""
-    if stat.S_ISFIFO(path.stat().st_mode):
-        raise OSError("it is a pipe")
-    return path.read_bytes()
 
 
 def read_saved(
@@ -112,9 +112,10 @@ def read_saved(
     Raises:
         TempBalanceError: The file cannot be read, is damaged, or was written by a newer version; of the given type.
     """
+    path = as_path("path", path)
     try:
-        parse = _parse_yaml if Path(path).suffix.lower() in _YAML else parse_json
-        data = parse(_content(Path(path)))
+        parse = _parse_yaml if path.suffix.lower() in _YAML else parse_json
+        data = parse(read_regular(path))
         version = msgspec.convert(data, _Version).schema
         if version <= newest:
             return msgspec.convert(data, schema)

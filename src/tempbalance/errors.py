@@ -28,6 +28,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Generator
 from numbers import Integral, Real
 
@@ -144,7 +145,7 @@ class MissingExtraError(TempBalanceError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
 
 
-def check_integer(name: str, value: object, least: int) -> None:
+def check_integer(name: str, value: object, least: float = -math.inf) -> None:
     """Raise an ArgumentTypeError unless a value is an integer, an ArgumentError unless it is large enough."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ArgumentTypeError(f"{name} must be an integer, got {value!r}")
@@ -164,6 +165,13 @@ def check_numbers(**values: object) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, Real):
             raise ArgumentTypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raise an ArgumentTypeError unless a value is an instance of a class."""
+    if not isinstance(value, kind):
+        given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise ArgumentTypeError(f"{name} must be of type {kind.__name__}, got {given}")
 
 
 @contextlib.contextmanager

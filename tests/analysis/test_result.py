@@ -269,3 +269,11 @@ class TestInPython:
         assert "<img" not in view
         assert view.count("<tr") == 1 + 10
         assert "2 more layers: .to_pandas() has all." in view
+
+
+def test_a_number_that_is_too_large_is_refused(tmp_path):
+    data = json.loads(SAVED.read_text())
+    data["layers"][0]["alpha"] = 12345.5
+    (tmp_path / "a.json").write_text(json.dumps(data).replace("12345.5", "1e400"))
+    with pytest.raises(AnalysisError, match="1e400 is too large"):
+        tb.Analysis.load(tmp_path / "a.json")

@@ -88,3 +88,9 @@ class Stream(IterableDataset):
 def test_a_wrong_length_is_refused(net, recipe, given, message):
     with pytest.raises(BalanceError, match=message):
         steps(net, recipe, steps_per_epoch=given)
+
+
+def test_a_very_long_epoch_is_no_work(net):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    recipe = tb.Recipe(name="x", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(epochs=1e300))
+    tb.Balancer(optimizer, net, recipe, steps_per_epoch=10**20)

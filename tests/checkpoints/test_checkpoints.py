@@ -370,3 +370,14 @@ def test_a_file_and_the_same_tensors_in_memory_have_equal_alphas(minilm, tmp_pat
     select = "encoder.layer.3.*"
     stored, memory = (tb.analyze(source, select=select) for source in (tmp_path / "weights.safetensors", tensors))
     assert {row.name: row.alpha for row in stored.layers} == {row.name: row.alpha for row in memory.layers}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "model.safetensors.index.json"])
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(name, tmp_path):
+    for place, make in (("a", os.mkfifo), ("b", lambda path: path.symlink_to("/dev/zero"))):
+        (tmp_path / place).mkdir()
+        make(tmp_path / place / name)
+        with pytest.raises(CheckpointError):
+            open_checkpoint(tmp_path / place)
+        with pytest.raises(CheckpointError, match=r"not a regular file|not a checkpoint"):
+            open_checkpoint(tmp_path / place / name)

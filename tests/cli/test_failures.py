@@ -71,6 +71,16 @@ def test_names_in_tables_errors_and_files_are_printed_escaped(model, tmp_path, c
     check_printable(out + err)
 
 
+@pytest.mark.parametrize(
+    "place", [("analyze", "a", HOSTILE), ("analyze", f"--{HOSTILE}"), (HOSTILE,), (f"--{HOSTILE}",)]
+)
+def test_arguments_in_errors_of_usage_are_printed_escaped(place, capsys):
+    assert run(*place) == 2
+    out, err = capsys.readouterr()
+    check_printable(out + err)
+    assert r"\x1b" in err
+
+
 def test_log_messages_and_warnings_are_printed_escaped_and_on_one_line(capsys):
     with pytest.raises(SystemExit), handled_failures(), warnings.catch_warnings():
         warnings.simplefilter("always")

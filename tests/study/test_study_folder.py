@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import asdict
 
 import pytest
@@ -142,3 +143,29 @@ def test_a_folder_that_a_killed_process_left_unfinished_is_used(tmp_path):
     with open_folder(tmp_path, {}, {}):
         pass
     assert (tmp_path / "settings.json").exists()
+
+
+@pytest.mark.parametrize("name", ["settings.json", "summary.json", "runs/llr-1/seed-0.json"])
+@pytest.mark.parametrize("content", ["{", "[" * 10**5, "[]", "9" * 5000])
+def test_a_damaged_file_of_a_collected_study_is_refused(tmp_path, name, content):
+    for each in ("settings.json", "summary.json", "runs/llr-1/seed-0.json"):
+        (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / each).write_text(OLD_TRIAL)
+    collect_folder(tmp_path)
+    (tmp_path / name).write_text(content)
+    if content != "[]" or name.startswith("runs"):
+        with pytest.raises(StudyError, match="cannot read"):
+            collect_folder(tmp_path)
+
+
+def test_a_trial_that_is_a_pipe_or_has_no_test_metric_is_refused(tmp_path):
+    folder, configuration = StudyFolder(tmp_path), Configuration("llr:high=3", 0.1)
+    path = folder.file(configuration, 4)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(json.loads(OLD_TRIAL) | {"status": "ok", "metrics": {"validation": 1.0}}))
+    with pytest.raises(StudyError, match="has status ok and no metric test; delete it"):
+        folder.load(configuration, 4)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(StudyError, match="not a regular file; delete it"):
+        folder.load(configuration, 4)

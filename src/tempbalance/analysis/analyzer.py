@@ -22,7 +22,7 @@ from tempbalance.analysis.result import Analysis
 from tempbalance.analysis.resume import ResumeFile
 from tempbalance.analysis.rows import Row, make_row
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
-from tempbalance.errors import CheckpointError, SelectionError, TempBalanceError, WeightError, WindowError
+from tempbalance.errors import CheckpointError, SelectionError, TempBalanceError, WeightError, WindowError, check_type
 from tempbalance.layers import Select, Weight, find_roles, find_weights, find_weights_and_size
 from tempbalance.layers.nested import find_state_dict
 from tempbalance.layers.reasons import is_broken
@@ -100,6 +100,8 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         raise WindowError(f"windows must be None or windows such as FARMS(), got {windows!r}")
     selection = Select.parse(select)
     check_device(device)
+    if key is not None:
+        check_type("key", key, str)
     with processes, contextlib.ExitStack() as stack:
         opened, name = stack.enter_context(open_source(source, key))
         weights, skipped, size = find_weights_and_size(opened, selection)
@@ -164,7 +166,7 @@ def check_device(device: torch.device | str | None) -> None:
     """Raise a SelectionError unless tensors can be put on this device."""
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA asserts
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # without CUDA, torch asserts
         reason = str(error).strip().partition("\n")[0]
         raise SelectionError(f"device {str(device)!r} cannot be used here: {reason}") from error
 

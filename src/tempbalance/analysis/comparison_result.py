@@ -6,10 +6,9 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempbalance._files import RENDERERS, dumps, write_atomically
+from tempbalance._files import RENDERERS, as_path, dumps, write_atomically
 from tempbalance._text import csv_bytes, encodable
 from tempbalance.analysis.change_findings import block_changes
 from tempbalance.analysis.result import SCHEMA
@@ -131,7 +130,7 @@ class Comparison:
         Raises:
             AnalysisError: The path ends differently, or the file cannot be written.
         """
-        suffix = Path(path).suffix.lower()
+        suffix = as_path("path", path).suffix.lower()
         if suffix == ".json":
             write_atomically(path, (dumps(self.to_json()) + "\n").encode())
         elif suffix == ".csv":

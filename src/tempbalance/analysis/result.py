@@ -7,18 +7,17 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tempbalance._files import RENDERERS, dumps, write_atomically
+from tempbalance._files import RENDERERS, as_path, dumps, write_atomically
 from tempbalance._saved import SavedSize, Settings, read_saved
 from tempbalance._text import csv_bytes, encodable
 from tempbalance.analysis.findings import find_in_layers
 from tempbalance.analysis.rows import SavedLayer, SavedSkipped, restored_layer, row_to_json
-from tempbalance.errors import AnalysisError, UnknownLayerError, require_extra
+from tempbalance.errors import AnalysisError, UnknownLayerError, check_type, require_extra
 from tempbalance.metrics import imbalance, mean_alpha
 from tempbalance.types import Finding, LayerStats, ModelSize, Severity, Skipped, Status
 
@@ -155,10 +154,11 @@ class Analysis:
                 written.
             MissingExtraError: The format needs a package that is not installed.
         """
-        suffix = Path(path).suffix.lower()
+        suffix = as_path("path", path).suffix.lower()
         writer = _WRITERS.get(suffix)
         if writer is None:
             raise AnalysisError(f"cannot save to {path}: the ending must be one of {', '.join(_WRITERS)}")
+        check_type("history", history, Sequence)
         if history and suffix != ".html":
             raise AnalysisError(f"cannot save a history to {path}: only an .html report can contain it")
         write_atomically(path, _html(self, history) if history else writer(self))

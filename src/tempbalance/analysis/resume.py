@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
-from tempbalance._files import dumps, write_atomically
+from tempbalance._files import as_path, dumps, write_atomically
 from tempbalance._saved import parse_json
 from tempbalance.analysis.rows import Row, row_from_json, row_to_json
 from tempbalance.checkpoints import Checkpoint
@@ -53,7 +53,7 @@ class ResumeFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+        self._path = as_path("resume", path)
         self.rows: dict[str, Any] = {}
         self._file: IO[str] | None = None
         self._read()
@@ -116,7 +116,7 @@ class ResumeFile:
     def _read(self) -> list[str]:
         """Return the lines of the file, none if there is no file; refuse a file of somebody else."""
         try:
-            if not stat.S_ISREG(self._path.lstat().st_mode):
+            if not stat.S_ISREG(self._path.lstat().st_mode):  # nor a symbolic link
                 raise ValueError("it is not a regular file")
             lines = self._path.read_text(encoding="utf-8").splitlines()
             msgspec.convert(parse_json(lines[0] if lines else ""), _Header)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from tempbalance._files import RENDERERS, dumps, write_atomically
+from tempbalance._files import RENDERERS, as_path, dumps, write_atomically
 from tempbalance._saved import Settings, read_saved
 from tempbalance._text import csv_bytes, encodable
 from tempbalance.analysis.resume import ResumeFile, identities
@@ -197,7 +197,7 @@ class Track:
         Raises:
             AnalysisError: The ending is none of these, or the file cannot be written.
         """
-        suffix = Path(path).suffix.lower()
+        suffix = as_path("path", path).suffix.lower()
         if suffix == ".json":
             write_atomically(path, (dumps(self.to_json()) + "\n").encode())
         elif suffix == ".csv":
@@ -243,7 +243,7 @@ class TrackResume(ResumeFile):
     """
 
     def __init__(self, output: str | os.PathLike[str]) -> None:
-        self._output = Path(output)
+        self._output = as_path("output", output)
         super().__init__(self._output.with_name(f"{self._output.name}.partial"))
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -53,7 +53,7 @@ class Every:
         """Return the optimizer steps between two measurements, at least 1; None if the length of an epoch is needed."""
         limits = [] if self.steps is None else [self.steps]
         if self.epochs is not None and steps_per_epoch is not None:
-            limits.append(max(1, math.floor(self.epochs * steps_per_epoch)))
+            limits.append(max(1, math.floor(min(self.epochs * steps_per_epoch, _NEVER))))
         return min(limits) if limits else None
 
     def is_due(self, steps: int, interval: int) -> bool:
@@ -61,6 +61,7 @@ class Every:
         return steps % interval == 0
 
 
+_NEVER = 2**63  # steps
 _HILL, _ALL, _OFTEN = Hill(), Select(), Every(steps=100)
 
 
@@ -153,7 +154,8 @@ class Recipe:
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if isinstance(self.kinds, str) or not set(self.kinds or ()) <= set(KINDS):
+        kinds: object = () if self.kinds is None else self.kinds
+        if not isinstance(kinds, Collection) or isinstance(kinds, str) or any(kind not in KINDS for kind in kinds):
             raise ArgumentError(f"kinds must be None or a tuple of {', '.join(KINDS)}; got {self.kinds!r}")
         check_integer("start", self.start, 0)
         check_integer("ramp", self.ramp, 0)

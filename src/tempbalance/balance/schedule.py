@@ -8,7 +8,7 @@ from typing import Any
 
 from tempbalance.balance.recipe import Every, Recipe
 from tempbalance.balance.validation import check_delay
-from tempbalance.errors import BalanceError
+from tempbalance.errors import BalanceError, check_integer
 
 __all__ = ["Schedule"]
 
@@ -33,6 +33,7 @@ class Schedule:
             BalanceError: The recipe counts in epochs, and their length is missing or not a positive integer; or the
                 delay is too long.
         """
+        check_integer("delay", delay)
         self._recipe = recipe
         self._given = steps_per_epoch
         self._delay = delay
@@ -53,7 +54,9 @@ class Schedule:
             self._steps_per_epoch = _length(self._given)
         interval = self.interval = self._steps(self._recipe.every)
         self.unfreeze_interval = 1 if self._recipe.unfreeze is None else self._steps(self._recipe.unfreeze)
-        shortest = next((n for n in range(1, interval) if self._recipe.every.is_due(n, interval)), interval)
+        every = self._recipe.every
+        between = range(1, interval if type(every).is_due is not Every.is_due else 1)  # an interval may be very long
+        shortest = next((n for n in between if every.is_due(n, interval)), interval)
         check_delay(self._delay, shortest, self._processes)
         self.known = True
 

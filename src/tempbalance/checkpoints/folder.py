@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from tempbalance._files import read_regular
 from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_SUFFIXES
 from tempbalance.errors import CheckpointError, CorruptFileError
 
@@ -32,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MOST_JSON:
             raise CorruptFileError(f"{path}: larger than {_MOST_JSON >> 20} MB, which no configuration or index is")
-        parsed = json.loads(path.read_text(encoding="utf-8"))
+        parsed = json.loads(read_regular(path).decode())
     except (OSError, ValueError, RecursionError) as error:  # JSON errors are ValueErrors, too long numbers as well
         raise CorruptFileError(f"{path}: not readable as JSON ({error}); download or copy it again") from error
     if not isinstance(parsed, dict):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from tempbalance._files import as_path, open_regular
 from tempbalance.checkpoints.checkpoint import Checkpoint, FileInfo, Shard
 from tempbalance.checkpoints.folder import ADAPTERS, read_json, weight_files
 from tempbalance.checkpoints.hub import is_hub_id, snapshot
@@ -83,7 +84,7 @@ def open_checkpoint(
 def open_shard(path: Path, key: str | None = None) -> Shard:
     """Open one existing file; the error for an unsupported format names it and the supported ones."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(8)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be opened: {error.strerror or error}") from error
@@ -101,8 +102,13 @@ def open_shard(path: Path, key: str | None = None) -> Shard:
 
 
 def _resolve(source: str | os.PathLike[str], revision: str | None) -> Path:
-    path = Path(source).expanduser()
-    if path.exists():
+    path = as_path("source", source)
+    try:
+        path = path.expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; a home that is not known
+        raise CheckpointError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    if exists:
         if revision is not None:
             raise CheckpointError(f"a revision ({revision!r}) requires a hub id, but {path} is a local path")
         return path

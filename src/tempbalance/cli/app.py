@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,15 +41,36 @@ __all__ = [
 _ORDER = ("analyze", "compare", "track", "study", "allocate", "prune", "recover", "perplexity", "demo")
 
 
-class _InOrder(TyperGroup):
-    """Lists the commands in the order of their use."""
+@contextlib.contextmanager
+def _printable_usage() -> Generator[None]:
+    """Escape the arguments in an error of usage: they may be names of files, which the shell has listed."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
+            error.message = printable(error.message)  # type: ignore[attr-defined]
+        raise
+
+
+class _Commands(TyperGroup):
+    """Lists the commands in the order of their use, and reports wrong arguments in printable characters."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names for ``--help``."""
         return sorted(super().list_commands(ctx), key=_ORDER.index)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options before the command."""
+        with _printable_usage():
+            return super().parse_args(ctx, args)
 
-app = typer.Typer(cls=_InOrder, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    def invoke(self, ctx: Any) -> Any:
+        """Read the arguments of a command and run it."""
+        with _printable_usage():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 EstimatorOption = Annotated[
     str,

@@ -17,7 +17,7 @@ from tempbalance.compress.budget_units import (
     relative_alphas,
     values_of_layers,
 )
-from tempbalance.errors import AllocationError
+from tempbalance.errors import AllocationError, check_integer, check_numbers, check_type
 
 __all__ = ["allocate_bits"]
 
@@ -67,6 +67,11 @@ def allocate_bits(
         >>> dict(allocate_bits(tb.analyze(weights), bits=3, gamma=10))
         {'h.0.fc': 4, 'h.1.fc': 3, 'h.2.fc': 2}
     """
+    check_type("analysis", analysis, Analysis)
+    check_type("widths", widths, Sequence)
+    for width in widths:
+        check_integer("a width", width)
+    check_numbers(bits=bits, gamma=gamma)
     levels = sorted(set(widths))
     if not levels or levels[0] < 1 or not levels[0] <= bits <= levels[-1]:
         raise AllocationError(f"bits must be between the smallest and the largest of the widths {widths}, got {bits}")

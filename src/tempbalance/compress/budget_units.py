@@ -46,6 +46,8 @@ def find_units(
     """Return the layers, without a value yet, and the units of the weights inside blocks, or else of all weights."""
     # ``kinds``: kinds of weights that count, the parts of fused weights joined to modules; None for every row.
     # ``without``: names of rows that get no value.
+    if unit not in ("layer", "block"):
+        raise AllocationError(f"unit must be 'layer' or 'block', got {unit!r}")
     rows = [row for row in analysis.layers if row.name not in without]
     if kinds is not None:
         rows = [row for row in rows if row.kind in kinds and len(row.shape) == MATRIX_NDIM]

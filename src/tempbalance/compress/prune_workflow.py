@@ -6,13 +6,12 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from tempbalance._files import check_replaceable
+from tempbalance._files import as_path, check_replaceable
 from tempbalance.analysis.analyzer import Source, analyze, check_device
 from tempbalance.analysis.result import Analysis
 from tempbalance.checkpoints import open_checkpoint
@@ -66,7 +65,7 @@ class SparsitySettings:
     windows: Windows | None = None
 
     def __post_init__(self) -> None:
-        check_parameters(self.sparsity, self.epsilon, self.method or "owl")
+        check_parameters(self.sparsity, self.epsilon, "owl" if self.method is None else self.method)
         find_estimator(self.estimator)
 
 
@@ -104,6 +103,7 @@ def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
 
     Example:
         >>> import tempfile, torch
+        >>> from pathlib import Path
         >>> path = Path(tempfile.mkdtemp()) / "model.pt"
         >>> torch.save({"a": torch.randn(8, 8), "b": torch.randn(8, 16)}, path)
         >>> dict(allocate_folder(path, 0.25))
@@ -174,6 +174,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
 
     Example:
         >>> import tempfile, torch
+        >>> from pathlib import Path
         >>> folder = Path(tempfile.mkdtemp())
         >>> torch.save({"a": torch.arange(1.0, 65.0).view(8, 8)}, folder / "model.pt")
         >>> result = prune_folder(folder / "model.pt", folder / "pruned", 0.25)
@@ -184,7 +185,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
     check_criterion(method)
     check_device(device)
     calibrated = _check_calibration(settings, method, calibration)
-    check_replaceable(Path(out), ALLOCATION_FILE)
+    check_replaceable(as_path("out", out), ALLOCATION_FILE)
     with open_checkpoint(source, revision, key=key) as checkpoint:
         folder = checkpoint.path
     sequences = calibration.draw(folder) if calibration is not None and calibrated else None

@@ -8,7 +8,7 @@ from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.budget import raise_levels, scale_to_budget
 from tempbalance.compress.budget_units import MAX_POWER, find_units, make_allocation, relative_alphas, values_of_layers
-from tempbalance.errors import AllocationError
+from tempbalance.errors import AllocationError, check_integer, check_numbers, check_type
 
 __all__ = ["allocate_ranks"]
 
@@ -55,6 +55,11 @@ def allocate_ranks(
         >>> dict(allocate_ranks(tb.analyze(weights), rank=8))
         {'h.0.fc': 4, 'h.1.fc': 8, 'h.2.fc': 12}
     """
+    check_type("analysis", analysis, Analysis)
+    for name, value in (("rank", rank), ("low", low), ("high", high)):
+        if value is not None:
+            check_integer(name, value)
+    check_numbers(beta=beta)
     high = 4 * rank if high is None else high
     if not 1 <= low <= rank <= high:
         raise AllocationError(f"ranks must be 1 <= low <= rank <= high, got low {low}, rank {rank}, high {high}")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from tempbalance._files import check_replaceable
+from tempbalance._files import as_path, check_replaceable
 from tempbalance.analysis.analyzer import check_device
 from tempbalance.balance import Recipe
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, transformers_bars
@@ -63,7 +62,7 @@ def recover_folder(  # noqa: PLR0913  four parameters, and options by keyword
     """
     settings = settings or RecoverySettings()
     check_device(device)
-    check_replaceable(Path(out), RECOVERY_FILE)
+    check_replaceable(as_path("out", out), RECOVERY_FILE)
     documents = read_documents(tokens, source)
     held_out = None if evaluate is None else read_documents(evaluate, source)
     with transformers_bars(progress):

@@ -11,7 +11,7 @@ from tempbalance.compress.allocation import Allocation, LayerAllocation
 from tempbalance.compress.budget import apportion
 from tempbalance.compress.budget_units import find_units, make_allocation, values_of_layers
 from tempbalance.compress.sparsity_methods import METHODS, SparsityBudget, SparsityMethod
-from tempbalance.errors import AllocationError
+from tempbalance.errors import AllocationError, check_integer, check_numbers, check_type
 from tempbalance.layers.routers import find_routers
 
 __all__ = ["allocate_sparsity", "check_parameters"]
@@ -78,6 +78,7 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         >>> [round(value, 2) for value in allocation.values()]
         [0.35, 0.5, 0.65]
     """
+    check_type("analysis", analysis, Analysis)
     check_parameters(sparsity, epsilon, method)
     epsilon = _EPSILON.get(method, 0.0) if epsilon is None else epsilon
     names = find_routers([*(row.name for row in analysis.layers), *(row.name for row in analysis.skipped)])
@@ -108,6 +109,8 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
 
 def check_parameters(sparsity: float, epsilon: float | None, method: str) -> None:
     """Raise an AllocationError if a parameter of ``allocate_sparsity`` is out of range or has no effect."""
+    check_numbers(sparsity=sparsity, epsilon=0.0 if epsilon is None else epsilon)
+    check_type("method", method, str)
     if not 0 <= sparsity < 1 or not 0 <= (epsilon or 0.0) <= 1:
         raise AllocationError(f"sparsity must be in [0, 1) and epsilon in [0, 1], got {sparsity} and {epsilon}")
     if method not in METHODS:
@@ -119,6 +122,7 @@ def check_parameters(sparsity: float, epsilon: float | None, method: str) -> Non
 
 
 def _check_groups(layers: Sequence[LayerAllocation], group: int) -> None:
+    check_integer("group", group)
     if group < 2:  # noqa: PLR2004
         raise AllocationError(f"group is the M of N:M sparsity and must be at least 2, got {group}")
     for layer in layers:

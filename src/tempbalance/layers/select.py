@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from tempbalance.errors import SelectionError
+from tempbalance.errors import ArgumentTypeError, SelectionError, check_type
 
 __all__ = ["EMBEDDING_OFF", "Select"]
 
@@ -53,8 +53,16 @@ class Select:
 
         Raises:
             SelectionError: An option has an unknown value.
+            ArgumentTypeError: An option has the wrong type.
         """
-        if self.lora not in {"merged", "update"}:
+        for name in ("include", "exclude"):
+            patterns = getattr(self, name)
+            if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+                raise ArgumentTypeError(f"{name} must be a tuple of patterns, got {patterns!r:.80}")
+            for pattern in patterns:
+                check_type(f"a pattern of {name}", pattern, str)
+        check_type("lora", self.lora, str)
+        if self.lora not in ("merged", "update"):
             raise SelectionError(f"lora must be 'merged' or 'update', got {self.lora!r}")
         if not self.include:
             raise SelectionError("include is empty: nothing would be analysed; the default is ('*',)")
@@ -73,7 +81,9 @@ class Select:
             return patterns
         if patterns is None:
             return cls()
-        return cls(include=(patterns,) if isinstance(patterns, str) else tuple(patterns))
+        if isinstance(patterns, str):
+            return cls(include=(patterns,))
+        return cls(include=tuple(patterns) if isinstance(patterns, Iterable) else patterns)
 
     def admits(self, name: str) -> bool:
         """Return whether a row or a skipped weight of this name is selected."""

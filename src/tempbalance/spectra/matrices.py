@@ -10,7 +10,7 @@ from enum import Enum
 
 from torch import Tensor
 
-from tempbalance.errors import WeightError
+from tempbalance.errors import WeightError, check_type
 
 __all__ = ["MATRIX_NDIM", "Layout", "as_matrices", "matrix_shape"]
 
@@ -59,6 +59,7 @@ def as_matrices(weight: Tensor, layout: Layout = Layout.MATRIX) -> Tensor:
         >>> as_matrices(torch.zeros(64, 32, 3, 3), Layout.TAPS).shape
         torch.Size([9, 64, 32])
     """
+    check_type("weight", weight, Tensor)
     if not (weight.is_floating_point() or weight.is_complex()):
         raise WeightError(f"a weight must be floating-point or complex, got {weight.dtype}")
     if weight.numel() == 0:

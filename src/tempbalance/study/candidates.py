@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tempbalance.errors import StudyError
+from tempbalance.errors import StudyError, check_type
 from tempbalance.study.method_names import Part, join, read_value
 from tempbalance.study.methods import PLAIN, CustomMethods, Method, list_methods, read_method
 
@@ -76,6 +76,9 @@ def read_candidates(
     """
     custom = custom or {}
     names = [names] if isinstance(names, str) else names
+    check_type("methods", names, Sequence)
+    for name in (baseline, *names):
+        check_type("a method", name, str)
     baseline, *names = [name.replace(" ", "") for name in (baseline, *names)]
     if PLAIN not in (name.partition(":")[0] for name in names):
         names = [PLAIN, *names]

@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
+from tempbalance._files import as_path
 from tempbalance._progress import progress_bar
-from tempbalance.errors import StudyError
+from tempbalance.errors import StudyError, check_integer, check_numbers, check_type
 from tempbalance.study.candidates import Candidate, Configuration, read_candidates
 from tempbalance.study.methods import PLAIN
 from tempbalance.study.study_folder import StudyFolder, common_settings, open_folder
@@ -87,11 +87,19 @@ def run(  # noqa: PLR0913  each is an option of a study
         ...     tb.study.run(train, ["model_balancing_sciml"], folder, seeds=2).recommendation
         '2 seeds are too few to recommend a method: run 10 or more.'
     """
-    if min(seeds, tuning_seeds) < 1:
-        raise StudyError(f"seeds and tuning_seeds must be at least 1, got {seeds} and {tuning_seeds}")
+    for name, value in (("seeds", seeds), ("tuning_seeds", tuning_seeds), ("first_seed", first_seed)):
+        check_integer(name, value)
+    if min(seeds, tuning_seeds) < 1 or first_seed < 0:
+        raise StudyError(
+            f"seeds and tuning_seeds must be at least 1 and first_seed at least 0, got {seeds}, {tuning_seeds} and "
+            f"{first_seed}"
+        )
+    check_type("lr", lr, Sequence)
+    check_numbers(**{f"lr[{place}]": rate for place, rate in enumerate(lr)})
     if not all(0 < rate < math.inf for rate in lr):
         raise StudyError(f"learning rates must be positive and finite, got {', '.join(map(str, lr))}")
-    parameters = dict(parameters or {})
+    parameters = {} if parameters is None else parameters
+    check_type("parameters", parameters, Mapping)
     loaded = load_task(task, {**parameters, **(paths or {})})
     candidates = read_candidates(methods, lr, baseline, loaded.custom_methods)
     if quick:
@@ -108,7 +116,7 @@ def run(  # noqa: PLR0913  each is an option of a study
     for candidate in candidates:
         for configuration in candidate.configurations:
             loaded.check(configuration)
-    with open_folder(Path(out), settings, extent) as folder:
+    with open_folder(as_path("out", out), settings, extent) as folder:
         total = _count(candidates, seeds, tuning_seeds)
         with progress_bar("training", total, progress and train) as advance:
             runner = _Runner(loaded, folder, train, lower_is_better, advance)

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import torch
 
-from tempbalance._files import TEMPORARY, dumps, write_atomically
+from tempbalance._files import TEMPORARY, dumps, read_regular, without_nan, write_atomically
 from tempbalance._saved import Count, parse_json
 from tempbalance.errors import OutputError, StudyError
 from tempbalance.study.candidates import Configuration
@@ -49,12 +49,14 @@ class _SavedSettings(msgspec.Struct):
 
 def _read_trial(path: Path) -> Trial:
     try:
-        saved = msgspec.convert(parse_json(path.read_bytes()), _SavedTrial)
+        saved = msgspec.convert(parse_json(read_regular(path)), _SavedTrial)
     except (OSError, ValueError) as error:  # msgspec.ValidationError is a ValueError
         raise StudyError(f"cannot read {path}: {error}; {_RERUN}") from error
     content = msgspec.structs.asdict(saved)
     for numbers in (content["metrics"], content["balance"]):
         numbers |= {name: math.nan for name, value in numbers.items() if value is None}
+    if saved.status == "ok" and not math.isfinite(content["metrics"].get("test", math.nan)):
+        raise StudyError(f"{path} has status ok and no metric test; {_RERUN}")
     return Trial(**content)
 
 
@@ -134,7 +136,7 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
     if not (path / _SETTINGS).exists():
         return
     try:
-        saved = parse_json((path / _SETTINGS).read_bytes())
+        saved = parse_json(read_regular(path / _SETTINGS))
         before = msgspec.convert(saved, _SavedSettings).settings
     except (OSError, ValueError) as error:  # msgspec.ValidationError is a ValueError
         raise StudyError(f"cannot read {path / _SETTINGS}: {error}; choose another folder") from error
@@ -179,11 +181,17 @@ def collect_folder(path: Path) -> dict[str, Any]:
 
     Returns:
         ``settings``, ``summary`` and ``runs``: all trials, tuning included, with the last line of each traceback.
+
+    Raises:
+        StudyError: A file is missing or damaged.
     """
-    runs = [json.loads(file.read_text(encoding="utf-8")) for file in path.glob("runs/*/seed-*.json")]
+    runs = [without_nan(asdict(_read_trial(file))) for file in path.glob("runs/*/seed-*.json")]
     runs.sort(key=lambda run: (run["method"], run["lr"] or 0, run["seed"]))
     runs = [run | {"error": run["error"].strip().rpartition("\n")[2]} for run in runs]
-    settings, summary = (json.loads((path / name).read_text("utf-8")) for name in (_SETTINGS, _SUMMARY))
+    try:
+        settings, summary = (parse_json(read_regular(path / name)) for name in (_SETTINGS, _SUMMARY))
+    except (OSError, ValueError) as error:
+        raise StudyError(f"cannot read the study in {path}: {error}") from error
     return {"settings": settings, "summary": summary, "runs": runs}
 
 

@@ -15,7 +15,7 @@ from dataclasses import KW_ONLY, dataclass
 from statistics import fmean
 
 from tempbalance.balance.assign.assignment import Assignment, UnitFacts
-from tempbalance.errors import ArgumentError, check_numbers
+from tempbalance.errors import ArgumentError, ArgumentTypeError, check_numbers
 
 __all__ = ["Bounded", "ByAlpha", "Linear", "Log2", "Rank", "Sigmoid", "Sqrt"]
 
@@ -206,7 +206,10 @@ class Sigmoid(ByAlpha):
 
         Raises:
             ArgumentError: A strength or the temperature is negative or not finite.
+            ArgumentTypeError: One is not a number.
         """
+        if isinstance(self.strength, Sequence) and len(self.strength) != 2:  # noqa: PLR2004
+            raise ArgumentTypeError(f"strength must be a number or a pair of numbers, got {self.strength!r}")
         numbers = (*self._strengths(), self.temperature)
         for number in numbers:
             check_numbers(strength=number)
@@ -216,9 +219,7 @@ class Sigmoid(ByAlpha):
             )
 
     def _strengths(self) -> tuple[float, float]:
-        if isinstance(self.strength, (int, float)):
-            return self.strength, self.strength
-        below, above = self.strength
+        below, above = self.strength if isinstance(self.strength, Sequence) else (self.strength, self.strength)
         return below, above
 
     def map_alphas(self, alphas: list[float]) -> list[float]:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tempbalance.balance.assign.assignment import AlphaTransform, UnitFacts
-from tempbalance.errors import ArgumentError
+from tempbalance.balance.assign.assignment import AlphaTransform, Assignment, UnitFacts
+from tempbalance.errors import ArgumentError, check_type
 
 __all__ = ["Damped"]
 
@@ -52,6 +52,7 @@ class Damped(AlphaTransform):
         Raises:
             ArgumentError: It stretches any difference of alphas to a fixed range.
         """
+        check_type("assignment", self.assignment, Assignment)
         if self.assignment.stretches_to_range:
             name = type(self.assignment).__name__
             raise ArgumentError(f"{name} must not be damped: it undoes the shrinking; use Sigmoid, Sqrt or Log2")

@@ -6,8 +6,11 @@ Wang et al., "The Sharpness Disparity Principle in Transformers for Accelerating
 
 from __future__ import annotations
 
+import math
+
 from tempbalance.balance.assign import ByRole
 from tempbalance.balance.recipe import Recipe
+from tempbalance.errors import ArgumentError, check_numbers
 
 __all__ = ["blockwise_lr"]
 
@@ -34,10 +37,16 @@ def blockwise_lr(*, base: float = 6.0) -> Recipe:
     Returns:
         The recipe.
 
+    Raises:
+        ArgumentError: ``base`` is not positive and finite.
+
     Example:
         >>> blockwise_lr(base=1.0).assignment.multipliers["q"]
         8.0
     """
+    check_numbers(base=base)
+    if not 0 < base < math.inf:
+        raise ArgumentError(f"base must be positive and finite, got {base}")
     return Recipe(
         name="blockwise_lr",
         source="Blockwise LR (Wang et al., ICML 2025, arXiv 2502.19002), github.com/Wongboo/BlockwiseLearningRate",

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tempbalance._progress import progress_bar
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, restored_modes, transformers_bars
 from tempbalance.compress.evaluation.tokens import Documents, batches, read_documents
-from tempbalance.errors import TokensError
+from tempbalance.errors import TokensError, check_integer
 
 __all__ = ["Perplexity", "check_vocabulary", "default_length", "perplexity", "token_losses"]
 
@@ -94,6 +94,8 @@ def perplexity(
     if length is None:
         length = default_length(model)
     stride = length if stride is None else stride
+    check_integer("length", length)
+    check_integer("stride", stride)
     if length < 2 or not 1 <= stride <= length:  # noqa: PLR2004
         raise TokensError(f"length must be at least 2 and stride from 1 to length, got {length} and {stride}")
     windows = [window for document in documents for window in _windows(document, length, stride)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tempbalance._files import as_path, read_regular
+from tempbalance._saved import parse_json
 from tempbalance.errors import MissingExtraError, TokensError, check_integer, check_seed, require_extra
 
 __all__ = [
@@ -53,13 +55,13 @@ def load_tokens(path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
         >>> load_tokens(file)
         [tensor([0, 1]), tensor([2, 3, 4])]
     """
-    path = Path(path)
+    path = as_path("path", path)
     suffix = path.suffix.lower()
     try:
         if suffix == ".npz":
             documents = _from_npz(path)
         elif suffix == ".npy":
-            documents = [np.load(path, allow_pickle=False)]
+            documents = [np.load(io.BytesIO(read_regular(path)), allow_pickle=False)]
         elif suffix in {".txt", ".json", ".jsonl"}:
             documents = _tokenized(_texts(path, suffix), path, tokenizer)
         else:
@@ -75,7 +77,7 @@ def load_tokens(path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
 
 
 def _from_npz(path: Path) -> list[Any]:
-    with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
+    with np.load(io.BytesIO(read_regular(path)), allow_pickle=False) as file:
         tokens = file["tokens"]
         if "offsets" not in file:
             return [tokens]
@@ -87,10 +89,10 @@ def _from_npz(path: Path) -> list[Any]:
 
 
 def _texts(path: Path, suffix: str) -> list[str]:
-    text = path.read_text(encoding="utf-8")
+    text = read_regular(path).decode()
     if suffix == ".txt":
         return [text]
-    rows = json.loads(text) if suffix == ".json" else [json.loads(line) for line in text.splitlines() if line.strip()]
+    rows = parse_json(text) if suffix == ".json" else [parse_json(line) for line in text.splitlines() if line.strip()]
     return [row if isinstance(row, str) else str(row["text"]) for row in rows]
 
 

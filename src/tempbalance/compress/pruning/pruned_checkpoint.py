@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tempbalance._files import atomic_folder
+from tempbalance._files import as_path, atomic_folder
 from tempbalance._progress import progress_bar
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.checkpoints.folder import copy_non_weights
@@ -88,7 +88,7 @@ def prune_checkpoint(
         return tensor
 
     with (
-        atomic_folder(Path(out), ALLOCATION_FILE) as folder,
+        atomic_folder(as_path("out", out), ALLOCATION_FILE) as folder,
         progress_bar("writing", len(checkpoint.tensors), progress) as advance,
     ):
         files: dict[str, str] = {}
@@ -149,7 +149,7 @@ def save_folder(
     save: Any = getattr(model, "save_pretrained", None)
     if save is None:
         raise AllocationError(f"{type(model).__name__} has no save_pretrained: save its state dict and {name} yourself")
-    with atomic_folder(Path(out), name) as folder:
+    with atomic_folder(as_path("out", out), name) as folder:
         save(folder)
         if source is not None and Path(source).is_dir():
             copy_non_weights(Path(source), folder, exclude)

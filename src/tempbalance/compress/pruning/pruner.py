@@ -16,7 +16,7 @@ from tempbalance.compress.pruning.calibration import is_linear, is_transposed, n
 from tempbalance.compress.pruning.masks import magnitude_scores, wanda_scores
 from tempbalance.compress.pruning.sparsegpt import sparsegpt
 from tempbalance.compress.pruning.targets import Target, find_targets
-from tempbalance.errors import AllocationError, TokensError
+from tempbalance.errors import AllocationError, TokensError, check_type
 from tempbalance.layers import parameter_names, plain_modules, unwrapped
 
 __all__ = ["Criterion", "check_criterion", "prune"]
@@ -65,6 +65,8 @@ def prune(
         >>> prune(model, allocation)
         {'0.weight': 0.5, '1.weight': 0.5, '2.weight': 0.5}
     """
+    check_type("model", model, nn.Module)
+    check_type("allocation", allocation, Allocation)
     check_criterion(method)
     if method != "magnitude" and calibration is None:
         raise TokensError(f"{method} needs calibration tokens: pass calibration=[...]")
