@@ -23,5 +23,6 @@ print("\nafter the damage:")
 for finding in damaged.findings:
     print(f"{finding.severity.value}: {finding.message}")
 
-# %% All numbers
-analysis.to_pandas()  # in a notebook: the table
+# %% Its figures: interactive in a notebook
+figure = analysis.plot_esd("pooler.dense")  # the spectrum of a layer
+analysis.plot()  # alpha against depth

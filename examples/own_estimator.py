@@ -39,5 +39,5 @@ ours, hill = (tb.analyze(minilm, estimator=each, select=select) for each in (Lar
 for one, two in zip(ours.layers, hill.layers, strict=True):
     print(f"{one.name:48} Largest {one.alpha:5.2f} (KS {one.ks_distance:.2f})   Hill {two.alpha:.2f}")
 
-# %% All numbers
-ours.to_pandas()  # in a notebook: the table
+# %% All numbers: a table in a notebook
+ours.to_pandas()

@@ -35,4 +35,6 @@ for checkpoint in tracked.checkpoints:
     )
 for finding in tracked.findings:
     print(f"{finding.severity.value}: {finding.message}")
-tracked.findings  # in a notebook: shown
+
+# %% Its figure: interactive in a notebook
+tracked.plot()

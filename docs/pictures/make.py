@@ -14,7 +14,7 @@ import tempbalance as tb
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parents[1] / "examples"
-WIDTH, COLORS, SCALE = 1000, 192, 1.3
+WIDTH, COLORS, SCALE = 1250, 192, 1.1
 # picture: the report, the heading at which it begins (the top, if None), the heading before which it ends
 PICTURES = {
     "report": ("report.html", None, "Spectrum of the selected layer"),

@@ -92,7 +92,7 @@ class Assignment(ABC):
 
     @property
     def optimizer_family(self) -> str | None:
-        """Family of the optimizer that it is for: ``"adam"``, ``"sgd"`` or ``"muon"``; None for all."""
+        """Family of optimizers that it is meant for, ``"adam"``, ``"sgd"`` or ``"muon"``; None for all."""
         return next(filter(None, (each.optimizer_family for each in self.inner)), None)
 
     def group_of(self, name: str, facts: ParameterFacts) -> str:

@@ -114,17 +114,17 @@ class ByShape(ByParameter):
 
     With ``n = fan_in``, ``m = fan_out`` and the reference width ``w``:
 
-    ==============  ==============  ==============  ===================  ==========================
-    rule            optimizer       hidden layers   head                 embeddings, biases, norms
-    ==============  ==============  ==============  ===================  ==========================
-    ``mup``         ``adam``        ``w / n``       ``w / n``            1
-    ``mup``         ``sgd``         1               ``w / n``            ``m / w``
-    ``spectral``    ``adam``        ``w / n``       ``w / n``            1
-    ``spectral``    ``sgd``         ``m / n``       ``m / n``            ``m / w``
-    ``spectral``    ``muon``        ``(m / n)^½``   ``(m / n)^½``        1
-    ``muon``        ``muon``        ``max(1, m / n)^½``, other parameters 1
-    ``muon_rms``    ``muon``        ``(max(m, n) / w)^½``, other parameters 1
-    ==============  ==============  ==============  ===================  ==========================
+    ============  =========  =====================  =====================  =========================
+    rule          optimizer  hidden layers          head                   embeddings, biases, norms
+    ============  =========  =====================  =====================  =========================
+    ``mup``       ``adam``   ``w / n``              ``w / n``              1
+    ``mup``       ``sgd``    1                      ``w / n``              ``m / w``
+    ``spectral``  ``adam``   ``w / n``              ``w / n``              1
+    ``spectral``  ``sgd``    ``m / n``              ``m / n``              ``m / w``
+    ``spectral``  ``muon``   ``(m / n)^½``          ``(m / n)^½``          1
+    ``muon``      ``muon``   ``max(1, m / n)^½``    ``max(1, m / n)^½``    1
+    ``muon_rms``  ``muon``   ``(max(m, n) / w)^½``  ``(max(m, n) / w)^½``  1
+    ============  =========  =====================  =====================  =========================
 
     Sources: ``mup``: Yang et al. 2022 (arXiv 2203.03466), table 3; ``spectral``: Yang, Simon and Bernstein 2023 (arXiv
     2310.17813), updates of spectral norm in proportion to ``(m / n)^½``; ``muon``: Jordan 2024; ``muon_rms``: Moonlight
