@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tempbalance as tb
 from tempbalance.analysis.findings import KINDS
@@ -101,6 +102,14 @@ class TestNotCovered:
     def test_embeddings_and_a_small_share_are_not_reported(self):
         assert found(similar() | {"embed_tokens.weight": noise(5000, 60)}) == {}
         assert found(similar() | {"x.weight": torch.ones(30, 60, dtype=torch.int8), "x.SCB": torch.ones(30)}) == {}
+
+
+def test_in_minilm_the_untrained_pooler_and_a_layer_that_is_initialised_again_are_found(minilm):
+    weights = load_file(minilm / "model.safetensors")
+    assert found(weights)["untrained"].layers == ("pooler.dense.weight",)
+    name = "encoder.layer.2.attention.self.key.weight"
+    again = torch.nn.init.normal_(torch.empty(384, 384), std=0.02, generator=torch.Generator().manual_seed(0))
+    assert found(weights | {name: again})["untrained"].layers == (name, "pooler.dense.weight")
 
 
 class TestSaved:

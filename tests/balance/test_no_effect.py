@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import tempbalance as tb
-from tempbalance.errors import BalanceWarning
+from tempbalance.errors import BalanceWarning, NumericsWarning
 from tempbalance.types import Status
 
 from .conftest import train
@@ -57,6 +57,52 @@ def test_equal_alphas_are_noise():
     assert "multipliers that are not 1 follow noise" in text
     for way in ("leave the balancer off", "assign.Damped", "windows=FARMS()", "unit='block'"):
         assert way in text
+
+
+class TestFindings:
+    def balancer(self, net, recipe=RECIPE):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            balancer = tb.Balancer(torch.optim.SGD(net.parameters(), lr=1e-3), net, recipe)
+            assert balancer.findings == ()
+            balancer.refresh()
+        return balancer
+
+    def test_there_are_none_if_the_multipliers_have_an_effect(self):
+        assert self.balancer(layers(*DIFFERENT)).findings == ()
+
+    def test_noise_is_one_in_the_history_and_of_the_balancer(self):
+        balancer = self.balancer(layers(3.0, 3.02, 2.99, 3.01))
+        assert [finding.kind for finding in balancer.findings] == ["noise"]
+        assert balancer.history[-1].findings == balancer.findings
+        assert "leave the balancer off" in balancer.findings[0].next_step
+
+    def test_untrained_layers_are_named(self):
+        balancer = self.balancer(nn.Sequential(*layers(2.0, 5.0), *untrained(3)))
+        assert [(finding.kind, finding.layers) for finding in balancer.findings] == [("untrained", ("2", "3", "4"))]
+
+    def test_alphas_that_did_not_come_closer_are_one(self):
+        net = layers(*DIFFERENT)
+        balancer = self.balancer(net)
+        with torch.no_grad():
+            net[3].weight.copy_(layers(9.0)[0].weight)
+        balancer.refresh()
+        (finding,) = balancer.findings
+        assert (finding.kind, finding.severity.value) == ("no_convergence", "note")
+        assert finding.evidence["now"] > finding.evidence["before"]
+        with torch.no_grad():
+            net[3].weight.copy_(layers(4.0)[0].weight)
+        balancer.refresh()
+        assert balancer.findings == ()
+
+    def test_weights_that_are_not_finite_are_an_error(self):
+        net = layers(*DIFFERENT)
+        balancer = self.balancer(net)
+        with torch.no_grad():
+            net[1].weight[0, 0] = math.nan
+        with pytest.warns(NumericsWarning):
+            balancer.refresh()
+        assert (balancer.findings[0].kind, balancer.findings[0].severity.value) == ("nan", "error")
 
 
 def test_multipliers_of_one_have_no_effect():

@@ -1,6 +1,7 @@
 """Allocation of sparsity: the published ratios where the published formula holds, and an exact budget everywhere."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -165,6 +166,18 @@ class TestWarnings:
     @pytest.mark.parametrize("options", [{}, {"method": "uniform"}, {"method": "depth"}])
     def test_alphas_that_differ_clearly_log_nothing(self, analysis_of, caplog, options):
         assert not self.logged(analysis_of, caplog, [2.0, 3.0, 4.0], **options)
+
+    def test_the_allocation_has_what_is_logged_as_findings_also_loaded(self, analysis_of, tmp_path):
+        analysis = analysis_of([f"h.{i}.fc.weight" for i in range(3)], [2.15, 2.2, 2.18], [(64, 64)] * 3)
+        rows = [dataclasses.replace(row, stderr=0.1) for row in analysis.layers]
+        analysis = dataclasses.replace(analysis, layers=rows)
+        allocation = tb.allocate_sparsity(analysis, 0.5, method="alpha")
+        (finding,) = allocation.findings
+        assert (finding.kind, finding.severity.value) == ("noise", "warning")
+        allocation.save(tmp_path / "allocation.json")
+        assert tb.Allocation.load(tmp_path / "allocation.json").findings == allocation.findings
+        assert json.loads((tmp_path / "allocation.json").read_text())["findings"][0]["kind"] == "noise"
+        assert tb.allocate_sparsity(analysis, 0.5, method="uniform").findings == ()
 
     def test_a_uniform_allocation_does_not_warn_about_alphas(self, analysis_of, caplog):
         assert not self.logged(analysis_of, caplog, [2.15, 2.2, 2.18], stderr=0.1, method="uniform")

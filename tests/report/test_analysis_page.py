@@ -45,6 +45,16 @@ def test_the_page_starts_with_the_findings(analysis):
     assert "<h2>No findings</h2>" in render_analysis(dataclasses.replace(analysis, layers=[], skipped=[]))
 
 
+def test_the_findings_of_a_history_are_on_the_page(analysis):
+    finding = tb.types.Finding(
+        kind="noise", severity=tb.types.Severity.WARNING, layers=(), message="all noise", next_step="", evidence={}
+    )
+    history = [tb.balance.Refresh(step=0, units=[], measured=0, seconds=0.0, findings=(finding,))]
+    page = render_analysis(analysis, history)
+    assert "<h2>Findings: 1 error, 2 warnings</h2>" in page
+    assert "all noise." in page
+
+
 def test_a_layer_without_alpha_has_a_reason_and_no_fitted_tail(analysis):
     row = embedded(render_analysis(analysis))["layers"][2]
     assert "untrained" in row["verdict"]

@@ -70,6 +70,16 @@ def test_the_headline_has_the_sparsities_and_perplexities():
     )
 
 
+def test_findings_of_the_allocation_are_in_every_output():
+    pruned = pruned_model()
+    layers = tuple(dataclasses.replace(layer, stderr=9.0) for layer in pruned.allocation.layers)
+    noisy = dataclasses.replace(pruned, allocation=dataclasses.replace(pruned.allocation, layers=layers))
+    assert "so the allocation follows noise" in render_pruning(noisy)
+    assert "[noise]" in printed(noisy)
+    assert [finding["kind"] for finding in noisy.to_dict()["findings"]] == ["noise"]
+    assert pruned.to_dict()["findings"] == []
+
+
 def test_the_headline_of_one_block_has_no_range():
     assert headline(pruned_model(blocks=1)) == "60 of 200 weights are zero: 30.0%, target 31.0%."
 

@@ -30,7 +30,7 @@ from tempbalance.balance.validation import check_recipe
 from tempbalance.errors import BalanceError
 from tempbalance.layers import local_tensor, parameter_names
 from tempbalance.metrics import imbalance
-from tempbalance.types import Skipped
+from tempbalance.types import Finding, Skipped
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -167,6 +167,11 @@ class Balancer:
     def skipped(self) -> tuple[Skipped, ...]:
         """Weights without an alpha, with the reason; they keep the base value, or get the multiplier of their unit."""
         return self._multipliers.skipped()
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is wrong with the latest refresh: no effect, noise, alphas that did not come closer; or empty."""
+        return self.history[-1].findings if self.history else ()
 
     @property
     def imbalance(self) -> float:

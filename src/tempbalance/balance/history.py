@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tempbalance.metrics import imbalance
-from tempbalance.types import Status
+from tempbalance.types import Finding, Status
 
 __all__ = ["Refresh", "UnitState"]
 
@@ -48,6 +48,8 @@ class Refresh:
             than the tolerance.
         seconds: Time that training waited for it.
         delay: Optimizer steps from it until its multipliers take effect.
+        findings: What is wrong with it: no effect, noise, untrained layers, weights that are not finite; alphas that
+            are no closer together than at the first refresh.
     """
 
     step: int
@@ -55,6 +57,7 @@ class Refresh:
     measured: int
     seconds: float
     delay: int = 0
+    findings: tuple[Finding, ...] = ()
 
     @property
     def applied(self) -> int:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tempbalance.balance.history import UnitState
+from tempbalance.analysis.change_findings import make_finding
+from tempbalance.balance.history import Refresh, UnitState
 from tempbalance.balance.recipe import Recipe
-from tempbalance.types import Status
+from tempbalance.metrics import imbalance
+from tempbalance.types import Finding, Severity, Status
 
-__all__ = ["explain_no_effect"]
+__all__ = ["explain_no_effect", "find_no_convergence", "find_no_effect"]
 
 _Z95 = 1.6448536269514722  # 95 % quantile of the normal distribution
 
 
-def explain_no_effect(units: Sequence[UnitState], recipe: Recipe, *, first: bool) -> str:
-    """Return why the multipliers of a refresh change nothing or follow noise, and what to do; empty if they do not.
+def find_no_effect(units: Sequence[UnitState], recipe: Recipe, *, first: bool) -> list[Finding]:
+    """Find out whether the multipliers of a refresh change nothing or follow noise, and what to do.
 
     Args:
         units: All units after the refresh.
@@ -24,26 +26,62 @@ def explain_no_effect(units: Sequence[UnitState], recipe: Recipe, *, first: bool
             of alpha or of the weights has multipliers of 1 then.
 
     Returns:
-        One or more sentences.
+        The findings, of kinds ``no_effect``, ``untrained`` and ``noise``; none if the multipliers have an effect.
     """
     fitted = [unit for unit in units if not math.isnan(unit.alpha)]
-    random = sum(unit.status is Status.RANDOM for unit in fitted)
+    random = [unit.name for unit in fitted if unit.status is Status.RANDOM]
     if first and (recipe.spectrum_of == "update" or recipe.assignment.uses_first_alpha):
-        return ""
-    found = []
+        return []
+    found: list[tuple[str, str, Sequence[str]]] = []
     if all(unit.multiplier == 1.0 for unit in units):
         reasons = "; ".join(dict.fromkeys(unit.reason for unit in units if unit.reason))
         why = "" if fitted or not reasons else f", because no {recipe.unit} has an alpha: {reasons}"
-        found.append(f"all {len(units)} multipliers are 1{why}")
+        found.append(("no_effect", f"all {len(units)} multipliers are 1{why}", ()))
     if recipe.assignment.uses_alpha:
-        if 2 * random > len(fitted):
-            found.append(f"{random} of the {len(fitted)} {recipe.unit}s with an alpha look random (untrained)")
+        if 2 * len(random) > len(fitted):
+            text = f"{len(random)} of the {len(fitted)} {recipe.unit}s with an alpha look random (untrained)"
+            found.append(("untrained", text, random))
         if len(fitted) > 1 and _within_errors(fitted):
-            found.append(f"the alphas of {len(fitted)} {recipe.unit}s differ by no more than their standard errors")
-    if not found:
+            text = f"the alphas of {len(fitted)} {recipe.unit}s differ by no more than their standard errors"
+            found.append(("noise", text, ()))
+    step = _advice(recipe, len(random))
+    return [
+        make_finding(kind, text, next_step=step, severity=Severity.WARNING, layers=layers)
+        for kind, text, layers in found
+    ]
+
+
+def explain_no_effect(findings: Sequence[Finding], units: Sequence[UnitState], recipe: Recipe) -> str:
+    """Return the findings of ``find_no_effect`` as one text; empty without findings."""
+    if not findings:
         return ""
     noise = ", and multipliers that are not 1 follow noise" if len({unit.multiplier for unit in units}) > 1 else ""
-    return f"{recipe.name}: {'; '.join(found)}{noise}; {_advice(recipe, random)}"
+    return f"{recipe.name}: {'; '.join(finding.message for finding in findings)}{noise}; {findings[0].next_step}"
+
+
+def find_no_convergence(history: Sequence[Refresh], units: Sequence[UnitState], recipe: Recipe) -> list[Finding]:
+    """Find out whether the alphas of the units are no closer together than at the first refresh.
+
+    Args:
+        history: The refreshes so far.
+        units: All units after the next one.
+        recipe: The recipe.
+
+    Returns:
+        A note of kind ``no_convergence``, or nothing.
+    """
+    before, now = history[0].imbalance if history else math.nan, imbalance(unit.alpha for unit in units)
+    if not recipe.assignment.uses_alpha or not now >= before:
+        return []
+    return [
+        make_finding(
+            "no_convergence",
+            f"the alphas did not come closer: imbalance {before:.3g} at step {history[0].step}, {now:.3g} now",
+            next_step="compare with runs without a balancer (tempbalance study) before you rely on it",
+            before=before,
+            now=now,
+        )
+    ]
 
 
 def _advice(recipe: Recipe, random: int) -> str:

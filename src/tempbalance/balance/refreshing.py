@@ -10,12 +10,13 @@ from collections.abc import Callable, Collection, Iterable
 import torch
 from torch import Tensor
 
+from tempbalance.analysis.change_findings import make_finding
 from tempbalance.balance.async_measurement import AsyncMeasurement
 from tempbalance.balance.history import Refresh
 from tempbalance.balance.initial_weights import InitialWeights
 from tempbalance.balance.measuring import Measurement, Measurer
 from tempbalance.balance.multipliers import Multipliers
-from tempbalance.balance.no_effect import explain_no_effect
+from tempbalance.balance.no_effect import explain_no_effect, find_no_convergence, find_no_effect
 from tempbalance.balance.plan import make_plan
 from tempbalance.balance.preparation import Preparation, names_by_group, plan_trained
 from tempbalance.balance.snapshot import Snapshot
@@ -24,6 +25,7 @@ from tempbalance.balance.state import BalanceState
 from tempbalance.balance.tracking import Tracker
 from tempbalance.errors import BalanceError, BalanceWarning, NumericsWarning, RefreshError
 from tempbalance.layers import parameter_names
+from tempbalance.types import Finding, Severity
 
 __all__ = ["Refresher"]
 
@@ -189,16 +191,20 @@ class Refresher:
 
     def _apply(self, found: Measurement, steps: int, delay: int, started: float) -> Refresh:
         """Compute the next multipliers from a measurement, and report."""
-        if not found.non_finite:
+        if found.non_finite:
+            findings = self._not_finite(found.non_finite, steps)
+        else:
             self.multipliers.assign(found.fits, steps + delay)
-            self._warn_no_effect(first=steps == 0)
-        elif not self._warned_non_finite:
-            self._warned_non_finite = True
-            text = "the multipliers stay as they are until all weights are finite again"
-            warnings.warn(f"step {steps}: {found.non_finite}; {text}", NumericsWarning, stacklevel=2)
+            findings = self._no_effect(first=steps == 0)
+        units = self.multipliers.units()
         seconds = time.perf_counter() - started
         refresh = Refresh(
-            step=steps, delay=delay, units=self.multipliers.units(), measured=len(found.due), seconds=seconds
+            step=steps,
+            delay=delay,
+            units=units,
+            measured=len(found.due),
+            seconds=seconds,
+            findings=(*findings, *find_no_convergence(self.history, units, self._recipe)),
         )
         self.history.append(refresh)
         _logger.debug("step %d: %d weights measured, imbalance %.3f", steps, refresh.measured, refresh.imbalance)
@@ -206,12 +212,22 @@ class Refresher:
             call(refresh)
         return refresh
 
-    def _warn_no_effect(self, *, first: bool) -> None:
-        if self._warned_no_effect or self._ranks.rank:
-            return
-        if text := explain_no_effect(self.multipliers.units(), self._recipe, first=first):
+    def _not_finite(self, reason: str, steps: int) -> list[Finding]:
+        """Return the finding, and warn once."""
+        step = "the multipliers stay as they are until all weights are finite again"
+        if not self._warned_non_finite:
+            self._warned_non_finite = True
+            warnings.warn(f"step {steps}: {reason}; {step}", NumericsWarning, stacklevel=3)
+        return [make_finding("nan", reason, next_step=step, severity=Severity.ERROR)]
+
+    def _no_effect(self, *, first: bool) -> list[Finding]:
+        """Return the findings, and warn once on rank 0."""
+        units = self.multipliers.units()
+        findings = find_no_effect(units, self._recipe, first=first)
+        if findings and not self._warned_no_effect and not self._ranks.rank:
             self._warned_no_effect = True
-            warnings.warn(text, BalanceWarning, stacklevel=2)
+            warnings.warn(explain_no_effect(findings, units, self._recipe), BalanceWarning, stacklevel=3)
+        return findings
 
 
 def _name(steps: int) -> str:

@@ -7,16 +7,17 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 
 from tempbalance._files import RENDERERS, write_atomically
 from tempbalance._saved import Count, SavedSize, Settings, Size, read_saved
+from tempbalance.compress.allocation_findings import find_in_units
 from tempbalance.errors import AllocationError
 from tempbalance.metrics import mean_alpha
-from tempbalance.types import ModelSize
+from tempbalance.types import Finding, ModelSize
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -160,6 +161,11 @@ class Allocation(Mapping[str, float]):
             units.append(UnitAllocation(name=name, alpha=alpha, stderr=stderr, value=value, layers=tuple(layers)))
         return units
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Reasons to doubt the allocation: it follows noise, or sets all weights of a unit to zero; empty if none."""
+        return tuple(find_in_units(self.units, self.quantity, self.method))
+
     def __repr__(self) -> str:
         """Return the source, the budget, the method and the number of layers."""
         budget = f"{self.quantity} {self.budget:.4g}" + (f" in groups of {self.group}" if self.group else "")
@@ -232,6 +238,7 @@ class Allocation(Mapping[str, float]):
             **({"group": self.group} if self.quantity == "sparsity" else {}),
             "settings": dict(self.settings),
             **({"size": self.size._asdict()} if self.size else {}),
+            **({"findings": [asdict(finding) for finding in findings]} if (findings := self.findings) else {}),
             "layers": [_to_json(layer, self.quantity) for layer in self.layers],
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from tempbalance.spectra.matrices import MATRIX_NDIM
 from tempbalance.types import LayerStats
 
 __all__ = ["MAX_POWER", "BudgetUnit", "find_units", "make_allocation", "relative_alphas", "values_of_layers"]
+
+_logger = logging.getLogger("tempbalance")
 
 MAX_POWER = 50  # of a relative alpha; larger ones change no decision and overflow
 _Number = TypeVar("_Number", int, float)
@@ -106,7 +109,7 @@ def make_allocation(
             for rows in (left_out, [row for row in left_out if row.block is not None])
         )
         size = size._replace(weights=size.weights - weights, block_weights=size.block_weights - inside)
-    return Allocation(
+    allocation = Allocation(
         source=analysis.source,
         quantity=quantity,
         layers=tuple(replace(layer, **amount) for layer, amount in zip(layers, given, strict=True)),
@@ -115,6 +118,9 @@ def make_allocation(
         settings=dict(analysis.settings),
         **head,
     )
+    for finding in allocation.findings:
+        _logger.warning("%s: %s", finding.message, finding.next_step)
+    return allocation
 
 
 def _module_name(row: LayerStats) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
 from typing import Literal
 
 from tempbalance.balance.assign import Linear
@@ -18,9 +15,6 @@ __all__ = ["METHODS", "SparsityBudget", "SparsityMethod"]
 
 SparsityMethod = Literal["alpha", "uniform", "erk", "depth", "owl"]
 
-_logger = logging.getLogger("tempbalance")
-
-_ALMOST_ONE = 1 - 1e-9
 _MIN_PROPORTION = 1e-12  # of a unit that is not pruned at all: proportions must be positive
 
 
@@ -59,9 +53,7 @@ def _depth(budget: SparsityBudget) -> list[float]:
 def _alpha(budget: SparsityBudget) -> list[float]:
     """Set sparsities on a straight line from the smallest alpha to the largest (AlphaPruning)."""
     line = Linear(1 - budget.epsilon, 1 + budget.epsilon)
-    values = _scaled(budget, line([unit.alpha for unit in budget.units]))
-    _warn_if_doubtful(budget.units, values)
-    return values
+    return _scaled(budget, line([unit.alpha for unit in budget.units]))
 
 
 def _owl(budget: SparsityBudget) -> list[float]:
@@ -90,22 +82,3 @@ METHODS: dict[str, Callable[[SparsityBudget], list[float]]] = {
 
 def _scaled(budget: SparsityBudget, proportions: Sequence[float]) -> list[float]:
     return scale_to_budget([max(each, _MIN_PROPORTION) for each in proportions], budget.sizes, budget.zeros)
-
-
-def _warn_if_doubtful(units: Sequence[BudgetUnit], values: Sequence[float]) -> None:
-    """Log a warning if an allocation by alpha is likely to harm: see docs/results/pruning.md."""
-    emptied = [unit.name for unit, value in zip(units, values, strict=True) if value > _ALMOST_ONE]
-    if emptied:
-        _logger.warning("the allocation sets all weights of %s to zero: use a smaller epsilon", ", ".join(emptied))
-    tracked = [unit for unit in units if math.isfinite(unit.alpha)]
-    if len(tracked) < 2:  # noqa: PLR2004
-        return
-    spread = pstdev(unit.alpha for unit in tracked)
-    error = math.sqrt(fmean(unit.stderr**2 for unit in tracked))
-    if 0 < spread < error:
-        _logger.warning(
-            "the alphas differ by no more than their standard errors (standard deviation %.2g, mean standard error "
-            "%.2g), so the allocation follows noise: compare with method='uniform'",
-            spread,
-            error,
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from tempbalance.compress import Allocation, UnitAllocation
+from tempbalance.report.findings_text import print_findings
 from tempbalance.report.terminal_tables import BARS, count, number, plain_table, plain_text
 
 __all__ = ["print_allocation"]
@@ -26,6 +27,7 @@ def print_allocation(console: Console, allocation: Allocation) -> None:
             + (f", in groups of {allocation.group}" if allocation.group else "")
         )
     )
+    print_findings(console, allocation.findings)
     shown = _shown(units)
     largest = max((unit.value for unit in units), default=0.0)
     table = plain_table("unit", "alpha", "stderr", quantity, "")

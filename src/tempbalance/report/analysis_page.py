@@ -53,6 +53,7 @@ def render_analysis(analysis: Analysis, history: Sequence[Refresh] = ()) -> str:
         HTML with its style, script, plotly.js and data; the page loads no other file.
     """
     layers = analysis.layers
+    findings = [*analysis.findings, *(history[-1].findings if history else ())]
     fitted = [index for index, layer in enumerate(layers) if math.isfinite(layer.alpha)]
     figures = {"depth": alpha_figure(analysis)} | ({"history": history_figure(history)} if history else {})
     return render_page(
@@ -62,8 +63,8 @@ def render_analysis(analysis: Analysis, history: Sequence[Refresh] = ()) -> str:
         source=analysis.source,
         figures=figures,
         layers=[_selected(layer) for layer in layers],
-        verdict=findings_title(analysis.findings),
-        findings=findings_html(analysis.findings) if analysis.findings else "",
+        verdict=findings_title(findings),
+        findings=findings_html(findings) if findings else "",
         headline=" ".join(filter(None, [summary_sentences(layers), coverage_text(analysis, "The rows")])),
         facts=_facts(analysis, len(fitted)),
         history=fragment("history", facts=_history_facts(history)) if history else "",

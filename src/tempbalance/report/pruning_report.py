@@ -13,7 +13,8 @@ from rich.table import Table
 from tempbalance._files import dumps, write_atomically
 from tempbalance.compress import Perplexity, PruningResult, UnitSparsity
 from tempbalance.report.figures import pruned_alpha_figure, pruning_figure
-from tempbalance.report.page import Html, model_name, render_page, settings_html, table_html
+from tempbalance.report.findings_text import print_findings
+from tempbalance.report.page import Html, findings_html, model_name, render_page, settings_html, table_html
 from tempbalance.report.page import number as cell
 from tempbalance.report.terminal_tables import BARS, count, number, plain_table, plain_text
 
@@ -32,6 +33,7 @@ def print_pruning(console: Console, result: PruningResult) -> None:
     pruned = f"{count(len(allocation.layers), 'weight matrix', 'weight matrices')} pruned by {result.method}"
     groups = f", in groups of {allocation.group}" if allocation.group else ""
     console.print(plain_text(f"{pruned}; allocation by {allocation.method}{groups}"))
+    print_findings(console, allocation.findings)
     shown = _units_shown(units)
     console.print(_units_table(shown))
     if len(shown) < len(units):
@@ -131,6 +133,7 @@ def render_pruning(result: PruningResult) -> str:
         source=allocation.source,
         figures={"sparsity": pruning_figure(result), "alpha": pruned_alpha_figure(allocation)},
         headline=headline(result),
+        findings=findings_html(allocation.findings) if allocation.findings else "",
         perplexity=_perplexity_table(result),
         facts=_alpha_facts(result),
         table=table_html(columns, rows, text=("layer", "shape")),
