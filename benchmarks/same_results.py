@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import inspect
 import json
 import sys
 import tempfile
@@ -102,8 +103,13 @@ class Net(nn.Module):
 
 
 def recipes() -> dict[str, Callable[[], Any]]:
-    """Return every recipe, those of ``tempbalance.released`` included."""
-    found = {name: getattr(tb.recipes, name) for name in tb.recipes.__all__}
+    """Return every recipe that needs no argument, those of ``tempbalance.released`` included."""
+    named = {name: getattr(tb.recipes, name) for name in tb.recipes.__all__}
+    found = {
+        name: make
+        for name, make in named.items()
+        if all(each.default is not each.empty for each in inspect.signature(make).parameters.values())
+    }
     try:
         from tempbalance import released
     except ImportError:
@@ -141,7 +147,8 @@ def pruned(weights: Path) -> Iterator[tuple[str, str]]:
             content = path.read_bytes().replace(str(source).encode(), b"source")
             if path.name == "allocation.json":
                 data = json.loads(content)
-                data.pop("size", None)
+                for new in ("size", "findings"):
+                    data.pop(new, None)
                 content = json.dumps(data, indent=1).encode() + b"\n"
             yield f"pruned {path.name}", digest(content)
     torch.manual_seed(0)
