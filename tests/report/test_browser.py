@@ -302,11 +302,12 @@ def test_the_page_of_a_study_shows_every_method(study_page):
 
 
 def drifting(step):
-    tensors = {}
+    weight = tb.testing.matrix_with_spectrum(tb.testing.pareto_quantiles(60, 2.5), (60, 60))
+    tensors = {f"a_layer_outside_of_the_blocks.with_a_long_name_{i}.weight": weight * (1 + i) for i in range(3)}
     for block in range(4):
         for part, alpha in (("attention", 2.2), ("mlp", 3.0)):
             weight = tb.testing.matrix_with_spectrum(tb.testing.pareto_quantiles(60, alpha), (60, 60), seed=block)
-            tensors[f"layers.{block}.<b>{part}.weight"] = (1 + 0.01 * step * block) * weight
+            tensors[f"encoder.layer.{block}.<b>{part}.weight"] = (1 + 0.01 * step * block) * weight
     return tensors
 
 
@@ -319,10 +320,10 @@ def comparison_page(browser, tmp_path_factory):
 
 def test_the_page_of_a_comparison_shows_findings_first_and_sorts_its_table(comparison_page):
     findings = comparison_page.locator(".findings li").all_text_contents()
-    assert findings[0].startswith("note moved most, as ||dW|| / ||W||: layers.3 (3.00%)")
-    assert comparison_page.locator("#weights .trace").count() == 2
+    assert findings[0].startswith("note moved most, as ||dW|| / ||W||: encoder.layer.3 (3.00%)")
+    assert comparison_page.locator("#weights .trace").count() == 3
     comparison_page.click("#changes th:has-text('relative change') button")
-    assert column(comparison_page, 1, "#changes")[-1] == "layers.3.<b>mlp.weight"
+    assert column(comparison_page, 1, "#changes")[-1] == "encoder.layer.3.<b>mlp.weight"
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +337,7 @@ def test_the_page_of_a_tracked_run_shows_each_value_of_each_layer(track_page):
     assert "have the same weights" in track_page.locator(".findings li").first.text_content()
     assert column(track_page, 1, "#checkpoints") == ["model 1", "model 2", "model 3"]
     for panel, title in (("xy", "alpha"), ("xy2", "drift"), ("xy3", "stable rank")):
-        assert track_page.locator(f"#lines .subplot.{panel} .trace").count() == 8
+        assert track_page.locator(f"#lines .subplot.{panel} .trace").count() == 11
         assert track_page.locator(f"#lines .{panel[1:]}title").text_content() == title
 
 

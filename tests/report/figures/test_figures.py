@@ -46,7 +46,7 @@ class TestAlpha:
     def test_the_axis_names_what_blocks_have_in_common_and_ticks_what_differs(self, analysis):
         layout = analysis.plot().layout
         assert layout.xaxis.ticktext == ("0", "1", "&lt;b&gt;head", "pooler")
-        assert layout.xaxis.title.text == "model.layers.*, from input to output"
+        assert layout.xaxis.title.text == "model.layers.*, input to output"
 
     def test_stacks_of_blocks_are_told_apart(self):
         names = [f"{stack}.block.{i}.fc.weight" for stack in ("encoder", "decoder") for i in range(2)]

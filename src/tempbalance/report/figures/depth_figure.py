@@ -14,8 +14,8 @@ __all__ = ["DepthPoint", "depth_figure", "place_of", "type_of"]
 
 _HEIGHT = 480
 _TICKS = 16
-_LABEL = 22  # characters
-_TITLE = 44
+_LABEL = 18  # characters
+_TITLE = 32  # in a window of 420 pixels, beside long labels
 _FLAT = 45  # characters of all labels, beside each other in a narrow window
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.:])")
 _SYMBOLS = 30
@@ -98,9 +98,9 @@ def _depth_axis(places: Sequence[str], blocks: Collection[str]) -> Spec:
 def _labels(places: Sequence[str], blocks: Collection[str]) -> tuple[list[str], str]:
     """Return short labels of places, and the title of the axis: what is the same in the names of all blocks."""
     parts = {place: place.split(".") for place in places if place in blocks}
-    titles, short = ["layer, from input to output"], {}
+    titles, short = ["layer, input to output"], {}
     if parts:
-        titles = ["block, from input to output"]
+        titles = ["block, input to output"]
         if len(parts) > 1 and len({len(each) for each in parts.values()}) == 1:
             columns = list(zip(*parts.values(), strict=True))
             differ = [len(set(column)) > 1 for column in columns]
@@ -109,6 +109,6 @@ def _labels(places: Sequence[str], blocks: Collection[str]) -> tuple[list[str], 
                 for place, each in parts.items()
             }
             name = ".".join("*" if other else column[0] for column, other in zip(columns, differ, strict=True))
-            titles.insert(0, f"{plain(name)}, from input to output")
+            titles = [f"{plain(name)}, input to output", plain(name), *titles]
     title = next((each for each in titles if len(each) <= _TITLE), titles[-1])
     return [cut(short.get(place, place), _LABEL) for place in places], title

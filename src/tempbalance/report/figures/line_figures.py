@@ -17,6 +17,7 @@ _GAP = 0.06  # of the height
 _POINTS = 400  # more than pixels would not be seen
 _VALUES = 40_000  # of all units together
 _NAME = 44  # characters
+_TICKS = 5  # up to this many steps each have one
 
 
 def thinned(history: Sequence[Refresh]) -> list[Refresh]:
@@ -99,4 +100,5 @@ def _lines(title: str, steps: Sequence[int], panels: Mapping[str, Mapping[str, S
             )
             named.add(name)
     height = _FRAME + _PANEL * len(panels)
-    return figure(traces, height=height, xaxis=axis(title, anchor=f"y{len(panels)}"), **axes)
+    whole = {} if len(steps) > _TICKS else {"tickvals": list(steps)}
+    return figure(traces, height=height, xaxis=axis(title, anchor=f"y{len(panels)}", **whole), **axes)

