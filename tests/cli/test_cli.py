@@ -255,7 +255,7 @@ class TestTrack:
         assert run("track", training, *outputs) == 0
         lines = capsys.readouterr().out.splitlines()
         rows = [line.split() for line in lines if line.startswith("checkpoint-")]
-        assert [(row[0], row[1], row[-1]) for row in rows] == [
+        assert [(row[0], row[1], row[5]) for row in rows] == [
             ("checkpoint-1", "1", "0.000%"),
             ("checkpoint-2", "2", "9.091%"),
             ("checkpoint-10", "10", "81.818%"),
