@@ -51,6 +51,8 @@ def row_to_json(row: Row) -> dict[str, Any]:
     if isinstance(row, Skipped):
         return row._asdict()
     values = {f.name: getattr(row, f.name) for f in fields(row)}
+    if not row.role:  # files of older versions have none, and are saved as they were
+        del values["role"]
     return values | {"status": row.status.value, "esd": row.esd._asdict()}
 
 
