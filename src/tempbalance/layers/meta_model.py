@@ -6,8 +6,11 @@ import contextlib
 import logging
 import math
 import re
+import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,7 +25,13 @@ _logger = logging.getLogger("tempbalance")
 _UNSAFE = re.compile(r"auto_map|trust_remote_code|quantization_config|\w*_implementation(_internal)?|name_or_path")
 _FLOAT = "__float__"  # Transformers writes an infinite number as {"__float__": "Infinity"}
 # Largest integers, by the name of the setting: Transformers makes lists of that length.
-_BOUNDS = (("num_labels", 2**20), (r".*(theta|base|seed).*", math.inf), (".*", 2**24))
+_BOUNDS = (
+    *(("num_labels|num_classes", 2**20), (r".*(layer|depth|block|stage)s?|n_layer\w*", 2**16)),
+    *((r".*(theta|base|seed).*", math.inf), (".*", 2**24)),
+)
+_LONGEST = 2**16  # list
+_CALLS, _CALLS_PER_TENSOR = 5_000_000, 5_000  # of functions: most models need 200 to 2,000 per tensor
+_SECONDS, _CHECKED = 5, 64  # of work, for what calls slow functions (most models need less than one), checked so often
 _MODULES = 100  # most modules per stored tensor; more are a configuration that does not belong to the checkpoint
 
 
@@ -48,8 +57,11 @@ def build_on_meta(config: Mapping[str, Any], num_tensors: int) -> nn.Module | No
     limit = registration_limit(most, ("module", "parameter"), lambda _: 1, too_many)
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
+    with contextlib.suppress(Exception):  # import its module before calls are counted
+        _ = transformers.MODEL_MAPPING[transformers.CONFIG_MAPPING[config["model_type"]]]
     try:
-        with warnings.catch_warnings(), _offline(), limit, torch.device("meta"):
+        calls = _call_limit(_CALLS + _CALLS_PER_TENSOR * num_tensors, _SECONDS + num_tensors / 1000)
+        with calls, warnings.catch_warnings(), _offline(), limit, torch.device("meta"):
             warnings.simplefilter("ignore")
             model = _build(_safe(config))
             with contextlib.suppress(AttributeError):
@@ -91,6 +103,8 @@ def _safe(value: Any, key: str = "") -> Any:
     most = next(most for pattern, most in _BOUNDS if re.fullmatch(pattern, key))
     if isinstance(value, int) and value > most:
         raise ValueError(f"{key} is {value}, more than {most}")
+    if isinstance(value, list) and len(value) > _LONGEST:
+        raise ValueError(f"{key} has {len(value)} items, more than {_LONGEST}")
     return [_safe(inner, key) for inner in value] if isinstance(value, list) else value
 
 
@@ -101,6 +115,38 @@ def _check_timm(settings: Any) -> None:
         raise ValueError("a backbone of timm is not built from a file")
     for inner in nested:
         _check_timm(inner)
+
+
+class _TooLongError(BaseException):
+    """Not an Exception: code that catches any error must not go around the limit."""
+
+
+@contextlib.contextmanager
+def _call_limit(most: int, seconds: float) -> Iterator[None]:
+    """Raise a ValueError when this thread calls more functions, outside of imports, or works longer."""
+    left, importing, deadline, before = most, 0, time.thread_time() + seconds, sys.getprofile()
+
+    def count(frame: FrameType, event: Any, argument: Any) -> None:
+        """Count one call or return."""
+        nonlocal left, importing, deadline
+        if frame.f_code.co_name == "_find_and_load" and event in {"call", "return"}:
+            outermost = importing == (event == "return")
+            importing += 1 if event == "call" else -1
+            deadline += outermost * (-time.thread_time() if event == "call" else time.thread_time())
+        elif not importing:
+            left -= 1
+            if left < 0 or (left % _CHECKED == 0 and time.thread_time() > deadline):
+                raise _TooLongError
+        if before is not None:
+            before(frame, event, argument)
+
+    sys.setprofile(count)
+    try:
+        yield
+    except _TooLongError:
+        raise ValueError("it takes too long for the size of its checkpoint") from None
+    finally:
+        sys.setprofile(before)
 
 
 @contextlib.contextmanager
