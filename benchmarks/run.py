@@ -164,6 +164,7 @@ Each writes its results as JSON.
 | `delay.py` | cost of a refresh that is measured asynchronously | `docs/reference/benchmarks.md` |
 | `solvers.py` | eigenvalue solvers by size, dtype and device | `docs/reference/benchmarks.md` |
 | `scale.py` | time and memory by number of blocks | `docs/reference/benchmarks.md` |
+| `reading.py` | time to list and read a file by number of tensors | `benchmarks/reading.json` |
 | `farms.py` | accuracy and memory of FARMS on a large matrix | `docs/concepts/farms.md` |
 | `untrained.py` | misses and false alarms of the test for untrained layers | `docs/reference/metrics.md` |
 | `same_results.py` | whether a change leaves every number as it was | exit status |
