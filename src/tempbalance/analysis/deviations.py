@@ -16,7 +16,7 @@ from tempbalance.types import LayerStats, Status
 
 __all__ = ["LEVEL", "Difference", "compare_similar", "holm"]
 
-LEVEL = 0.025  # largest p of an outlier; the normal law is an approximation: 3 % of models of equal layers have one
+LEVEL = 0.025  # largest p of an outlier: 3 to 5 % of models of equal layers have one (benchmarks/outliers.json)
 
 _FEWEST = 5  # similar layers
 _CLEAN = 2.5  # deviations from the median of its group, from which on a layer is no reference
