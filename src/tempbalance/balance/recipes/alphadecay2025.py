@@ -17,6 +17,8 @@ __all__ = ["alphadecay"]
 def alphadecay(*, low: float = 0.67, high: float = 5.0, windows: FARMS | None = None) -> Recipe:
     """Pre-training of language models: a weight decay per module, larger for lighter tails.
 
+    In our study it was worse than one weight decay (docs/results/language.md).
+
     For Adam and AdamW. Each linear layer (q, k, v, o, gate, up, down) has its own weight decay; embeddings and norms
     keep the base value. Alphas are measured every 500 steps.
 

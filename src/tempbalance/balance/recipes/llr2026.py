@@ -17,6 +17,8 @@ __all__ = ["llr"]
 def llr(*, low: float = 1.0, high: float = 5.0, windows: FARMS | None = None) -> Recipe:
     """Pre-training of language models: a learning rate per module, never below the base rate.
 
+    Our studies did not test it.
+
     For AdamW and Muon. Embeddings and head get the largest alpha of all modules; norms keep the base rate. Alphas are
     measured every 100 steps, and multipliers move to their new values in 50 steps. Every rate is at least the base
     rate, so a higher mean rate may cause a part of the effect: compare with a tuned base rate.

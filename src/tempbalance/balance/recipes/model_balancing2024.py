@@ -23,6 +23,8 @@ def model_balancing(
 ) -> Recipe:
     """Fine-tuning of transformers on little data: a learning rate per block, a sigmoid of its mean alpha.
 
+    It was better than a tuned learning rate in 0 of our 7 studies (docs/results/text.md, docs/results/digits.md).
+
     For AdamW with warm-up and linear decay. All parameters of a block get its multiplier; embeddings, pooler and head
     keep the base rate. With LoRA, alpha is that of the merged weights of the adapted layers.
 
@@ -70,6 +72,9 @@ def model_balancing(
 
 def model_balancing_sciml(*, strength: float = 1.0, normalize: bool = False, windows: FARMS | None = None) -> Recipe:
     """Neural PDE solvers on few simulations: a learning rate per layer of an FNO or a UNet, a sigmoid of its alpha.
+
+    In our studies: 2.7 % less error on Darcy flow, and alphas of random matrices gained as much; 8 % more on Burgers'
+    equation (docs/results/pde.md).
 
     For Adam with a step schedule. The complex spectral weights of an FNO are measured too: each mode is one complex
     matrix, and the spectra of all modes are pooled. On Darcy flow with 4 simulations this recipe lowers the error of an
