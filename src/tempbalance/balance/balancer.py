@@ -170,7 +170,7 @@ class Balancer:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What is wrong with the latest refresh: no effect, noise, alphas that did not come closer; or empty."""
+        """What is wrong with the latest refresh (no effect, noise, alphas that did not come closer), or empty."""
         return self.history[-1].findings if self.history else ()
 
     @property

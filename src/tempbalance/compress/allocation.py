@@ -163,7 +163,7 @@ class Allocation(Mapping[str, float]):
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """Reasons to doubt the allocation: it follows noise, or sets all weights of a unit to zero; empty if none."""
+        """Reasons to doubt the allocation (it follows noise, or sets all weights of a unit to zero), or empty."""
         return tuple(find_in_units(self.units, self.quantity, self.method))
 
     def __repr__(self) -> str:
