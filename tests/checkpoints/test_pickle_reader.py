@@ -64,7 +64,7 @@ def test_a_hostile_pickle_is_refused_in_bounded_time_and_memory(case, tmp_path):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(CheckpointError, match=r"model\.pt"):
         tb.analyze(path, progress=False)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 15  # 1 to 3 seconds on a quiet machine
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KB
 
 
