@@ -126,6 +126,9 @@ def test_click_on_a_point_shows_the_spectrum_of_its_layer(page):
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.wait_for_function("before => document.getElementById('chosen').innerText !== before", arg=before)
+    row = page.locator("#layers tbody tr[aria-selected=true]").bounding_box()
+    table = page.locator(".scroll").bounding_box()
+    assert table["y"] < row["y"] < table["y"] + table["height"]
 
 
 def test_an_untrained_layer_is_labelled_instead_of_showing_nan(page):

@@ -60,7 +60,9 @@ class TestAlpha:
         assert layout.xaxis.ticktext[1] == "7"
 
     def test_an_analysis_without_layers_has_an_empty_figure(self, analysis):
-        assert dataclasses.replace(analysis, layers=[]).plot().data == ()
+        figure = dataclasses.replace(analysis, layers=[]).plot()
+        assert figure.data == ()
+        assert figure.layout.annotations[0].text == "no layer has a value"
 
 
 class TestSpectrum:

@@ -60,6 +60,7 @@ function choose(index) {
   byId("chosen").replaceChildren(name, ` – ${layer.verdict}`);
   byId("detail").textContent = layer.detail;
   for (const row of document.querySelectorAll("#layers tbody tr")) mark(row);
+  reveal(document.querySelector("#layers tr[aria-selected=true]"));
   draw("spectrum", layer.figure);
 }
 
@@ -67,6 +68,13 @@ function mark(row) {
   const mine = Number(row.dataset.index) === chosen;
   row.setAttribute("aria-selected", String(mine));
   row.tabIndex = mine ? 0 : -1;
+}
+
+// Scroll the table, not the page.
+function reveal(row) {
+  const box = row?.closest(".scroll");
+  if (!box || (row.offsetTop > box.scrollTop + row.offsetHeight && row.offsetTop + row.offsetHeight < box.scrollTop + box.clientHeight)) return;
+  box.scrollTop = row.offsetTop - box.clientHeight / 2;
 }
 
 const STEPS = { ArrowDown: 1, ArrowUp: -1 };

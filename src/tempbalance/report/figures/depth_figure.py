@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tempbalance.report.figures.figure_style import Spec, axis, cut, figure, plain, rounded
 
@@ -19,6 +18,7 @@ _TITLE = 32  # in a window of 420 pixels, beside long labels
 _FLAT = 45  # characters of all labels, beside each other in a narrow window
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.:])")
 _SYMBOLS = 30
+_EMPTY = {"text": "no layer has a value", "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +54,7 @@ def type_of(name: str, block: str | None, kind: str = "") -> str:
     return _NUMBER.sub("*", name.removeprefix(f"{block}.").removesuffix(".weight"))
 
 
-def depth_figure(
-    points: Sequence[DepthPoint], places: Sequence[str], blocks: Collection[str], title: str, **y: Any
-) -> Spec:
+def depth_figure(points: Sequence[DepthPoint], places: Sequence[str], blocks: Collection[str], title: str) -> Spec:
     """Draw points against their places, in the order of the model."""
     position = {place: index for index, place in enumerate(dict.fromkeys(places))}
     drawn = [point for point in points if math.isfinite(point.value)]
@@ -82,7 +80,9 @@ def depth_figure(
         if any(error is not None for error in errors):
             trace["error_y"] = {"type": "data", "array": errors, "thickness": 1, "width": 2}
         traces.append(trace)
-    return figure(traces, height=_HEIGHT, xaxis=_depth_axis(list(position), blocks), yaxis=axis(title, **y))
+    empty = {"annotations": [_EMPTY]} if not traces else {}
+    y = axis(title, showticklabels=bool(traces))
+    return figure(traces, height=_HEIGHT, xaxis=_depth_axis(list(position), blocks), yaxis=y, **empty)
 
 
 def _depth_axis(places: Sequence[str], blocks: Collection[str]) -> Spec:
