@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tempbalance._progress import progress_bar
+from tempbalance._progress import progress_bar, show_line
 
 
 @pytest.fixture
@@ -47,7 +47,13 @@ def test_a_notebook_shows_nothing_if_no_bar_is_wanted(notebook):
     assert notebook == []
 
 
+def test_a_notebook_shows_a_line(notebook, capsys):
+    show_line("checkpoint 1 of 2")
+    assert capsys.readouterr() == ("", "checkpoint 1 of 2\n")
+
+
 def test_a_pipe_gets_nothing(capsys):
     with progress_bar("analysing", 3) as advance:
         advance(3)
+    show_line("checkpoint 1 of 2")
     assert capsys.readouterr() == ("", "")

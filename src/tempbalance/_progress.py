@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import sys
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -52,10 +53,12 @@ def _notebook_bar(description: str, total: int) -> Callable[..., Any]:
 
 
 def show_line(text: str, wanted: bool = True) -> None:
-    """Print a line of printable text on standard error, if it is a terminal."""
+    """Print a line of printable text on standard error, if it is a terminal or in a notebook."""
     if wanted:
         from rich.console import Console
 
         console = Console(stderr=True)
-        if console.is_terminal:
+        if console.is_jupyter:
+            print(text, file=sys.stderr)
+        elif console.is_terminal:
             console.print(text, markup=False, highlight=False)

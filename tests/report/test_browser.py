@@ -344,6 +344,16 @@ def test_the_page_of_a_tracked_run_shows_each_value_of_each_layer(track_page):
         assert track_page.locator(f"#lines .{panel[1:]}title").text_content() == title
 
 
+def test_a_browser_that_cannot_draw_says_so_and_sorts_the_table(browser, report):
+    page = browser.new_page()
+    page.add_init_script("delete globalThis.DecompressionStream")
+    page.goto(report.as_uri())
+    page.wait_for_selector("#depth:has-text('This browser is too old for the figures; the tables have the numbers.')")
+    page.click("#layers th:has-text('alpha') button")
+    assert column(page, 5)[0] == "2.00"
+    page.close()
+
+
 # What is wrong with the page in its window: a text that is cut, or that is over another one.
 FAULTS = """() => {
   const faults = document.documentElement.scrollWidth > innerWidth ? ["the page is wider than the window"] : [];

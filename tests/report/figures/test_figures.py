@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tempbalance as tb
-from pruned_models import pruned_model
+from pruned_models import MEASURED, pruned_model
 from study_results import results_of
 from tempbalance.errors import BalanceError, MissingExtraError, UnknownLayerError
 from tempbalance.study.summary import summarize
@@ -166,3 +166,17 @@ def test_hostile_names_stay_text(name):
     figure = tb.analyze({f"{name}.weight": tail(3.0)}).plot()
     assert "<img" not in figure.to_json().replace("\\u003c", "<")
     assert len(figure.layout.xaxis.ticktext[0]) < 40
+
+
+def test_each_result_has_a_repr_of_one_short_line(analysis, weights):
+    allocation = tb.allocate_sparsity(analysis, sparsity=0.5, method="uniform")
+    run = [{"fc.weight": weights["pooler.weight"] * (1 + i)} for i in range(2)]
+    summary = summarize(results_of(plain=[0.5] * 12, llr=[0.6] * 12))
+    assert repr(allocation) == "Allocation(state dict, sparsity 0.5, by uniform, 4 layers)"
+    assert repr(pruned_model()) == "PruningResult(some/model, wanda, sparsity 0.31)"
+    assert repr(pruned_model(perplexity=MEASURED)).endswith("sparsity 0.31, perplexity 7.676 -> 9.1)")
+    comparison = tb.compare(run[0], run[0], progress=False)
+    assert repr(comparison) == f"Comparison(state dict -> state dict, 1 layers, {len(comparison.findings)} findings)"
+    tracked = tb.track(run, progress=False)
+    assert repr(tracked) == f"Track(model 1 to model 2, 2 checkpoints, {len(tracked.findings)} findings)"
+    assert repr(summary).startswith("Summary(2 methods, 12 seeds: Use llr")
