@@ -22,6 +22,7 @@ def perplexity(**options):
     return tb.perplexity(nn.Linear(1, 1), [[1, 2, 3]], length=4, **options)
 
 
+NO_LAYERS = tb.Analysis(source="x", settings={}, layers=[])
 WRONG = {
     "steps is a fraction": (lambda: tb.Every(steps=1.5), TypeError, "steps must be an integer, got 1.5"),
     "steps is a text": (lambda: tb.Every(steps="3"), TypeError, "steps must be an integer"),
@@ -59,6 +60,9 @@ WRONG = {
     "select is a number": (lambda: tb.Select.parse(3), TypeError, "include must be a tuple of patterns, got 3"),
     "strength is a triple": (lambda: tb.assign.Sigmoid((1.0, 2.0, 3.0)), TypeError, "a number or a pair of numbers"),
     "base is zero": (lambda: tb.recipes.blockwise_lr(base=0), ValueError, "base must be positive"),
+    "an unknown variant": (lambda: tb.recipes.muon_factors(variant="moon"), ValueError, "variant must be"),
+    "an integer as long as no float": (lambda: tb.assign.Linear(0, 10**400), ValueError, "high is too large"),
+    "rank is huge": (lambda: tb.compress.allocate_ranks(NO_LAYERS, 2**31), ValueError, "rank must be at most 65536"),
     "kinds is a number": (lambda: recipe(kinds=3), ValueError, "kinds must be None or a tuple"),
     "device is a number": (lambda: tb.analyze({}, device=1.5), ValueError, "device '1.5' cannot be used here"),
     "weight is a list": (lambda: tb.weight_spectrum([[1.0]]), TypeError, "weight must be of type Tensor, got a list"),

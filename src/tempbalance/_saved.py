@@ -79,8 +79,8 @@ def _parse_yaml(text: bytes) -> Any:
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("it has aliases")
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        return parse_json(json.dumps(yaml.safe_load(text), default=str))  # with the same checks
+    except (yaml.YAMLError, RecursionError, TypeError) as error:
         raise ValueError(f"it is not YAML ({type(error).__name__})") from None
 
 

@@ -165,6 +165,10 @@ def check_numbers(**values: object) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, Real):
             raise ArgumentTypeError(f"{name} must be a number, got {value!r}")
+        try:
+            float(value)
+        except OverflowError:
+            raise ArgumentError(f"{name} is too large") from None
 
 
 def check_type(name: str, value: object, kind: type) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,8 @@ class Corpus:
     def copy(self, name: str, place: Path) -> Path:
         """Copy a file or folder to a place where it may be changed."""
         source, target = self._folder / name, place / name
+        if os.path.lexists(target):
+            return target
         if source.is_dir():
             shutil.copytree(source, target, dirs_exist_ok=True)
         else:

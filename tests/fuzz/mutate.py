@@ -60,7 +60,6 @@ OBJECTS: list[Callable[[], Any]] = [
     *(
         lambda: torch.tensor([]),
         lambda: int,
-        lambda: len,
         lambda: 1j,
         lambda: Path("x"),
         lambda: {1: 2},

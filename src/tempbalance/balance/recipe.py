@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from tempbalance.balance.assign import Assignment
-from tempbalance.errors import ArgumentError, ArgumentTypeError, check_integer, check_numbers
+from tempbalance.errors import ArgumentError, ArgumentTypeError, check_integer, check_numbers, check_type
 from tempbalance.layers import KINDS, Select, Unit, Weight, find_role_units, find_units
 from tempbalance.spectra.windows import Windows
 from tempbalance.tail import Hill, TailEstimator, find_estimator
@@ -152,6 +152,7 @@ class Recipe:
             "norms": (self.norms, ("follow", "base")),
         }
         for name, (value, allowed) in choices.items():
+            check_type(name, value, str)
             if value not in allowed:
                 raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         kinds: object = () if self.kinds is None else self.kinds

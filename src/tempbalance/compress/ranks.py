@@ -12,6 +12,8 @@ from tempbalance.errors import AllocationError, check_integer, check_numbers, ch
 
 __all__ = ["allocate_ranks"]
 
+_MAX_RANK = 2**16
+
 
 def allocate_ranks(
     analysis: Analysis,
@@ -56,9 +58,10 @@ def allocate_ranks(
         {'h.0.fc': 4, 'h.1.fc': 8, 'h.2.fc': 12}
     """
     check_type("analysis", analysis, Analysis)
-    for name, value in (("rank", rank), ("low", low), ("high", high)):
-        if value is not None:
-            check_integer(name, value)
+    for name, value in (("rank", rank), ("low", low), ("high", rank if high is None else high)):
+        check_integer(name, value)
+        if value > _MAX_RANK:
+            raise AllocationError(f"{name} must be at most {_MAX_RANK}, got {value}")
     check_numbers(beta=beta)
     high = 4 * rank if high is None else high
     if not 1 <= low <= rank <= high:

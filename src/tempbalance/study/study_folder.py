@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -32,14 +32,17 @@ _RERUN = "delete it to run that trial again"
 _LONGEST = 80  # characters of a name before its hash
 
 
+_Number: TypeAlias = Annotated[int, msgspec.Meta(gt=-(2**53), lt=2**53)] | float
+
+
 class _SavedTrial(msgspec.Struct):
     method: str
-    lr: int | float | None
+    lr: _Number | None
     seed: Count
     status: Literal["ok", "diverged", "failed"]
-    metrics: dict[str, int | float | None]
-    seconds: int | float
-    balance: dict[str, int | float | None]
+    metrics: dict[str, _Number | None]
+    seconds: _Number
+    balance: dict[str, _Number | None]
     error: str
 
 

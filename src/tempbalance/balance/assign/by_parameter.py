@@ -16,7 +16,7 @@ import msgspec
 from tempbalance._files import write_atomically
 from tempbalance._saved import dump_saved, read_saved
 from tempbalance.balance.assign.assignment import Assignment, UnitFacts
-from tempbalance.errors import ArgumentError, ArgumentTypeError, BalanceError, check_numbers
+from tempbalance.errors import ArgumentError, ArgumentTypeError, BalanceError, check_numbers, check_type
 from tempbalance.layers import ROLES, ParameterFacts
 
 __all__ = ["ByParameter", "ByRole", "ByShape", "Fixed"]
@@ -152,6 +152,8 @@ class ByShape(ByParameter):
 
     def __post_init__(self) -> None:
         """Check the options."""
+        check_type("rule", self.rule, str)
+        check_type("optimizer", self.optimizer, str)
         families = {"mup": ("adam", "sgd"), "spectral": ("adam", "sgd", "muon")}
         if self.rule not in get_args(_Rule):
             raise ArgumentError(f"rule must be one of {', '.join(get_args(_Rule))}, got {self.rule!r}")
@@ -159,8 +161,8 @@ class ByShape(ByParameter):
             raise ArgumentError(f"rule {self.rule} is for optimizer {' or '.join(allowed)}, got {self.optimizer!r}")
         if self.width is not None:
             check_numbers(width=self.width)
-            if not self.width > 0:
-                raise ArgumentError(f"width must be positive, got {self.width}")
+            if not 0 < self.width < math.inf:
+                raise ArgumentError(f"width must be positive and finite, got {self.width}")
 
     @property
     def optimizer_family(self) -> str:

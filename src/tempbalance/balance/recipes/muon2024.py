@@ -10,6 +10,7 @@ from typing import Literal
 
 from tempbalance.balance.assign import ByShape
 from tempbalance.balance.recipe import Recipe
+from tempbalance.errors import ArgumentError, check_type
 
 __all__ = ["muon_factors"]
 
@@ -29,10 +30,16 @@ def muon_factors(*, variant: Literal["original", "match_rms"] = "original", widt
     Returns:
         The recipe.
 
+    Raises:
+        ArgumentError: There is no such variant.
+
     Example:
         >>> muon_factors().assignment
         ByShape(rule='muon', optimizer='muon', width=None)
     """
+    check_type("variant", variant, str)
+    if variant not in ("original", "match_rms"):
+        raise ArgumentError(f"variant must be 'original' or 'match_rms', got {variant!r}")
     return Recipe(
         name="muon_factors",
         source="Muon (Jordan et al. 2024), kellerjordan.github.io/posts/muon; Moonlight (2025, arXiv 2502.16982)",
