@@ -180,3 +180,14 @@ def test_each_result_has_a_repr_of_one_short_line(analysis, weights):
     tracked = tb.track(run, progress=False)
     assert repr(tracked) == f"Track(model 1 to model 2, 2 checkpoints, {len(tracked.findings)} findings)"
     assert repr(summary).startswith("Summary(2 methods, 12 seeds: Use llr")
+
+
+def test_a_name_with_the_syntax_of_a_template_stays_text():
+    run = [{"a%{x}.weight": torch.randn(64, 64) * (1 + i)} for i in range(2)]
+    assert tb.track(run, progress=False).plot().data[0].hovertemplate.startswith("a%&#123;x}.weight<br>")
+
+
+def test_the_axis_of_a_study_with_a_long_baseline_has_a_short_title():
+    summary = summarize(results_of(plain=[0.5] * 12, llr=[0.6] * 12))
+    long = dataclasses.replace(summary, baseline="alphadecay:low=0.5,high=1.5")
+    assert long.plot().layout.xaxis.title.text == "gain"

@@ -49,8 +49,8 @@ def axis(title: str, **more: Any) -> Spec:
 
 
 def plain(text: str) -> str:
-    """Return a text that plotly shows as it is; it reads a few tags of HTML."""
-    return html.escape(text, quote=False)
+    """Return a text that plotly shows as it is: it reads a few tags of HTML, and ``%{`` in templates."""
+    return html.escape(text, quote=False).replace("%{", "%&#123;")
 
 
 def cut(name: str, length: int) -> str:

@@ -11,6 +11,7 @@ from tempbalance.study.summary import Row, Summary
 __all__ = ["study_figure"]
 
 _LINE = 26  # characters
+_SHORT = 8  # beside names of methods in a window of 420 pixels
 _ROW = 64  # pixels
 _FRAME = 130
 
@@ -46,7 +47,7 @@ def study_figure(summary: Summary) -> Spec:
         traces,
         height=_FRAME + _ROW * max(len(rows), 1),
         showlegend=False,
-        xaxis=axis(f"gain over {plain(cut(summary.baseline, _LINE))}"),
+        xaxis=axis("gain" if len(summary.baseline) > _SHORT else f"gain over {plain(summary.baseline)}"),
         yaxis=axis(
             "",
             tickvals=list(places),
