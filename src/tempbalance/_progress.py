@@ -24,8 +24,11 @@ def progress_bar(description: str, total: int, wanted: bool = True) -> Generator
     if console.is_jupyter:
         yield _notebook_bar(description, total)
         return
+    if not console.is_terminal:  # a Progress that is disabled prints an empty line before rich 14.3
+        yield lambda count, description=None: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda count, description=None: bar.update(task, advance=count, description=description)
 

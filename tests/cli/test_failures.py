@@ -72,7 +72,7 @@ def test_names_in_tables_errors_and_files_are_printed_escaped(model, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    "place", [("analyze", "a", HOSTILE), ("analyze", f"--{HOSTILE}"), (HOSTILE,), (f"--{HOSTILE}",)]
+    "place", [("analyze", "a", HOSTILE), ("analyze", f"--{HOSTILE}"), (f"x{HOSTILE}",), (f"--{HOSTILE}",)]
 )
 def test_arguments_in_errors_of_usage_are_printed_escaped(place, capsys):
     assert run(*place) == 2
