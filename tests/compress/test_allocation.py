@@ -106,6 +106,7 @@ def write(data, path):
         ("settings", [], r"\$\.settings"),
         ("size", {"parameters": -1}, r"\$\.size"),
         ("layers", {}, r"\$\.layers"),
+        ("layers", [], r"\$\.layers"),
         ("bits", 4, "it must have one of sparsity, bits, rank, found 2"),
     ],
 )

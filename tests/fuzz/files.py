@@ -88,6 +88,7 @@ def _odd_tensor(mutator: Mutator) -> Any:
         *(lambda: base[0, 0], lambda: base[:, :1], lambda: base[0].expand(5, 6), lambda: base.T, base.bool),
         *(
             lambda: base.to(torch.complex64),
+            lambda: torch.nested.nested_tensor([base, base[:2]]),
             lambda: base.to("meta"),
         ),
         *(

@@ -301,7 +301,7 @@ class _SavedAllocation(msgspec.Struct):
     source: str
     method: str
     unit: Literal["layer", "block"]
-    layers: list[_SavedLayer]
+    layers: Annotated[list[_SavedLayer], msgspec.Meta(min_length=1)]
     sparsity: Annotated[float, msgspec.Meta(ge=0, le=1)] | Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
     bits: Annotated[float, msgspec.Meta(gt=0)] | Size | None = None
     rank: Annotated[float, msgspec.Meta(gt=0)] | Size | None = None
