@@ -5,6 +5,7 @@ from __future__ import annotations
 from tempbalance.balance import assign, recipes
 from tempbalance.balance.balancer import Balancer
 from tempbalance.balance.history import Refresh, UnitState
+from tempbalance.balance.pull_back import PullBack
 from tempbalance.balance.recipe import Every, Recipe
 
-__all__ = ["Balancer", "Every", "Recipe", "Refresh", "UnitState", "assign", "recipes"]
+__all__ = ["Balancer", "Every", "PullBack", "Recipe", "Refresh", "UnitState", "assign", "recipes"]
