@@ -126,19 +126,26 @@ def test_demo_finds_the_damaged_layer_and_writes_its_reports(minilm, tmp_path, c
     pytest.importorskip("sklearn")
     short = functools.partial(tempbalance.demo.Settings, epochs=4, pretrain_epochs=2)
     monkeypatch.setattr("tempbalance.demo.Settings", short)
+    whole = tempbalance.demo.train_language_model
+
+    def briefly(seed, method, lr):
+        return whole(seed, method, lr, steps=2)
+
+    monkeypatch.setattr("tempbalance.demo.train_language_model", briefly)
     out = tmp_path / "demo"
     assert run("demo", "--out", out, "--seeds", 2, "--examples", 1) == 0
     assert {path.name for path in out.iterdir()} == {
         *("report.html", "analysis.json", "damaged.html"),
-        *("finetuned.html", "balancing.html", "balancing.json"),
+        *("finetuned.html", "balancing.html", "balancing.json", "language"),
     }
-    assert all(path.stat().st_size < 8e6 for path in out.iterdir())
+    assert all(path.stat().st_size < 2e6 for path in out.glob("*.html"))
     assert len(json.loads((out / "balancing.json").read_text())["seeds"]) == 2
     assert 'id="history"' in (out / "balancing.html").read_text()
     text, progress = capfd.readouterr()
     assert re.search(r"encoder.layer.3.attention.self.query.weight, pooler.dense.weight .* look untrained", text)
     assert "moved_most" in text
     assert "balanced - plain" in text
+    assert "control: queries and keys instead" in text
     assert "tempbalance study --task" in text
     assert progress == ""  # silent when piped
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tempbalance.errors import ArgumentError, require_extra
 
-__all__ = ["CLASSES", "DigitsNet", "NewDigits", "Settings", "Start", "pretrain_digits"]
+__all__ = ["CLASSES", "DigitsNet", "NewDigits", "Settings", "Start", "one_thread", "pretrain_digits"]
 
 CLASSES = 5
 _PIXELS, _BRIGHTEST = 64, 16
@@ -41,7 +41,7 @@ class Settings:
         pretrain_batch_size: Images per batch in pretraining.
     """
 
-    seeds: int = 20
+    seeds: int = 10
     examples: int = 8
     epochs: int = 40
     batch_size: int = 8
@@ -128,7 +128,7 @@ class Start(NamedTuple):
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Use one thread: as fast for small matrices, and sums have a fixed order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -170,7 +170,7 @@ class NewDigits:
         """Train by an ordinary loop, without balancing in it."""
         _train(start.model, optimizer, start.batches, self.settings.epochs, self.settings.warmup)
 
-    @_one_thread()
+    @one_thread()
     @torch.no_grad()
     def accuracy(self, model: nn.Module, places: Tensor) -> float:
         """Compute the accuracy on the images of these indices, in [0, 1]."""
@@ -213,7 +213,7 @@ def _batches(images: Tensor, labels: Tensor, size: int, seed: int) -> _Batches:
     return DataLoader(TensorDataset(images, labels), size, shuffle=True, generator=torch.Generator().manual_seed(seed))
 
 
-@_one_thread()
+@one_thread()
 def _train(model: DigitsNet, optimizer: torch.optim.Optimizer, batches: _Batches, epochs: int, warmup: float) -> None:
     scheduler = _warmup_and_decay(optimizer, epochs * len(batches), warmup)
     for _ in range(epochs):

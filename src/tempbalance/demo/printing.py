@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tempbalance.demo.finetuning import ARMS, Outcome
-from tempbalance.report.terminal_tables import plain_table
-from tempbalance.study import FEWEST, Paired, paired
+from tempbalance.demo.language import CANDIDATES
+from tempbalance.report.terminal_tables import count, number, plain_table, plain_text
+from tempbalance.study import FEWEST, Paired, Summary, paired
 
-__all__ = ["print_outcome", "to_json"]
+__all__ = ["print_language", "print_outcome", "to_json"]
 
 _PAIRS = (("balanced", "plain"), ("balanced", "one_rate"), ("one_rate", "plain"))
 _NAMES = {"plain": "plain", "balanced": "balanced", "one_rate": "one rate"}
@@ -42,6 +43,27 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     console.print(_differences_table(outcome))
     for sentence in _conclusions(outcome):
         console.print(sentence, highlight=False)
+
+
+def print_language(console: Console, summary: Summary) -> None:
+    """Print the study of the language model: its candidates by their names in the demo, and the recommendation."""
+    lines = [
+        "A language model of 0.12 million parameters learns the documentation of Python from scratch,",
+        "byte by byte: AdamW, warm-up and cosine, 100 steps. Each candidate has the best of five learning",
+        "rates (0.002 to 0.032, on other seeds). by_role multiplies the rate of all layers of a role:",
+        "          tb.Balancer(optimizer, model, tb.recipes.by_role({'v': 0.25, 'o': 0.25}))",
+    ]
+    console.print("\n".join(lines), highlight=False, markup=False)
+    title = f"Loss in nats per byte on held-out text, {count(summary.seeds, 'seed', 'seeds')}; lower is better"
+    table = plain_table("", "loss", "gain", "95 % interval", "won", "p", title=title)
+    for name, row in zip(CANDIDATES, summary.rows, strict=True):
+        own = [""] * 4
+        if (gain := row.gain) is not None:
+            interval, won = f"{gain.low:+.3f} to {gain.high:+.3f}", f"{gain.won} of {gain.seeds}"
+            own = [f"{gain.mean:+.3f}", interval, won, f"{row.p_value:.2g}"]
+        table.add_row(name, number(row.mean, ".3f"), *own)
+    console.print(table)
+    console.print(plain_text(summary.recommendation), soft_wrap=True)
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
