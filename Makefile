@@ -13,7 +13,7 @@ SETUP := pyproject.toml constraints.txt requirements-nodeps.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test breadth fuzz kills lint format types docs bench clean
+.PHONY: help demo test bounds breadth fuzz kills lint format types docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,16 @@ kills: $(VENV)/.dev ## Kill 100 runs (KILLS=N) of training and of each command, 
 
 fuzz: $(VENV)/.dev ## Read and call everything with 20,000 (CASES=N, SEED=N) hostile files and arguments (minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz.run --cases $(or $(CASES),20000) --seed $(or $(SEED),1)
+
+BOUNDS = $(shell sed -n '/^dependencies/,/^]/s/^ *"\([a-z_]*\)>=\([0-9.]*\)".*/\1==\2/p' pyproject.toml | grep -v torch)
+
+bounds: ## Test the core with exactly the lower bounds in pyproject.toml, beside the pinned torch (minutes)
+	$(PYTHON) -m venv --clear $(VENV)-bounds
+	$(VENV)-bounds/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt setuptools torch
+	$(VENV)-bounds/bin/python -m pip --disable-pip-version-check install --quiet $(BOUNDS) pytest hypothesis scipy
+	$(VENV)-bounds/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
+	OMP_NUM_THREADS=1 $(VENV)-bounds/bin/python -m pytest -p no:cacheprovider -W "ignore:A NumPy version" \
+		tests/cli tests/checkpoints tests/analysis tests/tail tests/spectra tests/test_errors.py tests/test_files.py tests/test_text.py
 
 breadth: $(VENV)/.dev ## Compare live model, state dict and folder of every Transformers architecture (minutes)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/breadth.py --workers $(WORKERS)
