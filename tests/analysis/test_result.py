@@ -140,6 +140,7 @@ HOSTILE = "=cmd|' /C calc'!A0\ud800"
 
 
 def test_hostile_names_are_written_to_every_format(tmp_path):
+    pytest.importorskip("pyarrow")
     analysis = tb.analyze({HOSTILE: torch.randn(64, 48)})
     comparison = tb.compare(analysis, analysis)
     for ending in ("json", "csv", "parquet", "html"):

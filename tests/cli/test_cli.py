@@ -54,6 +54,7 @@ def test_shell_completion_is_offered(capsys):
 
 
 def test_analyze_writes_every_format(model, tmp_path):
+    pytest.importorskip("pyarrow")
     outputs = [tmp_path / f"out.{ending}" for ending in ("json", "csv", "parquet", "html")]
     assert run("analyze", model, *(part for path in outputs for part in ("--out", path))) == 0
     assert all(path.stat().st_size > 100 for path in outputs)

@@ -110,6 +110,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
             raise WeightError(f"{broken[0].name}: {broken[0].reason}")
         if not weights and not skipped:
             raise WeightError(f"{name} contains no weight matrix: no tensor in it has two or more axes")
+        roles = find_roles(_everything(opened, selection) or weights)
         settings = make_settings(estimator, windows, selection, device) | {"revision": _revision(opened)}
         used = opened.key if isinstance(opened, Checkpoint) else key
         settings |= {} if used is None else {"key": used}
@@ -138,7 +139,6 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
                     if partial:
                         partial.add(row)
                 advance(len(rows))
-    roles = find_roles(_everything(opened, selection) or weights)
     rows = [done[weight.name] for weight in weights]
     return Analysis(
         source=name,
