@@ -8,7 +8,7 @@ from torch import nn
 
 import tempbalance as tb
 from tempbalance.balance.assign import ByRole, ByShape, Fixed, LayerwiseDecay, Linear, Times, UnitFacts
-from tempbalance.errors import ArgumentError, BalanceError
+from tempbalance.errors import ArgumentError, BalanceError, BalanceWarning
 
 from .conftest import make_net, train
 from .optimizers import assert_same_bits
@@ -183,6 +183,19 @@ def test_the_reference_width_is_the_median_of_the_models_layers():
     assert rates["layers.0.up_proj.weight"] == 2.0
     assert rates["layers.0.down_proj.weight"] == 0.5
     assert rates["embed.weight"] == rates["layers.0.norm.weight"] == 1.0
+
+
+def test_experts_keep_the_base_rate_and_a_warning_says_so():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_up_proj = nn.Parameter(torch.randn(3, 16, 32))
+            self.down_proj = nn.Parameter(torch.randn(3, 16, 16))
+
+    model = nn.Sequential(nn.Linear(32, 16), Experts())
+    with pytest.warns(BalanceWarning, match=r"2 weights keep the base value, .* 1.gate_up_proj"):
+        rates = applied(model, tb.recipes.mup(optimizer="sgd", rule="spectral", width=8))
+    assert rates["1.down_proj"] == 1.0 != rates["0.weight"]
 
 
 def test_a_recipe_for_another_family_of_optimizers_is_refused():

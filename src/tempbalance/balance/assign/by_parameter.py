@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import os
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import msgspec
 from tempbalance._files import write_atomically
 from tempbalance._saved import dump_saved, read_saved
 from tempbalance.balance.assign.assignment import Assignment, UnitFacts
-from tempbalance.errors import ArgumentError, ArgumentTypeError, BalanceError, check_numbers, check_type
+from tempbalance.errors import ArgumentError, ArgumentTypeError, BalanceError, BalanceWarning, check_numbers, check_type
 from tempbalance.layers import ROLES, ParameterFacts
 
 __all__ = ["ByParameter", "ByRole", "ByShape", "Fixed"]
@@ -172,6 +173,12 @@ class ByShape(ByParameter):
     def group_of(self, name: str, facts: ParameterFacts) -> str:
         """Return role and shape."""
         return f"{facts.role} {facts.fan_out}x{facts.fan_in}" if facts.fan_in else f"{facts.role} {facts.fan_out}"
+
+    def check_model(self, parameters: Mapping[str, ParameterFacts]) -> None:
+        """Warn of weights whose axes are not known: they keep the base value."""
+        if unknown := [name for name, facts in parameters.items() if facts.kind in _UNKNOWN_AXES]:
+            text = f"{len(unknown)} weights keep the base value, because which axis has their inputs is not known"
+            warnings.warn(f"{text}: {unknown[0]}, ...", BalanceWarning, stacklevel=2)
 
     def assign(self, units: Sequence[UnitFacts]) -> list[float]:
         """Assign a multiplier to every unit."""
