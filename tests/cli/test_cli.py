@@ -48,9 +48,15 @@ def test_names_are_whole_in_a_pipe(tmp_path, capsys):
     assert any(f"{name}0" in line and "50.0%" in line for line in lines)
 
 
-def test_shell_completion_is_offered(capsys):
-    assert run("--show-completion", "bash") == 0
-    assert "_TEMPBALANCE_COMPLETE" in capsys.readouterr().out
+def test_a_shell_completes_commands(capsys, monkeypatch):
+    for name, value in {
+        "_TEMPBALANCE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "tempbalance a",
+        "COMP_CWORD": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert run() == 0
+    assert capsys.readouterr().out.split() == ["analyze", "allocate"]
 
 
 def test_analyze_writes_every_format(model, tmp_path):
