@@ -273,4 +273,4 @@ class TestTrainers:
 
 def test_the_settings_are_those_of_the_analysis(run):
     assert tb.track(run, estimator="ks").settings["estimator"].startswith("KS(")
-    json.dumps(tb.track(run).to_json()["settings"])
+    json.dumps(tb.track(run).to_dict()["settings"])

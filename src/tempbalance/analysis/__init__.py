@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tempbalance.analysis.analyzer import Source, analyze
 from tempbalance.analysis.comparison import compare
-from tempbalance.analysis.comparison_result import Comparison, LayerDelta
+from tempbalance.analysis.comparison_result import Comparison
+from tempbalance.analysis.layer_delta import LayerDelta
 from tempbalance.analysis.result import Analysis
 from tempbalance.analysis.track_result import Track, TrackedCheckpoint, TrackedLayer, TrackResume
 from tempbalance.analysis.tracker import track

@@ -5,35 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from statistics import NormalDist
-from typing import Protocol
 
 from tempbalance.analysis.deviations import holm
+from tempbalance.analysis.layer_delta import LayerDelta
 from tempbalance.types import Finding, Severity
 
-__all__ = ["ChangedLayer", "alpha_findings", "block_changes", "comma_names", "make_finding", "weight_findings"]
+__all__ = ["alpha_findings", "block_changes", "comma_names", "make_finding", "weight_findings"]
 
 _LEVEL = 0.05  # probability of a false alarm over all layers
 _SHOWN = 3
 _REPLACED = 1.0  # relative change of a weight that has little of what it was
-
-
-class ChangedLayer(Protocol):
-    """What the findings need to know of a layer."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def block(self) -> str | None: ...  # noqa: D102
-    @property
-    def delta(self) -> float: ...  # noqa: D102
-    @property
-    def z(self) -> float: ...  # noqa: D102
-    @property
-    def relative_change(self) -> float: ...  # noqa: D102
-    @property
-    def norm_before(self) -> float: ...  # noqa: D102
-    @property
-    def identical(self) -> bool | None: ...  # noqa: D102
 
 
 def comma_names(names: Sequence[str]) -> str:
@@ -57,7 +38,7 @@ def make_finding(
     )
 
 
-def block_changes(rows: Sequence[ChangedLayer]) -> dict[str, float]:
+def block_changes(rows: Sequence[LayerDelta]) -> dict[str, float]:
     """Return ``||dW|| / ||W||`` of each block, over its weight matrices; a layer outside blocks is a block of its own.
 
     Args:
@@ -75,7 +56,7 @@ def block_changes(rows: Sequence[ChangedLayer]) -> dict[str, float]:
     return {key: moved / norm if norm else 0.0 for key, (moved, norm) in sums.items()}
 
 
-def weight_findings(rows: Sequence[ChangedLayer]) -> list[Finding]:
+def weight_findings(rows: Sequence[LayerDelta]) -> list[Finding]:
     """Return what the weights tell: identical, rounded and replaced layers, and the blocks that moved most.
 
     Args:
@@ -117,7 +98,7 @@ def weight_findings(rows: Sequence[ChangedLayer]) -> list[Finding]:
     return [*found, *_identical(known), *_rounded(known)]
 
 
-def _identical(rows: Sequence[ChangedLayer]) -> list[Finding]:
+def _identical(rows: Sequence[LayerDelta]) -> list[Finding]:
     same = [row for row in rows if row.identical and row.relative_change == 0]
     if not same:
         return []
@@ -141,7 +122,7 @@ def _identical(rows: Sequence[ChangedLayer]) -> list[Finding]:
     ]
 
 
-def _whole_blocks(same: Sequence[ChangedLayer], rows: Sequence[ChangedLayer]) -> list[str]:
+def _whole_blocks(same: Sequence[LayerDelta], rows: Sequence[LayerDelta]) -> list[str]:
     """Return names for some of the rows: that of a block for all of its rows, then those of the other rows."""
     names = {row.name for row in same}
     parts = {None, *(row.block for row in rows if row.name not in names)}
@@ -149,7 +130,7 @@ def _whole_blocks(same: Sequence[ChangedLayer], rows: Sequence[ChangedLayer]) ->
     return [*dict.fromkeys(blocks), *(row.name for row in same if row.block in parts)]
 
 
-def _rounded(rows: Sequence[ChangedLayer]) -> list[Finding]:
+def _rounded(rows: Sequence[LayerDelta]) -> list[Finding]:
     names = [row.name for row in rows if row.identical and row.relative_change > 0]
     if not names:
         return []
@@ -164,7 +145,7 @@ def _rounded(rows: Sequence[ChangedLayer]) -> list[Finding]:
     ]
 
 
-def alpha_findings(rows: Sequence[ChangedLayer]) -> list[Finding]:
+def alpha_findings(rows: Sequence[LayerDelta]) -> list[Finding]:
     """Return whether alpha changed, by Holm's test over the layers at a level of 5 %.
 
     The standard error of a change holds for independent fits; two states of one layer have most of their spectrum in

@@ -15,7 +15,8 @@ from tempbalance._progress import progress_bar
 from tempbalance.analysis.analyzer import Source
 from tempbalance.analysis.change_findings import alpha_findings, weight_findings
 from tempbalance.analysis.compared_model import ComparedModel
-from tempbalance.analysis.comparison_result import Comparison, LayerDelta
+from tempbalance.analysis.comparison_result import Comparison
+from tempbalance.analysis.layer_delta import LayerDelta
 from tempbalance.analysis.match_findings import RENAME, match_findings
 from tempbalance.analysis.matching import Matching, match_layers
 from tempbalance.analysis.result import Analysis

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tempbalance._files import RENDERERS, as_path, dumps, write_atomically
 from tempbalance._text import csv_bytes, encodable
 from tempbalance.analysis.change_findings import block_changes
+from tempbalance.analysis.layer_delta import LayerDelta
 from tempbalance.analysis.result import SCHEMA
 from tempbalance.errors import AnalysisError
 from tempbalance.types import Finding
@@ -19,52 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
-__all__ = ["Comparison", "LayerDelta"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerDelta:
-    """The change of one layer. What was not compared is NaN, None or empty.
-
-    Attributes:
-        name: Qualified parameter name, in the second model.
-        block: Its transformer block, or None.
-        alpha_before: Alpha before; NaN without a fit.
-        alpha_after: Alpha after.
-        delta: ``alpha_after - alpha_before``.
-        stderr: Standard error of ``delta`` for independent fits; an upper bound for two states of one layer, which have
-            most of their spectrum in common.
-        z: ``delta / stderr``; NaN if the shapes differ.
-        name_before: Its name in the first model.
-        kind: Kind of weight, as in ``LayerStats``.
-        shape_before: Shape before.
-        shape: Shape after.
-        relative_change: ``||dW|| / ||W||``, Frobenius norms, with ``dW`` the weight after minus the weight before.
-        norm_before: ``||W||``, the norm before.
-        identical: Whether the weights are equal; in the narrower dtype, if the dtypes differ.
-        update_stable_rank: ``||dW||^2`` over the largest squared singular value of ``dW``.
-        update_effective_rank: ``exp`` of the entropy of the normalised singular values of ``dW`` (Roy and Vetterli
-            2007).
-        update_singular_values: The largest singular values of ``dW``, descending, at most 8.
-    """
-
-    name: str
-    block: str | None
-    alpha_before: float
-    alpha_after: float
-    delta: float
-    stderr: float
-    z: float
-    name_before: str = ""
-    kind: str = ""
-    shape_before: tuple[int, ...] = ()
-    shape: tuple[int, ...] = ()
-    relative_change: float = math.nan
-    norm_before: float = math.nan
-    identical: bool | None = None
-    update_stable_rank: float = math.nan
-    update_effective_rank: float = math.nan
-    update_singular_values: tuple[float, ...] = ()
+__all__ = ["Comparison"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +73,7 @@ class Comparison:
             row |= {key: encodable(value) for key, value in row.items() if isinstance(value, str)}
         return pd.DataFrame(rows, columns=[f.name for f in fields(LayerDelta)])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values; NaN stays."""
         return {"schema": SCHEMA, **asdict(self)}
 
@@ -132,7 +88,7 @@ class Comparison:
         """
         suffix = as_path("path", path).suffix.lower()
         if suffix == ".json":
-            write_atomically(path, (dumps(self.to_json()) + "\n").encode())
+            write_atomically(path, (dumps(self.to_dict()) + "\n").encode())
         elif suffix == ".csv":
             write_atomically(path, csv_bytes(self.to_pandas()))
         elif suffix == ".html":

@@ -81,11 +81,11 @@ def compare_similar(layers: Sequence[LayerStats], *, windows: bool = False) -> l
         (12, True)
     """
     levels: dict[str, Callable[[LayerStats], Any]] = {
-        "kind, role and shape": lambda row: (row.kind, _role(row), row.shape),
+        "kind, role and shape": lambda row: (row.kind, _name_in_block(row), row.shape),
         "kind and shape": lambda row: (row.kind, sorted(row.shape[:2]), row.shape[2:]),
     }
     if windows:
-        levels |= {"kind and role": lambda row: (row.kind, _role(row)), "kind": lambda row: row.kind}
+        levels |= {"kind and role": lambda row: (row.kind, _name_in_block(row)), "kind": lambda row: row.kind}
     fitted = [row for row in layers if row.status is Status.OK and row.alpha > 1 and 0 < row.stderr < math.inf]
     found: dict[str, Difference] = {}
     for in_common, key in levels.items():
@@ -98,7 +98,7 @@ def compare_similar(layers: Sequence[LayerStats], *, windows: bool = False) -> l
     return _with_probabilities([found[row.name] for row in fitted if row.name in found])
 
 
-def _role(layer: LayerStats) -> str:
+def _name_in_block(layer: LayerStats) -> str:
     """Return the name of a layer in its block, or its whole name, with a star for each number."""
     name = layer.name if layer.block is None else layer.name.removeprefix(f"{layer.block}.")
     return _NUMBER.sub("*", name)

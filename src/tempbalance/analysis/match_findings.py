@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tempbalance.analysis.change_findings import comma_names, make_finding
-from tempbalance.analysis.comparison_result import LayerDelta
+from tempbalance.analysis.layer_delta import LayerDelta
 from tempbalance.analysis.matching import Matching
 from tempbalance.types import Finding, Severity
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from tempbalance.analysis.change_findings import alpha_findings, comma_names, make_finding, weight_findings
-from tempbalance.analysis.comparison_result import LayerDelta
+from tempbalance.analysis.layer_delta import LayerDelta
 from tempbalance.analysis.track_result import Track, TrackedCheckpoint
 from tempbalance.types import Finding, Severity
 

@@ -177,7 +177,7 @@ class Track:
         """
         return RENDERERS["plot"]("track_figure", self)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values; NaN stays."""
         return {
             "schema": _SCHEMA,
@@ -199,7 +199,7 @@ class Track:
         """
         suffix = as_path("path", path).suffix.lower()
         if suffix == ".json":
-            write_atomically(path, (dumps(self.to_json()) + "\n").encode())
+            write_atomically(path, (dumps(self.to_dict()) + "\n").encode())
         elif suffix == ".csv":
             write_atomically(path, csv_bytes(self.to_pandas()))
         elif suffix == ".html":

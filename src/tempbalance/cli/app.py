@@ -28,7 +28,9 @@ __all__ = [
     "JsonOption",
     "KeyOption",
     "QuietOption",
+    "ReportsOption",
     "RevisionOption",
+    "SelectOption",
     "app",
     "check_outputs",
     "make_estimator",
@@ -94,6 +96,11 @@ FarmsRowsOption = Annotated[
 DeviceOption = Annotated[str | None, typer.Option(help="Torch device, for example [bold]cuda[/].")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
+SelectOption = Annotated[list[str] | None, typer.Option(help="Only weights whose name matches this glob. Repeatable.")]
+ReportsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--out", "-o", help="Save to FILE.json, .csv or .html; - prints JSON. Repeatable."),
+]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 KeyOption = Annotated[
     str | None, typer.Option(help="Key of the state dict in a training checkpoint (.pt), for example [bold]ema[/].")

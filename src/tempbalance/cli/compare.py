@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +13,8 @@ from tempbalance.cli.app import (
     JsonOption,
     KeyOption,
     QuietOption,
+    ReportsOption,
+    SelectOption,
     app,
     check_outputs,
     make_estimator,
@@ -47,16 +48,11 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     ] = None,
     farms: FarmsOption = False,
     farms_rows: FarmsRowsOption = None,
-    select: Annotated[
-        list[str] | None, typer.Option(help="Compare only weights whose name matches this glob. Repeatable.")
-    ] = None,
+    select: SelectOption = None,
     split: Annotated[bool, typer.Option(help="Split fused weights (QKV, gate and up, LSTM gates).")] = True,
     key: KeyOption = None,
     device: DeviceOption = None,
-    out: Annotated[
-        list[Path] | None,
-        typer.Option("--out", "-o", help="Save to FILE.json, .csv or .html; - prints JSON. Repeatable."),
-    ] = None,
+    out: ReportsOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -96,7 +92,7 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     for path in outputs:
         comparison.save(path)
     if as_json:
-        print_json(comparison.to_json())
+        print_json(comparison.to_dict())
     elif not quiet:
         console = output_console()
         print_comparison(console, comparison)

@@ -21,6 +21,7 @@ from tempbalance.cli.app import (
     KeyOption,
     QuietOption,
     RevisionOption,
+    SelectOption,
     app,
     check_outputs,
     make_estimator,
@@ -38,9 +39,6 @@ __all__ = ["analyze_command"]
 
 
 Lora = Enum("Lora", {"merged": "merged", "update": "update"}, type=str)
-_SelectOption = Annotated[
-    list[str] | None, typer.Option(help="Analyse only weights whose name matches this glob. Repeatable.")
-]
 _ExcludeOption = Annotated[list[str] | None, typer.Option(help="Leave out weights that match this glob. Repeatable.")]
 _LoraOption = Annotated[
     Lora, typer.Option(help="For LoRA layers: the weight with its update merged, or the update alone.")
@@ -65,7 +63,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,
     farms_rows: FarmsRowsOption = None,
-    select: _SelectOption = None,
+    select: SelectOption = None,
     exclude: _ExcludeOption = None,
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Analyse embeddings too.")] = False,
     split: Annotated[bool, typer.Option(help="Split fused weights (QKV, gate and up, LSTM gates).")] = True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +16,8 @@ from tempbalance.cli.app import (
     JsonOption,
     KeyOption,
     QuietOption,
+    ReportsOption,
+    SelectOption,
     app,
     check_outputs,
     make_estimator,
@@ -45,15 +46,10 @@ def track_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,
     farms_rows: FarmsRowsOption = None,
-    select: Annotated[
-        list[str] | None, typer.Option(help="Analyse only weights whose name matches this glob. Repeatable.")
-    ] = None,
+    select: SelectOption = None,
     key: KeyOption = None,
     device: DeviceOption = None,
-    out: Annotated[
-        list[Path] | None,
-        typer.Option("--out", "-o", help="Save to FILE.json, .csv or .html; - prints JSON. Repeatable."),
-    ] = None,
+    out: ReportsOption = None,
     as_json: JsonOption = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first checkpoint that cannot be read.")] = False,
     quiet: QuietOption = False,
@@ -104,7 +100,7 @@ def track_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         typer.echo(f"interrupted{kept}{'run the same command again to resume' if kept else ''}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        print_json(tracked.to_json())
+        print_json(tracked.to_dict())
     elif not quiet:
         console = output_console()
         print_track(console, tracked)

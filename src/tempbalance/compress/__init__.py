@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tempbalance.compress.allocation import Allocation, LayerAllocation, UnitAllocation
+from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.bits import allocate_bits
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm
 from tempbalance.compress.evaluation.harness import evaluate
@@ -12,6 +12,7 @@ from tempbalance.compress.export.alphapruning_npy import export_npy
 from tempbalance.compress.export.llmcompressor_recipe import export_llmcompressor
 from tempbalance.compress.export.peft_config import lora_config
 from tempbalance.compress.export.torch_masks import export_torch
+from tempbalance.compress.layer_allocation import LayerAllocation, UnitAllocation
 from tempbalance.compress.prune_workflow import SparsitySettings, allocate_folder, prune_folder
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruned_checkpoint import prune_checkpoint, save_pruned

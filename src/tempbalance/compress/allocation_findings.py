@@ -5,30 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean, pstdev
-from typing import Protocol
 
 from tempbalance.analysis.change_findings import comma_names, make_finding
+from tempbalance.compress.layer_allocation import UnitAllocation
 from tempbalance.types import Finding, Severity
 
-__all__ = ["AllocatedUnit", "find_in_units"]
+__all__ = ["find_in_units"]
 
 _ALMOST_ONE = 1 - 1e-9
 
 
-class AllocatedUnit(Protocol):
-    """What the findings need to know of a unit."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def alpha(self) -> float: ...  # noqa: D102
-    @property
-    def stderr(self) -> float: ...  # noqa: D102
-    @property
-    def value(self) -> float: ...  # noqa: D102
-
-
-def find_in_units(units: Sequence[AllocatedUnit], quantity: str, method: str) -> Iterator[Finding]:
+def find_in_units(units: Sequence[UnitAllocation], quantity: str, method: str) -> Iterator[Finding]:
     """Find out whether an allocation is likely to harm: see docs/results/pruning.md.
 
     Args:

@@ -10,7 +10,8 @@ from statistics import median
 from typing import Any, Literal, TypeVar
 
 from tempbalance.analysis.result import Analysis
-from tempbalance.compress.allocation import Allocation, LayerAllocation, Quantity
+from tempbalance.compress.allocation import Allocation, Quantity
+from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.errors import AllocationError
 from tempbalance.metrics import mean_alpha
 from tempbalance.spectra.matrices import MATRIX_NDIM

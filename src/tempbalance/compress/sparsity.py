@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from tempbalance.analysis.result import Analysis
-from tempbalance.compress.allocation import Allocation, LayerAllocation
+from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.budget import apportion
 from tempbalance.compress.budget_units import find_units, make_allocation, values_of_layers
+from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.compress.sparsity_methods import METHODS, SparsityBudget, SparsityMethod
 from tempbalance.errors import AllocationError, check_integer, check_numbers, check_type
 from tempbalance.layers.routers import find_routers

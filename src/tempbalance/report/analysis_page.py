@@ -21,7 +21,6 @@ from tempbalance.report.page import (
     model_name,
     number,
     render_page,
-    settings_html,
     table_html,
 )
 from tempbalance.report.terminal_tables import count
@@ -73,7 +72,7 @@ def render_analysis(analysis: Analysis, history: Sequence[Refresh] = ()) -> str:
         statuses=_statuses(layers),
         table=_table(layers),
         skipped=_skipped(analysis),
-        settings=settings_html(analysis.settings),
+        settings=analysis.settings,
     )
 
 

@@ -14,7 +14,6 @@ from tempbalance.report.page import (
     model_name,
     number,
     render_page,
-    settings_html,
     table_html,
 )
 
@@ -45,7 +44,7 @@ def render_comparison(comparison: Comparison) -> str:
         weights=fragment("weight_changes") if moved else "",
         facts=f"Bars are standard errors. Not drawn: {len(rows) - compared} of {len(rows)} without an alpha in both.",
         table=_table(rows),
-        settings=settings_html({"before": comparison.before, "after": comparison.after, **comparison.settings}),
+        settings={"before": comparison.before, "after": comparison.after, **comparison.settings},
     )
 
 

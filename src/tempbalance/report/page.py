@@ -28,7 +28,6 @@ __all__ = [
     "model_name",
     "number",
     "render_page",
-    "settings_html",
     "table_html",
 ]
 
@@ -56,13 +55,14 @@ class Cell(NamedTuple):
     note: str = ""
 
 
-def render_page(
+def render_page(  # noqa: PLR0913  all but the name by keyword
     name: str,
     *,
     kicker: str,
     title: str,
     source: str,
     figures: Mapping[str, Spec],
+    settings: Mapping[str, Any],
     layers: Sequence[Any] = (),
     **parts: str,
 ) -> str:
@@ -74,6 +74,7 @@ def render_page(
         title: Its heading.
         source: What it is about, in full; shown if it is not the title.
         figures: Figures by the id of their element.
+        settings: How its numbers were made; the last section.
         layers: For a page with a table to select from: texts and figure of each of its rows.
         **parts: The parts of ``NAME.html``.
 
@@ -86,6 +87,7 @@ def render_page(
         path=escaped("" if source == title else source),
         style=_asset("shell.css").decode(),
         body=fragment(name, **parts),
+        settings=_settings_html(settings),
         data=_script_json({"figures": figures, "layers": layers}),
         licence=_asset("plotly-LICENSE.txt").decode(),
         plotly=base64.b64encode(_asset("plotly-basic.min.js.gz")).decode(),
@@ -134,7 +136,7 @@ def findings_html(findings: Iterable[Finding], nothing: str = "No finding.") -> 
     return Html(f'<ul class="findings">{"".join(items) or f"<li>{escaped(nothing)}</li>"}</ul>')
 
 
-def settings_html(settings: Mapping[str, Any]) -> Html:
+def _settings_html(settings: Mapping[str, Any]) -> Html:
     """Return settings as a list of definitions, in words."""
     return Html("".join(f"<dt>{escaped(key)}</dt><dd>{escaped(in_words(each))}</dd>" for key, each in settings.items()))
 

@@ -14,7 +14,7 @@ from tempbalance._files import dumps, write_atomically
 from tempbalance.compress import Perplexity, PruningResult, UnitSparsity
 from tempbalance.report.figures import pruned_alpha_figure, pruning_figure
 from tempbalance.report.findings_text import print_findings
-from tempbalance.report.page import Html, findings_html, model_name, render_page, settings_html, table_html
+from tempbalance.report.page import Html, findings_html, model_name, render_page, table_html
 from tempbalance.report.page import number as cell
 from tempbalance.report.terminal_tables import BARS, count, number, plain_table, plain_text
 
@@ -137,7 +137,7 @@ def render_pruning(result: PruningResult) -> str:
         perplexity=_perplexity_table(result),
         facts=_alpha_facts(result),
         table=table_html(columns, rows, text=("layer", "shape")),
-        settings=settings_html(settings | dict(allocation.settings)),
+        settings=settings | dict(allocation.settings),
     )
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tempbalance.report.figures import study_figure
-from tempbalance.report.page import Cell, Html, escaped, model_name, render_page, settings_html, table_html
+from tempbalance.report.page import Cell, Html, escaped, model_name, render_page, table_html
 from tempbalance.report.terminal_tables import plain_table, plain_text
 from tempbalance.study.summary import Row, Summary
 
@@ -57,7 +57,7 @@ def render_study(summary: Summary) -> str:
         notes=Html("".join(f"<li>{escaped(note)}</li>" for note in summary.notes)),
         baseline=summary.baseline,
         table=table_html(columns, map(_cells, summary.rows), text=("method",)),
-        settings=settings_html(summary.settings),
+        settings=summary.settings,
     )
 
 

@@ -12,7 +12,6 @@ from tempbalance.report.page import (
     findings_html,
     number,
     render_page,
-    settings_html,
     table_html,
 )
 
@@ -40,7 +39,7 @@ def render_track(tracked: Track) -> str:
         figures={"lines": track_figure(tracked)},
         findings=findings_html(tracked.findings),
         table=_table(tracked),
-        settings=settings_html(tracked.settings),
+        settings=tracked.settings,
     )
 
 

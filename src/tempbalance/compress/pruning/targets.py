@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tempbalance.compress.allocation import Allocation, LayerAllocation
+from tempbalance.compress.allocation import Allocation
+from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.compress.pruning.masks import mask_by_row, mask_smallest
 from tempbalance.errors import AllocationError, NonFiniteError
 from tempbalance.layers import Select, StoredTensor, TensorStore, Weight, find_weights

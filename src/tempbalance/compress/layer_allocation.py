@@ -1,0 +1,76 @@
+"""The part of a budget that one layer, and one unit, gets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+__all__ = ["LayerAllocation", "UnitAllocation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerAllocation:
+    """The part of a budget that one layer gets: a weight for sparsity, a module for bits and ranks.
+
+    Attributes:
+        name: Name of the weight (``h.0.fc.weight``) or module (``h.0.fc``).
+        unit: Name of the layer or block whose value it shares.
+        shape: Shape of the weight.
+        alpha: Exponent of its tail, the mean over its parts if it is fused; NaN if there is none.
+        stderr: Standard error of alpha; NaN if there is none.
+        zeros: Number of entries to set to zero; 0 in an allocation of bits or ranks.
+        bits: Bits per weight; 0 in an allocation of sparsity or ranks.
+        rank: Rank of the LoRA update; 0 in an allocation of sparsity or bits.
+    """
+
+    name: str
+    unit: str
+    shape: tuple[int, ...]
+    alpha: float = math.nan
+    stderr: float = math.nan
+    zeros: int = 0
+    bits: int = 0
+    rank: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerAllocation):
+            return NotImplemented
+        pairs = ((getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
+        return all(a == b or (a != a and b != b) for a, b in pairs)  # noqa: PLR0124  NaN equals NaN
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.shape))
+
+    @property
+    def numel(self) -> int:
+        """Number of entries of the weight."""
+        return math.prod(self.shape)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros, in [0, 1]."""
+        return self.zeros / self.numel
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the LoRA update, ``rank (rows + columns)``."""
+        return self.rank * sum(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitAllocation:
+    """The part of a budget that one layer or block gets.
+
+    Attributes:
+        name: Name of the unit.
+        alpha: Mean alpha over its layers; NaN if none has one.
+        stderr: Standard error of that mean, for independent layers; NaN if one is unknown.
+        value: Fraction of zeros, mean bits per weight or mean rank, by the size of the layers.
+        layers: Its layers, in model order.
+    """
+
+    name: str
+    alpha: float
+    stderr: float
+    value: float
+    layers: tuple[LayerAllocation, ...]
