@@ -5,12 +5,13 @@ from baselines.classifier_alignment import ClassifierAlignment
 from baselines.ensemble_decay import EnsembleDecay
 from baselines.gradient_noise import GradientNoise
 from baselines.lora import Lora
+from baselines.muon import Muon
 from baselines.ps_kd import SelfDistillation
 from baselines.snr import SpectralNorm
 from baselines.svfit import SVFit
 from baselines.wise_ft import WiseFT
 
-__all__ = ["METHODS", "Baseline", "Batch", "Joined", "Training", "outputs_of"]
+__all__ = ["METHODS", "Baseline", "Batch", "Joined", "Muon", "Training", "outputs_of"]
 
 METHODS = {
     "snr": SpectralNorm,
@@ -21,4 +22,5 @@ METHODS = {
     "classifier_alignment": ClassifierAlignment,
     "lora": Lora,
     "svfit": SVFit,
+    "muon": Muon,
 }

@@ -60,11 +60,11 @@ class Baseline:
     For each of them::
 
         model = own.prepare(model, training)      # before the optimizer is built on the trainable parameters
-        optimizer = AdamW(..., weight_decay=own.decay * weight_decay)
+        optimizers = own.optimizers(model, lr, own.decay * weight_decay) or [AdamW(...)]
         for each batch:
             outputs = outputs_of(model, batch.inputs)
             own.loss(model, batch, outputs, loss).backward()
-            own.before_step(model)                # before optimizer.step()
+            own.before_step(model)                # before optimizer.step() of each optimizer
         model = own.finish(model, batches)        # after training, before it is evaluated
 
     where ``own`` is ``Joined(method.custom)``. ``prepare`` resets the state, so an object may train several models.
@@ -80,6 +80,12 @@ class Baseline:
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Prepare a model; return it, or another in its place."""
         return model
+
+    def optimizers(
+        self, model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> list[torch.optim.Optimizer] | None:
+        """Build the optimizers; None for those of the task."""
+        return None
 
     def loss(self, model: nn.Module, batch: Batch, outputs: Tensor, loss: Tensor) -> Tensor:
         """Return the loss of a batch, given the loss of the task."""
@@ -104,6 +110,13 @@ class Joined(Baseline):
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Prepare, in their order."""
         return functools.reduce(lambda model, part: part.prepare(model, training), self.parts, model)
+
+    def optimizers(
+        self, model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> list[torch.optim.Optimizer] | None:
+        """Build the optimizers of the first that has its own."""
+        found = (part.optimizers(model, lr, weight_decay, betas) for part in self.parts)
+        return next((each for each in found if each is not None), None)
 
     def loss(self, model: nn.Module, batch: Batch, outputs: Tensor, loss: Tensor) -> Tensor:
         """Return the loss after all of them."""

@@ -229,6 +229,74 @@ def test_classifier_alignment_works_with_one_example_of_a_class_and_none_of_anot
     assert model(few.inputs).argmax(1).tolist() == [0, 0, 2]
 
 
+# Muon
+
+
+def matrix_steps(model, optimizers, inputs, steps=2):
+    """Take steps on a sum of squares."""
+    for _ in range(steps):
+        model(inputs).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_muon_has_the_hidden_matrices_and_adamw_all_others(baselines):
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 4), nn.Linear(4, 9))
+    frozen = net[3].requires_grad_(False)
+    muon, adamw = baselines.Joined([baselines.Muon()]).optimizers(net, 0.01, 0.1, (0.8, 0.9))
+    assert [view.shape for view in muon.param_groups[0]["params"]] == [(6, 4)]
+    matrices, vectors = adamw.param_groups
+    assert [*map(id, matrices["params"])] == [id(net[0].weight), id(net[4].weight)]
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0)
+    assert len(vectors["params"]) == 4 and not any(p is frozen.bias for p in vectors["params"])
+    assert matrices["betas"] == (0.8, 0.9) and {matrices["lr"], muon.param_groups[0]["lr"]} == {0.01}
+
+
+def test_muon_trains_no_weight_that_is_an_embedding_as_well(baselines):
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9), nn.Linear(9, 2))
+    net[2].weight = net[0].weight
+    muon, _ = baselines.Muon().optimizers(net, 0.01, 0.1)
+    assert [view.data_ptr() for view in muon.param_groups[0]["params"]] == [net[1].weight.data_ptr()]
+
+
+def test_muon_steps_as_torch_does(baselines):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 3, bias=False))
+    other = copy.deepcopy(net)
+    inputs = torch.randn(5, 6)
+    options = {"lr": 0.02, "weight_decay": 0.1}
+    expected = torch.optim.Muon([other[0].weight], momentum=0.9, adjust_lr_fn="match_rms_adamw", **options)
+    matrix_steps(net, baselines.Muon(momentum=0.9).optimizers(net, **options), inputs)
+    matrix_steps(other, [expected, torch.optim.AdamW([other[1].weight], **options)], inputs)
+    torch.testing.assert_close(net.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_takes_a_convolution_as_a_matrix_in_any_layout(baselines, layout):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(24, 2))
+    inputs = torch.randn(2, 3, 6, 6)
+    matrix = nn.Parameter(net[1].weight.detach().flatten(1).clone())
+    first, before = net[0].weight.detach().clone(), net[1].weight.detach().clone()
+    net = net.to(memory_format=layout)
+    net(inputs).square().sum().backward()
+    matrix.grad = net[1].weight.grad.clone(memory_format=torch.contiguous_format).flatten(1)
+    torch.optim.Muon([matrix], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
+    for optimizer in baselines.Muon().optimizers(net, 0.02, 0.1):
+        optimizer.step()
+        optimizer.zero_grad()
+    moved, expected = net[1].weight - before, matrix.view_as(before) - before
+    assert (moved - expected).norm() < 0.02 * expected.norm()  # in bfloat16 the order of the columns makes a difference
+    assert 0 < (net[0].weight - first).abs().max() < 0.021  # AdamW
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_muon_needs_a_hidden_matrix(baselines):
+    with pytest.raises(ValueError, match="Muon needs a trained linear layer or convolution that is neither"):
+        baselines.Muon().optimizers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)), 0.01, 0.1)
+
+
 # Bad input
 
 
@@ -247,6 +315,7 @@ def test_classifier_alignment_works_with_one_example_of_a_class_and_none_of_anot
         ("classifier_alignment:draws=0", "draws must be positive"),
         ("classifier_alignment:temperature=0", "temperature must be positive"),
         ("lora:rank=0", "rank must be a whole number from 1 on"),
+        ("muon:momentum=1", r"momentum must be in \[0, 1\), got 1"),
         ("svfit:rank=0", "rank must be a whole number from 1 on, or none"),
     ],
 )

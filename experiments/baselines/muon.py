@@ -1,0 +1,118 @@
+"""Muon for hidden matrices, AdamW for all other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from baselines.base import Baseline
+
+_Convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass
+class Muon(Baseline):
+    """Orthogonalise the momentum of every hidden matrix; all other parameters have AdamW.
+
+    *When:* training from scratch; the learning rate is about that of AdamW, since each update is scaled to the same
+    root mean square.
+
+    Jordan et al. 2024 (kellerjordan.github.io/posts/muon); the scale ``0.2 sqrt(max(out, in))`` of Moonlight, Liu et
+    al. 2025 (arXiv 2502.16982). ``torch.optim.Muon`` with Nesterov momentum and 5 Newton-Schulz steps. As there, AdamW
+    has the embeddings, the head, norms and biases, and of a convolutional network the first layer. A convolution is the
+    matrix ``(out, rest)``. Deviation: vectors have no weight decay.
+
+    Attributes:
+        momentum: Momentum of the matrices; AdamW has the ``betas`` of the task.
+    """
+
+    momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+
+    def optimizers(
+        self, model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> list[torch.optim.Optimizer]:
+        """Build the optimizers to step, each with its own learning-rate schedule.
+
+        Args:
+            model: The model.
+            lr: Learning rate of both.
+            weight_decay: Weight decay of all matrices.
+            betas: Of AdamW.
+
+        Returns:
+            Muon and AdamW.
+
+        Raises:
+            ValueError: No hidden matrix is trained.
+        """
+        hidden = hidden_weights(model)
+        if not hidden:
+            raise ValueError("Muon needs a trained linear layer or convolution that is neither the first nor the head")
+        muon = Matrices(
+            hidden, lr=lr, weight_decay=weight_decay, momentum=self.momentum, adjust_lr_fn="match_rms_adamw"
+        )
+        taken = {id(weight) for weight in hidden}
+        rest = [each for each in model.parameters() if each.requires_grad and id(each) not in taken]
+        groups = [
+            {"params": [each for each in rest if each.ndim > 1]},
+            {"params": [each for each in rest if each.ndim < 2], "weight_decay": 0.0},
+        ]
+        return [muon, torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)]
+
+
+def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return the trained weights of linear layers and convolutions without the head, and without a first convolution.
+
+    The head is the last of these layers; a weight shared with an embedding is left out as well.
+    """
+    layers = [each for each in model.modules() if isinstance(each, (nn.Linear, *_Convolutions))]
+    first = [layers[0].weight] if layers and isinstance(layers[0], _Convolutions) else []
+    ends = [*first, *(layer.weight for layer in layers[-1:])]
+    embeddings = [each.weight for each in model.modules() if isinstance(each, nn.Embedding)]
+    excluded = {id(weight) for weight in (*ends, *embeddings)}
+    weights = {id(layer.weight): layer.weight for layer in layers if layer.weight.requires_grad}
+    return [weight for key, weight in weights.items() if key not in excluded]
+
+
+class Matrices(torch.optim.Muon):
+    """``torch.optim.Muon``, which takes matrices only, for convolutions as well: it trains views of shape (out, rest).
+
+    Args:
+        weights: The weights.
+        **options: Of ``torch.optim.Muon``.
+    """
+
+    def __init__(self, weights: list[nn.Parameter], **options: Any) -> None:
+        self._weights = weights
+        # view, not reshape, which may copy: a step must change the weight; channels last are contiguous in memory
+        self._views = [nn.Parameter(_last(weight.detach(), weight).view(len(weight), -1)) for weight in weights]
+        super().__init__(self._views, **options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step with the gradients of the weights."""
+        for view, weight in zip(self._views, self._weights, strict=True):
+            view.grad = None if weight.grad is None else _last(weight.grad, weight).reshape(view.shape)
+        return super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of the weights."""
+        super().zero_grad(set_to_none)
+        for weight in self._weights:
+            if set_to_none:
+                weight.grad = None
+            elif weight.grad is not None:
+                weight.grad.zero_()
+
+
+def _last(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Move the input channels last where ``weight`` has them last in memory; orthogonalisation is the same."""
+    return tensor if weight.is_contiguous() else tensor.movedim(1, -1)
