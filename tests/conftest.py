@@ -1,9 +1,10 @@
-"""Fixtures with pretrained weights: a transformer from a package, and files outside the repository."""
+"""Fixtures with pretrained weights: a transformer from a package, and public data that ``make data`` fetches."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 import study_task
 from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+HERE = Path(__file__).resolve().parent
+DATA_FOLDERS = (HERE.parents[1] / "shared" / "data", HERE / "data")
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +27,16 @@ def minilm() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """Folder of data outside the repository."""
-    if not SHARED.is_dir():
-        pytest.skip(f"needs {SHARED}")
-    return SHARED
+def data_file() -> Callable[[str], Path]:
+    """Return the path of a file of public data; a test whose file is missing is skipped."""
+
+    def find(name: str) -> Path:
+        for folder in DATA_FOLDERS:
+            if (folder / name).exists():
+                return folder / name
+        pytest.skip(f"needs {name}; see make data")
+
+    return find
 
 
 @pytest.fixture

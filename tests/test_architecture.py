@@ -32,7 +32,10 @@ CORE_MAY_NOT_IMPORT = ("torch.nn", "torch.optim", "torch.utils", "logging", "pat
 MAX_FILE_LINES, MAX_BODY_LINES = 400, 60
 # Tests of the whole package, of several packages at once, or of scripts outside of it.
 TEST_FOLDERS = ("distributed", "experiments", "fuzz", "golden")
-TEST_FILES = ("test_architecture.py", "test_cuda.py", "test_documentation.py", "test_examples.py", "test_language.py")
+TEST_FILES = (
+    *("test_architecture.py", "test_cuda.py", "test_documentation.py", "test_examples.py", "test_language.py"),
+    *("test_fetch_data.py", "test_project.py", "test_skips.py"),
+)
 HEAVY = {"torch", "numpy", "pandas", "transformers", "plotly", "sklearn", "safetensors"}
 
 

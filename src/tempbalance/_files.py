@@ -285,7 +285,7 @@ def _sync(path: Path) -> None:
     """Write a file or the entries of a folder to the disk, so that a crash after a rename loses nothing."""
     # A folder may be unreadable, and some systems cannot sync one; what is in it has its name already.
     with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)  # Windows syncs what it may write
         try:
             os.fsync(handle)
         finally:

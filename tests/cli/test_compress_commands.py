@@ -20,19 +20,41 @@ def model(trained, tmp_path):
     return path
 
 
-@pytest.fixture
-def llama(shared):
-    """A trained language model with 260 thousand parameters."""
-    pytest.importorskip("transformers")
-    return shared / "weights" / "stories260k"
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """Folder of a small language model, trained on a language in which each token has two equally likely successors."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 5}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
+        )
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for step in range(60):
+            tokens = sentences(32, seed=step)
+            model(tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("llama")
+    model.save_pretrained(folder)
+    return folder
+
+
+def sentences(length, seed, count=16):
+    """Token t is followed by 5 t or by 5 t + 7, modulo 64."""
+    rng = torch.Generator().manual_seed(seed)
+    columns = [torch.randint(64, (count,), generator=rng)]
+    for _ in range(length - 1):
+        columns.append((5 * columns[-1] + 7 * torch.randint(2, (count,), generator=rng)) % 64)
+    return torch.stack(columns, dim=1)
 
 
 @pytest.fixture
-def stories(llama, tmp_path):
-    """Tokens of four stories."""
-    file = np.load(llama / "tinystories_1000_tokens.npz")
-    offsets = file["offsets"][:5]
-    np.savez(tmp_path / "stories.npz", tokens=file["tokens"][: offsets[-1]], offsets=offsets)
+def stories(tmp_path):
+    """Tokens of eight texts."""
+    tokens = sentences(128, seed=1000, count=8)
+    np.savez(tmp_path / "stories.npz", tokens=tokens.flatten().numpy(), offsets=np.arange(0, tokens.numel() + 1, 128))
     return tmp_path / "stories.npz"
 
 
@@ -172,7 +194,7 @@ def test_after_pruning_the_next_command_is_printed(llama, tmp_path, capsys):
 @pytest.mark.parametrize("calibrated", [False, True], ids=["evaluated", "calibrated"])
 def test_texts_beside_the_weights_are_not_copied(llama, stories, tmp_path, calibrated):
     folder = tmp_path / "model"
-    shutil.copytree(llama, folder, ignore=shutil.ignore_patterns("*.npz"))
+    shutil.copytree(llama, folder)
     text = folder / "stories.npz"
     shutil.copyfile(stories, text)
     options = ("--calibration", text, "--samples", 4, "--length", 64) if calibrated else ("--evaluate", text)

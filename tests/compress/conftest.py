@@ -66,8 +66,8 @@ def tokens() -> list[Tensor]:
 
 
 @pytest.fixture
-def stories(shared: Path) -> tuple[Path, list[Tensor]]:
-    """Folder of a trained LLaMA with 260 k parameters, and its tokenized stories, at most 256 tokens each."""
-    folder = shared / "weights" / "stories260k"
-    documents = tb.compress.load_tokens(folder / "tinystories_1000_tokens.npz")
+def stories(data_file: Callable[[str], Path]) -> tuple[Path, list[Tensor]]:
+    """Folder of a trained LLaMA with 260 k parameters, and stories for it, at most 256 tokens each."""
+    folder = data_file("weights/stories260k")
+    documents = tb.compress.load_tokens(next(folder.glob("*_tokens.npz")))
     return folder, [document[:256] for document in documents]

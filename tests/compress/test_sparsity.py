@@ -59,8 +59,8 @@ FILES = {
 @pytest.mark.parametrize("epsilon", [0.2, 0.3])
 @pytest.mark.parametrize("sparsity", [0.7, 0.8])
 @pytest.mark.parametrize("name", FILES)
-def test_published_alphas_give_the_published_ratios_and_an_exact_budget(shared, name, sparsity, epsilon):
-    alphas = np.load(shared / "published_alphas" / f"{name}.npy")
+def test_published_alphas_give_the_published_ratios_and_an_exact_budget(data_file, name, sparsity, epsilon):
+    alphas = np.load(data_file(f"published_alphas/{name}.npy"))
     allocation = tb.allocate_sparsity(llama(alphas, FILES[name]), sparsity, epsilon, method="alpha")
     numels = np.array([layer.numel for layer in allocation.layers])
     assert sum(layer.zeros for layer in allocation.layers) == round(sparsity * int(numels.sum()))
@@ -77,8 +77,8 @@ def test_published_alphas_give_the_published_ratios_and_an_exact_budget(shared, 
         assert factor[0] > 1
 
 
-def test_llama_7b_gets_the_ratios_of_the_released_code(shared):
-    alphas = np.load(shared / "published_alphas" / "llama-7b-hf_peak.npy")
+def test_llama_7b_gets_the_ratios_of_the_released_code(data_file):
+    alphas = np.load(data_file("published_alphas/llama-7b-hf_peak.npy"))
     allocation = tb.allocate_sparsity(llama(alphas, "7b"), 0.7, 0.2, method="alpha")
     assert list(allocation.values())[::7] == pytest.approx(LLAMA_7B, abs=6e-4)
 

@@ -54,10 +54,10 @@ def test_the_spectral_weights_can_be_left_out(name, spectral, others):
     assert len(measured) == spectral + others
 
 
-def test_training_and_test_simulations_are_disjoint(shared):
+def test_training_and_test_simulations_are_disjoint(data_file):
     load = runpy.run_path(str(STUDY))["load"]
     for problem, sizes in (("darcy", [400, 100, 550]), ("burgers", [400, 100, 700])):
-        parts = load(str(shared / "pde"), problem)
+        parts = load(str(data_file("pde")), problem)
         assert [len(part.solutions) for part in parts.values()] == sizes
         fields = torch.cat([part.fields for part in parts.values()]).flatten(1)
         assert len(fields.unique(dim=0)) == len(fields)
@@ -82,12 +82,12 @@ def test_unknown_networks_problems_and_sizes_are_refused(data, settings, message
     assert message in run(data=data, **settings).error
 
 
-def test_an_independent_solver_agrees_with_the_files(shared):
+def test_an_independent_solver_agrees_with_the_files(data_file):
     check = runpy.run_path(str(EXPERIMENTS / "check_pde.py"))
-    found = torch.load(shared / "pde" / "burgers_test_16.pt", weights_only=True)
+    found = torch.load(data_file("pde/burgers_test_16.pt"), weights_only=True)
     assert distance(check["burgers"](found["x"], 16 * check["INTERVAL"]), found["y"][:, 16]) < 3e-4
     for side, tolerance in ((16, 0.08), (32, 0.04)):  # more points describe the medium better
-        found = torch.load(shared / "pde" / f"darcy_test_{side}.pt", weights_only=True)
+        found = torch.load(data_file(f"pde/darcy_test_{side}.pt"), weights_only=True)
         solved = [torch.from_numpy(check["darcy"](x)) for x in found["x"][:5].numpy()]
         assert distance(torch.stack(solved), found["y"][:5]) < tolerance
 

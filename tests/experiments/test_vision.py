@@ -75,12 +75,12 @@ def test_augmentation_shifts_images_and_flips_half_of_them(vision):
     assert 1 < len({int((image[0, :, 8] == 0).sum()) for image in moved})
 
 
-def test_a_published_resnet20_has_its_accuracy_on_our_images(vision, shared):
+def test_a_published_resnet20_has_its_accuracy_on_our_images(vision, data_file):
     from safetensors.torch import load_file
 
     model = vision.ResNet20(10)
-    model.load_state_dict(load_file(shared / "weights" / "resnet20_cifar10.safetensors"), strict=False)
-    test = vision.load(str(shared / "images"), 10, "test", 32).at(torch.arange(300))
+    model.load_state_dict(load_file(data_file("weights/resnet20_cifar10.safetensors")), strict=False)
+    test = vision.load(str(data_file("images/cifar10.npz").parent), 10, "test", 32).at(torch.arange(300))
     assert vision.accuracy(model, test) > 0.88  # 91.73 % of all 10,000, with the normalisation it was trained with
 
 

