@@ -3,11 +3,14 @@
 from baselines.base import Baseline, Batch, Joined, Training, outputs_of
 from baselines.classifier_alignment import ClassifierAlignment
 from baselines.ensemble_decay import EnsembleDecay
+from baselines.few_sample import FewSample
 from baselines.gradient_noise import GradientNoise
 from baselines.lora import Lora
 from baselines.muon import Muon
+from baselines.probe import LPFT, Constant, Probe
 from baselines.ps_kd import SelfDistillation
 from baselines.snr import SpectralNorm
+from baselines.spd import SPD
 from baselines.svfit import SVFit
 from baselines.wise_ft import WiseFT
 
@@ -23,4 +26,9 @@ METHODS = {
     "lora": Lora,
     "svfit": SVFit,
     "muon": Muon,
+    "constant": Constant,
+    "probe": Probe,
+    "lp_ft": LPFT,
+    "few_sample": FewSample,
+    "spd": SPD,
 }

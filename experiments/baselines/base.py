@@ -60,6 +60,7 @@ class Baseline:
     For each of them::
 
         model = own.prepare(model, training)      # before the optimizer is built on the trainable parameters
+        own.start(model, batches)                 # the training data
         optimizers = own.optimizers(model, lr, own.decay * weight_decay) or [AdamW(...)]
         for each batch:
             outputs = outputs_of(model, batch.inputs)
@@ -72,14 +73,19 @@ class Baseline:
     Attributes:
         members: Number of models to train.
         decay: Factor on the task's weight decay.
+        epochs: Factor on the task's number of epochs; 0 for a baseline that is not trained.
     """
 
     members: int = 1
     decay: float = 1.0
+    epochs: float = 1.0
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Prepare a model; return it, or another in its place."""
         return model
+
+    def start(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        """Change the model before training, given the training data."""
 
     def optimizers(
         self, model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
@@ -106,10 +112,17 @@ class Joined(Baseline):
         self.parts: list[Baseline] = [*parts]
         self.members = prod(part.members for part in self.parts)
         self.decay = prod(part.decay for part in self.parts)
+        self.epochs = prod(part.epochs for part in self.parts)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Prepare, in their order."""
         return functools.reduce(lambda model, part: part.prepare(model, training), self.parts, model)
+
+    def start(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        """Change the model, in their order."""
+        data = [*batches]
+        for part in self.parts:
+            part.start(model, data)
 
     def optimizers(
         self, model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import tempbalance as tb
 from tempbalance.study import Method
 
 EPOCHS, BATCHES, SIZE = 3, 2, 8
@@ -89,6 +90,7 @@ class Recorder:
     calls: list
     members: int = 2
     decay: float = 3.0
+    epochs: float = 0.5
 
     def prepare(self, model, training):
         self.calls.append(f"prepare {self.name}")
@@ -106,7 +108,7 @@ def test_the_first_joined_baseline_prepares_first_and_finishes_last(baselines, n
     joined.prepare(net, baselines.Training(0, 1, BATCHES))
     joined.finish(net, iter(batches))
     assert calls == ["prepare a", "prepare b", "finish b", "finish a"]
-    assert (joined.members, joined.decay) == (4, 9)
+    assert (joined.members, joined.decay, joined.epochs) == (4, 9, 0.25)
 
 
 def test_outputs_are_the_logits_of_tensors_and_of_hugging_face_models(baselines):
@@ -297,6 +299,97 @@ def test_muon_needs_a_hidden_matrix(baselines):
         baselines.Muon().optimizers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)), 0.01, 0.1)
 
 
+# The frozen probe, and a constant
+
+
+def started(baselines, name, net, batches):
+    """The model at the start of training, given the data."""
+    joined = baselines.Joined(Method(name, custom=baselines.METHODS).custom)
+    model = joined.prepare(copy.deepcopy(net), baselines.Training(0, 1, BATCHES))
+    joined.start(model, iter(batches))
+    return joined, model
+
+
+@pytest.mark.parametrize("c", [0.1, 10])
+def test_the_probe_is_the_logistic_regression_of_scikit_learn(baselines, net, batches, c):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    joined, model = started(baselines, f"probe:c={c}", net, batches)
+    features = torch.cat([net[:2](batch.inputs) for batch in batches]).detach().double()
+    labels = torch.cat([batch.targets for batch in batches])
+    assert len(labels.unique()) == 3
+    ones = torch.ones(len(features), 1)  # a feature in place of the intercept, which scikit-learn does not penalise
+    regression = linear_model.LogisticRegression(C=c, fit_intercept=False, tol=1e-10, max_iter=1000)
+    expected = torch.from_numpy(regression.fit(torch.cat([features, ones], dim=1), labels).coef_).float()
+    torch.testing.assert_close(model[3].weight, expected[:, :-1], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(model[3].bias, expected[:, -1], atol=1e-4, rtol=1e-3)
+    assert torch.equal(model[0].weight, net[0].weight)
+    assert joined.epochs == 0
+
+
+def test_lp_ft_starts_from_the_probe_and_trains(baselines, net, batches):
+    joined, model = started(baselines, "lp_ft:c=2", net, batches)
+    _, probe = started(baselines, "probe:c=2", net, batches)
+    assert all(map(torch.equal, model.parameters(), probe.parameters()))
+    assert joined.epochs == 1
+
+
+def test_the_constant_is_the_most_frequent_class(baselines, net, batches):
+    _, model = started(
+        baselines, "constant", net, [baselines.Batch(batches[0].inputs[:5], torch.tensor([2, 0, 2, 1, 2]))]
+    )
+    outputs = model(batches[1].inputs)
+    assert outputs.argmax(1).unique().tolist() == [2]
+    torch.testing.assert_close(outputs.softmax(1)[0], torch.tensor([2.0, 2.0, 4.0]) / 8)
+
+
+# The recipe for few samples
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(50, 50), nn.LayerNorm(50)) for _ in range(3))
+        self.head = nn.Linear(50, 2)
+
+
+def test_the_few_sample_recipe_initialises_the_last_blocks_anew_and_trains_longer(baselines):
+    net = Blocks()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(7)
+    few_sample = baselines.METHODS["few_sample"](blocks=2, longer=3)
+    net = few_sample.prepare(net, baselines.Training(0, 1, 1))
+    assert few_sample.epochs == 3
+    changed = [name for name, parameter in net.named_parameters() if not torch.all(parameter == 7)]
+    assert {name.rpartition(".")[0] for name in changed} == {"blocks.1.0", "blocks.1.1", "blocks.2.0", "blocks.2.1"}
+    linear, norm = net.blocks[2]
+    assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not linear.bias.any() and torch.all(norm.weight == 1) and not norm.bias.any()
+
+
+def test_more_blocks_than_a_model_has_are_refused(baselines):
+    with pytest.raises(ValueError, match="this model has 3 blocks, fewer than 4"):
+        baselines.METHODS["few_sample"](blocks=4).prepare(Blocks(), baselines.Training(0, 1, 1))
+
+
+# Selective projection decay
+
+
+@pytest.mark.parametrize("strength", [0, 1])
+def test_spd_is_adamw_with_a_pull_back_and_without_decay(baselines, net, batches, strength):
+    nets = [copy.deepcopy(net).eval() for _ in range(2)]
+    spd = baselines.Joined([baselines.METHODS["spd"](strength=strength)])
+    (found,) = spd.optimizers(nets[0], 0.05, spd.decay * 0.1)
+    expected = torch.optim.AdamW(nets[1].parameters(), lr=0.05, weight_decay=0)
+    tb.balance.PullBack(expected, strength=strength)
+    for batch in batches * EPOCHS:
+        for model, optimizer in zip(nets, (found, expected), strict=True):
+            cross_entropy(model(batch.inputs), batch.targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(nets[0].state_dict(), nets[1].state_dict())
+
+
 # Bad input
 
 
@@ -316,6 +409,10 @@ def test_muon_needs_a_hidden_matrix(baselines):
         ("classifier_alignment:temperature=0", "temperature must be positive"),
         ("lora:rank=0", "rank must be a whole number from 1 on"),
         ("muon:momentum=1", r"momentum must be in \[0, 1\), got 1"),
+        ("probe:c=0", "c must be positive, got 0"),
+        ("few_sample:blocks=-1", "blocks must be a whole number from 0 on"),
+        ("few_sample:longer=0", "longer must be positive"),
+        ("spd:strength=-1", "strength must be 0 or more"),
         ("svfit:rank=0", "rank must be a whole number from 1 on, or none"),
     ],
 )
