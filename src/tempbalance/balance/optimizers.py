@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from tempbalance.balance.recipe import Recipe
 from tempbalance.errors import BalanceError
 
-__all__ = ["DEEPSPEED", "FSDP1", "check_optimizer", "find_levels", "is_divided", "is_of", "unwrap"]
+__all__ = ["DEEPSPEED", "FSDP1", "check_optimizer", "find_family", "find_levels", "is_divided", "is_of", "unwrap"]
 
 DEEPSPEED = (
     "DeepSpeed keeps parameters and learning rates in its own groups and ignores those of others: train with FSDP2 "
@@ -116,10 +116,15 @@ def _steps_in_backward(optimizer: Any) -> bool:
     return hasattr(optimizer, "fused_backward") or bool(released) or getattr(optimizer, "_overlap_with_ddp", False)
 
 
+def find_family(optimizer: Optimizer) -> str | None:
+    """Return the family of an optimizer, ``"adam"``, ``"sgd"`` or ``"muon"``; None if its class does not tell it."""
+    names = [cls.__name__.lower() for cls in type(optimizer).__mro__]
+    return next((family for name in names for pattern, family in _FAMILIES if pattern in name), None)
+
+
 def _check_family(optimizer: Optimizer, recipe: Recipe) -> None:
     """Check that multipliers by shape are for an optimizer of this family, if its class tells it."""
-    expected, names = recipe.assignment.optimizer_family, [cls.__name__.lower() for cls in type(optimizer).__mro__]
-    known = next((family for name in names for pattern, family in _FAMILIES if pattern in name), None)
+    expected, known = recipe.assignment.optimizer_family, find_family(optimizer)
     if expected is not None and known not in {None, expected}:
         raise BalanceError(
             f"the multipliers of {recipe.name} are for optimizers like {expected}, but {type(optimizer).__name__} is "

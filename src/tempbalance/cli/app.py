@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 from collections.abc import Generator, Mapping, Sequence
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from tempbalance._files import check_writable, dumps
 from tempbalance._text import printable
-from tempbalance.errors import AnalysisError, MissingExtraError
+from tempbalance.errors import AnalysisError, MissingExtraError, StudyError
 
 if TYPE_CHECKING:
     from tempbalance.spectra import FARMS
@@ -27,20 +28,23 @@ __all__ = [
     "FarmsRowsOption",
     "JsonOption",
     "KeyOption",
+    "ManyValues",
     "QuietOption",
     "ReportsOption",
     "RevisionOption",
     "SelectOption",
+    "SetOption",
     "app",
     "check_outputs",
     "make_estimator",
     "make_windows",
     "print_json",
     "print_saved",
+    "read_settings",
     "split_outputs",
 ]
 
-_ORDER = ("analyze", "compare", "track", "study", "allocate", "prune", "recover", "perplexity", "demo")
+_ORDER = ("analyze", "compare", "track", "study", "search", "allocate", "prune", "recover", "perplexity", "demo")
 
 
 @contextlib.contextmanager
@@ -70,6 +74,24 @@ class _Commands(TyperGroup):
         """Read the arguments of a command and run it."""
         with _printable_usage():
             return super().invoke(ctx)
+
+
+class ManyValues(TyperCommand):
+    """``--methods a b`` for ``--methods a --methods b``: click's options have a fixed number of values."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the name of an option that may be repeated before each of its values."""
+        repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        spelled: list[str] = []
+        option, values = "", 0
+        for arg in args:
+            if arg.startswith("--"):
+                option, values = arg, 0
+            elif option in repeatable:
+                values += 1
+                spelled += [option] if values > 1 else []
+            spelled.append(arg)
+        return super().parse_args(ctx, spelled)
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -105,6 +127,7 @@ RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit 
 KeyOption = Annotated[
     str | None, typer.Option(help="Key of the state dict in a training checkpoint (.pt), for example [bold]ema[/].")
 ]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE: further arguments of the function.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -169,3 +192,17 @@ def print_saved(console: Console, paths: list[Path]) -> None:
     """Print the paths of the files that were written."""
     for path in paths:
         console.print(f"saved {printable(str(path))}", highlight=False, markup=False, soft_wrap=True)
+
+
+def read_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Parse ``NAME=VALUE`` of ``--set``; a value that is not a Python literal is text."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name.isidentifier() or name in ("seed", "method", "lr"):
+            raise StudyError(f"--set requires NAME=VALUE, for any argument but seed, method and lr; got {setting!r}")
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from tempbalance._text import printable
-from tempbalance.cli.app import JsonOption, app, print_json, print_saved
+from tempbalance.cli.app import JsonOption, ManyValues, SetOption, app, print_json, print_saved, read_settings
 from tempbalance.cli.failures import INTERRUPTED
 from tempbalance.errors import StudyError
 
 __all__ = ["study"]
 
 
-class _ManyValues(TyperCommand):
-    """``--methods a b`` for ``--methods a --methods b``: click's options have a fixed number of values."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the name of an option that may be repeated before each of its values."""
-        repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        spelled: list[str] = []
-        option, values = "", 0
-        for arg in args:
-            if arg.startswith("--"):
-                option, values = arg, 0
-            elif option in repeatable:
-                values += 1
-                spelled += [option] if values > 1 else []
-            spelled.append(arg)
-        return super().parse_args(ctx, spelled)
-
-
-@app.command(cls=_ManyValues)
+@app.command(cls=ManyValues)
 def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     task: Annotated[Path, typer.Option(help="Python file with a function train(seed, method, ...).")],
     out: Annotated[Path, typer.Option(help="Folder for the trials and the report.")],
@@ -46,9 +25,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     first_seed: Annotated[int, typer.Option(min=0, max=2**31, help="First seed; new seeds confirm a result.")] = 0,
     lr: Annotated[list[float] | None, typer.Option(help="Learning rates that each method chooses from.")] = None,
     tuning_seeds: Annotated[int, typer.Option(min=1, max=2**16, help="Number of separate seeds for tuning.")] = 3,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="NAME=VALUE: further arguments of the function.")
-    ] = None,
+    settings: SetOption = None,
     baseline: Annotated[str, typer.Option(help="Method that the others are compared with.")] = "plain",
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="Lower is better.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds, no tuning, to test the task.")] = False,
@@ -94,7 +71,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
             tuning_seeds=tuning_seeds,
             baseline=baseline,
             lower_is_better=lower_is_better,
-            parameters=_parameters(settings or []),
+            parameters=read_settings(settings or []),
             quick=quick,
         )
     except KeyboardInterrupt:
@@ -111,17 +88,3 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
         print_saved(console, [out / "summary.json", out / "report.html"])
     if all(math.isnan(row.mean) for row in summary.rows):
         raise StudyError(f"no trial has a result: all failed or diverged; the tracebacks are in {out / 'runs'}")
-
-
-def _parameters(settings: Sequence[str]) -> dict[str, Any]:
-    """Parse ``NAME=VALUE``; a value that is not a Python literal is text."""
-    found: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or not name.isidentifier() or name in ("seed", "method", "lr"):
-            raise StudyError(f"--set requires NAME=VALUE, for any argument but seed, method and lr; got {setting!r}")
-        try:
-            found[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            found[name] = text
-    return found

@@ -23,7 +23,7 @@ def print_study(console: Console, summary: Summary) -> None:
     counted = [name for name in ("diverged", "failed") if any(getattr(row, name) for row in summary.rows)]
     table = plain_table("method", "mean", "gain", "95 % interval", "won", "p", *counted, title=title)
     for row in summary.rows:
-        name = Text("\n  ").join(plain_text(part) for part in re.split(r"(?<=[:, ])", row.chosen))
+        name = Text("\n  ").join(plain_text(part) for part in re.split(r"(?<=[:, ])", row.label))
         table.add_row(name, _number(row.mean), *_gain(row), *(str(getattr(row, count)) for count in counted))
     console.print(table, highlight=False)
     console.print(plain_text(summary.recommendation, "bold"))
@@ -66,7 +66,7 @@ def _cells(row: Row) -> list[Cell]:
     if row.gain is not None:
         won, tied = f"{row.gain.won} of {row.gain.seeds}", str(row.gain.tied)
     bad = [Cell(str(number), name if number else "") for name, number in _bad(row).items()]
-    return [*map(Cell, (row.chosen, _number(row.mean), gain[0], gain[1], won, tied, gain[3])), *bad]
+    return [*map(Cell, (row.label, _number(row.mean), gain[0], gain[1], won, tied, gain[3])), *bad]
 
 
 def _bad(row: Row) -> dict[str, int]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from tempbalance.study.candidates import Candidate, Configuration, read_candidates
 from tempbalance.study.methods import Method, read_recipe
+from tempbalance.study.multiplier_search import search
 from tempbalance.study.paired import FEWEST, Paired, holm, paired
 from tempbalance.study.parallel import run_many
 from tempbalance.study.runner import count_trials, run
+from tempbalance.study.search_result import SearchResult, SearchTrial
 from tempbalance.study.study_folder import collect_folder, restore_folder
 from tempbalance.study.summary import Row, Summary
 from tempbalance.study.task import Task, Trial, load_task
@@ -22,6 +24,8 @@ __all__ = [
     "Method",
     "Paired",
     "Row",
+    "SearchResult",
+    "SearchTrial",
     "Summary",
     "Task",
     "Trial",
@@ -35,4 +39,5 @@ __all__ = [
     "restore_folder",
     "run",
     "run_many",
+    "search",
 ]

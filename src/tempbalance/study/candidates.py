@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tempbalance.balance.assign import Fixed
 from tempbalance.errors import StudyError, check_type
-from tempbalance.study.method_names import Part, join, read_value
+from tempbalance.study.method_names import Part, join, read_value, without_spaces
 from tempbalance.study.methods import PLAIN, CustomMethods, Method, list_methods, read_method
 
 __all__ = ["Candidate", "Configuration", "read_candidates"]
@@ -79,7 +81,7 @@ def read_candidates(
     check_type("methods", names, Sequence)
     for name in (baseline, *names):
         check_type("a method", name, str)
-    baseline, *names = [name.replace(" ", "") for name in (baseline, *names)]
+    baseline, *names = map(without_spaces, (baseline, *names))
     if PLAIN not in (name.partition(":")[0] for name in names):
         names = [PLAIN, *names]
     candidates = [_read_candidate(name, lrs, custom) for name in names]
@@ -102,8 +104,9 @@ def read_candidates(
 def _read_candidate(name: str, lrs: Sequence[float], custom: CustomMethods) -> Candidate:
     parts = read_method(name, custom)
     rates = _rates(name, parts, lrs)
-    options = [(part.name, {key: texts for key, texts in part.texts.items() if key != "lr"}) for part in parts]
-    choices = [[(part, texts) for texts in itertools.product(*values.values())] for part, values in options]
+    options = [(part.name, _options(part)) for part in parts]
+    contents = [(part.name, _options(_with_file(part))) for part in parts]
+    choices = [[(part, texts) for texts in itertools.product(*values.values())] for part, values in contents]
     methods = [join(chosen) for chosen in itertools.product(*choices)]
     for method in methods:
         Method(method, custom=custom)  # raises if a value is wrong
@@ -115,6 +118,24 @@ def _read_candidate(name: str, lrs: Sequence[float], custom: CustomMethods) -> C
         ),
         is_control=any("control" in values for _, values in options),
     )
+
+
+def _options(part: Part) -> dict[str, list[str]]:
+    return {key: texts for key, texts in part.texts.items() if key != "lr"}
+
+
+def _with_file(part: Part) -> Part:
+    """Replace a file of multipliers by its content: trials are stored by name, and the file may change."""
+    if part.name != "fixed" or "multipliers" not in part.choices:
+        return part
+    nodes = [_content(node) for node in part.choices["multipliers"]]
+    return part._replace(choices={**part.choices, "multipliers": nodes})
+
+
+def _content(node: ast.expr) -> ast.expr:
+    if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+        return node
+    return ast.parse(repr(dict(Fixed.load(node.value).multipliers)), mode="eval").body
 
 
 def _rates(name: str, parts: Sequence[Part], lrs: Sequence[float]) -> Sequence[float | None]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tempbalance.errors import StudyError
 from tempbalance.spectra.windows import FARMS
 
-__all__ = ["Part", "join", "read_parts", "read_value"]
+__all__ = ["Part", "join", "read_parts", "read_value", "without_spaces"]
 
 _PLUS = re.compile(r"\+(?=[A-Za-z_])")  # not the one in 1e+4
 _WORDS = {"true": True, "false": False, "none": None, "farms": FARMS()}
@@ -77,9 +77,14 @@ def read_value(text: str, node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise StudyError(f"{text}: {ast.unparse(node)} is neither a number nor a word") from None
+        raise StudyError(f"{text}: {ast.unparse(node)} is neither a number nor a word; put a path in quotes") from None
 
 
 def join(parts: Iterable[tuple[str, Sequence[str]]]) -> str:
     """Write names with their ``parameter=value`` texts in the form that :func:`read_parts` reads, without spaces."""
-    return "+".join(f"{name}:{','.join(options)}".removesuffix(":") for name, options in parts).replace(" ", "")
+    return without_spaces("+".join(f"{name}:{','.join(options)}".removesuffix(":") for name, options in parts))
+
+
+def without_spaces(name: str) -> str:
+    """Return the name of a method without spaces, except in quotes."""
+    return re.sub(r"('[^']*'|\"[^\"]*\")| ", lambda found: found[1] or "", name)

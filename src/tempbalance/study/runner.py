@@ -20,7 +20,7 @@ from tempbalance.study.study_folder import StudyFolder, common_settings, open_fo
 from tempbalance.study.summary import Result, Summary, summarize
 from tempbalance.study.task import Task, Trial, load_task
 
-__all__ = ["FIRST_TUNING_SEED", "count_trials", "run"]
+__all__ = ["FIRST_TUNING_SEED", "Runner", "count_trials", "run", "validation_of"]
 
 FIRST_TUNING_SEED = 1_000_000  # greater than every seed of a comparison
 _QUICK = 2  # seeds
@@ -119,7 +119,7 @@ def run(  # noqa: PLR0913  each is an option of a study
     with open_folder(as_path("out", out), settings, extent) as folder:
         total = _count(candidates, seeds, tuning_seeds)
         with progress_bar("training", total, progress and train) as advance:
-            runner = _Runner(loaded, folder, train, lower_is_better, advance)
+            runner = Runner(loaded, folder, train, lower_is_better, advance)
             chosen = runner.tune(candidates, range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tuning_seeds))
             trials = runner.compare(chosen, range(first_seed, first_seed + seeds))
         results = [Result(candidate=each, chosen=chosen[i], trials=trials[i]) for i, each in enumerate(candidates)]
@@ -147,7 +147,17 @@ def _count(candidates: Sequence[Candidate], seeds: int, tuning_seeds: int) -> in
 
 
 @dataclass(frozen=True)
-class _Runner:
+class Runner:
+    """Trains trials that are not in the folder yet.
+
+    Attributes:
+        task: The task.
+        folder: Where the trials are.
+        train: Whether to train; if false, the seeds that all methods have finished are compared.
+        lower_is_better: Whether a smaller metric is better.
+        advance: Called with the number of finished trials.
+    """
+
     task: Task
     folder: StudyFolder
     train: bool
@@ -163,7 +173,7 @@ class _Runner:
             raise StudyError(f"{self.folder.path}: no seed is finished yet, the tuning is incomplete")
         for seed in seeds:
             for configuration, metrics in found.items():
-                metrics.append(_validation(self._trial(configuration, seed)))
+                metrics.append(validation_of(self.trial(configuration, seed)))
         return [max(each.configurations, key=lambda one: self._merit(found[one])) for each in candidates]
 
     def compare(self, chosen: Sequence[Configuration], seeds: Sequence[int]) -> list[list[Trial]]:
@@ -172,13 +182,14 @@ class _Runner:
             seeds = [*takewhile(lambda seed: all(self._is_done(each, seed) for each in chosen), seeds)]
             if not seeds:
                 raise StudyError(f"{self.folder.path}: no seed is finished yet")
-        rounds = [[self._trial(each, seed) for each in chosen] for seed in seeds]
+        rounds = [[self.trial(each, seed) for each in chosen] for seed in seeds]
         return [list(trials) for trials in zip(*rounds, strict=True)]
 
     def _is_done(self, configuration: Configuration, seed: int) -> bool:
         return self.folder.file(configuration, seed).exists()
 
-    def _trial(self, configuration: Configuration, seed: int) -> Trial:
+    def trial(self, configuration: Configuration, seed: int) -> Trial:
+        """Return a trial from the folder, or train it and write it there."""
         trial = self.folder.load(configuration, seed)
         if trial is None:
             trial = self.task.run(configuration, seed)
@@ -194,7 +205,8 @@ class _Runner:
         return len(finite), fmean(finite) if finite else 0.0
 
 
-def _validation(trial: Trial) -> float:
+def validation_of(trial: Trial) -> float:
+    """Return the metric to tune by; NaN if the trial diverged or failed."""
     if trial.status != "ok":
         return math.nan
     if "validation" not in trial.metrics:

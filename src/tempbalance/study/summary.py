@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Result", "Row", "Summary", "summarize"]
 
 _LEVEL = 0.05
+_LONG = 100  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,14 @@ class Row:
     gains: Mapping[int, float]
     gain: Paired | None
     p_value: float
+
+    @property
+    def label(self) -> str:
+        """The configuration in a table: ``chosen``, or the name as given if it stands for a long one (a file)."""
+        if len(self.chosen) <= max(_LONG, len(self.method)) or "[" in self.method:
+            return self.chosen
+        rate = "" if "lr=" in self.method else self.chosen.rpartition(" ")[2]
+        return f"{self.method} {rate}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +202,7 @@ def _recommendation(baseline: str, rows: Sequence[Row], best: int | None) -> str
     row, gain = rows[best], rows[best].gain
     assert gain is not None
     return (
-        f"Use {row.chosen}: on this task it is better than {baseline} by {gain.mean:.3g} (95 % interval "
+        f"Use {row.label}: on this task it is better than {baseline} by {gain.mean:.3g} (95 % interval "
         f"{gain.low:.3g} to {gain.high:.3g}; {gain.won} of {gain.seeds} seeds won; p = {row.p_value:.2g})."
     )
 
@@ -217,7 +226,7 @@ def _notes(results: Sequence[Result], rows: Sequence[Row]) -> list[str]:
     worse = [row.method for row in rows if row.gain is not None and row.gain.high < 0 and row.p_value < _LEVEL]
     notes = [f"Worse than {results[0].candidate.base}: {', '.join(worse)}."] if worse else []
     notes.append(
-        "Nothing was tuned: each method had one configuration."
+        "Each method had one configuration: this study tuned nothing."
         if configurations == 1
         else f"Each method had {configurations} configurations; the best by mean validation metric was compared."
     )

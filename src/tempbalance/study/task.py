@@ -102,8 +102,7 @@ class Task:
         metrics: dict[str, float] = {}
         error = ""
         try:
-            with _seeded(seed):
-                metrics = _read_metrics(self.function(**self._arguments(configuration, method, seed)))
+            metrics = _read_metrics(self.call(configuration, method, seed))
             _check_called(method)
         except (Exception, SystemExit):
             metrics, error = {}, traceback.format_exc()
@@ -118,6 +117,11 @@ class Task:
             balance=_balance(method),
             error=error,
         )
+
+    def call(self, configuration: Configuration, method: Method, seed: int) -> object:
+        """Call the function with a method, and return what it returns."""
+        with _seeded(seed):
+            return self.function(**self._arguments(configuration, method, seed))
 
     def _arguments(self, configuration: Configuration, method: Method, seed: int) -> dict[str, Any]:
         rate = {} if configuration.lr is None else {"lr": configuration.lr}

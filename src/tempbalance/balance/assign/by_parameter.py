@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -274,7 +274,11 @@ class Fixed(_Given):
             OutputError: The file cannot be written.
             MissingExtraError: PyYAML is not installed, for YAML.
         """
-        write_atomically(path, dump_saved(path, {"schema": SCHEMA, "multipliers": dict(self.multipliers)}))
+        write_atomically(path, dump_saved(path, self.to_dict()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of a file of multipliers."""
+        return {"schema": SCHEMA, "multipliers": dict(self.multipliers)}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Fixed:

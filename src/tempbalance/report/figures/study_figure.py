@@ -51,7 +51,7 @@ def study_figure(summary: Summary) -> Spec:
         yaxis=axis(
             "",
             tickvals=list(places),
-            ticktext=[_wrapped(row.chosen) for row in rows],
+            ticktext=[_wrapped(row.label) for row in rows],
             range=[-0.6, len(rows) - 0.4],
         ),
         shapes=[zero],
