@@ -68,7 +68,7 @@ def test_all_trials_have_the_same_seeds_and_poor_ones_are_stopped_early(search, 
     assert not any(each.status == "stopped" for each in found.trials[:5])
 
 
-def test_a_search_that_was_interrupted_goes_on_and_trains_nothing_twice(search, tmp_path):
+def test_an_interrupted_search_resumes_and_trains_nothing_twice(search, tmp_path):
     whole = search(trials=12, seeds=2)
     (tmp_path / "out").rename(tmp_path / "whole")
     log = tmp_path / "log"

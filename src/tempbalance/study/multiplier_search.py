@@ -111,21 +111,15 @@ def search(  # noqa: PLR0913  each is an option of a search
     """
     parameters = {} if parameters is None else parameters
     check_type("parameters", parameters, Mapping)
-    counts = {"trials": (trials, 1), "seeds": (seeds, 1), "confirm": (confirm, 0), "first_seed": (first_seed, 0)}
-    for name, (value, smallest) in counts.items():
-        check_integer(name, value, smallest)
-    check_integer("sampler_seed", sampler_seed, 0)
-    controls = [controls] if isinstance(controls, str) else [*controls]
-    if unknown := [each for each in controls if each not in CONTROLS]:
-        raise StudyError(f"there is no control {unknown[0]!r}; the controls are {', '.join(CONTROLS)}")
+    extent = {"trials": trials, "confirm": confirm, "first_seed": first_seed, "controls": [*controls]}
+    _check_counts({"trials": trials, "seeds": seeds}, {**extent, "sampler_seed": sampler_seed})
     rates, limits = _check_rates(lr), _check_bounds(bounds)
     with require_extra("search", "a search needs optuna"):
         import optuna
     loaded = load_task(task, {**parameters, **(paths or {})})
     loaded.check(Configuration(PLAIN, rates[0]))
     space = find_space(loaded, units, rates[0], FIRST_TUNING_SEED)
-    known = space.known_multipliers(*limits)
-    if trials < len(rates) + len(known):
+    if trials < len(rates) + len(known := space.known_multipliers(*limits)):
         names = ", ".join([f"plain at {len(rates)} rates", *known])
         raise StudyError(f"{trials} trials are fewer than the starting points ({names}): use more")
     settings = common_settings(loaded, parameters, lower_is_better) | {
@@ -139,7 +133,6 @@ def search(  # noqa: PLR0913  each is an option of a search
             "optuna": optuna.__version__,
         }
     }
-    extent = {"trials": trials, "confirm": confirm, "first_seed": first_seed, "controls": controls}
     with open_folder(as_path("out", out), settings, extent) as folder:
         tuner = _Tuner(loaded, folder, range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + seeds), lower_is_better, progress)
         tried = _sample(tuner, space, settings["search"], trials)
@@ -149,16 +142,16 @@ def search(  # noqa: PLR0913  each is an option of a search
             files = write_exports(folder.path, best, space)
             if confirm:
                 plain = _tune_plain(tuner, rates, trials)
+                given: dict[str, Any] = {"parameters": parameters, "paths": paths, "progress": progress}
+                compared = _compared(files[0], best, plain, controls)
                 confirmation = run(
                     task,
-                    _confirmed(files[0], best, plain, controls),
+                    compared,
                     folder.path / _CONFIRMATION,
                     seeds=confirm,
                     first_seed=first_seed,
                     lower_is_better=lower_is_better,
-                    parameters=parameters,
-                    paths=paths,
-                    progress=progress,
+                    **given,
                 )
         result = SearchResult(
             best=best,
@@ -172,6 +165,15 @@ def search(  # noqa: PLR0913  each is an option of a search
         )
         folder.save_summary(result.to_dict())
     return result
+
+
+def _check_counts(positive: Mapping[str, int], extent: Mapping[str, Any]) -> None:
+    for name, value in positive.items():
+        check_integer(name, value, 1)
+    for name in ("confirm", "first_seed", "sampler_seed"):
+        check_integer(name, extent[name], 0)
+    if unknown := [each for each in extent["controls"] if each not in CONTROLS]:
+        raise StudyError(f"there is no control {unknown[0]!r}; the controls are {', '.join(CONTROLS)}")
 
 
 def _check_rates(lr: Sequence[float]) -> list[float]:
@@ -314,7 +316,7 @@ def _tune_plain(tuner: _Tuner, rates: Sequence[float], count: int) -> SearchTria
     return tuner.best(tried)
 
 
-def _confirmed(file: Path, best: SearchTrial, plain: SearchTrial, controls: Sequence[str]) -> list[str]:
+def _compared(file: Path, best: SearchTrial, plain: SearchTrial, controls: Sequence[str]) -> list[str]:
     """Return the methods of the paired study: plain, what was found, and its controls."""
     found, rate = f"fixed:multipliers={str(file)!r}", f"lr={best.lr!r}"
     return [
