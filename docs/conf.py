@@ -1,3 +1,6 @@
+import os
+from importlib.metadata import metadata
+
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
@@ -9,14 +12,25 @@ project = "tempbalance"
 author = "the tempbalance contributors"
 project_copyright = author
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+release = metadata("tempbalance")["Version"]
+urls = dict(entry.split(", ") for entry in metadata("tempbalance").get_all("Project-URL"))
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_sitemap", "sphinxext.opengraph"]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_math_renderer = "mathml"
-html_title = "tempbalance"
+html_title = f"tempbalance {release}"
+# Read the Docs builds one site per version, and says which address it has.
+html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", f"{urls['Documentation']}/en/latest/")
+html_theme_options = {"source_repository": urls["Repository"], "source_branch": "main", "source_directory": "docs/"}
+html_static_path = ["pictures/report.png"]
+sitemap_url_scheme = "{link}"
+ogp_site_url = html_baseurl
+ogp_image = "_static/report.png"
+ogp_social_cards = {"enable": False}  # the picture is the card
 
 autodoc_mock_imports = ["transformers", "lightning"]  # to read our modules, theirs need not be installed
 autodoc_member_order = "bysource"
