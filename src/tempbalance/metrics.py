@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tempbalance.types import ESD, Spectrum, TailFit
 
-__all__ = ["Metrics", "imbalance", "is_random", "mean_alpha", "measure", "mp_cdf", "mp_edges", "thin"]
+__all__ = ["Metrics", "bulk_edge", "imbalance", "is_random", "mean_alpha", "measure", "mp_cdf", "mp_edges", "thin"]
 
 _LN10 = math.log(10)
 _TAIL_POINTS = 64
@@ -72,7 +72,7 @@ def measure(spectrum: Spectrum, fit: TailFit, num_windows: int = 1) -> Metrics:
     values = spectrum.eigenvalues
     total, largest = float(values.sum()), float(values[-1])
     rank = int((values > 0).sum())
-    edge = _bulk_edge(spectrum)
+    edge = bulk_edge(spectrum)
     return Metrics(
         num_zero=len(values) - rank,
         lambda_max=largest,
@@ -181,7 +181,8 @@ def _mp_median(shape: tuple[int, int]) -> float:
     return (low + high) / 2
 
 
-def _bulk_edge(spectrum: Spectrum) -> float:
+def bulk_edge(spectrum: Spectrum) -> float:
+    """Return the edge of the Marchenko-Pastur bulk, its variance estimated from the median eigenvalue."""
     values = spectrum.eigenvalues
     median = float(values.quantile(0.5)) if len(values) < 1 << 24 else float(values[len(values) // 2])
     return mp_edges(spectrum.shape, median / _mp_median(spectrum.shape))[1]

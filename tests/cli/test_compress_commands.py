@@ -203,22 +203,73 @@ def test_texts_beside_the_weights_are_not_copied(llama, stories, tmp_path, calib
     assert (tmp_path / "p" / "config.json").exists()
 
 
-@pytest.mark.parametrize("budget", [("--sparsity", 0.5), ("--bits", 3.5), ("--rank", 8)])
+@pytest.mark.parametrize(
+    "budget", [("--sparsity", 0.5), ("--bits", 3.5), ("--rank", 8), ("--trainable", 0.4, "--by", "alpha")]
+)
 def test_allocate_takes_a_model_or_its_saved_analysis(llama, tmp_path, budget, capsys):
     assert run("analyze", llama, "--quiet", "--out", tmp_path / "analysis.json") == 0
     assert run("allocate", llama, *budget, "--out", tmp_path / "a.json", "--quiet") == 0
     assert run("allocate", tmp_path / "analysis.json", *budget, "--out", "-") == 0
     printed, saved = json.loads(capsys.readouterr().out), json.loads((tmp_path / "a.json").read_text())
-    assert printed["layers"] == saved["layers"]
+    inside = [[row for row in each["layers"] if "layers." in row["name"]] for each in (printed, saved)]
+    assert inside[0] == inside[1]  # the command also trains embeddings, which the saved analysis has not
     assert dict(tb.Allocation.load(tmp_path / "a.json"))
     assert run("allocate", llama, *budget) == 0
     assert "model.layers.0" in capsys.readouterr().out
 
 
+def test_bits_are_allocated_to_formats_by_error_exported_and_measured(llama, stories, tmp_path, capsys):
+    out, config = tmp_path / "bits.json", tmp_path / "layers.json"
+    options = ("--bits", 4.5, "--formats", "int3,int4,int8", "--by", "error", "--out", out, "-q")
+    assert run("allocate", llama, *options, "--export", f"autoround={config}") == 0
+    found = tb.Allocation.load(out)
+    assert found.method.startswith("least error")
+    assert {name: each["bits"] for name, each in json.loads(config.read_text()).items()} == {
+        layer.name: int(layer.format.removeprefix("int")) for layer in found.layers
+    }
+    weighted = ("--calibration", stories, "--samples", 2, "--length", 64)
+    assert run("allocate", llama, *options[:-3], *weighted, "-o", tmp_path / "higgs.json", "-q") == 0
+    assert tb.Allocation.load(tmp_path / "higgs.json") != found
+    values = []
+    for rounded in ((), ("--bits", out)):
+        assert run("perplexity", llama, stories, *rounded, "--json") == 0
+        values.append(json.loads(capsys.readouterr().out)["value"])
+    assert values[0] < values[1] < 2 * values[0]
+
+
+@pytest.mark.parametrize("by", ["snr", "drift"])
+def test_trainable_layers_are_chosen_by_a_score_and_exported_for_axolotl(llama, tmp_path, by):
+    base = ("--base", llama) if by == "drift" else ()
+    out, page = tmp_path / "trainable.json", tmp_path / "unfrozen.yaml"
+    assert run("allocate", llama, "--trainable", 0.4, "--by", by, *base, "-o", out, "--export", f"axolotl={page}") == 0
+    found = tb.Allocation.load(out)
+    assert sum(found.values()) == 7 * 2 + 1
+    assert found["model.embed_tokens.weight"] == 1
+    assert page.read_text().count("\n") == 1 + 7 * 2 + 1
+
+
 class TestErrorsOfOneLine:
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            (("--bits", 3, "--base", "x"), "--base has no effect with --bits"),
+            (("--rank", 3, "--formats", "int4"), "--formats has no effect with --rank"),
+            (("--trainable", 0.5, "--unit", "block"), "--unit has no effect with --trainable"),
+            (("--trainable", 0.5, "--by", "drift"), "--by drift needs --base"),
+            (("--bits", 3, "--by", "error"), "--by error needs --formats"),
+            (("--bits", 3, "--by", "snr"), "method must be one of"),
+            (("--bits", 3, "--formats", "int4,fp3"), "unknown format 'fp3'"),
+            (("--sparsity", 0.5, "--by", "alpha"), "cannot be used with --sparsity"),
+            (("--bits", 3, "--export", "vllm=x"), "--export must be TOOL=FILE"),
+            (("--bits", 3, "--export", "axolotl"), "--export must be TOOL=FILE"),
+        ],
+    )
+    def test_allocate_refuses_options_without_effect(self, capsys, model, options, match):
+        check_error(capsys, "allocate", model, *options, match=match)
+
     @pytest.mark.parametrize("budgets", [(), ("--bits", 3, "--sparsity", 0.5)])
     def test_allocate_needs_one_budget(self, capsys, model, budgets):
-        check_error(capsys, "allocate", model, *budgets, match="give one of --sparsity S, --bits B and --rank R")
+        check_error(capsys, "allocate", model, *budgets, match="give one of --sparsity S, --bits B, --rank R and")
 
     def test_allocate_refuses_options_of_sparsity_for_bits(self, capsys, model):
         check_error(capsys, "allocate", model, "--bits", 3, "--epsilon", 0.1, match="--sparsity only")

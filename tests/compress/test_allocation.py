@@ -107,7 +107,7 @@ def write(data, path):
         ("size", {"parameters": -1}, r"\$\.size"),
         ("layers", {}, r"\$\.layers"),
         ("layers", [], r"\$\.layers"),
-        ("bits", 4, "it must have one of sparsity, bits, rank, found 2"),
+        ("bits", 4, "it must have one of sparsity, bits, rank, trainable, found 2"),
     ],
 )
 def test_a_damaged_allocation_is_refused_with_the_field(tmp_path, field, value, message):

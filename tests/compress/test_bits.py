@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 import tempbalance as tb
-from tempbalance.compress import Allocation, allocate_bits
+from tempbalance.compress import Allocation, allocate_bits, find_format
 from tempbalance.errors import AllocationError
 
 ALPHAS = st.floats(1.1, 20.0) | st.sampled_from([math.nan, math.inf])
@@ -170,3 +170,81 @@ def test_an_analysis_without_linear_layers_is_refused():
 def test_an_analysis_without_mean_squares_is_refused(analysis_of):
     with pytest.raises(AllocationError, match=r"h\.0\.a.*analyse the model again"):
         allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(8, 8)], [math.nan]), 3)
+
+
+FORMATS = ("int2", "int3_g8", "int4", "nvfp4", "int8", "bf16")
+
+
+def test_with_formats_the_budget_counts_every_scale_and_the_loss_is_minimal(analysis_of):
+    """Against all allocations; the second layer cannot have nvfp4."""
+    names, shapes = [f"h.{i}.a.weight" for i in range(3)], [(6, 32), (4, 24), (10, 16)]
+    errors = {f"h.{i}.a": {name: (i + 1) * 4.0 ** -find_format(name).bits for name in FORMATS} for i in range(3)}
+    analysis = analysis_of(names, [2.0, 3.0, 4.0], shapes)
+    total = sum(map(math.prod, shapes))
+    for bits in (4.5, 5.3, 7.7):
+        allocation = allocate_bits(analysis, bits, widths=FORMATS, method="error", errors=errors)
+        costs = {layer.name: find_format(layer.format).cost(layer.shape) for layer in allocation.layers}
+        sizes = {layer.name: layer.numel for layer in allocation.layers}
+        assert allocation == pytest.approx({name: cost / sizes[name] for name, cost in costs.items()})
+        fitting = [[find_format(name) for name in FORMATS if find_format(name).fits(shape)] for shape in shapes]
+        best = min(
+            sum(errors[f"h.{i}.a"][one.name] for i, one in enumerate(chosen))
+            for chosen in itertools.product(*fitting)
+            if sum(one.cost(shape) for one, shape in zip(chosen, shapes, strict=True)) <= bits * total
+        )
+        assert sum(costs.values()) <= bits * total
+        assert sum(errors[layer.name][layer.format] for layer in allocation.layers) == pytest.approx(best)
+
+
+def test_alpha_weights_the_errors_of_formats_and_is_their_noise_without_them(analysis_of):
+    names = [f"h.{i}.a.weight" for i in range(3)]
+    analysis = analysis_of(names, [2.0, 4.0, 8.0], [(64, 64)] * 3)
+    widths = ("int2", "int4", "int8")
+    assert [x.format for x in allocate_bits(analysis, 5, widths=widths, gamma=4).layers] == ["int8", "int4", "int2"]
+    errors = {f"h.{i}.a": {"int2": 1.0, "int4": 0.1, "int8": 0.01} for i in range(3)}
+    weighted = allocate_bits(analysis, 5, widths=widths, gamma=9, errors=errors)
+    assert [layer.format for layer in weighted.layers] == ["int8", "int4", "int2"]
+
+
+def test_uniform_gives_one_width_or_format_the_largest_within_the_budget(analysis_of):
+    names = [f"h.{i}.a.weight" for i in range(3)]
+    analysis = analysis_of(names, [2.0, 4.0, 8.0], [(64, 64), (64, 32), (64, 64)])
+    assert set(allocate_bits(analysis, 3.9, method="uniform").values()) == {3}
+    found = allocate_bits(analysis, 4.6, widths=("nvfp4", "int4", "fp8"), method="uniform")
+    assert {layer.format for layer in found.layers} == {"nvfp4"}
+
+
+def test_the_layers_of_a_block_share_a_format_that_fits_all_of_them(analysis_of):
+    names = ["h.0.a.weight", "h.0.b.weight", "h.1.a.weight"]
+    analysis = analysis_of(names, [2.0, 2.0, 4.0], [(64, 64), (64, 40), (64, 64)])
+    found = allocate_bits(analysis, 8, widths=("nvfp4", "int2"), unit="block")
+    assert [layer.format for layer in found.layers] == ["int2", "int2", "nvfp4"]
+
+
+def test_an_allocation_of_formats_is_saved_and_loaded(analysis_of, tmp_path):
+    found = allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(64, 64)]), 5, widths=("nvfp4",))
+    found.save(tmp_path / "bits.json")
+    loaded = Allocation.load(tmp_path / "bits.json")
+    assert (loaded, loaded.layers[0].format, loaded["h.0.a"]) == (found, "nvfp4", 4.5 + 32 / 64**2)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"bits": 2, "widths": ("nvfp4", "int4")}, "bits must be at least 4.33333, the cost of the cheapest formats"),
+        ({"bits": math.nan, "widths": ("int4",)}, "bits must be at least"),
+        ({"widths": ("int4", "fp5")}, "unknown format 'fp5'"),
+        ({"widths": ("int4", 4)}, "all integers or all names"),
+        ({"widths": "int4"}, "all integers or all names"),
+        ({"widths": ("mxfp4", "int4_g64")}, r"h\.0\.a: no format fits.*\(6, 48\).*mxfp4 \(32\), int4_g64 \(64\)"),
+        ({"widths": ("int4",), "method": "error"}, "quantization_errors"),
+        ({"widths": ("int4",), "method": "error", "errors": {"h.9.a": {"int4": 1.0}}}, r"no error of int4 in h\.0\.a"),
+        ({"widths": ("int4",), "method": "error", "errors": {"h.0.a": {"int4": math.nan}}}, "no error of int4"),
+        ({"method": "error"}, "errors are of formats"),
+        ({"method": "search"}, "method must be one of 'alpha', 'error', 'uniform'"),
+    ],
+)
+def test_formats_and_errors_that_do_not_fit_are_refused(analysis_of, options, match):
+    analysis = analysis_of(["h.0.a.weight"], [2.0], [(6, 48)])
+    with pytest.raises(AllocationError, match=match):
+        allocate_bits(analysis, **({"bits": 5} | options))

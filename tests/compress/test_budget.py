@@ -1,13 +1,17 @@
 """Dividing a budget: exact, within bounds, in proportion."""
 
+import itertools
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import Bounds, LinearConstraint, milp
 
-from tempbalance.compress.budget import apportion, raise_levels, scale_to_budget, shift_to_budget
+from tempbalance.compress.budget import apportion, choose_options, raise_levels, scale_to_budget, shift_to_budget
+from tempbalance.errors import ArgumentError
 
 UNITS = st.lists(st.tuples(st.floats(0.05, 20.0), st.integers(1, 10**9)), min_size=1, max_size=60)
 
@@ -112,3 +116,53 @@ def test_the_step_of_highest_worth_is_taken_first():
 def test_a_budget_below_the_lowest_level_is_refused(budget):
     with pytest.raises(ValueError, match="at least 2"):
         raise_levels([2, 3], [4, 6], budget, lambda *_: 1.0)
+
+
+OPTIONS = st.integers(1, 4).flatmap(
+    lambda n: st.lists(
+        st.lists(st.tuples(st.integers(0, 30), st.floats(0, 10) | st.sampled_from([0.0, 1.0])), min_size=n, max_size=n),
+        min_size=1,
+        max_size=5,
+    )
+)
+
+
+def total(table, choice):
+    return sum(own[i] for own, i in zip(table, choice, strict=True))
+
+
+@settings(deadline=None, max_examples=50)
+@given(options=OPTIONS, part=st.floats(0.0, 1.0))
+def test_the_chosen_options_have_the_least_loss_of_all_within_the_budget(options, part):
+    costs = [[cost for cost, _ in own] for own in options]
+    losses = [[loss for _, loss in own] for own in options]
+    budget = round(sum(map(min, costs)) + part * (sum(map(max, costs)) - sum(map(min, costs))))
+    found = choose_options(costs, losses, budget)
+    choices = itertools.product(*map(range, map(len, costs)))
+    best = min(total(losses, choice) for choice in choices if total(costs, choice) <= budget)
+    assert total(costs, found) <= budget
+    assert total(losses, found) == pytest.approx(best)
+
+
+def test_the_choice_for_blocks_of_llama_equals_that_of_a_solver_of_integer_programmes():
+    rng = np.random.default_rng(0)
+    sizes = ([4096 * 4096] * 4 + [11008 * 4096] * 3) * 4
+    costs = [[size // 8 * (8 * width + 1) for width in (2, 3, 4, 8, 16)] for size in sizes]
+    losses = [[size * rng.uniform(0.5, 2) * 4.0**-width for width in (2, 3, 4, 8, 16)] for size in sizes]
+    budget = int(3.6 * sum(sizes))
+    found = choose_options(costs, losses, budget)
+    assert total(costs, found) <= budget
+    one_each = LinearConstraint(np.kron(np.eye(len(sizes)), np.ones(5)), 1, 1)
+    within = LinearConstraint(np.ravel(costs)[None] / budget, -np.inf, 1)
+    scale = sum(map(min, losses))
+    solved = milp(
+        np.ravel(losses) / scale, integrality=np.ones(5 * len(sizes)), bounds=Bounds(0, 1),
+        constraints=[one_each, within], options={"mip_rel_gap": 1e-6},
+    )  # fmt: skip
+    assert total(losses, found) / scale <= solved.fun * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("costs", "match"), [([[4, 5], [3]], "cannot be met"), ([[1], []], "every unit")])
+def test_a_budget_below_the_cheapest_options_is_refused(costs, match):
+    with pytest.raises(ArgumentError, match=match):
+        choose_options(costs, [[0.0] * len(own) for own in costs], 6)

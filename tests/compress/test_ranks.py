@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,3 +106,45 @@ def test_a_beta_out_of_range_is_refused(analysis_of, beta):
 def test_an_analysis_without_linear_layers_is_refused():
     with pytest.raises(AllocationError, match="no weight of kind linear"):
         allocate_ranks(tb.Analysis(source="x", settings={}, layers=[]), 8)
+
+
+def test_by_error_ranks_go_to_the_largest_singular_values_that_are_left():
+    """Against a float64 SVD: the kept ranks have the least truncation error of all with the same parameters."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"h.{i}.a.weight": torch.randn(24, 24, generator=generator) * 2.0**i for i in range(3)}
+    allocation = allocate_ranks(tb.analyze(weights, progress=False), 4, method="error", high=8)
+    squares = {name: torch.linalg.svdvals(w.double()).square() for name, w in weights.items()}
+    left = {
+        ranks: sum(float(values[rank:].sum()) for values, rank in zip(squares.values(), ranks, strict=True))
+        for ranks in itertools.product(range(1, 9), repeat=3)
+        if sum(ranks) <= 12
+    }
+    assert left[tuple(allocation.values())] == pytest.approx(min(left.values()))
+    assert sum(allocation.values()) == 12
+
+
+def test_uniform_is_the_rank_itself(analysis_of):
+    analysis = analysis_of(NAMES[:4], [2.0, 3.0, 4.0, 5.0], [(64, 32)] * 4)
+    assert set(allocate_ranks(analysis, 5, method="uniform").values()) == {5}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"method": "error", "high": 65}, "ranks of at most 64, got high 65"),
+        ({"method": "error", "rank": 80}, "ranks of at most 64, got high 80"),
+        ({"method": "svd"}, "method must be one of"),
+    ],
+)
+def test_ranks_beyond_the_known_eigenvalues_are_refused(analysis_of, options, match):
+    with pytest.raises(AllocationError, match=match):
+        allocate_ranks(analysis_of(["h.0.a.weight"], [2.0], [(96, 96)]), **({"rank": 8} | options))
+
+
+def test_by_error_windows_and_parts_of_fused_weights_are_refused(analysis_of):
+    names = ["h.0.qkv.weight:q", "h.0.qkv.weight:k"]
+    with pytest.raises(AllocationError, match="whole weights"):
+        allocate_ranks(analysis_of(names, [2.0, 3.0], [(64, 64)] * 2), 4, method="error")
+    windows = tb.analyze({"h.0.a.weight": torch.randn(96, 192)}, windows=tb.FARMS(), progress=False)
+    with pytest.raises(AllocationError, match="whole weights"):
+        allocate_ranks(windows, 4, method="error")

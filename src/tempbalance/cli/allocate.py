@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,7 +42,22 @@ from tempbalance.cli.compress import (
 )
 from tempbalance.errors import AllocationError
 
+if TYPE_CHECKING:
+    from tempbalance.analysis import Analysis
+    from tempbalance.checkpoints import Checkpoint
+    from tempbalance.compress import Allocation, Calibration
+
 __all__ = ["allocate_command"]
+
+_EXPORTERS = {
+    "autoround": "export_autoround",
+    "axolotl": "export_axolotl",
+    "gptqmodel": "export_gptqmodel",
+    "llama-quantize": "export_llama_quantize",
+    "llm-compressor": "export_llmcompressor",
+    "torchao": "export_torchao",
+}
+By = Enum("By", {"alpha": "alpha", "error": "error", "uniform": "uniform", "snr": "snr", "drift": "drift"}, type=str)
 
 
 @app.command("allocate")
@@ -50,6 +68,22 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     ] = None,
     bits: Annotated[float | None, typer.Option(min=1, max=64, help="Mean bits per weight.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, max=2**16, help="Uniform LoRA rank that is the budget.")] = None,
+    trainable: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Fraction of the layers of each type to train, in [0, 1].")
+    ] = None,
+    by: Annotated[
+        By | None,
+        typer.Option(
+            help="What decides: alpha (default), error or uniform for bits and ranks; snr (default, signal-to-noise "
+            "ratio), alpha or drift for trainable layers.",
+            show_default=False,
+        ),
+    ] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(help="Number formats for --bits, such as int3_g128,nvfp4,bf16; default: 2, 3, 4, 8 bits."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base model for --by drift.")] = None,
     allocation: AllocationOption = None,
     epsilon: EpsilonOption = None,
     unit: Annotated[
@@ -66,13 +100,17 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     length: LengthOption = None,
     seed: SeedOption = 0,
     out: Annotated[list[Path] | None, typer.Option("--out", "-o", help="Save to FILE.json; - prints JSON.")] = None,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Write the configuration of a tool, as TOOL=FILE: {', '.join(_EXPORTERS)}. Repeatable."),
+    ] = None,
     key: KeyOption = None,
     revision: RevisionOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Allocate sparsity, bits or LoRA ranks over the layers of a model, without changing it.
+    """Allocate sparsity, bits, LoRA ranks or trainable layers over a model, without changing it.
 
     [bold]Examples[/]
 
@@ -81,21 +119,30 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
       tempbalance allocate analysis.json --bits 3.5
 
       tempbalance allocate path/to/model --rank 8 --json
+
+      tempbalance allocate path/to/model --bits 5 --formats int4_g128,int8_g128 --by error --export gptqmodel=q.json
+
+      tempbalance allocate path/to/model --trainable 0.25 --export axolotl=unfrozen.yaml
     """
-    if sum(budget is not None for budget in (sparsity, bits, rank)) != 1:
-        raise AllocationError("give one of --sparsity S, --bits B and --rank R")
+    budgets = {"sparsity": sparsity, "bits": bits, "rank": rank, "trainable": trainable}
+    if sum(budget is not None for budget in budgets.values()) != 1:
+        raise AllocationError("give one of --sparsity S, --bits B, --rank R and --trainable T")
+    exports = [_parse_export(text) for text in export or []]
     outputs, as_json = split_outputs(out, as_json)
     check_outputs(outputs, allowed=(".json",))
-    from tempbalance.analysis import Analysis, analyze
+    from tempbalance import compress
+    from tempbalance.analysis import Analysis
     from tempbalance.checkpoints import open_checkpoint
-    from tempbalance.compress import SparsitySettings, allocate_bits, allocate_folder, allocate_ranks
     from tempbalance.report.allocation_terminal import print_allocation
     from tempbalance.report.terminal_tables import output_console
 
     fitted_by, windows = make_estimator(estimator), make_windows(farms, farms_rows)
     analysis = Analysis.load(source) if source.lower().endswith(".json") else None
+    text = make_calibration(calibration, samples, length, seed)
+    if sparsity is not None and (by, formats, base) != (None,) * 3:
+        raise AllocationError("--by, --formats and --base cannot be used with --sparsity: see --allocation")
     if sparsity is not None:
-        settings = SparsitySettings(
+        settings = compress.SparsitySettings(
             sparsity=sparsity,
             method=allocation.value if allocation else None,
             epsilon=epsilon,
@@ -105,33 +152,112 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
             estimator=fitted_by,
             windows=windows,
         )
-        found = allocate_folder(
+        found = compress.allocate_folder(
             analysis or source,
             settings,
-            calibration=make_calibration(calibration, samples, length, seed),
+            calibration=text,
             revision=revision,
             key=key,
             device=device,
             progress=not quiet,
         )
     else:
-        if (allocation, epsilon, group, calibration) != (None,) * 4 or routers:
-            raise AllocationError(
-                "--allocation, --epsilon, --group, --calibration and --routers can be used with --sparsity only"
+        if (allocation, epsilon, group) != (None,) * 3 or routers:
+            raise AllocationError("--allocation, --epsilon, --group and --routers can be used with --sparsity only")
+        what, budget = next((name, value) for name, value in budgets.items() if value is not None)
+        with contextlib.ExitStack() as stack:
+            model: Analysis | Checkpoint = analysis or stack.enter_context(open_checkpoint(source, revision, key=key))
+            found = _allocate_by(
+                what,
+                budget,
+                model,
+                by=by.value if by else "snr" if what == "trainable" else "alpha",
+                unit=unit.value if unit else None,
+                formats=formats,
+                base=base,
+                calibration=text,
+                analysis={"estimator": fitted_by, "windows": windows, "device": device, "progress": not quiet},
             )
-        if analysis is None:
-            with open_checkpoint(source, revision, key=key) as checkpoint:
-                analysis = analyze(checkpoint, estimator=fitted_by, windows=windows, device=device, progress=not quiet)
-            analysis = replace(analysis, source=source)
-        if bits is not None:
-            found = allocate_bits(analysis, bits, unit=(unit or Unit.layer).value)
-        else:
-            found = allocate_ranks(analysis, rank or 1, unit=(unit or Unit.block).value)
+        found = replace(found, source=source if analysis is None else found.source)
     for path in outputs:
         found.save(path)
+    for exporter, path in exports:
+        getattr(compress, exporter)(found, path)
     if as_json:
         print_json(found.to_dict())
     elif not quiet:
         console = output_console()
         print_allocation(console, found)
-        print_saved(console, outputs)
+        print_saved(console, [*outputs, *(path for _, path in exports)])
+
+
+def _parse_export(text: str) -> tuple[str, Path]:
+    """Return the exporter and the file of ``TOOL=FILE``."""
+    tool, _, file = text.partition("=")
+    if tool not in _EXPORTERS or not file:
+        raise AllocationError(f"--export must be TOOL=FILE, TOOL one of {', '.join(_EXPORTERS)}, got {text!r}")
+    return _EXPORTERS[tool], Path(file)
+
+
+def _allocate_by(  # noqa: PLR0913  each is an option of the command line
+    what: str,
+    budget: float,
+    model: Analysis | Checkpoint,
+    *,
+    by: Any,
+    unit: Any,
+    formats: str | None,
+    base: str | None,
+    calibration: Calibration | None,
+    analysis: Mapping[str, Any],
+) -> Allocation:
+    """Allocate bits, ranks or trainable layers."""
+    from tempbalance import compress
+    from tempbalance.analysis import Analysis, analyze, compare
+    from tempbalance.layers import Select
+
+    _refuse_unused(what, by, unit=unit, formats=formats, base=base, calibration=calibration)
+
+    def opened() -> Checkpoint:
+        """Return the model."""
+        if isinstance(model, Analysis):
+            raise AllocationError(f"--by {by} needs the model, not its analysis")
+        return model
+
+    progress, scores, errors = analysis["progress"], None, None
+    names = formats.split(",") if formats else []
+    if (what, by) == ("bits", "error"):
+        source: Any = opened().path if calibration else opened()
+        text = calibration.draw(source) if calibration else None
+        device = analysis["device"]
+        errors = compress.quantization_errors(source, names, calibration=text, device=device, progress=progress)
+    elif (what, by) == ("trainable", "snr"):
+        scores = compress.signal_to_noise(opened(), progress=progress)
+    elif (what, by) == ("trainable", "drift"):
+        scores = {row.name: row.relative_change for row in compare(base or "", opened(), progress=progress).layers}
+    found = model if isinstance(model, Analysis) else None
+    if found is None:
+        found = analyze(opened(), select=Select(embeddings=what == "trainable"), **analysis)
+    if what == "rank":
+        return compress.allocate_ranks(found, int(budget), method=by, unit=unit or "block")
+    if what == "trainable":
+        return compress.allocate_trainable(found, budget, method=by, scores=scores)
+    widths: Any = names or (2, 3, 4, 8)
+    return compress.allocate_bits(found, budget, widths=widths, method=by, unit=unit or "layer", errors=errors)
+
+
+def _refuse_unused(what: str, by: str, **options: object) -> None:
+    """Raise an AllocationError if an option has no effect."""
+    used = {
+        "unit": what != "trainable",
+        "formats": what == "bits",
+        "base": (what, by) == ("trainable", "drift"),
+        "calibration": (what, by) == ("bits", "error"),
+    }
+    for name, value in options.items():
+        if value is not None and not used[name]:
+            raise AllocationError(f"--{name} has no effect with --{what} and --by {by}")
+    if by == "drift" and options["base"] is None:
+        raise AllocationError("--by drift needs --base MODEL")
+    if (what, by) == ("bits", "error") and options["formats"] is None:
+        raise AllocationError("--by error needs --formats, such as int3_g128,int4_g128,int8_g128")

@@ -233,6 +233,9 @@ def perplexity_command(  # noqa: PLR0913, PLR0917  each is an option of the comm
     stride: Annotated[
         int | None, typer.Option(min=1, help="Tokens from one window to the next; default: no overlap.")
     ] = None,
+    bits: Annotated[
+        Path | None, typer.Option(help="Round the weights as in this allocation of bits (.json of allocate --bits).")
+    ] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -246,10 +249,13 @@ def perplexity_command(  # noqa: PLR0913, PLR0917  each is an option of the comm
       tempbalance perplexity path/to/llama wikitext.txt
 
       tempbalance perplexity path/to/llama tokens.npz --length 256 --stride 128
-    """
-    from tempbalance.compress import perplexity
 
-    found = perplexity(source, tokens, stride, length=length, device=device, progress=not quiet)
+      tempbalance perplexity path/to/llama wikitext.txt --bits allocation.json
+    """
+    from tempbalance.compress import Allocation, perplexity
+
+    rounded = Allocation.load(bits) if bits else None
+    found = perplexity(source, tokens, stride, length=length, bits=rounded, device=device, progress=not quiet)
     if as_json:
         print_json(asdict(found))
     else:

@@ -1,4 +1,4 @@
-"""One class for every allocation of a budget over layers (sparsity, bits or LoRA ranks), and its JSON file."""
+"""One class for every allocation over layers (sparsity, bits, LoRA ranks, trainable layers), and its JSON file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Allocation", "Quantity"]
 
-Quantity = Literal["sparsity", "bits", "rank"]
+Quantity = Literal["sparsity", "bits", "rank", "trainable"]
 
 SCHEMA = 1
 _COVERED = 0.9  # of the weights inside the blocks
@@ -34,12 +34,13 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation(Mapping[str, float]):
-    """A sparsity, bit width or LoRA rank for every layer: a mapping from the name of a layer to its value.
+    """A sparsity, bit width, LoRA rank or 0 or 1 (frozen or trained) for every layer: a mapping from name to value.
 
     Attributes:
         source: The model that was analysed.
-        quantity: The allocated quantity: ``"sparsity"``, ``"bits"`` or ``"rank"``.
-        budget: The global target: sparsity, mean bits per weight, or the uniform rank whose parameters are the budget.
+        quantity: The allocated quantity: ``"sparsity"``, ``"bits"``, ``"rank"`` or ``"trainable"``.
+        budget: The global target: sparsity, mean bits per weight, the uniform rank whose parameters are the budget, or
+            the fraction of the layers of each type that are trained.
         method: Name of the allocation method, with its parameters.
         unit: Whether each layer has its own value or all layers of a block share one.
         layers: One row per layer, in model order.
@@ -196,7 +197,8 @@ class Allocation(Mapping[str, float]):
 
 
 def _to_json(layer: LayerAllocation, quantity: Quantity) -> dict[str, Any]:
-    amounts = ("zeros", "sparsity") if quantity == "sparsity" else (quantity,)
+    amounts: tuple[str, ...] = ("zeros", "sparsity") if quantity == "sparsity" else (quantity,)
+    amounts += ("format",) * bool(layer.format) + ("score",) * math.isfinite(layer.score)
     row = {name: getattr(layer, name) for name in ("name", "unit", "shape", "numel", "alpha", "stderr", *amounts)}
     return row | {name: None for name in ("alpha", "stderr") if not math.isfinite(row[name])}
 
@@ -210,13 +212,17 @@ class _SavedLayer(msgspec.Struct):
     stderr: float | None = None
     zeros: Count | None = None
     sparsity: float | None = None
-    bits: Size | None = None
+    bits: Size | Annotated[float, msgspec.Meta(gt=0)] | None = None
     rank: Count | None = None
+    trainable: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
+    format: str = ""
+    score: float | None = None
 
     def restored(self, quantity: Quantity) -> LayerAllocation:
         """Return the layer, after checks between fields."""
         amount = "zeros" if quantity == "sparsity" else quantity
-        found = {name: value for name in ("alpha", "stderr", amount) if (value := getattr(self, name)) is not None}
+        names = ("alpha", "stderr", "format", "score", amount)
+        found = {name: value for name in names if (value := getattr(self, name)) is not None}
         layer = LayerAllocation(name=self.name, unit=self.unit, shape=self.shape, **found)
         if amount not in found:
             raise ValueError(f"{self.name} has no {amount}")
@@ -238,6 +244,7 @@ class _SavedAllocation(msgspec.Struct):
     sparsity: Annotated[float, msgspec.Meta(ge=0, le=1)] | Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
     bits: Annotated[float, msgspec.Meta(gt=0)] | Size | None = None
     rank: Annotated[float, msgspec.Meta(gt=0)] | Size | None = None
+    trainable: Annotated[float, msgspec.Meta(ge=0, le=1)] | Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
     group: Size | None = None
     revision: str | None = None
     settings: Settings = {}

@@ -11,10 +11,13 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
+
+import numpy as np
 
 from tempbalance.errors import ArgumentError
 
-__all__ = ["apportion", "raise_levels", "scale_to_budget", "shift_to_budget"]
+__all__ = ["apportion", "choose_options", "raise_levels", "scale_to_budget", "shift_to_budget"]
 
 
 def scale_to_budget(
@@ -109,3 +112,62 @@ def raise_levels(
             places[unit] += 1
             offer(unit)
     return [levels[place] for place in places]
+
+
+def choose_options(costs: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], budget: int) -> list[int]:
+    """Choose one option per unit: the least sum of losses whose costs are within the budget, an integer programme."""
+    # Exact dynamic programme over the Pareto front of (cost, loss). A partial choice is dropped if its Lagrangian lower
+    # bound exceeds the loss of a known choice (Dyer, Kayal and Walker 1984), so that few are left.
+    if not all(map(len, costs)):
+        raise ArgumentError("every unit needs an option")
+    if sum(map(min, costs)) > budget:
+        raise ArgumentError(f"a budget of {budget} cannot be met by options of at least {sum(map(min, costs))}")
+    prices = [np.array(each, dtype=np.int64) for each in costs]
+    tables = [np.array(each, dtype=np.float64) for each in losses]
+    price, found = _multiplier(prices, tables, budget)
+    best = sum(table[i] for table, i in zip(tables, found, strict=True))
+    bounds = np.cumsum([(table + price * cost).min() for table, cost in zip(tables, prices, strict=True)][::-1])[::-1]
+    least = np.cumsum([cost.min() for cost in prices][::-1])[::-1]
+    slack = 1e-12 * (abs(best) + price * budget)
+    spent, loss = np.zeros(1, dtype=np.int64), np.zeros(1)
+    steps: list[tuple[Any, Any]] = []
+    for unit, (cost, table) in enumerate(zip(prices, tables, strict=True)):
+        last = unit + 1 == len(prices)
+        all_spent, all_losses = (spent[:, None] + cost).ravel(), (loss[:, None] + table).ravel()
+        rest, lowest = (0, 0.0) if last else (int(least[unit + 1]), float(bounds[unit + 1]))
+        kept = np.flatnonzero(
+            (all_spent + rest <= budget) & (all_losses + lowest + price * (all_spent - budget) <= best + slack)
+        )
+        order = kept[np.lexsort((all_losses[kept], all_spent[kept]))]
+        front = np.minimum.accumulate(np.append(np.inf, all_losses[order]))[:-1]
+        order = order[all_losses[order] < front]
+        spent, loss = all_spent[order], all_losses[order]
+        steps.append(np.divmod(order, len(cost)))
+    place = int(loss.argmin())
+    chosen = []
+    for parents, options in reversed(steps):
+        chosen.append(int(options[place]))
+        place = int(parents[place])
+    return chosen[::-1]
+
+
+def _multiplier(costs: Sequence[Any], losses: Sequence[Any], budget: int) -> tuple[float, list[int]]:
+    """Return the smallest price per unit of cost at which the cheapest choice meets the budget, and that choice."""
+
+    def choice(price: float) -> list[int]:
+        """Return the option of least loss and price of each unit, the cheaper one of two equal ones."""
+        return [int(np.lexsort((cost, loss + price * cost))[0]) for cost, loss in zip(costs, losses, strict=True)]
+
+    def spent(options: Sequence[int]) -> int:
+        """Return the cost of a choice."""
+        return sum(int(cost[i]) for cost, i in zip(costs, options, strict=True))
+
+    low, high = 0.0, 1.0
+    if spent(choice(low)) <= budget:
+        return low, choice(low)
+    while spent(choice(high)) > budget:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if spent(choice(middle)) <= budget else (middle, high)
+    return high, choice(high)

@@ -13,11 +13,20 @@ from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation, Quantity
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.errors import AllocationError
+from tempbalance.layers import Weight
 from tempbalance.metrics import mean_alpha
 from tempbalance.spectra.matrices import MATRIX_NDIM
 from tempbalance.types import LayerStats
 
-__all__ = ["MAX_POWER", "BudgetUnit", "find_units", "make_allocation", "relative_alphas", "values_of_layers"]
+__all__ = [
+    "MAX_POWER",
+    "BudgetUnit",
+    "find_units",
+    "make_allocation",
+    "module_name",
+    "relative_alphas",
+    "values_of_layers",
+]
 
 _logger = logging.getLogger("tempbalance")
 
@@ -64,7 +73,7 @@ def find_units(
         raise AllocationError(f"the analysis of {analysis.source} has no weight{which} to allocate a budget to")
     parts: dict[str, list[LayerStats]] = {}
     for row in rows:
-        parts.setdefault(row.name if kinds is None else _module_name(row), []).append(row)
+        parts.setdefault(row.name if kinds is None else module_name(row), []).append(row)
     layers = [_layer(name, found, unit) for name, found in parts.items()]
     members: dict[str, list[LayerAllocation]] = {}
     for layer in layers:
@@ -94,7 +103,7 @@ def values_of_layers(
 def make_allocation(
     analysis: Analysis,
     layers: Sequence[LayerAllocation],
-    amounts: Sequence[int],
+    amounts: Sequence[float],
     quantity: Quantity,
     left_out: Sequence[LayerStats] = (),
     **head: Any,
@@ -124,7 +133,8 @@ def make_allocation(
     return allocation
 
 
-def _module_name(row: LayerStats) -> str:
+def module_name(row: LayerStats | Weight) -> str:
+    """Return the name of the module of a weight; an expert, and a part of it, has a name of its own."""
     return row.name if row.kind == "experts" else row.name.partition(":")[0].removesuffix(".weight")
 
 

@@ -18,9 +18,12 @@ class LayerAllocation:
         shape: Shape of the weight.
         alpha: Exponent of its tail, the mean over its parts if it is fused; NaN if there is none.
         stderr: Standard error of alpha; NaN if there is none.
-        zeros: Number of entries to set to zero; 0 in an allocation of bits or ranks.
-        bits: Bits per weight; 0 in an allocation of sparsity or ranks.
-        rank: Rank of the LoRA update; 0 in an allocation of sparsity or bits.
+        zeros: Number of entries to set to zero; 0 in an allocation of another quantity, like the next three.
+        bits: Bits per weight, with scales if there is a format.
+        rank: Rank of the LoRA update.
+        trainable: 1 if the layer is trained.
+        format: Name of the number format of the weights (see ``find_format``); empty for a plain bit width.
+        score: Number that decides whether the layer is trained; NaN if there is none.
     """
 
     name: str
@@ -29,8 +32,11 @@ class LayerAllocation:
     alpha: float = math.nan
     stderr: float = math.nan
     zeros: int = 0
-    bits: int = 0
+    bits: float = 0
     rank: int = 0
+    trainable: int = 0
+    format: str = ""
+    score: float = math.nan
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerAllocation):

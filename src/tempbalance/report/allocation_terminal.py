@@ -13,7 +13,7 @@ __all__ = ["print_allocation"]
 _ALL = 40  # up to this many units are all printed
 _EXTREMES = 4
 _BAR = 20  # characters
-_NAMES = {"sparsity": "sparsity", "bits": "bits per weight", "rank": "rank"}
+_NAMES = {"sparsity": "sparsity", "bits": "bits per weight", "rank": "rank", "trainable": "share of trained layers"}
 
 
 def print_allocation(console: Console, allocation: Allocation) -> None:

@@ -228,3 +228,47 @@ def test_a_width_of_one_bit_is_refused(analysis_of: Any, tmp_path: Path):
 def test_experts_that_llm_compressor_does_not_linearize_are_refused(analysis_of: Any, tmp_path: Path, name: str):
     with pytest.raises(AllocationError, match=name):
         export_llmcompressor(allocate_bits(analysis_of([name], [2.0], [(8, 8)]), 3), tmp_path / "recipe.yaml")
+
+
+@THEIRS
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_every_module_is_quantized_to_its_format():
+    transformers, _ = pytest.importorskip("transformers"), pytest.importorskip("llmcompressor")
+    from llmcompressor import oneshot
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES, **HEADS, num_hidden_layers=1)
+    transformers.LlamaForCausalLM(config).save_pretrained("dense")
+    model = transformers.LlamaForCausalLM.from_pretrained("dense")
+    analysis = tb.analyze(model, progress=False)
+    formats = ["int3_g32", "int4", "fp8", "mxfp4", "mxfp8", "nvfp4", "bf16"]
+    names = [row.name.removesuffix(".weight") for row in analysis.layers if row.block]
+    errors = {name: {each: float(each != own) for each in formats} for name, own in zip(names, formats, strict=True)}
+    allocation = allocate_bits(analysis, 16, widths=formats, method="error", errors=errors)
+    export_llmcompressor(allocation, "recipe.yaml", "QuantizationModifier")
+    oneshot(model=model, recipe="recipe.yaml")
+    found = {name: getattr(model.get_submodule(name), "quantization_scheme", None) for name in names}
+    args = [scheme and scheme.weights for scheme in found.values()]
+    assert [each and (each.num_bits, each.type.value, each.group_size) for each in args] == [
+        *(
+            (3, "int", 32),
+            (4, "int", None),
+            (8, "float", None),
+            (4, "float", 32),
+            (8, "float", 32),
+            (4, "float", 16),
+            None,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("formats", "match"),
+    [(("q4_0",), "cannot quantize weights to q4_0"), (("bf16",), "no layer is quantized")],
+)
+def test_formats_that_llm_compressor_does_not_have_are_refused(
+    analysis_of: Any, tmp_path: Path, formats: Any, match: str
+):
+    allocation = allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(64, 64)]), 16, widths=formats)
+    with pytest.raises(AllocationError, match=match):
+        export_llmcompressor(allocation, tmp_path / "recipe.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tempbalance._progress import progress_bar
+from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, restored_modes, transformers_bars
+from tempbalance.compress.evaluation.fake_quantization import quantized
 from tempbalance.compress.evaluation.tokens import Documents, batches, read_documents
 from tempbalance.errors import TokensError, check_integer
 
@@ -46,12 +49,13 @@ class Perplexity:
         return f"{self.value:.4g} (standard error {stderr})"
 
 
-def perplexity(
+def perplexity(  # noqa: PLR0913  most are keyword options
     model: nn.Module | str | os.PathLike[str],
     tokens: Documents,
     stride: int | None = None,
     *,
     length: int | None = None,
+    bits: Allocation | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Perplexity:
@@ -68,6 +72,7 @@ def perplexity(
             tokenizer; or a file of tokens or, for a folder or hub id, of text (see ``load_tokens``).
         stride: Tokens from one window to the next, at most ``length``; a smaller stride gives each token more context.
         length: Tokens in a window; by default the model's context length, at most 2,048.
+        bits: An allocation of bits: the weights are rounded to its formats for the measurement (see ``quantized``).
         device: Device of a model that is loaded from a folder; by default the CPU.
         progress: Whether to show a progress bar (on a terminal only).
 
@@ -78,6 +83,7 @@ def perplexity(
         TokensError: No document has two tokens, an id is outside the vocabulary, a length is out of range, or a file of
             tokens cannot be read.
         CheckpointError: The folder or hub id is not a causal language model.
+        AllocationError: ``bits`` is for another model or of another quantity.
 
     Example:
         >>> class Uniform(nn.Module):
@@ -102,7 +108,8 @@ def perplexity(
     if not windows:
         raise TokensError("no document has two tokens, so there is nothing to predict")
     check_vocabulary(model, [window for window, _ in windows])
-    sums, counts = _measure(model, windows, progress)
+    with quantized(model, bits) if bits is not None else contextlib.nullcontext():
+        sums, counts = _measure(model, windows, progress)
     mean = float(sums.sum() / counts.sum())
     value = float(torch.tensor(mean, dtype=torch.float64).exp())  # math.exp would raise where it overflows
     spread = float((sums - mean * counts).square().sum().sqrt() / counts.sum())

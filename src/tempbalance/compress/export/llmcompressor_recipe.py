@@ -6,10 +6,12 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from tempbalance._files import write_atomically
 from tempbalance.compress.allocation import Allocation
+from tempbalance.compress.evaluation.fake_quantization import format_of
+from tempbalance.compress.formats import WeightFormat
 from tempbalance.compress.pruning.sparsegpt import sparsity_for_modifier
 from tempbalance.errors import AllocationError
 
@@ -41,15 +43,17 @@ def export_llmcompressor(
     columns below the allocation. Weights without zeros are left out, and so are exact counts, alphas and
     settings. llm-compressor skips the ``Conv1D`` layers of GPT-2 without a message.
 
-    Bits: one group of modules per width; only weights are quantized, to symmetric integers with one scale per group of
-    columns. Stacked experts get the names that they have after ``load_quantizable_moe``.
+    Bits: one group of modules per width or format; only weights are quantized. Plain widths are symmetric integers with
+    one scale per group of columns. Formats are integers, ``fp8``, ``mxfp4``, ``mxfp8`` and ``nvfp4``; modules of
+    ``bf16`` or ``fp16`` are left out. llm-compressor may round a power of two of ``mxfp4`` and ``mxfp8`` up. Stacked
+    experts get the names that they have after ``load_quantizable_moe``.
 
     Args:
-        allocation: An allocation of sparsity, or of bits with widths from 2 to 8.
+        allocation: An allocation of sparsity, or of bits with widths from 2 to 8 or with formats.
         path: The file, usually ``recipe.yaml``.
         modifier: For sparsity ``"SparseGPTModifier"`` (default) or ``"WandaPruningModifier"``; for bits
             ``"GPTQModifier"`` (default; needs calibration data) or ``"QuantizationModifier"`` (rounds to nearest).
-        group_size: For bits: number of columns that share a scale; it must divide the columns of every module.
+        group_size: For plain widths: number of columns that share a scale; it must divide the columns of every module.
 
     Raises:
         AllocationError: The modifier does not apply to this quantity, or not to one of the modules or values.
@@ -99,24 +103,47 @@ def _pruning_lines(allocation: Allocation, modifier: Modifier) -> Iterator[str]:
         yield f"      targets: {json.dumps([layer.name.removesuffix('.weight')], ensure_ascii=False)}"
 
 
-def _quantization(allocation: Allocation, modifier: Modifier, group_size: int) -> dict[str, object]:
-    widths = sorted({layer.bits for layer in allocation.layers})
-    if widths[0] < _MIN_BITS or widths[-1] > _MAX_BITS:
+def _quantization(allocation: Allocation, modifier: Modifier, group_size: int) -> dict[str, Any]:
+    widths = sorted({layer.bits for layer in allocation.layers if not layer.format})
+    if widths and (widths[0] < _MIN_BITS or widths[-1] > _MAX_BITS):
         raise AllocationError(f"llm-compressor stores integers of {_MIN_BITS} to {_MAX_BITS} bits, got widths {widths}")
-    for layer in allocation.layers:
-        if layer.shape[1] % group_size:
+    groups: dict[str, dict[str, Any]] = {}
+    for layer in sorted(allocation.layers, key=lambda layer: layer.bits):
+        if layer.format in {"bf16", "fp16"}:
+            continue
+        one = format_of(layer, group_size)
+        if not one.fits(layer.shape):
             raise AllocationError(
-                f"{layer.name} has {layer.shape[1]} columns, not a multiple of group_size={group_size}"
+                f"{layer.name} has {layer.shape[1]} columns, not a multiple of "
+                + (f"the block {one.block} of {one.name}" if layer.format else f"group_size={group_size}")
             )
-    scheme = {"type": "int", "symmetric": True, "strategy": "group", "group_size": group_size}
-    groups = {
-        f"weights_{width}_bits": {
-            "targets": [_module_name(layer.name) for layer in allocation.layers if layer.bits == width],
-            "weights": {"num_bits": width, **scheme},
-        }
-        for width in widths
-    }
+        key = f"weights_{layer.format or f'{layer.bits}_bits'}"
+        group = groups.setdefault(key, {"targets": [], "weights": _scheme(one, layer.name)})
+        group["targets"].append(_module_name(layer.name))
+    if not groups:
+        raise AllocationError("no layer is quantized: every format is bf16 or fp16")
     return {"quantization_stage": {"quantization_modifiers": {modifier: {"config_groups": groups}}}}
+
+
+def _scheme(one: WeightFormat, name: str) -> dict[str, Any]:
+    """Return the arguments of a format, as in the presets of compressed-tensors."""
+    if one.name.startswith("int"):
+        group = {"strategy": "group", "group_size": one.block} if one.block else {"strategy": "channel"}
+        return {"num_bits": one.bits, "type": "int", "symmetric": True, **group}
+    floats: dict[str, dict[str, Any]] = {
+        "fp8": {"strategy": "channel"},
+        "mxfp4": {"strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"},
+        "nvfp4": {
+            "strategy": "tensor_group",
+            "group_size": 16,
+            "scale_dtype": "torch.float8_e4m3fn",
+            "zp_dtype": "torch.float8_e4m3fn",
+        },
+    }
+    floats["mxfp8"] = floats["mxfp4"]
+    if one.name not in floats:
+        raise AllocationError(f"llm-compressor cannot quantize weights to {one.name}: {name}")
+    return {"num_bits": one.bits, "type": "float", "symmetric": True, **floats[one.name]}
 
 
 def _module_name(name: str) -> str:

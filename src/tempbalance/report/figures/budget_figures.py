@@ -10,7 +10,7 @@ from tempbalance.report.figures.figure_style import ACCENT, Spec, plain, rounded
 
 __all__ = ["allocation_figure", "pruned_alpha_figure", "pruning_figure"]
 
-_TITLES = {"sparsity": "sparsity", "bits": "bits per weight", "rank": "rank"}
+_TITLES = {"sparsity": "sparsity", "bits": "bits per weight", "rank": "rank", "trainable": "trained"}
 
 
 def allocation_figure(allocation: Allocation) -> Spec:

@@ -1,0 +1,134 @@
+"""Round the weights of a live model to number formats, for a while, to measure what an allocation of bits costs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tempbalance.compress.allocation import Allocation
+from tempbalance.compress.budget_units import module_name
+from tempbalance.compress.formats import WeightFormat, find_format
+from tempbalance.compress.layer_allocation import LayerAllocation
+from tempbalance.errors import AllocationError, check_type
+from tempbalance.layers import Select, TensorStore, Weight, find_weights, parameter_names, unwrapped
+
+__all__ = ["changed_part", "format_of", "modules_of", "oriented", "quantized"]
+
+_HALF = 16
+
+
+@contextlib.contextmanager
+def quantized(model: nn.Module, allocation: Allocation, *, group_size: int | None = None) -> Generator[None]:
+    """Round the weights of a model as allocated inside a ``with`` block (fake quantization, round to nearest).
+
+    The weights keep their dtype, and are restored at the end. GPTQ, AWQ and AutoRound round better than to nearest, so
+    this is an upper bound of the loss. Activations are not quantized.
+
+    Args:
+        model: A live model.
+        allocation: An allocation of bits, from an analysis of this model. A plain width of 2 to 8 bits is rounded to
+            integers, 16 bits to bfloat16.
+        group_size: Columns that share a scale with plain widths; by default all columns of a row.
+
+    Yields:
+        None.
+
+    Raises:
+        AllocationError: The allocation is for another model or another quantity, a format does not fit a weight, or a
+            weight is computed from others; the model is then unchanged.
+
+    Example:
+        >>> import tempbalance as tb
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+        >>> allocation = tb.allocate_bits(tb.analyze(model), bits=4, method="uniform")
+        >>> with quantized(model, allocation):
+        ...     len(model[0].weight[0].unique()) <= 2**4
+        True
+    """
+    check_type("model", model, nn.Module)
+    check_type("allocation", allocation, Allocation)
+    allocation.check_quantity("bits")
+    root = unwrapped(model)
+    parameters, weights = parameter_names(root), modules_of(root)
+    plan = [(_match(layer, weights, parameters), format_of(layer, group_size)) for layer in allocation.layers]
+    for layer, (weight, number_format) in zip(allocation.layers, plan, strict=True):
+        shape = weight.shape[::-1] if weight.transposed else weight.shape
+        if not number_format.fits(shape):
+            raise AllocationError(
+                f"{layer.name}: {number_format.name} needs a matrix whose {shape[-1]} inputs are a multiple of "
+                f"{number_format.block}: choose another format or group_size"
+            )
+        if layer.format and number_format.cost(shape) != number_format.cost(layer.shape):
+            raise AllocationError(
+                f"{layer.name} is stored as (inputs, outputs), so {number_format.name} costs other bits than planned: "
+                "choose a format with blocks"
+            )
+    with contextlib.ExitStack() as stack:
+        for weight, number_format in plan:
+            parameter = parameters[weight.parameter]
+            rounded = oriented(weight, number_format.round(oriented(weight, weight.within(parameter))))
+            stack.enter_context(changed_part(weight, parameter, rounded))
+        yield
+
+
+def format_of(layer: LayerAllocation, group_size: int | None = None) -> WeightFormat:
+    """Return the format of a layer, that of integers for a plain width."""
+    if layer.format or layer.bits == _HALF:
+        return find_format(layer.format or "bf16")
+    try:
+        return find_format(f"int{layer.bits:g}" + (f"_g{group_size}" if group_size else ""))
+    except AllocationError:
+        raise AllocationError(
+            f"{layer.name} has {layer.bits:g} bits and no format: plain widths are rounded to 2 to 8 or 16 bits"
+        ) from None
+
+
+def modules_of(source: nn.Module | Mapping[str, Tensor] | TensorStore) -> dict[str, Weight]:
+    """Return the linear layers and experts of a model by the names that an allocation of bits has."""
+    found: dict[str, Weight] = {}
+    for split in (True, False):  # parts of stacked experts have names of their own, those of other fused weights not
+        weights, _ = find_weights(source, Select(split=split))
+        found |= {module_name(weight): weight for weight in weights if weight.kind in {"linear", "experts"}}
+    return found
+
+
+def oriented(weight: Weight, values: Tensor) -> Tensor:
+    """Turn the values of a weight from the stored layout to ``(outputs, inputs)``, or back."""
+    return values.T if weight.transposed else values
+
+
+@contextlib.contextmanager
+def changed_part(weight: Weight, parameter: Tensor, values: Tensor) -> Generator[None]:
+    """Replace the values of a weight inside its parameter in a ``with`` block."""
+    before = weight.within(parameter).detach().clone()
+    _write(weight, parameter, values)
+    try:
+        yield
+    finally:
+        _write(weight, parameter, before)
+
+
+@torch.no_grad()
+def _write(weight: Weight, parameter: Tensor, values: Tensor) -> None:
+    part = weight.within(parameter)
+    if part.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():
+        part.copy_(values)
+    else:  # the part is a copy, because it is scattered over its parameter: write by index
+        places = weight.within(torch.arange(parameter.numel(), device=parameter.device).view(parameter.shape))
+        parameter.view(-1)[places] = values
+
+
+def _match(layer: LayerAllocation, weights: Mapping[str, Weight], parameters: Mapping[str, Tensor]) -> Weight:
+    weight = weights.get(layer.name)
+    turned = weight is not None and weight.transposed and weight.shape[::-1] == layer.shape  # joined parts of GPT-2
+    if weight is None or (weight.shape != layer.shape and not turned):
+        here = f"has shape {weight.shape} here" if weight else f"is not among {', '.join([*weights][:3])}, ..."
+        raise AllocationError(f"the allocation is for another model: {layer.name}, of shape {layer.shape}, {here}")
+    if weight.parameter not in parameters:
+        raise AllocationError(
+            f"{layer.name} is computed from other tensors (an adapter, a parametrization): merge them first"
+        )
+    return weight
