@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Sequence
 
@@ -170,6 +171,18 @@ def test_an_analysis_without_linear_layers_is_refused():
 def test_an_analysis_without_mean_squares_is_refused(analysis_of):
     with pytest.raises(AllocationError, match=r"h\.0\.a.*analyse the model again"):
         allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(8, 8)], [math.nan]), 3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("bits", 4), ("format", "int4"), ("format", "fp5"), ("format", "int4_g48")]
+)
+def test_a_saved_format_that_is_unknown_or_costs_other_bits_is_refused(analysis_of, tmp_path, field, value):
+    found = allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(64, 64)]), 5, widths=("nvfp4",))
+    data = found.to_dict()
+    data["layers"][0][field] = value
+    (tmp_path / "bits.json").write_text(json.dumps(data))
+    with pytest.raises(AllocationError, match=r"unknown format|which is not what .* costs"):
+        Allocation.load(tmp_path / "bits.json")
 
 
 FORMATS = ("int2", "int3_g8", "int4", "nvfp4", "int8", "bf16")

@@ -225,7 +225,7 @@ def _allocate_by(  # noqa: PLR0913  each is an option of the command line
         return model
 
     progress, scores, errors = analysis["progress"], None, None
-    names = formats.split(",") if formats else []
+    names = [name.strip() for name in formats.split(",")] if formats else []
     if (what, by) == ("bits", "error"):
         source: Any = opened().path if calibration else opened()
         text = calibration.draw(source) if calibration else None

@@ -15,6 +15,7 @@ import msgspec
 from tempbalance._files import RENDERERS, write_atomically
 from tempbalance._saved import Count, SavedSize, Settings, Size, read_saved
 from tempbalance.compress.allocation_findings import find_in_units
+from tempbalance.compress.formats import find_format
 from tempbalance.compress.layer_allocation import LayerAllocation, UnitAllocation
 from tempbalance.errors import AllocationError
 from tempbalance.metrics import mean_alpha
@@ -228,11 +229,19 @@ class _SavedLayer(msgspec.Struct):
             raise ValueError(f"{self.name} has no {amount}")
         if self.numel not in (None, layer.numel):
             raise ValueError(f"{self.name} has shape {self.shape} and numel {self.numel}")
+        if self.format and not self._costs_its_format(layer):
+            raise ValueError(f"{self.name} has {layer.bits:g} bits, which is not what {self.format} costs")
         if not layer.zeros <= layer.numel:
             raise ValueError(f"{self.name} has {layer.zeros} zeros of {layer.numel} entries")
         if self.sparsity is not None and not math.isclose(self.sparsity, layer.sparsity, abs_tol=_ROUNDING):
             raise ValueError(f"{self.name} has sparsity {self.sparsity} and {layer.zeros} zeros of {layer.numel}")
         return layer
+
+    def _costs_its_format(self, layer: LayerAllocation) -> bool:
+        one = find_format(self.format)
+        return one.fits(layer.shape) and math.isclose(
+            layer.bits * layer.numel, one.cost(layer.shape), rel_tol=_ROUNDING
+        )
 
 
 class _SavedAllocation(msgspec.Struct):
