@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -133,8 +133,6 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     from tempbalance import compress
     from tempbalance.analysis import Analysis
     from tempbalance.checkpoints import open_checkpoint
-    from tempbalance.report.allocation_terminal import print_allocation
-    from tempbalance.report.terminal_tables import output_console
 
     fitted_by, windows = make_estimator(estimator), make_windows(farms, farms_rows)
     analysis = Analysis.load(source) if source.lower().endswith(".json") else None
@@ -179,6 +177,16 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
                 analysis={"estimator": fitted_by, "windows": windows, "device": device, "progress": not quiet},
             )
         found = replace(found, source=source if analysis is None else found.source)
+    _save_and_print(found, outputs, exports, as_json, quiet)
+
+
+def _save_and_print(
+    found: Allocation, outputs: Sequence[Path], exports: Sequence[tuple[str, Path]], as_json: bool, quiet: bool
+) -> None:
+    from tempbalance import compress
+    from tempbalance.report.allocation_terminal import print_allocation
+    from tempbalance.report.terminal_tables import output_console
+
     for path in outputs:
         found.save(path)
     for exporter, path in exports:

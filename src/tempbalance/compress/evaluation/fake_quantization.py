@@ -53,8 +53,8 @@ def quantized(model: nn.Module, allocation: Allocation, *, group_size: int | Non
     allocation.check_quantity("bits")
     root = unwrapped(model)
     parameters, weights = parameter_names(root), modules_of(root)
-    plan = [(_match(layer, weights, parameters), format_of(layer, group_size)) for layer in allocation.layers]
-    for layer, (weight, number_format) in zip(allocation.layers, plan, strict=True):
+    chosen = [(_match(layer, weights, parameters), format_of(layer, group_size)) for layer in allocation.layers]
+    for layer, (weight, number_format) in zip(allocation.layers, chosen, strict=True):
         shape = weight.shape[::-1] if weight.transposed else weight.shape
         if not number_format.fits(shape):
             raise AllocationError(
@@ -63,11 +63,11 @@ def quantized(model: nn.Module, allocation: Allocation, *, group_size: int | Non
             )
         if layer.format and number_format.cost(shape) != number_format.cost(layer.shape):
             raise AllocationError(
-                f"{layer.name} is stored as (inputs, outputs), so {number_format.name} costs other bits than planned: "
+                f"{layer.name} is stored as (inputs, outputs), so {number_format.name} costs other bits than here: "
                 "choose a format with blocks"
             )
     with contextlib.ExitStack() as stack:
-        for weight, number_format in plan:
+        for weight, number_format in chosen:
             parameter = parameters[weight.parameter]
             rounded = oriented(weight, number_format.round(oriented(weight, weight.within(parameter))))
             stack.enter_context(changed_part(weight, parameter, rounded))

@@ -45,8 +45,9 @@ def export_llmcompressor(
 
     Bits: one group of modules per width or format; only weights are quantized. Plain widths are symmetric integers with
     one scale per group of columns. Formats are integers, ``fp8``, ``mxfp4``, ``mxfp8`` and ``nvfp4``; modules of
-    ``bf16`` or ``fp16`` are left out. llm-compressor may round a power of two of ``mxfp4`` and ``mxfp8`` up. Stacked
-    experts get the names that they have after ``load_quantizable_moe``.
+    ``bf16`` or ``fp16`` are left out. llm-compressor may round a power of two of ``mxfp4`` and ``mxfp8`` up, and wants
+    ``nvfp4`` for all of q, k and v, or gate and up, or none: use ``unit="block"``. Stacked experts get the names that
+    they have after ``load_quantizable_moe``.
 
     Args:
         allocation: An allocation of sparsity, or of bits with widths from 2 to 8 or with formats.
@@ -108,7 +109,7 @@ def _quantization(allocation: Allocation, modifier: Modifier, group_size: int) -
     if widths and (widths[0] < _MIN_BITS or widths[-1] > _MAX_BITS):
         raise AllocationError(f"llm-compressor stores integers of {_MIN_BITS} to {_MAX_BITS} bits, got widths {widths}")
     groups: dict[str, dict[str, Any]] = {}
-    for layer in sorted(allocation.layers, key=lambda layer: layer.bits):
+    for layer in allocation.layers:
         if layer.format in {"bf16", "fp16"}:
             continue
         one = format_of(layer, group_size)
@@ -122,7 +123,8 @@ def _quantization(allocation: Allocation, modifier: Modifier, group_size: int) -
         group["targets"].append(_module_name(layer.name))
     if not groups:
         raise AllocationError("no layer is quantized: every format is bf16 or fp16")
-    return {"quantization_stage": {"quantization_modifiers": {modifier: {"config_groups": groups}}}}
+    ordered = dict(sorted(groups.items(), key=lambda item: int(item[1]["weights"]["num_bits"])))
+    return {"quantization_stage": {"quantization_modifiers": {modifier: {"config_groups": ordered}}}}
 
 
 def _scheme(one: WeightFormat, name: str) -> dict[str, Any]:
