@@ -249,7 +249,7 @@ def test_every_module_is_quantized_to_its_format():
     oneshot(model=model, recipe="recipe.yaml")
     found = {name: getattr(model.get_submodule(name), "quantization_scheme", None) for name in names}
     args = [scheme and scheme.weights for scheme in found.values()]
-    assert [each and (each.num_bits, each.type.value, each.group_size) for each in args] == [
+    assert [each and (each.num_bits, each.type, each.group_size) for each in args] == [
         *((3, "int", 32), (4, "int", None), (8, "float", None), (4, "float", 16)),
         *((4, "float", 32), (8, "float", 32), None),
     ]

@@ -63,8 +63,8 @@ def quantized(model: nn.Module, allocation: Allocation, *, group_size: int | Non
             )
         if layer.format and number_format.cost(shape) != number_format.cost(layer.shape):
             raise AllocationError(
-                f"{layer.name} is stored as (inputs, outputs), so {number_format.name} costs other bits than here: "
-                "choose a format with blocks"
+                f"{layer.name} is stored as (inputs, outputs), so {number_format.name} costs other bits than in the "
+                "allocation: choose a format with blocks"
             )
     with contextlib.ExitStack() as stack:
         for weight, number_format in chosen:
