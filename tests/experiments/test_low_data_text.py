@@ -114,7 +114,7 @@ def test_texts_in_one_row_have_the_embeddings_that_they_have_alone(minilm, text_
     features = torch.cat([u, v, (u - v).abs(), u * v], dim=1) if pairs else v
     ids = [[tokenizer(text)["input_ids"] for text in (row if pairs else row[1:])] for row in rows]
     batch = text_task.Texts(ids, [0, 2], 3).batch([0, 1])
-    torch.testing.assert_close(model(**batch.inputs), model.classifier(features), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(**batch.inputs), model.classifier(10 * features), atol=1e-5, rtol=1e-5)
     assert batch.targets.tolist() == [0, 2]
 
 

@@ -43,7 +43,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
 
     [bold]What our own studies found[/], against a tuned learning rate (small networks, docs/results/index.md):
 
-      model_balancing          fine-tuning: no gain in any of 7 studies
+      model_balancing          fine-tuning: no gain on digits
 
       model_balancing_sciml    Darcy: 2.7 % less error, by the shapes of the layers; Burgers: 8 % more
 
@@ -53,7 +53,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
 
       llr                      not tested
 
-      layerwise_decay          fine-tuning: +1.2 points on SST-2, not significant; digits: no gain
+      layerwise_decay          fine-tuning: no gain on digits
     """
     from tempbalance._files import write_atomically
     from tempbalance.report.study_report import print_study, render_study

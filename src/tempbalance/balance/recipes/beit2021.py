@@ -15,8 +15,7 @@ __all__ = ["layerwise_decay"]
 def layerwise_decay(*, decay: float = 0.9) -> Recipe:
     """Layer-wise learning-rate decay for fine-tuning transformers.
 
-    In our studies: +1.2 points on 16 sentences, not significant (docs/results/text.md); no gain on digits
-    (docs/results/digits.md).
+    In our studies: no gain on digits (docs/results/digits.md); on text: docs/results/text.md.
 
     The multiplier of a parameter is ``decay ** depth``. Depth is 0 for everything after the last block (final norm,
     pooler, head), 1 for the last block, and the number of blocks plus 1 for embeddings. Use it instead of one learning

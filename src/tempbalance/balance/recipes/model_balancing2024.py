@@ -23,7 +23,8 @@ def model_balancing(
 ) -> Recipe:
     """Fine-tuning of transformers on little data: a learning rate per block, a sigmoid of its mean alpha.
 
-    It was better than a tuned learning rate in 0 of our 7 studies (docs/results/text.md, docs/results/digits.md).
+    In our studies: no gain over a tuned learning rate on digits (docs/results/digits.md); on text:
+    docs/results/text.md. Tune the learning rate first.
 
     For AdamW with warm-up and linear decay. All parameters of a block get its multiplier; embeddings, pooler and head
     keep the base rate. With LoRA, alpha is that of the merged weights of the adapted layers.
@@ -31,9 +32,6 @@ def model_balancing(
     A weight is measured again only if its alpha can have changed by more than 0.3 since it was last measured. This is a
     worst-case bound: when MiniLM was fine-tuned on SST-2, no alpha was more than 0.0014 from the exact one.
     ``Balancer(..., exact=True)`` measures all weights at every refresh.
-
-    On MiniLM the published gains were not reproduced once every method had a tuned learning rate
-    (docs/results/text.md): tune the learning rate first.
 
     Args:
         strength: Multipliers lie between ``10^(-strength/2)`` and ``10^(strength/2)``. The paper tunes it per data set

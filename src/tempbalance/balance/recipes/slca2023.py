@@ -15,8 +15,7 @@ __all__ = ["slow_learner"]
 def slow_learner(*, fraction: float = 0.01) -> Recipe:
     """Fine-tuning with a new head: all other parameters learn at a fraction of the head's rate.
 
-    In our studies: worse on digits (docs/results/digits.md), no significant difference on 16 sentences
-    (docs/results/text.md).
+    In our studies: worse on digits (docs/results/digits.md).
 
     The optimizer's learning rate is that of the head, larger than usual for the full model. Use it for continual
     learning, or with very little data. No spectrum is computed.

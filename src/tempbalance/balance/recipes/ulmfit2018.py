@@ -16,8 +16,7 @@ _DECAY = 1 / 2.6
 def gradual_unfreezing(*, decay: float = _DECAY, epochs: float = 1.0) -> Recipe:
     """Gradual unfreezing: train the head alone, then one more block per epoch, each more slowly than the one above.
 
-    In our studies: worse on digits (docs/results/digits.md), no significant difference on 16 sentences
-    (docs/results/text.md).
+    In our studies: worse on digits (docs/results/digits.md).
 
     A frozen block needs no gradient, no optimizer state and no backward pass. Use it where a new head would at first
     send large, random gradients into pre-trained features. ``Balancer`` needs ``steps_per_epoch``, and the run needs
