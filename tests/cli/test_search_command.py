@@ -26,7 +26,7 @@ def test_a_search_from_end_to_end(command, tmp_path, capfd):
     text, progress = capfd.readouterr()
     assert progress == ""  # silent when piped, and nothing of optuna
     words = " ".join(text.split())
-    assert "best of 4 trials (value and output 0.25): validation " in words
+    assert "Best of 4 trials (value and output 0.25): validation " in words
     assert "role:v 2 0.25 0.0025 " in words
     assert "Use fixed:multipliers={'role:v':0.25,'role:o':0.25} lr=0.01: on this task it is better" in words
     assert "It is also better than its controls" in words
@@ -37,6 +37,7 @@ def test_a_search_from_end_to_end(command, tmp_path, capfd):
     page = (out / "report.html").read_text()
     assert "Use fixed:multipliers=" in page
     assert "value and output 0.25" in page
+    assert "Use fixed:multipliers=" in (out / "confirmation" / "report.html").read_text()
 
 
 def test_json_is_the_summary(command, tmp_path, capfd):

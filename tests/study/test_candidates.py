@@ -1,6 +1,7 @@
 import pytest
 
-from tempbalance.errors import StudyError
+from tempbalance.balance.assign import Fixed
+from tempbalance.errors import BalanceError, StudyError
 from tempbalance.study import Configuration, read_candidates
 
 
@@ -51,3 +52,24 @@ def test_a_method_and_its_control_have_the_same_base():
 def test_candidates_that_cannot_be_compared_are_refused(names, options, message):
     with pytest.raises(StudyError, match=message):
         read_candidates(names, **options)
+
+
+def test_a_file_of_multipliers_counts_by_its_content(tmp_path):
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    path = folder / "found.yaml"
+    Fixed({"role:v": 0.25}).save(path)
+    name = f"fixed: multipliers='{path}'"
+    before = read_candidates([name])[1]
+    assert str(before.configurations[0]) == "fixed:multipliers={'role:v':0.25}"
+    control = read_candidates([name, f"{name},control=uniform"])[2]
+    assert (control.base, control.is_control) == (before.base, True)
+    Fixed({"role:v": 0.5}).save(path)
+    assert read_candidates([name])[1].configurations != before.configurations
+
+
+def test_a_file_that_is_missing_or_not_in_quotes_is_refused(tmp_path):
+    with pytest.raises(BalanceError, match="cannot read a file of multipliers"):
+        read_candidates([f"fixed:multipliers='{tmp_path}/none.yaml'"])
+    with pytest.raises(StudyError, match="put a path in quotes"):
+        read_candidates(["fixed:multipliers=found.yaml"])

@@ -10,6 +10,7 @@ import torch
 import search_task
 import tempbalance as tb
 from tempbalance.errors import ArgumentTypeError, BalanceError, StudyError
+from tempbalance.study.study_folder import open_folder
 
 pytest.importorskip("optuna")
 
@@ -188,6 +189,11 @@ def test_another_search_in_the_same_folder_is_refused(search, task):
         search(trials=5, units=["role:v"])
     task.write_text(task.read_text() + "\n")
     with pytest.raises(StudyError, match="task was"):
+        search(trials=5)
+
+
+def test_a_second_process_in_the_folder_is_refused(search, tmp_path):
+    with open_folder(tmp_path / "out", {}, {}), pytest.raises(StudyError, match="another process uses"):
         search(trials=5)
 
 

@@ -1,10 +1,12 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from study_results import results_of
 from tempbalance._files import dumps
+from tempbalance.balance.assign import Fixed
 from tempbalance.study.summary import summarize
 
 SEEDS = 12
@@ -26,6 +28,14 @@ class TestRecommendation:
             "Use llr: on this task it is better than plain by 0.1 (95 % interval 0.0"
         )
         assert "12 of 12 seeds won" in summary.recommendation
+
+    def test_a_long_content_of_a_file_is_named_by_the_file(self, tmp_path):
+        Fixed({f"layers.{place}.*": 1.0 + place for place in range(12)}).save(tmp_path / "found.yaml")
+        method = f"fixed:multipliers='{tmp_path}/found.yaml'"
+        row = summary_of(**{"plain": noisy(0), method: noisy(0.1)}).rows[1]
+        assert row.chosen.startswith("fixed:multipliers={'layers.0.*':1.0,")
+        assert row.label == method
+        assert replace(row, chosen=f"{row.chosen} lr=0.1").label == f"{method} lr=0.1"
 
     def test_if_no_method_is_better_none_is_recommended(self):
         summary = summary_of(plain=noisy(0), llr=noisy(-0.1), tempbalance=noisy(0))

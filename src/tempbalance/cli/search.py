@@ -49,6 +49,7 @@ def search(  # noqa: PLR0913, PLR0917  each is an option of the command line
     """
     from tempbalance._files import write_atomically
     from tempbalance.report.search_report import print_search, render_search
+    from tempbalance.report.study_report import render_study
     from tempbalance.report.terminal_tables import output_console
     from tempbalance.study import search as run_search
 
@@ -74,6 +75,8 @@ def search(  # noqa: PLR0913, PLR0917  each is an option of the command line
         )
         raise typer.Exit(INTERRUPTED) from None
     write_atomically(out / "report.html", render_search(result).encode())
+    if result.confirmation is not None:
+        write_atomically(out / "confirmation" / "report.html", render_study(result.confirmation).encode())
     if as_json:
         print_json(result.to_dict())
     else:

@@ -17,7 +17,8 @@ _COLUMNS = ("unit", "parameters", "multiplier", "learning rate", "good range")
 
 def print_search(console: Console, result: SearchResult) -> None:
     """Print one row per unit, the confirmation, the recommendation and notes."""
-    table = plain_table(*_COLUMNS, title=_summary(result))
+    console.print(plain_text(_summary(result)), highlight=False)
+    table = plain_table(*_COLUMNS)
     for row in _rows(result):
         table.add_row(plain_text(row[0]), *row[1:])
     console.print(table, highlight=False)
@@ -33,7 +34,7 @@ def print_search(console: Console, result: SearchResult) -> None:
 def _summary(result: SearchResult) -> str:
     best, plain = result.best, result.plain
     return (
-        f"best of {len(result.trials)} trials ({best.origin}): validation {best.mean:.4g} with base rate {best.lr:g}; "
+        f"Best of {len(result.trials)} trials ({best.origin}): validation {best.mean:.4g} with base rate {best.lr:g}; "
         f"plain: {plain.mean:.4g} with {plain.lr:g}"
     )
 

@@ -66,8 +66,8 @@ class Row:
         """The configuration in a table: ``chosen``, or the name as given if it stands for a long one (a file)."""
         if len(self.chosen) <= max(_LONG, len(self.method)) or "[" in self.method:
             return self.chosen
-        rate = "" if "lr=" in self.method else self.chosen.rpartition(" ")[2]
-        return f"{self.method} {rate}".strip()
+        _, tuned, rate = self.chosen.rpartition(" lr=")
+        return f"{self.method} lr={rate}" if tuned and "lr=" not in self.method else self.method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,6 @@ def search_figure(result: SearchResult) -> Spec:
         [dots, best],
         height=_FRAME + _ROW * len(units),
         showlegend=False,
-        xaxis=axis("multiplier", type="log"),
+        xaxis=axis("multiplier", type="log", tickvals=[2.0**power for power in range(-10, 11)]),
         yaxis=axis("", tickvals=[*places], ticktext=[plain(cut(unit, _NAME)) for unit in units]),
     )
