@@ -24,6 +24,7 @@ NEEDS = {
     "prune MODEL -s 0.5 --method wanda --calibration TEXT -o p": "tempbalance[transformers]",
     "perplexity MODEL TEXT": "tempbalance[transformers]",
     "recover MODEL --tokens TEXT -o r": "tempbalance[transformers]",
+    "search --task TEXT --lr 0.1 0.2 --out s": "tempbalance[search]",
 }
 WORKS = (
     "analyze MODEL --out a.html --out a.json --out a.csv --fail-on nan",
