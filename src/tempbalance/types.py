@@ -145,6 +145,8 @@ class LayerStats:
         shape: Shape of the weight as stored, after splitting fused parameters.
         role: What the weight does: ``q``, ``up``, ``conv``, ``head``, ... (``tempbalance.layers.ROLES``); empty in
             files of older versions.
+        quantisation: Format and bits of a weight that is stored quantised (``"GPTQ, 4 bits"``); the numbers of the row
+            are those of the rounded weight. Empty for other weights.
         num_matrices: Number of matrices whose spectra are pooled (kernel taps, modes), 1 for a linear layer.
         num_windows: Number of FARMS windows per matrix; 1 without windows. The fields below then describe their pooled
             spectrum.
@@ -182,6 +184,7 @@ class LayerStats:
     shape: tuple[int, ...]
     num_matrices: int
     role: str = ""
+    quantisation: str = ""
     num_windows: int = 1
     coverage: float = 1.0
     num_eigenvalues: int

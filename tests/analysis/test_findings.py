@@ -87,21 +87,35 @@ def test_tied_layers_are_not_duplicated():
     assert copied.layers == ("h.0.fc.weight", "h.1.fc.weight")
 
 
+def unreadable(layer, rows):
+    """A weight in a quantised format that is not read."""
+    return {f"{layer}.codes": torch.ones(rows, 60, dtype=torch.int8), f"{layer}.codebooks": torch.ones(9)}
+
+
 class TestNotCovered:
     def test_weights_that_cannot_be_analysed_are_reported_with_the_reason(self):
-        quantised = {"h.9.fc.weight": torch.ones(400, 60, dtype=torch.int8), "h.9.fc.SCB": torch.ones(400)}
-        finding = found(similar() | quantised)["not_covered"]
-        assert finding.layers == ("h.9.fc.weight",)
+        finding = found(similar() | unreadable("h.9.fc", 400))["not_covered"]
+        assert finding.layers == ("h.9.fc.codes",)
         assert "24,000 of 52,800 weights (45%)" in finding.message
-        assert "bitsandbytes 8-bit" in finding.message
+        assert "AQLM" in finding.message
 
     def test_an_analysis_of_nothing_is_an_error(self):
-        finding = found({"a.weight": torch.ones(400, 60, dtype=torch.int8), "a.SCB": torch.ones(400)})["not_covered"]
+        finding = found(unreadable("a", 400))["not_covered"]
         assert finding.severity is Severity.ERROR
 
     def test_embeddings_and_a_small_share_are_not_reported(self):
         assert found(similar() | {"embed_tokens.weight": noise(5000, 60)}) == {}
-        assert found(similar() | {"x.weight": torch.ones(30, 60, dtype=torch.int8), "x.SCB": torch.ones(30)}) == {}
+        assert found(similar() | unreadable("x", 30)) == {}
+
+
+def test_quantised_weights_are_noted_with_their_formats():
+    spectrum = tb.testing.pareto_sample(60, alpha=3.0, seed=1)
+    matrix = tb.testing.matrix_with_spectrum(spectrum, (60, 60))
+    stored = {"h.9.fc.weight": matrix.to(torch.float8_e5m2), "h.9.fc.weight_scale": torch.ones(60, 1)}
+    finding = found(similar() | stored)["quantised"]
+    assert finding.layers == ("h.9.fc.weight",)
+    assert finding.severity is Severity.NOTE
+    assert "(1: float8_e5m2 with scales, 8 bits): alpha is that of the rounded weights" in finding.message
 
 
 def test_in_minilm_the_untrained_pooler_and_a_layer_that_is_initialised_again_are_found(minilm):

@@ -312,6 +312,40 @@ class TestUnsafeFiles:
             open_checkpoint(tmp_path / "model.pt")
 
 
+class TestPipeline:
+    """Folders of diffusers, whose components are folders."""
+
+    @pytest.fixture
+    def pipeline(self, tmp_path):
+        index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.36.0"}
+        index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+        index |= {"scheduler": ["diffusers", "DDIMScheduler"], "safety_checker": [None, None]}
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        for name in ("unet", "vae", "scheduler"):
+            (tmp_path / name).mkdir()
+        for file in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"):
+            save_file({"up.0.weight": torch.ones(3, 2)}, tmp_path / "unet" / file)
+        save_file({"up.0.weight": torch.zeros(4, 2)}, tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+        return tmp_path
+
+    def test_all_components_are_one_checkpoint(self, pipeline):
+        with open_checkpoint(pipeline) as checkpoint:
+            assert {name: info.shape for name, info in checkpoint.tensors.items()} == {
+                "unet.up.0.weight": (3, 2),
+                "vae.up.0.weight": (4, 2),
+            }
+            assert torch.equal(checkpoint.load("unet.up.0.weight"), torch.ones(3, 2))
+            assert [info.path.parent.name for info in checkpoint.files] == ["unet", "vae"]
+
+    def test_one_component_is_a_checkpoint_of_its_own(self, pipeline):
+        assert set(open_checkpoint(pipeline / "unet").tensors) == {"up.0.weight"}
+
+    def test_a_component_that_is_not_there_is_named(self, pipeline, caplog):
+        shutil.rmtree(pipeline / "vae")
+        assert set(open_checkpoint(pipeline).tensors) == {"unet.up.0.weight"}
+        assert "components of model_index.json are not there: vae" in caplog.text
+
+
 class TestHub:
     def test_a_hub_id_is_opened_from_the_cache(self, tmp_path, monkeypatch):
         constants = pytest.importorskip("huggingface_hub.constants")
@@ -330,6 +364,24 @@ class TestHub:
             open_checkpoint("someone/something@step2000")
         with pytest.raises(CheckpointError, match="has a revision, and another is given"):
             open_checkpoint("someone/something@step1000", revision="main")
+
+    def test_a_folder_or_file_of_a_repository_is_opened_from_the_cache(self, tmp_path, monkeypatch):
+        constants = pytest.importorskip("huggingface_hub.constants")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        folder = tmp_path / "models--someone--something"
+        snapshot = folder / "snapshots" / ("0" * 40)
+        (snapshot / "inner").mkdir(parents=True)
+        (folder / "refs").mkdir()
+        for name in ("main", "v1"):
+            (folder / "refs" / name).write_text("0" * 40)
+        write_safetensors(snapshot / "inner")
+        for source in ("someone/something/inner", "someone/something/inner/model.safetensors@v1"):
+            assert set(open_checkpoint(source).tensors) == set(TENSORS)
+        with pytest.raises(CheckpointError, match="no folder other"):
+            open_checkpoint("someone/something/other")
+        with pytest.raises(CheckpointError, match=r"no file inner/model\.gguf"):
+            open_checkpoint("someone/something/inner/model.gguf")
 
     def test_an_unknown_hub_id_raises(self, monkeypatch):
         monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)

@@ -183,16 +183,25 @@ class TestConversion:
         assert not [row for row in rows if row.name.startswith(self.name)]
         assert [row for row in rows if row.name.startswith("model.layers.1.mlp.experts.gate_up_proj")]
 
-    def test_a_quantised_expert_costs_its_stack_alone(self, folder):
+    @pytest.mark.parametrize("scale", [torch.full((1, 1), 2.0), torch.ones(5, 1)])
+    def test_quantised_experts_are_read_and_scales_of_a_wrong_shape_cost_their_stack_alone(self, folder, scale):
         def quantise(tensors):
             for key in [key for key in tensors if ".layers.0." in key and ".w1." in key]:
                 tensors[key] = tensors[key].to(torch.float8_e4m3fn)
-                tensors[f"{key}_scale_inv"] = torch.ones(1, 1)
+                tensors[f"{key}_scale_inv"] = scale.clone()
 
+        name = f"{self.name}:1:gate"
+        plain = next(row for row in find_weights(open_checkpoint(folder))[0] if row.name == name).load()
         change_tensors(folder, quantise)
         rows, left = find_weights(open_checkpoint(folder))
-        assert "fp8" in dict(left)[self.name]
-        assert not [row for row in rows if row.name.startswith(self.name)]
+        found = {row.name: row for row in rows if row.name.startswith(self.name)}
+        if scale.numel() > 1:
+            assert "fp8 with scales: its scales" in dict(left)[self.name]
+            assert not found
+        else:
+            assert torch.equal(found[name].load(), 2 * plain.to(torch.float8_e4m3fn).float())
+            assert found[name].quantisation == "float8_e4m3fn with scales, 8 bits"
+        assert [row for row in rows if row.name.startswith("model.layers.1.mlp.experts.gate_up_proj")]
 
     def test_without_the_conversions_of_transformers_names_on_disk_stay(self, folder, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers.conversion_mapping", None)
@@ -253,14 +262,15 @@ class TestConfiguration:
         rows, _ = find_weights(open_checkpoint(tmp_path))
         assert {row.name for row in rows} == {row.name for row in find_weights(model)[0]}
 
-    def test_quantised_layers_are_skipped_under_their_names_in_the_model(self, tmp_path):
+    @pytest.mark.parametrize("damaged", [False, True])
+    def test_quantised_layers_have_their_names_in_the_model(self, tmp_path, damaged):
         def quantise(tensors):
             for key in [key for key in tensors if "_proj" in key]:
                 rows, columns = tensors.pop(key).shape
                 layer = key.removesuffix("weight")
                 tensors[f"{layer}qweight"] = torch.zeros(columns // 8, rows, dtype=torch.int32)
                 tensors[f"{layer}qzeros"] = torch.zeros(1, rows // 8, dtype=torch.int32)
-                tensors[f"{layer}scales"] = torch.zeros(1, rows)
+                tensors[f"{layer}scales"] = torch.zeros(1, rows + damaged)
                 tensors[f"{layer}g_idx"] = torch.zeros(columns, dtype=torch.int32)
 
         model = build(*MODELS["llama"][:2], **MODELS["llama"][2])
@@ -268,8 +278,8 @@ class TestConfiguration:
         change_tensors(tmp_path, quantise)
         rows, left = find_weights(open_checkpoint(tmp_path))
         live = [row.name for row in find_weights(model)[0]]
-        assert [row.name for row in rows] == ["lm_head.weight"]
-        assert [name for name, reason in left if reason.startswith("GPTQ: ")] == live[:-1]
+        assert [row.name for row in rows] == (["lm_head.weight"] if damaged else live)
+        assert [name for name, reason in left if reason.startswith("GPTQ: ")] == (live[:-1] if damaged else [])
 
     def test_wrappers_in_the_names_on_disk_are_left_out(self, tmp_path):
         def wrap(tensors):
@@ -288,8 +298,9 @@ class TestConfiguration:
         tensors[name] = tensors[name].to(torch.float8_e4m3fn)
         tensors[f"{name}_scale_inv"] = torch.ones(1, 1)
         save_file(tensors, tmp_path / "model.safetensors")
-        left = dict(find_weights(open_checkpoint(tmp_path))[1])
-        assert "fp8 with scales" in left[name]
+        rows = {row.name: row.quantisation for row in find_weights(open_checkpoint(tmp_path))[0]}
+        assert rows[name] == "float8_e4m3fn with scales, 8 bits"
+        assert not any(rows[other] for other in rows if other != name)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft uses it

@@ -35,6 +35,7 @@ def make_row(weight: Weight, found: WeightFit | TempBalanceError) -> Row:
         kind=weight.kind,
         block=weight.block,
         shape=weight.shape,
+        quantisation=weight.quantisation,
         num_matrices=spectrum.num_matrices // found.num_windows,
         num_windows=found.num_windows,
         coverage=found.coverage,
@@ -51,8 +52,9 @@ def row_to_json(row: Row) -> dict[str, Any]:
     if isinstance(row, Skipped):
         return row._asdict()
     values = {f.name: getattr(row, f.name) for f in fields(row)}
-    if not row.role:  # files of older versions have none, and are saved as they were
-        del values["role"]
+    for name in ("role", "quantisation"):  # files of older versions have none, and are saved as they were
+        if not values[name]:
+            del values[name]
     return values | {"status": row.status.value, "esd": row.esd._asdict()}
 
 
@@ -71,7 +73,15 @@ class _SavedESD(msgspec.Struct):
 # A layer in a file: a float may be missing (NaN, or a field that an older version lacks), counts are not negative.
 _TYPES: dict[str, Any] = {
     **{f.name: {"float": float | None, "int": Count}.get(str(f.type)) for f in fields(LayerStats)},
-    **{"name": str, "kind": str, "role": str, "block": str | None, "status": Status, "esd": _SavedESD},
+    **{
+        "name": str,
+        "kind": str,
+        "role": str,
+        "quantisation": str,
+        "block": str | None,
+        "status": Status,
+        "esd": _SavedESD,
+    },
     "shape": Annotated[tuple[Size, ...], msgspec.Meta(min_length=2)],
 }
 SavedLayer = msgspec.defstruct(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Collection, Sequence
@@ -13,11 +14,15 @@ from tempbalance._files import read_regular
 from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_SUFFIXES
 from tempbalance.errors import CheckpointError, CorruptFileError
 
-__all__ = ["ADAPTERS", "copy_non_weights", "read_json", "weight_files"]
+__all__ = ["ADAPTERS", "PIPELINE", "copy_non_weights", "pipeline_folders", "read_json", "weight_files"]
+
+_logger = logging.getLogger("tempbalance")
+PIPELINE = "model_index.json"  # of diffusers
 
 # In order of preference: the first match is used, other files are ignored.
 _INDEXES = ("model.safetensors.index.json", "*.safetensors.index.json")
 _TORCH_INDEXES = ("pytorch_model.bin.index.json", "*.bin.index.json")
+_GGUF = (".gguf",)
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # Files that are not weights: optimizer state and the like, and copies in the original naming of the model.
 _NOT_WEIGHTS = re.compile(
@@ -42,7 +47,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """Return the weight files, safetensors rather than pickles, and the index from tensor to file name, or {}."""
+    """Return the weight files (safetensors, else pickles, else GGUF), and the index from tensor to file name, or {}."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -50,20 +55,39 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     files = [entry for entry in entries if entry.is_file()]
     adapters = [folder / name for name in ADAPTERS if (folder / name) in files][:1]
     for indexes, suffixes, single in (
-        (_INDEXES, (".safetensors",), "model.safetensors"),
-        (_TORCH_INDEXES, TORCH_SUFFIXES, "pytorch_model.bin"),
+        (_INDEXES, (".safetensors",), ("model.safetensors", "diffusion_pytorch_model.safetensors")),
+        (_TORCH_INDEXES, TORCH_SUFFIXES, ("pytorch_model.bin", "diffusion_pytorch_model.bin")),
+        ((), _GGUF, ()),
     ):
         for pattern in indexes:
             for index in sorted(folder.glob(pattern)):
                 return _indexed(index, files, adapters)
         found = [f for f in files if f.suffix.lower() in suffixes and not _NOT_WEIGHTS.fullmatch(f.name)]
-        found = [f for f in found if f.name == single] or found
+        found = [f for f in found if f.name in single] or found
         if found:
             _check_numbering(found)
             return [*found, *adapters], {}
     if adapters:
         return adapters, {}
     raise CheckpointError(_no_weights(folder, entries))
+
+
+def pipeline_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders with the weights of a pipeline of diffusers, by component; {} for any other folder."""
+    index = folder / PIPELINE
+    if not index.is_file():
+        return {}
+    parts = {name: folder / name for name, value in read_json(index).items() if _is_component(name, value)}
+    missing = [name for name, part in parts.items() if not part.is_dir()]
+    if missing:
+        _logger.warning("%s: these components of %s are not there: %s", folder, PIPELINE, ", ".join(missing))
+    suffixes = (".safetensors", *TORCH_SUFFIXES)
+    return {name: part for name, part in parts.items() if any(f.suffix in suffixes for f in _listed(part))}
+
+
+def _is_component(name: str, value: object) -> bool:
+    """Return whether an entry of ``model_index.json`` is a component: library and class, of which neither is null."""
+    return isinstance(value, list) and all(isinstance(v, str) for v in value) and Path(name).name == name != ".."
 
 
 def _indexed(index: Path, files: list[Path], adapters: list[Path]) -> tuple[list[Path], dict[str, str]]:
@@ -97,7 +121,7 @@ def _check_numbering(files: Sequence[Path]) -> None:
 
 
 def _no_weights(folder: Path, entries: list[Path]) -> str:
-    suffixes = (".safetensors", *TORCH_SUFFIXES)
+    suffixes = (".safetensors", *TORCH_SUFFIXES, *_GGUF)
     nested = [e.name for e in entries if e.is_dir() and any(f.suffix in suffixes for f in _listed(e))]
     if nested:
         hint = f"but its folders {', '.join(nested[:5])} have weights: open one of them"

@@ -7,13 +7,17 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from tempbalance._files import as_path, open_regular
 from tempbalance.checkpoints.checkpoint import Checkpoint, FileInfo, Shard
-from tempbalance.checkpoints.folder import ADAPTERS, read_json, weight_files
-from tempbalance.checkpoints.hub import is_hub_id, snapshot
+from tempbalance.checkpoints.folder import ADAPTERS, pipeline_folders, read_json, weight_files
+from tempbalance.checkpoints.gguf_file import GGUF_MAGIC, GGUFShard
+from tempbalance.checkpoints.hub import snapshot, split_hub_id
 from tempbalance.checkpoints.safetensors_file import SafetensorsShard
 from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_MAGIC, TORCH_SUFFIXES, TorchShard
 from tempbalance.errors import CheckpointError, CorruptFileError, NotFoundError
+from tempbalance.layers import Index, TensorInfo
 
 __all__ = ["open_checkpoint", "open_shard"]
 
@@ -21,7 +25,6 @@ _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _MODELS = frozenset({"model.safetensors", "pytorch_model.bin"})  # files that config.json describes
 # Suffix, first bytes, description, advice.
 _UNSUPPORTED: tuple[tuple[str, bytes, str, str], ...] = (
-    (".gguf", b"GGUF", "a GGUF file", "its weights are quantised for llama.cpp: use the original checkpoint"),
     (".onnx", b"\x08", "an ONNX graph", "use the PyTorch checkpoint that it was exported from"),
     (".h5", b"\x89HDF", "an HDF5 (Keras) file", "convert it to safetensors first"),
     (".keras", b"", "a Keras file", "convert it to safetensors first"),
@@ -38,8 +41,9 @@ def open_checkpoint(
     """Open a checkpoint without reading a tensor.
 
     Args:
-        path_or_hub_id: A ``.safetensors`` file, a PyTorch state dict, a folder (Hugging Face model, sharded or not;
-            PEFT adapter), or a hub id ``organisation/name``, also with a revision, ``organisation/name@revision``.
+        path_or_hub_id: A ``.safetensors`` or ``.gguf`` file, a PyTorch state dict, a folder (Hugging Face model,
+            sharded or not; PEFT adapter; pipeline of diffusers), or a hub id ``organisation/name``, also with a folder
+            or file in it and a revision, ``organisation/name/folder@revision``.
         revision: Branch, tag or commit of a hub id.
         key: Key of the state dict in a training checkpoint of PyTorch, ``"model"`` or ``"ema.state_dict"``; by default
             it is searched.
@@ -61,6 +65,9 @@ def open_checkpoint(
         (3, 2)
     """
     path = _resolve(path_or_hub_id, revision)
+    components = pipeline_folders(path) if path.is_dir() else {}
+    if components:
+        return _open_pipeline(path, components)
     if path.is_dir():
         files, indexed = weight_files(path)
         folder, is_adapter = path, any(file.name in ADAPTERS for file in files)
@@ -81,6 +88,31 @@ def open_checkpoint(
     return checkpoint
 
 
+def _open_pipeline(path: Path, components: Mapping[str, Path]) -> Checkpoint:
+    """Open the components of a pipeline of diffusers as one checkpoint, with the names of the components in front."""
+    shards: dict[Path, Shard] = {}
+    for name, folder in components.items():
+        files, indexed = weight_files(folder)
+        opened = {file: open_shard(file) for file in files}
+        _check_index(folder, opened, indexed)
+        shards.update({file: _Component(shard, f"{name}.") for file, shard in opened.items()})
+    stats = {file: file.stat() for file in shards}
+    infos = tuple(FileInfo(file, stat.st_size, stat.st_mtime) for file, stat in stats.items())
+    return Checkpoint(path, shards, None, None, infos)
+
+
+class _Component:
+    """The file of a component, whose tensors have its name in front."""
+
+    def __init__(self, shard: Shard, prefix: str) -> None:
+        self._shard, self._prefix = shard, prefix
+        self.tensors: Mapping[str, TensorInfo] = {f"{prefix}{name}": info for name, info in shard.tensors.items()}
+
+    def load(self, name: str, index: Index = ()) -> Tensor:
+        """Read a tensor or a part of it."""
+        return self._shard.load(name.removeprefix(self._prefix), index)
+
+
 def open_shard(path: Path, key: str | None = None) -> Shard:
     """Open one existing file; the error for an unsupported format names it and the supported ones."""
     try:
@@ -92,10 +124,11 @@ def open_shard(path: Path, key: str | None = None) -> Shard:
     for unsupported, magic, description, advice in _UNSUPPORTED:
         if suffix == unsupported or (len(magic) > 1 and head.startswith(magic)):
             raise CheckpointError(f"{path} is {description}, which cannot be analysed: {advice}; {SUPPORTED}")
-    if suffix == ".safetensors":
+    is_gguf = suffix == ".gguf" or head.startswith(GGUF_MAGIC)
+    if is_gguf or suffix == ".safetensors":
         if key is not None:
-            raise CheckpointError(f"{path}: a safetensors file has no key {key!r}; keys are for PyTorch files")
-        return SafetensorsShard(path)
+            raise CheckpointError(f"{path}: a {suffix[1:]} file has no key {key!r}; keys are for PyTorch files")
+        return GGUFShard(path) if is_gguf else SafetensorsShard(path)
     if suffix in TORCH_SUFFIXES or head.startswith(TORCH_MAGIC):
         return TorchShard(path, key)
     raise CheckpointError(f"{path} is not a checkpoint; {SUPPORTED}")
@@ -113,10 +146,11 @@ def _resolve(source: str | os.PathLike[str], revision: str | None) -> Path:
             raise CheckpointError(f"a revision ({revision!r}) requires a hub id, but {path} is a local path")
         return path
     name, at, named = str(source).partition("@")
-    if isinstance(source, str) and is_hub_id(name):
+    repository, part = split_hub_id(name) if isinstance(source, str) else ("", "")
+    if repository:
         if at and revision is not None:
             raise CheckpointError(f"{source!r} has a revision, and another is given: {revision!r}")
-        return snapshot(name, named if at else revision)
+        return snapshot(repository, named if at else revision, part)
     try:
         near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=3)
     except OSError:

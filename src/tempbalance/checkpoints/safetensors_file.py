@@ -23,6 +23,7 @@ _DTYPES = {
     "F32": "float32",
     "F16": "float16",
     "BF16": "bfloat16",
+    "F4": "float4_e2m1fn_x2",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2": "float8_e5m2",
@@ -39,7 +40,7 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-_CODES = {getattr(torch, name): code for code, name in _DTYPES.items() if hasattr(torch, name)}
+_CODES = {getattr(torch, name): code for code, name in _DTYPES.items() if hasattr(torch, name) and code != "F4"}
 _ALIGNMENT = 8
 
 
@@ -63,14 +64,15 @@ class SafetensorsShard:
             entry = entries[name]
             dtype = getattr(torch, _DTYPES.get(entry.dtype, ""), None)
             if dtype is None:
-                reason = (
-                    f"stored as {entry.dtype}: quantised weights are not supported yet: load the unquantised checkpoint"
-                )
+                reason = f"stored as {entry.dtype}, which this version of torch lacks: load the unquantised checkpoint"
                 self.tensors[name] = TensorInfo(entry.shape, torch.uint8, None, reason)
                 continue
-            stride = [math.prod(entry.shape[axis + 1 :]) for axis in range(len(entry.shape))]
-            self._places[name] = Place(start + entry.data_offsets[0], dtype, entry.shape, tuple(stride))
-            self.tensors[name] = TensorInfo(entry.shape, dtype)
+            shape = entry.shape
+            if entry.dtype == "F4" and shape:  # the dtype of torch is a pair of them
+                shape = (*shape[:-1], shape[-1] // 2)
+            stride = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+            self._places[name] = Place(start + entry.data_offsets[0], dtype, shape, tuple(stride))
+            self.tensors[name] = TensorInfo(shape, dtype)
 
     def _header(self) -> tuple[int, dict[str, _Entry]]:
         """Return the position of the first number, and the tensors by name; ``safetensors`` checks them."""

@@ -30,7 +30,7 @@ from tempbalance.layers.reasons import dtype_reason
 __all__ = ["SUPPORTED", "TORCH_MAGIC", "TORCH_SUFFIXES", "TorchShard", "stored_integer"]
 
 SUPPORTED = (
-    "supported are .safetensors files, PyTorch state dicts (.bin, .pt, .pth, .ckpt) and folders of them "
+    "supported are .safetensors and .gguf files, PyTorch state dicts (.bin, .pt, .pth, .ckpt) and folders of them "
     "(a Hugging Face model folder, a PEFT adapter)"
 )
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tempbalance.layers.adapters import adapter_candidates
 from tempbalance.layers.coverage import measure_size
 from tempbalance.layers.depth_groups import find_depth_groups
+from tempbalance.layers.dequantise import dequantised
 from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.modules import module_candidates
 from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
@@ -122,7 +123,7 @@ def find_weights_and_size(
         >>> find_weights_and_size(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)), Select())[2]
         ModelSize(parameters=46, weights=8, block_weights=0)
     """
-    opened = StateDict(source) if isinstance(source, Mapping) else source
+    opened = source if isinstance(source, nn.Module) else _store(source)
     weights, skipped = _select(opened, select, False)
     size = measure_size(opened, weights, skipped)
     return weights, [Skipped(candidate.name, reason) for candidate, reason in skipped], size
@@ -167,10 +168,15 @@ def _candidates(
         found = module_candidates(source, lora=select.lora, sharded=sharded)
         plain = plain_parameters(source)
     else:
-        store = StateDict(source) if isinstance(source, Mapping) else source
+        store = _store(source)
         found = adapter_candidates(store, select.lora)
         plain = plain_namer(store.tensors)
     return [replace(c, name=plain(c.name), block=c.block and plain(c.block)) for c in found]
+
+
+def _store(source: Mapping[str, Tensor] | TensorStore) -> TensorStore:
+    """Return named tensors, with quantised weights in place of their parts."""
+    return dequantised(StateDict(source) if isinstance(source, Mapping) else source)
 
 
 def _tied(candidates: Sequence[Candidate]) -> list[Candidate]:

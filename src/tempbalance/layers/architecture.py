@@ -149,7 +149,13 @@ def _read(stored: _Stored, candidate: Candidate, node: Node, tied: list[Node]) -
     if node.shape != candidate.shape and reason is None:
         reason = f"has shape {node.shape} on disk, but config.json says {candidate.shape}: correct config.json"
     reader = StoredTensor(stored.store, node, tied)
-    return replace(candidate.skipped(reason), shape=node.shape, dtype=reader.dtype, read=reader)
+    return replace(
+        candidate.skipped(reason),
+        shape=node.shape,
+        dtype=reader.dtype,
+        read=reader,
+        quantisation=reader.quantisation,
+    )
 
 
 def _equal(stored: _Stored, first: Node, other: Node) -> bool:

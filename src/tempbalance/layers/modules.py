@@ -14,7 +14,7 @@ from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.effective import Effective, effective_weights
 from tempbalance.layers.fused import Index, Reader
 from tempbalance.layers.names import StateDict, name_candidates
-from tempbalance.layers.reasons import failure_reason, hides_shape, quantised_reasons, tensor_reason
+from tempbalance.layers.reasons import IN_MEMORY, failure_reason, hides_shape, quantised_reasons, tensor_reason
 from tempbalance.layers.roles import Site, role_of
 from tempbalance.layers.sharded import FullTensorCache, full_tensor
 from tempbalance.layers.tuners import (
@@ -166,7 +166,7 @@ def _own(node: _Node) -> Iterator[Candidate]:
     """Yield the candidates of a module's own parameters."""
     effective = effective_weights(node.module)
     hidden = frozenset().union(*(e.hides for e in effective.values()))
-    quantised = quantised_reasons({k: _dtype(t) for k, t in _tensors(node.module).items()})
+    quantised = quantised_reasons({k: _dtype(t) for k, t in _tensors(node.module).items()}, IN_MEMORY)
     for attribute, computed in effective.items():
         yield _computed(node, attribute, computed)
     for attribute, parameter in node.module._parameters.items():
@@ -306,5 +306,5 @@ def _packed(node: _Node) -> Iterator[Candidate]:
         yield _skip(
             _join(node.name, "weight"),
             (),
-            "torch quantised layer: quantised weights are not supported yet: load the unquantised checkpoint",
+            "torch quantised layer: its weights are not read: analyse the model before it is quantised",
         )

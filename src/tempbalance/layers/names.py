@@ -11,14 +11,21 @@ from torch import Tensor
 
 from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.fused import Fused, Index, thirds
-from tempbalance.layers.reasons import dtype_reason, failure_reason, hides_shape, quantised_reasons, tensor_reason
+from tempbalance.layers.reasons import (
+    dtype_reason,
+    failure_reason,
+    hides_shape,
+    is_plain,
+    quantised_reasons,
+    tensor_reason,
+)
 from tempbalance.layers.roles import GATES, conv_role, loose_role
 from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.tables import table_role
 from tempbalance.layers.weights import Candidate, Role, storage_identity
 from tempbalance.spectra.matrices import MATRIX_NDIM
 
-__all__ = ["StateDict", "TensorInfo", "TensorStore", "name_candidates", "unreadable"]
+__all__ = ["StateDict", "TensorInfo", "TensorStore", "name_candidates", "stored_modules", "unreadable"]
 
 _KERNEL = 16  # a last axis up to this long, of a 3-D weight, is a Conv1d kernel
 _QUANTO = re.compile(r"((?P<layer>.*)\.)?(?P<attribute>[^\W_]\w*\._(data|scale|shift)(\._data)?)")
@@ -33,12 +40,14 @@ class TensorInfo(NamedTuple):
         dtype: Dtype of the tensor.
         identity: A key that is equal for two names of one stored tensor; None if unknown.
         reason: Reason why it cannot be read, or None.
+        quantisation: Format and bits of a quantised weight that is read as float32; empty for other tensors.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     identity: Hashable = None
     reason: str | None = None
+    quantisation: str = ""
 
 
 class TensorStore(Protocol):
@@ -165,7 +174,7 @@ def _role(named: _Named) -> Role:
 def name_candidates(store: TensorStore, names: Sequence[str] | None = None) -> list[Candidate]:
     """List the tensors with two axes or more, by default all, else those of the given names."""
     names = list(store.tensors) if names is None else names
-    modules, reasons = _modules(store), unreadable(store)
+    modules, reasons = stored_modules(store), unreadable(store)
     block_of = block_namer(name for name, info in store.tensors.items() if len(info.shape) >= MATRIX_NDIM)
     found = []
     for name in names:
@@ -177,7 +186,7 @@ def name_candidates(store: TensorStore, names: Sequence[str] | None = None) -> l
     return found
 
 
-def _modules(store: TensorStore) -> dict[str, dict[str, TensorInfo]]:
+def stored_modules(store: TensorStore) -> dict[str, dict[str, TensorInfo]]:
     """Return the stored tensors of each module, by their names in it."""
     modules: dict[str, dict[str, TensorInfo]] = {}
     for stored, info in store.tensors.items():
@@ -202,11 +211,12 @@ def _owner(stored: str, store: TensorStore) -> tuple[str, str]:
 def unreadable(store: TensorStore) -> dict[str, str]:
     """Return the names of quantised, integer, unreadable and empty tensors, with the reasons."""
     reasons: dict[str, str | None] = {}
-    for layer, tensors in _modules(store).items():
+    for layer, tensors in stored_modules(store).items():
         quantised = quantised_reasons({attribute: info.dtype for attribute, info in tensors.items()})
         for attribute, info in tensors.items():
             empty = f"is empty (shape {info.shape})" if 0 in info.shape else None
-            reason = quantised.get(attribute) or dtype_reason(info.dtype) or info.reason or empty
+            known = info.reason if is_plain(info.dtype) else None
+            reason = known or quantised.get(attribute) or dtype_reason(info.dtype) or info.reason or empty
             reasons[f"{layer}.{attribute}" if layer else attribute] = reason
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
@@ -227,4 +237,5 @@ def _candidate(store: TensorStore, named: _Named, reason: str | None, block: str
         read=StoredTensor(store, named.name),
         identity=info.identity,
         block=block,
+        quantisation=info.quantisation,
     )

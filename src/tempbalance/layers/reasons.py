@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +13,25 @@ from tempbalance.layers.sharded import is_sharded
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["dtype_reason", "failure_reason", "hides_shape", "is_broken", "quantised_reasons", "tensor_reason"]
+__all__ = [
+    "BELONGS",
+    "IN_MEMORY",
+    "dtype_reason",
+    "failure_reason",
+    "find_quantised",
+    "format_label",
+    "hides_shape",
+    "is_broken",
+    "is_plain",
+    "quantised_reasons",
+    "tensor_reason",
+]
 
-_UNQUANTISED = "quantised weights are not supported yet: load the unquantised checkpoint"
+BELONGS = "belongs to a quantised weight"
+_UNQUANTISED = (
+    "this quantised format is not read: dequantise it with its own library, or load the unquantised checkpoint"
+)
+IN_MEMORY = "quantised weights of a live model are not read: analyse its checkpoint"
 
 # Name of the tensor in its module, name of an auxiliary tensor that the module must have, format (or its dtype). The
 # first match applies.
@@ -25,8 +41,7 @@ _FORMATS: tuple[tuple[str, str, str], ...] = (
     (r"qweight", r"qzeros|scales", "AWQ or GPTQ"),
     (r"(?P<w>\w+)_blocks", r"{w}_scales", "MXFP4"),
     (r"(?P<w>\w+)_packed", r"{w}_scale|{w}_shape", "compressed-tensors"),
-    (r"(?P<w>\w+)", r"{w}\.quant_state\..*", "bitsandbytes 4-bit"),
-    (r"(?P<w>\w+)", r"{w}\.absmax|{w}\.quant_map", "bitsandbytes 4-bit"),
+    (r"(?P<w>\w+)", r"{w}\.quant_state\..*|{w}\.quant_map|{w}\.absmax", "bitsandbytes 4-bit"),
     (r"weight", r"SCB", "bitsandbytes 8-bit"),
     (r"W_q", r"\w+", "HQQ"),
     (r"_(?P<w>\w+)_qdata", r"_{w}_scale", "torchao"),
@@ -43,6 +58,7 @@ _AUXILIARY = re.compile(
     r"(\w*_)?(scale|zero|zero_point|shift)s?(_\w+)?|[qw][ct]?(scale|zero)s?|biases|g_idx|SCB|\w+_shape|q_(?!weight)\w+"
     r"|codebooks?|tables2?|[sS][uUvV]h?|Wscale|smooth\w*|(lora|proj)_(down|up)|\w*hadamard\w*|meta|\w+\.(?!_data)[\w.]+"
 )
+_ANY_DTYPE = frozenset({"bitsandbytes 4-bit"})  # its bytes may be saved as any dtype
 _PACKED_FLOATS = frozenset(getattr(torch, name) for name in dir(torch) if re.match(r"float[48]_", name))
 _FLOAT4 = frozenset(dtype for dtype in _PACKED_FLOATS if "float4" in str(dtype))
 _SHORT: dict[torch.dtype | None, str] = dict.fromkeys(_PACKED_FLOATS - _FLOAT4, "fp8")
@@ -57,11 +73,12 @@ def is_plain(dtype: torch.dtype | None) -> bool:
     return (dtype.is_floating_point or dtype.is_complex) and dtype not in _PACKED_FLOATS
 
 
-def quantised_reasons(dtypes: Mapping[str, torch.dtype | None]) -> dict[str, str]:
+def quantised_reasons(dtypes: Mapping[str, torch.dtype | None], advice: str = _UNQUANTISED) -> dict[str, str]:
     """Recognise the quantised weights of a module, and the tensors that belong to them.
 
     Args:
         dtypes: Names and dtypes of all tensors of the module.
+        advice: Why they are not read, and what to do.
 
     Returns:
         The reasons to skip them, naming the format.
@@ -70,23 +87,46 @@ def quantised_reasons(dtypes: Mapping[str, torch.dtype | None]) -> dict[str, str
         >>> quantised_reasons({"weight": torch.int8, "SCB": torch.float32, "bias": torch.float32})["SCB"]
         'belongs to a quantised weight'
     """
+    formats, auxiliary = find_quantised(dtypes)
+    found = {name: f"{format_label(label, dtypes[name])}: {advice}" for name, label in formats.items()}
+    return dict.fromkeys(auxiliary, BELONGS) | found
+
+
+def find_quantised(dtypes: Mapping[str, torch.dtype | None]) -> tuple[dict[str, str], list[str]]:
+    """Recognise the quantised weights of a module by the names and dtypes of its tensors.
+
+    Args:
+        dtypes: Names and dtypes of all tensors of the module.
+
+    Returns:
+        The format of each quantised weight, empty for one with scales and no name, and the tensors that belong to them.
+
+    Example:
+        >>> find_quantised({"W_q": torch.uint8, "scale": torch.float32, "bias": torch.float32})
+        ({'W_q': 'HQQ'}, ['scale'])
+    """
     auxiliary = [name for name in dtypes if _AUXILIARY.fullmatch(name)]
-    labels = {name: _label(name, dtype, auxiliary) for name, dtype in dtypes.items() if not is_plain(dtype)}
-    found = {name: f"{label}: {_UNQUANTISED}" for name, label in labels.items() if label is not None}
-    if not found.keys() <= set(auxiliary):
-        found = {name: "belongs to a quantised weight" for name in auxiliary} | found
-    return found
+    labels = {name: _label(name, dtype, auxiliary) for name, dtype in dtypes.items()}
+    found = {name: label for name, label in labels.items() if label is not None}
+    return found, [] if found.keys() <= set(auxiliary) else [name for name in auxiliary if name not in found]
 
 
-def _label(tensor: str, dtype: torch.dtype | None, auxiliary: Iterable[str]) -> str | None:
+def _label(tensor: str, dtype: torch.dtype | None, auxiliary: Sequence[str]) -> str | None:
     """Return the format of a tensor by the auxiliary tensors of its module, or None."""
+    if not auxiliary:
+        return None
     for pattern, sibling, label in _FORMATS:
-        match = re.fullmatch(pattern, tensor)
+        match = None if is_plain(dtype) and label not in _ANY_DTYPE else re.fullmatch(pattern, tensor)
         if match is not None:
             expected = re.compile(sibling.replace("{w}", re.escape(match.groupdict().get("w", ""))))
             if any(other != tensor and expected.fullmatch(other) for other in auxiliary):
-                return label or f"{_SHORT.get(dtype, str(dtype).removeprefix('torch.'))} with scales"
+                return label
     return None
+
+
+def format_label(label: str, dtype: torch.dtype | None) -> str:
+    """Return the name of a format; one that has none is known by its dtype."""
+    return label or f"{_SHORT.get(dtype, str(dtype).removeprefix('torch.'))} with scales"
 
 
 def dtype_reason(dtype: torch.dtype | None) -> str | None:
@@ -113,10 +153,10 @@ _TENSOR_CLASSES: tuple[tuple[str, str], ...] = (
         r"FlatParameter",
         "flattened by FSDP: analyse the full state dict (FSDP.summon_full_params), or the saved checkpoint",
     ),
-    (r"Params4bit", f"bitsandbytes 4-bit: {_UNQUANTISED}"),
-    (r"Int8Params", f"bitsandbytes 8-bit: {_UNQUANTISED}"),
-    (r"(Weight)?Q(Bytes|Bits)?Tensor|WeightQ\w+Tensor", f"quanto: {_UNQUANTISED}"),
-    (r"GGUFParameter", f"GGUF: {_UNQUANTISED}"),
+    (r"Params4bit", f"bitsandbytes 4-bit: {IN_MEMORY}"),
+    (r"Int8Params", f"bitsandbytes 8-bit: {IN_MEMORY}"),
+    (r"(Weight)?Q(Bytes|Bits)?Tensor|WeightQ\w+Tensor", f"quanto: {IN_MEMORY}"),
+    (r"GGUFParameter", f"GGUF: {IN_MEMORY}"),
     (r"UninitializedTensorMixin", "not initialised yet (lazy module): run one forward pass first"),
     (r"FakeTensor", _NO_DATA),
     (r"NestedTensor", _NESTED),
@@ -132,7 +172,7 @@ def _class_reason(tensor: Tensor) -> str | None:
         return None
     for cls in (*type(tensor).__mro__, *type(tensor.data).__mro__):
         if cls.__module__.partition(".")[0] == "torchao":
-            return f"torchao ({cls.__name__}): {_UNQUANTISED}"
+            return f"torchao ({cls.__name__}): {IN_MEMORY}"
         for pattern, reason in _TENSOR_CLASSES:
             if re.fullmatch(pattern, cls.__name__):
                 return reason

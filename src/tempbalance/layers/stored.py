@@ -49,6 +49,7 @@ class StoredTensor:
         names: Names of the stored tensors that it consists of, under all names.
         whole: Whether it is one stored tensor, unchanged.
         moved: Whether each entry is an entry of a stored tensor.
+        quantisation: Format and bits of the quantised weights that it consists of; empty if there is none.
     """
 
     def __init__(self, store: TensorStore, node: Node | str, tied: Sequence[Node] = ()) -> None:
@@ -58,7 +59,9 @@ class StoredTensor:
         self._homes = {source.name: node for node in nodes for source in node.walk() if source.name}
         self.names = tuple(self._homes)
         self.whole = all(node.name for node in nodes)
-        self.moved = all(source.moved for node in nodes for source in node.walk())
+        formats = dict.fromkeys(store.tensors[name].quantisation for name in self.names)
+        self.quantisation = "; ".join(filter(None, formats))
+        self.moved = not self.quantisation and all(source.moved for node in nodes for source in node.walk())
 
     @property
     def shape(self) -> tuple[int, ...]:

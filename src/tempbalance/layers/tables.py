@@ -17,10 +17,11 @@ __all__ = ["is_embedding_name", "table_role"]
 # Layers (``wte.weight``) and parameters (``pos_embed``). ``class_embed`` is a head; a patch embedding is linear or a
 # convolution.
 _EMBEDDING = re.compile(
-    r"(?!(class_embed|(.*_)?patch_embed(ding)?s?)$)(.*_)?(wte|wpe|emb|embeds?|embeddings?(_\d+)?|embed_in|embed_positions"
-    r"|embed_(\w+_)?tokens(_\w+)?|embeddings?_table|(embeds|embedding)_layer"
+    r"(?!(class_embed|(.*_)?patch_embed(ding)?s?)$)(.*_)?(wte|wpe|emb|embd|embeds?|embeddings?(_\d+)?|embed_in"
+    r"|embed_positions|embed_(\w+_)?tokens(_\w+)?|embeddings?_table|(embeds|embedding)_layer"
     r"|(mask|iou|hq|score|presence|register|query)_tokens?|quer(y|ies)_feat(ures)?|(queries|row|column)_embedder"
-    r"|codebooks?|codevectors|(\w+_)?centroids|relative_attention_bias|pe_k)|shared|embed_(char|global|timestep)"
+    r"|codebooks?|codevectors|(\w+_)?centroids|relative_attention_bias|pe_k)|shared|token_types"
+    r"|embed_(char|global|timestep)"
 )
 # Parameters only: a layer of such a name can be linear.
 _TABLE = re.compile(

@@ -37,6 +37,7 @@ class Weight:
         read: Reads its parameter, or the part of it at an index, in the stored dtype.
         cut: Reads this part, given a function that reads the parameter.
         transposed: Whether it is stored as ``(in, out)``, unlike ``nn.Linear``.
+        quantisation: Format and bits, if it is stored quantised; else empty.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Weight:
     read: Reader
     cut: Callable[[Reader], Tensor]
     transposed: bool = False
+    quantisation: str = ""
 
     def load(self) -> Tensor:
         """Read this part in the stored dtype; for a live model it may be a view, which must not be written to."""
@@ -110,6 +112,7 @@ class Candidate:
         read: Reads the parameter at an index, ``()`` for all of it.
         identity: A key that is equal for two names of one tensor (tied weights); None if unknown.
         block: Name of its block.
+        quantisation: Format and bits, if it is stored quantised; else empty.
     """
 
     name: str
@@ -119,6 +122,7 @@ class Candidate:
     read: Reader
     identity: Hashable = None
     block: str | None = None
+    quantisation: str = ""
 
     def skipped(self, reason: str | None) -> Candidate:
         """Return it with a reason, unless it has one."""
@@ -163,6 +167,7 @@ def _parts(candidate: Candidate, name: str, index: Index, shape: tuple[int, ...]
         layout=Layout.MATRIX if index else role.layout,
         read=candidate.read,
         transposed=role.transposed,
+        quantisation=candidate.quantisation,
     )
     if role.joined:
         yield make(name=name, shape=(shape[0], math.prod(shape[1:])), cut=_joined)

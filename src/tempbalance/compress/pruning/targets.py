@@ -108,6 +108,8 @@ def _match(layer: LayerAllocation, known: Mapping[str, Weight], writable: Callab
         raise AllocationError(
             f"the allocation is for another model: {layer.name} has shape {weight.shape} here and {layer.shape} there"
         )
+    if weight.quantisation:
+        raise AllocationError(f"{layer.name} is stored quantised ({weight.quantisation}): prune the unquantised model")
     if not writable(weight) or weight.kind == "lora":
         raise AllocationError(
             f"{layer.name} is computed from other tensors (an adapter, a parametrization): merge them first"

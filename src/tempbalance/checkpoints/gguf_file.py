@@ -1,0 +1,237 @@
+"""Read one GGUF file: its header once, each tensor when it is needed, dequantised by the ``gguf`` package."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tempbalance.checkpoints.stored_file import Place, StoredFile
+from tempbalance.errors import CheckpointError, CorruptFileError, require_extra
+from tempbalance.layers import Index, TensorInfo
+
+__all__ = ["GGUF_MAGIC", "GGUFShard"]
+
+GGUF_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9  # types of metadata, beside those of numbers
+_LONGEST_NAME, _MOST_AXES, _ALIGNMENT = 1 << 16, 8, 32
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_CHUNK = 1 << 22  # entries that are dequantised at a time
+# What begins the names that tensors have in Transformers, by architecture; others keep the names in the file.
+_PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (".*bert.*", ("encoder.layer.", "embeddings.")),
+    ("gpt2|gptj|gptneox|falcon|bloom|mpt|starcoder|codeshell|qwen|refact|dbrx|chatglm|t5.*|mamba.*|.*rwkv.*", ()),
+    (".*", ("model.layers.", "model.embed_tokens", "lm_head")),
+)
+
+
+class _Header(NamedTuple):
+    """What a file says of itself.
+
+    Attributes:
+        metadata: Numbers and strings by key; arrays are left out.
+        tensors: Name, shape, type and position of each tensor.
+        start: Position of the first tensor.
+    """
+
+    metadata: dict[str, Any]
+    tensors: list[tuple[str, tuple[int, ...], int, int]]
+    start: int
+
+
+class GGUFShard:
+    """A ``.gguf`` file; quantised tensors are read as float32."""
+
+    def __init__(self, path: Path) -> None:
+        with require_extra("gguf", f"to read {path}, a GGUF file, install the extra that dequantises it"):
+            import gguf
+        self._path, self._file = path, StoredFile(path)
+        header = _read_header(path, self._file.size)
+        names = _names(header)
+        self._places: dict[str, tuple[Place, Any]] = {}
+        self.tensors: Mapping[str, TensorInfo] = {}
+        for stored, shape, kind, offset in header.tensors:
+            name = names.get(stored, stored)
+            reason, known = None, {item.value: item for item in gguf.GGMLQuantizationType}.get(kind)
+            if known is None:
+                reason = f"GGUF type {kind} is unknown to gguf: install a newer version of the package gguf"
+            elif known.name in _PLAIN:
+                dtype = _PLAIN[known.name]
+                self._add(name, Place(header.start + offset, dtype, shape, _strides(shape)), None)
+                self.tensors[name] = TensorInfo(shape, dtype)
+                continue
+            else:
+                entries, size = gguf.GGML_QUANT_SIZES[known]
+                reason = _reason(known, shape, entries, size)
+                if reason is None:
+                    stored_shape = (*shape[:-1], shape[-1] // entries * size)
+                    place = Place(header.start + offset, torch.uint8, stored_shape, _strides(stored_shape))
+                    self._add(name, place, known)
+            bits = "" if reason or known is None else f"GGUF {known.name}, {8 * size / entries:.3g} bits"
+            self.tensors[name] = TensorInfo(shape, torch.float32, None, reason, bits)
+
+    def _add(self, name: str, place: Place, kind: Any) -> None:
+        """Note the place of a tensor; a CorruptFileError if it is beyond the end of the file, or the name is taken."""
+        if name in self._places:
+            raise CorruptFileError(f"{self._path}: two tensors have the name {name}: download or copy it again")
+        if place.start + place.size > self._file.size:
+            raise CorruptFileError(f"{self._path} is truncated ({name} is not in it): download or copy it again")
+        self._places[name] = place, kind
+
+    def load(self, name: str, index: Index = ()) -> Tensor:
+        """Read a tensor or a part of it; of a quantised one only the chosen rows are read and dequantised."""
+        if name not in self._places:
+            raise CheckpointError(f"{self._path}: {name} cannot be read: {self.tensors[name].reason}")
+        place, kind = self._places[name]
+        if kind is None:
+            return self._file.read(place.at(index))
+        outer = index[: len(place.shape) - 1]
+        values = _dequantise(self._file.read(place.at(outer)), kind)
+        inner = index[len(outer) :]
+        return values[..., inner[0]] if inner else values
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _reason(kind: Any, shape: tuple[int, ...], entries: int, size: int) -> str | None:
+    """Return why tensors of a type cannot be read, or None."""
+    import gguf
+    import numpy as np
+
+    if kind.name.startswith("I") and kind.name[1:].isdecimal():
+        return f"integer buffer ({kind.name}), not a weight"
+    if not shape or shape[-1] % entries:
+        return f"cannot be read: rows of {shape[-1:]} entries do not consist of blocks of {entries} ({kind.name})"
+    try:
+        gguf.dequantize(np.zeros((1, size), dtype=np.uint8), kind)
+    except NotImplementedError:
+        return f"GGUF type {kind.name} cannot be dequantised by the package gguf: use a file of another type"
+    return None
+
+
+def _dequantise(stored: Tensor, kind: Any) -> Tensor:
+    """Dequantise rows of bytes, a few at a time."""
+    import gguf
+
+    entries, size = gguf.GGML_QUANT_SIZES[kind]
+    shape = (*stored.shape[:-1], stored.shape[-1] // size * entries)
+    rows = stored.reshape(-1, stored.shape[-1])
+    result = torch.empty(rows.shape[0], shape[-1])
+    step = max(1, _CHUNK // max(1, shape[-1]))
+    for first in range(0, rows.shape[0], step):
+        chunk = rows[first : first + step].contiguous().numpy()
+        result[first : first + step] = torch.from_numpy(gguf.dequantize(chunk, kind))
+    return result.view(shape)
+
+
+def _read_header(path: Path, size: int) -> _Header:
+    """Read the header of a file."""
+    try:
+        with path.open("rb") as file:
+            return _Reader(file, size).header()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened: {error.strerror or error}") from error
+    except (struct.error, CorruptFileError, KeyError, RecursionError) as error:
+        raise CorruptFileError(
+            f"{path}: not a readable GGUF file ({error}); it is truncated or has another format: download or copy it "
+            "again"
+        ) from error
+
+
+class _Reader:
+    """Reads the header of a file from its beginning."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+
+    def header(self) -> _Header:
+        """Read metadata and the places of tensors."""
+        if self._file.read(4) != GGUF_MAGIC:
+            raise CorruptFileError("it does not begin with GGUF")
+        version = self._number("<I")
+        if version not in _VERSIONS:
+            raise CorruptFileError(f"version {version}, expected 2 or 3, little-endian")
+        num_tensors, num_keys = self._count(), self._count()
+        metadata: dict[str, Any] = {}
+        for _ in range(num_keys):
+            key = self._string()
+            metadata[key] = self._value(self._number("<I"))
+        tensors = []
+        for _ in range(num_tensors):
+            name, axes = self._string(), self._number("<I")
+            if axes > _MOST_AXES:
+                raise CorruptFileError(f"{name} has {axes} axes")
+            shape = tuple(self._count() for _ in range(axes))[::-1]
+            tensors.append((name, shape, self._number("<I"), self._number("<Q")))
+        alignment = metadata.get("general.alignment", _ALIGNMENT)
+        if type(alignment) is not int or alignment < 1:
+            raise CorruptFileError(f"alignment {alignment}")
+        return _Header(metadata, tensors, -(-self._file.tell() // alignment) * alignment)
+
+    def _number(self, code: str) -> Any:
+        return struct.unpack(code, self._file.read(struct.calcsize(code)))[0]
+
+    def _count(self) -> int:
+        """Read a number of things, none of which needs less than a bit of the file."""
+        count = int(self._number("<Q"))
+        if count > 8 * self._size:
+            raise CorruptFileError(f"a count of {count}, more than the file has")
+        return count
+
+    def _string(self) -> str:
+        length = self._number("<Q")
+        if length > _LONGEST_NAME:
+            raise CorruptFileError(f"a name of {length} bytes")
+        return self._file.read(length).decode(errors="replace")
+
+    def _value(self, kind: int) -> Any:
+        """Read a number or a string; skip an array."""
+        if kind == _STRING:
+            length = self._count()
+            text = self._file.read(length if length <= _LONGEST_NAME else 0)
+            self._file.seek(length - len(text), 1)
+            return text.decode(errors="replace")
+        if kind != _ARRAY:
+            return self._number(_NUMBERS[kind])
+        inner, count = self._number("<I"), self._count()
+        if inner in _NUMBERS:
+            self._file.seek(count * struct.calcsize(_NUMBERS[inner]), 1)
+            return None
+        for _ in range(count):
+            self._value(inner)
+        return None
+
+
+def _names(header: _Header) -> dict[str, str]:
+    """Return the names of the tensors in Transformers, if all tensors of the blocks have one there; else none."""
+    import gguf
+
+    architecture = str(header.metadata.get("general.architecture"))
+    arch = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}.get(architecture)
+    if arch is None:
+        return {}
+    blocks = 1 + max((int(m[1]) for m in (re.match(r"blk\.(\d+)\.", n) for n, *_ in header.tensors) if m), default=-1)
+    known = gguf.get_tensor_name_map(arch, blocks).mapping
+    prefixes = next(prefixes for pattern, prefixes in _PREFIXES if re.fullmatch(pattern, architecture))
+    found: dict[str, str] = {}
+    for name, (_, stored) in known.items():
+        if name.startswith(prefixes):
+            found.setdefault(stored, name)
+    names = {}
+    for stored, shape, *_ in header.tensors:
+        stem, dot, attribute = stored.rpartition(".")
+        if stem in found:
+            names[stored] = f"{found[stem]}{dot}{attribute}"
+        elif stored.startswith("blk.") and len(shape) > 1:
+            return {}
+    return names if len({*names.values()}) == len(names) else {}

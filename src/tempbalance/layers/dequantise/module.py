@@ -1,0 +1,164 @@
+"""A quantised weight, and the stored tensors of the module that it is in."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tempbalance.errors import WeightError
+from tempbalance.layers.dequantise.packing import in_blocks
+from tempbalance.layers.fused import Index
+from tempbalance.layers.names import TensorInfo
+
+__all__ = ["AGAIN", "Decoder", "Module", "QuantisedWeight", "Read", "UnreadableError", "scaled"]
+
+Read = Callable[[str], Tensor]
+AGAIN = "download or convert the checkpoint again"
+_BLOCK, _SHORTEST = 128, 8  # length of a block of FP8 weights if no other is known; what a length is a multiple of
+
+
+class UnreadableError(WeightError):
+    """A quantised weight that does not have the layout of its format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedWeight:
+    """A weight that is stored quantised.
+
+    Attributes:
+        name: Its name in its module, when it is not quantised.
+        shape: Its shape.
+        quantisation: Format and bits.
+        parts: Names in its module of the stored tensors that it consists of.
+        decode: Returns the weight as float32, given a function that reads a part.
+        stacked: Whether the first axis of each part is that of the weight, so that one entry of it can be read alone.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    quantisation: str
+    parts: tuple[str, ...]
+    decode: Callable[[Read], Tensor]
+    stacked: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """The stored tensors of one module.
+
+    Attributes:
+        path: Name of the module.
+        tensors: Shapes and dtypes, by names in the module.
+        read_at: Reads a tensor, or the part of it at an index.
+        settings: ``quantization_config`` of the configuration (``quantization`` of MLX), or an empty mapping.
+    """
+
+    path: str
+    tensors: Mapping[str, TensorInfo]
+    read_at: Callable[[str, Index], Tensor]
+    settings: Mapping[str, Any]
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor."""
+        return self.read_at(name, ())
+
+    def first(self, *names: str) -> str | None:
+        """Return the first of these names that is stored."""
+        return next((name for name in names if name in self.tensors), None)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor; an UnreadableError if it is missing."""
+        if name not in self.tensors:
+            raise UnreadableError(f"its tensor {name} is missing: {AGAIN}")
+        return self.tensors[name].shape
+
+    def check(self, name: str, expected: Sequence[int]) -> None:
+        """Raise an UnreadableError unless a tensor has a shape."""
+        found = self.shape(name)
+        if found != tuple(expected):
+            raise UnreadableError(f"its tensor {name} has shape {found}, expected {tuple(expected)}: {AGAIN}")
+
+    def number(self, name: str) -> int | None:
+        """Return a stored integer, or None if there is none."""
+        if name not in self.tensors or math.prod(self.tensors[name].shape) != 1:
+            return None
+        return int(self.read(name).item())
+
+    def setting(self, *names: str) -> Any:
+        """Return the first of these settings that there is, one of this module before one of all; else None."""
+        own = self.settings.get(self.path)
+        sources = [own, self.settings] if isinstance(own, Mapping) else [self.settings]
+        return next((source[name] for source in sources for name in names if source.get(name) is not None), None)
+
+    def integer(self, *names: str) -> int | None:
+        """Return the first of these settings if it is a positive integer, else None."""
+        value = self.setting(*names)
+        return value if type(value) is int and value > 0 else None
+
+    def described(self, name: str) -> dict[str, Any]:
+        """Return the JSON object that a tensor of bytes spells."""
+        try:
+            parsed = json.loads(bytes(self.read(name).view(torch.uint8).tolist()))
+        except ValueError as error:
+            raise UnreadableError(f"its tensor {name} is not JSON: download the checkpoint again") from error
+        if not isinstance(parsed, dict):
+            raise UnreadableError(f"its tensor {name} is not a JSON object: download the checkpoint again")
+        return parsed
+
+    def steps(self, weight: str, shape: Sequence[int], factors: str, block: Sequence[int | None] = ()) -> list[int]:
+        """Return the lengths of the blocks of a weight that have one factor each.
+
+        Args:
+            weight: Name of the weight, for errors.
+            shape: Shape of the weight.
+            factors: Name of the factors: one, one for each entry of the first axes, or one for each block.
+            block: Lengths by the configuration, for the last axes; None if it has none.
+
+        Returns:
+            The length along each axis.
+
+        Raises:
+            UnreadableError: The factors do not fit the weight.
+        """
+        counts = self.grid(factors, shape)
+        known = [*(None,) * (len(shape) - len(block)), *block]
+        found = []
+        for size, count, configured in zip(shape, counts, known, strict=True):
+            equal = size // max(count, 1)
+            others = [configured or 0, _BLOCK, 0 if equal % _SHORTEST else equal]
+            steps = [size] if count == 1 else [1] if count == size else others
+            step = next((step for step in steps if step and -(-size // step) == count), None)
+            if step is None:
+                raise UnreadableError(
+                    f"its scales ({factors}) of shape {self.shape(factors)} do not fit {weight} of shape "
+                    f"{tuple(shape)}: {AGAIN}"
+                )
+            found.append(step)
+        return found
+
+    def grid(self, factors: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of factors with as many axes as the weight."""
+        counts = self.shape(factors)
+        if math.prod(counts) == 1:
+            return (1,) * len(shape)
+        if len(counts) > len(shape):
+            raise UnreadableError(f"its scales ({factors}) have shape {counts}: {AGAIN}")
+        return (*counts, *(1,) * (len(shape) - len(counts)))
+
+
+Decoder = Callable[[Module, str], QuantisedWeight]
+
+
+def scaled(values: Tensor, scales: Tensor, steps: Sequence[int], zeros: Tensor | None = None) -> Tensor:
+    """Return ``(values - zeros) * scales`` as float32, with one scale and zero for each block."""
+    result = values.to(torch.float32).contiguous()
+    for factors, combine in ((zeros, Tensor.sub_), (scales, Tensor.mul_)):
+        if factors is not None:
+            combine(*in_blocks(result, factors, steps))
+    return result

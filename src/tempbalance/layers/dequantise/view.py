@@ -1,0 +1,158 @@
+"""A state dict or checkpoint whose quantised weights are read as float32, one at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tempbalance.layers.dequantise.decoders import DECODERS
+from tempbalance.layers.dequantise.module import Module, QuantisedWeight, UnreadableError
+from tempbalance.layers.fused import Index
+from tempbalance.layers.names import TensorInfo, TensorStore, stored_modules
+from tempbalance.layers.reasons import BELONGS, find_quantised, format_label, is_broken
+
+__all__ = ["dequantised"]
+
+_SCALED = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")  # methods whose FP8 weights always have scales
+_NO_SCALES = "fp8 without its scales, although config.json says that it has them: download the checkpoint again"
+
+
+def dequantised(store: TensorStore) -> TensorStore:
+    """Return a store in which quantised weights have the names and shapes of the weights that they stand for.
+
+    Args:
+        store: Named tensors.
+
+    Returns:
+        The store itself if it has no quantised weight. One that does not have the layout of its format keeps its stored
+        name, with the reason.
+
+    Example:
+        >>> from tempbalance.layers.names import StateDict
+        >>> tensors = {"weight": torch.ones(2, 4).to(torch.float8_e4m3fn), "weight_scale": torch.tensor([[2.0], [3.0]])}
+        >>> store = dequantised(StateDict(tensors))
+        >>> store.load("weight").tolist()
+        [[2.0, 2.0, 2.0, 2.0], [3.0, 3.0, 3.0, 3.0]]
+        >>> store.tensors["weight"].quantisation
+        'float8_e4m3fn with scales, 8 bits'
+    """
+    view = _Dequantised(store)
+    return view if view.changed else store
+
+
+class _Dequantised:
+    """The view of a store."""
+
+    def __init__(self, store: TensorStore) -> None:
+        self._store = store
+        self.config: Mapping[str, Any] | None = store.config
+        self.adapter_config: Mapping[str, Any] | None = store.adapter_config
+        self.shards: Mapping[Any, Any] = getattr(store, "shards", {})
+        self._weights: dict[str, tuple[Module, QuantisedWeight]] = {}
+        infos: dict[str, tuple[str, TensorInfo] | None] = {}
+        settings = _settings(store.config or {})
+        for path, tensors in stored_modules(store).items():
+            formats, auxiliary = find_quantised({name: info.dtype for name, info in tensors.items()})
+            known = {name: label for name, label in formats.items() if label in DECODERS}
+            if known:
+                read = functools.partial(_read, store, path)
+                module = Module(path=path, tensors=tensors, read_at=read, settings=settings)
+                infos.update(self._describe(module, known, [] if known.keys() < formats.keys() else auxiliary))
+            for name in _without_scales(tensors, formats, settings):
+                full = _join(path, name)
+                infos[full] = full, _unread(tensors[name], _NO_SCALES)
+        self.changed = bool(infos)
+        entries = [infos.get(name, (name, info)) for name, info in store.tensors.items()]
+        self.tensors: Mapping[str, TensorInfo] = dict(entry for entry in entries if entry is not None)
+
+    def _describe(
+        self, module: Module, formats: Mapping[str, str], auxiliary: list[str]
+    ) -> dict[str, tuple[str, TensorInfo] | None]:
+        """Return what stands for the stored tensors of a module: the name and description of a weight, or nothing."""
+        parts: dict[str, tuple[str, TensorInfo] | None] = {}
+        found: dict[str, tuple[str, TensorInfo] | None] = {}
+        failed = False
+        for stored, label in formats.items():
+            info = module.tensors[stored]
+            try:
+                weight = DECODERS[label](module, stored)
+                unreadable = [name for name in weight.parts if is_broken(module.tensors[name].reason or "")]
+                if unreadable:
+                    raise UnreadableError(f"{unreadable[0]}: {module.tensors[unreadable[0]].reason}")
+            except UnreadableError as error:
+                failed = True
+                reason = f"{format_label(label, info.dtype)}: {error}"
+                found[_join(module.path, stored)] = _join(module.path, stored), _unread(info, reason)
+                continue
+            name = _join(module.path, weight.name)
+            self._weights[name] = module, weight
+            parts.update(dict.fromkeys(_join(module.path, part) for part in weight.parts))
+            identity = None if info.identity is None else (info.identity, weight.quantisation)
+            described = TensorInfo(weight.shape, torch.float32, identity, None, weight.quantisation)
+            found[_join(module.path, stored)] = name, described
+        for name in auxiliary:
+            full = _join(module.path, name)
+            parts.setdefault(full, (full, _unread(module.tensors[name], BELONGS)) if failed else None)
+        return parts | found
+
+    def load(self, name: str, index: Index = ()) -> Tensor:
+        """Read a tensor, or the part of it at an index; a quantised weight as float32."""
+        if name not in self._weights:
+            return self._store.load(name, index)
+        module, weight = self._weights[name]
+        if not (weight.stacked and index):
+            tensor = weight.decode(module.read)
+            return tensor[index] if index else tensor
+        first, rest = index[0], index[1:]
+        if isinstance(first, int):
+            return _one(module, weight, first)[rest]
+        chosen = [_one(module, weight, place)[rest] for place in range(weight.shape[0])[first]]
+        return torch.stack(chosen) if chosen else torch.empty(0, *weight.shape[1:])
+
+
+def _one(module: Module, weight: QuantisedWeight, place: int) -> Tensor:
+    """Return one matrix of a stack."""
+
+    def read(part: str) -> Tensor:
+        """Read the part of one matrix."""
+        tensor_has_it = module.tensors[part].shape[:1] == weight.shape[:1]
+        return module.read_at(part, (place,)) if tensor_has_it else module.read(part)
+
+    return weight.decode(read)
+
+
+def _read(store: TensorStore, path: str, name: str, index: Index) -> Tensor:
+    return store.load(_join(path, name), index)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _unread(info: TensorInfo, reason: str) -> TensorInfo:
+    """Return the description of a tensor that is skipped for a reason, whatever its dtype."""
+    return info._replace(dtype=torch.float32, reason=reason)
+
+
+def _without_scales(
+    tensors: Mapping[str, TensorInfo], formats: Mapping[str, str], settings: Mapping[str, Any]
+) -> list[str]:
+    """Return the FP8 weights of a module that have no scales, although the configuration says how they are scaled."""
+    if formats or str(settings.get("quant_method")) not in _SCALED:
+        return []
+    return [
+        name for name, info in tensors.items() if len(info.shape) > 1 and str(info.dtype).startswith("torch.float8_e")
+    ]
+
+
+def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of quantisation in a configuration."""
+    for key in ("quantization_config", "quantization", "compression_config"):
+        if isinstance(config.get(key), Mapping):
+            settings: Mapping[str, Any] = config[key]
+            return settings
+    return {}

@@ -1,0 +1,131 @@
+"""Weights of 8 bits with scales, and of 4-bit floats with scales: FP8, INT8, MXFP4, MXFP8, NVFP4."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tempbalance.layers.dequantise.module import AGAIN, Module, QuantisedWeight, Read, UnreadableError, scaled
+from tempbalance.layers.dequantise.packing import decode_scale, fp4_values
+
+__all__ = ["decode_mxfp4", "decode_packed_floats", "decode_with_scale", "eight_bits"]
+
+_MX_GROUP, _NV_GROUP = 32, 16
+_POWERS = {torch.uint8, getattr(torch, "float8_e8m0fnu", torch.uint8)}  # dtypes of scales that are powers of two
+_STACK_NDIM = 3
+
+
+def decode_with_scale(module: Module, weight: str) -> QuantisedWeight:
+    """Describe a weight of 8 bits with a scale for all, each channel or each block, or of packed 4-bit floats."""
+    info = module.tensors[weight]
+    stem, _, attribute = weight.rpartition(".")
+    found = [f"{weight}_scale", f"{weight}_scale_inv", f"{weight}_scales", f"{weight}.scale", f"{weight}.scale_weight"]
+    scale = module.first(*found, f"{stem}.scale_{attribute}" if stem else f"scale_{weight}")
+    if scale is None:
+        raise UnreadableError(f"its scale is missing: {AGAIN}")
+    powers = module.tensors[scale].dtype in _POWERS
+    is_pairs = info.dtype == torch.uint8 or "float4" in str(info.dtype)
+    if is_pairs or (info.dtype == torch.int8 and (powers or module.setting("quant_method") == "fp8")):
+        return decode_packed_floats(module, weight, weight, scale)
+    if info.dtype != torch.int8 and not info.dtype.is_floating_point:
+        raise UnreadableError(f"{_short(info.dtype)} with scales is not a layout that is read")
+    kind = "MXFP8" if powers and module.shape(scale)[-1] * _MX_GROUP == info.shape[-1] else _short(info.dtype)
+    zero = module.first(f"{weight}_zero_point")
+    return eight_bits(module, weight, (weight, scale, zero), f"{kind} with scales, 8 bits")
+
+
+def eight_bits(module: Module, name: str, stored: tuple[str, str, str | None], quantisation: str) -> QuantisedWeight:
+    """Describe a weight of 8 bits.
+
+    Args:
+        module: Its module.
+        name: Name of the weight when it is not quantised.
+        stored: Names of its values, its scales, and its zeros or None.
+        quantisation: Format and bits.
+
+    Returns:
+        The weight.
+    """
+    values, scale, zero = stored
+    shape, block = module.shape(values), module.setting("weight_block_size")
+    block = block if isinstance(block, list) and all(type(size) is int for size in block) else []
+    grid, steps = module.grid(scale, shape), module.steps(name, shape, scale, block[-len(shape) :])
+    if zero is not None and math.prod(module.shape(zero)) != math.prod(grid):
+        module.check(zero, module.shape(scale))
+
+    def decode(read: Read) -> Tensor:
+        """Subtract the zeros and multiply by the scales."""
+        numbers = read(values)
+        own = grid[-numbers.ndim :]  # of one matrix of a stack
+        zeros = None if zero is None else read(zero).to(torch.float32).reshape(own)
+        return scaled(numbers, decode_scale(read(scale)).reshape(own), steps[-numbers.ndim :], zeros)
+
+    return QuantisedWeight(
+        name=name,
+        shape=shape,
+        quantisation=quantisation,
+        parts=(values, scale) if zero is None else (values, scale, zero),
+        decode=decode,
+        stacked=len(shape) == _STACK_NDIM,
+    )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def decode_packed_floats(module: Module, name: str, packed: str, scale: str) -> QuantisedWeight:
+    """Describe a weight of 4-bit floats, two in a byte, with a scale for each group of a row: NVFP4 or MXFP4."""
+    *outer, width = module.shape(packed)
+    shape = (*outer, 2 * width)
+    power = module.tensors[scale].dtype in _POWERS or module.shape(scale)[-1:] == (shape[-1] // _MX_GROUP,)
+    group = _MX_GROUP if power else _NV_GROUP
+    module.check(scale, (*outer, shape[-1] // group))
+    over, times = module.first(f"{name}_global_scale"), module.first(f"{name}_scale_2")
+    whole = over or times
+    if not power and whole is None:
+        raise UnreadableError(f"its global scale is missing: {AGAIN}")
+    if whole is not None and math.prod(module.shape(whole)) != 1:
+        raise UnreadableError(f"its tensor {whole} has shape {module.shape(whole)}, expected one number: {AGAIN}")
+    steps = [*(1,) * len(outer), group]
+
+    def decode(read: Read) -> Tensor:
+        """Multiply by the scales of the groups, which are relative to one of the tensor."""
+        scales = decode_scale(read(scale))
+        if over is not None:  # compressed-tensors stores the inverse
+            scales = scales / read(over).to(torch.float32).reshape(())
+        elif times is not None:
+            scales = scales * read(times).to(torch.float32).reshape(())
+        return scaled(fp4_values(read(packed)), scales, steps[-scales.ndim :])
+
+    return QuantisedWeight(
+        name=name,
+        shape=shape,
+        quantisation="MXFP4, 4 bits" if power else "NVFP4, 4 bits",
+        parts=(packed, scale) if whole is None else (packed, scale, whole),
+        decode=decode,
+        stacked=len(shape) == _STACK_NDIM,
+    )
+
+
+def decode_mxfp4(module: Module, blocks: str) -> QuantisedWeight:
+    """Describe experts in MXFP4 as gpt-oss has them: ``(experts, out, groups, 16)``, for ``(experts, in, out)``."""
+    name = blocks.removesuffix("_blocks")
+    scale = f"{name}_scales"
+    *outer, groups, size = module.shape(blocks)
+    module.check(scale, (*outer, groups))
+    if 2 * size != _MX_GROUP or not outer:
+        raise UnreadableError(f"its blocks have shape {module.shape(blocks)}, expected {_MX_GROUP // 2} bytes a block")
+    stack = len(outer) == _STACK_NDIM - 1  # Transformers transposes the matrices of experts
+    shape = (*outer[:-1], groups * _MX_GROUP, outer[-1]) if stack else (*outer, groups * _MX_GROUP)
+
+    def decode(read: Read) -> Tensor:
+        """Multiply each group by its power of two."""
+        values = fp4_values(read(blocks)).mul_(decode_scale(read(scale)).unsqueeze(-1)).flatten(-2)
+        return values.mT if stack else values
+
+    return QuantisedWeight(
+        name=name, shape=shape, quantisation="MXFP4, 4 bits", parts=(blocks, scale), decode=decode, stacked=stack
+    )

@@ -1,0 +1,167 @@
+"""GGUF files, written by the package gguf: values, names, memory, and files that are damaged."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+import tempbalance as tb
+from tempbalance.errors import CheckpointError, CorruptFileError
+from tempbalance.layers import find_weights
+
+ROUNDED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")  # types that the package writes
+OTHERS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ2_XXS", "IQ3_S", "IQ1_S")  # it reads only
+GENERATOR = np.random.default_rng(0)
+MATRIX = (GENERATOR.standard_normal((48, 256)) * GENERATOR.pareto(3, (48, 1))).astype(np.float32)
+
+
+def write(path, tensors, arch="llama", **numbers):
+    """Write a GGUF file; a tensor is a float32 array, or (bytes, type)."""
+    writer = gguf.GGUFWriter(str(path), arch)
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b", "ß"])
+    writer.add_array("tokenizer.ggml.scores", [0.5, 1.5])
+    for key, value in numbers.items():
+        writer.add_uint32(key, value)
+    for name, tensor in tensors.items():
+        data, kind = tensor if isinstance(tensor, tuple) else (tensor, None)
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def rounded(name, matrix=MATRIX):
+    """The matrix in a type of GGUF, as bytes and type."""
+    kind = gguf.GGMLQuantizationType[name]
+    if name in OTHERS:  # any bytes are blocks; without the highest bits, every scale is finite
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        return GENERATOR.integers(0, 64, (*matrix.shape[:-1], matrix.shape[-1] // block * size), dtype=np.uint8), kind
+    return gguf.quantize(matrix, kind), kind
+
+
+def llama(layers=2, kind="Q8_0"):
+    matrices = {"attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64)}
+    matrices |= {"ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96)}
+    tensors = {"token_embd.weight": rounded(kind, MATRIX.reshape(-1, 64)), "output_norm.weight": np.ones(64, "f4")}
+    for layer in range(layers):
+        for name, shape in matrices.items():
+            values = GENERATOR.standard_normal(shape).astype(np.float32)
+            tensors[f"blk.{layer}.{name}.weight"] = rounded(kind, values)
+        tensors[f"blk.{layer}.attn_norm.weight"] = np.ones(64, "f4")
+    return tensors
+
+
+@pytest.mark.parametrize("name", ROUNDED + OTHERS)
+def test_the_matrix_is_that_of_the_package_gguf(tmp_path, name):
+    data, kind = rounded(name)
+    path = write(tmp_path / "model.gguf", {"blk.0.ffn_up.weight": (data, kind)})
+    expected = torch.from_numpy(gguf.dequantize(data, kind))
+    (row,), (other,) = tb.analyze(path).layers, tb.analyze({"weight": expected}).layers
+    assert (row.lambda_max, row.alpha) == pytest.approx((other.lambda_max, other.alpha), rel=1e-6, nan_ok=True)
+    assert row.shape == (48, 256)
+    assert row.quantisation.startswith(f"GGUF {name}, ")
+    with tb.open_checkpoint(path) as checkpoint:
+        (stored,) = checkpoint.tensors
+        assert torch.equal(checkpoint.load(stored), expected)
+        assert torch.equal(checkpoint.load(stored, (slice(3, 9), slice(5, 70))), expected[3:9, 5:70])
+        assert torch.equal(checkpoint.load(stored, (7,)), expected[7])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_matrix_that_is_not_quantised_has_no_format(tmp_path, dtype):
+    path = write(tmp_path / "model.gguf", {"blk.0.ffn_up.weight": MATRIX.astype(dtype)})
+    (row,) = tb.analyze(path).layers
+    assert row.quantisation == ""
+    assert row.lambda_max == pytest.approx(np.linalg.norm(MATRIX.astype(dtype).astype(np.float64), 2) ** 2)
+
+
+def test_names_and_blocks_are_those_of_transformers(tmp_path):
+    weights, skipped = find_weights(tb.open_checkpoint(write(tmp_path / "model.gguf", llama())))
+    assert [w.name for w in weights[:7]] == [
+        f"model.layers.0.{name}_proj.weight"
+        for name in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
+    ]
+    assert {w.block for w in weights} == {"model.layers.0", "model.layers.1"}
+    assert [s.name for s in skipped] == ["model.embed_tokens.weight"]
+
+
+def test_experts_are_rows_of_their_own_and_read_one_by_one(tmp_path):
+    stack = GENERATOR.standard_normal((3, 40, 64)).astype(np.float32)
+    tensors = {"blk.0.ffn_down_exps.weight": rounded("Q8_0", stack)}
+    weights, _ = find_weights(tb.open_checkpoint(write(tmp_path / "model.gguf", tensors, "qwen3moe")))
+    assert [w.name for w in weights] == [f"model.layers.0.mlp.experts.down_proj.weight:{i}" for i in range(3)]
+    torch.testing.assert_close(weights[1].load(), torch.from_numpy(stack[1]), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("arch", ["unheard-of", "gpt2"])
+def test_other_architectures_keep_the_names_of_the_file(tmp_path, arch):
+    path = write(tmp_path / "model.gguf", {f"blk.{i}.attn_qkv.weight": MATRIX for i in range(2)}, arch)
+    assert [(row.name, row.block) for row in tb.analyze(path).layers] == [
+        (f"blk.{i}.attn_qkv.weight", f"blk.{i}") for i in range(2)
+    ]
+
+
+def test_a_folder_with_the_parts_of_a_model_is_one_model(tmp_path):
+    for part in range(2):
+        tensors = {f"blk.{part}.ffn_up.weight": rounded("Q8_0")}
+        write(tmp_path / f"model-{part + 1:05d}-of-00002.gguf", tensors)
+    assert len(tb.analyze(tmp_path)) == 2
+    (tmp_path / "model-00001-of-00002.gguf").unlink()
+    with pytest.raises(CorruptFileError, match=r"model-00001-of-00002\.gguf is missing"):
+        tb.open_checkpoint(tmp_path)
+
+
+def test_a_type_that_gguf_does_not_know_costs_its_tensor_alone(tmp_path):
+    data, kind = rounded("Q8_0")
+    path = write(tmp_path / "model.gguf", {"blk.0.ffn_up.weight": (data, kind), "blk.0.ffn_down.weight": MATRIX})
+    content = path.read_bytes()
+    name = b"blk.0.ffn_up.weight" + (2).to_bytes(4, "little")
+    place = content.index(name) + len(name) + 16
+    path.write_bytes(content[:place] + (99).to_bytes(4, "little") + content[place + 4 :])
+    analysis = tb.analyze(path)
+    assert [row.name for row in analysis.layers] == ["model.layers.0.mlp.down_proj.weight"]
+    assert "type 99 is unknown to gguf: install a newer" in analysis.skipped[0].reason
+
+
+def test_a_type_without_code_in_gguf_is_named(tmp_path):
+    kind = gguf.GGMLQuantizationType.Q8_K
+    size = gguf.GGML_QUANT_SIZES[kind][1]
+    path = write(tmp_path / "model.gguf", {"blk.0.ffn_up.weight": (np.zeros((48, size), np.uint8), kind)})
+    assert "Q8_K cannot be dequantised" in tb.analyze(path).skipped[0].reason
+
+
+def test_a_file_that_is_cut_short_is_refused_wherever_it_is_cut(tmp_path):
+    content = write(tmp_path / "model.gguf", llama(1)).read_bytes()
+    for length in [4, 5, 9, 23, *range(30, len(content) - 40_000, 97), len(content) - 3000]:
+        path = tmp_path / "cut.gguf"
+        path.write_bytes(content[:length])
+        with pytest.raises(CorruptFileError, match=r"cut\.gguf.*(truncated)"):
+            tb.open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [(4, 1, "version 1"), (4, 3 << 24, "little-endian"), (8, 1 << 60, "a count of"), (16, 1 << 40, "a count of")],
+)
+def test_a_damaged_header_is_refused(tmp_path, place, value, message):
+    content = bytearray(write(tmp_path / "model.gguf", llama(1)).read_bytes())
+    size = 4 if place == 4 else 8
+    content[place : place + size] = value.to_bytes(size, "little")
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(CorruptFileError, match=message):
+        tb.open_checkpoint(tmp_path / "model.gguf")
+
+
+def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / "model.gguf", {"blk.0.ffn_up.weight": MATRIX})
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    with pytest.raises(tb.errors.MissingExtraError, match=r"tempbalance\[gguf\]"):
+        tb.open_checkpoint(path)
+
+
+def test_a_key_is_for_pytorch_files(tmp_path):
+    path = write(tmp_path / "model.gguf", {"blk.0.ffn_up.weight": MATRIX})
+    with pytest.raises(CheckpointError, match="gguf file has no key"):
+        tb.open_checkpoint(path, key="model")
