@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         allocate_bits,
         allocate_ranks,
         allocate_sparsity,
+        allocate_trainable,
         perplexity,
         prune,
         prune_checkpoint,
@@ -52,7 +53,7 @@ _NAMES = {
     "balance": ("Balancer", "Every", "Recipe", "assign", "recipes"),
     "checkpoints": ("Checkpoint", "open_checkpoint"),
     "compress": (
-        *("Allocation", "allocate_bits", "allocate_ranks", "allocate_sparsity"),
+        *("Allocation", "allocate_bits", "allocate_ranks", "allocate_sparsity", "allocate_trainable"),
         *("perplexity", "prune", "prune_checkpoint", "recover", "save_pruned"),
     ),
     "errors": ("TempBalanceError",),
@@ -70,7 +71,7 @@ _SUBMODULES = (
 __all__ = ["Analysis", "Checkpoint", "Comparison", "Select", "analyze", "compare", "open_checkpoint", "track"]
 __all__ += ["FARMS", "KS", "AveragedHill", "Hill", "Peak", "weight_spectrum"]
 __all__ += ["Balancer", "Every", "Recipe", "assign", "recipes"]
-__all__ += ["Allocation", "allocate_bits", "allocate_ranks", "allocate_sparsity"]
+__all__ += ["Allocation", "allocate_bits", "allocate_ranks", "allocate_sparsity", "allocate_trainable"]
 __all__ += ["perplexity", "prune", "prune_checkpoint", "recover", "save_pruned"]
 __all__ += ["study"]
 __all__ += ["TempBalanceError", "__version__", "errors", "testing"]

@@ -61,6 +61,12 @@ def _perplexity(place: Path, **options: Any) -> None:
     tb.perplexity(**{"model": _llama(), "tokens": TOKENS, "length": 8, **options}, progress=False)
 
 
+def _quantized(place: Path, model: Any, **options: Any) -> None:
+    allocation = tb.allocate_bits(tb.analyze(nn.Sequential(nn.Linear(8, 8)), progress=False), 4, method="uniform")
+    with tb.compress.quantized(model, allocation, **options):
+        pass
+
+
 def _defaults(function: Any) -> dict[str, Any]:
     return {name: each.default for name, each in inspect.signature(function).parameters.items()}
 
@@ -68,6 +74,9 @@ def _defaults(function: Any) -> dict[str, Any]:
 _RECIPES = [
     name for name in recipes.__all__ if inspect.Parameter.empty not in _defaults(getattr(recipes, name)).values()
 ]
+
+_SCORES = {row.name: 1.0 for row in tiny_analysis().layers}
+_ERRORS = {name.removesuffix(".weight"): {"int4": 1.0, "bf16": 0.1} for name in _SCORES}
 
 # Each function with valid arguments, of which some are replaced.
 FUNCTIONS: Mapping[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -113,13 +122,27 @@ FUNCTIONS: Mapping[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         tb.allocate_bits,
         {"analysis": tiny_analysis(), "bits": 3, "widths": (2, 3, 4), "gamma": 1.0, "unit": "layer"},
     ),
-    "allocate_ranks": (tb.allocate_ranks, {"analysis": tiny_analysis(), "rank": 4}),
+    "allocate_bits of formats": (
+        tb.allocate_bits,
+        {"analysis": tiny_analysis(), "bits": 5, "widths": ("int4", "bf16"), "method": "error", "errors": _ERRORS},
+    ),
+    "allocate_ranks": (tb.allocate_ranks, {"analysis": tiny_analysis(), "rank": 4, "method": "uniform"}),
+    "allocate_trainable": (
+        tb.allocate_trainable,
+        {"analysis": tiny_analysis(), "share": 0.5, "method": "snr", "scores": _SCORES},
+    ),
+    "quantization_errors": (
+        tb.compress.quantization_errors,
+        {"source": tiny_state(), "formats": ("int4",), "calibration": None, "measure": "noise", "seed": 0},
+    ),
+    "find_format": (tb.compress.find_format, {"name": "nvfp4"}),
+    "quantized": (_quantized, {"model": nn.Sequential(nn.Linear(8, 8)), "group_size": 4}),
     "compare": (tb.compare, {"before": tiny_analysis(), "after": tiny_analysis()}),
     "save": (_save, {"path": "a.json", "history": ()}),
     "Analysis.load": (lambda place, path: tb.Analysis.load(path), {"path": "x.json"}),
     "Allocation.load": (lambda place, path: tb.Allocation.load(path), {"path": "x.json"}),
     "prune": (_prune, {"method": "magnitude", "calibration": None, "allocation": None}),
-    "perplexity": (_perplexity, {"tokens": TOKENS, "stride": None, "length": 8, "device": None}),
+    "perplexity": (_perplexity, {"tokens": TOKENS, "stride": None, "length": 8, "bits": None, "device": None}),
     "draw_calibration": (
         tb.compress.draw_calibration,
         {"documents": [TOKENS], "samples": 2, "length": 8, "seed": 0},
@@ -161,7 +184,7 @@ FUNCTIONS: Mapping[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
 }
 _WITH_PLACE = {"save", "analyze", "study", "prune", "perplexity", "Calibration", "Balancer", "open_checkpoint"}
-_WITH_PLACE |= {"source", "Analysis.load", "Allocation.load", "load_tokens"}
+_WITH_PLACE |= {"quantized", "source", "Analysis.load", "Allocation.load", "load_tokens"}
 _HUGE = {10**20, 10**400, 2**63, 2**31}
 
 

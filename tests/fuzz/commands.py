@@ -27,6 +27,8 @@ COMMANDS = [
     "allocate {analysis.json} --sparsity 0.5 --allocation alpha --epsilon 0.3 --unit layer --out <a.json>",
     "allocate {model.pt} --bits 3 --unit layer --json",
     "allocate {analysis.json} --rank 4 --quiet --out <a.json>",
+    "allocate {llama} --bits 5 --formats int4,nvfp4,bf16 --by error --out <a.json> --quiet",
+    "allocate {model.pt} --trainable 0.5 --by snr --out <a.json>",
     "perplexity {llama} {text.txt} --length 8 --stride 4 --device cpu",
     "recover {llama} --tokens {tokens.npy} --rank 2 --lr 0.1 --epochs 1 --batch 2 --length 8 --seed 0 --out <r>",
     "study --task {tokens.npy} --methods llr --out <s> --seeds 1 --lr 0.1 --first-seed 0 --tuning-seeds 1 --set a=1",

@@ -74,8 +74,8 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     by: Annotated[
         By | None,
         typer.Option(
-            help="What decides: alpha (default), error or uniform for bits and ranks; snr (default, signal-to-noise "
-            "ratio), alpha or drift for trainable layers.",
+            help="What decides: alpha (default; for bits worse than uniform in our study), error or uniform for bits "
+            "and ranks; snr (default, signal-to-noise ratio), alpha or drift for trainable layers.",
             show_default=False,
         ),
     ] = None,
@@ -265,7 +265,7 @@ def _refuse_unused(what: str, by: str, **options: object) -> None:
     for name, value in options.items():
         if value is not None and not used[name]:
             raise AllocationError(f"--{name} has no effect with --{what} and --by {by}")
-    if by == "drift" and options["base"] is None:
+    if used["base"] and options["base"] is None:
         raise AllocationError("--by drift needs --base MODEL")
     if (what, by) == ("bits", "error") and options["formats"] is None:
         raise AllocationError("--by error needs --formats, such as int3_g128,int4_g128,int8_g128")

@@ -42,7 +42,7 @@ def allocate_bits(  # noqa: PLR0913  most are keyword options
     ``"alpha"``, AlphaQ (Yang et al. 2026, arXiv:2606.04980): heavy-tailed layers get more. Among all allocations within
     the budget, minimise the weighted noise ``sum_i (median(alpha) / alpha_i)^gamma n_i Var(W_i) 2^(-2 b_i)``. A unit
     without an alpha counts as one of median alpha. If all alphas are equal or ``gamma`` is 0, the variances alone
-    decide.
+    decide. On our language model this was much worse than ``"uniform"``: docs/results/quantization.md.
 
     ``"error"``, as in HIGGS (Malinovskii et al. 2024, arXiv:2411.17525): minimise the sum of the errors that
     ``quantization_errors`` measured for each layer and format.
@@ -96,7 +96,10 @@ def allocate_bits(  # noqa: PLR0913  most are keyword options
     """
     check_type("analysis", analysis, Analysis)
     check_type("widths", widths, Sequence)
+    check_type("method", method, str)
     check_numbers(bits=bits, gamma=gamma)
+    if errors is not None:
+        check_type("errors", errors, Mapping)
     if method not in get_args(_Method):
         raise AllocationError(f"method must be one of {', '.join(map(repr, get_args(_Method)))}, got {method!r}")
     if not 0 <= gamma <= MAX_POWER:
@@ -190,7 +193,10 @@ def _offers(
 
 
 def _error(errors: Mapping[str, Mapping[str, float]], layer: LayerAllocation, one: WeightFormat) -> float:
-    error = errors.get(layer.name, {}).get(one.name, math.nan)
+    own = errors.get(layer.name, {})
+    check_type(f"the errors of {layer.name}", own, Mapping)
+    error = own.get(one.name, math.nan)
+    check_numbers(**{f"the error of {one.name}": error})
     if not 0 <= error < math.inf:
         raise AllocationError(
             f"errors has no error of {one.name} in {layer.name}: measure them on this model and for these formats "
@@ -215,7 +221,8 @@ def _choose(
         costs = [sum(min(each.cost for each in own) for own in offers)]
     if not bits >= min(costs) / total * (1 - 1e-12):
         raise AllocationError(f"bits must be at least {min(costs) / total:.6g}, the cost of the cheapest formats")
-    budget = math.floor(bits * total * (1 + 1e-12))
+    most = sum(max(each.cost for each in own) for own in offers)
+    budget = most if bits * total >= most else math.floor(bits * total * (1 + 1e-12))
     if method == "uniform":
         place = max((cost, -place) for place, cost in enumerate(costs) if cost <= budget)[1]
         return [own[-place].format for own in offers]

@@ -17,7 +17,7 @@ from tempbalance.compress.evaluation.fake_quantization import changed_part, modu
 from tempbalance.compress.evaluation.likelihood import check_vocabulary
 from tempbalance.compress.evaluation.tokens import Documents, batches, read_documents
 from tempbalance.compress.formats import WeightFormat, find_format
-from tempbalance.errors import AllocationError, check_seed
+from tempbalance.errors import AllocationError, check_seed, check_type
 from tempbalance.layers import Weight, parameter_names, unwrapped
 
 __all__ = ["quantization_errors"]
@@ -68,6 +68,9 @@ def quantization_errors(  # noqa: PLR0913  most are keyword options
         >>> [round(error, 4) for error in errors["a"].values()]
         [0.0981, 0.0003, 0.2505]
     """
+    check_type("formats", formats, Iterable)
+    if isinstance(formats, str):
+        raise AllocationError(f"formats must be several names, such as ({formats!r},), got {formats!r}")
     chosen = [find_format(name) for name in dict.fromkeys(formats)]
     check_seed(seed)
     if measure not in ("noise", "rounding"):

@@ -82,6 +82,7 @@ def allocate_ranks(  # noqa: PLR0913  most are keyword options
         if value > _MAX_RANK:
             raise AllocationError(f"{name} must be at most {_MAX_RANK}, got {value}")
     check_numbers(beta=beta)
+    check_type("method", method, str)
     if method not in get_args(_Method):
         raise AllocationError(f"method must be one of {', '.join(map(repr, get_args(_Method)))}, got {method!r}")
     if high is None:

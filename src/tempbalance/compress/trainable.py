@@ -65,6 +65,7 @@ def allocate_trainable(
         {'h.0.fc.weight': 1, 'h.1.fc.weight': 0, 'h.2.fc.weight': 0}
     """
     check_type("analysis", analysis, Analysis)
+    check_type("method", method, str)
     check_numbers(share=share)
     if not 0 <= share <= 1:
         raise AllocationError(f"share must be in [0, 1], got {share}")
@@ -73,6 +74,9 @@ def allocate_trainable(
     if (scores is None) != (method == "alpha"):
         text = "takes no scores: they are in the analysis" if method == "alpha" else "needs scores"
         raise AllocationError(f"method {method!r} {text}")
+    if scores is not None:
+        check_type("scores", scores, Mapping)
+        check_numbers(**{f"the score of {name}": score for name, score in scores.items()})
     rows: dict[str, list[LayerStats]] = {}
     for row in analysis.layers:
         rows.setdefault(row.name.partition(":")[0], []).append(row)

@@ -12,7 +12,7 @@ from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.budget_units import module_name
 from tempbalance.compress.formats import WeightFormat, find_format
 from tempbalance.compress.layer_allocation import LayerAllocation
-from tempbalance.errors import AllocationError, check_type
+from tempbalance.errors import AllocationError, check_integer, check_type
 from tempbalance.layers import Select, TensorStore, Weight, find_weights, parameter_names, unwrapped
 
 __all__ = ["changed_part", "format_of", "modules_of", "oriented", "quantized"]
@@ -76,6 +76,8 @@ def quantized(model: nn.Module, allocation: Allocation, *, group_size: int | Non
 
 def format_of(layer: LayerAllocation, group_size: int | None = None) -> WeightFormat:
     """Return the format of a layer, that of integers for a plain width."""
+    if group_size is not None:
+        check_integer("group_size", group_size, 1)
     if layer.format or layer.bits == _HALF:
         return find_format(layer.format or "bf16")
     try:
