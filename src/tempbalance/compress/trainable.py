@@ -122,7 +122,7 @@ def signal_to_noise(source: Source, *, key: str | None = None, progress: bool = 
     It is the sum of the singular values above the edge of the noise over the sum of those below, divided by the largest
     (Hartford et al. 2024, arXiv:2406.06623). The edge is that of the Marchenko-Pastur law, ``sigma (sqrt(rows) +
     sqrt(columns))``, with the standard deviation ``sigma`` of the noise estimated from the median singular value
-    (Gavish and Donoho 2014). The released code (``released.snr_as_released``) takes the interquartile range of the
+    (Gavish and Donoho 2014). The released code (``released.spectrum_snr``) takes the interquartile range of the
     *singular values* as that of a normal distribution, without the factor of the long side.
 
     Args:

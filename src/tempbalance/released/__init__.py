@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tempbalance.released.assignments import RankAsReleased
 from tempbalance.released.farms import FARMSAsReleased
-from tempbalance.released.freezing import snr_as_released, unfrozen_as_released
+from tempbalance.released.freezing import spectrum_snr, spectrum_unfrozen
 from tempbalance.released.recipes_as_released import (
     alphadecay_as_released,
     llr_as_released,
@@ -24,7 +24,7 @@ __all__ = [
     "llr_as_released",
     "model_balancing_as_released",
     "model_balancing_sciml_as_released",
-    "snr_as_released",
+    "spectrum_snr",
+    "spectrum_unfrozen",
     "tempbalance_as_released",
-    "unfrozen_as_released",
 ]

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["snr_as_released", "unfrozen_as_released"]
+__all__ = ["spectrum_snr", "spectrum_unfrozen"]
 
 
-def snr_as_released(weight: Tensor) -> float:
+def spectrum_snr(weight: Tensor) -> float:
     """Compute the signal-to-noise ratio of a weight as the code released with Spectrum does.
 
     Its noise is ``sigma = IQR / 1.349``, the standard deviation of normal numbers with the interquartile range of the
@@ -31,9 +31,9 @@ def snr_as_released(weight: Tensor) -> float:
         the largest.
 
     Example:
-        >>> snr_as_released(torch.ones(8))
+        >>> spectrum_snr(torch.ones(8))
         1.0
-        >>> round(snr_as_released(torch.diag(torch.tensor([8.0, 2.0, 1.5, 1.0]))), 4)  # threshold 3.06
+        >>> round(spectrum_snr(torch.diag(torch.tensor([8.0, 2.0, 1.5, 1.0]))), 4)  # threshold 3.06
         0.2222
     """
     values = torch.linalg.svdvals((weight if weight.ndim > 1 else weight[None]).float())
@@ -45,7 +45,7 @@ def snr_as_released(weight: Tensor) -> float:
     return float(ratio / values[0])
 
 
-def unfrozen_as_released(scores: Mapping[str, float], types: Mapping[str, str], percent: int) -> list[str]:
+def spectrum_unfrozen(scores: Mapping[str, float], types: Mapping[str, str], percent: int) -> list[str]:
     """Return the entries of ``unfrozen_parameters`` that the code released with Spectrum writes.
 
     Args:
@@ -58,7 +58,7 @@ def unfrozen_as_released(scores: Mapping[str, float], types: Mapping[str, str], 
 
     Example:
         >>> scores = {"layers.0.fc": 0.2, "layers.1.fc": 0.4, "layers.2.fc": 0.3}
-        >>> unfrozen_as_released(scores, dict.fromkeys(scores, "fc"), 50)[2:]
+        >>> spectrum_unfrozen(scores, dict.fromkeys(scores, "fc"), 50)[2:]
         ['layers.1.fc']
     """
     by_type: dict[str, list[str]] = {}
