@@ -166,6 +166,18 @@ def test_prune_allocates_as_the_studies_recommend(llama, stories, tmp_path, give
     assert json.loads(capsys.readouterr().out)["allocation"] == method
 
 
+def test_prune_searches_an_allocation_and_prints_what_each_method_gives(llama, stories, tmp_path, capfd):
+    text = ("--calibration", stories, "--samples", 4, "--length", 32)
+    search = ("--allocation", "search", "--generations", 1, "--search-folder", tmp_path / "search")
+    assert run("prune", llama, "-s", 0.6, *text, *search, "-o", tmp_path / "p") == 0
+    lines = [line.split(",")[0].split()[0] for line in capfd.readouterr().out.splitlines() if line.strip()]
+    assert {"search", "uniform", "owl", "atp", "alpha", "erk"} <= set(lines)
+    assert tb.Allocation.load(tmp_path / "p" / "allocation.json").unit == "layer"
+    out = tmp_path / "plan.json"
+    assert run("allocate", llama, "-s", 0.6, *text, *search, "-o", out, "-q") == 0  # resumed: the search is finished
+    assert dict(tb.Allocation.load(out)) == dict(tb.Allocation.load(tmp_path / "p" / "allocation.json"))
+
+
 def test_a_dry_run_prints_the_allocation_that_prune_uses(llama, tmp_path, capsys):
     arguments = ("prune", llama, "-s", 0.5, "--allocation", "depth", "--out", tmp_path / "p")
     assert run(*arguments, "--dry-run", "--json") == 0
@@ -291,6 +303,17 @@ class TestErrorsOfOneLine:
         out = tmp_path / "p"
         check_error(capsys, "prune", model, "-s", 0.5, "-o", out, "--report", tmp_path / report, match=match)
         assert not out.exists()
+
+    def test_a_search_without_text_or_of_another_budget_and_options_without_a_search_are_refused(
+        self, capsys, llama, stories, tmp_path
+    ):
+        out, text = ("-o", tmp_path / "p"), ("--calibration", stories, "--samples", 4, "--length", 32)
+        search = ("--allocation", "search", "--generations", 1, "--search-folder", tmp_path / "search")
+        check_error(capsys, "prune", llama, "-s", 0.5, *search, *out, match="--calibration FILE")
+        check_error(capsys, "prune", llama, "-s", 0.5, "--generations", 3, *out, match="--allocation search")
+        check_error(capsys, "allocate", llama, "--bits", 4, "--beta", 0.1, match="--sparsity only")
+        assert run("prune", llama, "-s", 0.5, *search, *text, "--dry-run", "-q") == 0
+        check_error(capsys, "prune", llama, "-s", 0.6, *search, *text, *out, match="another budget")
 
     def test_perplexity_of_a_folder_without_a_language_model_is_refused(self, capsys, tmp_path):
         pytest.importorskip("transformers")

@@ -37,6 +37,15 @@ def test_a_loaded_allocation_equals_the_saved_one(allocation, tmp_path):
     assert Allocation.load(tmp_path / "allocation.json") == allocation
 
 
+def test_what_each_method_gives_on_the_text_is_saved(allocation, tmp_path):
+    scores = (("search", 1.25, 20.5), ("uniform", math.inf, math.inf))
+    compared = tuple(tb.compress.MethodScore(method=name, kl=kl, perplexity=value) for name, kl, value in scores)
+    measured = dataclasses.replace(allocation, compared=compared)
+    measured.save(tmp_path / "allocation.json")
+    assert Allocation.load(tmp_path / "allocation.json") == measured
+    assert "compared" not in allocation.to_dict()
+
+
 def test_a_file_of_the_version_before_loads(allocation):
     name = {"sparsity": "sparsity", "bits": "bits", "rank": "ranks"}[allocation.quantity]
     before = Allocation.load(BEFORE / f"{name}.json")

@@ -103,6 +103,30 @@ def test_every_method_meets_the_budget_to_one_zero(analysis, sparsity, unit, met
     assert all(0 <= value <= 1 for value in allocation.values())
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.05, 0.2])
+def test_atp_is_the_published_arithmetic_progression(analysis, beta):
+    allocation = tb.allocate_sparsity(analysis, 0.6, method="atp", beta=beta)
+    assert list(allocation.values())[::2] == pytest.approx([0.6 - 1.5 * beta + i * beta for i in range(4)], abs=1e-3)
+    assert sum(layer.zeros for layer in allocation.layers) == round(0.6 * allocation.covered)
+    assert allocation.method == f"atp, beta {beta}"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "atp"}, "needs beta"),
+        ({"method": "atp", "beta": 0.1, "unit": "layer"}, "unit='block'"),
+        ({"method": "atp", "beta": 0.3}, r"\[0, 0.2667\]"),
+        ({"method": "atp", "beta": -0.1}, r"\[0, 0.2667\]"),
+        ({"method": "atp", "beta": math.nan}, r"\[0, 0.2667\]"),
+        ({"method": "uniform", "beta": 0.1}, "beta has no effect"),
+    ],
+)
+def test_a_beta_that_cannot_be_used_is_refused(analysis, given, message):
+    with pytest.raises(AllocationError, match=message):
+        tb.allocate_sparsity(analysis, 0.6, **given)
+
+
 def test_blocks_with_heavier_tails_are_pruned_less(analysis):
     values = list(tb.allocate_sparsity(analysis, 0.5, method="alpha").values())[::2]  # one of each block
     assert values == sorted(values)

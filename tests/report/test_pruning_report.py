@@ -103,6 +103,23 @@ def printed(pruned):
     return stream.getvalue()
 
 
+def test_what_each_method_gives_on_the_text_is_in_every_output():
+    pruned = pruned_model()
+    assert "calibration text" not in printed(pruned)
+    assert pruned.to_dict()["compared"] == []
+    scores = (("search", 1.25, 20.5), ("owl, epsilon 0.08", math.inf, math.inf))
+    compared = tuple(tb.compress.MethodScore(method=name, kl=kl, perplexity=value) for name, kl, value in scores)
+    pruned = dataclasses.replace(pruned, allocation=dataclasses.replace(pruned.allocation, compared=compared))
+    lines = printed(pruned).splitlines()
+    assert [line.split() for line in lines if line.startswith(("search", "owl"))] == [
+        ["search", "1.2500", "20.5"],
+        ["owl,", "epsilon", "0.08", "inf", "inf"],
+    ]
+    page = render_pruning(pruned)
+    assert '<td class="text">search</td>' in page.partition('<table id="compared">')[2]
+    assert pruned.to_dict()["compared"][1] == {"method": "owl, epsilon 0.08", "kl": None, "perplexity": None}
+
+
 def test_every_block_of_a_pruned_model_has_a_line():
     lines = printed(pruned_model()).splitlines()
     assert lines[1] == "6 weight matrices pruned by wanda; allocation by alpha, epsilon 0.3"

@@ -30,15 +30,21 @@ from tempbalance.cli.app import (
 )
 from tempbalance.cli.compress import (
     AllocationOption,
+    BetaOption,
     CalibrationOption,
+    Criterion,
     EpsilonOption,
+    GenerationsOption,
     GroupOption,
     LengthOption,
+    MethodOption,
     RoutersOption,
     SamplesOption,
+    SearchFolderOption,
     SeedOption,
     Unit,
     make_calibration,
+    make_search,
 )
 from tempbalance.errors import AllocationError
 
@@ -85,10 +91,17 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base model for --by drift.")] = None,
     allocation: AllocationOption = None,
+    method: MethodOption = Criterion.magnitude,
     epsilon: EpsilonOption = None,
+    beta: BetaOption = None,
+    generations: GenerationsOption = None,
+    search_folder: SearchFolderOption = None,
     unit: Annotated[
         Unit | None,
-        typer.Option(help="What has one value: block (default for sparsity and ranks) or layer.", show_default=False),
+        typer.Option(
+            help="What has one value: block (default for sparsity and ranks) or layer (for bits and a search).",
+            show_default=False,
+        ),
     ] = None,
     group: GroupOption = None,
     routers: RoutersOption = False,
@@ -115,6 +128,8 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     [bold]Examples[/]
 
       tempbalance allocate path/to/model --sparsity 0.5 --allocation alpha --out allocation.json
+
+      tempbalance allocate path/to/llama -s 0.6 --allocation search -m wanda --calibration c4.jsonl -o plan.json
 
       tempbalance allocate analysis.json --bits 3.5
 
@@ -144,7 +159,9 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
             sparsity=sparsity,
             method=allocation.value if allocation else None,
             epsilon=epsilon,
-            unit=(unit or Unit.block).value,
+            beta=beta,
+            unit=unit.value if unit else None,
+            search=make_search(allocation, generations, search_folder, seed),
             group=group,
             routers=routers,
             estimator=fitted_by,
@@ -153,6 +170,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
         found = compress.allocate_folder(
             analysis or source,
             settings,
+            method.value,
             calibration=text,
             revision=revision,
             key=key,
@@ -160,8 +178,12 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
             progress=not quiet,
         )
     else:
-        if (allocation, epsilon, group) != (None,) * 3 or routers:
-            raise AllocationError("--allocation, --epsilon, --group and --routers can be used with --sparsity only")
+        given = (allocation, epsilon, beta, generations, search_folder, group)
+        if given != (None,) * len(given) or routers or method != Criterion.magnitude:
+            raise AllocationError(
+                "--allocation, --method, --epsilon, --beta, --generations, --search-folder, --group and --routers can be "
+                "used with --sparsity only"
+            )
         what, budget = next((name, value) for name, value in budgets.items() if value is not None)
         with contextlib.ExitStack() as stack:
             model: Analysis | Checkpoint = analysis or stack.enter_context(open_checkpoint(source, revision, key=key))

@@ -29,20 +29,26 @@ from tempbalance.cli.app import (
 from tempbalance.errors import AllocationError
 
 if TYPE_CHECKING:
-    from tempbalance.compress import Allocation, Calibration, PruningResult
+    from tempbalance.compress import Allocation, Calibration, PruningResult, SearchSettings
 
 __all__ = [
     "AllocationOption",
+    "BetaOption",
     "CalibrationOption",
+    "Criterion",
     "EpsilonOption",
     "EvaluateOption",
+    "GenerationsOption",
     "GroupOption",
     "LengthOption",
+    "MethodOption",
     "RoutersOption",
     "SamplesOption",
+    "SearchFolderOption",
     "SeedOption",
     "Unit",
     "make_calibration",
+    "make_search",
     "perplexity_command",
     "prune_command",
 ]
@@ -50,9 +56,18 @@ __all__ = [
 Criterion = Enum("Criterion", {"magnitude": "magnitude", "wanda": "wanda", "sparsegpt": "sparsegpt"}, type=str)
 Unit = Enum("Unit", {"block": "block", "layer": "layer"}, type=str)
 AllocationMethod = Enum(
-    "AllocationMethod", {"alpha": "alpha", "uniform": "uniform", "erk": "erk", "depth": "depth", "owl": "owl"}, type=str
+    "AllocationMethod",
+    {
+        "alpha": "alpha",
+        "uniform": "uniform",
+        "erk": "erk",
+        "depth": "depth",
+        "owl": "owl",
+        "atp": "atp",
+        "search": "search",
+    },
+    type=str,
 )
-_LENGTH = 2048
 _FILES = ".npz, .npy, .txt, .json, .jsonl"
 LengthOption = Annotated[
     int | None,
@@ -79,13 +94,30 @@ EpsilonOption = Annotated[
         show_default=False,
     ),
 ]
+BetaOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Difference in sparsity between consecutive blocks, for atp; default: chosen on the calibration text.",
+        show_default=False,
+    ),
+]
+GenerationsOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=2**20, help="Generations of a search; default: 150.", show_default=False),
+]
+SearchFolderOption = Annotated[
+    Path | None, typer.Option(help="Folder for the state of a search; the same command goes on there after a stop.")
+]
+MethodOption = Annotated[Criterion, typer.Option("--method", "-m", help="Pruning criterion.")]
 GroupOption = Annotated[int | None, typer.Option(min=2, help="M of N:M sparsity; each block gets its own N.")]
 RoutersOption = Annotated[bool, typer.Option("--routers", help="Prune routers of experts too.")]
 CalibrationOption = Annotated[
-    Path | None, typer.Option(help=f"Calibration text or tokens for wanda, sparsegpt and owl: {_FILES}.")
+    Path | None, typer.Option(help=f"Calibration text or tokens for wanda, sparsegpt, owl, atp and search: {_FILES}.")
 ]
 SamplesOption = Annotated[int, typer.Option(min=1, max=2**20, help="Number of calibration sequences.")]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for calibration samples.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for calibration samples and for a search.")]
 _FromAllocationOption = Annotated[Path | None, typer.Option(help="Use this allocation.json, instead of --sparsity.")]
 _ReportOption = Annotated[list[Path] | None, typer.Option(help="Save the result as FILE.html or .json. Repeatable.")]
 
@@ -99,10 +131,19 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     sparsity: Annotated[
         float | None, typer.Option("--sparsity", "-s", min=0, max=1, help="Fraction of zeros, in [0, 1).")
     ] = None,
-    method: Annotated[Criterion, typer.Option("--method", "-m", help="Pruning criterion.")] = Criterion.magnitude,
+    method: MethodOption = Criterion.magnitude,
     allocation: AllocationOption = None,
     epsilon: EpsilonOption = None,
-    unit: Annotated[Unit, typer.Option(help="Whether each block or each layer has one sparsity.")] = Unit.block,
+    beta: BetaOption = None,
+    generations: GenerationsOption = None,
+    search_folder: SearchFolderOption = None,
+    unit: Annotated[
+        Unit | None,
+        typer.Option(
+            help="Whether each block or each layer has one sparsity; default: block, for search layer.",
+            show_default=False,
+        ),
+    ] = None,
     group: GroupOption = None,
     routers: RoutersOption = False,
     from_allocation: _FromAllocationOption = None,
@@ -128,13 +169,15 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     """Prune a model and save it as a folder.
 
     The folder contains dense safetensors with zeros, the config and tokenizer files, and allocation.json.
-    Magnitude streams any checkpoint; wanda, sparsegpt and owl load a causal language model.
+    Magnitude streams any checkpoint; wanda, sparsegpt, owl, atp and search load a causal language model.
 
     [bold]Examples[/]
 
       tempbalance prune path/to/model --sparsity 0.5 --out pruned
 
       tempbalance prune path/to/llama -s 0.7 -m wanda --calibration c4.jsonl --evaluate wikitext.txt --out pruned
+
+      tempbalance prune path/to/llama -s 0.6 --allocation search --calibration c4.jsonl --out pruned
 
       tempbalance prune path/to/model -s 0.5 --allocation alpha --dry-run
 
@@ -155,7 +198,9 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
             sparsity=sparsity,
             method=allocation.value if allocation else None,
             epsilon=epsilon,
-            unit=unit.value,
+            beta=beta,
+            unit=unit.value if unit else None,
+            search=make_search(allocation, generations, search_folder, seed),
             group=group,
             routers=routers,
             estimator=make_estimator(estimator),
@@ -165,7 +210,14 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     if out is None or dry_run:
         if not isinstance(settings, Allocation):
             settings = allocate_folder(
-                source, settings, calibration=text, revision=revision, key=key, device=device, progress=not quiet
+                source,
+                settings,
+                method.value,
+                calibration=text,
+                revision=revision,
+                key=key,
+                device=device,
+                progress=not quiet,
             )
         _print_plan(settings, as_json, partial)
         return
@@ -190,7 +242,19 @@ def make_calibration(tokens: Path | None, samples: int, length: int | None, seed
     """Return the calibration that the options select; None without a file."""
     from tempbalance.compress import Calibration
 
-    return Calibration(tokens=tokens, samples=samples, length=length or _LENGTH, seed=seed) if tokens else None
+    return Calibration(tokens=tokens, samples=samples, length=length, seed=seed) if tokens else None
+
+
+def make_search(
+    allocation: AllocationMethod | None, generations: int | None, folder: Path | None, seed: int
+) -> SearchSettings | None:
+    """Return the search that the options select; None if there is neither a search nor an option of one."""
+    from tempbalance.compress import SearchSettings
+
+    if allocation != AllocationMethod.search and generations is None and folder is None:
+        return None
+    given = {} if generations is None else {"generations": generations}
+    return SearchSettings(seed=seed, folder=folder, **given)
 
 
 def _print_plan(allocation: Allocation, as_json: bool, partial: bool) -> None:

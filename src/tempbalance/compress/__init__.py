@@ -19,6 +19,7 @@ from tempbalance.compress.export.torch_masks import export_torch
 from tempbalance.compress.format_errors import quantization_errors
 from tempbalance.compress.formats import WeightFormat, find_format
 from tempbalance.compress.layer_allocation import LayerAllocation, UnitAllocation
+from tempbalance.compress.method_scores import MethodScore
 from tempbalance.compress.prune_workflow import SparsitySettings, allocate_folder, prune_folder
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruned_checkpoint import prune_checkpoint, save_pruned
@@ -27,6 +28,9 @@ from tempbalance.compress.pruning_result import PruningResult, UnitSparsity
 from tempbalance.compress.ranks import allocate_ranks
 from tempbalance.compress.recover_workflow import recover_folder
 from tempbalance.compress.recovery.lora_recovery import RecoveryResult, RecoverySettings, recover, save_recovered
+from tempbalance.compress.search.evolution import SearchSettings
+from tempbalance.compress.search.simple_methods import measure_sparsity, score_allocations
+from tempbalance.compress.search.sparsity_search import search_sparsity
 from tempbalance.compress.sparsity import allocate_sparsity
 from tempbalance.compress.trainable import allocate_trainable, set_trainable, signal_to_noise
 
@@ -34,10 +38,12 @@ __all__ = [
     "Allocation",
     "Calibration",
     "LayerAllocation",
+    "MethodScore",
     "Perplexity",
     "PruningResult",
     "RecoveryResult",
     "RecoverySettings",
+    "SearchSettings",
     "SparsitySettings",
     "UnitAllocation",
     "UnitSparsity",
@@ -61,6 +67,7 @@ __all__ = [
     "load_causal_lm",
     "load_tokens",
     "lora_config",
+    "measure_sparsity",
     "outlier_ratios",
     "perplexity",
     "prune",
@@ -72,6 +79,8 @@ __all__ = [
     "recover_folder",
     "save_pruned",
     "save_recovered",
+    "score_allocations",
+    "search_sparsity",
     "set_trainable",
     "signal_to_noise",
 ]

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 
-from tempbalance._files import RENDERERS, write_atomically
+from tempbalance._files import RENDERERS, without_nan, write_atomically
 from tempbalance._saved import Count, SavedSize, Settings, Size, read_saved
 from tempbalance.compress.allocation_findings import find_in_units
 from tempbalance.compress.formats import find_format
 from tempbalance.compress.layer_allocation import LayerAllocation, UnitAllocation
+from tempbalance.compress.method_scores import MethodScore
 from tempbalance.errors import AllocationError
 from tempbalance.metrics import mean_alpha
 from tempbalance.types import Finding, ModelSize
@@ -50,6 +51,7 @@ class Allocation(Mapping[str, float]):
         settings: Settings of the analysis: estimator, windows, versions.
         size: Number of parameters of the model, and of those weights that could have had a value; None in files of
             older versions.
+        compared: What each method gives on the calibration text, the best first; empty if it was not measured.
 
     Example:
         >>> layer = LayerAllocation(name="a", unit="a", shape=(4, 5), alpha=2.0, stderr=0.1, zeros=7)
@@ -68,6 +70,7 @@ class Allocation(Mapping[str, float]):
     revision: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     size: ModelSize | None = None
+    compared: tuple[MethodScore, ...] = ()
 
     @functools.cached_property
     def _values(self) -> dict[str, float]:
@@ -173,6 +176,7 @@ class Allocation(Mapping[str, float]):
             **({"group": self.group} if self.quantity == "sparsity" else {}),
             "settings": dict(self.settings),
             **({"size": self.size._asdict()} if self.size else {}),
+            **({"compared": [without_nan(asdict(score)) for score in self.compared]} if self.compared else {}),
             **({"findings": [asdict(finding) for finding in findings]} if (findings := self.findings) else {}),
             "layers": [_to_json(layer, self.quantity) for layer in self.layers],
         }
@@ -244,6 +248,17 @@ class _SavedLayer(msgspec.Struct):
         )
 
 
+class _SavedScore(msgspec.Struct):
+    method: str
+    kl: float | None  # None if it was infinite
+    perplexity: float | None
+
+    def restored(self) -> MethodScore:
+        """Return the score."""
+        kl, perplexity = (math.inf if value is None else value for value in (self.kl, self.perplexity))
+        return MethodScore(method=self.method, kl=kl, perplexity=perplexity)
+
+
 class _SavedAllocation(msgspec.Struct):
     schema: int
     source: str
@@ -258,6 +273,7 @@ class _SavedAllocation(msgspec.Struct):
     revision: str | None = None
     settings: Settings = {}
     size: SavedSize | None = None
+    compared: list[_SavedScore] = []
 
     def restored(self) -> Allocation:
         """Return the allocation, after checks between fields."""
@@ -272,6 +288,7 @@ class _SavedAllocation(msgspec.Struct):
             budget=budget,
             layers=tuple(layer.restored(quantity) for layer in self.layers),
             size=self.size.restored() if self.size else None,
+            compared=tuple(score.restored() for score in self.compared),
             **{name: getattr(self, name) for name in ("source", "method", "unit", "group", "revision", "settings")},
         )
         if len(allocation) != len(self.layers):

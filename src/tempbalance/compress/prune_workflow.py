@@ -23,6 +23,9 @@ from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruned_checkpoint import ALLOCATION_FILE, prune_checkpoint, save_pruned
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion, prune
 from tempbalance.compress.pruning_result import PruningResult
+from tempbalance.compress.search.evolution import SearchSettings
+from tempbalance.compress.search.simple_methods import measure_sparsity
+from tempbalance.compress.search.sparsity_search import search_sparsity
 from tempbalance.compress.sparsity import allocate_sparsity, check_parameters
 from tempbalance.compress.sparsity_methods import SparsityMethod
 from tempbalance.errors import AllocationError, TokensError
@@ -41,10 +44,15 @@ class SparsitySettings:
     Attributes:
         sparsity: Fraction of zeros among all weights that are pruned, in [0, 1).
         method: Allocation method, see ``allocate_sparsity``. By default ``"owl"`` with calibration text, else
-            ``"uniform"``: the best in our studies of pruning, where ``"alpha"`` was worse than both.
-        epsilon: Allowed spread around the mean sparsity; by default 0.3, for ``"owl"`` 0.08. ``"uniform"`` and
-            ``"erk"`` have none.
-        unit: Whether the weights of a block share a sparsity or each weight has its own.
+            ``"uniform"``: the best in our studies of pruning, where ``"alpha"`` was worse than both. ``"search"`` and
+            ``"atp"`` without ``beta`` use the calibration text.
+        epsilon: Allowed spread around the mean sparsity; by default 0.3, for ``"owl"`` 0.08. Only ``"alpha"``,
+            ``"depth"`` and ``"owl"`` have one.
+        beta: Difference in sparsity between consecutive blocks, for ``"atp"``; by default the best of ten on the
+            calibration text.
+        unit: Whether the weights of a block share a sparsity or each weight has its own; by default ``"layer"`` for
+            ``"search"``, else ``"block"``.
+        search: Length, seed and folder of the search, for ``"search"``.
         group: M of N:M sparsity; None for unstructured sparsity.
         routers: Whether routers of experts are pruned too.
         estimator: Tail estimator of the analysis, or its name.
@@ -58,20 +66,37 @@ class SparsitySettings:
     sparsity: float
     method: SparsityMethod | None = None
     epsilon: float | None = None
-    unit: Literal["layer", "block"] = "block"
+    beta: float | None = None
+    unit: Literal["layer", "block"] | None = None
+    search: SearchSettings | None = None
     group: int | None = None
     routers: bool = False
     estimator: TailEstimator | str = "hill"
     windows: Windows | None = None
 
     def __post_init__(self) -> None:
-        check_parameters(self.sparsity, self.epsilon, "owl" if self.method is None else self.method)
+        check_parameters(self.sparsity, self.epsilon, "owl" if self.method is None else self.method, self.beta)
+        if self.search is not None and self.method != "search":
+            raise AllocationError("settings of the search have no effect without method='search' (--allocation search)")
+        if self.measured and self.group is not None:
+            raise AllocationError(f"method {self.method!r} needs unstructured sparsity: leave out group, or give beta")
         find_estimator(self.estimator)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the method measures allocations on the calibration text."""
+        return self.method == "search" or (self.method == "atp" and self.beta is None)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method uses the calibration text."""
+        return self.measured or self.method == "owl"
 
 
 def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
     source: str | os.PathLike[str] | Analysis,
     allocation: float | SparsitySettings,
+    method: Criterion = "magnitude",
     *,
     calibration: Calibration | None = None,
     revision: str | None = None,
@@ -82,10 +107,11 @@ def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
     """Allocate sparsity over the layers of a model on disk, as ``prune_folder`` does, without pruning it.
 
     Args:
-        source: A checkpoint: a folder (sharded or not), a file, or a hub id; or an analysis (``Analysis.load``), except
-            for OWL.
+        source: A checkpoint: a folder (sharded or not), a file, or a hub id; or an analysis (``Analysis.load``), unless
+            the allocation uses calibration text.
         allocation: The global sparsity, or settings for its allocation.
-        calibration: Calibration text, for OWL.
+        method: Pruning criterion that a search is for.
+        calibration: Calibration text, for OWL, a search, and the beta of ATP.
         revision: Branch, tag or commit of a hub id.
         key: Key of the state dict in a training checkpoint; by default it is searched.
         device: Device to compute on; by default the CPU.
@@ -110,20 +136,21 @@ def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
         {'a': 0.25, 'b': 0.25}
     """
     settings = _with_method(allocation, calibration)
+    check_criterion(method)
     check_device(device)
     _check_calibration(settings, "magnitude", calibration)
     if isinstance(source, Analysis):
-        if settings.method == "owl":
-            raise AllocationError("method 'owl' needs the model itself: an analysis has no activations")
+        if settings.calibrated:
+            raise AllocationError(f"method {settings.method!r} needs the model itself: an analysis has no activations")
         return _allocate_analysed(source, settings)
     with open_checkpoint(source, revision, key=key) as checkpoint:
-        if calibration is None or settings.method != "owl":
-            return _allocate(checkpoint, settings, os.fspath(source), device, progress)
+        if calibration is None or not settings.calibrated:
+            return _allocate(checkpoint, settings, method, os.fspath(source), device=device, progress=progress)
         folder = checkpoint.path
-    sequences = calibration.draw(folder)
+    sequences = calibration.for_model(folder).draw(folder)
     with transformers_bars(progress):
         model = load_causal_lm(folder, device)
-        return _allocate(model, settings, os.fspath(source), device, progress, sequences)
+        return _allocate(model, settings, method, os.fspath(source), sequences, device=device, progress=progress)
 
 
 def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
@@ -143,16 +170,17 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
 ) -> PruningResult:
     """Prune a model on disk and save it as a folder.
 
-    Magnitude pruning streams any checkpoint tensor by tensor. Wanda, SparseGPT, OWL and N:M sparsity load a Hugging
-    Face causal language model. The folder contains dense safetensors with zeros, the config and tokenizer files, and
-    ``allocation.json``.
+    Magnitude pruning streams any checkpoint tensor by tensor. Wanda, SparseGPT, OWL, a search and N:M sparsity load a
+    Hugging Face causal language model. The folder contains dense safetensors with zeros, the config and tokenizer
+    files, and ``allocation.json``.
 
     Args:
         source: A checkpoint: a folder (sharded or not), a file, or a hub id.
         out: Folder to write, atomically; an earlier output there is replaced, even if it is ``source``.
         allocation: The global sparsity, settings for its allocation, or an allocation (``Allocation.load``).
         method: Pruning criterion.
-        calibration: Calibration text, for Wanda, SparseGPT and OWL; with it, OWL is the default allocation.
+        calibration: Calibration text, for Wanda, SparseGPT, OWL, ATP and a search; with it, OWL is the default
+            allocation.
         evaluate: Text to measure the perplexity on, before and after: a file (see ``load_tokens``) or token ids.
         length: Tokens in a window of ``evaluate``; by default the model's context length, at most 2,048.
         revision: Branch, tag or commit of a hub id.
@@ -188,7 +216,9 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
     check_replaceable(as_path("out", out), ALLOCATION_FILE)
     with open_checkpoint(source, revision, key=key) as checkpoint:
         folder = checkpoint.path
-    sequences = calibration.draw(folder) if calibration is not None and calibrated else None
+    if calibration is not None:
+        calibration = calibration.for_model(folder)
+    sequences = calibration.draw(folder) if calibration is not None and calibrated else []
     held_out = None if evaluate is None else read_documents(evaluate, folder)
     texts = files_of(calibration.tokens if calibration else None, evaluate)
 
@@ -202,13 +232,13 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
     if calibrated or settings.group is not None:
         with transformers_bars(progress):
             model = load_causal_lm(folder, device)
-            used = _allocate(model, settings, os.fspath(source), device, progress, sequences)
+            used = _allocate(model, settings, method, os.fspath(source), sequences, device=device, progress=progress)
             achieved = prune(model, used, method, calibration=sequences, partial=partial, progress=progress)
             save_pruned(model, used, out, folder, exclude=texts)
             del model
     else:
         with open_checkpoint(folder, key=key) as checkpoint:
-            used = _allocate(checkpoint, settings, os.fspath(source), device, progress)
+            used = _allocate(checkpoint, settings, method, os.fspath(source), device=device, progress=progress)
             achieved = prune_checkpoint(checkpoint, used, out, partial=partial, exclude=texts, progress=progress)
     after = measure(out)
     return PruningResult(
@@ -225,39 +255,78 @@ def _with_method(allocation: float | SparsitySettings, calibration: Calibration 
     settings = allocation if isinstance(allocation, SparsitySettings) else SparsitySettings(sparsity=allocation)
     if settings.method is not None:
         return settings
-    return replace(settings, method="owl" if calibration is not None and settings.unit == "block" else "uniform")
+    return replace(settings, method="owl" if calibration is not None and settings.unit != "layer" else "uniform")
 
 
 def _check_calibration(
     settings: SparsitySettings | Allocation, method: Criterion, calibration: Calibration | None
 ) -> bool:
     """Return whether calibration text is used; raise if it is missing, warn if it has no effect."""
-    used = method != "magnitude" or (isinstance(settings, SparsitySettings) and settings.method == "owl")
+    used = method != "magnitude" or (isinstance(settings, SparsitySettings) and settings.calibrated)
     if used and calibration is None:
         raise TokensError(
-            "wanda, sparsegpt and owl need calibration text: pass calibration=Calibration(tokens=...), or "
-            "--calibration FILE on the command line"
+            "wanda, sparsegpt, owl, search, and atp without beta need calibration text: pass "
+            "calibration=Calibration(tokens=...), or --calibration FILE on the command line"
         )
     if not used and calibration is not None:
         _logger.warning("the calibration text has no effect: neither the criterion nor the allocation uses it")
     return used
 
 
-def _allocate(
+def _allocate(  # noqa: PLR0913  most are keyword options
     model: Source,
     settings: SparsitySettings | Allocation,
+    criterion: Criterion,
     name: str,
+    sequences: Sequence[Tensor] = (),
+    *,
     device: torch.device | str | None,
     progress: bool,
-    sequences: Sequence[Tensor] | None = None,
 ) -> Allocation:
     if isinstance(settings, Allocation):
         return settings
     outliers = None
     if settings.method == "owl" and isinstance(model, nn.Module):
-        outliers = outlier_ratios(model, sequences or (), progress=progress)
+        outliers = outlier_ratios(model, sequences, progress=progress)
     analysis = analyze(model, estimator=settings.estimator, windows=settings.windows, device=device, progress=progress)
-    return _allocate_analysed(replace(analysis, source=name), settings, outliers)
+    analysis = replace(analysis, source=name)
+    if settings.measured and isinstance(model, nn.Module):
+        return _allocate_measured(model, settings, criterion, sequences, analysis, progress)
+    return _allocate_analysed(analysis, settings, outliers)
+
+
+def _allocate_measured(
+    model: nn.Module,
+    settings: SparsitySettings,
+    criterion: Criterion,
+    sequences: Sequence[Tensor],
+    analysis: Analysis,
+    progress: bool,
+) -> Allocation:
+    if settings.method == "search":
+        return search_sparsity(
+            model,
+            settings.sparsity,
+            sequences,
+            criterion,
+            settings.search,
+            unit=settings.unit or "layer",
+            analysis=analysis,
+            routers=settings.routers,
+            progress=progress,
+        )
+    found = measure_sparsity(
+        model,
+        settings.sparsity,
+        sequences,
+        criterion,
+        analysis=analysis,
+        routers=settings.routers,
+        progress=progress,
+    )
+    if "atp" not in found:
+        raise AllocationError("method 'atp' needs at least two blocks and a sparsity above 0: use 'uniform'")
+    return found["atp"]
 
 
 def _allocate_analysed(
@@ -267,9 +336,10 @@ def _allocate_analysed(
         analysis,
         settings.sparsity,
         settings.epsilon,
-        unit=settings.unit,
+        unit=settings.unit or "block",
         method=settings.method or "uniform",
         outliers=outliers,
+        beta=settings.beta,
         group=settings.group,
         routers=settings.routers,
     )

@@ -131,6 +131,7 @@ class PruningResult:
             "parameters": self.allocation.size and self.allocation.size.parameters,
             "zeros_of_all": self.zeros_of_all,
             "perplexity": perplexity,
+            "compared": [asdict(score) for score in self.allocation.compared],
             "findings": [asdict(finding) for finding in self.allocation.findings],
             "units": [asdict(unit) for unit in self.units],
             "layers": layers,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation
@@ -14,8 +15,9 @@ from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.compress.sparsity_methods import METHODS, SparsityBudget, SparsityMethod
 from tempbalance.errors import AllocationError, check_integer, check_numbers, check_type
 from tempbalance.layers.routers import find_routers
+from tempbalance.types import LayerStats
 
-__all__ = ["allocate_sparsity", "check_parameters"]
+__all__ = ["SparsityPlan", "allocate_sparsity", "check_parameters", "plan_sparsity"]
 
 _TOLERANCE = 1e-9  # a value this close below a whole number is rounded up to it
 _EPSILON = {"alpha": 0.3, "depth": 0.3, "owl": 0.08}  # by default; the other methods have none
@@ -29,6 +31,7 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
     unit: Literal["layer", "block"] = "block",
     method: SparsityMethod = "uniform",
     outliers: Mapping[str, float] | None = None,
+    beta: float | None = None,
     group: int | None = None,
     routers: bool = False,
 ) -> Allocation:
@@ -44,8 +47,9 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
     unit loses all weights. On our language models it was worse than uniform: docs/results/pruning.md.
 
     ``"erk"``: density in proportion to ``(rows + columns) / (rows columns)``, the Erdos-Renyi kernel (Evci et al.
-    2020). ``"depth"``: a straight line from ``1 - epsilon`` for the first unit to ``1 + epsilon`` for the last
-    (arithmetic progression of arXiv 2502.14770). ``"owl"`` (Yin et al., ICML 2024): densities differ by up to
+    2020). ``"atp"`` (Huang et al., ICML 2025): the sparsity rises by ``beta`` from each block to the next; ``"depth"``,
+    the control, is the same line from ``1 - epsilon`` times the mean for the first unit to ``1 + epsilon`` for the
+    last. ``"owl"`` (Yin et al., ICML 2024): densities differ by up to
     ``2 epsilon`` (0.08 in the paper), in proportion to the outlier ratios of the blocks. The released code of OWL makes
     the unweighted mean of the densities meet the target; here the number of weights does.
 
@@ -60,6 +64,8 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         unit: Whether the weights of a block share a sparsity, by their mean alpha, or each weight has its own.
         method: Allocation method.
         outliers: For ``"owl"``: the result of ``outlier_ratios``, by block name.
+        beta: For ``"atp"``: the difference in sparsity between consecutive blocks, at most
+            ``2 min(sparsity, 1 - sparsity) / (blocks - 1)``.
         group: M of N:M sparsity, such as 8 for mixed N:8: each unit keeps N of every M consecutive inputs, with N such
             that the model comes as near to the budget as integers N allow.
         routers: Whether routers of experts are pruned too; they are small, and experts are chosen by them.
@@ -79,8 +85,57 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         >>> [round(value, 2) for value in allocation.values()]
         [0.35, 0.5, 0.65]
     """
+    plan = plan_sparsity(
+        analysis,
+        sparsity,
+        epsilon,
+        unit=unit,
+        method=method,
+        outliers=outliers,
+        beta=beta,
+        group=group,
+        routers=routers,
+    )
+    return make_allocation(
+        analysis,
+        plan.layers,
+        plan.zeros,
+        "sparsity",
+        plan.left_out,
+        budget=sparsity,
+        method=plan.method,
+        unit=unit,
+        group=group,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparsityPlan:
+    """Numbers of zeros of layers, before they become an allocation."""
+
+    layers: Sequence[LayerAllocation]  # in model order, without a value
+    zeros: Sequence[int]
+    left_out: Sequence[LayerStats]
+    method: str  # with its parameters
+
+
+def plan_sparsity(  # noqa: PLR0913  as allocate_sparsity
+    analysis: Analysis,
+    sparsity: float,
+    epsilon: float | None = None,
+    *,
+    unit: Literal["layer", "block"],
+    method: SparsityMethod,
+    outliers: Mapping[str, float] | None = None,
+    beta: float | None = None,
+    group: int | None = None,
+    routers: bool = False,
+) -> SparsityPlan:
+    """Compute the zeros of every layer (see ``allocate_sparsity``)."""
     check_type("analysis", analysis, Analysis)
-    check_parameters(sparsity, epsilon, method)
+    check_parameters(sparsity, epsilon, method, beta)
+    if method == "search":
+        raise AllocationError("method 'search' needs the model and calibration text: search_sparsity(model, ...)")
     epsilon = _EPSILON.get(method, 0.0) if epsilon is None else epsilon
     names = find_routers([*(row.name for row in analysis.layers), *(row.name for row in analysis.skipped)])
     left_out = [] if routers else [row for row in analysis.layers if row.name in names]
@@ -90,32 +145,30 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
     sizes = [each.numel for each in units]
     zeros = round(sparsity * sum(sizes))
     values = METHODS[method](
-        SparsityBudget(units=units, unit=unit, zeros=zeros, epsilon=epsilon, outliers=outliers or {})
+        SparsityBudget(units=units, unit=unit, zeros=zeros, epsilon=epsilon, outliers=outliers or {}, beta=beta)
     )
     if group is not None:
         values = _round_to_groups(values, sizes, zeros, group)
         zeros = round(sum(value * size for value, size in zip(values, sizes, strict=True)))
-    return make_allocation(
-        analysis,
-        layers,
-        apportion(values_of_layers(layers, units, values), [layer.numel for layer in layers], zeros),
-        "sparsity",
-        left_out,
-        budget=sparsity,
-        method=f"{method}, epsilon {epsilon}" if method in _EPSILON else method,
-        unit=unit,
-        group=group,
+    given = {"epsilon": epsilon if method in _EPSILON else None, "beta": beta}
+    return SparsityPlan(
+        layers=layers,
+        zeros=apportion(values_of_layers(layers, units, values), [layer.numel for layer in layers], zeros),
+        left_out=left_out,
+        method=", ".join([method, *(f"{name} {value}" for name, value in given.items() if value is not None)]),
     )
 
 
-def check_parameters(sparsity: float, epsilon: float | None, method: str) -> None:
+def check_parameters(sparsity: float, epsilon: float | None, method: str, beta: float | None = None) -> None:
     """Raise an AllocationError if a parameter of ``allocate_sparsity`` is out of range or has no effect."""
-    check_numbers(sparsity=sparsity, epsilon=0.0 if epsilon is None else epsilon)
+    check_numbers(sparsity=sparsity, **{k: v for k, v in {"epsilon": epsilon, "beta": beta}.items() if v is not None})
     check_type("method", method, str)
     if not 0 <= sparsity < 1 or not 0 <= (epsilon or 0.0) <= 1:
         raise AllocationError(f"sparsity must be in [0, 1) and epsilon in [0, 1], got {sparsity} and {epsilon}")
-    if method not in METHODS:
-        raise AllocationError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    if method not in get_args(SparsityMethod):
+        raise AllocationError(f"method must be one of {', '.join(map(repr, get_args(SparsityMethod)))}, got {method!r}")
+    if beta is not None and method != "atp":
+        raise AllocationError(f"beta has no effect with method {method!r}: leave it out, or choose 'atp'")
     if epsilon is not None and method not in _EPSILON:
         raise AllocationError(
             f"epsilon has no effect with method {method!r}: leave it out, or choose {', '.join(map(repr, _EPSILON))}"

@@ -11,10 +11,11 @@ from tempbalance.compress.budget import scale_to_budget, shift_to_budget
 from tempbalance.compress.budget_units import BudgetUnit
 from tempbalance.errors import AllocationError
 
-__all__ = ["METHODS", "SparsityBudget", "SparsityMethod"]
+__all__ = ["METHODS", "SparsityBudget", "SparsityMethod", "largest_beta"]
 
-SparsityMethod = Literal["alpha", "uniform", "erk", "depth", "owl"]
+SparsityMethod = Literal["alpha", "uniform", "erk", "depth", "owl", "atp", "search"]
 
+_ROUNDING = 1e-9
 _MIN_PROPORTION = 1e-12  # of a unit that is not pruned at all: proportions must be positive
 
 
@@ -27,6 +28,7 @@ class SparsityBudget:
     zeros: int  # of all units together
     epsilon: float
     outliers: Mapping[str, float]  # by block, for OWL
+    beta: float | None  # for ATP
 
     @property
     def sizes(self) -> list[int]:
@@ -48,6 +50,27 @@ def _depth(budget: SparsityBudget) -> list[float]:
     """Set sparsities on a straight line from the first unit to the last."""
     low, width, last = 1 - budget.epsilon, 2 * budget.epsilon, max(1, len(budget.units) - 1)
     return _scaled(budget, [low + width * place / last for place in range(len(budget.units))])
+
+
+def _atp(budget: SparsityBudget) -> list[float]:
+    """Set sparsities that rise by beta from each block to the next (ATP: arXiv 2502.14770)."""
+    if budget.unit != "block" or budget.beta is None:
+        raise AllocationError(
+            "method 'atp' needs beta, the step from block to block, and unit='block': pass beta=, or let prune_folder "
+            "choose it on calibration text"
+        )
+    mean, steps = budget.zeros / sum(budget.sizes), max(1, len(budget.units) - 1)
+    largest = largest_beta(mean, len(budget.units))
+    if not 0 <= budget.beta <= largest + _ROUNDING:
+        raise AllocationError(
+            f"beta must be in [0, {largest:.4g}] for a sparsity of {mean:.4g} and {steps + 1} blocks, got {budget.beta}"
+        )
+    return shift_to_budget([budget.beta * place for place in range(len(budget.units))], budget.sizes, budget.zeros)
+
+
+def largest_beta(sparsity: float, blocks: int) -> float:
+    """Return the largest beta of ATP with which no block of equal blocks has a sparsity outside [0, 1]."""
+    return 2 * min(sparsity, 1 - sparsity) / max(1, blocks - 1)
 
 
 def _alpha(budget: SparsityBudget) -> list[float]:
@@ -77,6 +100,7 @@ METHODS: dict[str, Callable[[SparsityBudget], list[float]]] = {
     "erk": _erk,
     "depth": _depth,
     "owl": _owl,
+    "atp": _atp,
 }
 
 

@@ -8,7 +8,7 @@ from tempbalance.compress import Allocation, UnitAllocation
 from tempbalance.report.findings_text import print_findings
 from tempbalance.report.terminal_tables import BARS, count, number, plain_table, plain_text
 
-__all__ = ["print_allocation"]
+__all__ = ["print_allocation", "print_compared"]
 
 _ALL = 40  # up to this many units are all printed
 _EXTREMES = 4
@@ -28,6 +28,7 @@ def print_allocation(console: Console, allocation: Allocation) -> None:
         )
     )
     print_findings(console, allocation.findings)
+    print_compared(console, allocation)
     shown = _shown(units)
     largest = max((unit.value for unit in units), default=0.0)
     table = plain_table("unit", "alpha", "stderr", quantity, "")
@@ -44,6 +45,16 @@ def print_allocation(console: Console, allocation: Allocation) -> None:
     if len(shown) < len(units):
         hidden = count(len(units) - len(shown), "other", "others")
         console.print(f"{hidden} not shown; --out FILE.json and --json have all", style="dim")
+
+
+def print_compared(console: Console, allocation: Allocation) -> None:
+    """Print what each method gives on the calibration text, the best first; nothing if that was not measured."""
+    if not allocation.compared:
+        return
+    table = plain_table("on the calibration text", "KL from dense", "perplexity")
+    for score in allocation.compared:
+        table.add_row(plain_text(score.method), f"{score.kl:.4f}", f"{score.perplexity:.4g}")
+    console.print(table)
 
 
 def _value(allocation: Allocation, value: float) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from tempbalance._files import dumps, write_atomically
 from tempbalance.compress import Perplexity, PruningResult, UnitSparsity
+from tempbalance.report.allocation_terminal import print_compared
 from tempbalance.report.figures import pruned_alpha_figure, pruning_figure
 from tempbalance.report.findings_text import print_findings
 from tempbalance.report.page import Html, findings_html, model_name, render_page, table_html
@@ -34,6 +35,7 @@ def print_pruning(console: Console, result: PruningResult) -> None:
     groups = f", in groups of {allocation.group}" if allocation.group else ""
     console.print(plain_text(f"{pruned}; allocation by {allocation.method}{groups}"))
     print_findings(console, allocation.findings)
+    print_compared(console, allocation)
     shown = _units_shown(units)
     console.print(_units_table(shown))
     if len(shown) < len(units):
@@ -134,7 +136,7 @@ def render_pruning(result: PruningResult) -> str:
         figures={"sparsity": pruning_figure(result), "alpha": pruned_alpha_figure(allocation)},
         headline=headline(result),
         findings=findings_html(allocation.findings) if allocation.findings else "",
-        perplexity=_perplexity_table(result),
+        perplexity=Html(_perplexity_table(result) + _compared_table(result)),
         facts=_alpha_facts(result),
         table=table_html(columns, rows, text=("layer", "shape")),
         settings=settings | dict(allocation.settings),
@@ -150,6 +152,18 @@ def _perplexity_table(result: PruningResult) -> Html:
     ]
     table = table_html(("model", "perplexity", "stderr", "tokens"), rows, text=("model",))
     return Html(f'<div class="scroll"><table id="perplexity">{table}</table></div>')
+
+
+def _compared_table(result: PruningResult) -> Html:
+    """Return what each method of allocation gives on the calibration text."""
+    if not result.allocation.compared:
+        return Html("")
+    rows = [
+        (score.method, cell(score.kl, ".4f"), cell(score.perplexity, ".3f")) for score in result.allocation.compared
+    ]
+    columns = ("allocation, on the calibration text", "KL from dense", "perplexity")
+    table = table_html(columns, rows, text=columns[:1])
+    return Html(f'<div class="scroll"><table id="compared">{table}</table></div>')
 
 
 def _alpha_facts(result: PruningResult) -> str:

@@ -141,6 +141,29 @@ def test_calibration_sequences_depend_on_the_seed_and_come_from_long_documents()
     assert all(len(sample) == 32 and sample.min() >= 100 for sample in first)
 
 
+def test_a_text_shorter_than_one_sequence_is_refused():
+    calibration = tb.compress.Calibration(tokens=[torch.arange(10), torch.arange(5)], samples=2, length=16)
+    with pytest.raises(TokensError, match="15 tokens, fewer than one sequence of 16"):
+        calibration.draw()
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 512}, 512),
+        ({"n_positions": 1024}, 1024),
+        ({"max_position_embeddings": 8192}, 2048),
+        ({}, 2048),
+        ([], 2048),
+        ({"max_position_embeddings": "x"}, 2048),
+    ],
+)
+def test_calibration_sequences_have_the_context_length_of_the_model(tmp_path, config, length):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    calibration = tb.compress.Calibration(tokens=[torch.arange(3000)], samples=1)
+    assert [len(each) for each in calibration.for_model(tmp_path).draw()] == [length]
+
+
 def test_short_documents_are_joined_for_calibration():
     (sample,) = tb.compress.draw_calibration([torch.arange(10), torch.arange(10)], 1, 2048)
     assert len(sample) == 20

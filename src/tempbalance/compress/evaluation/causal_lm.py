@@ -31,16 +31,22 @@ def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | 
     Raises:
         MissingExtraError: Transformers is not installed.
         SelectionError: There is no such device.
-        CheckpointError: Transformers cannot load it as a causal language model.
+        CheckpointError: Transformers cannot load it as a causal language model, or it has no weights for the head.
     """
     check_device(device)
     with require_extra("transformers", "loading a language model needs Transformers"):
         from transformers import AutoModelForCausalLM
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+        found: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto", output_loading_info=True)
     except Exception as error:  # Transformers, the hub and the reader raise many types
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{source}: not a causal language model that Transformers can load ({reason})") from error
+    model, info = found
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(
+            f"{source}: not a causal language model: its weights have no {missing[0]}"
+            + (f" and {len(missing) - 1} others" if len(missing) > 1 else "")
+        )
     loaded: nn.Module = model.to(device).eval()
     return loaded
 

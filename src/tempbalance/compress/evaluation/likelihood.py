@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from tempbalance.compress.evaluation.fake_quantization import quantized
 from tempbalance.compress.evaluation.tokens import Documents, batches, read_documents
 from tempbalance.errors import TokensError, check_integer
 
-__all__ = ["Perplexity", "check_vocabulary", "default_length", "perplexity", "token_losses"]
+__all__ = ["Perplexity", "check_vocabulary", "default_length", "next_token_logits", "perplexity", "token_losses"]
 
 _DEFAULT_LENGTH = 2048
 
@@ -137,9 +137,20 @@ def check_vocabulary(model: nn.Module, sequences: Sequence[Tensor]) -> None:
         raise TokensError(f"token {wrong} is not in the vocabulary of {vocabulary}: use the tokenizer of this model")
 
 
+def next_token_logits(model: nn.Module, batch: Tensor) -> Tensor:
+    """Compute the logits ``(batch, length, vocabulary)`` of a model that has a head for the next token."""
+    outputs = model(input_ids=batch, use_cache=False)
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    if not isinstance(logits, Tensor) or logits.shape[:-1] != batch.shape:
+        raise TokensError(
+            f"{type(model).__name__} has no head that predicts the next token: load it with AutoModelForCausalLM"
+        )
+    return logits
+
+
 def token_losses(model: nn.Module, batch: Tensor) -> Tensor:
     """Compute the negative log-likelihood, ``(batch, length - 1)`` in float32, of every token but the first."""
-    logits = model(input_ids=batch, use_cache=False)["logits"]
+    logits = next_token_logits(model, batch)
     losses = F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten().to(logits.device), reduction="none"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ __all__ = [
     "load_tokens",
     "read_documents",
 ]
+
+_LENGTH = 2048
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 
 Documents = str | os.PathLike[str] | Tensor | Iterable[Any]
 
@@ -207,23 +210,54 @@ class Calibration:
     Attributes:
         tokens: File of tokens or text (see ``load_tokens``), or token ids (see ``as_documents``).
         samples: Number of sequences.
-        length: Tokens in a sequence.
+        length: Tokens in a sequence; by default the model's context length, at most 2,048.
         seed: Seed for the draw.
     """
 
     tokens: Documents
     samples: int = 128
-    length: int = 2048
+    length: int | None = None
     seed: int = 0
+
+    def for_model(self, folder: str | os.PathLike[str]) -> Calibration:
+        """Return the same with a length, from the configuration in the folder of a model."""
+        return self if self.length is not None else replace(self, length=_context_length(Path(folder)))
 
     @property
     def settings(self) -> dict[str, int]:
         """The numbers, without the text."""
-        return {"samples": self.samples, "length": self.length, "seed": self.seed}
+        return {"samples": self.samples, "length": self.length or _LENGTH, "seed": self.seed}
 
     def draw(self, tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
-        """Draw the sequences (see ``draw_calibration``); text needs the folder or hub id of a tokenizer."""
-        return draw_calibration(read_documents(self.tokens, tokenizer), self.samples, self.length, self.seed)
+        """Draw the sequences (see ``draw_calibration``); text needs the folder or hub id of a tokenizer.
+
+        Args:
+            tokenizer: Folder or hub id of a Hugging Face model.
+
+        Returns:
+            The sequences.
+
+        Raises:
+            TokensError: The text cannot be read, or is shorter than one sequence.
+        """
+        length = self.settings["length"]
+        documents = read_documents(self.tokens, tokenizer)
+        if (found := sum(map(len, documents))) < length:
+            raise TokensError(
+                f"the calibration text has {found:,} tokens, fewer than one sequence of {length:,}: use more text, or "
+                "a smaller length (--length)"
+            )
+        return draw_calibration(documents, self.samples, length, self.seed)
+
+
+def _context_length(folder: Path) -> int:
+    """Return the context length in the configuration of a Hugging Face folder, at most 2,048."""
+    try:
+        config = parse_json(read_regular(folder / "config.json"))
+    except (OSError, ValueError):
+        return _LENGTH  # a folder that is not of a language model is refused where it is loaded
+    found = [config.get(name) for name in _CONTEXT_NAMES] if isinstance(config, dict) else []
+    return min([_LENGTH, *(length for length in found if type(length) is int and length > 1)])
 
 
 def draw_calibration(documents: Documents, samples: int = 128, length: int = 2048, seed: int = 0) -> list[Tensor]:

@@ -19,7 +19,7 @@ from tempbalance.compress.pruning.targets import Target, find_targets
 from tempbalance.errors import AllocationError, TokensError, check_type
 from tempbalance.layers import parameter_names, plain_modules, unwrapped
 
-__all__ = ["Criterion", "check_criterion", "prune"]
+__all__ = ["Criterion", "check_criterion", "linear_layers", "prune"]
 
 Criterion = Literal["magnitude", "wanda", "sparsegpt"]
 
@@ -89,7 +89,7 @@ def prune(
                 set_zeros(target, magnitude_scores)
                 advance(1)
     elif method == "wanda":
-        by_block = _linear_layers(modules, targets)
+        by_block = linear_layers(modules, targets)
         layers = {block: [target.module for target in found] for block, found in by_block.items()}
         with contextlib.closing(norms_by_block(root, layers, sequences, progress)) as blocks:
             for block, norms in blocks:
@@ -108,7 +108,7 @@ def check_criterion(method: str) -> None:
         raise AllocationError(f"method must be one of {', '.join(get_args(Criterion))}, got {method!r}")
 
 
-def _linear_layers(modules: Mapping[str, nn.Module], targets: Sequence[Target]) -> dict[str, list[Target]]:
+def linear_layers(modules: Mapping[str, nn.Module], targets: Sequence[Target]) -> dict[str, list[Target]]:
     """Return the targets by block, if each is a linear layer inside a block or a part of one."""
     by_block: dict[str, list[Target]] = {}
     for target in targets:

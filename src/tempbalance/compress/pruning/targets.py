@@ -15,7 +15,7 @@ from tempbalance.errors import AllocationError, NonFiniteError
 from tempbalance.layers import Select, StoredTensor, TensorStore, Weight, find_weights
 from tempbalance.spectra.matrices import MATRIX_NDIM
 
-__all__ = ["Target", "check_unwrapped", "find_targets", "stored_names", "write_zeros"]
+__all__ = ["Target", "check_unwrapped", "find_targets", "stored_names", "write_part", "write_zeros"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +131,26 @@ def write_zeros(parameter: Tensor, weight: Weight, mask: Tensor) -> None:
     """Set the masked entries of a weight to zero, in the parameter that it is a part of."""
     with torch.no_grad():
         part = weight.within(parameter)
-        if part.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():
+        if _is_view(part, parameter):
             part.masked_fill_(mask, 0)
-        else:  # the part is a copy, because it is scattered over its parameter: write by index
-            places = weight.within(torch.arange(parameter.numel(), device=parameter.device).view(parameter.shape))
-            parameter.view(-1)[places[mask]] = 0
+        else:
+            parameter.view(-1)[_places(parameter, weight)[mask]] = 0
+
+
+def write_part(parameter: Tensor, weight: Weight, values: Tensor) -> None:
+    """Set all entries of a weight, in the parameter that it is a part of."""
+    with torch.no_grad():
+        part = weight.within(parameter)
+        if _is_view(part, parameter):
+            part.copy_(values)
+        else:
+            parameter.view(-1)[_places(parameter, weight).flatten()] = values.flatten()
+
+
+def _is_view(part: Tensor, parameter: Tensor) -> bool:
+    """Return whether a part shares its memory with its parameter; one that is scattered over it is a copy."""
+    return part.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+
+
+def _places(parameter: Tensor, weight: Weight) -> Tensor:
+    return weight.within(torch.arange(parameter.numel(), device=parameter.device).view(parameter.shape))

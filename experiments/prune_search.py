@@ -1,0 +1,204 @@
+"""Does a searched allocation of sparsity pay? Perplexity on held-out text, by model, criterion, sparsity and method.
+
+    python experiments/prune_search.py --model NAME=DIR [...] --text NAME=FILE [...] [--calibration NAME=FILE ...]
+        --out FILE.json [--pruners ...] [--sparsities ...] [--methods ...] [--collect]
+
+A cell is a model, a pruning criterion, a sparsity and a method of allocation. Models are Hugging Face folders. The text
+is cut into two halves: calibration sequences are drawn from the first one (or from ``--calibration``), perplexity is
+measured on segments of the second one, which no method sees. Every method with a parameter chooses it from its grid on
+the calibration text (epsilon from four, the beta of ATP from ten), by the divergence that the search uses, too.
+
+- ``uniform``; ``erk``: by shape (Evci et al. 2020); ``owl`` (Yin et al. 2024); ``atp`` (2502.14770);
+- ``hill``, ``peak``, ``farms``: AlphaPruning with these alphas; ``inverted``: the Hill alpha upside down, a control;
+- ``search_layer``, ``search_block``: searched from the best simple method with its default parameters.
+
+Every cell is written to ``--out`` when it is done, so the same command resumes; a search that was stopped resumes in
+``FILE.searches``. ``--collect`` prints the table of the cells so far, with paired 95 % intervals over the segments
+against uniform and OWL, without running any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+import transformers
+
+import tempbalance as tb
+from tempbalance._files import write_atomically
+from tempbalance.compress import SearchSettings, measure_sparsity, outlier_ratios, score_allocations, search_sparsity
+from tempbalance.study import paired
+
+PRUNERS = ("magnitude", "wanda", "sparsegpt")
+SPARSITIES = (0.5, 0.6, 0.7, 0.8)
+METHODS = ("uniform", "erk", "owl", "atp", "hill", "peak", "farms", "inverted", "search_layer", "search_block")
+EPSILONS = {"owl": (0.02, 0.04, 0.08, 0.16)}  # of the others:
+EPSILON = (0.05, 0.1, 0.2, 0.4)
+SETTINGS = {"samples": 64, "length": 256, "segments": 48, "windows": 2, "seed": 0, "generations": 150}
+
+
+class Subject:
+    """A model with its calibration text and its held-out text."""
+
+    def __init__(self, folder: Path, text: Path, calibration: Path | None) -> None:
+        """Read the text; the model is loaded when a cell needs it."""
+        self.folder = folder
+        held_out = torch.cat(tb.compress.load_tokens(text, folder))
+        if calibration is None:
+            first, held_out = held_out.tensor_split(2)
+        else:
+            first = torch.cat(tb.compress.load_tokens(calibration, folder))
+        self.tokens = tb.compress.draw_calibration([first], SETTINGS["samples"], SETTINGS["length"], SETTINGS["seed"])
+        segments = held_out.split(SETTINGS["windows"] * SETTINGS["length"])[:-1]
+        if len(segments) < SETTINGS["segments"]:
+            raise SystemExit(f"{text} has {len(segments)} segments after calibration, not {SETTINGS['segments']}")
+        places = torch.linspace(0, len(segments) - 1, SETTINGS["segments"]).long().tolist()
+        self.segments = [segments[place] for place in places]
+
+    @cached_property
+    def model(self) -> Any:
+        """The dense model."""
+        return transformers.AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+
+    @cached_property
+    def analyses(self) -> dict[str, tb.Analysis]:
+        """The analysis for each kind of alpha."""
+        hill = tb.analyze(self.model, progress=False)
+        mirror = 2 + max(layer.alpha for layer in hill.layers if math.isfinite(layer.alpha))  # an exponent is above 1
+        return {
+            "hill": hill,
+            "peak": tb.analyze(self.model, estimator="peak", progress=False),
+            "farms": tb.analyze(self.model, windows=tb.FARMS(), progress=False),
+            "inverted": replace(hill, layers=[replace(layer, alpha=mirror - layer.alpha) for layer in hill.layers]),
+        }
+
+    @cached_property
+    def outliers(self) -> dict[str, float]:
+        """OWL's fraction of outliers in each block."""
+        return outlier_ratios(self.model, self.tokens, progress=False)
+
+    def losses(self, model: Any) -> list[float]:
+        """Loss per token of a model in each held-out segment."""
+        found = (tb.perplexity(model, text, length=SETTINGS["length"], progress=False) for text in self.segments)
+        return [round(math.log(each.value), 5) for each in found]
+
+    def allocation(self, pruner: str, sparsity: float, method: str, folder: Path) -> tb.Allocation:
+        """The allocation of a cell."""
+        hill = self.analyses["hill"]
+        if method in {"uniform", "erk"}:
+            return tb.allocate_sparsity(hill, sparsity, unit="layer", method=method)
+        if method == "atp":
+            return measure_sparsity(self.model, sparsity, self.tokens, pruner, analysis=hill, progress=False)["atp"]
+        if method.startswith("search_"):
+            settings = SearchSettings(generations=SETTINGS["generations"], seed=SETTINGS["seed"], folder=folder)
+            unit: Any = method.removeprefix("search_")
+            return search_sparsity(self.model, sparsity, self.tokens, pruner, settings, unit=unit, analysis=hill)
+        candidates = {}
+        for epsilon in EPSILONS.get(method, EPSILON):
+            analysis, given = self.analyses.get(method, hill), {"outliers": self.outliers} if method == "owl" else {}
+            name = "owl" if method == "owl" else "alpha"
+            candidates[epsilon] = tb.allocate_sparsity(analysis, sparsity, epsilon, method=name, **given)
+        named = {str(epsilon): allocation for epsilon, allocation in candidates.items()}
+        scores = score_allocations(self.model, named, self.tokens, pruner, progress=False)
+        return named[min(scores, key=lambda name: scores[name].kl)]
+
+    def cell(self, pruner: str, sparsity: float, method: str, folder: Path) -> dict[str, Any]:
+        """Allocate, prune a copy, and measure it on the held-out text."""
+        started = time.perf_counter()
+        allocation = self.allocation(pruner, sparsity, method, folder)
+        seconds = time.perf_counter() - started
+        state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        tokens = None if pruner == "magnitude" else self.tokens
+        tb.prune(self.model, allocation, pruner, calibration=tokens, progress=False)
+        losses = self.losses(self.model)
+        self.model.load_state_dict(state)
+        return {
+            "method": allocation.method,
+            "seconds": round(seconds, 1),
+            "losses": losses,
+            "compared": {score.method: score.kl for score in allocation.compared},
+            "sparsities": {layer.name: round(layer.sparsity, 4) for layer in allocation.layers},
+        }
+
+
+def table(cells: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write Markdown: perplexity of each cell, and its change against uniform and against OWL with 95 % intervals."""
+    lines = ["| model | pruner | sparsity | method | perplexity | against uniform | against OWL |", "|---" * 7 + "|"]
+    for key, cell in cells.items():
+        *place, method = key.split("|")
+        texts = []
+        for base in ("uniform", "owl"):
+            other = cells.get("|".join([*place, base]))
+            if other is None or base == method:
+                texts.append("")
+                continue
+            found = paired(other["losses"], cell["losses"])
+            mean, low, high = (100 * math.expm1(-gain) for gain in (found.mean, found.high, found.low))
+            texts.append(f"{mean:+.1f} % ({low:+.1f} to {high:+.1f})")
+        lines.append(
+            f"| {' | '.join([*place, method])} | {math.exp(fmean(cell['losses'])):.2f} | {' | '.join(texts)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def named_paths(given: list[str]) -> dict[str, Path]:
+    """Paths by name."""
+    return {name: Path(path) for name, _, path in (each.partition("=") for each in given)}
+
+
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Perplexity of pruned language models by allocation of sparsity.")
+    parser.add_argument("--model", nargs="+", required=True, metavar="NAME=DIR", help="Hugging Face folders")
+    parser.add_argument("--text", nargs="+", required=True, metavar="NAME=FILE", help="a text, or tokens, per model")
+    parser.add_argument("--calibration", nargs="+", default=[], metavar="NAME=FILE", help="other text to calibrate on")
+    parser.add_argument("--out", type=Path, required=True, help="the results, as JSON")
+    parser.add_argument("--pruners", nargs="+", choices=PRUNERS, default=PRUNERS)
+    parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--collect", action="store_true", help="print the table of the cells so far")
+    return parser.parse_args()
+
+
+def run(given: argparse.Namespace, results: dict[str, Any], save: Callable[[], None]) -> None:
+    """Run the cells that are missing."""
+    texts, calibrations = named_paths(given.text), named_paths(given.calibration)
+    for name, folder in named_paths(given.model).items():
+        subject = Subject(folder, texts[name], calibrations.get(name))
+        if name not in results["dense"]:
+            results["dense"][name] = subject.losses(subject.model)
+        for pruner, sparsity, method in itertools.product(given.pruners, given.sparsities, given.methods):
+            key = f"{name}|{pruner}|{sparsity}|{method}"
+            if key not in results["cells"]:
+                searches = given.out.with_suffix(".searches") / key.replace("|", "_")
+                results["cells"][key] = subject.cell(pruner, sparsity, method, searches)
+                save()
+                losses = results["cells"][key]["losses"]
+                print(key, f"{math.exp(fmean(losses)):.2f}", f"{results['cells'][key]['seconds']} s", flush=True)
+
+
+def main() -> None:
+    """Run, write, print."""
+    given = arguments()
+    results: dict[str, Any] = {"settings": SETTINGS, "dense": {}, "cells": {}}
+    if given.out.exists():
+        results = json.loads(given.out.read_text(encoding="utf-8"))
+        if results["settings"] != SETTINGS:
+            raise SystemExit(f"{given.out} has cells of other settings: choose another --out")
+    if not given.collect:
+        run(given, results, lambda: write_atomically(given.out, json.dumps(results, indent=1).encode() + b"\n"))
+    print(table(results["cells"]))
+
+
+if __name__ == "__main__":
+    main()

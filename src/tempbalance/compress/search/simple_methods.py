@@ -1,0 +1,240 @@
+"""What each simple allocation of sparsity gives on calibration text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from tempbalance.analysis.analyzer import analyze
+from tempbalance.analysis.result import Analysis
+from tempbalance.compress.allocation import Allocation
+from tempbalance.compress.budget_units import make_allocation
+from tempbalance.compress.evaluation.tokens import Documents, read_documents
+from tempbalance.compress.method_scores import MethodScore
+from tempbalance.compress.pruning.outliers import outlier_ratios
+from tempbalance.compress.pruning.pruner import Criterion, check_criterion
+from tempbalance.compress.search.text_scores import TextScores, text_scores
+from tempbalance.compress.sparsity import SparsityPlan, check_parameters, plan_sparsity
+from tempbalance.compress.sparsity_methods import largest_beta
+from tempbalance.errors import AllocationError, check_type
+
+__all__ = [
+    "MEASURED",
+    "SimpleMethods",
+    "measure_methods",
+    "measure_sparsity",
+    "read_inputs",
+    "score_allocations",
+    "uniform_allocation",
+]
+
+_logger = logging.getLogger("tempbalance")
+
+_BETAS = 10  # evenly spaced up to the largest
+MEASURED = 4 + _BETAS  # allocations, each on the whole text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimpleMethods:
+    """The simple methods by name, with what each gives on the text."""
+
+    plans: dict[str, SparsityPlan] = field(default_factory=dict)
+    scores: dict[str, MethodScore] = field(default_factory=dict)
+
+    def best(self, unit: Literal["layer", "block"]) -> SparsityPlan:
+        """Return the plan with the smallest divergence among those that have these units."""
+        names = [name for name in self.scores if unit == "layer" or name != "erk"]
+        return self.plans[min(names, key=lambda name: (self.scores[name].kl, name))]
+
+    @property
+    def ranked(self) -> dict[str, MethodScore]:
+        """The scores, the best first."""
+        return dict(sorted(self.scores.items(), key=lambda item: (item[1].kl, item[0])))
+
+
+def uniform_allocation(analysis: Analysis, sparsity: float, routers: bool) -> Allocation:
+    """Return the same sparsity for every layer that the methods allocate to."""
+    plan = plan_sparsity(analysis, sparsity, unit="layer", method="uniform", routers=routers)
+    head = {"budget": sparsity, "method": plan.method, "unit": "layer"}
+    return make_allocation(analysis, plan.layers, plan.zeros, "sparsity", plan.left_out, **head)
+
+
+def measure_methods(
+    scores: TextScores,
+    analysis: Analysis,
+    sparsity: float,
+    sequences: Sequence[Tensor],
+    *,
+    routers: bool,
+    progress: bool,
+) -> SimpleMethods:
+    """Measure the simple methods on the text; of ATP the best beta."""
+    found = SimpleMethods()
+    outliers = _outliers(scores.masked.model, sequences, progress)
+    for plan in _plans(analysis, sparsity, outliers, routers):
+        name = plan.method.partition(",")[0]
+        score = scores.score(plan.method, plan.zeros)
+        if name not in found.scores or score.kl < found.scores[name].kl:
+            found.plans[name], found.scores[name] = plan, score
+    return found
+
+
+def measure_sparsity(  # noqa: PLR0913  most are keyword options
+    model: nn.Module,
+    sparsity: float,
+    calibration: Documents,
+    criterion: Criterion = "magnitude",
+    *,
+    tokens: int = 8192,
+    analysis: Analysis | None = None,
+    routers: bool = False,
+    progress: bool = True,
+) -> dict[str, Allocation]:
+    """Measure what each simple method of allocation gives on calibration text, without pruning the model.
+
+    The methods are uniform, ERK, OWL, ATP and AlphaPruning, with their default parameters. The beta of ATP is the best
+    of ten up to the largest.
+
+    Args:
+        model: A Hugging Face causal language model; its weights are as before at the end.
+        sparsity: Fraction of zeros among all weights that are pruned, in [0, 1).
+        calibration: Token ids, as for ``prune``.
+        criterion: Pruning criterion; for SparseGPT the scores of Wanda are used (see ``search_sparsity``).
+        tokens: Number of tokens of the text that are used.
+        analysis: An analysis of the model, for AlphaPruning; by default it is analysed.
+        routers: Whether routers of experts are pruned too.
+        progress: Whether to show a progress bar (on a terminal only).
+
+    Returns:
+        The allocation of each method by its name, the best first, with the divergence and the perplexity of all methods
+        in ``compared``.
+
+    Raises:
+        AllocationError: There is nothing to prune, or the criterion cannot prune one of the weights.
+        TokensError: The calibration set is empty, has ids outside the vocabulary, or the model is no causal language
+            model.
+
+    Example:
+        >>> import torch, transformers
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
+        >>> found = measure_sparsity(model, 0.5, [torch.randint(50, (20,)) for _ in range(4)])
+        >>> sorted(found)
+        ['alpha', 'atp', 'erk', 'owl', 'uniform']
+    """
+    check_parameters(sparsity, None, "search")
+    analysis, sequences = read_inputs(model, calibration, criterion, analysis, progress)
+    target = uniform_allocation(analysis, sparsity, routers)
+    with text_scores(model, target, sequences, criterion, tokens=tokens, progress=progress) as scores:
+        methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress)
+    return {
+        name: make_allocation(
+            analysis,
+            (plan := methods.plans[name]).layers,
+            plan.zeros,
+            "sparsity",
+            plan.left_out,
+            budget=sparsity,
+            method=plan.method,
+            unit="layer" if name == "erk" else "block",
+            compared=tuple(methods.ranked.values()),
+        )
+        for name in methods.ranked
+    }
+
+
+def score_allocations(
+    model: nn.Module,
+    allocations: Mapping[str, Allocation],
+    calibration: Documents,
+    criterion: Criterion = "magnitude",
+    *,
+    tokens: int = 8192,
+    progress: bool = True,
+) -> dict[str, MethodScore]:
+    """Measure what given allocations of sparsity give on calibration text, without pruning the model.
+
+    Args:
+        model: A Hugging Face causal language model; its weights are as before at the end.
+        allocations: Allocations of sparsity for the same weights of this model, by any names.
+        calibration: Token ids, as for ``prune``.
+        criterion: Pruning criterion; for SparseGPT the scores of Wanda are used (see ``search_sparsity``).
+        tokens: Number of tokens of the text that are used.
+        progress: Whether to show a progress bar (on a terminal only).
+
+    Returns:
+        The divergence and the perplexity of each, by name.
+
+    Raises:
+        AllocationError: There is no allocation, one is of bits or ranks, of N:M sparsity, or for another model.
+        TokensError: The calibration set is empty, has ids outside the vocabulary, or the model is no causal language
+            model.
+
+    Example:
+        >>> import tempbalance as tb, torch, transformers
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
+        >>> half = tb.allocate_sparsity(tb.analyze(model), 0.5)
+        >>> score_allocations(model, {"half": half}, [torch.randint(50, (20,))])["half"].kl > 0
+        True
+    """
+    check_type("model", model, nn.Module)
+    check_criterion(criterion)
+    sequences = read_documents(calibration)
+    first = next(iter(allocations.values()), None)
+    if first is None:
+        raise AllocationError("there is no allocation to measure")
+    for allocation in allocations.values():
+        allocation.check_quantity("sparsity")
+        if allocation.group is not None or list(allocation) != list(first):
+            raise AllocationError("the allocations must be unstructured, and for the same weights in the same order")
+    with text_scores(model, first, sequences, criterion, tokens=tokens, progress=progress) as scores:
+        return {
+            name: scores.score(allocation.method, [layer.zeros for layer in allocation.layers])
+            for name, allocation in allocations.items()
+        }
+
+
+def read_inputs(
+    model: nn.Module, calibration: Documents, criterion: Criterion, analysis: Analysis | None, progress: bool
+) -> tuple[Analysis, list[Tensor]]:
+    """Return the analysis of the model, by default a new one, and the calibration sequences."""
+    check_type("model", model, nn.Module)
+    check_criterion(criterion)
+    sequences = read_documents(calibration)
+    if analysis is None:
+        analysis = analyze(model, progress=progress)
+    check_type("analysis", analysis, Analysis)
+    return analysis, sequences
+
+
+def _outliers(model: nn.Module, sequences: Sequence[Tensor], progress: bool) -> dict[str, float]:
+    """Return the outlier ratios of the blocks; none, with a line in the log, where OWL is not defined."""
+    try:
+        return outlier_ratios(model, sequences, progress=progress)
+    except AllocationError as error:
+        _logger.info("owl is left out: %s", error)
+        return {}
+
+
+def _plans(
+    analysis: Analysis, sparsity: float, outliers: Mapping[str, float], routers: bool
+) -> Generator[SparsityPlan]:
+    """Yield the plan of every simple method, and of ATP one for each beta."""
+    uniform = plan_sparsity(analysis, sparsity, unit="block", method="uniform", routers=routers)
+    yield uniform
+    yield plan_sparsity(analysis, sparsity, unit="layer", method="erk", routers=routers)
+    yield plan_sparsity(analysis, sparsity, unit="block", method="alpha", routers=routers)
+    if outliers:
+        yield plan_sparsity(analysis, sparsity, unit="block", method="owl", outliers=outliers, routers=routers)
+    blocks = len({layer.unit for layer in uniform.layers})
+    largest = largest_beta(sparsity, blocks) if blocks > 1 else 0.0
+    for step in range(1, _BETAS + 1):
+        if beta := float(f"{largest * step / _BETAS:.4g}"):
+            yield plan_sparsity(
+                analysis, sparsity, unit="block", method="atp", beta=min(beta, largest), routers=routers
+            )
