@@ -129,7 +129,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
 
       tempbalance allocate path/to/model --sparsity 0.5 --allocation alpha --out allocation.json
 
-      tempbalance allocate path/to/llama -s 0.6 --allocation search -m wanda --calibration c4.jsonl -o plan.json
+      tempbalance allocate path/to/llama -s 0.6 --allocation search -m wanda --calibration c4.jsonl -o shares.json
 
       tempbalance allocate analysis.json --bits 3.5
 

@@ -108,7 +108,7 @@ GenerationsOption = Annotated[
     typer.Option(min=1, max=2**20, help="Generations of a search; default: 150.", show_default=False),
 ]
 SearchFolderOption = Annotated[
-    Path | None, typer.Option(help="Folder for the state of a search; the same command goes on there after a stop.")
+    Path | None, typer.Option(help="Folder for the state of a search; the same command resumes there after a stop.")
 ]
 MethodOption = Annotated[Criterion, typer.Option("--method", "-m", help="Pruning criterion.")]
 GroupOption = Annotated[int | None, typer.Option(min=2, help="M of N:M sparsity; each block gets its own N.")]

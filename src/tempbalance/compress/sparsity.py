@@ -17,7 +17,7 @@ from tempbalance.errors import AllocationError, check_integer, check_numbers, ch
 from tempbalance.layers.routers import find_routers
 from tempbalance.types import LayerStats
 
-__all__ = ["SparsityPlan", "allocate_sparsity", "check_parameters", "plan_sparsity"]
+__all__ = ["AllocatedZeros", "allocate_sparsity", "check_parameters", "allocate_zeros"]
 
 _TOLERANCE = 1e-9  # a value this close below a whole number is rounded up to it
 _EPSILON = {"alpha": 0.3, "depth": 0.3, "owl": 0.08}  # by default; the other methods have none
@@ -85,7 +85,7 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         >>> [round(value, 2) for value in allocation.values()]
         [0.35, 0.5, 0.65]
     """
-    plan = plan_sparsity(
+    found = allocate_zeros(
         analysis,
         sparsity,
         epsilon,
@@ -98,19 +98,19 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
     )
     return make_allocation(
         analysis,
-        plan.layers,
-        plan.zeros,
+        found.layers,
+        found.zeros,
         "sparsity",
-        plan.left_out,
+        found.left_out,
         budget=sparsity,
-        method=plan.method,
+        method=found.method,
         unit=unit,
         group=group,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SparsityPlan:
+class AllocatedZeros:
     """Numbers of zeros of layers, before they become an allocation."""
 
     layers: Sequence[LayerAllocation]  # in model order, without a value
@@ -119,7 +119,7 @@ class SparsityPlan:
     method: str  # with its parameters
 
 
-def plan_sparsity(  # noqa: PLR0913  as allocate_sparsity
+def allocate_zeros(  # noqa: PLR0913  as allocate_sparsity
     analysis: Analysis,
     sparsity: float,
     epsilon: float | None = None,
@@ -130,7 +130,7 @@ def plan_sparsity(  # noqa: PLR0913  as allocate_sparsity
     beta: float | None = None,
     group: int | None = None,
     routers: bool = False,
-) -> SparsityPlan:
+) -> AllocatedZeros:
     """Compute the zeros of every layer (see ``allocate_sparsity``)."""
     check_type("analysis", analysis, Analysis)
     check_parameters(sparsity, epsilon, method, beta)
@@ -151,7 +151,7 @@ def plan_sparsity(  # noqa: PLR0913  as allocate_sparsity
         values = _round_to_groups(values, sizes, zeros, group)
         zeros = round(sum(value * size for value, size in zip(values, sizes, strict=True)))
     given = {"epsilon": epsilon if method in _EPSILON else None, "beta": beta}
-    return SparsityPlan(
+    return AllocatedZeros(
         layers=layers,
         zeros=apportion(values_of_layers(layers, units, values), [layer.numel for layer in layers], zeros),
         left_out=left_out,

@@ -38,7 +38,7 @@ class SearchSettings:
         children: Children in a generation.
         tokens: Number of tokens of the calibration text that allocations are measured on.
         seed: Seed of the mutations.
-        folder: Folder for the state of the search. The same search with the same folder goes on where it was stopped.
+        folder: Folder for the state of the search. The same search with the same folder resumes there.
 
     Raises:
         ArgumentError: A number is out of range.

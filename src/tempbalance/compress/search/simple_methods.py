@@ -18,7 +18,7 @@ from tempbalance.compress.method_scores import MethodScore
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion
 from tempbalance.compress.search.text_scores import TextScores, text_scores
-from tempbalance.compress.sparsity import SparsityPlan, check_parameters, plan_sparsity
+from tempbalance.compress.sparsity import AllocatedZeros, check_parameters, allocate_zeros
 from tempbalance.compress.sparsity_methods import largest_beta
 from tempbalance.errors import AllocationError, check_type
 
@@ -42,13 +42,13 @@ MEASURED = 4 + _BETAS  # allocations, each on the whole text
 class SimpleMethods:
     """The simple methods by name, with what each gives on the text."""
 
-    plans: dict[str, SparsityPlan] = field(default_factory=dict)
+    allocated: dict[str, AllocatedZeros] = field(default_factory=dict)
     scores: dict[str, MethodScore] = field(default_factory=dict)
 
-    def best(self, unit: Literal["layer", "block"]) -> SparsityPlan:
-        """Return the plan with the smallest divergence among those that have these units."""
+    def best(self, unit: Literal["layer", "block"]) -> AllocatedZeros:
+        """Return the zeros with the smallest divergence among those that have these units."""
         names = [name for name in self.scores if unit == "layer" or name != "erk"]
-        return self.plans[min(names, key=lambda name: (self.scores[name].kl, name))]
+        return self.allocated[min(names, key=lambda name: (self.scores[name].kl, name))]
 
     @property
     def ranked(self) -> dict[str, MethodScore]:
@@ -58,9 +58,9 @@ class SimpleMethods:
 
 def uniform_allocation(analysis: Analysis, sparsity: float, routers: bool) -> Allocation:
     """Return the same sparsity for every layer that the methods allocate to."""
-    plan = plan_sparsity(analysis, sparsity, unit="layer", method="uniform", routers=routers)
-    head = {"budget": sparsity, "method": plan.method, "unit": "layer"}
-    return make_allocation(analysis, plan.layers, plan.zeros, "sparsity", plan.left_out, **head)
+    given = allocate_zeros(analysis, sparsity, unit="layer", method="uniform", routers=routers)
+    head = {"budget": sparsity, "method": given.method, "unit": "layer"}
+    return make_allocation(analysis, given.layers, given.zeros, "sparsity", given.left_out, **head)
 
 
 def measure_methods(
@@ -75,11 +75,11 @@ def measure_methods(
     """Measure the simple methods on the text; of ATP the best beta."""
     found = SimpleMethods()
     outliers = _outliers(scores.masked.model, sequences, progress)
-    for plan in _plans(analysis, sparsity, outliers, routers):
-        name = plan.method.partition(",")[0]
-        score = scores.score(plan.method, plan.zeros)
+    for given in _each_method(analysis, sparsity, outliers, routers):
+        name = given.method.partition(",")[0]
+        score = scores.score(given.method, given.zeros)
         if name not in found.scores or score.kl < found.scores[name].kl:
-            found.plans[name], found.scores[name] = plan, score
+            found.allocated[name], found.scores[name] = given, score
     return found
 
 
@@ -134,12 +134,12 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
     return {
         name: make_allocation(
             analysis,
-            (plan := methods.plans[name]).layers,
-            plan.zeros,
+            (given := methods.allocated[name]).layers,
+            given.zeros,
             "sparsity",
-            plan.left_out,
+            given.left_out,
             budget=sparsity,
-            method=plan.method,
+            method=given.method,
             unit="layer" if name == "erk" else "block",
             compared=tuple(methods.ranked.values()),
         )
@@ -221,20 +221,20 @@ def _outliers(model: nn.Module, sequences: Sequence[Tensor], progress: bool) -> 
         return {}
 
 
-def _plans(
+def _each_method(
     analysis: Analysis, sparsity: float, outliers: Mapping[str, float], routers: bool
-) -> Generator[SparsityPlan]:
-    """Yield the plan of every simple method, and of ATP one for each beta."""
-    uniform = plan_sparsity(analysis, sparsity, unit="block", method="uniform", routers=routers)
+) -> Generator[AllocatedZeros]:
+    """Yield the zeros of every simple method, and of ATP one for each beta."""
+    uniform = allocate_zeros(analysis, sparsity, unit="block", method="uniform", routers=routers)
     yield uniform
-    yield plan_sparsity(analysis, sparsity, unit="layer", method="erk", routers=routers)
-    yield plan_sparsity(analysis, sparsity, unit="block", method="alpha", routers=routers)
+    yield allocate_zeros(analysis, sparsity, unit="layer", method="erk", routers=routers)
+    yield allocate_zeros(analysis, sparsity, unit="block", method="alpha", routers=routers)
     if outliers:
-        yield plan_sparsity(analysis, sparsity, unit="block", method="owl", outliers=outliers, routers=routers)
+        yield allocate_zeros(analysis, sparsity, unit="block", method="owl", outliers=outliers, routers=routers)
     blocks = len({layer.unit for layer in uniform.layers})
     largest = largest_beta(sparsity, blocks) if blocks > 1 else 0.0
     for step in range(1, _BETAS + 1):
         if beta := float(f"{largest * step / _BETAS:.4g}"):
-            yield plan_sparsity(
+            yield allocate_zeros(
                 analysis, sparsity, unit="block", method="atp", beta=min(beta, largest), routers=routers
             )

@@ -102,9 +102,9 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
     ) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress)
         start = methods.best(unit)
-        plan = methods.plans["uniform" if unit == "block" else "erk"]  # its layers have this unit
+        given = methods.allocated["uniform" if unit == "block" else "erk"]  # its layers have this unit
         identity = {
-            "budget": sum(plan.zeros),
+            "budget": sum(given.zeros),
             "sparsity": sparsity,
             "criterion": criterion,
             "unit": unit,
@@ -113,14 +113,14 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
             "model": scores.masked.digest,
         }
         with progress_bar("search", settings.generations, progress) as advance:
-            found = _evolve(scores, plan.layers, start.zeros, settings, identity, advance)
+            found = _evolve(scores, given.layers, start.zeros, settings, identity, advance)
         methods.scores["search"] = scores.score("search", found)
         return make_allocation(
             analysis,
-            plan.layers,
+            given.layers,
             found,
             "sparsity",
-            plan.left_out,
+            given.left_out,
             budget=sparsity,
             method=f"search, {settings.generations} generations from {start.method}, seed {settings.seed}",
             unit=unit,
