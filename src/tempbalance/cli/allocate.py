@@ -37,7 +37,6 @@ from tempbalance.cli.compress import (
     GenerationsOption,
     GroupOption,
     LengthOption,
-    MethodOption,
     RoutersOption,
     SamplesOption,
     SearchFolderOption,
@@ -91,7 +90,12 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base model for --by drift.")] = None,
     allocation: AllocationOption = None,
-    method: MethodOption = Criterion.magnitude,
+    method: Annotated[
+        Criterion | None,
+        typer.Option(
+            "--method", "-m", help="Pruning criterion that a search is for; default: magnitude.", show_default=False
+        ),
+    ] = None,
     epsilon: EpsilonOption = None,
     beta: BetaOption = None,
     generations: GenerationsOption = None,
@@ -129,7 +133,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
 
       tempbalance allocate path/to/model --sparsity 0.5 --allocation alpha --out allocation.json
 
-      tempbalance allocate path/to/llama -s 0.6 --allocation search -m wanda --calibration c4.jsonl -o shares.json
+      tempbalance allocate path/to/llama -s 0.6 --allocation search -m wanda --calibration c4.jsonl -o x.json
 
       tempbalance allocate analysis.json --bits 3.5
 
@@ -152,8 +156,11 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     fitted_by, windows = make_estimator(estimator), make_windows(farms, farms_rows)
     analysis = Analysis.load(source) if source.lower().endswith(".json") else None
     text = make_calibration(calibration, samples, length, seed)
-    if sparsity is not None and (by, formats, base) != (None,) * 3:
-        raise AllocationError("--by, --formats and --base cannot be used with --sparsity: see --allocation")
+    _check_options(
+        sparsity is not None,
+        (allocation, epsilon, beta, generations, search_folder, group, routers or None, method),
+        (by, formats, base),
+    )
     if sparsity is not None:
         settings = compress.SparsitySettings(
             sparsity=sparsity,
@@ -170,7 +177,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
         found = compress.allocate_folder(
             analysis or source,
             settings,
-            method.value,
+            method.value if method else "magnitude",
             calibration=text,
             revision=revision,
             key=key,
@@ -178,12 +185,6 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
             progress=not quiet,
         )
     else:
-        given = (allocation, epsilon, beta, generations, search_folder, group)
-        if given != (None,) * len(given) or routers or method != Criterion.magnitude:
-            raise AllocationError(
-                "--allocation, --method, --epsilon, --beta, --generations, --search-folder, --group and --routers can be "
-                "used with --sparsity only"
-            )
         what, budget = next((name, value) for name, value in budgets.items() if value is not None)
         with contextlib.ExitStack() as stack:
             model: Analysis | Checkpoint = analysis or stack.enter_context(open_checkpoint(source, revision, key=key))
@@ -200,6 +201,17 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
             )
         found = replace(found, source=source if analysis is None else found.source)
     _save_and_print(found, outputs, exports, as_json, quiet)
+
+
+def _check_options(sparse: bool, of_sparsity: tuple[object, ...], of_others: tuple[object, ...]) -> None:
+    """Raise an AllocationError if an option has no effect."""
+    if sparse and of_others != (None,) * len(of_others):
+        raise AllocationError("--by, --formats and --base cannot be used with --sparsity: see --allocation")
+    if not sparse and of_sparsity != (None,) * len(of_sparsity):
+        raise AllocationError(
+            "--allocation, --method, --epsilon, --beta, --generations, --search-folder, --group and --routers can be "
+            "used with --sparsity only"
+        )
 
 
 def _save_and_print(
@@ -258,7 +270,7 @@ def _allocate_by(  # noqa: PLR0913  each is an option of the command line
     names = [name.strip() for name in formats.split(",")] if formats else []
     if (what, by) == ("bits", "error"):
         source: Any = opened().path if calibration else opened()
-        text = calibration.draw(source) if calibration else None
+        text = calibration.for_model(source).draw(source) if calibration else None
         device = analysis["device"]
         errors = compress.quantization_errors(source, names, calibration=text, device=device, progress=progress)
     elif (what, by) == ("trainable", "snr"):

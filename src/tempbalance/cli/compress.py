@@ -41,7 +41,6 @@ __all__ = [
     "GenerationsOption",
     "GroupOption",
     "LengthOption",
-    "MethodOption",
     "RoutersOption",
     "SamplesOption",
     "SearchFolderOption",
@@ -110,7 +109,6 @@ GenerationsOption = Annotated[
 SearchFolderOption = Annotated[
     Path | None, typer.Option(help="Folder for the state of a search; the same command resumes there after a stop.")
 ]
-MethodOption = Annotated[Criterion, typer.Option("--method", "-m", help="Pruning criterion.")]
 GroupOption = Annotated[int | None, typer.Option(min=2, help="M of N:M sparsity; each block gets its own N.")]
 RoutersOption = Annotated[bool, typer.Option("--routers", help="Prune routers of experts too.")]
 CalibrationOption = Annotated[
@@ -131,7 +129,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     sparsity: Annotated[
         float | None, typer.Option("--sparsity", "-s", min=0, max=1, help="Fraction of zeros, in [0, 1).")
     ] = None,
-    method: MethodOption = Criterion.magnitude,
+    method: Annotated[Criterion, typer.Option("--method", "-m", help="Pruning criterion.")] = Criterion.magnitude,
     allocation: AllocationOption = None,
     epsilon: EpsilonOption = None,
     beta: BetaOption = None,

@@ -17,7 +17,7 @@ from tempbalance.errors import AllocationError, check_integer, check_numbers, ch
 from tempbalance.layers.routers import find_routers
 from tempbalance.types import LayerStats
 
-__all__ = ["AllocatedZeros", "allocate_sparsity", "check_parameters", "allocate_zeros"]
+__all__ = ["AllocatedZeros", "allocate_sparsity", "allocate_zeros", "check_parameters"]
 
 _TOLERANCE = 1e-9  # a value this close below a whole number is rounded up to it
 _EPSILON = {"alpha": 0.3, "depth": 0.3, "owl": 0.08}  # by default; the other methods have none

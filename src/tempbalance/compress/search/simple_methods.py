@@ -18,7 +18,7 @@ from tempbalance.compress.method_scores import MethodScore
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion
 from tempbalance.compress.search.text_scores import TextScores, text_scores
-from tempbalance.compress.sparsity import AllocatedZeros, check_parameters, allocate_zeros
+from tempbalance.compress.sparsity import AllocatedZeros, allocate_zeros, check_parameters
 from tempbalance.compress.sparsity_methods import largest_beta
 from tempbalance.errors import AllocationError, check_type
 
