@@ -82,7 +82,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_result(tmp_path, done):
     assert sum(counts) == 8
 
 
-def test_a_finished_search_can_go_on_for_more_generations(tmp_path):
+def test_a_finished_search_can_be_continued(tmp_path):
     search(SearchSettings(generations=3, folder=tmp_path))
     assert search(SearchSettings(generations=8, folder=tmp_path)) == search(SearchSettings(generations=8))
     with pytest.raises(AllocationError, match="8 generations already"):
