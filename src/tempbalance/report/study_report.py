@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 from rich.console import Console
 from rich.text import Text
@@ -11,6 +10,7 @@ from rich.text import Text
 from tempbalance.report.figures import study_figure
 from tempbalance.report.page import Cell, Html, escaped, model_name, render_page, table_html
 from tempbalance.report.terminal_tables import plain_table, plain_text
+from tempbalance.study.method_names import line_parts
 from tempbalance.study.summary import Row, Summary
 
 __all__ = ["print_study", "render_study"]
@@ -23,7 +23,7 @@ def print_study(console: Console, summary: Summary) -> None:
     counted = [name for name in ("diverged", "failed") if any(getattr(row, name) for row in summary.rows)]
     table = plain_table("method", "mean", "gain", "95 % interval", "won", "p", *counted, title=title)
     for row in summary.rows:
-        name = Text("\n  ").join(plain_text(part) for part in re.split(r"(?<=[:, ])", row.label))
+        name = Text("\n  ").join(plain_text(part) for part in line_parts(row.label))
         table.add_row(name, _number(row.mean), *_gain(row), *(str(getattr(row, count)) for count in counted))
     console.print(table, highlight=False)
     console.print(plain_text(summary.recommendation, "bold"))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tempbalance.errors import StudyError
 from tempbalance.spectra.windows import FARMS
 
-__all__ = ["Part", "join", "read_parts", "read_value", "without_spaces"]
+__all__ = ["Part", "join", "line_parts", "read_parts", "read_value", "without_spaces"]
 
 _PLUS = re.compile(r"\+(?=[A-Za-z_])")  # not the one in 1e+4
 _WORDS = {"true": True, "false": False, "none": None, "farms": FARMS()}
@@ -88,3 +88,13 @@ def join(parts: Iterable[tuple[str, Sequence[str]]]) -> str:
 def without_spaces(name: str) -> str:
     """Return the name of a method without spaces, except in quotes."""
     return re.sub(r"('[^']*'|\"[^\"]*\")| ", lambda found: found[1] or "", name)
+
+
+def line_parts(name: str) -> list[str]:
+    """Return the parts of a name that a table may put on lines of their own.
+
+    Example:
+        >>> line_parts("fixed:multipliers={'role:v':0.5},control=uniform lr=0.1")
+        ['fixed:', "multipliers={'role:v':0.5},", 'control=uniform ', 'lr=0.1']
+    """
+    return re.split(r"(?<=[, ])|(?<=:)(?=\w+=)", name)

@@ -29,6 +29,7 @@ from tempbalance.study.task import Task, load_task
 __all__ = ["search"]
 
 _RATES = 2
+_OF = "multiplier"  # ends a name for the sampler: a pattern may be lr
 _DIGITS = 4
 _FEWEST = 5  # complete trials to compare a new one with
 _CONFIRMATION = "confirmation"  # folder
@@ -111,7 +112,8 @@ def search(  # noqa: PLR0913  each is an option of a search
     """
     parameters = {} if parameters is None else parameters
     check_type("parameters", parameters, Mapping)
-    extent = {"trials": trials, "confirm": confirm, "first_seed": first_seed, "controls": [*controls]}
+    controls = [controls] if isinstance(controls, str) else [*controls]
+    extent = {"trials": trials, "confirm": confirm, "first_seed": first_seed, "controls": controls}
     _check_counts({"trials": trials, "seeds": seeds}, {**extent, "sampler_seed": sampler_seed})
     rates, limits = _check_rates(lr), _check_bounds(bounds)
     with require_extra("search", "a search needs optuna"):
@@ -258,12 +260,13 @@ def _sample(tuner: _Tuner, space: SearchSpace, settings: Mapping[str, Any], coun
         for _ in range(count):
             start = next(starting, None)
             if start is not None:
-                study.enqueue_trial({"lr": start.lr} | {unit: start.multipliers.get(unit, 1.0) for unit in space.units})
+                multipliers = {f"{unit} {_OF}": start.multipliers.get(unit, 1.0) for unit in space.units}
+                study.enqueue_trial({"lr": start.lr, **multipliers})
             elif all(each.status != "complete" for each in tried):
                 break
             proposed = study.ask()
             lr = _suggest(proposed, "lr", settings["lr"])
-            multipliers = {unit: _suggest(proposed, unit, settings["bounds"]) for unit in space.units}
+            multipliers = {unit: _suggest(proposed, f"{unit} {_OF}", settings["bounds"]) for unit in space.units}
             trial = tuner.train(
                 start or _Point("sampled", lr, multipliers), tried, may_stop=start is None, advance=advance
             )
@@ -302,8 +305,9 @@ def _starting_points(
     for rate in rates:
         yield _Point(PLAIN, rate, {})
     best = tuner.best(tried)
+    rate = best.lr if best.status == "complete" else min(rates)
     for name, multipliers in known.items():
-        yield _Point(name, best.lr, {unit: _rounded(multiplier) for unit, multiplier in multipliers.items()})
+        yield _Point(name, rate, {unit: _rounded(multiplier) for unit, multiplier in multipliers.items()})
 
 
 def _tune_plain(tuner: _Tuner, rates: Sequence[float], count: int) -> SearchTrial:

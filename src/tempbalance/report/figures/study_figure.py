@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 
 from tempbalance.report.figures.figure_style import ACCENT, SOFT, Spec, axis, cut, figure, plain, rounded
+from tempbalance.study.method_names import line_parts
 from tempbalance.study.summary import Row, Summary
 
 __all__ = ["study_figure"]
@@ -74,7 +74,7 @@ def _seeds(row: Row, place: int) -> Spec:
 def _wrapped(name: str) -> str:
     """Return the name of a method in lines: its parts, as many as a line holds."""
     lines = [""]
-    for part in re.split(r"(?<=[:, ])", name):
+    for part in line_parts(name):
         if lines[-1] and len(lines[-1] + part) > _LINE:
             lines.append("")
         lines[-1] += part
