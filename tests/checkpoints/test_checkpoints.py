@@ -383,6 +383,39 @@ class TestHub:
         with pytest.raises(CheckpointError, match=r"no file inner/model\.gguf"):
             open_checkpoint("someone/something/inner/model.gguf")
 
+    def test_a_pipeline_is_downloaded_with_its_components_and_without_variants(self, tmp_path, monkeypatch):
+        hub = pytest.importorskip("huggingface_hub")
+        files = ["model_index.json", "unet/config.json", "vae/config.json", "card.safetensors.png"]
+        files += [
+            f"{part}/diffusion_pytorch_model{variant}.safetensors"
+            for part in ("unet", "vae")
+            for variant in ("", ".fp16")
+        ]
+        for file in [*files, "unet/deep/other.safetensors"]:
+            (tmp_path / "remote" / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "remote" / file).write_text("{}")
+        index = {part: ["diffusers", "Model"] for part in ("unet", "vae")}
+        (tmp_path / "remote" / "model_index.json").write_text(json.dumps(index))
+        for part in ("unet", "vae"):
+            save_file(
+                {"fc.weight": torch.ones(3, 2)}, tmp_path / "remote" / part / "diffusion_pytorch_model.safetensors"
+            )
+
+        def download(repo_id, *, revision, allow_patterns, ignore_patterns):
+            source = tmp_path / "remote"
+            names = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
+            for name in hub.utils.filter_repo_objects(
+                names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+            ):
+                (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source / name, tmp_path / "local" / name)
+            return tmp_path / "local"
+
+        monkeypatch.setattr(hub, "snapshot_download", download)
+        assert set(open_checkpoint("someone/pipeline").tensors) == {"unet.fc.weight", "vae.fc.weight"}
+        downloaded = {str(path.relative_to(tmp_path / "local")) for path in (tmp_path / "local").rglob("*.safetensors")}
+        assert downloaded == {f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")}
+
     def test_an_unknown_hub_id_raises(self, monkeypatch):
         monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
         with pytest.raises(NotFoundError, match="nobody-here/nothing"):

@@ -1,6 +1,5 @@
 """GGUF files, written by the package gguf: values, names, memory, and files that are damaged."""
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -8,6 +7,8 @@ import torch
 import tempbalance as tb
 from tempbalance.errors import CheckpointError, CorruptFileError
 from tempbalance.layers import find_weights
+
+gguf = pytest.importorskip("gguf")
 
 ROUNDED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")  # types that the package writes
 OTHERS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ2_XXS", "IQ3_S", "IQ1_S")  # it reads only
@@ -159,6 +160,18 @@ def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     with pytest.raises(tb.errors.MissingExtraError, match=r"tempbalance\[gguf\]"):
         tb.open_checkpoint(path)
+
+
+def test_a_block_of_a_high_number_costs_no_time(tmp_path):
+    path = write(tmp_path / "model.gguf", {"blk.999999999.ffn_up.weight": MATRIX})
+    assert [row.name for row in tb.analyze(path).layers] == ["blk.999999999.ffn_up.weight"]
+
+
+def test_scales_that_are_not_finite_are_found(tmp_path):
+    data, kind = rounded("Q8_0")
+    data[5, :2] = np.array([np.inf], dtype=np.float16).view(np.uint8)
+    (skipped,) = tb.analyze(write(tmp_path / "model.gguf", {"blk.0.ffn_up.weight": (data, kind)})).skipped
+    assert "NaN or Inf" in skipped.reason
 
 
 def test_a_key_is_for_pytorch_files(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tempbalance as tb
@@ -125,10 +125,35 @@ def _npz(path: Path) -> None:
     np.savez(path, tokens=TOKENS.numpy().astype(np.uint16), offsets=np.array([0, 10, 40]))
 
 
+def _quantised(path: Path) -> None:
+    folder = Path(__file__).parents[1] / "layers" / "dequantise" / "files"
+    tensors = {}
+    for number, file in enumerate(sorted(folder.glob("*/model.safetensors"))):
+        tensors |= {name.replace("layers.0", f"layers.{number}"): tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, path)
+
+
+def _gguf(path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    for name, label in (("attn_q", "Q8_0"), ("ffn_up", "Q4_0"), ("ffn_down", "F16")):
+        matrix = np.random.default_rng(0).standard_normal((24, 32)).astype(np.float32)
+        kind = gguf.GGMLQuantizationType[label]
+        writer.add_tensor(f"blk.0.{name}.weight", gguf.quantize(matrix, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 MAKERS: dict[str, Callable[[Path], object]] = {
     "model.pt": lambda path: torch.save(tiny_state(), path),
     "legacy.pt": _legacy,
     "model.safetensors": lambda path: save_file(tiny_state(), path),
+    "quantised.safetensors": _quantised,
+    "model.gguf": _gguf,
     "llama": _llama,
     "adapter": _adapter,
     "analysis.json": lambda path: tiny_analysis().save(path),

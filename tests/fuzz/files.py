@@ -63,6 +63,14 @@ def safetensors_file(mutator: Mutator, corpus: Corpus, place: Path) -> None:
     _check_against(path, load_file)
 
 
+def quantised_file(mutator: Mutator, corpus: Corpus, place: Path) -> None:
+    """Analyse a damaged file with weights in several quantised formats, or a damaged GGUF file."""
+    path = corpus.copy(mutator.choice(["quantised.safetensors", "model.gguf"]), place)
+    content = path.read_bytes()
+    path.write_bytes((mutator.bytes if path.suffix == ".gguf" else mutator.safetensors)(content))
+    _analyzed(path)
+
+
 def torch_file(mutator: Mutator, corpus: Corpus, place: Path) -> None:
     """Analyse a damaged ``.pt`` file."""
     path = corpus.copy(mutator.choice(["model.pt", "model.pt", "legacy.pt"]), place)
@@ -153,6 +161,7 @@ def other_file(mutator: Mutator, corpus: Corpus, place: Path) -> None:
 TARGETS = {
     safetensors_file: 4,
     torch_file: 4,
+    quantised_file: 3,
     odd_content: 3,
     model_folder: 5,
     other_file: 1,

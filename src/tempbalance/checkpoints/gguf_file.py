@@ -122,6 +122,7 @@ def _reason(kind: Any, shape: tuple[int, ...], entries: int, size: int) -> str |
 def _dequantise(stored: Tensor, kind: Any) -> Tensor:
     """Dequantise rows of bytes, a few at a time."""
     import gguf
+    import numpy as np
 
     entries, size = gguf.GGML_QUANT_SIZES[kind]
     shape = (*stored.shape[:-1], stored.shape[-1] // size * entries)
@@ -130,7 +131,8 @@ def _dequantise(stored: Tensor, kind: Any) -> Tensor:
     step = max(1, _CHUNK // max(1, shape[-1]))
     for first in range(0, rows.shape[0], step):
         chunk = rows[first : first + step].contiguous().numpy()
-        result[first : first + step] = torch.from_numpy(gguf.dequantize(chunk, kind))
+        with np.errstate(all="ignore"):  # scales that are not finite are found by the analysis
+            result[first : first + step] = torch.from_numpy(gguf.dequantize(chunk, kind))
     return result.view(shape)
 
 
@@ -218,9 +220,11 @@ def _names(header: _Header) -> dict[str, str]:
 
     architecture = str(header.metadata.get("general.architecture"))
     arch = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}.get(architecture)
-    if arch is None:
+    blocks = 1 + max(
+        (int(m[1]) for m in (re.match(r"blk\.(\d{1,9})\.", n) for n, *_ in header.tensors) if m), default=-1
+    )
+    if arch is None or blocks > len(header.tensors):
         return {}
-    blocks = 1 + max((int(m[1]) for m in (re.match(r"blk\.(\d+)\.", n) for n, *_ in header.tensors) if m), default=-1)
     known = gguf.get_tensor_name_map(arch, blocks).mapping
     prefixes = next(prefixes for pattern, prefixes in _PREFIXES if re.fullmatch(pattern, architecture))
     found: dict[str, str] = {}

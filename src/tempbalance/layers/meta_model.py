@@ -47,6 +47,9 @@ def build_on_meta(config: Mapping[str, Any], num_tensors: int) -> nn.Module | No
     Returns:
         The model; None if Transformers is not installed or cannot build it, and the reason is logged.
     """
+    if "model_type" not in config:  # it may have the settings of a quantised file alone
+        _logger.info("config.json has no model_type: layer types come from names and shapes")
+        return None
     try:
         import transformers
     except ImportError:

@@ -218,6 +218,20 @@ def test_scales_of_a_wrong_shape_are_refused_with_a_next_step(name, tmp_path):
     assert any(step in found for step in ("again", "dequantise it"))
 
 
+@pytest.mark.parametrize(
+    ("name", "part", "value"),
+    [
+        ("int4-group", "weight_shape", torch.tensor([-64, 128])),
+        ("int4-group", "weight_shape", torch.tensor([64.0, float("nan")])),
+        ("hqq-4", "group_size", torch.tensor(float("nan"))),
+        ("hqq-4", "packing", torch.tensor([200, 201], dtype=torch.uint8)),
+        ("bnb-nf4", "weight.quant_state.bitsandbytes__nf4", torch.tensor([91, 93], dtype=torch.uint8)),
+    ],
+)
+def test_settings_that_make_no_sense_skip_the_weight(name, part, value):
+    assert reason(stored(name) | {f"{FC}.{part}": value})
+
+
 @pytest.mark.parametrize("name", ["gptq-4-act-order", "int4-group"])
 def test_an_index_of_a_group_that_is_not_there_skips_the_weight(name):
     tensors = stored(name)

@@ -13,7 +13,7 @@ from tempbalance.layers.dequantise.decoders import DECODERS
 from tempbalance.layers.dequantise.module import Module, QuantisedWeight, UnreadableError
 from tempbalance.layers.fused import Index
 from tempbalance.layers.names import TensorInfo, TensorStore, stored_modules
-from tempbalance.layers.reasons import BELONGS, find_quantised, format_label, is_broken
+from tempbalance.layers.reasons import BELONGS, failure_reason, find_quantised, format_label, is_broken
 
 __all__ = ["dequantised"]
 
@@ -83,9 +83,10 @@ class _Dequantised:
                 unreadable = [name for name in weight.parts if is_broken(module.tensors[name].reason or "")]
                 if unreadable:
                     raise UnreadableError(f"{unreadable[0]}: {module.tensors[unreadable[0]].reason}")
-            except UnreadableError as error:
+            except Exception as error:  # whatever values of a damaged file make it raise
                 failed = True
-                reason = f"{format_label(label, info.dtype)}: {error}"
+                why = error if isinstance(error, UnreadableError) else failure_reason(error)
+                reason = f"{format_label(label, info.dtype)}: {why}"
                 found[_join(module.path, stored)] = _join(module.path, stored), _unread(info, reason)
                 continue
             name = _join(module.path, weight.name)
