@@ -180,6 +180,13 @@ def test_fp8_whose_scales_are_not_there_is_no_weight_if_the_configuration_has_th
     assert "without its scales" in reason(tb.open_checkpoint(tmp_path))
 
 
+def test_a_weight_that_is_stored_twice_is_read_once():
+    plain = {f"{FC}.weight": torch.randn(64, 128, generator=GENERATOR)}
+    rows, skipped = find_weights(stored("int4-group") | plain)
+    assert [(row.name, row.quantisation) for row in rows] == [(f"{FC}.weight", "")]
+    assert "is stored without quantisation, too" in {s.name: s.reason for s in skipped}[f"{FC}.weight_packed"]
+
+
 MISSING = [
     ("int4-group", "weight_shape", "weight_shape is missing"),
     ("int4-group", "weight_scale", "weight_scale is missing"),

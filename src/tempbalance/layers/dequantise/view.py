@@ -83,6 +83,8 @@ class _Dequantised:
                 unreadable = [name for name in weight.parts if is_broken(module.tensors[name].reason or "")]
                 if unreadable:
                     raise UnreadableError(f"{unreadable[0]}: {module.tensors[unreadable[0]].reason}")
+                if weight.name in module.tensors and weight.name not in weight.parts:
+                    raise UnreadableError(f"{weight.name} is stored without quantisation, too: keep one of them")
             except Exception as error:  # whatever values of a damaged file make it raise
                 failed = True
                 why = error if isinstance(error, UnreadableError) else failure_reason(error)
