@@ -124,3 +124,32 @@ def test_axolotl_has_full_names_where_parts_of_names_are_ambiguous(tmp_path):
     rates = axolotl_rates(settings, net())
     assert rates["layers.0.q_proj.weight"] == rates["layers.0.up_proj.weight"] == LR / 2
     assert (rates["layers.1.q_proj.weight"], rates["layers.1.up_proj.weight"]) == (2 * LR, LR)
+
+
+class Around(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(3, 4))
+        self.layer = nn.Linear(4, 4)
+        self.layer2 = nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize("multipliers", [{"token": 0.5}, {"layer.*": 2.0}, {"layer2.weight": 2.0, "token": 4.0}])
+def test_axolotl_gives_no_weight_the_rate_of_another(tmp_path, multipliers):
+    rates = axolotl_rates(yaml.safe_load(files(tmp_path, multipliers, Around)["axolotl.yaml"].read_text()), Around())
+    expected = {name: LR * tb.assign.Fixed(multipliers).multiplier_of(facts(name)) for name in rates}
+    assert rates == {name: LR if name.endswith("bias") else rate for name, rate in expected.items()}
+
+
+def facts(name):
+    return tb.assign.UnitFacts(parameter=name)
+
+
+def test_the_parameter_groups_contain_frozen_parameters_only_if_yours_do(tmp_path):
+    code = runpy.run_path(str(files(tmp_path, MULTIPLIERS)["param_groups.py"]))
+    model = net()
+    model.lm_head.requires_grad_(False)
+    count = len(list(model.parameters()))
+    assert sum(len(group["params"]) for group in code["param_groups"](model)) == count - 2
+    own = [{"params": list(model.parameters())}]
+    assert sum(len(group["params"]) for group in code["param_groups"](model, own)) == count

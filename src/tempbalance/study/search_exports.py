@@ -65,12 +65,12 @@ def param_groups(model, groups=None, lr=LR):
 
     groups: your own groups, for example without weight decay for norms; by default one of all parameters.
     """
-    names = {{parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}}
+    names = {{parameter: name for name, parameter in model.named_parameters()}}
     patterns = {{name: next((p for p in MULTIPLIERS if fnmatchcase(name, p)), None) for name in names.values()}}
     if unused := set(MULTIPLIERS).difference(patterns.values()):
         raise ValueError(f"no parameter of the model matches {{sorted(unused)}}")
     divided = []
-    for group in groups or [{{"params": list(names)}}]:
+    for group in groups or [{{"params": [parameter for parameter in names if parameter.requires_grad]}}]:
         members = {{}}
         for parameter in group["params"]:
             members.setdefault(MULTIPLIERS.get(patterns[names[parameter]], 1.0), []).append(parameter)
@@ -89,10 +89,7 @@ def _axolotl(best: SearchTrial, space: SearchSpace) -> bytes:
         for name, facts in space.facts.items()
         if facts.role != "norm" and not name.endswith("bias") and name not in embeddings
     ]
-    modules = {f"{name.rpartition('.')[0]}.".removeprefix("."): units[name] for name in weights if name in units}
-    parts = {re.split(r"\.\d+\.", module)[-1] or module: unit for module, unit in modules.items()}
-    if any(_first(name, parts, lambda name, part: part in name) != units.get(name) for name in weights):
-        parts = modules
+    parts = _parts({name: units.get(name) for name in weights})
     settings: dict[str, Any] = {"learning_rate": best.lr}
     rates = {_rate(best, units.get(name)) for name in embeddings}
     if len(rates) == 1 and rates != {best.lr}:
@@ -102,11 +99,22 @@ def _axolotl(best: SearchTrial, space: SearchSpace) -> bytes:
         for unit in space.units
         if (own := [part for part, its_unit in parts.items() if its_unit == unit])
     ]
-    applied = {*weights, *(embeddings if len(rates) < 2 else ())}  # noqa: PLR2004
+    applied = {*(weights if parts else ()), *(embeddings if len(rates) < 2 else ())}  # noqa: PLR2004
     lost = [name for name, unit in units.items() if name not in applied and best.multipliers[unit] != 1]
     shown = ", ".join(dict.fromkeys(_INDEX.sub("*", name) for name in lost))
     note = f"# Not applied, as axolotl has no groups for norms, biases and embeddings: {shown}\n" if lost else ""
     return f"# Found by tempbalance search\n{note}".encode() + dump_saved("axolotl.yaml", settings)
+
+
+def _parts(units: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the unit by a part of the names of its weights, as short as it can be; empty if parts are ambiguous."""
+    named = {name: unit for name, unit in units.items() if unit is not None}
+    modules = {re.sub(r"(?<=\.)[^.]+$", "", name): unit for name, unit in named.items()}  # with the dot at the end
+    short = {re.split(r"\.\d+\.", module)[-1] or module: unit for module, unit in modules.items()}
+    for parts in (short, modules, named):
+        if all(_first(name, parts, lambda name, part: part in name) == unit for name, unit in units.items()):
+            return parts
+    return {}
 
 
 def _rate(best: SearchTrial, unit: str | None) -> float:
