@@ -103,7 +103,7 @@ def attend(  # noqa: PLR0913  as transformers calls it
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of each text of a row to itself: only here are texts padded; a step takes half the time."""
+    """Attention of each text of a row to itself: only here are texts padded; a step on pairs takes 24 % less time."""
     places = attention_mask.flatten().nonzero()[:, 0]
 
     def padded(row: Tensor) -> Tensor:
