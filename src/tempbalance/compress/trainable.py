@@ -50,7 +50,7 @@ def allocate_trainable(
         scores: A score by name of the weight.
 
     Returns:
-        The allocation: 1 for each weight that is trained, 0 for the others. ``set_trainable`` applies it.
+        The allocation, with 1 for each weight that is trained and 0 for the others. ``set_trainable`` applies it.
 
     Raises:
         AllocationError: A score is missing or NaN, or a parameter is out of range.
