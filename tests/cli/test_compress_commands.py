@@ -232,7 +232,7 @@ def test_allocate_takes_a_model_or_its_saved_analysis(llama, tmp_path, budget, c
 
 def test_bits_are_allocated_to_formats_by_error_exported_and_measured(llama, stories, tmp_path, capsys):
     out, config = tmp_path / "bits.json", tmp_path / "layers.json"
-    options = ("--bits", 4.5, "--formats", "int3,int4,int8", "--by", "error", "--out", out, "-q")
+    options = ("--bits", 3.3, "--formats", "int2,int3,int4", "--by", "error", "--out", out, "-q")
     assert run("allocate", llama, *options, "--export", f"autoround={config}") == 0
     found = tb.Allocation.load(out)
     assert found.method.startswith("least error")
@@ -246,7 +246,7 @@ def test_bits_are_allocated_to_formats_by_error_exported_and_measured(llama, sto
     for rounded in ((), ("--bits", out)):
         assert run("perplexity", llama, stories, *rounded, "--json") == 0
         values.append(json.loads(capsys.readouterr().out)["value"])
-    assert values[0] < values[1] < 2 * values[0]
+    assert values[1] > 1.2 * values[0]
 
 
 @pytest.mark.parametrize("by", ["snr", "drift"])

@@ -53,6 +53,7 @@ def test_the_budget_of_bits_is_kept_and_no_further_step_fits(analysis_of, layers
     assert all(sizes[layer.unit] * step[layer.bits] > left for layer in allocation.layers)
 
 
+@settings(deadline=None)  # it compares with up to 1,024 allocations
 @given(
     layers=st.lists(st.tuples(st.floats(1.1, 9.0), st.integers(1, 9), st.floats(0.01, 3.0)), min_size=1, max_size=5),
     part=st.floats(0.0, 1.0),
