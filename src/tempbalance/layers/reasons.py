@@ -31,7 +31,7 @@ BELONGS = "belongs to a quantised weight"
 _UNQUANTISED = (
     "this quantised format is not read: dequantise it with its own library, or load the unquantised checkpoint"
 )
-IN_MEMORY = "quantised weights of a live model are not read: analyse its checkpoint"
+IN_MEMORY = "quantised weights of a live model are not read: analyse model.state_dict(), or its checkpoint"
 
 # Name of the tensor in its module, name of an auxiliary tensor that the module must have, format (or its dtype). The
 # first match applies.
