@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
                 Published(where="RoBERTa-base, SST-2", size="0.1 %", baseline=84.13, method=87.16),
             ),
             method=BALANCE,
-            also=(SHUFFLED, CONSTANT, PROBE, LP_FT, FEW_SAMPLE, SPD, DEPTH, ROLE, SHAPE),
+            also=(PROBE, LP_FT, FEW_SAMPLE, SPD),
             panels=PANELS,
         ),
         Claim(
@@ -81,7 +81,7 @@ EXPERIMENT = Experiment(
             paper="BEiT, ICLR 2022 (used there, without a comparison)",
             published=(),
             method=DEPTH,
-            panels={"SST-2": (SST2.name,)},
+            panels=PANELS,
         ),
         Claim(
             name="role",
@@ -89,7 +89,7 @@ EXPERIMENT = Experiment(
             paper="our question",
             published=(),
             method=ROLE,
-            panels={"SST-2": (SST2.name,)},
+            panels=PANELS,
         ),
         Claim(
             name="shape",
@@ -97,7 +97,7 @@ EXPERIMENT = Experiment(
             paper="our question; muP (arXiv 2203.03466) is for training from scratch",
             published=(),
             method=SHAPE,
-            panels={"SST-2": (SST2.name,)},
+            panels=PANELS,
         ),
     ),
     quick=(QUICK,),
