@@ -32,6 +32,7 @@ from tempbalance.cli.compress import (
     AllocationOption,
     BetaOption,
     CalibrationOption,
+    CompareOption,
     Criterion,
     EpsilonOption,
     GenerationsOption,
@@ -100,6 +101,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     beta: BetaOption = None,
     generations: GenerationsOption = None,
     search_folder: SearchFolderOption = None,
+    compare: CompareOption = True,
     unit: Annotated[
         Unit | None,
         typer.Option(
@@ -169,6 +171,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
             beta=beta,
             unit=unit.value if unit else None,
             search=make_search(allocation, generations, search_folder, seed),
+            compare=compare,
             group=group,
             routers=routers,
             estimator=fitted_by,

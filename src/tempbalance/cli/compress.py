@@ -35,6 +35,7 @@ __all__ = [
     "AllocationOption",
     "BetaOption",
     "CalibrationOption",
+    "CompareOption",
     "Criterion",
     "EpsilonOption",
     "EvaluateOption",
@@ -109,6 +110,13 @@ GenerationsOption = Annotated[
 SearchFolderOption = Annotated[
     Path | None, typer.Option(help="Folder for the state of a search; the same command resumes there after a stop.")
 ]
+CompareOption = Annotated[
+    bool,
+    typer.Option(
+        "--compare/--no-compare",
+        help="Measure what each simple allocation gives on the calibration text, if it is used.",
+    ),
+]
 GroupOption = Annotated[int | None, typer.Option(min=2, help="M of N:M sparsity; each block gets its own N.")]
 RoutersOption = Annotated[bool, typer.Option("--routers", help="Prune routers of experts too.")]
 CalibrationOption = Annotated[
@@ -135,6 +143,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     beta: BetaOption = None,
     generations: GenerationsOption = None,
     search_folder: SearchFolderOption = None,
+    compare: CompareOption = True,
     unit: Annotated[
         Unit | None,
         typer.Option(
@@ -199,6 +208,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
             beta=beta,
             unit=unit.value if unit else None,
             search=make_search(allocation, generations, search_folder, seed),
+            compare=compare,
             group=group,
             routers=routers,
             estimator=make_estimator(estimator),

@@ -106,10 +106,12 @@ def make_allocation(
     amounts: Sequence[float],
     quantity: Quantity,
     left_out: Sequence[LayerStats] = (),
+    *,
+    quiet: bool = False,
     **head: Any,
 ) -> Allocation:
     """Put zeros, bits or a rank into every layer; ``head`` is the rest of the fields of the allocation."""
-    # ``left_out``: rows that get no value on purpose.
+    # ``left_out``: rows that get no value on purpose. ``quiet``: findings are not logged, of one method among many.
     field = "zeros" if quantity == "sparsity" else quantity
     given: list[dict[str, Any]] = [{field: amount} for amount in amounts]
     size = analysis.size
@@ -128,7 +130,7 @@ def make_allocation(
         settings=dict(analysis.settings),
         **head,
     )
-    for finding in allocation.findings:
+    for finding in () if quiet else allocation.findings:
         _logger.warning("%s: %s", finding.message, finding.next_step)
     return allocation
 

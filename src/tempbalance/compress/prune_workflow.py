@@ -24,7 +24,7 @@ from tempbalance.compress.pruning.pruned_checkpoint import ALLOCATION_FILE, prun
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion, prune
 from tempbalance.compress.pruning_result import PruningResult
 from tempbalance.compress.search.evolution import SearchSettings
-from tempbalance.compress.search.simple_methods import measure_sparsity
+from tempbalance.compress.search.simple_methods import compare_methods, measure_sparsity
 from tempbalance.compress.search.sparsity_search import search_sparsity
 from tempbalance.compress.sparsity import allocate_sparsity, check_parameters
 from tempbalance.compress.sparsity_methods import SparsityMethod
@@ -53,6 +53,8 @@ class SparsitySettings:
         unit: Whether the weights of a block share a sparsity or each weight has its own; by default ``"layer"`` for
             ``"search"``, else ``"block"``.
         search: Length, seed and folder of the search, for ``"search"``.
+        compare: Whether the allocation and the simple methods are measured on the calibration text, if it is used:
+            some 15 passes over 8,192 tokens, and a copy of the weights. A search and ATP measure them in any case.
         group: M of N:M sparsity; None for unstructured sparsity.
         routers: Whether routers of experts are pruned too.
         estimator: Tail estimator of the analysis, or its name.
@@ -69,6 +71,7 @@ class SparsitySettings:
     beta: float | None = None
     unit: Literal["layer", "block"] | None = None
     search: SearchSettings | None = None
+    compare: bool = True
     group: int | None = None
     routers: bool = False
     estimator: TailEstimator | str = "hill"
@@ -292,7 +295,12 @@ def _allocate(  # noqa: PLR0913  most are keyword options
     analysis = replace(analysis, source=name)
     if settings.measured and isinstance(model, nn.Module):
         return _allocate_measured(model, settings, criterion, sequences, analysis, progress)
-    return _allocate_analysed(analysis, settings, outliers)
+    allocation = _allocate_analysed(analysis, settings, outliers)
+    if not sequences or settings.group is not None or not settings.compare or not isinstance(model, nn.Module):
+        return allocation
+    return compare_methods(
+        model, allocation, sequences, criterion, analysis=analysis, routers=settings.routers, progress=progress
+    )
 
 
 def _allocate_measured(

@@ -63,6 +63,24 @@ def test_a_score_is_the_divergence_and_perplexity_of_the_model_that_prune_makes(
     assert (score.kl, score.perplexity) == pytest.approx(divergence(pruned, llama.eval(), text), rel=1e-5)
 
 
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda"])
+def test_fused_and_transposed_weights_are_searched_and_restored(text, criterion):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2))
+    before = state(model)
+    settings = SearchSettings(generations=1, children=2)
+    found = search_sparsity(model, 0.6, text, criterion, settings, progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert any("c_attn" in name and not name.endswith(".weight") for name in found)  # parts of fused weights
+    dense = copy.deepcopy(model)
+    achieved = tb.prune(model, found, criterion, calibration=text, progress=False)
+    assert achieved == pytest.approx(dict(found))
+    if criterion == "magnitude":
+        (score,) = (score for score in found.compared if score.method == "search")
+        assert score.kl == pytest.approx(divergence(model, dense.eval(), text)[0], rel=1e-4)
+
+
 def test_a_search_with_a_folder_resumes_to_the_same_allocation(llama, text, tmp_path):
     settings = {"children": 4, "tokens": 200}
     whole = search_sparsity(llama, 0.5, text, settings=SearchSettings(generations=4, **settings), progress=False)
@@ -155,6 +173,28 @@ def test_prune_folder_searches_and_reports_what_each_method_gives(llama, text, t
     assert tb.Allocation.load(tmp_path / "out" / "allocation.json") == result.allocation
     assert result.to_dict()["compared"][0]["method"] == "search"
     assert json.loads((tmp_path / "out" / "allocation.json").read_text())["compared"][0]["method"] == "search"
+
+
+def test_prune_folder_compares_its_allocation_with_the_simple_methods_on_the_text(llama, text, tmp_path, caplog):
+    llama.save_pretrained(tmp_path / "model")
+
+    def compared(length=20, **changes):
+        """The scores by method."""
+        settings = SparsitySettings(sparsity=0.6, method="owl", epsilon=0.2, **changes)
+        calibration = Calibration(tokens=text, samples=8, length=length)
+        options = {"calibration": calibration, "progress": False}
+        found = tb.compress.prune_folder(tmp_path / "model", tmp_path / "out", settings, "wanda", **options)
+        return {score.method: score for score in found.allocation.compared}
+
+    scores = compared()
+    assert {name.partition(",")[0] for name in scores} == {"uniform", "erk", "owl", "alpha", "atp"}
+    assert scores["owl, epsilon 0.2"] != scores["owl, epsilon 0.08"]
+    simple = measure_sparsity(llama, 0.6, tb.compress.draw_calibration(text, 8, 20, 0), "wanda", progress=False)
+    assert {score.method for score in simple["owl"].compared} == set(scores) - {"owl, epsilon 0.2"}
+    assert compared(compare=False) == {}
+    assert not caplog.records
+    assert compared(length=1) == {}
+    assert "not compared on the calibration text: the search needs sequences of at least two tokens" in caplog.text
 
 
 def test_prune_folder_chooses_the_beta_of_atp_on_the_text(llama, text, tmp_path):

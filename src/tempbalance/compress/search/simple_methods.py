@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -20,11 +20,12 @@ from tempbalance.compress.pruning.pruner import Criterion, check_criterion
 from tempbalance.compress.search.text_scores import TextScores, text_scores
 from tempbalance.compress.sparsity import AllocatedZeros, allocate_zeros, check_parameters
 from tempbalance.compress.sparsity_methods import largest_beta
-from tempbalance.errors import AllocationError, check_type
+from tempbalance.errors import AllocationError, TempBalanceError, check_type
 
 __all__ = [
     "MEASURED",
     "SimpleMethods",
+    "compare_methods",
     "measure_methods",
     "measure_sparsity",
     "read_inputs",
@@ -34,6 +35,7 @@ __all__ = [
 
 _logger = logging.getLogger("tempbalance")
 
+_TOKENS = 8192  # by default
 _BETAS = 10  # evenly spaced up to the largest
 MEASURED = 4 + _BETAS  # allocations, each on the whole text
 
@@ -74,6 +76,7 @@ def measure_methods(
 ) -> SimpleMethods:
     """Measure the simple methods on the text; of ATP the best beta."""
     found = SimpleMethods()
+    scores.masked.restore()
     outliers = _outliers(scores.masked.model, sequences, progress)
     for given in _each_method(analysis, sparsity, outliers, routers):
         name = given.method.partition(",")[0]
@@ -83,13 +86,36 @@ def measure_methods(
     return found
 
 
+def compare_methods(  # noqa: PLR0913  four parameters, and options by keyword
+    model: nn.Module,
+    allocation: Allocation,
+    sequences: Sequence[Tensor],
+    criterion: Criterion,
+    *,
+    analysis: Analysis,
+    routers: bool,
+    progress: bool,
+) -> Allocation:
+    """Return an allocation with what it and the simple methods give on the text; without, where that fails."""
+    try:
+        with text_scores(model, allocation, sequences, criterion, tokens=_TOKENS, progress=progress) as scores:
+            own = scores.score(allocation.method, [layer.zeros for layer in allocation.layers])
+            budget = allocation.budget
+            found = measure_methods(scores, analysis, budget, sequences, routers=routers, progress=progress)
+    except TempBalanceError as error:  # no head for the next token, or a weight that the criterion cannot prune
+        _logger.warning("the simple methods are not compared on the calibration text: %s", error)
+        return allocation
+    compared = {score.method: score for score in (*found.scores.values(), own)}
+    return replace(allocation, compared=tuple(sorted(compared.values(), key=lambda score: (score.kl, score.method))))
+
+
 def measure_sparsity(  # noqa: PLR0913  most are keyword options
     model: nn.Module,
     sparsity: float,
     calibration: Documents,
     criterion: Criterion = "magnitude",
     *,
-    tokens: int = 8192,
+    tokens: int = _TOKENS,
     analysis: Analysis | None = None,
     routers: bool = False,
     progress: bool = True,
@@ -142,6 +168,7 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
             method=given.method,
             unit="layer" if name == "erk" else "block",
             compared=tuple(methods.ranked.values()),
+            quiet=True,
         )
         for name in methods.ranked
     }
@@ -153,7 +180,7 @@ def score_allocations(
     calibration: Documents,
     criterion: Criterion = "magnitude",
     *,
-    tokens: int = 8192,
+    tokens: int = _TOKENS,
     progress: bool = True,
 ) -> dict[str, MethodScore]:
     """Measure what given allocations of sparsity give on calibration text, without pruning the model.
