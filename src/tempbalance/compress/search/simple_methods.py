@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -61,7 +61,7 @@ class SimpleMethods:
 def uniform_allocation(analysis: Analysis, sparsity: float, routers: bool) -> Allocation:
     """Return the same sparsity for every layer that the methods allocate to."""
     given = allocate_zeros(analysis, sparsity, unit="layer", method="uniform", routers=routers)
-    head = {"budget": sparsity, "method": given.method, "unit": "layer"}
+    head: dict[str, Any] = {"budget": sparsity, "method": given.method, "unit": "layer"}
     return make_allocation(analysis, given.layers, given.zeros, "sparsity", given.left_out, **head)
 
 
