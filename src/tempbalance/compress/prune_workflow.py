@@ -28,7 +28,7 @@ from tempbalance.compress.search.simple_methods import compare_methods, measure_
 from tempbalance.compress.search.sparsity_search import search_sparsity
 from tempbalance.compress.sparsity import allocate_sparsity, check_parameters
 from tempbalance.compress.sparsity_methods import SparsityMethod
-from tempbalance.errors import AllocationError, TokensError
+from tempbalance.errors import AllocationError, TokensError, check_type
 from tempbalance.spectra import Windows
 from tempbalance.tail import TailEstimator, find_estimator
 
@@ -79,6 +79,7 @@ class SparsitySettings:
 
     def __post_init__(self) -> None:
         check_parameters(self.sparsity, self.epsilon, "owl" if self.method is None else self.method, self.beta)
+        check_type("search", self.search or SearchSettings(), SearchSettings)
         if self.search is not None and self.method != "search":
             raise AllocationError("settings of the search have no effect without method='search' (--allocation search)")
         if self.measured and self.group is not None:

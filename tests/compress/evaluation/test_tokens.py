@@ -8,7 +8,7 @@ import torch
 
 import tempbalance as tb
 from tempbalance.compress.evaluation.tokens import as_documents, batches
-from tempbalance.errors import TempBalanceError, TokensError
+from tempbalance.errors import ArgumentError, ArgumentTypeError, TempBalanceError, TokensError
 
 
 def test_token_ids_are_read_from_npz_and_npy(tmp_path):
@@ -145,6 +145,12 @@ def test_a_text_shorter_than_one_sequence_is_refused():
     calibration = tb.compress.Calibration(tokens=[torch.arange(10), torch.arange(5)], samples=2, length=16)
     with pytest.raises(TokensError, match="15 tokens, fewer than one sequence of 16"):
         calibration.draw()
+
+
+@pytest.mark.parametrize(("length", "error"), [(0, ArgumentError), (-1, ArgumentError), ("9", ArgumentTypeError)])
+def test_a_length_of_calibration_sequences_that_is_no_size_is_refused(length, error):
+    with pytest.raises(error, match="length"):
+        tb.compress.Calibration(tokens=[torch.arange(10)], length=length).draw()
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,8 @@ class Calibration:
     @property
     def settings(self) -> dict[str, int]:
         """The numbers, without the text."""
-        return {"samples": self.samples, "length": self.length or _LENGTH, "seed": self.seed}
+        length = _LENGTH if self.length is None else self.length
+        return {"samples": self.samples, "length": length, "seed": self.seed}
 
     def draw(self, tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
         """Draw the sequences (see ``draw_calibration``); text needs the folder or hub id of a tokenizer.
@@ -239,8 +240,10 @@ class Calibration:
 
         Raises:
             TokensError: The text cannot be read, or is shorter than one sequence.
+            ArgumentError: A number is out of range.
         """
         length = self.settings["length"]
+        check_integer("length", length, 1)
         documents = read_documents(self.tokens, tokenizer)
         if (found := sum(map(len, documents))) < length:
             raise TokensError(

@@ -20,7 +20,7 @@ from tempbalance.compress.search.evolution import SearchSettings, Units, evolve,
 from tempbalance.compress.search.simple_methods import MEASURED, measure_methods, read_inputs, uniform_allocation
 from tempbalance.compress.search.text_scores import TextScores, text_scores
 from tempbalance.compress.sparsity import check_parameters
-from tempbalance.errors import AllocationError
+from tempbalance.errors import AllocationError, check_type
 
 __all__ = ["search_sparsity"]
 
@@ -83,6 +83,7 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
         True
     """
     settings = settings or SearchSettings()
+    check_type("settings", settings, SearchSettings)
     check_parameters(sparsity, None, "search")
     if unit not in ("layer", "block"):
         raise AllocationError(f"unit must be 'layer' or 'block', got {unit!r}")
