@@ -10,7 +10,8 @@ train 60 million to 1 billion parameters on C4. For example
 
 Alphas are measured every 500 of 10,000 to 90,000 steps in AlphaDecay; ``every=20`` is as often, for 400 steps, as in
 its shortest run. A method ``decay:weight_decay=0.3`` trains with another weight decay than 0.1, alone or joined with a
-recipe (``decay:weight_decay=0.3+alphadecay:every=20``), so that it can be tuned for both.
+recipe (``decay:weight_decay=0.3+alphadecay:every=20``), so that it can be tuned for both. ``muon`` trains the matrices
+of the blocks with Muon in place of AdamW.
 
 ``--set data=DIR`` names a folder with the texts that ``train_lm.py`` names.
 """
@@ -24,9 +25,12 @@ from pathlib import Path
 
 import torch
 import transformers
+from baselines.muon import Muon
 from final_alpha import final_alpha
 from torch import Tensor
+from torch.optim import Optimizer
 from train_lm import (
+    BETAS,
     HELD_OUT,
     TRAINING,
     Settings,
@@ -61,16 +65,21 @@ class Decay:
     weight_decay: float
 
 
-METHODS = {"decay": Decay}
+METHODS = {"decay": Decay, "muon": Muon}
 
 
-def train(
+def train(  # noqa: PLR0913  each can be set on the command line
     seed: int,
     method: Method,
     lr: float = 3e-3,
     *,
     steps: int = 400,
     tokens: int | None = None,
+    width: int = SMALL.hidden,
+    blocks: int = SMALL.blocks,
+    weight_decay: float = SMALL.weight_decay,
+    bfloat16: bool = True,
+    evaluated: int = EVALUATED,
     data: str = str(DATA),
 ) -> dict[str, float]:
     """Train once.
@@ -81,28 +90,54 @@ def train(
         lr: Highest learning rate.
         steps: Optimizer steps, of 1,024 tokens each.
         tokens: Tokens of training text, in passages of 1,024 drawn from all texts; None for all.
+        width: Width of the model, a multiple of 32, the width of a head.
+        blocks: Number of blocks.
+        weight_decay: Weight decay of AdamW, unless the method has its own.
+        bfloat16: Whether to train in mixed precision, as the first study did; float32 is faster on most CPUs.
+        evaluated: Sequences of 128 tokens to evaluate on, of each part.
         data: Folder of the texts.
 
     Returns:
         Cross-entropies on validation, test and training text; alphas of the last weights.
     """
-    decay = next((own.weight_decay for own in method.custom), SMALL.weight_decay)
-    settings = replace(SMALL, seed=seed, steps=steps, lr=lr, weight_decay=decay)
+    decay = next((own.weight_decay for own in method.custom if isinstance(own, Decay)), weight_decay)
+    settings = replace(
+        SMALL,
+        seed=seed,
+        steps=steps,
+        lr=lr,
+        weight_decay=decay,
+        hidden=width,
+        intermediate=width * SMALL.intermediate // SMALL.hidden,
+        heads=width * SMALL.heads // SMALL.hidden,
+        blocks=blocks,
+    )
     streams = load(data)
     streams = {**streams, "train": excerpt(streams["train"], tokens, seed)}
     model = build(settings)
     steps_per_epoch = len(streams["train"]) // PASSAGE
 
-    optimizer = optimizer_for(model, settings)
-    method.balance(optimizer, model, steps_per_epoch=steps_per_epoch)
-    scheduler = transformers.get_cosine_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
+    optimizers = optimizers_for(model, settings, method)
+    method.balance(optimizers[-1], model, steps_per_epoch=steps_per_epoch)
+    schedulers = [
+        transformers.get_cosine_schedule_with_warmup(each, round(WARMUP * steps), steps) for each in optimizers
+    ]
     for step in range(steps):
-        learn(model, batch(streams["train"], settings, step), optimizer, settings.clip)
-        scheduler.step()
+        learn(model, batch(streams["train"], settings, step), optimizers, settings.clip, bfloat16=bfloat16)
+        for scheduler in schedulers:
+            scheduler.step()
     losses = {
-        part: math.log(perplexity(model, stream, settings.context, EVALUATED)) for part, stream in streams.items()
+        part: math.log(perplexity(model, stream, settings.context, evaluated)) for part, stream in streams.items()
     }
     return {**losses, **final_alpha(model)}
+
+
+def optimizers_for(model: transformers.LlamaForCausalLM, settings: Settings, method: Method) -> list[Optimizer]:
+    """Build AdamW, or Muon and AdamW if the method says so."""
+    muon = next((own for own in method.custom if isinstance(own, Muon)), None)
+    if muon is None:
+        return [optimizer_for(model, settings)]
+    return muon.optimizers(model, settings.lr, settings.weight_decay, BETAS)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tempbalance as tb
@@ -44,6 +45,7 @@ from tempbalance._progress import progress_bar
 
 TRAINING = ("brown.txt", "warandpeace.txt", "tinyshakespeare.txt", "tinystories_1000.json", "wikitext-2/valid.txt")
 HELD_OUT = ("wikitext-2/test.txt",)
+BETAS = (0.9, 0.95)
 END = "<|endoftext|>"
 
 
@@ -159,22 +161,25 @@ def rate(settings: Settings) -> Callable[[int], float]:
     return lambda step: min(1, (step + 1) / settings.warmup, (1 - step / settings.steps) / settings.decay)
 
 
-def optimizer_for(model: LlamaForCausalLM, settings: Settings) -> torch.optim.Optimizer:
+def optimizer_for(model: LlamaForCausalLM, settings: Settings) -> Optimizer:
     """Build AdamW, without decay for the norms."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     norms = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices}, {"params": norms, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, weight_decay=settings.weight_decay, fused=True)
 
 
-def learn(model: LlamaForCausalLM, ids: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> float:
-    """Take one step; return the loss before it."""
-    with torch.autocast("cpu", torch.bfloat16):
+def learn(
+    model: LlamaForCausalLM, ids: Tensor, optimizers: Sequence[Optimizer], clip: float, *, bfloat16: bool = True
+) -> float:
+    """Take one step; return the loss before it. Mixed precision is slower than float32 on a CPU without bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     return loss.item()
 
 
@@ -202,7 +207,7 @@ def train(model: LlamaForCausalLM, streams: dict[str, Tensor], out: Path, settin
         advance(first)
         for step in range(first, settings.steps):
             ids = batch(streams["train"], settings, step)
-            losses.append(learn(model, ids, optimizer, settings.clip))
+            losses.append(learn(model, ids, [optimizer], settings.clip))
             scheduler.step()
             advance(1)
             if (step + 1) % settings.every and step + 1 < settings.steps:

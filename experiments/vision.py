@@ -1,9 +1,10 @@
 """Vision from scratch on a part of CIFAR, a task for ``tempbalance study`` (as in TempBalance, at a size for a CPU).
 
-ResNet-20 or a small VGG, SGD with momentum 0.9 and weight decay 5e-4, a cosine over the epochs, flips and crops,
-accuracy after the last epoch. The seed chooses the images, the initial weights, the order, flips and crops. Training
-and validation images are drawn from the training file, the same number per class; the test is on the complete test
-file. The paper trains on 50,000 images of 32 x 32 pixels for 200 epochs in batches of 128. For example
+ResNet-20 or a small VGG with SGD (momentum 0.9, weight decay 5e-4), or a small ViT with AdamW (weight decay 0.05); a
+cosine over the epochs, flips and crops, accuracy after the last epoch. The seed chooses the images, the initial
+weights, the order, flips and crops. Training and validation images are drawn from the training file, the same number
+per class; the test is on the complete test file. The paper trains on 50,000 images of 32 x 32 pixels for 200 epochs in
+batches of 128. For example
 
     tempbalance study --task experiments/vision.py --out vision/cifar10 --set examples=1000 --seeds 20 \
         --lr 0.003 0.01 0.03 0.1 --methods tempbalance tempbalance:control=shuffled
@@ -22,7 +23,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from baselines.base import Joined, Training
+from baselines.muon import Muon
 from baselines.snr import SpectralNorm
 from final_alpha import final_alpha
 from torch import Tensor, nn
@@ -34,7 +37,8 @@ DATA = Path(__file__).parents[2] / "shared" / "data" / "images"
 PIXELS = 32
 VALIDATION = 2000  # images
 EVALUATION_BATCH = 500
-METHODS = {"snr": SpectralNorm}
+DECAY = 0.05  # of AdamW and Muon
+METHODS = {"snr": SpectralNorm, "muon": Muon}
 
 
 class Block(nn.Module):
@@ -86,7 +90,38 @@ def vgg(classes: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
 
-NETWORKS = {"resnet20": ResNet20, "vgg": vgg}
+class ViT(nn.Module):
+    """A vision transformer of 4 blocks of width 64 on patches of a quarter of the image's side."""
+
+    def __init__(self, classes: int, size: int) -> None:
+        super().__init__()
+        config = transformers.ViTConfig(
+            image_size=size,
+            patch_size=size // 4,
+            hidden_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=256,
+            num_labels=classes,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        self.model = transformers.ViTForImageClassification(config)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, (n, classes)."""
+        logits: Tensor = self.model(images).logits
+        return logits
+
+
+NETWORKS = ("resnet20", "vgg", "vit")
+
+
+def build(network: str, classes: int, size: int) -> nn.Module:
+    """Build a network by its name, with random weights."""
+    if network == "vit":
+        return ViT(classes, size)
+    return {"resnet20": ResNet20, "vgg": vgg}[network](classes).to(memory_format=torch.channels_last)
 
 
 class Images(NamedTuple):
@@ -111,6 +146,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
     epochs: int = 30,
     batch_size: int = 32,
     size: int = 16,
+    tested: int | None = None,
     data: str = str(DATA),
 ) -> dict[str, float]:
     """Train once.
@@ -119,12 +155,13 @@ def train(  # noqa: PLR0913  each can be set on the command line
         seed: Seed of everything random.
         method: How to balance, or to regularise.
         lr: Highest learning rate.
-        network: ``resnet20`` or ``vgg``.
+        network: ``resnet20``, ``vgg`` or ``vit``.
         classes: 10 for CIFAR-10, 100 for CIFAR-100.
         examples: Images to train on, as many of each class.
         epochs: Passes over them; 200 in the paper.
         batch_size: Images in a batch; 128 in the paper.
         size: Pixels of a side, 32 or a divisor: smaller images are means over squares, and cost less.
+        tested: Test images, always the same ones; all of them unless given.
         data: Folder of the files.
 
     Returns:
@@ -137,31 +174,42 @@ def train(  # noqa: PLR0913  each can be set on the command line
         raise StudyError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
     few, held_out = draw(load(data, classes, "train", size), examples, seed)
     torch.manual_seed(seed)
-    model = NETWORKS[network](classes).to(memory_format=torch.channels_last)
+    model = build(network, classes, size)
     rng = torch.Generator().manual_seed(seed)
     steps_per_epoch = -(-examples // batch_size)
     own = Joined(method.custom)
     model = own.prepare(model, Training(seed, epochs, steps_per_epoch))
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
-    method.balance(optimizer, model, steps_per_epoch=steps_per_epoch)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+    optimizers = own.optimizers(model, lr, DECAY) or [optimizer_for(model, network, lr)]
+    method.balance(optimizers[-1], model, steps_per_epoch=steps_per_epoch)
+    schedulers = [torch.optim.lr_scheduler.CosineAnnealingLR(each, T_max=epochs) for each in optimizers]
     model.train()
     for _ in range(epochs):
         for places in torch.randperm(examples, generator=rng).split(batch_size):
             images, labels = few.at(places)
             F.cross_entropy(model(augmented(images, rng)), labels).backward()
             own.before_step(model)
-            optimizer.step()
-            optimizer.zero_grad()
-        scheduler.step()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        for scheduler in schedulers:
+            scheduler.step()
     test = load(data, classes, "test", size)
+    if tested is not None:
+        test = test.at(torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))[:tested])
     return {
         "validation": accuracy(model, held_out),
         "test": accuracy(model, test),
         "train": accuracy(model, few),
         **final_alpha(model),
     }
+
+
+def optimizer_for(model: nn.Module, network: str, lr: float) -> torch.optim.Optimizer:
+    """Build the optimizer of a network."""
+    if network == "vit":
+        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=DECAY, fused=True)
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
 
 
 @functools.cache

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.optim._muon
 from torch import Tensor, nn
 
 from baselines.base import Baseline
@@ -24,7 +26,7 @@ class Muon(Baseline):
     Jordan et al. 2024 (kellerjordan.github.io/posts/muon); the scale ``0.2 sqrt(max(out, in))`` of Moonlight, Liu et
     al. 2025 (arXiv 2502.16982). ``torch.optim.Muon`` with Nesterov momentum and 5 Newton-Schulz steps. As there, AdamW
     has the embeddings, the head, norms and biases, and of a convolutional network the first layer. A convolution is the
-    matrix ``(out, rest)``. Deviation: vectors have no weight decay.
+    matrix ``(out, rest)``. Deviations: vectors have no weight decay, and the steps are in float32.
 
     Attributes:
         momentum: Momentum of the matrices; AdamW has the ``betas`` of the task.
@@ -101,7 +103,8 @@ class Matrices(torch.optim.Muon):
         """Take a step with the gradients of the weights."""
         for view, weight in zip(self._views, self._weights, strict=True):
             view.grad = None if weight.grad is None else _last(weight.grad, weight).reshape(view.shape)
-        return super().step(closure)
+        with patch.object(torch.optim._muon, "_zeropower_via_newtonschulz", orthogonalize):
+            return super().step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of the weights."""
@@ -111,6 +114,30 @@ class Matrices(torch.optim.Muon):
                 weight.grad = None
             elif weight.grad is not None:
                 weight.grad.zero_()
+
+
+def orthogonalize(grad: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Newton-Schulz iterations as in ``torch.optim.Muon``, in float32.
+
+    It has bfloat16 there, which is slow on a CPU without bfloat16: 0.65 s a step for a model of 0.9 million parameters,
+    and 0.05 s here.
+
+    Args:
+        grad: A matrix.
+        coefficients: Of the polynomial.
+        steps: Number of iterations.
+        eps: Smallest norm.
+
+    Returns:
+        The matrix with singular values near 1.
+    """
+    a, b, c = coefficients
+    x = grad.T if grad.size(0) > grad.size(1) else grad
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if grad.size(0) > grad.size(1) else x
 
 
 def _last(tensor: Tensor, weight: Tensor) -> Tensor:

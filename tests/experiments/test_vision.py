@@ -115,4 +115,4 @@ def test_an_unknown_network_is_refused(vision, experiments, data):
     run = load_task(experiments / "vision.py", {"data": data, "network": "resnet18"}).run(
         Configuration("plain", 0.1), 0
     )
-    assert "network must be one of resnet20, vgg, got 'resnet18'" in run.error
+    assert "network must be one of resnet20, vgg, vit, got 'resnet18'" in run.error
