@@ -9,6 +9,21 @@ from typing import Any
 
 from tempbalance.errors import StudyError
 
+CANDIDATES = (
+    "alpha",
+    "alpha, FARMS windows",
+    "depth",
+    "role, published",
+    "role, by hand",
+    "role, v and o at 1/4",
+    "role, searched",
+    "shape (muP)",
+    "Muon",
+    "pull-back (SPD)",
+    "few-sample recipe",
+    "LP-FT",
+    "frozen probe",
+)
 CONTROLS = ("uniform", "inverted", "shuffled", "untrained")
 
 
@@ -112,6 +127,23 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskRow:
+    """A row of the page "What helps": a study in which all kinds of candidates were tuned in the same way.
+
+    Attributes:
+        title: Model and data.
+        study: The study.
+        methods: Method of the study by candidate, one of ``CANDIDATES``.
+        pretrained: Whether it is fine-tuning.
+    """
+
+    title: str
+    study: Study
+    methods: Mapping[str, str]
+    pretrained: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A task, its studies, and the claims that they test.
 
@@ -123,6 +155,7 @@ class Experiment:
         claims: The claims.
         quick: Studies of about ten minutes on two cores.
         full: All studies.
+        task_rows: Those of the page "What helps".
         same_tasks: Hashes of earlier versions of the task file with the same numbers, whose results can be restored.
         sources: Where to get the data, by ``data`` of a study.
         packages: How to install the packages that the task imports, by package.
@@ -135,6 +168,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     quick: tuple[Study, ...]
     full: tuple[Study, ...]
+    task_rows: tuple[TaskRow, ...] = ()
     same_tasks: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)

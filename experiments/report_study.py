@@ -1,7 +1,8 @@
 """Write the pages of results: ``python experiments/report_study.py digits``.
 
 From ``experiments/results/NAME.json`` this makes the figures, the text between the markers of ``docs/results/NAME.md``
-(a new page where there is none), and the table of all claims in ``docs/results/index.md``.
+(a new page where there is none), and the pages of all experiments: the table of claims in ``docs/results/index.md``,
+and ``docs/results/what-helps.md``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import what_helps
 from diagnosis_page import load_diagnosis
 from pages import experiment_page, figures, fill, index_rows, new_page
 from results_file import load_results
@@ -50,20 +52,25 @@ def report(name: str, pages: Path = PAGES, results: Path = RESULTS) -> dict[Path
 
 
 def index(pages: Path = PAGES, results: Path = RESULTS) -> dict[Path, str]:
-    """Make the page of all claims.
+    """Make the pages of all experiments: their claims, and what helps.
 
     Args:
         pages: The folder of pages.
         results: The folder of results.
 
     Returns:
-        Its content, by file.
+        Contents by file.
     """
     experiments = [load_experiment(name) for name in NAMES]
     rows = [row for each in experiments for row in index_rows(each, load_results(each, results))]
     page = pages / "index.md"
     content = "\n".join([HEAD, *rows, *load_diagnosis(results).index_rows()])
-    return {page: fill(page.read_text(encoding="utf-8"), "claims", content)}
+    rows, helps = what_helps.load_rows(results), pages / "what-helps.md"
+    return {
+        page: fill(page.read_text(encoding="utf-8"), "claims", content),
+        helps: what_helps.page(rows, helps.read_text(encoding="utf-8")),
+        pages / what_helps.FIGURE: what_helps.figure(rows),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from claims import Claim, Experiment, Metric, Published, Study
+from claims import Claim, Experiment, Metric, Published, Study, TaskRow, with_controls
 
 # every 25 steps, less often than published: with 4 examples an epoch is one step, and a measurement costs as much
 PUBLISHED = "model_balancing_sciml:strength=[0.5,1],every=25"  # raises the mean rate
@@ -83,7 +83,38 @@ PANELS = {
         study("fno-burgers-4-tuned", (*FNO, UNTRAINED), HIGH, seeds=40, first_seed=20, tuning_seeds=10),
     ),
 }
-FULL = tuple(each for studies in PANELS.values() for each in studies)
+WIDE = (3e-3, 1e-2, 2e-2, 4e-2)
+
+
+def by_layer(problem: str, found: dict[str, float]) -> Study:
+    """A study of learning rates by role and shape beside those by alpha; all choose from the same four rates."""
+    return Study(
+        name=f"fno-{problem}-4-by-layer",
+        parameters={"network": "fno", "problem": problem, "examples": 4, "steps": 250},
+        methods=(
+            "model_balancing_sciml:normalize=true,every=25",
+            *with_controls("mup", ("uniform",)),
+            *(with_controls(f"by_role:multipliers={found}", ("uniform", "shuffled")) if found else ()),
+        ),
+        lr=WIDE,
+        seeds=40,
+        first_seed=100,
+        tuning_seeds=4,
+        data="pde",
+        files=tuple(f"{problem}_{part}_16.pt" for part in ("train", "test")),
+    )
+
+
+BY_LAYER = (by_layer("darcy", {}), by_layer("burgers", {}))
+TASK_ROWS = tuple(
+    TaskRow(
+        title=f"FNO, {problem.capitalize()}, 4 simulations",
+        study=study,
+        methods={"alpha": study.methods[0], "shape (muP)": "mup"},
+    )
+    for problem, study in zip(("darcy", "burgers"), BY_LAYER, strict=True)
+)
+FULL = (*(each for studies in PANELS.values() for each in studies), *BY_LAYER)
 QUICK = replace(
     FULL[0],
     name="quick",
@@ -121,6 +152,7 @@ EXPERIMENT = Experiment(
     ),
     quick=(QUICK,),
     full=FULL,
+    task_rows=TASK_ROWS,
     sources={
         "pde": "get the .pt files of neuraloperator (neuralop/data/datasets/data at "
         "github.com/neuraloperator/neuraloperator)"

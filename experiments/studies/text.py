@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from claims import Claim, Experiment, Metric, Published, Study
+from claims import Claim, Experiment, Metric, Published, Study, TaskRow
 
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 BALANCE = "model_balancing:normalize=true"  # keeps the mean rate, so the uniform control is plain training
@@ -15,7 +15,7 @@ PROBE, CONSTANT = "probe:c=[1e-4,1e-3,1e-2,0.1],lr=1e-4", "constant"
 LP_FT = "lp_ft:c=0.01,lr=[2e-5,5e-5,1e-4,2e-4]"
 FEW_SAMPLE = "few_sample:blocks=[1,2],lr=[1e-4,4e-4]"
 SPD = "spd:strength=[0.1,1],lr=[1e-4,2e-4]"
-METHODS = (CONSTANT, PROBE, LP_FT, FEW_SAMPLE, SPD, DEPTH, ROLE, SHAPE, BALANCE, SHUFFLED)
+METHODS = (CONSTANT, PROBE, LP_FT, FEW_SAMPLE, SPD, "muon", DEPTH, ROLE, SHAPE, BALANCE, SHUFFLED)
 
 
 def uniform(method: str) -> str:
@@ -48,6 +48,22 @@ PANELS = {
     "RTE": (RTE.name,),
     "ChemProt": (CHEMPROT.name,),
 }
+BY_CANDIDATE = {
+    "alpha": BALANCE,
+    "alpha, FARMS windows": FARMS,
+    "depth": DEPTH,
+    "role, v and o at 1/4": ROLE,
+    "shape (muP)": SHAPE,
+    "Muon": "muon",
+    "pull-back (SPD)": SPD,
+    "few-sample recipe": FEW_SAMPLE,
+    "LP-FT": LP_FT,
+    "frozen probe": PROBE,
+}
+TASK_ROWS = tuple(
+    TaskRow(title=f"MiniLM, {title}, 64 examples", study=study, methods=BY_CANDIDATE, pretrained=True)
+    for title, study in zip(PANELS, (SST2, QNLI, RTE, CHEMPROT), strict=True)
+)
 QUICK = replace(
     SST2,
     name="quick",
@@ -102,6 +118,7 @@ EXPERIMENT = Experiment(
     ),
     quick=(QUICK,),
     full=(SST2, CHEMPROT, QNLI, RTE),
+    task_rows=TASK_ROWS,
     sources={"text": "get SST-2, QNLI and RTE from gluebenchmark.com, ChemProt from allenai/dont-stop-pretraining"},
     packages={
         "transformers": "pip install 'tempbalance[transformers]'",

@@ -1,6 +1,6 @@
 """Vision from scratch on a part of CIFAR, as in TempBalance and FARMS, at a size for a CPU."""
 
-from claims import Claim, Experiment, Metric, Study, with_controls
+from claims import Claim, Experiment, Metric, Study, TaskRow, with_controls
 
 BALANCE = "tempbalance"
 FARMS = "tempbalance:windows=farms,every=64"  # less often, to save time; the others once an epoch
@@ -25,6 +25,52 @@ RESNET = Study(
     tuning_seeds=1,
     data="images",
     files=("cifar100.npz",),
+)
+
+# by role and by shape, on fresh seeds
+MUP = "mup:optimizer=sgd"
+VIT = Study(
+    name="vit-cifar10-1000",
+    parameters={"network": "vit", "classes": 10, "examples": 1000, "epochs": 12, "tested": 3000},
+    methods=("tempbalance", *with_controls("mup", ("uniform",)), "blockwise_lr", "muon"),
+    lr=(5e-4, 1e-3, 2e-3, 4e-3),
+    seeds=20,
+    first_seed=100,
+    tuning_seeds=2,
+    data="images",
+    files=("cifar10.npz",),
+)
+VGG_BY_LAYER = Study(
+    name="vgg-cifar10-500-by-layer",
+    parameters={"network": "vgg", "classes": 10, "examples": 500, "epochs": 30, "tested": 3000},
+    methods=("tempbalance", *with_controls(MUP, ("uniform",)), "muon:lr=[0.001,0.002,0.004,0.008]"),
+    lr=(0.003, 0.01, 0.03, 0.1),
+    seeds=20,
+    first_seed=100,
+    tuning_seeds=2,
+    data="images",
+    files=("cifar10.npz",),
+)
+RESNET_BY_LAYER = Study(
+    name="resnet20-cifar10-500-by-layer",
+    parameters={"network": "resnet20", "classes": 10, "examples": 500, "epochs": 20, "tested": 3000},
+    methods=("tempbalance", *with_controls(MUP, ("uniform",)), "muon:lr=[0.001,0.002,0.004,0.008]"),
+    lr=(0.003, 0.01, 0.03, 0.1),
+    seeds=20,
+    first_seed=100,
+    tuning_seeds=2,
+    data="images",
+    files=("cifar10.npz",),
+)
+BY_ALPHA = {"alpha": "tempbalance", "shape (muP)": MUP, "Muon": "muon"}
+TASK_ROWS = (
+    TaskRow(
+        title="ViT, 1,000 images",
+        study=VIT,
+        methods=BY_ALPHA | {"shape (muP)": "mup", "role, published": "blockwise_lr"},
+    ),
+    TaskRow(title="VGG, 500 images", study=VGG_BY_LAYER, methods=BY_ALPHA),
+    TaskRow(title="ResNet-20, 500 images", study=RESNET_BY_LAYER, methods=BY_ALPHA),
 )
 PANELS = {"VGG, CIFAR-10": (VGG.name,), "ResNet-20, CIFAR-100": (RESNET.name,)}
 QUICK = Study(
@@ -56,6 +102,7 @@ EXPERIMENT = Experiment(
         ),
     ),
     quick=(QUICK,),
-    full=(VGG, RESNET),
+    full=(VGG, RESNET, VIT, VGG_BY_LAYER, RESNET_BY_LAYER),
+    task_rows=TASK_ROWS,
     sources={"images": "make cifar10.npz and cifar100.npz from cs.toronto.edu/~kriz/cifar.html, see vision.py"},
 )
