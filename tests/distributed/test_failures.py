@@ -118,6 +118,7 @@ class Watched(Net):
 
 def is_interrupted(engine: str) -> dict[str, Any]:
     """Refresh again and again; a signal interrupts rank 1 at any moment of it, or after it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in its background jobs
     torch.manual_seed(0)
     net = Watched()
     model = wrap(net, engine)

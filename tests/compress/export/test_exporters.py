@@ -12,9 +12,14 @@ from tempbalance.errors import AllocationError, AnalysisError
 
 Allocate = Callable[..., Allocation]
 WRONG_QUANTITIES = {
+    "export_autoround": ["sparsity", "rank"],
+    "export_axolotl": ["sparsity", "bits", "rank"],
+    "export_gptqmodel": ["sparsity", "rank"],
+    "export_llama_quantize": ["sparsity", "rank"],
     "export_llmcompressor": ["rank"],
     "export_npy": ["bits", "rank"],
     "export_torch": ["bits", "rank"],
+    "export_torchao": ["sparsity", "rank"],
     "lora_config": ["sparsity", "bits"],
 }
 
