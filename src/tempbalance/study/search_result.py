@@ -85,7 +85,7 @@ class SearchResult:
 
     @property
     def recommendation(self) -> str:
-        """One sentence: that of the confirmation, if there is one."""
+        """One sentence, that of the confirmation if there is one."""
         if not self.best.multipliers:
             return "Keep plain: no multipliers were better than one learning rate for all parameters."
         if self.confirmation is None:

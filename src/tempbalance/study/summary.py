@@ -63,7 +63,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The configuration in a table: ``chosen``, or the name as given if it stands for a long one (a file)."""
+        """The configuration as tables show it, ``chosen`` or, where that is long (a file), the name as given."""
         if len(self.chosen) <= max(_LONG, len(self.method)) or "[" in self.method:
             return self.chosen
         _, tuned, rate = self.chosen.rpartition(" lr=")
