@@ -176,7 +176,6 @@ class TestMissingAndBroken:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("model.gguf", b"GGUF\x03\x00\x00\x00", "GGUF"),
             ("model.onnx", b"\x08\x07\x12\x07", "ONNX"),
             ("model.h5", b"\x89HDF\r\n\x1a\n", "HDF5"),
             ("notes.txt", b"hello", "not a checkpoint; supported are"),
