@@ -1,5 +1,7 @@
 """Vision from scratch on a part of CIFAR, as in TempBalance and FARMS, at a size for a CPU."""
 
+from dataclasses import replace
+
 from claims import Claim, Experiment, Metric, Study, TaskRow, with_controls
 
 BALANCE = "tempbalance"
@@ -40,27 +42,17 @@ VIT = Study(
     data="images",
     files=("cifar10.npz",),
 )
-VGG_BY_LAYER = Study(
+VGG_BY_LAYER = replace(
+    VIT,
     name="vgg-cifar10-500-by-layer",
     parameters={"network": "vgg", "classes": 10, "examples": 500, "epochs": 30, "tested": 3000},
     methods=("tempbalance", *with_controls(MUP, ("uniform",)), "muon:lr=[0.001,0.002,0.004,0.008]"),
     lr=(0.003, 0.01, 0.03, 0.1),
-    seeds=20,
-    first_seed=100,
-    tuning_seeds=2,
-    data="images",
-    files=("cifar10.npz",),
 )
-RESNET_BY_LAYER = Study(
+RESNET_BY_LAYER = replace(
+    VGG_BY_LAYER,
     name="resnet20-cifar10-500-by-layer",
     parameters={"network": "resnet20", "classes": 10, "examples": 500, "epochs": 20, "tested": 3000},
-    methods=("tempbalance", *with_controls(MUP, ("uniform",)), "muon:lr=[0.001,0.002,0.004,0.008]"),
-    lr=(0.003, 0.01, 0.03, 0.1),
-    seeds=20,
-    first_seed=100,
-    tuning_seeds=2,
-    data="images",
-    files=("cifar10.npz",),
 )
 BY_ALPHA = {"alpha": "tempbalance", "shape (muP)": MUP, "Muon": "muon"}
 TASK_ROWS = (
