@@ -68,18 +68,19 @@ def load_rows(results: Path) -> list[Row]:
     rows = []
     for experiment in map(load_experiment, NAMES):
         found = load_results(experiment, results)
-        rows += [Row(each, found[each.study.name], {}) for each in experiment.task_rows if each.study.name in found]
-    rows = [row._replace(cells=_cells(row)) for row in rows]
+        for task in experiment.task_rows:
+            if task.study.name in found:
+                rows.append(Row(task, found[task.study.name], _cells(task, found[task.study.name])))
     return sorted(rows, key=lambda row: row.task.pretrained)
 
 
-def _cells(row: Row) -> dict[str, Cell]:
+def _cells(task: TaskRow, results: Results) -> dict[str, Cell]:
     cells = {}
-    for candidate in sorted(row.task.methods, key=CANDIDATES.index):
-        method = row.results.find(row.task.methods[candidate])
-        gain = row.results.gain(method, row.results.rows[0]["method"]) if method else None
+    for candidate in sorted(task.methods, key=CANDIDATES.index):
+        method = results.find(task.methods[candidate])
+        gain = results.gain(method, results.rows[0]["method"]) if method else None
         if method and gain is not None:
-            cells[candidate] = Cell(gain, find(row.results, method, gain))
+            cells[candidate] = Cell(gain, find(results, method, gain))
     return cells
 
 
