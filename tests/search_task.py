@@ -26,7 +26,10 @@ class Net(nn.Module):
         self.lm_head = nn.Linear(4, 8)
 
 
-def train(seed, method, lr, diverges_above=math.inf, raises=False, log=None, interrupted_at=None):
+def train(
+    seed, method, lr, diverges_above=math.inf, diverges_after=math.inf, raises=False, noise=0.01, log=None,
+    interrupted_at=None,
+):
     model = Net()
     balancer = method.balance(torch.optim.Adam(model.parameters(), lr=lr), model)
     if log:
@@ -42,10 +45,11 @@ def train(seed, method, lr, diverges_above=math.inf, raises=False, log=None, int
         balancer.refresh()
         for unit in balancer.units:
             rates |= {name: lr * unit.multiplier for name in unit.parameters}
-    if max(rates.values()) > diverges_above:
+    if max(rates.values()) > diverges_above or seed > diverges_after:
         return {"validation": math.nan, "test": math.nan}
     ideal = {name: next((IDEAL[part] for part in IDEAL if part in name), 0.01) for name in rates}
     losses = [math.log(rates[name] / ideal[name]) ** 2 for name in rates]
-    loss = sum(losses) / len(losses) + 0.01 * torch.rand(()).item()
+    luck = torch.Generator().manual_seed(seed + int(1e6 * sum(rates.values())))
+    loss = sum(losses) / len(losses) + noise * torch.rand((), generator=luck).item()
     return {"validation": loss, "test": loss}
 """

@@ -46,7 +46,7 @@ LONG = replace(
     BY_LAYER,
     name="1m-tokens-by-layer",
     parameters={"steps": 300, "tokens": 1_000_000, **FLOAT32},
-    methods=(*with_controls(BY_ROLE, ("uniform", "shuffled")), VALUE_OUTPUT, "mup"),
+    methods=(*with_controls(BY_ROLE, ("uniform", "shuffled")), VALUE_OUTPUT),
     first_seed=400,
 )
 
@@ -82,7 +82,7 @@ TASK_ROWS = (
             "Muon": "muon",
         },
     ),
-    TaskRow(title="LLaMA, 1 million tokens", study=LONG, methods={**BY_HAND, "shape (muP)": "mup"}),
+    TaskRow(title="LLaMA, 1 million tokens", study=LONG, methods=BY_HAND),
     *(
         TaskRow(title=f"LLaMA, {size}, 20 thousand tokens", study=study, methods=BY_HAND)
         for size, study in zip(("width 256", "width 512", "8 blocks"), TRANSFER, strict=True)

@@ -31,6 +31,7 @@ def result():
         best=trials[1],
         plain=trials[0],
         trials=trials,
+        finalists=trials[:2],
         units={UNIT: ("a.weight",), "role:v": ("v.weight", "v.bias")},
         lower_is_better=True,
         confirmation=None,
@@ -43,7 +44,7 @@ def test_the_table_has_the_rate_of_each_unit():
     console = Console(file=io.StringIO(), width=120)
     print_search(console, result())
     text = console.file.getvalue()
-    assert "Best of 4 trials (sampled): validation 1 with base rate 0.01; plain: 2 with 0.01" in text
+    assert "Best of 4 trials (sampled): validation 1 with base rate 0.01; plain: 2 with 0.01 (seeds of each: 1)" in text
     assert ["role:v", "2", "4", "0.04", "4", "to", "4"] in [line.split() for line in text.splitlines()]
     assert "1 of 4 trials diverged." in text
     assert "Not confirmed" in text

@@ -28,7 +28,7 @@ def task(tmp_path, monkeypatch):
 @pytest.fixture
 def search(task, tmp_path):
     def call(**options):
-        given = {"lr": RATES, "trials": 12, "confirm": 0, "lower_is_better": True, "progress": False}
+        given = {"lr": RATES, "trials": 12, "final_seeds": 1, "confirm": 0, "lower_is_better": True, "progress": False}
         return tb.study.search(task, tmp_path / "out", **given | options)
 
     return call
@@ -67,6 +67,22 @@ def test_all_trials_have_the_same_seeds_and_poor_ones_are_stopped_early(search, 
     stopped = [each for each in found.trials if each.status == "stopped"]
     assert all(len(each.values) == 1 and each.values[0] > min(complete) for each in stopped)
     assert not any(each.status == "stopped" for each in found.trials[:5])
+
+
+def test_the_best_trials_and_plain_are_trained_with_more_seeds_before_one_is_chosen(search):
+    found = search(units=["role:q"], seeds=1, final_seeds=6, parameters={"noise": 1.0})
+    luckiest = sorted(found.trials, key=lambda each: each.mean)[:4]
+    finalists = {(each.lr, str(each.multipliers)): each for each in found.finalists}
+    assert {(each.lr, str(each.multipliers)) for each in luckiest} <= finalists.keys()
+    assert [len(each.values) for each in found.finalists] == [6] * len(finalists)
+    assert found.best.mean == min(each.mean for each in found.finalists)
+    assert found.best.method != luckiest[0].method
+    assert found.plain in found.finalists
+
+
+def test_finalists_that_diverge_with_more_seeds_are_refused(search):
+    with pytest.raises(StudyError, match=r"the best \d trials diverged or failed with 3 seeds"):
+        search(seeds=1, final_seeds=3, parameters={"diverges_after": 1_000_000})
 
 
 def test_an_interrupted_search_resumes_and_trains_nothing_twice(search, tmp_path):

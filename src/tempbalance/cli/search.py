@@ -25,6 +25,9 @@ def search(  # noqa: PLR0913, PLR0917  each is an option of the command line
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Number of trials.")] = 40,
     seeds: Annotated[int, typer.Option(min=1, max=2**16, help="Number of seeds of each trial.")] = 2,
+    final_seeds: Annotated[
+        int, typer.Option(min=1, max=2**16, help="Seeds of the best four trials before one is chosen.")
+    ] = 8,
     bounds: Annotated[tuple[float, float], typer.Option(help="Smallest and largest multiplier.")] = (0.125, 8.0),
     sampler_seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of the sampler.")] = 0,
     confirm: Annotated[int, typer.Option(min=0, max=2**16, help="Seeds of the paired study; 0 leaves it out.")] = 10,
@@ -61,6 +64,7 @@ def search(  # noqa: PLR0913, PLR0917  each is an option of the command line
             units=units or "role",
             trials=trials,
             seeds=seeds,
+            final_seeds=final_seeds,
             bounds=bounds,
             sampler_seed=sampler_seed,
             confirm=confirm,

@@ -35,7 +35,7 @@ def _summary(result: SearchResult) -> str:
     best, plain = result.best, result.plain
     return (
         f"Best of {len(result.trials)} trials ({best.origin}): validation {best.mean:.4g} with base rate {best.lr:g}; "
-        f"plain: {plain.mean:.4g} with {plain.lr:g}"
+        f"plain: {plain.mean:.4g} with {plain.lr:g} (seeds of each: {len(best.values)})"
     )
 
 
@@ -62,7 +62,7 @@ def render_search(result: SearchResult) -> str:
             each.status,
             ", ".join(f"{unit} {multiplier:.3g}" for unit, multiplier in each.multipliers.items()),
         )
-        for place, each in enumerate(result.trials, 1)
+        for place, each in [*enumerate(result.trials, 1), *(("final", each) for each in result.finalists)]
     ]
     columns = ("trial", "origin", "learning rate", "validation", "seeds", "status", "multipliers")
     return render_page(

@@ -32,6 +32,7 @@ _RATES = 2
 _OF = "multiplier"  # ends a name for the sampler: a pattern may be lr
 _DIGITS = 4
 _FEWEST = 5  # complete trials to compare a new one with
+_FINALISTS = 4
 _CONFIRMATION = "confirmation"  # folder
 
 
@@ -43,6 +44,7 @@ def search(  # noqa: PLR0913  each is an option of a search
     units: str | Sequence[str] = "role",
     trials: int = 40,
     seeds: int = 2,
+    final_seeds: int = 8,
     bounds: tuple[float, float] = (0.125, 8.0),
     sampler_seed: int = 0,
     confirm: int = 10,
@@ -58,8 +60,9 @@ def search(  # noqa: PLR0913  each is an option of a search
     The first trials are plain at the given rates, then known multipliers (value and output projections at a quarter,
     ``blockwise_lr``, muP or Muon factors) at the best of these rates; optuna's TPE sampler proposes the others. All
     trials have the same seeds. A sampled trial is stopped if its mean so far is worse than the median of the complete
-    trials over the same seeds. The best trial is then compared with plain in a paired study on fresh seeds. For this
-    plain has the best of as many learning rates as the search has trials, by the same seeds and the same rule.
+    trials over the same seeds. The best trial of many on few seeds is often the luckiest, so the best four are trained
+    with more seeds before one is chosen. It is then compared with plain in a paired study on fresh seeds. For this
+    plain has the best of as many learning rates as the search has trials, by the same seeds and the same rules.
 
     Every training is written to ``out`` when it is finished. The same call resumes an interrupted search, and one with
     more trials continues it: the sampler is seeded and proposes the same trials, whose results are read.
@@ -73,6 +76,8 @@ def search(  # noqa: PLR0913  each is an option of a search
             :class:`~tempbalance.balance.assign.Fixed`: one for each pattern. All other parameters keep the base rate.
         trials: Number of trials.
         seeds: Number of seeds of each trial.
+        final_seeds: Number of seeds of the best four trials, and of plain, before one is chosen; ``seeds`` if that is
+            larger.
         bounds: Smallest and largest multiplier.
         sampler_seed: Seed of the sampler.
         confirm: Number of seeds of the paired study; 0 leaves it out.
@@ -113,8 +118,15 @@ def search(  # noqa: PLR0913  each is an option of a search
     parameters = {} if parameters is None else parameters
     check_type("parameters", parameters, Mapping)
     controls = [controls] if isinstance(controls, str) else [*controls]
-    extent = {"trials": trials, "confirm": confirm, "first_seed": first_seed, "controls": controls}
-    _check_counts({"trials": trials, "seeds": seeds}, {**extent, "sampler_seed": sampler_seed})
+    extent = {
+        "trials": trials,
+        "final_seeds": final_seeds,
+        "confirm": confirm,
+        "first_seed": first_seed,
+        "controls": controls,
+    }
+    counts = {"trials": trials, "seeds": seeds, "final_seeds": final_seeds}
+    _check_counts(counts, {**extent, "sampler_seed": sampler_seed})
     rates, limits = _check_rates(lr), _check_bounds(bounds)
     with require_extra("search", "a search needs optuna"):
         import optuna
@@ -138,12 +150,19 @@ def search(  # noqa: PLR0913  each is an option of a search
     with open_folder(as_path("out", out), settings, extent) as folder:
         tuner = _Tuner(loaded, folder, range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + seeds), lower_is_better, progress)
         tried = _sample(tuner, space, settings["search"], trials)
-        best, plain = tuner.best(tried), tuner.best(each for each in tried if not each.multipliers)
+        finalists = tuner.finalists(tried, final_seeds)
+        best = tuner.best(finalists)
+        if best.status != "complete":
+            raise StudyError(
+                f"the best {len(finalists)} trials diverged or failed with {max(seeds, final_seeds)} seeds: lower lr"
+            )
+        plain = tuner.best(_plain(finalists) or _plain(tried))
         confirmation, files = None, tuple[Path, ...]()
         if best.multipliers:
             files = write_exports(folder.path, best, space)
             if confirm:
-                plain = _tune_plain(tuner, rates, trials)
+                plain_trials = _try_plain(tuner, rates, trials)
+                plain = tuner.best(tuner.finalists(plain_trials, final_seeds) or plain_trials)
                 given: dict[str, Any] = {"parameters": parameters, "paths": paths, "progress": progress}
                 compared = _compared(files[0], best, plain, controls)
                 confirmation = run(
@@ -159,6 +178,7 @@ def search(  # noqa: PLR0913  each is an option of a search
             best=best,
             plain=plain,
             trials=tuple(tried),
+            finalists=tuple(finalists),
             units=space.units,
             lower_is_better=lower_is_better,
             confirmation=confirmation,
@@ -236,6 +256,16 @@ class _Tuner:
                 break
         return new
 
+    def finalists(self, trials: Iterable[SearchTrial], seeds: int) -> list[SearchTrial]:
+        """Train the best trials and the best plain one with more seeds; none if no trial is complete."""
+        ranked = best_first(trials, self.lower_is_better)
+        best = ranked[:_FINALISTS]
+        chosen = [*best, *(each for each in _plain(ranked)[:1] if each not in best)]
+        more = replace(self, seeds=range(self.seeds.start, self.seeds.start + max(seeds, len(self.seeds))))
+        with progress_bar("comparing the best", len(chosen) * len(more.seeds), self.progress) as advance:
+            points = [_Point(each.origin, each.lr, each.multipliers) for each in chosen]
+            return [more.train(point, (), may_stop=False, advance=advance) for point in points]
+
     def best(self, trials: Iterable[SearchTrial]) -> SearchTrial:
         """Return the best complete trial; the first if none is complete."""
         return [*best_first(tried := [*trials], self.lower_is_better), *tried][0]
@@ -310,14 +340,14 @@ def _starting_points(
         yield _Point(name, rate, {unit: _rounded(multiplier) for unit, multiplier in multipliers.items()})
 
 
-def _tune_plain(tuner: _Tuner, rates: Sequence[float], count: int) -> SearchTrial:
-    """Choose the learning rate of plain: the given ones and as many as the search has trials, by the same rules."""
+def _try_plain(tuner: _Tuner, rates: Sequence[float], count: int) -> list[SearchTrial]:
+    """Train plain with the given learning rates and as many as the search has trials, by the same rules."""
     grid = dict.fromkeys([*rates, *map(_rounded, np.geomspace(min(rates), max(rates), count))])
     tried: list[SearchTrial] = []
     with progress_bar("tuning plain", len(grid) * len(tuner.seeds), tuner.progress) as advance:
         for rate in grid:
             tried.append(tuner.train(_Point(PLAIN, rate, {}), tried, may_stop=rate not in rates, advance=advance))
-    return tuner.best(tried)
+    return tried
 
 
 def _compared(file: Path, best: SearchTrial, plain: SearchTrial, controls: Sequence[str]) -> list[str]:
@@ -328,6 +358,10 @@ def _compared(file: Path, best: SearchTrial, plain: SearchTrial, controls: Seque
         f"{found},{rate}",
         *(f"{found},control={control},{rate}" for control in controls),
     ]
+
+
+def _plain(trials: Iterable[SearchTrial]) -> list[SearchTrial]:
+    return [each for each in trials if not each.multipliers]
 
 
 @contextmanager

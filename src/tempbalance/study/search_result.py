@@ -59,10 +59,11 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        best: The complete trial with the best mean validation metric.
+        best: The finalist with the best mean validation metric.
         plain: The best trial without multipliers: of as many learning rates as the search has trials if there is a
             confirmation, else of the rates that were given.
         trials: All trials, in order.
+        finalists: The best trials and the best plain one, trained with more seeds.
         units: Names of the parameters of each unit, by its pattern.
         lower_is_better: Whether a smaller metric is better.
         confirmation: The paired study on fresh seeds; None if it was left out, or plain is the best.
@@ -73,6 +74,7 @@ class SearchResult:
     best: SearchTrial
     plain: SearchTrial
     trials: tuple[SearchTrial, ...]
+    finalists: tuple[SearchTrial, ...]
     units: Mapping[str, tuple[str, ...]]
     lower_is_better: bool
     confirmation: Summary | None
@@ -136,6 +138,7 @@ class SearchResult:
             "plain": asdict(self.plain) | {"mean": self.plain.mean},
             "units": units,
             "trials": [asdict(each) for each in self.trials],
+            "finalists": [asdict(each) for each in self.finalists],
             "confirmation": self.confirmation.to_dict() if self.confirmation else None,
             "files": [str(path) for path in self.files],
         }
