@@ -164,7 +164,7 @@ def search(  # noqa: PLR0913  each is an option of a search
                 plain_trials = _try_plain(tuner, rates, trials)
                 plain = tuner.best(tuner.finalists(plain_trials, final_seeds) or plain_trials)
                 given: dict[str, Any] = {"parameters": parameters, "paths": paths, "progress": progress}
-                compared = _compared(files[0], best, plain, controls)
+                compared = _compared(best, plain, controls)
                 confirmation = run(
                     task,
                     compared,
@@ -350,13 +350,13 @@ def _try_plain(tuner: _Tuner, rates: Sequence[float], count: int) -> list[Search
     return tried
 
 
-def _compared(file: Path, best: SearchTrial, plain: SearchTrial, controls: Sequence[str]) -> list[str]:
+def _compared(best: SearchTrial, plain: SearchTrial, controls: Sequence[str]) -> list[str]:
     """Return the methods of the paired study: plain, what was found, and its controls."""
-    found, rate = f"fixed:multipliers={str(file)!r}", f"lr={best.lr!r}"
+    rate = f"lr={best.lr!r}"
     return [
         f"{PLAIN}:lr={plain.lr!r}",
-        f"{found},{rate}",
-        *(f"{found},control={control},{rate}" for control in controls),
+        f"{best.method},{rate}",
+        *(f"{best.method},control={control},{rate}" for control in controls),
     ]
 
 
