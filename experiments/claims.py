@@ -80,6 +80,23 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search(Study):
+    """The arguments of one ``tempbalance.study.search`` for multipliers by role, and of the study that confirms them.
+
+    Its ``lr`` is the range of the base rate, ``tuning_seeds`` are those of each trial, and ``seeds`` those of the
+    study, whose methods are plain, what was found, and its controls.
+
+    Attributes:
+        trials: Number of trials.
+        final_seeds: Seeds of the best trials before one is chosen.
+    """
+
+    methods: tuple[str, ...] = ()
+    trials: int = 40
+    final_seeds: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """Two numbers of a paper, as printed there.
 
@@ -133,13 +150,13 @@ class TaskRow:
     Attributes:
         title: Model and data.
         study: The study.
-        methods: Method of the study by candidate, one of ``CANDIDATES``.
+        methods: Method of the study by candidate, one of ``CANDIDATES``; None of a search, which names what it found.
         pretrained: Whether it is fine-tuning.
     """
 
     title: str
     study: Study
-    methods: Mapping[str, str]
+    methods: Mapping[str, str | None]
     pretrained: bool = False
 
 
@@ -155,6 +172,7 @@ class Experiment:
         claims: The claims.
         quick: Studies of about ten minutes on two cores.
         full: All studies.
+        searches: All searches.
         task_rows: Those of the page "What helps".
         same_tasks: Hashes of earlier versions of the task file with the same numbers, whose results can be restored.
         sources: Where to get the data, by ``data`` of a study.
@@ -168,6 +186,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     quick: tuple[Study, ...]
     full: tuple[Study, ...]
+    searches: tuple[Search, ...] = ()
     task_rows: tuple[TaskRow, ...] = ()
     same_tasks: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)

@@ -33,7 +33,10 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: {part: entry[part] for part in _PARTS} for name, entry in found.items()}
+        return {
+            name: {part: entry[part] for part in (*_PARTS, *({"search"} & entry.keys()))}
+            for name, entry in found.items()
+        }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise StudyError(f"cannot read {path}: {error!r}; restore it from the repository") from error
 
@@ -44,7 +47,7 @@ def add_results(path: Path, name: str, entry: Mapping[str, Any]) -> None:
     Args:
         path: The file.
         name: The study.
-        entry: The result of ``tempbalance.study.collect_folder``.
+        entry: The result of ``tempbalance.study.collect_folder``; of a search also its trials, as ``search``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = read_results(path) | {name: entry}
@@ -54,8 +57,8 @@ def add_results(path: Path, name: str, entry: Mapping[str, Any]) -> None:
 def _text(name: str, entry: Mapping[str, Any]) -> str:
     """One line per trial, so that a diff shows what changed."""
     runs = ",\n".join(map(dumps, entry["runs"]))
-    settings, summary = dumps(entry["settings"]), dumps(entry["summary"])
-    return f'{dumps(name)}: {{\n"settings": {settings},\n"summary": {summary},\n"runs": [\n{runs}\n]}}'
+    parts = "".join(f'"{part}": {dumps(entry[part])},\n' for part in ("settings", "summary", "search") if part in entry)
+    return f'{dumps(name)}: {{\n{parts}"runs": [\n{runs}\n]}}'
 
 
 def load_results(experiment: Experiment, folder: Path) -> dict[str, Results]:
@@ -71,7 +74,7 @@ def load_results(experiment: Experiment, folder: Path) -> dict[str, Results]:
     entries = _read_once(folder / f"{experiment.name}.json")
     return {
         study.name: Results(study, entries[study.name], experiment.metric)
-        for study in experiment.full
+        for study in (*experiment.full, *experiment.searches)
         if study.name in entries
     }
 

@@ -1,7 +1,8 @@
 """Run the studies of an experiment: ``python experiments/run_study.py digits --quick``.
 
-``--full`` runs all studies and collects them in ``experiments/results/NAME.json``, from which ``report_study.py``
-makes the page; ``--quick`` runs fewer, in about ten minutes on two cores, and collects them in ``OUT/NAME/quick.json``.
+``--full`` runs all studies and collects them in ``experiments/results/NAME.json``, from which ``report_study.py`` makes
+the page; ``--search`` searches for multipliers by role, and collects the study that confirms them; ``--quick`` runs
+fewer, in about ten minutes on two cores, and collects them in ``OUT/NAME/quick.json``.
 Every study has a folder ``OUT/NAME/STUDY`` with one file per trial, so the same command resumes after any interruption.
 A study whose data is missing is skipped.
 
@@ -19,12 +20,12 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from claims import Experiment, Metric, Study
+from claims import Experiment, Metric, Search, Study
 from gains import Results
 from results_file import add_results, read_results
 from studies import NAMES, load_experiment
@@ -37,6 +38,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DATA = HERE.parents[1] / "shared" / "data"
 INTERRUPTED = 130  # exit status
+SHARED = ("task", "tuning_seeds", "first_seed", "lr", "lower_is_better", "parameters", "paths")  # with a search
 
 
 def arguments(argv: Sequence[str] | None, names: Sequence[str]) -> argparse.Namespace:
@@ -46,6 +48,7 @@ def arguments(argv: Sequence[str] | None, names: Sequence[str]) -> argparse.Name
     extent = parser.add_mutually_exclusive_group(required=True)
     extent.add_argument("--quick", action="store_true", help="about ten minutes on two cores")
     extent.add_argument("--full", action="store_true", help="all studies")
+    extent.add_argument("--search", action="store_true", help="all searches, one after the other")
     parser.add_argument("--only", metavar="STUDY", help="one of them")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the trials (default: runs)")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of all data (see experiments/README.md)")
@@ -59,8 +62,10 @@ def arguments(argv: Sequence[str] | None, names: Sequence[str]) -> argparse.Name
 
 def choose(experiment: Experiment, given: argparse.Namespace) -> list[Study]:
     """The studies to run, without those whose data is missing."""
-    studies = experiment.quick if given.quick else experiment.full
+    studies = experiment.quick if given.quick else experiment.searches if given.search else experiment.full
     chosen = [study for study in studies if given.only in (None, study.name)]
+    if given.search and (given.restore or given.collect):
+        raise StudyError("--restore and --collect are for studies: a search resumes from its own folder")
     if not chosen:
         names = ", ".join(study.name for study in studies)
         raise StudyError(f"{experiment.name} has no study {given.only}; it has {names}")
@@ -96,12 +101,25 @@ def options(experiment: Experiment, study: Study, given: argparse.Namespace) -> 
     }
 
 
-def finish(out: Path, study: Study, metric: Metric, error: str, results: Path) -> bool:
-    """Collect a study that has ended, and print its tables; return whether it has results."""
-    if error:
-        print(f"{study.name}: stopped, {error} ({out}.log)", file=sys.stderr)
-        return False
-    entry = tb.study.collect_folder(out)
+def search(experiment: Experiment, budget: Search, out: Path, given: argparse.Namespace) -> dict[str, Any] | None:
+    """Search for multipliers, and collect the study that confirms them; None if plain is the best."""
+    shared = options(experiment, budget, given)
+    result = tb.study.search(
+        out=out,
+        trials=budget.trials,
+        final_seeds=budget.final_seeds,
+        confirm=budget.seeds,
+        controls=("uniform", "shuffled"),
+        **{"seeds" if key == "tuning_seeds" else key: shared[key] for key in SHARED},
+    )
+    if result.confirmation is None:
+        return None
+    own = {name: part for name, part in result.to_dict().items() if name not in {"confirmation", "files"}}
+    return {**tb.study.collect_folder(out / "confirmation"), "search": own}
+
+
+def finish(out: Path, study: Study, metric: Metric, entry: dict[str, Any], results: Path) -> None:
+    """Save a study that has ended, and print its tables."""
     add_results(results, study.name, entry)
     counts = Counter(run["status"] for run in entry["runs"])
     seeds, hours = entry["summary"]["seeds"], sum(run["seconds"] for run in entry["runs"]) / 3600
@@ -112,7 +130,6 @@ def finish(out: Path, study: Study, metric: Metric, error: str, results: Path) -
     print(f"{study_tables(Results(study, entry, metric))}\n", flush=True)
     if counts["failed"]:
         print(f"{study.name}: the errors of failed trials are in {out}.log; delete their files to retry")
-    return True
 
 
 def main(
@@ -148,18 +165,43 @@ def main(
         if given.restore:
             restore(experiment, studies, read_results(results / f"{experiment.name}.json"))
         file = folder / "quick.json" if given.quick else results / f"{experiment.name}.json"
-        given_options = {out: options(experiment, study, given) for out, study in studies.items()}
-        with closing(run_many(given_options, processes=given.jobs)) as running:  # closing stops the processes
-            done = [finish(out, studies[out], experiment.metric, error, file) for out, error in running]
+        done = 0
+        for out, entry in collected(experiment, studies, given, run_many):
+            if entry is not None:
+                finish(out, studies[out], experiment.metric, entry, file)
+                done += 1
     except TempBalanceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; finished trials are in {given.out}: run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
-    if any(done):
+    if done:
         print(f"saved {file}")
-    return 0 if len(done) == len(chosen) and all(done) else 1
+    return 0 if done == len(chosen) else 1
+
+
+def collected(
+    experiment: Experiment,
+    studies: Mapping[Path, Study],
+    given: argparse.Namespace,
+    run_many: Callable[..., Generator[tuple[Path, str], None, None]],
+) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """Run the studies or searches, and collect each when it has ended; None if it has no results."""
+    if given.search:
+        for out, study in studies.items():
+            assert isinstance(study, Search)
+            entry = search(experiment, study, out, given)
+            if entry is None:
+                print(f"{study.name}: no multipliers were better than plain", file=sys.stderr)
+            yield out, entry
+        return
+    given_options = {out: options(experiment, study, given) for out, study in studies.items()}
+    with closing(run_many(given_options, processes=given.jobs)) as running:  # closing stops the processes
+        for out, error in running:
+            if error:
+                print(f"{studies[out].name}: stopped, {error} ({out}.log)", file=sys.stderr)
+            yield out, None if error else tb.study.collect_folder(out)
 
 
 def restore(experiment: Experiment, studies: Mapping[Path, Study], entries: Mapping[str, Any]) -> None:

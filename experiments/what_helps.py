@@ -77,7 +77,8 @@ def load_rows(results: Path) -> list[Row]:
 def _cells(task: TaskRow, results: Results) -> dict[str, Cell]:
     cells = {}
     for candidate in sorted(task.methods, key=CANDIDATES.index):
-        method = results.find(task.methods[candidate])
+        name = task.methods[candidate]
+        method = results.rows[1]["method"] if name is None else results.find(name)
         gain = results.gain(method, results.rows[0]["method"]) if method else None
         if method and gain is not None:
             cells[candidate] = Cell(gain, find(results, method, gain))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from claims import Claim, Experiment, Metric, Published, Study, TaskRow, with_controls
+from claims import Claim, Experiment, Metric, Published, Search, Study, TaskRow, with_controls
 
 # Decay helps only if text is repeated: 20 thousand tokens, ten times. It is tuned for all methods.
 DECAY = "decay:weight_decay=[0.3,2],lr=[2e-3,4e-3]"
@@ -69,6 +69,16 @@ TRANSFER = (
     transfer("width-512", 5, (5e-4, 1e-3), width=512),
     transfer("8-blocks", 10, (1e-3, 2e-3, 4e-3), blocks=8),
 )
+SEARCH = Search(
+    name="20k-tokens-search",
+    parameters=BY_LAYER.parameters,
+    lr=(1e-3, 2e-3, 4e-3),
+    seeds=20,
+    first_seed=2000,
+    tuning_seeds=1,  # seeds differ by far less than rates
+    final_seeds=4,
+    data="lm",
+)
 BY_HAND = {"role, by hand": BY_ROLE, "role, v and o at 1/4": VALUE_OUTPUT}
 TASK_ROWS = (
     TaskRow(
@@ -82,6 +92,7 @@ TASK_ROWS = (
             "Muon": "muon",
         },
     ),
+    TaskRow(title="LLaMA, 20 thousand tokens, searched", study=SEARCH, methods={"role, searched": None}),
     TaskRow(title="LLaMA, 1 million tokens", study=LONG, methods=BY_HAND),
     *(
         TaskRow(title=f"LLaMA, {size}, 20 thousand tokens", study=study, methods=BY_HAND)
@@ -145,6 +156,7 @@ EXPERIMENT = Experiment(
     ),
     quick=(QUICK,),
     full=(STUDY, BY_LAYER, LONG, *TRANSFER),
+    searches=(SEARCH,),
     task_rows=TASK_ROWS,
     sources={"lm": "get the texts that train_lm.py names"},
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from claims import Claim, Experiment, Metric, Published, Study, TaskRow, with_controls
+from claims import Claim, Experiment, Metric, Published, Search, Study, TaskRow, with_controls
 
 # every 25 steps, less often than published: with 4 examples an epoch is one step, and a measurement costs as much
 PUBLISHED = "model_balancing_sciml:strength=[0.5,1],every=25"  # raises the mean rate
@@ -106,6 +106,20 @@ def by_layer(problem: str, found: dict[str, float]) -> Study:
 
 
 BY_LAYER = (by_layer("darcy", {}), by_layer("burgers", {}))
+SEARCHES = tuple(
+    Search(
+        name=f"fno-{problem}-4-search",
+        parameters={"problem": problem, "network": "fno", "examples": 4, "steps": 250},
+        lr=WIDE,
+        seeds=60,
+        first_seed=2000,
+        tuning_seeds=3,
+        final_seeds=12,
+        data="pde",
+        files=tuple(f"{problem}_{part}_16.pt" for part in ("train", "test")),
+    )
+    for problem in ("darcy", "burgers")
+)
 TASK_ROWS = tuple(
     TaskRow(
         title=f"FNO, {problem.capitalize()}, 4 simulations",
@@ -113,6 +127,11 @@ TASK_ROWS = tuple(
         methods={"alpha": study.methods[0], "shape (muP)": "mup"},
     )
     for problem, study in zip(("darcy", "burgers"), BY_LAYER, strict=True)
+) + tuple(
+    TaskRow(
+        title=f"FNO, {problem.capitalize()}, 4 simulations, searched", study=study, methods={"role, searched": None}
+    )
+    for problem, study in zip(("darcy", "burgers"), SEARCHES, strict=True)
 )
 FULL = (*(each for studies in PANELS.values() for each in studies), *BY_LAYER)
 QUICK = replace(
@@ -152,6 +171,7 @@ EXPERIMENT = Experiment(
     ),
     quick=(QUICK,),
     full=FULL,
+    searches=SEARCHES,
     task_rows=TASK_ROWS,
     sources={
         "pde": "get the .pt files of neuraloperator (neuralop/data/datasets/data at "

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from claims import Claim, Experiment, Metric, Study, TaskRow, with_controls
+from claims import Claim, Experiment, Metric, Search, Study, TaskRow, with_controls
 
 BALANCE = "tempbalance"
 FARMS = "tempbalance:windows=farms,every=64"  # less often, to save time; the others once an epoch
@@ -54,6 +54,28 @@ RESNET_BY_LAYER = replace(
     name="resnet20-cifar10-500-by-layer",
     parameters={"network": "resnet20", "classes": 10, "examples": 500, "epochs": 20, "tested": 3000},
 )
+SEARCHES = (
+    Search(
+        name="vit-cifar10-1000-search",
+        parameters={"network": "vit", "examples": 1000, "epochs": 12, "tested": 3000},
+        lr=VIT.lr,
+        seeds=30,
+        first_seed=2000,
+        tuning_seeds=2,
+        data="images",
+        files=("cifar10.npz",),
+    ),
+    Search(
+        name="vgg-cifar10-500-search",
+        parameters={"network": "vgg", "examples": 500, "epochs": 30, "tested": 3000},
+        lr=VGG_BY_LAYER.lr,
+        seeds=30,
+        first_seed=2000,
+        tuning_seeds=2,
+        data="images",
+        files=("cifar10.npz",),
+    ),
+)
 BY_ALPHA = {"alpha": "tempbalance", "shape (muP)": MUP, "Muon": "muon"}
 TASK_ROWS = (
     TaskRow(
@@ -63,6 +85,10 @@ TASK_ROWS = (
     ),
     TaskRow(title="VGG, 500 images", study=VGG_BY_LAYER, methods=BY_ALPHA),
     TaskRow(title="ResNet-20, 500 images", study=RESNET_BY_LAYER, methods=BY_ALPHA),
+    *(
+        TaskRow(title=f"{title}, searched", study=study, methods={"role, searched": None})
+        for title, study in zip(("ViT, 1,000 images", "VGG, 500 images"), SEARCHES, strict=True)
+    ),
 )
 PANELS = {"VGG, CIFAR-10": (VGG.name,), "ResNet-20, CIFAR-100": (RESNET.name,)}
 QUICK = Study(
@@ -95,6 +121,7 @@ EXPERIMENT = Experiment(
     ),
     quick=(QUICK,),
     full=(VGG, RESNET, VIT, VGG_BY_LAYER, RESNET_BY_LAYER),
+    searches=SEARCHES,
     task_rows=TASK_ROWS,
     sources={"images": "make cifar10.npz and cifar100.npz from cs.toronto.edu/~kriz/cifar.html, see vision.py"},
 )

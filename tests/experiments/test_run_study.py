@@ -4,7 +4,9 @@ import json
 
 import pytest
 import run_study
-from claims import Experiment, Metric, Study
+from claims import Experiment, Metric, Search, Study, TaskRow
+from results_file import load_results
+from what_helps import load_rows
 
 import tempbalance as tb
 from study_task import TASK
@@ -157,6 +159,47 @@ def test_missing_data_is_named_and_its_study_skipped(command, tmp_path, capsys):
     (where / "a.tsv").touch()
     assert run("--full") == 0
     assert results(tmp_path)["two"]["settings"]["settings"]["parameters"] == {"examples": 4}  # without the path
+
+
+@pytest.fixture
+def search():
+    """Makes a search on a task in which any multipliers gain, or lose."""
+    pytest.importorskip("optuna")
+
+    def make(gain):
+        parameters = {"examples": 4, "gain": gain}
+        return Search(name="found", parameters=parameters, lr=(0.1, 0.3), seeds=5, tuning_seeds=1, trials=5)
+
+    return make
+
+
+def test_a_search_is_collected_with_the_study_that_confirms_it(command, tmp_path, capsys, monkeypatch, search):
+    row = TaskRow(title="Toy", study=search(0.5), methods={"role, searched": None})
+    given = {"searches": (search(0.5),), "task_rows": (row,)}
+    assert command(study("one"), **given)("--search") == 0
+    (entry,) = results(tmp_path).values()
+    assert [len(entry["search"][part]) for part in ("trials", "units")] == [5, 2]
+    assert [row["method"].partition(":")[0] for row in entry["summary"]["rows"]] == ["plain", "fixed", "fixed", "fixed"]
+    assert "found: 5 of 5 seeds; 20 trials" in capsys.readouterr().out
+    metric = Metric(name="score", unit="points")
+    parts = {"size": ("", ""), "claims": (), "quick": (), "full": (), **given}
+    experiment = Experiment(name="toy", task="", metric=metric, **parts)
+    monkeypatch.setattr("what_helps.NAMES", ("toy",))
+    monkeypatch.setattr("what_helps.load_experiment", lambda name: experiment)
+    (shown,) = load_rows(tmp_path / "results")
+    assert shown.cells["role, searched"].gain.mean == pytest.approx(0.5, abs=0.2)
+    assert load_results(experiment, tmp_path / "results").keys() == {"found"}
+
+
+def test_a_search_is_not_restored(command, capsys, search):
+    assert command(study("one"), searches=(search(0.5),))("--search", "--restore") == 1
+    assert "a search resumes from its own folder" in capsys.readouterr().err
+
+
+def test_a_search_that_finds_nothing_has_no_results(command, tmp_path, capsys, search):
+    assert command(study("one"), searches=(search(-0.5),))("--search") == 1
+    assert "found: no multipliers were better than plain" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_missing_package_is_named(command, capsys):
