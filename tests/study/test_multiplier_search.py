@@ -81,7 +81,7 @@ def test_the_best_trials_and_plain_are_trained_with_more_seeds_before_one_is_cho
 
 
 def test_finalists_that_diverge_with_more_seeds_are_refused(search):
-    with pytest.raises(StudyError, match=r"the best \d trials diverged or failed with 3 seeds"):
+    with pytest.raises(StudyError, match=r"the best \d trials diverged or failed with more seeds"):
         search(seeds=1, final_seeds=3, parameters={"diverges_after": 1_000_000})
 
 

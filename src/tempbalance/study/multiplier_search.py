@@ -148,26 +148,22 @@ def search(  # noqa: PLR0913  each is an option of a search
         }
     }
     with open_folder(as_path("out", out), settings, extent) as folder:
-        tuner = _Tuner(loaded, folder, range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + seeds), lower_is_better, progress)
+        tuner = _Tuner(loaded, folder, seeds, final_seeds, lower_is_better, progress)
         tried = _sample(tuner, space, settings["search"], trials)
-        finalists = tuner.finalists(tried, final_seeds)
-        best = tuner.best(finalists)
+        finalists = tuner.finalists(tried)
+        best, plain = tuner.best(finalists), tuner.best(_plain(finalists) or _plain(tried))
         if best.status != "complete":
-            raise StudyError(
-                f"the best {len(finalists)} trials diverged or failed with {max(seeds, final_seeds)} seeds: lower lr"
-            )
-        plain = tuner.best(_plain(finalists) or _plain(tried))
+            raise StudyError(f"the best {len(finalists)} trials diverged or failed with more seeds: lower lr")
         confirmation, files = None, tuple[Path, ...]()
         if best.multipliers:
             files = write_exports(folder.path, best, space)
             if confirm:
                 plain_trials = _try_plain(tuner, rates, trials)
-                plain = tuner.best(tuner.finalists(plain_trials, final_seeds) or plain_trials)
+                plain = tuner.best(tuner.finalists(plain_trials) or plain_trials)
                 given: dict[str, Any] = {"parameters": parameters, "paths": paths, "progress": progress}
-                compared = _compared(best, plain, controls)
                 confirmation = run(
                     task,
-                    compared,
+                    _compared(best, plain, controls),
                     folder.path / _CONFIRMATION,
                     seeds=confirm,
                     first_seed=first_seed,
@@ -232,9 +228,15 @@ class _Tuner:
 
     task: Task
     folder: StudyFolder
-    seeds: range
+    count: int  # seeds of a trial
+    final_count: int
     lower_is_better: bool
     progress: bool
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of a trial."""
+        return range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.count)
 
     def train(
         self, point: _Point, before: Iterable[SearchTrial], *, may_stop: bool, advance: Callable[[int], None]
@@ -256,12 +258,12 @@ class _Tuner:
                 break
         return new
 
-    def finalists(self, trials: Iterable[SearchTrial], seeds: int) -> list[SearchTrial]:
+    def finalists(self, trials: Iterable[SearchTrial]) -> list[SearchTrial]:
         """Train the best trials and the best plain one with more seeds; none if no trial is complete."""
         ranked = best_first(trials, self.lower_is_better)
         best = ranked[:_FINALISTS]
         chosen = [*best, *(each for each in _plain(ranked)[:1] if each not in best)]
-        more = replace(self, seeds=range(self.seeds.start, self.seeds.start + max(seeds, len(self.seeds))))
+        more = replace(self, count=max(self.count, self.final_count))
         with progress_bar("comparing the best", len(chosen) * len(more.seeds), self.progress) as advance:
             points = [_Point(each.origin, each.lr, each.multipliers) for each in chosen]
             return [more.train(point, (), may_stop=False, advance=advance) for point in points]
