@@ -118,24 +118,16 @@ def search(  # noqa: PLR0913  each is an option of a search
     parameters = {} if parameters is None else parameters
     check_type("parameters", parameters, Mapping)
     controls = [controls] if isinstance(controls, str) else [*controls]
-    extent = {
-        "trials": trials,
-        "final_seeds": final_seeds,
-        "confirm": confirm,
-        "first_seed": first_seed,
-        "controls": controls,
-    }
-    counts = {"trials": trials, "seeds": seeds, "final_seeds": final_seeds}
-    _check_counts(counts, {**extent, "sampler_seed": sampler_seed})
+    counts: dict[str, Any] = {"trials": trials, "final_seeds": final_seeds}
+    extent = counts | {"confirm": confirm, "first_seed": first_seed, "controls": controls}
+    _check_counts(counts | {"seeds": seeds}, extent | {"sampler_seed": sampler_seed})
     rates, limits = _check_rates(lr), _check_bounds(bounds)
     with require_extra("search", "a search needs optuna"):
         import optuna
     loaded = load_task(task, {**parameters, **(paths or {})})
     loaded.check(Configuration(PLAIN, rates[0]))
     space = find_space(loaded, units, rates[0], FIRST_TUNING_SEED)
-    if trials < len(rates) + len(known := space.known_multipliers(*limits)):
-        names = ", ".join([f"plain at {len(rates)} rates", *known])
-        raise StudyError(f"{trials} trials are fewer than the starting points ({names}): use more")
+    _check_trials(trials, rates, space.known_multipliers(*limits))
     settings = common_settings(loaded, parameters, lower_is_better) | {
         "search": {
             "units": [*space.units],
@@ -152,8 +144,6 @@ def search(  # noqa: PLR0913  each is an option of a search
         tried = _sample(tuner, space, settings["search"], trials)
         finalists = tuner.finalists(tried)
         best, plain = tuner.best(finalists), tuner.best(_plain(finalists) or _plain(tried))
-        if best.status != "complete":
-            raise StudyError(f"the best {len(finalists)} trials diverged or failed with more seeds: lower lr")
         confirmation, files = None, tuple[Path, ...]()
         if best.multipliers:
             files = write_exports(folder.path, best, space)
@@ -192,6 +182,13 @@ def _check_counts(positive: Mapping[str, int], extent: Mapping[str, Any]) -> Non
         check_integer(name, extent[name], 0)
     if unknown := [each for each in extent["controls"] if each not in CONTROLS]:
         raise StudyError(f"there is no control {unknown[0]!r}; the controls are {', '.join(CONTROLS)}")
+
+
+def _check_trials(trials: int, rates: Sequence[float], known: Iterable[str]) -> None:
+    names = [*known]
+    if trials < len(rates) + len(names):
+        starting = ", ".join([f"plain at {len(rates)} rates", *names])
+        raise StudyError(f"{trials} trials are fewer than the starting points ({starting}): use more")
 
 
 def _check_rates(lr: Sequence[float]) -> list[float]:
@@ -266,7 +263,10 @@ class _Tuner:
         more = replace(self, count=max(self.count, self.final_count))
         with progress_bar("comparing the best", len(chosen) * len(more.seeds), self.progress) as advance:
             points = [_Point(each.origin, each.lr, each.multipliers) for each in chosen]
-            return [more.train(point, (), may_stop=False, advance=advance) for point in points]
+            trained = [more.train(point, (), may_stop=False, advance=advance) for point in points]
+        if trained and all(each.status != "complete" for each in trained):
+            raise StudyError(f"the best {len(trained)} trials diverged or failed with more seeds: lower lr")
+        return trained
 
     def best(self, trials: Iterable[SearchTrial]) -> SearchTrial:
         """Return the best complete trial; the first if none is complete."""
