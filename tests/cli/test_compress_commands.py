@@ -188,7 +188,7 @@ def test_a_dry_run_prints_the_allocation_that_prune_uses(llama, tmp_path, capsys
     assert run(*arguments, "--dry-run") == 0
     text = capsys.readouterr().out
     assert "model.layers.4" in text
-    assert "nothing was pruned or written" in text
+    assert "nothing was pruned, evaluated or written" in text
 
 
 def test_a_dry_run_fails_where_prune_would(tmp_path, capsys):
@@ -249,6 +249,20 @@ def test_bits_are_allocated_to_formats_by_error_exported_and_measured(llama, sto
     assert values[0] != values[1]  # tests of perplexity compare it with the rounded model
 
 
+def test_bits_are_searched_on_calibration_text(llama, stories, tmp_path, capsys):
+    text = ("--calibration", stories, "--samples", 4, "--length", 32)
+    options = ("--bits", 3.5, "--formats", "int2,int3,int4", "--by", "search", "--generations", 2, *text)
+    assert run("allocate", llama, *options, "--search-folder", tmp_path / "s", "-o", tmp_path / "a.json") == 0
+    assert {"search", "uniform", "error", "alpha"} <= set(capsys.readouterr().out.split())
+    found = tb.Allocation.load(tmp_path / "a.json")
+    assert found.method.startswith("search, 2 generations from ")
+    assert [score.method for score in found.compared] != []
+    sequences = tb.compress.Calibration(tokens=stories, samples=4, length=32).draw()
+    settings = tb.compress.SearchSettings(generations=2)
+    same = tb.compress.search_bits(llama, 3.5, sequences, ["int2", "int3", "int4"], settings, progress=False)
+    assert dict(found) == dict(same)
+
+
 @pytest.mark.parametrize("by", ["snr", "drift"])
 def test_trainable_layers_are_chosen_by_a_score_and_exported_for_axolotl(llama, tmp_path, by):
     base = ("--base", llama) if by == "drift" else ()
@@ -267,11 +281,18 @@ class TestErrorsOfOneLine:
             (("--bits", 3, "--base", "x"), "--base has no effect with --bits"),
             (("--rank", 3, "--formats", "int4"), "--formats has no effect with --rank"),
             (("--trainable", 0.5, "--unit", "block"), "--unit has no effect with --trainable"),
+            (("--bits", 3, "--epsilon", 0.1), "--epsilon has no effect with --bits"),
+            (("--rank", 3, "--no-compare"), "--no-compare has no effect with --rank"),
+            (("--bits", 3, "--calibration", "x.npz"), "--calibration has no effect with --bits and --by alpha"),
+            (("--bits", 3, "--samples", 4), "--samples has no effect without --calibration"),
+            (("--sparsity", 0.5, "--method", "wanda"), "--method has no effect without --calibration"),
             (("--trainable", 0.5, "--by", "drift"), "--by drift needs --base"),
             (("--bits", 3, "--by", "error"), "--by error needs --formats"),
+            (("--bits", 3, "--by", "search", "--formats", "int3"), "--by search needs --calibration FILE"),
+            (("--bits", 3, "--by", "error", "--generations", 9), "--generations has no effect with --bits and --by"),
             (("--bits", 3, "--by", "snr"), "method must be one of"),
             (("--bits", 3, "--formats", "int4,fp3"), "unknown format 'fp3'"),
-            (("--sparsity", 0.5, "--by", "alpha"), "cannot be used with --sparsity"),
+            (("--sparsity", 0.5, "--by", "alpha"), "--by has no effect with --sparsity (see --allocation)"),
             (("--bits", 3, "--export", "vllm=x"), "--export must be TOOL=FILE"),
             (("--bits", 3, "--export", "axolotl"), "--export must be TOOL=FILE"),
         ],
@@ -283,8 +304,41 @@ class TestErrorsOfOneLine:
     def test_allocate_needs_one_budget(self, capsys, model, budgets):
         check_error(capsys, "allocate", model, *budgets, match="give one of --sparsity S, --bits B, --rank R and")
 
-    def test_allocate_refuses_options_of_sparsity_for_bits(self, capsys, model):
-        check_error(capsys, "allocate", model, "--bits", 3, "--epsilon", 0.1, match="--sparsity only")
+    @pytest.mark.parametrize("option", [("--farms",), ("--estimator", "peak"), ("--key", "ema"), ("--device", "cpu")])
+    def test_allocate_refuses_options_of_an_analysis_that_is_saved(self, capsys, tmp_path, option):
+        match = f"{option[0]} has no effect with a saved analysis"
+        check_error(capsys, "allocate", tmp_path / "analysis.json", "--bits", 3, *option, match=match)
+
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            (("--epsilon", 0.1), "--epsilon has no effect with --from-allocation"),
+            (("--allocation", "alpha"), "--allocation has no effect with --from-allocation"),
+            (("--generations", 9), "--generations has no effect with --from-allocation"),
+            (("--search-folder", "x"), "--search-folder has no effect with --from-allocation"),
+            (("--unit", "layer"), "--unit has no effect with --from-allocation"),
+            (("--group", 8), "--group has no effect with --from-allocation"),
+            (("--routers",), "--routers has no effect with --from-allocation"),
+            (("--farms-rows", 8), "--farms-rows has no effect with --from-allocation"),
+            (("--seed", 0), "--seed has no effect without --calibration"),
+            (("--length", 64), "--length has no effect without --calibration or --evaluate"),
+        ],
+    )
+    def test_prune_from_an_allocation_refuses_options_of_another(self, capsys, model, tmp_path, options, match):
+        given = ("--from-allocation", tmp_path / "a.json", "-o", tmp_path / "p")
+        check_error(capsys, "prune", model, *given, *options, match=match)
+
+    @pytest.mark.parametrize("options", [("--allocation", "search"), ("--allocation", "atp"), ("--group", 8)])
+    def test_prune_refuses_not_to_compare_where_that_does_not_depend_on_it(self, capsys, model, tmp_path, options):
+        given = ("--calibration", tmp_path / "x.npz", "-o", tmp_path / "p", "--no-compare")
+        check_error(capsys, "prune", model, "-s", 0.5, *given, *options, match="--no-compare has no effect with")
+
+    def test_a_dry_run_refuses_the_allocation_of_another_model_and_missing_text(self, capsys, model, tmp_path):
+        save_file({"other.weight": torch.randn(8, 8)}, tmp_path / "other.safetensors")
+        assert run("prune", tmp_path / "other.safetensors", "-s", 0.3, "-o", tmp_path / "a", "-q") == 0
+        given = ("prune", model, "--from-allocation", tmp_path / "a" / "allocation.json", "--dry-run")
+        check_error(capsys, *given, match="the allocation is for another model")
+        check_error(capsys, *given, "-m", "wanda", match="need calibration text")
 
     def test_prune_refuses_an_epsilon_without_effect(self, capsys, model, tmp_path):
         check_error(capsys, "prune", model, "-s", 0.5, "--epsilon", 0.1, "-o", tmp_path / "p", match="no effect")
@@ -311,7 +365,6 @@ class TestErrorsOfOneLine:
         search = ("--allocation", "search", "--generations", 1, "--search-folder", tmp_path / "search")
         check_error(capsys, "prune", llama, "-s", 0.5, *search, *out, match="--calibration FILE")
         check_error(capsys, "prune", llama, "-s", 0.5, "--generations", 3, *out, match="--allocation search")
-        check_error(capsys, "allocate", llama, "--bits", 4, "--beta", 0.1, match="--sparsity only")
         assert run("prune", llama, "-s", 0.5, *search, *text, "--dry-run", "-q") == 0
         check_error(capsys, "prune", llama, "-s", 0.6, *search, *text, *out, match="another budget")
 

@@ -103,3 +103,5 @@ def test_calibration_needs_a_live_model_and_tokens_of_its_vocabulary(make_llama)
     for wrong, match in (([torch.full((8,), 999)], "999"), ([], "there is no token")):
         with pytest.raises(TokensError, match=match):
             quantization_errors(make_llama(), ["int4"], calibration=wrong, progress=False)
+    with pytest.raises(TokensError, match="LlamaModel has no head that predicts the next token"):
+        quantization_errors(make_llama().model, ["int4"], calibration=[torch.arange(4)], progress=False)

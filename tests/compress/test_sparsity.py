@@ -120,9 +120,10 @@ def test_atp_is_the_published_arithmetic_progression(analysis, beta):
         ({"method": "atp", "beta": -0.1}, r"\[0, 0.2667\]"),
         ({"method": "atp", "beta": math.nan}, r"\[0, 0.2667\]"),
         ({"method": "uniform", "beta": 0.1}, "beta has no effect"),
+        ({"method": "uniform", "outliers": {}}, "outliers have no effect"),
     ],
 )
-def test_a_beta_that_cannot_be_used_is_refused(analysis, given, message):
+def test_parameters_that_cannot_be_used_are_refused(analysis, given, message):
     with pytest.raises(AllocationError, match=message):
         tb.allocate_sparsity(analysis, 0.6, **given)
 

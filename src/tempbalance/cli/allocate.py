@@ -26,9 +26,12 @@ from tempbalance.cli.app import (
     make_windows,
     print_json,
     print_saved,
+    refuse_unused,
     split_outputs,
 )
 from tempbalance.cli.compress import (
+    OF_SEARCH,
+    OF_SPARSITY,
     AllocationOption,
     BetaOption,
     CalibrationOption,
@@ -45,13 +48,14 @@ from tempbalance.cli.compress import (
     Unit,
     make_calibration,
     make_search,
+    of_calibration,
 )
 from tempbalance.errors import AllocationError
 
 if TYPE_CHECKING:
     from tempbalance.analysis import Analysis
     from tempbalance.checkpoints import Checkpoint
-    from tempbalance.compress import Allocation, Calibration
+    from tempbalance.compress import Allocation, Calibration, SearchSettings
 
 __all__ = ["allocate_command"]
 
@@ -63,11 +67,16 @@ _EXPORTERS = {
     "llm-compressor": "export_llmcompressor",
     "torchao": "export_torchao",
 }
-By = Enum("By", {"alpha": "alpha", "error": "error", "uniform": "uniform", "snr": "snr", "drift": "drift"}, type=str)
+By = Enum(
+    "By",
+    {"alpha": "alpha", "error": "error", "uniform": "uniform", "search": "search", "snr": "snr", "drift": "drift"},
+    type=str,
+)
 
 
 @app.command("allocate")
 def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="Saved analysis (.json), checkpoint file, folder, or hub id.")],
     sparsity: Annotated[
         float | None, typer.Option("--sparsity", "-s", min=0, max=1, help="Fraction of zeros, in [0, 1).")
@@ -81,7 +90,8 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
         By | None,
         typer.Option(
             help="What decides: alpha (default; for bits worse than uniform in our study), error or uniform for bits "
-            "and ranks; snr (default, signal-to-noise ratio), alpha or drift for trainable layers.",
+            "and ranks; search (on calibration text) for bits; snr (default, signal-to-noise ratio), alpha or drift "
+            "for trainable layers.",
             show_default=False,
         ),
     ] = None,
@@ -143,6 +153,8 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
 
       tempbalance allocate path/to/model --bits 5 --formats int4_g128,int8_g128 --by error --export gptqmodel=q.json
 
+      tempbalance allocate path/to/llama --bits 5 --formats int4_g128,int8_g128 --by search --calibration c4.jsonl
+
       tempbalance allocate path/to/model --trainable 0.25 --export axolotl=unfrozen.yaml
     """
     budgets = {"sparsity": sparsity, "bits": bits, "rank": rank, "trainable": trainable}
@@ -155,14 +167,15 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     from tempbalance.analysis import Analysis
     from tempbalance.checkpoints import open_checkpoint
 
+    what, budget = next((name, value) for name, value in budgets.items() if value is not None)
+    decides = by.value if by else "snr" if what == "trainable" else "alpha"
+    saved = source.lower().endswith(".json")
+    rules = _rules(what, decides, saved, calibration)
+    refuse_unused(context, *rules, *of_calibration(calibration, allocation, beta, group))
     fitted_by, windows = make_estimator(estimator), make_windows(farms, farms_rows)
-    analysis = Analysis.load(source) if source.lower().endswith(".json") else None
+    analysis = Analysis.load(source) if saved else None
     text = make_calibration(calibration, samples, length, seed)
-    _check_options(
-        sparsity is not None,
-        (allocation, epsilon, beta, generations, search_folder, group, routers or None, method),
-        (by, formats, base),
-    )
+    search = make_search("search" in (allocation, decides), generations, search_folder, seed)
     if sparsity is not None:
         settings = compress.SparsitySettings(
             sparsity=sparsity,
@@ -170,7 +183,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
             epsilon=epsilon,
             beta=beta,
             unit=unit.value if unit else None,
-            search=make_search(allocation, generations, search_folder, seed),
+            search=search,
             compare=compare,
             group=group,
             routers=routers,
@@ -188,33 +201,38 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
             progress=not quiet,
         )
     else:
-        what, budget = next((name, value) for name, value in budgets.items() if value is not None)
         with contextlib.ExitStack() as stack:
             model: Analysis | Checkpoint = analysis or stack.enter_context(open_checkpoint(source, revision, key=key))
             found = _allocate_by(
                 what,
-                budget,
+                budget or 0,
                 model,
-                by=by.value if by else "snr" if what == "trainable" else "alpha",
+                by=decides,
                 unit=unit.value if unit else None,
                 formats=formats,
                 base=base,
                 calibration=text,
+                search=search,
                 analysis={"estimator": fitted_by, "windows": windows, "device": device, "progress": not quiet},
             )
         found = replace(found, source=source if analysis is None else found.source)
     _save_and_print(found, outputs, exports, as_json, quiet)
 
 
-def _check_options(sparse: bool, of_sparsity: tuple[object, ...], of_others: tuple[object, ...]) -> None:
-    """Raise an AllocationError if an option has no effect."""
-    if sparse and of_others != (None,) * len(of_others):
-        raise AllocationError("--by, --formats and --base cannot be used with --sparsity: see --allocation")
-    if not sparse and of_sparsity != (None,) * len(of_sparsity):
-        raise AllocationError(
-            "--allocation, --method, --epsilon, --beta, --generations, --search-folder, --group and --routers can be "
-            "used with --sparsity only"
-        )
+def _rules(what: str, by: str, saved: bool, calibration: Path | None) -> list[tuple[object, str, Sequence[str]]]:
+    """Return the rules of ``refuse_unused``; ``saved``: whether the source is an analysis."""
+    other, case = what != "sparsity", f"with --{what} and --by {by}"
+    return [
+        (saved, "with a saved analysis", ("estimator", "farms", "farms_rows", "key", "revision", "device")),
+        (not other, "with --sparsity (see --allocation)", ("by",)),
+        (other, f"with --{what}", ("method", *(name for name in OF_SPARSITY if name not in OF_SEARCH))),
+        (what != "bits", f"with --{what}", ("formats",)),
+        (what == "trainable", f"with --{what}", ("unit",)),
+        (by != "drift", f"with --{what} and without --by drift", ("base",)),
+        (other and by != "search", case, OF_SEARCH),
+        (other and (what != "bits" or by not in {"error", "search"}), case, ("calibration",)),
+        (calibration is None, "without --calibration", ("method", "length")),
+    ]
 
 
 def _save_and_print(
@@ -254,6 +272,7 @@ def _allocate_by(  # noqa: PLR0913  each is an option of the command line
     formats: str | None,
     base: str | None,
     calibration: Calibration | None,
+    search: SearchSettings | None,
     analysis: Mapping[str, Any],
 ) -> Allocation:
     """Allocate bits, ranks or trainable layers."""
@@ -261,7 +280,12 @@ def _allocate_by(  # noqa: PLR0913  each is an option of the command line
     from tempbalance.analysis import Analysis, analyze, compare
     from tempbalance.layers import Select
 
-    _refuse_unused(what, by, unit=unit, formats=formats, base=base, calibration=calibration)
+    if by == "drift" and base is None:
+        raise AllocationError("--by drift needs --base MODEL")
+    if what == "bits" and by in {"error", "search"} and formats is None:
+        raise AllocationError(f"--by {by} needs --formats, such as int3_g128,int4_g128,int8_g128")
+    if (what, by) == ("bits", "search") and calibration is None:
+        raise AllocationError("--by search needs --calibration FILE")
 
     def opened() -> Checkpoint:
         """Return the model."""
@@ -269,12 +293,15 @@ def _allocate_by(  # noqa: PLR0913  each is an option of the command line
             raise AllocationError(f"--by {by} needs the model, not its analysis")
         return model
 
-    progress, scores, errors = analysis["progress"], None, None
+    progress, device = analysis["progress"], analysis["device"]
+    source: Any = None
+    text: Any = None
+    scores, errors = None, None
     names = [name.strip() for name in formats.split(",")] if formats else []
-    if (what, by) == ("bits", "error"):
-        source: Any = opened().path if calibration else opened()
+    if what == "bits" and by in {"error", "search"}:
+        source = opened().path if calibration else opened()
         text = calibration.for_model(source).draw(source) if calibration else None
-        device = analysis["device"]
+    if (what, by) == ("bits", "error"):
         errors = compress.quantization_errors(source, names, calibration=text, device=device, progress=progress)
     elif (what, by) == ("trainable", "snr"):
         scores = compress.signal_to_noise(opened(), progress=progress)
@@ -283,26 +310,12 @@ def _allocate_by(  # noqa: PLR0913  each is an option of the command line
     found = model if isinstance(model, Analysis) else None
     if found is None:
         found = analyze(opened(), select=Select(embeddings=what == "trainable"), **analysis)
+    if (what, by) == ("bits", "search"):
+        options: Any = {"unit": unit or "layer", "analysis": found, "device": device, "progress": progress}
+        return compress.search_bits(source, budget, text, names, search, **options)
     if what == "rank":
         return compress.allocate_ranks(found, int(budget), method=by, unit=unit or "block")
     if what == "trainable":
         return compress.allocate_trainable(found, budget, method=by, scores=scores)
     widths: Any = names or (2, 3, 4, 8)
     return compress.allocate_bits(found, budget, widths=widths, method=by, unit=unit or "layer", errors=errors)
-
-
-def _refuse_unused(what: str, by: str, **options: object) -> None:
-    """Raise an AllocationError if an option has no effect."""
-    used = {
-        "unit": what != "trainable",
-        "formats": what == "bits",
-        "base": (what, by) == ("trainable", "drift"),
-        "calibration": (what, by) == ("bits", "error"),
-    }
-    for name, value in options.items():
-        if value is not None and not used[name]:
-            raise AllocationError(f"--{name} has no effect with --{what} and --by {by}")
-    if used["base"] and options["base"] is None:
-        raise AllocationError("--by drift needs --base MODEL")
-    if (what, by) == ("bits", "error") and options["formats"] is None:
-        raise AllocationError("--by error needs --formats, such as int3_g128,int4_g128,int8_g128")

@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from tempbalance._files import check_writable, dumps
 from tempbalance._text import printable
-from tempbalance.errors import AnalysisError, MissingExtraError, StudyError
+from tempbalance.errors import AllocationError, AnalysisError, MissingExtraError, StudyError
 
 if TYPE_CHECKING:
     from tempbalance.spectra import FARMS
@@ -41,6 +41,7 @@ __all__ = [
     "print_json",
     "print_saved",
     "read_settings",
+    "refuse_unused",
     "split_outputs",
 ]
 
@@ -186,6 +187,21 @@ def check_outputs(paths: list[Path], allowed: tuple[str, ...] = (".json", ".csv"
         if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
             raise MissingExtraError("parquet needs pyarrow: pip install 'tempbalance[parquet]'")
     return paths
+
+
+def refuse_unused(context: typer.Context, *rules: tuple[object, str, Sequence[str]]) -> None:
+    """Raise an AllocationError if an option was given that has no effect.
+
+    Args:
+        context: The command, with what was given on the command line.
+        rules: Whether a rule applies, in which case options have no effect, and the names of their parameters.
+    """
+    for applies, case, names in rules:
+        for option in context.command.params if applies else ():
+            source = context.get_parameter_source(option.name or "")
+            if option.name in names and source is not None and source.name == "COMMANDLINE":
+                spelled = option.opts[0] if context.params[option.name or ""] is not False else option.secondary_opts[0]
+                raise AllocationError(f"{spelled} has no effect {case}: leave it out")
 
 
 def print_saved(console: Console, paths: list[Path]) -> None:

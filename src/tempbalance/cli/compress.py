@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -25,6 +26,7 @@ from tempbalance.cli.app import (
     make_windows,
     print_json,
     print_saved,
+    refuse_unused,
 )
 from tempbalance.errors import AllocationError
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from tempbalance.compress import Allocation, Calibration, PruningResult, SearchSettings
 
 __all__ = [
+    "OF_SEARCH",
+    "OF_SPARSITY",
     "AllocationOption",
     "BetaOption",
     "CalibrationOption",
@@ -49,6 +53,7 @@ __all__ = [
     "Unit",
     "make_calibration",
     "make_search",
+    "of_calibration",
     "perplexity_command",
     "prune_command",
 ]
@@ -127,9 +132,14 @@ SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for ca
 _FromAllocationOption = Annotated[Path | None, typer.Option(help="Use this allocation.json, instead of --sparsity.")]
 _ReportOption = Annotated[list[Path] | None, typer.Option(help="Save the result as FILE.html or .json. Repeatable.")]
 
+OF_SEARCH = ("generations", "search_folder")
+OF_SPARSITY = ("allocation", "epsilon", "beta", *OF_SEARCH, "compare", "group", "routers")
+_OF_ANALYSIS = ("unit", "estimator", "farms", "farms_rows")
+
 
 @app.command("prune")
 def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="A checkpoint file, a folder, or a Hugging Face hub id.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output folder; an earlier output is replaced.")
@@ -167,7 +177,9 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     partial: Annotated[
         bool, typer.Option("--partial", help="Prune even if less than 90 % of the weights in the blocks were analysed.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the allocation; prune and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the allocation; prune, evaluate and write nothing.")
+    ] = False,
     revision: RevisionOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -194,6 +206,12 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         raise AllocationError("give either --sparsity S or --from-allocation FILE")
     if out is None and not dry_run:
         raise AllocationError("give --out FOLDER, or --dry-run to see the allocation only")
+    refuse_unused(
+        context,
+        (from_allocation, "with --from-allocation", (*OF_SPARSITY, *_OF_ANALYSIS)),
+        (calibration is None and evaluate is None, "without --calibration or --evaluate", ("length",)),
+        *of_calibration(calibration, allocation, beta, group),
+    )
     reports = check_outputs(report or [], (".json", ".html"))
     from tempbalance.compress import Allocation, SparsitySettings, allocate_folder, prune_folder
 
@@ -207,7 +225,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
             epsilon=epsilon,
             beta=beta,
             unit=unit.value if unit else None,
-            search=make_search(allocation, generations, search_folder, seed),
+            search=make_search(allocation == AllocationMethod.search, generations, search_folder, seed),
             compare=compare,
             group=group,
             routers=routers,
@@ -216,18 +234,17 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         )
     text = make_calibration(calibration, samples, length, seed)
     if out is None or dry_run:
-        if not isinstance(settings, Allocation):
-            settings = allocate_folder(
-                source,
-                settings,
-                method.value,
-                calibration=text,
-                revision=revision,
-                key=key,
-                device=device,
-                progress=not quiet,
-            )
-        _print_plan(settings, as_json, partial)
+        planned = allocate_folder(
+            source,
+            settings,
+            method.value,
+            calibration=text,
+            revision=revision,
+            key=key,
+            device=device,
+            progress=not quiet,
+        )
+        _print_plan(planned, as_json, partial)
         return
     result = prune_folder(
         source,
@@ -253,13 +270,23 @@ def make_calibration(tokens: Path | None, samples: int, length: int | None, seed
     return Calibration(tokens=tokens, samples=samples, length=length, seed=seed) if tokens else None
 
 
-def make_search(
-    allocation: AllocationMethod | None, generations: int | None, folder: Path | None, seed: int
-) -> SearchSettings | None:
+def of_calibration(
+    calibration: Path | None, allocation: AllocationMethod | None, beta: float | None, group: int | None
+) -> list[tuple[object, str, Sequence[str]]]:
+    """Return the rules of ``refuse_unused`` for the options that belong to calibration text."""
+    measured = allocation == AllocationMethod.search or (allocation == AllocationMethod.atp and beta is None)
+    return [
+        (calibration is None, "without --calibration", ("samples", "seed", "compare")),
+        (measured, "with --allocation search or atp, which measure the simple allocations", ("compare",)),
+        (group is not None, "with --group", ("compare",)),
+    ]
+
+
+def make_search(wanted: bool, generations: int | None, folder: Path | None, seed: int) -> SearchSettings | None:
     """Return the search that the options select; None if there is neither a search nor an option of one."""
     from tempbalance.compress import SearchSettings
 
-    if allocation != AllocationMethod.search and generations is None and folder is None:
+    if not wanted and generations is None and folder is None:
         return None
     given = {} if generations is None else {"generations": generations}
     return SearchSettings(seed=seed, folder=folder, **given)
@@ -276,7 +303,7 @@ def _print_plan(allocation: Allocation, as_json: bool, partial: bool) -> None:
         print_json(allocation.to_dict())
     else:
         print_allocation(output_console(), allocation)
-        typer.echo("dry run: nothing was pruned or written")
+        typer.echo("dry run: nothing was pruned, evaluated or written")
 
 
 def _save_and_print(result: PruningResult, out: Path, reports: list[Path], as_json: bool, quiet: bool) -> None:

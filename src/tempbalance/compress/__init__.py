@@ -28,6 +28,7 @@ from tempbalance.compress.pruning_result import PruningResult, UnitSparsity
 from tempbalance.compress.ranks import allocate_ranks
 from tempbalance.compress.recover_workflow import recover_folder
 from tempbalance.compress.recovery.lora_recovery import RecoveryResult, RecoverySettings, recover, save_recovered
+from tempbalance.compress.search.bits_search import search_bits
 from tempbalance.compress.search.evolution import SearchSettings
 from tempbalance.compress.search.simple_methods import measure_sparsity, score_allocations
 from tempbalance.compress.search.sparsity_search import search_sparsity
@@ -80,6 +81,7 @@ __all__ = [
     "save_pruned",
     "save_recovered",
     "score_allocations",
+    "search_bits",
     "search_sparsity",
     "set_trainable",
     "signal_to_noise",

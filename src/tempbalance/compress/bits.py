@@ -22,7 +22,7 @@ from tempbalance.compress.formats import WeightFormat, find_format
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.errors import AllocationError, check_integer, check_numbers, check_type
 
-__all__ = ["allocate_bits"]
+__all__ = ["Offer", "allocate_bits", "find_offers"]
 
 _Method = Literal["alpha", "error", "uniform"]
 
@@ -109,7 +109,7 @@ def allocate_bits(  # noqa: PLR0913  most are keyword options
     if isinstance(widths, str) or (names and len(names) < len(widths)):
         raise AllocationError(f"widths must be all integers or all names of formats, got {widths!r}")
     if names:
-        offers = _offers(units, [find_format(name) for name in names], method, gamma, errors or {})
+        offers = find_offers(units, [find_format(name) for name in names], method, gamma, errors or {})
         chosen = dict(zip((each.name for each in units), _choose(offers, units, bits, method), strict=True))
         layers = [replace(layer, format=chosen[layer.unit].name) for layer in layers]
         found: Sequence[float] = [chosen[layer.unit].cost(layer.shape) / layer.numel for layer in layers]
@@ -151,21 +151,21 @@ def _widths(units: Sequence[BudgetUnit], levels: Sequence[int], bits: float, met
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Offer:
-    """A format that a unit can have."""
+class Offer:
+    """A format that a unit can have, with its cost in bits, and the loss that a method expects."""
 
     format: WeightFormat
     cost: int
     loss: float
 
 
-def _offers(
+def find_offers(
     units: Sequence[BudgetUnit],
     formats: Sequence[WeightFormat],
     method: str,
     gamma: float,
     errors: Mapping[str, Mapping[str, float]],
-) -> list[list[_Offer]]:
+) -> list[list[Offer]]:
     """Return the formats that fit all layers of each unit, with their costs and losses."""
     if method == "error" and not errors:
         raise AllocationError("method 'error' needs errors=quantization_errors(model, formats)")
@@ -181,7 +181,7 @@ def _offers(
                     loss = weight * math.fsum(_error(errors, layer, one) for layer in each.layers)
                 elif method == "alpha":
                     loss = weight * _sum_of_squares(each) * math.pow(4, -cost / each.numel)
-                own.append(_Offer(format=one, cost=cost, loss=loss))
+                own.append(Offer(format=one, cost=cost, loss=loss))
         if not own:
             sizes = ", ".join(f"{one.name} ({one.block})" for one in formats)
             raise AllocationError(
@@ -206,7 +206,7 @@ def _error(errors: Mapping[str, Mapping[str, float]], layer: LayerAllocation, on
 
 
 def _choose(
-    offers: Sequence[Sequence[_Offer]], units: Sequence[BudgetUnit], bits: float, method: str
+    offers: Sequence[Sequence[Offer]], units: Sequence[BudgetUnit], bits: float, method: str
 ) -> list[WeightFormat]:
     """Choose the formats of least loss within the budget, or one for all."""
     total = sum(each.numel for each in units)

@@ -14,7 +14,7 @@ from tempbalance.analysis.analyzer import open_source
 from tempbalance.checkpoints import Checkpoint
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, restored_modes, transformers_bars
 from tempbalance.compress.evaluation.fake_quantization import changed_part, modules_of, oriented
-from tempbalance.compress.evaluation.likelihood import check_vocabulary
+from tempbalance.compress.evaluation.likelihood import check_vocabulary, next_token_logits
 from tempbalance.compress.evaluation.tokens import Documents, batches, read_documents
 from tempbalance.compress.formats import WeightFormat, find_format
 from tempbalance.errors import AllocationError, check_seed, check_type
@@ -61,7 +61,8 @@ def quantization_errors(  # noqa: PLR0913  most are keyword options
 
     Raises:
         AllocationError: A format is unknown, a weight is not finite, or there is calibration text without a live model.
-        TokensError: The calibration set is empty, or a token is not in the vocabulary.
+        TokensError: The calibration set is empty, a token is not in the vocabulary, or the model has no head for the
+            next token.
 
     Example:
         >>> errors = quantization_errors({"a.weight": torch.linspace(-1, 1, 64).view(2, 32)}, ["int4", "int8", "nvfp4"])
@@ -143,8 +144,7 @@ def _divergences(
 
     def predict(batch: Tensor) -> Tensor:
         """Return log probabilities of the next tokens."""
-        logits: Tensor = model(input_ids=batch.to(device), use_cache=False)["logits"]
-        return logits.float().log_softmax(dim=-1)
+        return next_token_logits(model, batch.to(device)).float().log_softmax(dim=-1)
 
     with restored_modes(model), progress_bar("measuring layers", len(stacks) * len(weights), progress) as advance:
         model.eval()

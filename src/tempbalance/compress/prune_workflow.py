@@ -22,6 +22,7 @@ from tempbalance.compress.evaluation.tokens import Calibration, Documents, files
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruned_checkpoint import ALLOCATION_FILE, prune_checkpoint, save_pruned
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion, prune
+from tempbalance.compress.pruning.targets import find_targets, stored_names
 from tempbalance.compress.pruning_result import PruningResult
 from tempbalance.compress.search.evolution import SearchSettings
 from tempbalance.compress.search.simple_methods import compare_methods, measure_sparsity
@@ -99,7 +100,7 @@ class SparsitySettings:
 
 def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
     source: str | os.PathLike[str] | Analysis,
-    allocation: float | SparsitySettings,
+    allocation: float | SparsitySettings | Allocation,
     method: Criterion = "magnitude",
     *,
     calibration: Calibration | None = None,
@@ -112,10 +113,11 @@ def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
 
     Args:
         source: A checkpoint: a folder (sharded or not), a file, or a hub id; or an analysis (``Analysis.load``), unless
-            the allocation uses calibration text.
-        allocation: The global sparsity, or settings for its allocation.
-        method: Pruning criterion that a search is for.
-        calibration: Calibration text, for OWL, a search, and the beta of ATP.
+            calibration text is used.
+        allocation: The global sparsity, settings for its allocation, or an allocation, which is returned if it is for
+            this model.
+        method: Pruning criterion that the allocation is for.
+        calibration: Calibration text, as for ``prune_folder``.
         revision: Branch, tag or commit of a hub id.
         key: Key of the state dict in a training checkpoint; by default it is searched.
         device: Device to compute on; by default the CPU.
@@ -125,7 +127,7 @@ def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
         The allocation.
 
     Raises:
-        AllocationError: There is nothing to prune, or a parameter is out of range.
+        AllocationError: There is nothing to prune, a parameter is out of range, or the allocation is for another model.
         SelectionError: There is no such device.
         CheckpointError: The source cannot be read.
         TokensError: Calibration is missing or cannot be read.
@@ -139,16 +141,18 @@ def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
         >>> dict(allocate_folder(path, 0.25))
         {'a': 0.25, 'b': 0.25}
     """
-    settings = _with_method(allocation, calibration)
+    settings = allocation if isinstance(allocation, Allocation) else _with_method(allocation, calibration)
     check_criterion(method)
     check_device(device)
-    _check_calibration(settings, "magnitude", calibration)
+    used = _check_calibration(settings, method, calibration)
     if isinstance(source, Analysis):
-        if settings.calibrated:
-            raise AllocationError(f"method {settings.method!r} needs the model itself: an analysis has no activations")
+        if isinstance(settings, Allocation) or used:
+            raise AllocationError("calibration text, or a check of an allocation, needs the model itself")
         return _allocate_analysed(source, settings)
     with open_checkpoint(source, revision, key=key) as checkpoint:
-        if calibration is None or not settings.calibrated:
+        if isinstance(settings, Allocation):
+            find_targets(checkpoint, settings, stored_names)
+        if calibration is None or not used or isinstance(settings, Allocation):
             return _allocate(checkpoint, settings, method, os.fspath(source), device=device, progress=progress)
         folder = checkpoint.path
     sequences = calibration.for_model(folder).draw(folder)

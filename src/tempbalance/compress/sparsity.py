@@ -85,6 +85,8 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         >>> [round(value, 2) for value in allocation.values()]
         [0.35, 0.5, 0.65]
     """
+    if outliers is not None and method != "owl":
+        raise AllocationError(f"outliers have no effect with method {method!r}: leave them out, or choose 'owl'")
     found = allocate_zeros(
         analysis,
         sparsity,

@@ -102,6 +102,19 @@ def test_invalid_tokens_and_lengths_are_refused(tokens, options, message, make_l
         tb.perplexity(make_llama(), tokens, **options)
 
 
+def test_models_that_do_not_predict_the_next_token_are_refused(make_llama, tokens):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    bert = transformers.BertForMaskedLM(transformers.BertConfig(**sizes, num_attention_heads=2)).train()
+    for model, message in (
+        (bert, "BertForMaskedLM is no causal language model: its outputs depend on the tokens that follow"),
+        (make_llama().model, "LlamaModel has no head that predicts the next token"),
+    ):
+        with pytest.raises(TokensError, match=message):
+            tb.perplexity(model, tokens)
+    assert bert.training
+
+
 def test_nan_logits_give_a_perplexity_of_nan(make_llama, tokens):
     model = make_llama()
     with torch.no_grad():

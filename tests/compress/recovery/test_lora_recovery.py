@@ -204,6 +204,11 @@ def test_recovery_with_tokens_outside_the_vocabulary_is_refused(pruned: Any):
         recover(pruned, [torch.arange(100)], FAST)
 
 
+def test_recovery_of_a_model_without_a_head_is_refused(pruned: Any, tokens: list[Tensor]):
+    with pytest.raises(TokensError, match="LlamaModel has no head that predicts the next token"):
+        recover(pruned.model, tokens, FAST)
+
+
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"epochs": 0}, {"length": 1}])
 def test_invalid_recovery_settings_are_refused(wrong: dict[str, Any]):
     with pytest.raises(ValueError, match="must be"):

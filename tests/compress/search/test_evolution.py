@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tempbalance.compress.search.evolution import STATE_FILE, SearchSettings, evolve, mutate
+from tempbalance.compress.search.evolution import STATE_FILE, SearchSettings, evolve, levels_under, zeros_of
 from tempbalance.errors import AllocationError, ArgumentError
 
 SIZES = (100, 40, 1000, 7)
@@ -24,20 +24,36 @@ def measured(zeros, batches):
 
 
 def search(settings, advance=lambda *_: None, **identity):
-    return evolve(START, SIZES, settings, measured, identity={"budget": 688, **identity}, advance=advance)
+    return evolve(
+        START, zeros_of(SIZES, 688), settings, measured, identity={"budget": 688, **identity}, advance=advance
+    )
 
 
 def test_a_mutation_keeps_the_budget_and_the_bounds():
     rng = random.Random(0)
     zeros = START
     for _ in range(2000):
-        zeros = mutate(zeros, SIZES, rng)
+        zeros = zeros_of(SIZES, 688).mutate(zeros, rng)
         assert sum(zeros) == sum(START)
         assert all(0 <= count <= size for count, size in zip(zeros, SIZES, strict=True))
 
 
+def test_a_mutation_of_levels_stays_within_the_budget_and_reaches_every_level():
+    costs = [(2, 3, 4), (20, 40), (1, 5, 9, 13), (7,)]
+    space, rng, levels = levels_under(costs, 45), random.Random(0), (0, 0, 0, 0)
+    seen = [set() for _ in costs]
+    for _ in range(500):
+        levels = space.mutate(levels, rng)
+        assert space.allows(levels)
+        assert sum(own[level] for own, level in zip(costs, levels, strict=True)) <= 45
+        for found, level in zip(seen, levels, strict=True):
+            found.add(level)
+    assert seen == [{0, 1, 2}, {0}, {0, 1, 2, 3}, {0}]  # 40 for the second leaves 5 for the others, which cost 10
+
+
 def test_a_unit_alone_cannot_be_mutated():
-    assert mutate((5,), (10,), random.Random(0)) == (5,)
+    assert zeros_of((10,), 5).mutate((5,), random.Random(0)) == (5,)
+    assert levels_under([(1, 2)], 1).mutate((0,), random.Random(0)) == (0,)
 
 
 def test_every_generation_meets_the_budget_and_is_no_worse_than_the_one_before(tmp_path):
@@ -95,6 +111,27 @@ def test_the_folder_of_another_search_is_refused(tmp_path):
         search(SearchSettings(generations=2, folder=tmp_path), text="b")
     with pytest.raises(AllocationError, match="another seed"):
         search(SearchSettings(generations=2, folder=tmp_path, seed=1), text="a")
+
+
+def test_levels_are_searched_saved_and_checked(tmp_path):
+    space = levels_under([(1, 2, 4)] * 6, 12)
+
+    def distance(levels, batches):
+        """Least for one level of 2, two of 1, and the others 0."""
+        total = sum((a - b) ** 2 for a, b in zip(levels, (2, 1, 0, 0, 1, 0), strict=True))
+        return [total * (1 + batch) for batch in (range(20) if batches is None else batches)]
+
+    def run(generations, folder=None):
+        """Search from the cheapest levels."""
+        settings = SearchSettings(generations=generations, folder=folder)
+        return evolve((0,) * 6, space, settings, distance, identity={"budget": 12})
+
+    run(3, tmp_path)
+    assert run(30, tmp_path) == run(30) == (2, 1, 0, 0, 1, 0)
+    state = json.loads((tmp_path / STATE_FILE).read_text())
+    (tmp_path / STATE_FILE).write_text(json.dumps(state | {"levels": [2] * 6}))
+    with pytest.raises(AllocationError, match="its levels are not of the budget"):
+        run(40, tmp_path)
 
 
 @pytest.mark.parametrize("zeros", [[60, 24, 600], [60, 24, 600, 5], [60, 24, 596, 8]])

@@ -4,13 +4,22 @@ import copy
 import itertools
 import json
 import math
+import re
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 import tempbalance as tb
-from tempbalance.compress import Calibration, SearchSettings, SparsitySettings, measure_sparsity, search_sparsity
+from tempbalance.compress import (
+    Calibration,
+    SearchSettings,
+    SparsitySettings,
+    measure_sparsity,
+    score_allocations,
+    search_sparsity,
+)
+from tempbalance.compress.search import announcement, memory
 from tempbalance.errors import AllocationError, CheckpointError, TokensError
 
 FAST = SearchSettings(generations=4, children=4, tokens=200)
@@ -79,6 +88,38 @@ def test_fused_and_transposed_weights_are_searched_and_restored(text, criterion)
     if criterion == "magnitude":
         (score,) = (score for score in found.compared if score.method == "search")
         assert score.kl == pytest.approx(divergence(model, dense.eval(), text)[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda"])
+def test_a_search_that_changes_weights_block_by_block_gives_the_same(llama, text, criterion, monkeypatch):
+    whole = search_sparsity(llama, 0.6, text, criterion, FAST, progress=False)
+    before = state(llama)
+    monkeypatch.setattr(memory, "available_memory", lambda _: 1)
+    assert search_sparsity(llama, 0.6, text, criterion, FAST, progress=False) == whole
+    assert all(torch.equal(tensor, before[name]) for name, tensor in llama.state_dict().items())
+
+
+def test_a_search_shows_its_time_and_memory_before_it_starts(llama, text, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    search_sparsity(llama, 0.6, text, settings=FAST)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        r"search of 4 generations on 1\d\d tokens: at most \d+ s, \d+ MiB of memory beside the model", shown
+    )
+
+
+def test_a_search_that_needs_more_memory_than_there_is_is_refused(llama, text, monkeypatch):
+    before = state(llama)
+    monkeypatch.setattr(announcement, "available_memory", lambda _: 1000)
+    with pytest.raises(AllocationError, match=r"MiB of memory beside the model, of which .* are available: use fewer"):
+        search_sparsity(llama, 0.6, text, settings=FAST, progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in llama.state_dict().items())
+
+
+def test_an_allocation_of_another_model_is_not_scored(llama, text):
+    other = tb.allocate_sparsity(tb.analyze({"h.0.fc.weight": torch.randn(16, 16)}, progress=False), 0.5)
+    with pytest.raises(AllocationError, match=r"another model.*no h\.0\.fc\.weight"):
+        score_allocations(llama, {"other": other}, text, progress=False)
 
 
 def test_a_search_with_a_folder_resumes_to_the_same_allocation(llama, text, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.errors import AllocationError, check_integer, check_type
 from tempbalance.layers import Select, TensorStore, Weight, find_weights, parameter_names, unwrapped
 
-__all__ = ["changed_part", "format_of", "modules_of", "oriented", "quantized"]
+__all__ = ["changed_part", "check_rounds", "format_of", "match_weights", "modules_of", "oriented", "quantized"]
 
 _HALF = 16
 
@@ -52,20 +52,10 @@ def quantized(model: nn.Module, allocation: Allocation, *, group_size: int | Non
     check_type("allocation", allocation, Allocation)
     allocation.check_quantity("bits")
     root = unwrapped(model)
-    parameters, weights = parameter_names(root), modules_of(root)
-    chosen = [(_match(layer, weights, parameters), format_of(layer, group_size)) for layer in allocation.layers]
+    parameters, weights = parameter_names(root), match_weights(root, allocation.layers)
+    chosen = [(weight, format_of(layer, group_size)) for weight, layer in zip(weights, allocation.layers, strict=True)]
     for layer, (weight, number_format) in zip(allocation.layers, chosen, strict=True):
-        shape = weight.shape[::-1] if weight.transposed else weight.shape
-        if not number_format.fits(shape):
-            raise AllocationError(
-                f"{layer.name}: {number_format.name} needs a matrix whose {shape[-1]} inputs are a multiple of "
-                f"{number_format.block}: choose another format or group_size"
-            )
-        if layer.format and number_format.cost(shape) != number_format.cost(layer.shape):
-            raise AllocationError(
-                f"{layer.name} is stored as (inputs, outputs), so {number_format.name} costs other bits than in the "
-                "allocation: choose a format with blocks"
-            )
+        check_rounds(layer, weight, number_format)
     with contextlib.ExitStack() as stack:
         for weight, number_format in chosen:
             parameter = parameters[weight.parameter]
@@ -121,6 +111,27 @@ def _write(weight: Weight, parameter: Tensor, values: Tensor) -> None:
     else:  # the part is a copy, because it is scattered over its parameter: write by index
         places = weight.within(torch.arange(parameter.numel(), device=parameter.device).view(parameter.shape))
         parameter.view(-1)[places] = values
+
+
+def match_weights(root: nn.Module, layers: Sequence[LayerAllocation]) -> list[Weight]:
+    """Return the weight of each layer; raise an AllocationError if one is missing, of another shape, or computed."""
+    parameters, weights = parameter_names(root), modules_of(root)
+    return [_match(layer, weights, parameters) for layer in layers]
+
+
+def check_rounds(layer: LayerAllocation, weight: Weight, number_format: WeightFormat) -> None:
+    """Raise an AllocationError if a weight, as the model stores it, cannot be rounded to a format at its cost."""
+    shape = weight.shape[::-1] if weight.transposed else weight.shape
+    if not number_format.fits(shape):
+        raise AllocationError(
+            f"{layer.name}: {number_format.name} needs a matrix whose {shape[-1]} inputs are a multiple of "
+            f"{number_format.block}: choose another format or group_size"
+        )
+    if layer.format and number_format.cost(shape) != number_format.cost(layer.shape):
+        raise AllocationError(
+            f"{layer.name} is stored as (inputs, outputs), so {number_format.name} costs other bits than in the "
+            "allocation: choose a format with blocks"
+        )
 
 
 def _match(layer: LayerAllocation, weights: Mapping[str, Weight], parameters: Mapping[str, Tensor]) -> Weight:

@@ -20,9 +20,18 @@ from tempbalance.compress.evaluation.fake_quantization import quantized
 from tempbalance.compress.evaluation.tokens import Documents, batches, read_documents
 from tempbalance.errors import TokensError, check_integer
 
-__all__ = ["Perplexity", "check_vocabulary", "default_length", "next_token_logits", "perplexity", "token_losses"]
+__all__ = [
+    "Perplexity",
+    "check_causal",
+    "check_vocabulary",
+    "default_length",
+    "next_token_logits",
+    "perplexity",
+    "token_losses",
+]
 
 _DEFAULT_LENGTH = 2048
+_PROBE = 16  # tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +89,8 @@ def perplexity(  # noqa: PLR0913  most are keyword options
         The perplexity. Likelihoods are computed in float32 and added in float64.
 
     Raises:
-        TokensError: No document has two tokens, an id is outside the vocabulary, a length is out of range, or a file of
-            tokens cannot be read.
+        TokensError: No document has two tokens, an id is outside the vocabulary, a length is out of range, a file of
+            tokens cannot be read, or the model is no causal language model.
         CheckpointError: The folder or hub id is not a causal language model.
         AllocationError: ``bits`` is for another model or of another quantity.
 
@@ -108,6 +117,7 @@ def perplexity(  # noqa: PLR0913  most are keyword options
     if not windows:
         raise TokensError("no document has two tokens, so there is nothing to predict")
     check_vocabulary(model, [window for window, _ in windows])
+    check_causal(model, [window for window, _ in windows])
     with quantized(model, bits) if bits is not None else contextlib.nullcontext():
         sums, counts = _measure(model, windows, progress)
     mean = float(sums.sum() / counts.sum())
@@ -135,6 +145,24 @@ def check_vocabulary(model: nn.Module, sequences: Sequence[Tensor]) -> None:
     if highest >= vocabulary or lowest < 0:
         wrong = highest if highest >= vocabulary else lowest
         raise TokensError(f"token {wrong} is not in the vocabulary of {vocabulary}: use the tokenizer of this model")
+
+
+@torch.no_grad()
+def check_causal(model: nn.Module, sequences: Sequence[Tensor]) -> int:
+    """Return the size of the vocabulary; raise a TokensError unless the model predicts from the tokens before."""
+    probe = max(sequences, key=len)[:_PROBE]
+    changed = probe.clone()
+    changed[-1] = probe[0] if probe[-1] != probe[0] else (probe[0] + 1 if probe[0] == 0 else probe[0] - 1)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with restored_modes(model):
+        model.eval()
+        one, other = (next_token_logits(model, ids[None].to(device)) for ids in (probe, changed))
+    tolerance = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())  # tokens can change the order of sums
+    if bool(((one - other)[:, :-1].abs() > tolerance).any()):
+        raise TokensError(
+            f"{type(model).__name__} is no causal language model: its outputs depend on the tokens that follow"
+        )
+    return one.shape[-1]
 
 
 def next_token_logits(model: nn.Module, batch: Tensor) -> Tensor:

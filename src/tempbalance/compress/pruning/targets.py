@@ -49,8 +49,20 @@ class Target:
         ``score`` takes a matrix ``(outputs, inputs)``; ``transposed`` weights are stored as ``(inputs, outputs)``.
         """
         part = self.weight.within(parameter)
+        write_zeros(parameter, self.weight, self.mask(part, score, transposed=transposed, by_row=by_row, group=group))
+
+    def mask(
+        self,
+        part: Tensor,
+        score: Callable[[Tensor], Tensor],
+        *,
+        transposed: bool = False,
+        by_row: bool = False,
+        group: int | None = None,
+    ) -> Tensor:
+        """Mark the entries of the weight that ``prune`` sets to zero."""
         mask = self._choose(score(part.T if transposed else part), by_row, group)
-        write_zeros(parameter, self.weight, mask.T if transposed else mask)
+        return mask.T if transposed else mask
 
     def prune_stored(self, name: str, stored: Tensor, score: Callable[[Tensor], Tensor]) -> float:
         """Set the entries of smallest score to zero where a stored tensor has them; return the fraction of zeros."""

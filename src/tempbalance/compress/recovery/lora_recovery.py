@@ -18,7 +18,13 @@ from tempbalance._files import write_atomically
 from tempbalance._progress import progress_bar
 from tempbalance.balance import Balancer, Recipe, Refresh
 from tempbalance.compress.evaluation.causal_lm import restored_modes
-from tempbalance.compress.evaluation.likelihood import Perplexity, check_vocabulary, default_length, token_losses
+from tempbalance.compress.evaluation.likelihood import (
+    Perplexity,
+    check_causal,
+    check_vocabulary,
+    default_length,
+    token_losses,
+)
 from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.compress.pruning.calibration import is_linear
 from tempbalance.compress.pruning.pruned_checkpoint import save_folder
@@ -137,7 +143,7 @@ def recover(
     Raises:
         MissingExtraError: PEFT is not installed.
         AllocationError: No linear layer inside the blocks has zeros, or the model already has adapters.
-        TokensError: There are too few tokens, or one is outside the vocabulary.
+        TokensError: There are too few tokens, one is outside the vocabulary, or the model is no causal language model.
         NonFiniteError: The loss or a gradient is not finite.
         BalanceError: The recipe cannot balance this model.
 
@@ -213,6 +219,7 @@ def _sequences(model: nn.Module, tokens: Documents, settings: RecoverySettings) 
         found = sum(map(len, documents))
         raise TokensError(f"{found} tokens are fewer than one sequence of {length}: give more tokens or a length")
     check_vocabulary(model, documents)
+    check_causal(model, [torch.cat(documents)[:length]])
     return torch.cat(documents)[: count * length].view(count, length)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from tempbalance.compress.evaluation.likelihood import check_vocabulary, next_token_logits
+from tempbalance.compress.evaluation.likelihood import check_causal, check_vocabulary, next_token_logits
 from tempbalance.errors import NonFiniteError, TokensError
 
 __all__ = ["DenseOutputs", "Divergence"]
@@ -22,7 +22,7 @@ _logger = logging.getLogger("tempbalance")
 
 _BATCHES = 16  # at least so many, to draw from
 _MEMORY = 2**30  # bytes of log-probabilities
-_PROBE = 16  # tokens
+_COPIES = 3  # logits, their log-probabilities, and the products with those of the dense model
 
 
 class Divergence(NamedTuple):
@@ -48,6 +48,7 @@ class _Batch(NamedTuple):
 
     ids: Tensor  # (sequences, longest)
     real: Tensor  # mask of the tokens that are no padding
+    whole: bool  # whether none is
     log_probs: Tensor  # (tokens, vocabulary), of the dense model
 
     @property
@@ -61,12 +62,15 @@ class DenseOutputs:
     """Log-probabilities of every next token by the dense model, kept in float32 on the device of the model."""
 
     def __init__(
-        self, model: nn.Module, sequences: Sequence[Tensor], tokens: int, announce: Callable[[float, int], object]
+        self, model: nn.Module, sequences: Sequence[Tensor], tokens: int, announce: Callable[[float, int, int], object]
     ) -> None:
         """Run the dense model over at most ``tokens`` tokens, or as many as the bounded memory holds."""
-        # ``announce`` is called after the first batch, with the seconds that a token takes, and the number of tokens.
+        # ``announce`` is called after the first batch, with the seconds that a token takes, the number of tokens, and
+        # the bytes that their log-probabilities and those of a changed model on a batch take.
         check_vocabulary(model, sequences)
-        vocabulary = _check_causal(model, sequences)
+        if max(map(len, sequences)) < 2:  # noqa: PLR2004
+            raise TokensError("the search needs sequences of at least two tokens")
+        vocabulary = check_causal(model, sequences)
         held = _MEMORY // (4 * vocabulary)
         if held < tokens:
             _logger.warning(
@@ -78,12 +82,15 @@ class DenseOutputs:
         started = time.perf_counter()
         for group in _grouped(pieces):
             ids, real = _padded(group, device)
-            log_probs = next_token_logits(model, ids)[real].float().log_softmax(dim=-1)
+            whole = bool(real.all())
+            log_probs = _log_probs(model, ids, real, whole)
             if not bool(log_probs.isfinite().all()):
                 raise NonFiniteError("the dense model gives probabilities that are not finite on the calibration text")
             if not self._batches:
-                announce((time.perf_counter() - started) / len(log_probs), sum(map(len, pieces)))
-            self._batches.append(_Batch(ids, real, log_probs))
+                total = sum(map(len, pieces))
+                size = 4 * vocabulary * (total + _COPIES * len(log_probs))
+                announce((time.perf_counter() - started) / len(log_probs), total, size)
+            self._batches.append(_Batch(ids, real, whole, log_probs))
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -102,33 +109,22 @@ class DenseOutputs:
 
 def _compare(model: nn.Module, batch: _Batch) -> Divergence:
     """Return the Kullback-Leibler divergence and the loss of a pruned model, added over the tokens of a batch."""
-    log_probs = next_token_logits(model, batch.ids)[batch.real].float().log_softmax(dim=-1)
-    targets = batch.targets
-    kl = (batch.log_probs.exp() * (batch.log_probs - log_probs)).sum(dtype=torch.float64)
+    log_probs, targets = _log_probs(model, batch.ids, batch.real, batch.whole), batch.targets
     loss = F.nll_loss(log_probs, targets, ignore_index=-1, reduction="none").sum(dtype=torch.float64)
+    # p (log p - log q), in place, because a batch of log-probabilities is large
+    kl = log_probs.neg_().add_(batch.log_probs).mul_(batch.log_probs.exp()).sum(dtype=torch.float64)
     return Divergence(_finite(kl), _finite(loss), len(targets), int((targets >= 0).sum()))
+
+
+def _log_probs(model: nn.Module, ids: Tensor, real: Tensor, whole: bool) -> Tensor:
+    """Return log-probabilities of the next tokens, ``(tokens, vocabulary)``, without those after padding."""
+    logits = next_token_logits(model, ids)
+    return (logits.flatten(0, 1) if whole else logits[real]).float().log_softmax(dim=-1)
 
 
 def _finite(value: Tensor) -> float:
     """Return a number; infinity for NaN, so that it is the worst of all."""
     return float(value) if bool(value.isfinite()) else math.inf
-
-
-def _check_causal(model: nn.Module, sequences: Sequence[Tensor]) -> int:
-    """Return the size of the vocabulary; raise a TokensError unless the model predicts from the tokens before."""
-    probe = max(sequences, key=len)[:_PROBE]
-    if len(probe) < 2:  # noqa: PLR2004
-        raise TokensError("the search needs sequences of at least two tokens")
-    changed = probe.clone()
-    changed[-1] = probe[0] if probe[-1] != probe[0] else (probe[0] + 1 if probe[0] == 0 else probe[0] - 1)
-    device = next(model.parameters()).device
-    one, other = (next_token_logits(model, ids[None].to(device)) for ids in (probe, changed))
-    tolerance = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())  # tokens can change the order of sums
-    if float((one - other)[:, :-1].abs().max()) > tolerance:
-        raise TokensError(
-            f"{type(model).__name__} is no causal language model: its outputs depend on the tokens that follow"
-        )
-    return one.shape[-1]
 
 
 def _pieces(sequences: Sequence[Tensor], tokens: int) -> list[Tensor]:

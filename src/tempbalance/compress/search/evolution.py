@@ -1,4 +1,4 @@
-"""Evolutionary search over the numbers of zeros of units: exact budget, staged selection, resumable."""
+"""Evolutionary search over the levels of units under a budget: staged selection, resumable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,7 +17,16 @@ from tempbalance._files import as_path, write_atomically
 from tempbalance._saved import Count, read_saved
 from tempbalance.errors import AllocationError, OutputError, check_integer, check_seed
 
-__all__ = ["STATE_FILE", "SearchSettings", "evolve", "tokens_per_generation"]
+__all__ = [
+    "STATE_FILE",
+    "SearchSettings",
+    "Space",
+    "Units",
+    "evolve",
+    "levels_under",
+    "tokens_per_generation",
+    "zeros_of",
+]
 
 STATE_FILE = "search.json"
 
@@ -25,13 +34,28 @@ _STAGES = ((1 / 16, 4), (1 / 4, 2), (1.0, 1))  # fraction of the text, and child
 _PAIRS = 3  # of units in a mutation, at most
 _STEPS = (0.01, 0.02, 0.04, 0.08, 0.16)  # of the smaller of the two units
 
-Units = tuple[int, ...]  # zeros of each unit
+Units = tuple[int, ...]  # level of each unit: its zeros, or the place of its format
 Measure = Callable[[Units, Sequence[int] | None], Sequence[float]]  # of some batches of the text, or of all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What a search is over.
+
+    Attributes:
+        name: What the level of a unit is.
+        mutate: Returns a child of an allocation within the budget.
+        allows: Whether an allocation is one of this search and meets the budget.
+    """
+
+    name: Literal["zeros", "levels"]
+    mutate: Callable[[Units, random.Random], Units]
+    allows: Callable[[Units], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSettings:
-    """How an allocation of sparsity is searched.
+    """How an allocation of sparsity or bits is searched.
 
     Attributes:
         generations: Number of generations; each makes children of the best allocation so far, and keeps the better.
@@ -65,7 +89,8 @@ class _State(msgspec.Struct):
     schema: int
     search: dict[str, str | int | float]
     generation: Count
-    zeros: tuple[Count, ...]
+    zeros: tuple[Count, ...] = ()
+    levels: tuple[Count, ...] = ()
 
 
 def tokens_per_generation(settings: SearchSettings, tokens: int) -> float:
@@ -79,42 +104,42 @@ def tokens_per_generation(settings: SearchSettings, tokens: int) -> float:
 
 def evolve(
     start: Units,
-    sizes: Sequence[int],
+    space: Space,
     settings: SearchSettings,
     measure: Measure,
     *,
     identity: Mapping[str, str | int | float],
     advance: Callable[..., Any] = lambda *_: None,
 ) -> Units:
-    """Search the numbers of zeros of units with the smallest divergence; their sum stays that of the start.
+    """Search the levels of units with the smallest divergence under a budget.
 
     Args:
-        start: Zeros of each unit.
-        sizes: Number of weights of each unit.
+        start: Level of each unit.
+        space: What is searched.
         settings: Settings.
         measure: Returns the divergence of an allocation on each of some batches of the text, or of all.
         identity: What is searched; a state of another search is refused.
         advance: Called after every generation, with the number of generations and a text.
 
     Returns:
-        The zeros of each unit.
+        The level of each unit.
 
     Raises:
         AllocationError: The folder has the state of another search.
     """
     folder = None if settings.folder is None else Path(settings.folder)
     identity = {**identity, "children": settings.children, "seed": settings.seed}
-    done, best = _load(folder, identity, settings, start, sizes)
-    first = sum(measure(start, None))
+    done, best = _load(folder, identity, settings, start, space)
     known = list(measure(best, None))
+    first = sum(known) if best == start else sum(measure(start, None))
     advance(done, _gain(first, known))
     for generation in range(done, settings.generations):
         rng = random.Random(f"{settings.seed} {generation}")  # so that a state needs no state of a generator
-        found = _generation(best, known, sizes, settings.children, measure, rng)
+        found = _generation(best, known, space, settings.children, measure, rng)
         if found is not None:
             best, known = found
         if folder is not None:
-            _save(folder, identity, generation + 1, best)
+            _save(folder, identity, generation + 1, {space.name: list(best)})
         advance(1, _gain(first, known))
     return best
 
@@ -126,14 +151,14 @@ def _gain(first: float, known: Sequence[float]) -> str:
 def _generation(
     parent: Units,
     known: Sequence[float],
-    sizes: Sequence[int],
+    space: Space,
     number: int,
     measure: Measure,
     rng: random.Random,
 ) -> tuple[Units, list[float]] | None:
     """Return the best child, with its divergence on each batch, if it is better than its parent on all of them."""
     order = rng.sample(range(len(known)), len(known))
-    children = {mutate(parent, sizes, rng) for _ in range(number)} - {parent}
+    children = {space.mutate(parent, rng) for _ in range(number)} - {parent}
     measured: dict[Units, list[float]] = {child: [] for child in sorted(children)}
     used = 0
     for stage, (fraction, stay) in enumerate(_STAGES):
@@ -152,22 +177,67 @@ def _generation(
     return None
 
 
-def mutate(zeros: Units, sizes: Sequence[int], rng: random.Random) -> Units:
-    """Move zeros between one to three pairs of units, the same number out of one as into the other."""
-    result = list(zeros)
-    if len(result) < 2:  # noqa: PLR2004
-        return zeros
-    for _ in range(min(rng.randint(1, _PAIRS), rng.randint(1, _PAIRS))):
-        less, more = rng.sample(range(len(result)), 2)
-        step = max(1, round(rng.choice(_STEPS) * min(sizes[less], sizes[more])))
-        moved = min(step, result[less], sizes[more] - result[more])
-        result[less] -= moved
-        result[more] += moved
-    return tuple(result)
+def zeros_of(sizes: Sequence[int], total: int) -> Space:
+    """Return the numbers of zeros of units of these sizes that add up to a total."""
+
+    def mutate(zeros: Units, rng: random.Random) -> Units:
+        """Move zeros between one to three pairs of units, the same number out of one as into the other."""
+        result = list(zeros)
+        if len(result) < 2:  # noqa: PLR2004
+            return zeros
+        for _ in range(_pairs(rng)):
+            less, more = rng.sample(range(len(result)), 2)
+            step = max(1, round(rng.choice(_STEPS) * min(sizes[less], sizes[more])))
+            moved = min(step, result[less], sizes[more] - result[more])
+            result[less] -= moved
+            result[more] += moved
+        return tuple(result)
+
+    def allows(zeros: Units) -> bool:
+        """Return whether the zeros fit the units and meet the budget."""
+        fits = len(zeros) == len(sizes) and all(count <= size for count, size in zip(zeros, sizes, strict=True))
+        return fits and sum(zeros) == total
+
+    return Space(name="zeros", mutate=mutate, allows=allows)
+
+
+def levels_under(costs: Sequence[Sequence[int]], budget: int) -> Space:
+    """Return the choices of one of the ascending costs of each unit whose sum is at most a budget."""
+
+    def spent(levels: Sequence[int]) -> int:
+        """Return the cost of a choice."""
+        return sum(own[level] for own, level in zip(costs, levels, strict=True))
+
+    def mutate(levels: Units, rng: random.Random) -> Units:
+        """Raise one to three units by a level each, and lower others by a level until the budget is met."""
+        result = list(levels)
+        for _ in range(_pairs(rng)):
+            higher = [unit for unit, level in enumerate(result) if level + 1 < len(costs[unit])]
+            if not higher:
+                break
+            raised = rng.choice(higher)
+            result[raised] += 1
+            while spent(result) > budget:
+                lower = [unit for unit, level in enumerate(result) if level and unit != raised]
+                if not lower:
+                    return levels
+                result[rng.choice(lower)] -= 1
+        return tuple(result)
+
+    def allows(levels: Units) -> bool:
+        """Return whether the levels are those of the units and within the budget."""
+        fits = len(levels) == len(costs) and all(level < len(own) for level, own in zip(levels, costs, strict=True))
+        return fits and spent(levels) <= budget
+
+    return Space(name="levels", mutate=mutate, allows=allows)
+
+
+def _pairs(rng: random.Random) -> int:
+    return min(rng.randint(1, _PAIRS), rng.randint(1, _PAIRS))
 
 
 def _load(
-    folder: Path | None, identity: Mapping[str, Any], settings: SearchSettings, start: Units, sizes: Sequence[int]
+    folder: Path | None, identity: Mapping[str, Any], settings: SearchSettings, start: Units, space: Space
 ) -> tuple[int, Units]:
     """Return the generations that are done and the best allocation after them."""
     if folder is None or not (folder / STATE_FILE).exists():
@@ -181,16 +251,16 @@ def _load(
             )
     if state.generation > settings.generations:
         raise AllocationError(f"{folder} has a search of {state.generation} generations already: ask for as many")
-    fits = len(state.zeros) == len(sizes) and all(zeros <= size for zeros, size in zip(state.zeros, sizes, strict=True))
-    if not fits or sum(state.zeros) != sum(start):
-        raise AllocationError(f"{folder / STATE_FILE} is damaged: its zeros are not those of the budget; delete it")
-    return state.generation, state.zeros
+    best: Units = getattr(state, space.name)
+    if not space.allows(best):
+        raise AllocationError(f"{folder / STATE_FILE} is damaged: its {space.name} are not of the budget; delete it")
+    return state.generation, best
 
 
-def _save(folder: Path, identity: Mapping[str, Any], generation: int, zeros: Units) -> None:
+def _save(folder: Path, identity: Mapping[str, Any], generation: int, best: Mapping[str, list[int]]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    state = {"schema": 1, "search": dict(identity), "generation": generation, "zeros": list(zeros)}
+    state = {"schema": 1, "search": dict(identity), "generation": generation, **best}
     write_atomically(folder / STATE_FILE, json.dumps(state).encode() + b"\n")

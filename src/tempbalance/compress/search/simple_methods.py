@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.compress.method_scores import MethodScore
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion
+from tempbalance.compress.search.masked_model import MaskedModel
 from tempbalance.compress.search.text_scores import TextScores, text_scores
 from tempbalance.compress.sparsity import AllocatedZeros, allocate_zeros, check_parameters
 from tempbalance.compress.sparsity_methods import largest_beta
@@ -76,8 +78,8 @@ def measure_methods(
 ) -> SimpleMethods:
     """Measure the simple methods on the text; of ATP the best beta."""
     found = SimpleMethods()
-    scores.masked.restore()
-    outliers = _outliers(scores.masked.model, sequences, progress)
+    scores.varied.restore()
+    outliers = _outliers(scores.varied.model, sequences, progress)
     for given in _each_method(analysis, sparsity, outliers, routers):
         name = given.method.partition(",")[0]
         score = scores.score(given.method, given.zeros)
@@ -97,8 +99,9 @@ def compare_methods(  # noqa: PLR0913  four parameters, and options by keyword
     progress: bool,
 ) -> Allocation:
     """Return an allocation with what it and the simple methods give on the text; without, where that fails."""
+    vary = functools.partial(MaskedModel, model, allocation, criterion, sequences, progress)
     try:
-        with text_scores(model, allocation, sequences, criterion, tokens=_TOKENS, progress=progress) as scores:
+        with text_scores(model, sequences, vary, tokens=_TOKENS) as scores:
             own = scores.score(allocation.method, [layer.zeros for layer in allocation.layers])
             budget = allocation.budget
             found = measure_methods(scores, analysis, budget, sequences, routers=routers, progress=progress)
@@ -155,7 +158,8 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
     check_parameters(sparsity, None, "search")
     analysis, sequences = read_inputs(model, calibration, criterion, analysis, progress)
     target = uniform_allocation(analysis, sparsity, routers)
-    with text_scores(model, target, sequences, criterion, tokens=tokens, progress=progress) as scores:
+    vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
+    with text_scores(model, sequences, vary, tokens=tokens) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress)
     return {
         name: make_allocation(
@@ -219,7 +223,8 @@ def score_allocations(
         allocation.check_quantity("sparsity")
         if allocation.group is not None or list(allocation) != list(first):
             raise AllocationError("the allocations must be unstructured, and for the same weights in the same order")
-    with text_scores(model, first, sequences, criterion, tokens=tokens, progress=progress) as scores:
+    vary = functools.partial(MaskedModel, model, first, criterion, sequences, progress)
+    with text_scores(model, sequences, vary, tokens=tokens) as scores:
         return {
             name: scores.score(allocation.method, [layer.zeros for layer in allocation.layers])
             for name, allocation in allocations.items()

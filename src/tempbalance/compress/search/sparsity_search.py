@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
-from tempbalance._progress import progress_bar, show_line
+from tempbalance._progress import progress_bar
 from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.budget import apportion
@@ -16,13 +17,15 @@ from tempbalance.compress.budget_units import make_allocation
 from tempbalance.compress.evaluation.tokens import Documents
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.compress.pruning.pruner import Criterion
-from tempbalance.compress.search.evolution import SearchSettings, Units, evolve, tokens_per_generation
+from tempbalance.compress.search.announcement import announcement, states_of
+from tempbalance.compress.search.evolution import SearchSettings, Units, evolve, zeros_of
+from tempbalance.compress.search.masked_model import MaskedModel
 from tempbalance.compress.search.simple_methods import MEASURED, measure_methods, read_inputs, uniform_allocation
 from tempbalance.compress.search.text_scores import TextScores, text_scores
 from tempbalance.compress.sparsity import check_parameters
 from tempbalance.errors import AllocationError, check_type
 
-__all__ = ["search_sparsity"]
+__all__ = ["digest_of", "search_sparsity"]
 
 
 def search_sparsity(  # noqa: PLR0913  most are keyword options
@@ -50,8 +53,9 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
     SparseGPT, which updates the remaining weights, the search uses the scores of Wanda: pruning by SparseGPT at every
     level is too slow, or takes a copy of the model for each level.
 
-    Memory: the model, a copy of the weights that are pruned, at most 1 GiB of log-probabilities, and the activations of
-    one batch (a sixteenth of the text).
+    Memory: the model, a copy of the weights that are pruned, at most 1 GiB of log-probabilities, the activations of one
+    batch (a sixteenth of the text), and for OWL and Wanda the hidden states of all sequences. If copies of all weights
+    need more than half of the available memory, those of a block are made when it runs, so that the memory is bounded.
 
     Args:
         model: A Hugging Face causal language model; its weights are as before at the end.
@@ -68,8 +72,8 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
         The allocation, with the divergence and the perplexity of each method in ``compared``.
 
     Raises:
-        AllocationError: There is nothing to prune, the criterion cannot prune one of the weights, or the folder has the
-            state of another search.
+        AllocationError: There is nothing to prune, the criterion cannot prune one of the weights, the memory does not
+            suffice, or the folder has the state of another search.
         TokensError: The calibration set is empty, has ids outside the vocabulary, or the model is no causal language
             model.
 
@@ -88,19 +92,10 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
     if unit not in ("layer", "block"):
         raise AllocationError(f"unit must be 'layer' or 'block', got {unit!r}")
     analysis, sequences = read_inputs(model, calibration, criterion, analysis, progress)
-
-    def announce(seconds: float, tokens: int) -> None:
-        """Show how long the search will take, from the time of one forward pass."""
-        run = MEASURED * tokens + settings.generations * tokens_per_generation(settings, tokens)
-        show_line(
-            f"search of {settings.generations} generations on {tokens:,} tokens: at most {_duration(seconds * run)}",
-            progress,
-        )
-
     target = uniform_allocation(analysis, sparsity, routers)
-    with text_scores(
-        model, target, sequences, criterion, tokens=settings.tokens, progress=progress, announce=announce
-    ) as scores:
+    vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
+    announce = announcement(model, settings, MEASURED, target.covered, states_of(model, sequences), progress)
+    with text_scores(model, sequences, vary, tokens=settings.tokens, announce=announce) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress)
         start = methods.best(unit)
         given = methods.allocated["uniform" if unit == "block" else "erk"]  # its layers have this unit
@@ -110,8 +105,8 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
             "criterion": criterion,
             "unit": unit,
             "tokens": scores.dense.tokens,
-            "text": _digest(sequences),
-            "model": scores.masked.digest,
+            "text": digest_of(sequences),
+            "model": scores.varied.digest,
         }
         with progress_bar("search", settings.generations, progress) as advance:
             found = _evolve(scores, given.layers, start.zeros, settings, identity, advance)
@@ -156,7 +151,7 @@ def _evolve(
     return spread(
         evolve(
             tuple(sum(start[place] for place in group) for group in groups),
-            sizes,
+            zeros_of(sizes, sum(start)),
             settings,
             lambda units, numbers: scores.of_batches(spread(units), numbers),
             identity=identity,
@@ -165,12 +160,9 @@ def _evolve(
     )
 
 
-def _digest(sequences: Sequence[Tensor]) -> str:
+def digest_of(sequences: Sequence[Tensor]) -> str:
+    """Return a hash of calibration text."""
     found = hashlib.sha256()
     for sequence in sequences:
         found.update(sequence.numpy().tobytes() + b";")
     return found.hexdigest()
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"  # noqa: PLR2004
