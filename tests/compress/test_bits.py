@@ -256,6 +256,7 @@ def test_an_allocation_of_formats_is_saved_and_loaded(analysis_of, tmp_path):
         ({"widths": ("int4",), "method": "error", "errors": {"h.9.a": {"int4": 1.0}}}, r"no error of int4 in h\.0\.a"),
         ({"widths": ("int4",), "method": "error", "errors": {"h.0.a": {"int4": math.nan}}}, "no error of int4"),
         ({"method": "error"}, "errors are of formats"),
+        ({"widths": ("int4",), "method": "uniform", "errors": {}}, "errors have no effect with method 'uniform'"),
         ({"method": "search"}, "method must be one of 'alpha', 'error', 'uniform'"),
     ],
 )

@@ -109,7 +109,8 @@ def test_what_each_method_gives_on_the_text_is_in_every_output():
     assert pruned.to_dict()["compared"] == []
     scores = (("search", 1.25, 20.5), ("owl, epsilon 0.08", math.inf, math.inf))
     compared = tuple(tb.compress.MethodScore(method=name, kl=kl, perplexity=value) for name, kl, value in scores)
-    pruned = dataclasses.replace(pruned, allocation=dataclasses.replace(pruned.allocation, compared=compared))
+    allocation = dataclasses.replace(pruned.allocation, compared=compared, estimate="search: at most 9 min")
+    pruned = dataclasses.replace(pruned, allocation=allocation)
     lines = printed(pruned).splitlines()
     assert [line.split() for line in lines if line.startswith(("search", "owl"))] == [
         ["search", "1.2500", "20.5"],
@@ -117,6 +118,7 @@ def test_what_each_method_gives_on_the_text_is_in_every_output():
     ]
     page = render_pruning(pruned)
     assert '<td class="text">search</td>' in page.partition('<table id="compared">')[2]
+    assert all("search: at most 9 min" in text for text in (page, printed(pruned), pruned.to_dict()["estimate"]))
     assert pruned.to_dict()["compared"][1] == {"method": "owl, epsilon 0.08", "kl": None, "perplexity": None}
 
 

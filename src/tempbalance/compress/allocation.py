@@ -52,6 +52,7 @@ class Allocation(Mapping[str, float]):
         size: Number of parameters of the model, and of those weights that could have had a value; None in files of
             older versions.
         compared: What each method gives on the calibration text, the best first; empty if it was not measured.
+        estimate: For a search: the time and memory that it was expected to take; else empty.
 
     Example:
         >>> layer = LayerAllocation(name="a", unit="a", shape=(4, 5), alpha=2.0, stderr=0.1, zeros=7)
@@ -71,6 +72,7 @@ class Allocation(Mapping[str, float]):
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     size: ModelSize | None = None
     compared: tuple[MethodScore, ...] = ()
+    estimate: str = field(default="", compare=False)
 
     @functools.cached_property
     def _values(self) -> dict[str, float]:
@@ -177,6 +179,7 @@ class Allocation(Mapping[str, float]):
             "settings": dict(self.settings),
             **({"size": self.size._asdict()} if self.size else {}),
             **({"compared": [without_nan(asdict(score)) for score in self.compared]} if self.compared else {}),
+            **({"estimate": self.estimate} if self.estimate else {}),
             **({"findings": [asdict(finding) for finding in findings]} if (findings := self.findings) else {}),
             "layers": [_to_json(layer, self.quantity) for layer in self.layers],
         }
@@ -274,6 +277,7 @@ class _SavedAllocation(msgspec.Struct):
     settings: Settings = {}
     size: SavedSize | None = None
     compared: list[_SavedScore] = []
+    estimate: str = ""
 
     def restored(self) -> Allocation:
         """Return the allocation, after checks between fields."""
@@ -289,7 +293,10 @@ class _SavedAllocation(msgspec.Struct):
             layers=tuple(layer.restored(quantity) for layer in self.layers),
             size=self.size.restored() if self.size else None,
             compared=tuple(score.restored() for score in self.compared),
-            **{name: getattr(self, name) for name in ("source", "method", "unit", "group", "revision", "settings")},
+            **{
+                name: getattr(self, name)
+                for name in ("source", "method", "unit", "group", "revision", "settings", "estimate")
+            },
         )
         if len(allocation) != len(self.layers):
             raise ValueError("two layers have the same name")

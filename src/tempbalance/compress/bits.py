@@ -102,6 +102,8 @@ def allocate_bits(  # noqa: PLR0913  most are keyword options
         check_type("errors", errors, Mapping)
     if method not in get_args(_Method):
         raise AllocationError(f"method must be one of {', '.join(map(repr, get_args(_Method)))}, got {method!r}")
+    if method == "uniform" and errors is not None:
+        raise AllocationError("errors have no effect with method 'uniform': leave them out, or choose 'error'")
     if not 0 <= gamma <= MAX_POWER:
         raise AllocationError(f"gamma must be in [0, {MAX_POWER}], got {gamma}")
     names = [width for width in widths if isinstance(width, str)]

@@ -132,6 +132,7 @@ class PruningResult:
             "zeros_of_all": self.zeros_of_all,
             "perplexity": perplexity,
             "compared": [asdict(score) for score in self.allocation.compared],
+            **({"estimate": self.allocation.estimate} if self.allocation.estimate else {}),
             "findings": [asdict(finding) for finding in self.allocation.findings],
             "units": [asdict(unit) for unit in self.units],
             "layers": layers,

@@ -55,6 +55,8 @@ def print_compared(console: Console, allocation: Allocation) -> None:
     for score in allocation.compared:
         table.add_row(plain_text(score.method), f"{score.kl:.4f}", f"{score.perplexity:.4g}")
     console.print(table)
+    if allocation.estimate:
+        console.print(plain_text(f"estimate before: {allocation.estimate}", "dim"))
 
 
 def _value(allocation: Allocation, value: float) -> str:

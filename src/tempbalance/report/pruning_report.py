@@ -115,6 +115,8 @@ def render_pruning(result: PruningResult) -> str:
     settings: dict[str, Any] = {"pruning criterion": result.method, "allocation": allocation.method}
     if allocation.group is not None:
         settings["zeros in groups of"] = allocation.group
+    if allocation.estimate:
+        settings["estimate before the search"] = allocation.estimate
     settings |= {f"calibration, {key}": value for key, value in (result.calibration or {}).items()}
     rows = [
         (

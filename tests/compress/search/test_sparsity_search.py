@@ -99,13 +99,14 @@ def test_a_search_that_changes_weights_block_by_block_gives_the_same(llama, text
     assert all(torch.equal(tensor, before[name]) for name, tensor in llama.state_dict().items())
 
 
-def test_a_search_shows_its_time_and_memory_before_it_starts(llama, text, capsys, monkeypatch):
+def test_a_search_shows_and_saves_its_time_and_memory(llama, text, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
-    search_sparsity(llama, 0.6, text, settings=FAST)
-    shown = " ".join(capsys.readouterr().err.split())
-    assert re.search(
-        r"search of 4 generations on 1\d\d tokens: at most \d+ s, \d+ MiB of memory beside the model", shown
-    )
+    found = search_sparsity(llama, 0.6, text, settings=FAST)
+    line = r"search of 4 generations on 1\d\d tokens: at most \d+ s, \d+ MiB of memory beside the model"
+    assert re.search(line, " ".join(capsys.readouterr().err.split()))
+    assert re.match(line, found.estimate)
+    found.save(tmp_path / "a.json")
+    assert tb.Allocation.load(tmp_path / "a.json").estimate == found.estimate
 
 
 def test_a_search_that_needs_more_memory_than_there_is_is_refused(llama, text, monkeypatch):

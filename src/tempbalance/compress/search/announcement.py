@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -11,49 +12,52 @@ from tempbalance.compress.search.evolution import SearchSettings, tokens_per_gen
 from tempbalance.compress.search.memory import available_memory, copies_fit
 from tempbalance.errors import AllocationError
 
-__all__ = ["announcement", "states_of"]
+__all__ = ["Announcement", "states_of"]
 
 _MINUTES = 90  # seconds that are shown as minutes
 _HOURS = 90 * 60
 
 
-def announcement(
-    model: nn.Module, settings: SearchSettings, measured: int, weights: int, states: int, progress: bool
-) -> Callable[[float, int, int], None]:
-    """Return a function that shows the time and memory of a search, and refuses one that does not fit.
+@dataclass(slots=True, kw_only=True)
+class Announcement:
+    """Shows the time and memory of a search before it starts, and refuses one that does not fit.
 
-    Args:
+    Attributes:
         model: The model.
         settings: Settings.
         measured: Number of allocations that are measured on the whole text beside the generations.
         weights: Number of weights that have levels.
         states: Bytes of hidden states.
         progress: Whether they are shown (on a terminal only).
-
-    Returns:
-        A function of the seconds that a token takes, the number of tokens, and the bytes for log-probabilities.
+        text: What was shown.
     """
 
-    def announce(seconds: float, tokens: int, log_probs: int) -> None:
-        """Show a line, or raise an AllocationError."""
-        parameter, needed = next(model.parameters()), log_probs + states
-        free, copies = available_memory(parameter.device), weights * parameter.element_size()
+    model: nn.Module
+    settings: SearchSettings
+    measured: int
+    weights: int
+    states: int = 0
+    progress: bool
+    text: str = ""
+
+    def __call__(self, seconds: float, tokens: int, log_probs: int) -> None:
+        """Show a line, from the seconds of a token, their number, and the bytes of log-probabilities; or raise."""
+        parameter, needed = next(self.model.parameters()), log_probs + self.states
+        free, copies = available_memory(parameter.device), self.weights * parameter.element_size()
         if free is not None and needed > free:
             raise AllocationError(
                 f"the search needs {_size(needed)} of memory beside the model, of which {_size(free)} are available: "
                 "use fewer tokens (SearchSettings.tokens), or fewer or shorter sequences (--samples, --length)"
             )
         kept = copies_fit(copies, parameter.device)
-        run = measured * tokens + settings.generations * tokens_per_generation(settings, tokens)
-        show_line(
-            f"search of {settings.generations} generations on {tokens:,} tokens: at most {_duration(seconds * run)}, "
-            f"{_size(needed + kept * copies)} of memory beside the model"
+        run = self.measured * tokens + self.settings.generations * tokens_per_generation(self.settings, tokens)
+        self.text = (
+            f"search of {self.settings.generations} generations on {tokens:,} tokens: at most "
+            f"{_duration(seconds * run)}, {_size(needed + kept * copies)} of memory beside the model"
             + ("" if free is None else f" ({_size(free)} available)")
-            + ("" if kept else "; weights are changed block by block"),
-            progress,
+            + ("" if kept else "; weights are changed block by block")
         )
-
-    return announce
+        show_line(self.text, self.progress)
 
 
 def states_of(model: nn.Module, sequences: Sequence[Tensor]) -> int:

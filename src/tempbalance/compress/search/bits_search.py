@@ -25,7 +25,7 @@ from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.compress.format_errors import quantization_errors
 from tempbalance.compress.formats import WeightFormat, find_format
 from tempbalance.compress.layer_allocation import LayerAllocation
-from tempbalance.compress.search.announcement import announcement
+from tempbalance.compress.search.announcement import Announcement
 from tempbalance.compress.search.evolution import SearchSettings, Space, Units, evolve, levels_under
 from tempbalance.compress.search.sparsity_search import digest_of
 from tempbalance.compress.search.text_scores import TextScores, text_scores
@@ -106,7 +106,8 @@ def search_bits(  # noqa: PLR0913  most are keyword options
     simple = _simple_allocations(model, analysis, bits, tuple(chosen), unit, progress)
     space = _FormatSpace(analysis, unit, [*chosen.values()])
     vary = functools.partial(_rounded_model, model, space.layers, space.formats)
-    announce = announcement(model, settings, _MEASURED, sum(layer.numel for layer in space.layers), 0, progress)
+    numel = sum(layer.numel for layer in space.layers)
+    announce = Announcement(model=model, settings=settings, measured=_MEASURED, weights=numel, progress=progress)
     with text_scores(model, sequences, vary, tokens=settings.tokens, announce=announce) as scores:
         starts = {name: space.levels_in(allocation) for name, allocation in simple.items()}
         scored = {name: scores.score(name, space.spread(levels)) for name, levels in starts.items()}
@@ -131,6 +132,7 @@ def search_bits(  # noqa: PLR0913  most are keyword options
         method=f"search, {settings.generations} generations from {best}, seed {settings.seed}, formats {[*chosen]}",
         unit=unit,
         compared=tuple(sorted(scored.values(), key=lambda score: (score.kl, score.method))),
+        estimate=announce.text,
     )
 
 

@@ -17,7 +17,7 @@ from tempbalance.compress.budget_units import make_allocation
 from tempbalance.compress.evaluation.tokens import Documents
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.compress.pruning.pruner import Criterion
-from tempbalance.compress.search.announcement import announcement, states_of
+from tempbalance.compress.search.announcement import Announcement, states_of
 from tempbalance.compress.search.evolution import SearchSettings, Units, evolve, zeros_of
 from tempbalance.compress.search.masked_model import MaskedModel
 from tempbalance.compress.search.simple_methods import MEASURED, measure_methods, read_inputs, uniform_allocation
@@ -94,7 +94,14 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
     analysis, sequences = read_inputs(model, calibration, criterion, analysis, progress)
     target = uniform_allocation(analysis, sparsity, routers)
     vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
-    announce = announcement(model, settings, MEASURED, target.covered, states_of(model, sequences), progress)
+    announce = Announcement(
+        model=model,
+        settings=settings,
+        measured=MEASURED,
+        weights=target.covered,
+        states=states_of(model, sequences),
+        progress=progress,
+    )
     with text_scores(model, sequences, vary, tokens=settings.tokens, announce=announce) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress)
         start = methods.best(unit)
@@ -121,6 +128,7 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
             method=f"search, {settings.generations} generations from {start.method}, seed {settings.seed}",
             unit=unit,
             compared=tuple(methods.ranked.values()),
+            estimate=announce.text,
         )
 
 
