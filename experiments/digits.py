@@ -13,11 +13,17 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from tempbalance.demo import NewDigits, Settings, pretrain_digits
-from tempbalance.study import Method
+from tempbalance.demo.digits import one_thread, warmup_and_decay
+from tempbalance.study import HOOKS, Batch, Method, Training, outputs_of
 
 VALIDATION = 300
+NEXT_MEMBER = 2**32  # beyond every seed
+SUPPORTS = (*HOOKS, "labels", "pretrained")
 
 
 def train(
@@ -42,18 +48,70 @@ def train(
     Returns:
         Accuracies on validation and test images.
     """
-    digits = pretrained(examples, epochs, pretrain_epochs)
-    start = digits.start(seed)
-    optimizer = torch.optim.AdamW(start.model.parameters(), lr=lr, weight_decay=digits.settings.weight_decay)
-    method.balance(optimizer, start.model, steps_per_epoch=len(start.batches))
-    digits.finetune(start, optimizer)
+    digits = pretrained(examples, pretrain_epochs)
+    others = digits.start(seed).others
+    members = [
+        finetune(digits, method, lr, round(epochs * method.epochs), seed, member) for member in range(method.members)
+    ]
     return {
-        "validation": digits.accuracy(start.model, start.others[:VALIDATION]),
-        "test": digits.accuracy(start.model, start.others[VALIDATION:]),
+        "validation": accuracy(digits, members, others[:VALIDATION]),
+        "test": accuracy(digits, members, others[VALIDATION:]),
     }
 
 
+@one_thread()
+def finetune(digits: NewDigits, method: Method, lr: float, epochs: int, seed: int, member: int) -> nn.Module:
+    """Fine-tune one model; those of an ensemble have the same images, another new head and another order."""
+    settings, order = digits.settings, seed + NEXT_MEMBER * member
+    start = digits.start(seed)
+    few = start.batches.dataset
+    assert isinstance(few, TensorDataset)
+    model: nn.Module = start.model if member == 0 else digits.start(order).model
+    kept = method.choose(model, batches(few, settings.batch_size), Training(order, epochs, len(start.batches)))
+    few = few if kept is None else TensorDataset(*few[kept.tolist()])
+    loader = DataLoader(few, settings.batch_size, shuffle=True, generator=torch.Generator().manual_seed(order))
+    model = method.prepare(model, Training(order, epochs, len(loader)))
+    method.start(model, batches(few, len(few)))
+    ours = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decay = method.decay * settings.weight_decay
+    optimizers = method.optimizers(model, lr, decay) or [torch.optim.AdamW(ours, lr=lr, weight_decay=decay)]
+    method.balance(optimizers[0], model, steps_per_epoch=len(loader))
+    schedulers = [warmup_and_decay(each, epochs * len(loader), settings.warmup) for each in optimizers]
+    model.train()
+    for _ in range(epochs):
+        for images, labels in loader:
+            method.backward(model, functools.partial(gradients, model, method, Batch(images, labels)))
+            method.before_step(model)
+            for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            method.after_step(model, optimizers)
+    return method.finish(model, batches(few, len(few)))
+
+
+def batches(few: TensorDataset, size: int) -> list[Batch]:
+    """All images in their order."""
+    return [Batch(*part) for part in DataLoader(few, size)]
+
+
+def gradients(model: nn.Module, method: Method, batch: Batch) -> Tensor:
+    """Compute the gradients of a batch; return the loss of the task."""
+    outputs = outputs_of(model, batch.inputs)
+    loss = F.cross_entropy(outputs, batch.targets)
+    method.loss(model, batch, outputs, loss).backward()
+    return loss
+
+
+@one_thread()
+@torch.no_grad()
+def accuracy(digits: NewDigits, members: list[nn.Module], places: Tensor) -> float:
+    """Compute the accuracy of the mean logits."""
+    logits = torch.stack([model.eval()(digits.images[places]) for model in members]).mean(dim=0)
+    return int((logits.argmax(dim=1) == digits.labels[places]).sum()) / len(places)
+
+
 @functools.cache
-def pretrained(examples: int, epochs: int, pretrain_epochs: int) -> NewDigits:
+def pretrained(examples: int, pretrain_epochs: int) -> NewDigits:
     """The network before fine-tuning, the same for all trials."""
-    return pretrain_digits(Settings(examples=examples, epochs=epochs, pretrain_epochs=pretrain_epochs))
+    return pretrain_digits(Settings(examples=examples, pretrain_epochs=pretrain_epochs))

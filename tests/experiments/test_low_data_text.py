@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tempbalance.study import Configuration, Method, load_task
+from tempbalance.study import Configuration, Method, TrainingMethod, load_task
 from tempbalance.study.runner import FIRST_TUNING_SEED
 
 STUDY = Path(__file__).parents[2] / "experiments" / "low_data_text.py"
@@ -61,7 +61,7 @@ def test_without_a_test_file_half_of_the_training_file_is_the_test(minilm, data,
     assert not {row[0] for row, _ in train} & {row[0] for row, _ in test}
 
 
-def test_baselines_are_methods_of_the_text_task(minilm, data):
+def test_training_methods_are_methods_of_the_text_task(minilm, data):
     pytest.importorskip("peft")
     task = load_task(STUDY, {"data": data, "examples": 2, "epochs": 2, "batch_size": 2})
     names = ("plain", "ensemble_decay:members=1,decay=1", "ensemble_decay:members=2,decay=1", "wise_ft+lora+snr+ps_kd")
@@ -80,7 +80,7 @@ def test_the_probe_trains_the_head_only_and_lp_ft_starts_from_it(minilm, data):
     assert runs["probe"].metrics["test"] == runs["lp_ft"].metrics["test"]
 
 
-@pytest.mark.parametrize("name", ["few_sample:longer=1", "spd"])
+@pytest.mark.parametrize("name", ["few_sample:longer=1", "spd", "pego", "data_diet:runs=1"])
 def test_other_ways_to_fine_tune_are_methods_of_the_text_task(minilm, data, name):
     task = load_task(STUDY, {"data": data, "examples": 2, "epochs": 1, "batch_size": 2})
     plain, other = (task.run(Configuration(each, 1e-3), 0) for each in ("plain", name))
@@ -88,8 +88,8 @@ def test_other_ways_to_fine_tune_are_methods_of_the_text_task(minilm, data, name
     assert other.metrics["test_loss"] != plain.metrics["test_loss"]
 
 
-def test_all_optimizers_of_a_baseline_are_stepped(minilm, data, text_task, baselines):
-    class Two(baselines.Baseline):
+def test_all_optimizers_of_a_method_are_stepped(minilm, data, text_task):
+    class Two(TrainingMethod):
         def optimizers(self, model, lr, weight_decay, betas=(0.9, 0.999)):
             ours = [parameter for parameter in model.parameters() if parameter.requires_grad]
             options = {"lr": lr, "weight_decay": weight_decay, "fused": True}

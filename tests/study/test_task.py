@@ -41,6 +41,7 @@ class TestLoading:
             ("{'lora': 8}", "must give a class or function by name"),
             ("{'model_balancing': dict}", "'model_balancing' is taken, or is not a valid name"),
             ("{'plain': dict}", "'plain' is taken"),
+            ("{'lora': dict}", "'lora' is taken"),
             ("{'lora:8': dict}", "'lora:8' is taken, or is not a valid name"),
         ],
     )
@@ -73,8 +74,36 @@ class TestLoading:
         with pytest.raises(StudyError, match="missing a required argument: 'lr'"):
             load_task(task_file).check(PLAIN)
 
+    @pytest.mark.parametrize("supports", ["'loss'", "('loss', 'speed')", "3"])
+    def test_unknown_words_in_supports_are_refused(self, task_file, supports):
+        task_file.write_text(f"{task_file.read_text()}\nSUPPORTS = {supports}")
+        with pytest.raises(
+            StudyError, match=r"SUPPORTS of .*toy.py must be a tuple of some of members, decay, epochs,"
+        ):
+            load_task(task_file)
+
+    def test_a_method_that_needs_more_than_the_task_supports_is_refused(self, task_file):
+        with pytest.raises(
+            StudyError,
+            match=r"ps_kd needs the hooks prepare, loss, after_step and labels \(class labels as targets\), which "
+            r"toy.py does not support. If it does, add to SUPPORTS of its file",
+        ):
+            load_task(task_file).check(Configuration("ps_kd", None))
+        task_file.write_text(f"{task_file.read_text()}\nSUPPORTS = ('prepare', 'loss', 'after_step', 'labels')")
+        load_task(task_file).check(Configuration("ps_kd+llr", None))
+        with pytest.raises(StudyError, match=r"lp_ft needs the hook start and pretrained \(a pre-trained model"):
+            load_task(task_file).check(Configuration("lp_ft", None))
+        load_task(task_file).check(Configuration("model_balancing", None))
+
 
 class TestRunning:
+    def test_a_task_that_does_not_call_a_hook_of_its_method_fails(self, tmp_path):
+        body = ["method.balance(None, None)", "method.prepare(None, Training(0, 1, 1))", "return 1"]
+        lines = ["from tempbalance.study import Training\ndef train(seed, method):", *body]
+        (tmp_path / "task.py").write_text("\n    ".join(lines))
+        run = load_task(tmp_path / "task.py").run(Configuration("snr", None), 0)
+        assert "train did not call before_step of method, which snr needs" in run.error
+
     def test_custom_methods_are_passed_to_the_task(self, tmp_path):
         body = ["method.balance(None, None)", "return sum(method.custom)"]
         methods = "METHODS = {'a': lambda x: x, 'b': lambda: 10.0}\n"

@@ -16,6 +16,18 @@ from tempbalance.errors import StudyError
 __all__ = ["study"]
 
 
+def _print_methods(wanted: bool) -> None:
+    if not wanted:
+        return
+    from tempbalance.study import describe_methods
+
+    methods = describe_methods()
+    width = max(len(name) for name, _, _ in methods)
+    for name, line, source in methods:
+        typer.echo(f"{name:{width}}  {line}{f' [{source}]' if source else ''}")
+    raise typer.Exit
+
+
 @app.command(cls=ManyValues)
 def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     task: Annotated[Path, typer.Option(help="Python file with a function train(seed, method, ...).")],
@@ -30,6 +42,10 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="Lower is better.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds, no tuning, to test the task.")] = False,
     as_json: JsonOption = False,
+    listed: Annotated[
+        bool,
+        typer.Option("--list", callback=_print_methods, is_eager=True, help="List the methods with their sources."),
+    ] = False,
 ) -> None:
     """Compare training methods on your own training function, seed by seed.
 

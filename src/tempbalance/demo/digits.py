@@ -15,7 +15,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tempbalance.errors import ArgumentError, require_extra
 
-__all__ = ["CLASSES", "DigitsNet", "NewDigits", "Settings", "Start", "one_thread", "pretrain_digits"]
+__all__ = [
+    "CLASSES",
+    "DigitsNet",
+    "NewDigits",
+    "Settings",
+    "Start",
+    "one_thread",
+    "pretrain_digits",
+    "warmup_and_decay",
+]
 
 CLASSES = 5
 _PIXELS, _BRIGHTEST = 64, 16
@@ -215,7 +224,7 @@ def _batches(images: Tensor, labels: Tensor, size: int, seed: int) -> _Batches:
 
 @one_thread()
 def _train(model: DigitsNet, optimizer: torch.optim.Optimizer, batches: _Batches, epochs: int, warmup: float) -> None:
-    scheduler = _warmup_and_decay(optimizer, epochs * len(batches), warmup)
+    scheduler = warmup_and_decay(optimizer, epochs * len(batches), warmup)
     for _ in range(epochs):
         for images, labels in batches:
             loss = F.cross_entropy(model(images), labels)
@@ -225,9 +234,10 @@ def _train(model: DigitsNet, optimizer: torch.optim.Optimizer, batches: _Batches
             scheduler.step()
 
 
-def _warmup_and_decay(
+def warmup_and_decay(
     optimizer: torch.optim.Optimizer, steps: int, fraction: float
 ) -> torch.optim.lr_scheduler.LRScheduler:
+    """Build a scheduler of linear warm-up in a fraction of the steps, then linear decay to zero."""
     warmup = max(1, round(fraction * steps))
 
     def rate(step: int) -> float:

@@ -7,7 +7,8 @@ a candidate that must not win, such as a recipe with its multipliers shuffled.
 from __future__ import annotations
 
 from tempbalance.study.candidates import Candidate, Configuration, read_candidates
-from tempbalance.study.methods import Method, read_recipe
+from tempbalance.study.method import Method, describe_methods, read_recipe
+from tempbalance.study.methods.hooks import HOOKS, Batch, Training, TrainingMethod, outputs_of
 from tempbalance.study.multiplier_search import search
 from tempbalance.study.paired import FEWEST, Paired, holm, paired
 from tempbalance.study.parallel import run_many
@@ -19,6 +20,8 @@ from tempbalance.study.task import Task, Trial, load_task
 
 __all__ = [
     "FEWEST",
+    "HOOKS",
+    "Batch",
     "Candidate",
     "Configuration",
     "Method",
@@ -28,11 +31,15 @@ __all__ = [
     "SearchTrial",
     "Summary",
     "Task",
+    "Training",
+    "TrainingMethod",
     "Trial",
     "collect_folder",
     "count_trials",
+    "describe_methods",
     "holm",
     "load_task",
+    "outputs_of",
     "paired",
     "read_candidates",
     "read_recipe",

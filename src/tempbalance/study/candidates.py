@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from tempbalance.balance.assign import Fixed
 from tempbalance.errors import StudyError, check_type
+from tempbalance.study.method import PLAIN, CustomMethods, Method, list_methods, read_method
 from tempbalance.study.method_names import Part, join, read_value, without_spaces
-from tempbalance.study.methods import PLAIN, CustomMethods, Method, list_methods, read_method
 
 __all__ = ["Candidate", "Configuration", "read_candidates"]
 

@@ -18,7 +18,7 @@ from tempbalance._progress import progress_bar
 from tempbalance.errors import StudyError, check_integer, check_numbers, check_type, require_extra
 from tempbalance.study.candidates import Configuration
 from tempbalance.study.controls import CONTROLS
-from tempbalance.study.methods import PLAIN
+from tempbalance.study.method import PLAIN
 from tempbalance.study.runner import FIRST_TUNING_SEED, Runner, run, validation_of
 from tempbalance.study.search_exports import write_exports
 from tempbalance.study.search_result import SearchResult, SearchTrial, best_first

@@ -15,7 +15,7 @@ from tempbalance._files import as_path
 from tempbalance._progress import progress_bar
 from tempbalance.errors import StudyError, check_integer, check_numbers, check_type
 from tempbalance.study.candidates import Candidate, Configuration, read_candidates
-from tempbalance.study.methods import PLAIN
+from tempbalance.study.method import PLAIN
 from tempbalance.study.study_folder import StudyFolder, common_settings, open_folder
 from tempbalance.study.summary import Result, Summary, summarize
 from tempbalance.study.task import Task, Trial, load_task

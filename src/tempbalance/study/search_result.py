@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from tempbalance.study.methods import PLAIN
+from tempbalance.study.method import PLAIN
 from tempbalance.study.summary import Summary
 
 __all__ = ["SearchResult", "SearchTrial", "best_first"]

@@ -17,7 +17,7 @@ from tempbalance.errors import StudyError, check_type
 from tempbalance.layers import ParameterFacts
 from tempbalance.layers.units import block_of_parameter
 from tempbalance.study.candidates import Configuration
-from tempbalance.study.methods import PLAIN, Method
+from tempbalance.study.method import PLAIN, Method
 from tempbalance.study.task import Task
 
 __all__ = ["KINDS", "SearchSpace", "find_space"]

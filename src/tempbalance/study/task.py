@@ -11,7 +11,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +23,12 @@ import torch
 
 from tempbalance.errors import StudyError
 from tempbalance.study.candidates import Configuration
-from tempbalance.study.methods import PLAIN, CustomMethods, Method, find_recipe
+from tempbalance.study.method import CustomMethods, Method, is_taken
+from tempbalance.study.methods.hooks import FACTS, HOOKS
 
 __all__ = ["Task", "Trial", "load_task"]
 
-_FUNCTION, _METHODS = "train", "METHODS"
+_FUNCTION, _METHODS, _SUPPORTS = "train", "METHODS", "SUPPORTS"
 _DIGITS = 12  # of a hash
 
 
@@ -67,6 +68,7 @@ class Task:
         function: ``train(seed, method, ...)``.
         parameters: Further arguments, besides ``lr``.
         custom_methods: Methods that the task adds, by name.
+        supports: The hooks that it calls, and what else it has that a training method may need.
     """
 
     name: str
@@ -74,9 +76,10 @@ class Task:
     function: Callable[..., object]
     parameters: Mapping[str, Any]
     custom_methods: CustomMethods = field(default_factory=dict[str, Callable[..., object]])
+    supports: frozenset[str] = frozenset()
 
     def check(self, configuration: Configuration) -> None:
-        """Check that the function accepts the arguments of a configuration."""
+        """Check that the function accepts the arguments of a configuration, and has what its method needs."""
         signature = inspect.signature(self.function)
         method = Method(configuration.method, custom=self.custom_methods)
         try:
@@ -86,6 +89,15 @@ class Task:
                 f"{_FUNCTION}{signature} of {self.name} cannot be called: {error}. It is called with seed, method, the "
                 "parameters of the study, and lr if there are learning rates"
             ) from error
+        if lacking := method.requirements() - self.supports:
+            hooks = [hook for hook in HOOKS if hook in lacking]
+            parts = [f"the {'hooks' if len(hooks) > 1 else 'hook'} {', '.join(hooks)}"] if hooks else []
+            parts += [f"{fact} ({text})" for fact, text in FACTS.items() if fact in lacking]
+            raise StudyError(
+                f"{configuration.method} needs {' and '.join(parts)}, which {self.name} does not support. If it does, "
+                f"add to {_SUPPORTS} of its file; how a task calls the hooks is in the docstring of "
+                "tempbalance.study.TrainingMethod"
+            )
 
     def run(self, configuration: Configuration, seed: int) -> Trial:
         """Train once. Global random generators are seeded, and restored afterwards.
@@ -135,7 +147,8 @@ def load_task(
 
     Args:
         task: A Python file with a function ``train``, whose folder is added to ``sys.path`` as by ``python FILE``; or
-            a function. ``METHODS`` in the same module adds methods: classes or functions by name.
+            a function. ``METHODS`` in the same module adds methods: classes or functions by name. ``SUPPORTS`` names
+            the hooks that the function calls, see :class:`TrainingMethod`.
         parameters: Further arguments of the function, besides ``seed``, ``method`` and ``lr``.
 
     Returns:
@@ -143,7 +156,7 @@ def load_task(
 
     Raises:
         StudyError: The file does not exist, cannot be imported or has no such function, or its ``METHODS`` are not
-            functions or classes by new names.
+            functions or classes by new names, or ``SUPPORTS`` has an unknown word.
     """
     given = dict(parameters or {})
     if callable(task):
@@ -151,17 +164,28 @@ def load_task(
             source = inspect.getsource(task)
         except (OSError, TypeError):  # typed at a prompt, or not a function
             source = repr(task)
-        methods = _custom_methods("the task", getattr(task, "__globals__", {}))
-        name = getattr(task, "__name__", _FUNCTION)
-        return Task(name=name, digest=_hash(source.encode()), function=task, parameters=given, custom_methods=methods)
+        names = getattr(task, "__globals__", {})
+        return Task(
+            name=getattr(task, "__name__", _FUNCTION),
+            digest=_hash(source.encode()),
+            function=task,
+            parameters=given,
+            custom_methods=_custom_methods("the task", names),
+            supports=_supports("the task", names),
+        )
     path = Path(task)
     module = _import(path)
     function = module.get(_FUNCTION)
     if not callable(function):
         raise StudyError(f"{path} has no function {_FUNCTION}(seed, method, ...)")
-    methods = _custom_methods(str(path), module)
-    digest = _hash(path.read_bytes())
-    return Task(name=path.name, digest=digest, function=function, parameters=given, custom_methods=methods)
+    return Task(
+        name=path.name,
+        digest=_hash(path.read_bytes()),
+        function=function,
+        parameters=given,
+        custom_methods=_custom_methods(str(path), module),
+        supports=_supports(str(path), module),
+    )
 
 
 def _hash(content: bytes) -> str:
@@ -190,9 +214,17 @@ def _custom_methods(owner: str, module: Mapping[str, Any]) -> CustomMethods:
     if not isinstance(methods, Mapping) or not all(map(callable, methods.values())):
         raise StudyError(f"{_METHODS} of {owner} must give a class or function by name, as in {{'lora': Lora}}")
     for name in methods:
-        if not str(name).isidentifier() or name == PLAIN or find_recipe(name) is not None:
+        if not str(name).isidentifier() or is_taken(name):
             raise StudyError(f"{_METHODS} of {owner}: {name!r} is taken, or is not a valid name for a method")
     return methods
+
+
+def _supports(owner: str, module: Mapping[str, Any]) -> frozenset[str]:
+    found = module.get(_SUPPORTS, ())
+    known = (*HOOKS, *FACTS)
+    if isinstance(found, str) or not isinstance(found, Collection) or not all(word in known for word in found):
+        raise StudyError(f"{_SUPPORTS} of {owner} must be a tuple of some of {', '.join(known)}; got {found!r}")
+    return frozenset(found)
 
 
 @contextmanager
@@ -212,6 +244,8 @@ def _seeded(seed: int) -> Iterator[None]:
 def _check_called(method: Method) -> None:
     if not method.called:
         raise StudyError(f"{_FUNCTION} did not call method.balance(optimizer, model): all methods are the same")
+    if uncalled := (method.requirements() & {*HOOKS}) - method.called_hooks:
+        raise StudyError(f"{_FUNCTION} did not call {', '.join(sorted(uncalled))} of method, which {method.name} needs")
 
 
 def _read_metrics(returned: object) -> dict[str, float]:

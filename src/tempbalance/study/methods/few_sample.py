@@ -7,33 +7,36 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from baselines.base import Baseline, Training
+from tempbalance.errors import ArgumentError
+from tempbalance.study.methods.hooks import Training, TrainingMethod, check_count, check_positive
+
+__all__ = ["FewSample"]
 
 
 @dataclass
-class FewSample(Baseline):
+class FewSample(TrainingMethod):
     """Initialise the last blocks anew, and train longer.
 
     The last blocks are specialised in the task of pre-training. *When:* a pre-trained transformer whose last blocks
     transfer badly, on few data; with the rest of this recipe.
 
-    Zhang et al. 2021, "Revisiting few-sample BERT fine-tuning" (arXiv 2006.05987). The third part of the recipe is
-    Adam with bias correction, which PyTorch's AdamW has. They also initialise BERT's pooler anew; a model without one
-    has none to initialise.
+    The third part of the recipe is Adam with bias correction, which PyTorch's AdamW has. They also initialise BERT's
+    pooler anew; a model without one has none to initialise.
 
     Attributes:
         blocks: Number of last blocks to initialise anew, 1 to 6 in the paper.
         longer: Factor on the number of epochs.
     """
 
+    source = "Zhang et al. 2021, Revisiting few-sample BERT fine-tuning (arXiv 2006.05987)"
+    needs = ("pretrained",)
+
     blocks: int = 1
     longer: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.blocks != int(self.blocks) or self.blocks < 0:
-            raise ValueError(f"blocks must be a whole number from 0 on, got {self.blocks}")
-        if not self.longer > 0:
-            raise ValueError(f"longer must be positive, got {self.longer}")
+        check_count("blocks", self.blocks, 0)
+        check_positive("longer", self.longer)
         self.epochs = self.longer
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
@@ -41,7 +44,7 @@ class FewSample(Baseline):
         lists = [each for each in model.modules() if isinstance(each, nn.ModuleList)]
         blocks = max(lists, key=len, default=nn.ModuleList())
         if len(blocks) < self.blocks:
-            raise ValueError(f"this model has {len(blocks)} blocks, fewer than {self.blocks}")
+            raise ArgumentError(f"this model has {len(blocks)} blocks, fewer than {self.blocks}")
         deviation = getattr(getattr(model, "config", None), "initializer_range", 0.02)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(training.seed)
@@ -51,5 +54,5 @@ class FewSample(Baseline):
                     if module.bias is not None:
                         module.bias.zero_()
                 elif hasattr(module, "reset_parameters"):
-                    module.reset_parameters()  # type: ignore[operator]
+                    module.reset_parameters()
         return model

@@ -2,70 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from baselines.base import Baseline, Batch, linear_layers
-from baselines.classifier_alignment import collect
+from tempbalance.study.methods.classifier_alignment import collect
+from tempbalance.study.methods.hooks import Batch, TrainingMethod, check_positive, head_of
 
-ITERATIONS = 500
+__all__ = ["LPFT", "Constant", "Probe", "fit_head"]
+
+_ITERATIONS = 500
 
 
 @dataclass
-class LPFT(Baseline):
+class LPFT(TrainingMethod):
     """Linear probing, then fine-tuning: the head starts from a logistic regression on the frozen features.
 
     A random head sends random gradients into pre-trained weights. *When:* always, if the features are good without
     fine-tuning.
 
-    Kumar et al. 2022 (arXiv 2202.10054). Deviation: their probe is trained by SGD and stopped early, ours is the
-    minimum of the regularised loss.
+    Deviation: their probe is trained by SGD and stopped early, ours is the minimum of the regularised loss.
 
     Attributes:
         c: Factor on the loss of the probe against half the sum of squares of the head, as in scikit-learn.
     """
 
+    source = "Kumar et al., ICLR 2022 (arXiv 2202.10054)"
+    needs = ("labels", "pretrained")
+
     c: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.c > 0:
-            raise ValueError(f"c must be positive, got {self.c}")
+        check_positive("c", self.c)
 
-    def start(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+    def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         """Fit the head."""
-        head = model.get_submodule(linear_layers(model)[1])
+        head = head_of(model)
         features, labels = collect(model, head, batches)
         fit_head(head, features, labels, self.c)
 
 
 @dataclass
 class Probe(LPFT):
-    """The same without fine-tuning: logistic regression on the features of the frozen model. It has no learning rate.
+    """Logistic regression on the features of the frozen model, without fine-tuning. It has no learning rate.
 
     Attributes:
-        c: As above.
+        c: As of ``LPFT``.
     """
+
+    source = "a reference"
 
     epochs: float = 0.0
 
 
 @dataclass
-class Constant(Baseline):
+class Constant(TrainingMethod):
     """The most frequent class of the training data, for every input. It has no learning rate."""
+
+    source = "a reference"
+    needs = ("labels",)
 
     epochs: float = 0.0
 
     @torch.no_grad()
-    def start(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+    def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         """Set the head's bias to the logarithm of the frequencies, each class counted once more, and weights to 0."""
-        head = model.get_submodule(linear_layers(model)[1])
+        head = head_of(model)
         labels = torch.cat([batch.targets for batch in batches])
         for parameter in head.parameters():
             parameter.zero_()
-        head.bias.copy_(torch.bincount(labels, minlength=len(head.bias)).add(1).log())  # type: ignore[union-attr]
+        head.bias.copy_(torch.bincount(labels, minlength=head.out_features).add(1).log())
 
 
 def fit_head(head: nn.Module, features: Tensor, labels: Tensor, c: float) -> None:
@@ -73,16 +81,16 @@ def fit_head(head: nn.Module, features: Tensor, labels: Tensor, c: float) -> Non
     parameters = [parameter for parameter in head.parameters()]
     found = [torch.zeros_like(parameter, dtype=torch.float64).requires_grad_() for parameter in parameters]
     inputs = features.double()
-    optimizer = torch.optim.LBFGS(found, max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(found, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(nn.functional.linear(inputs, *found), labels, reduction="sum")
         total = c * loss + sum(each.square().sum() for each in found) / 2
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    optimizer.step(objective)
+    optimizer.step(objective)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for parameter, value in zip(parameters, found, strict=True):
             parameter.copy_(value)

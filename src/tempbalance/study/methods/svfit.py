@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from baselines.base import Baseline, Batch, Training, linear_layers
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_count, linear_layers
+
+__all__ = ["SVFit"]
 
 
-class SingularValues(nn.Module):
+class _SingularValues(nn.Module):
     """A weight as ``U diag(s) V^T`` plus a fixed remainder; only ``s`` is trained."""
+
+    u: Tensor
+    vh: Tensor
+    rest: Tensor
 
     def __init__(self, weight: Tensor, rank: int | None) -> None:
         super().__init__()
@@ -32,13 +38,13 @@ class SingularValues(nn.Module):
 
 
 @dataclass
-class SVFit(Baseline):
+class SVFit(TrainingMethod):
     """Train the largest singular values of every linear layer, and the head; all other weights are frozen.
 
     It has far fewer trainable weights than LoRA. *When:* as LoRA, with even fewer data. It requires a learning rate
     about a hundred times that of fine-tuning.
 
-    Sun et al. 2024 (arXiv 2409.05926): ``W = W_r + W_e``, where only the top r singular values are trained. PEFT 0.21
+    ``W = W_r + W_e``, where only the top r singular values are trained. PEFT 0.21
     does not have it (its KaSA adds a product), so this is a parametrization of PyTorch. Deviation: all linear
     layers are adapted.
 
@@ -46,11 +52,14 @@ class SVFit(Baseline):
         rank: Number of singular values, None for all.
     """
 
+    source = "SVFit (Sun et al. 2024, arXiv 2409.05926)"
+    needs = ("pretrained",)
+
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rank is not None and (self.rank != int(self.rank) or self.rank < 1):
-            raise ValueError(f"rank must be a whole number from 1 on, or none, got {self.rank}")
+        if self.rank is not None:
+            check_count("rank", self.rank)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Decompose the weights."""
@@ -58,13 +67,13 @@ class SVFit(Baseline):
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for layer in layers.values():
-            parametrize.register_parametrization(layer, "weight", SingularValues(layer.weight, self.rank))
+            parametrize.register_parametrization(layer, "weight", _SingularValues(layer.weight, self.rank))
             layer.parametrizations.weight.original.requires_grad_(True)  # type: ignore[union-attr]
         for parameter in model.get_submodule(head).parameters():
             parameter.requires_grad_(True)
         return model
 
-    def finish(self, model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
+    def finish(self, model: nn.Module, batches: Sequence[Batch]) -> nn.Module:
         """Compose the weights."""
         for layer in linear_layers(model)[0].values():
             parametrize.remove_parametrizations(layer, "weight")

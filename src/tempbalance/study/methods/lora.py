@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from baselines.base import Baseline, Batch, Training, linear_layers
 from tempbalance.errors import MissingExtraError
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_count, linear_layers
+
+__all__ = ["Lora"]
 
 
 @dataclass
-class Lora(Baseline):
+class Lora(TrainingMethod):
     """Train a low-rank product added to every linear layer, and the head; all other weights are frozen.
 
     *When:* the model is too large to fine-tune, or the data are so few that tuned full fine-tuning is worse. It
     requires a learning rate about ten times as high.
 
-    Hu et al. 2022 (arXiv 2106.09685); rank, scale and dropout as in Model Balancing's experiments with LoRA (rank 8,
-    ``lora_alpha`` 16, dropout 0.05). Deviation: all linear layers are adapted, not only queries and values. Joined
-    with a recipe, alpha is that of ``W + scale * B A``, and the factors get the multiplier of their layer.
+    Rank, scale and dropout are as in Model Balancing's experiments with LoRA (rank 8, ``lora_alpha`` 16, dropout 0.05).
+    Deviation: all linear layers are adapted, not only queries and values. Joined with a recipe, alpha is that of ``W +
+    scale * B A``, and the factors get the multiplier of their layer.
 
     Attributes:
         rank: Width of the factors.
@@ -29,20 +32,22 @@ class Lora(Baseline):
         dropout: Dropout of the inputs of the factors.
     """
 
+    source = "Hu et al., ICLR 2022 (arXiv 2106.09685)"
+    needs = ("pretrained",)
+
     rank: int = 8
     scale: float = 2.0
     dropout: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.rank != int(self.rank) or self.rank < 1:
-            raise ValueError(f"rank must be a whole number from 1 on, got {self.rank}")
+        check_count("rank", self.rank)
+        if importlib.util.find_spec("peft") is None:  # to say so before anything is trained
+            raise MissingExtraError("lora needs PEFT: pip install 'tempbalance[peft]'")
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Add the factors."""
-        try:
-            import peft
-        except ImportError as error:
-            raise MissingExtraError("LoRA needs PEFT: pip install 'tempbalance[peft]'") from error
+        import peft
+
         layers, head = linear_layers(model)
         config = peft.LoraConfig(
             r=self.rank,
@@ -56,7 +61,7 @@ class Lora(Baseline):
             adapted: nn.Module = peft.get_peft_model(model, config)
         return adapted
 
-    def finish(self, model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
+    def finish(self, model: nn.Module, batches: Sequence[Batch]) -> nn.Module:
         """Merge the products into the weights."""
         merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]
         return merged

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -23,9 +25,9 @@ class TestReadRecipe:
         assert (recipe.unit, recipe.every) == ("layer", tb.Every(steps=7))
         assert read_recipe("tempbalance_as_released") == tb.released.tempbalance_as_released()
 
-    @pytest.mark.parametrize("name", ["plain", "llr:lr=0.1", "llr:control=shuffled"])
+    @pytest.mark.parametrize("name", ["plain", "llr:lr=0.1", "llr:control=shuffled", "snr", "llr+snr"])
     def test_a_method_that_is_more_or_less_than_a_recipe_is_refused(self, name):
-        with pytest.raises(StudyError, match=f"{name}: expected a recipe and its parameters"):
+        with pytest.raises(StudyError, match=f"{re.escape(name)}: expected a recipe and its parameters"):
             read_recipe(name)
 
     @pytest.mark.parametrize(
@@ -119,6 +121,17 @@ class TestNames:
     def test_a_method_refuses_a_list(self):
         with pytest.raises(StudyError, match="high must be one value"):
             Method("llr:high=[3,5]")
+
+
+class TestTrainingMethods:
+    def test_they_are_built_by_name_in_every_task_and_joined_with_a_recipe(self):
+        method = Method("wise_ft:coefficient=0.3+snr+llr:high=3")
+        assert [type(each).__name__ for each in method.custom] == ["WiseFT", "SpectralNorm"]
+        assert method.custom[0].coefficient == 0.3
+        assert configurations("ps_kd:strength=[0.1,0.2]+llr", "plain:lr=[1,2]")[1] == [
+            "ps_kd:strength=0.1+llr",
+            "ps_kd:strength=0.2+llr",
+        ]
 
 
 class Lora:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-import tempbalance as tb
-from baselines.base import Baseline, Batch, Training, linear_layers, trained
+from tempbalance.balance import Balancer, Every, recipes
 from tempbalance.layers import parameter_names
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_range, linear_layers, trained
+
+__all__ = ["WiseFT"]
 
 
 @dataclass
-class WiseFT(Baseline):
+class WiseFT(TrainingMethod):
     """Interpolate between the weights before and after training: ``W0 + coefficient * (W - W0)``.
 
     *When:* fine-tuned on little or biased data, and tested on other data; it costs nothing. The last linear layer is
@@ -27,10 +29,9 @@ class WiseFT(Baseline):
 
     ``smoothing`` is the amount of label smoothing in training, against overconfidence.
 
-    WiSE-FT, Wortsman et al. 2022 (arXiv 2109.01903). BANG, Lin et al. 2024 (arXiv 2309.17230) adds the smoothing.
-    Deviations: WiSE-FT interpolates a zero-shot head, here the head is new; buffers, such as running means, are kept as
-    trained; of BANG only smoothing, no Mixup. With LoRA write ``wise_ft+lora``, so that the merged weights are
-    interpolated, not the factors.
+    BANG adds the smoothing. Deviations: WiSE-FT interpolates a zero-shot head, here the head is new; buffers, such as
+    running means, are kept as trained; of BANG only smoothing, no Mixup. With LoRA write ``wise_ft+lora``, so that the
+    merged weights are interpolated, not the factors.
 
     Attributes:
         coefficient: 0 for the weights before, 1 for those after fine-tuning; 0.5 in the paper without tuning.
@@ -38,16 +39,21 @@ class WiseFT(Baseline):
         smoothing: Part of the target that is spread evenly over all classes.
     """
 
+    source = "WiSE-FT (Wortsman et al., CVPR 2022, arXiv 2109.01903), BANG (Lin et al. 2024, arXiv 2309.17230)"
+    needs = ("labels", "pretrained")
+
     coefficient: float = 0.5
     strength: float = 0.0
     smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("coefficient", "smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if not self.strength >= 0:
-            raise ValueError(f"strength must be 0 or more, got {self.strength}")
+            check_range(name, getattr(self, name), 0, 1)
+        check_range("strength", self.strength, 0)
+
+    def requirements(self) -> set[str]:
+        """Without smoothing neither labels nor the loss are needed."""
+        return super().requirements() - (set() if self.smoothing else {"labels", "loss"})
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Copy the weights."""
@@ -61,7 +67,7 @@ class WiseFT(Baseline):
         return (1 - self.smoothing) * loss - self.smoothing * outputs.log_softmax(-1).mean()
 
     @torch.no_grad()
-    def finish(self, model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
+    def finish(self, model: nn.Module, batches: Sequence[Batch]) -> nn.Module:
         """Interpolate."""
         parameters = dict(model.named_parameters())
         _, head = linear_layers(model)
@@ -74,8 +80,8 @@ class WiseFT(Baseline):
 
     def _multipliers(self, model: nn.Module) -> dict[int, float]:
         """The multiplier of each parameter that has one."""
-        recipe = replace(tb.recipes.model_balancing(strength=self.strength), unit="layer", every=tb.Every(steps=1))
+        recipe = replace(recipes.model_balancing(strength=self.strength), unit="layer", every=Every(steps=1))
         model.requires_grad_(True)  # after LoRA the weights that it was merged into do not, and would be passed over
-        units = tb.Balancer(torch.optim.SGD(model.parameters()), model, recipe).refresh().units
+        units = Balancer(torch.optim.SGD(model.parameters()), model, recipe).refresh().units
         parameters = parameter_names(model)
         return {id(parameters[name]): unit.multiplier for unit in units for name in unit.parameters}

@@ -11,32 +11,38 @@ import torch
 import torch.optim._muon
 from torch import Tensor, nn
 
-from baselines.base import Baseline
+from tempbalance.errors import ArgumentError, check_numbers
+from tempbalance.study.methods.hooks import TrainingMethod
+
+__all__ = ["Muon", "hidden_weights", "orthogonalize"]
 
 _Convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass
-class Muon(Baseline):
+class Muon(TrainingMethod):
     """Orthogonalise the momentum of every hidden matrix; all other parameters have AdamW.
 
     *When:* training from scratch; the learning rate is about that of AdamW, since each update is scaled to the same
     root mean square.
 
-    Jordan et al. 2024 (kellerjordan.github.io/posts/muon); the scale ``0.2 sqrt(max(out, in))`` of Moonlight, Liu et
-    al. 2025 (arXiv 2502.16982). ``torch.optim.Muon`` with Nesterov momentum and 5 Newton-Schulz steps. As there, AdamW
-    has the embeddings, the head, norms and biases, and of a convolutional network the first layer. A convolution is the
-    matrix ``(out, rest)``. Deviations: vectors have no weight decay, and the steps are in float32.
+    The scale of an update is ``0.2 sqrt(max(out, in))``, as in Moonlight, Liu et al. 2025 (arXiv 2502.16982).
+    ``torch.optim.Muon`` with Nesterov momentum and 5 Newton-Schulz steps. As there, AdamW has the embeddings, the head,
+    norms and biases, and of a convolutional network the first layer. A convolution is the matrix ``(out, rest)``.
+    Deviations: vectors have no weight decay, and the steps are in float32.
 
     Attributes:
         momentum: Momentum of the matrices; AdamW has the ``betas`` of the task.
     """
 
+    source = "Jordan et al. 2024 (kellerjordan.github.io/posts/muon)"
+
     momentum: float = 0.95
 
     def __post_init__(self) -> None:
+        check_numbers(momentum=self.momentum)
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+            raise ArgumentError(f"momentum must be in [0, 1), got {self.momentum}")
 
     def optimizers(
         self, model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
@@ -53,19 +59,21 @@ class Muon(Baseline):
             Muon and AdamW.
 
         Raises:
-            ValueError: No hidden matrix is trained.
+            ArgumentError: No hidden matrix is trained.
         """
         hidden = hidden_weights(model)
         if not hidden:
-            raise ValueError("Muon needs a trained linear layer or convolution that is neither the first nor the head")
+            raise ArgumentError(
+                "Muon needs a trained linear layer or convolution that is neither the first nor the head"
+            )
         muon = Matrices(
             hidden, lr=lr, weight_decay=weight_decay, momentum=self.momentum, adjust_lr_fn="match_rms_adamw"
         )
         taken = {id(weight) for weight in hidden}
         rest = [each for each in model.parameters() if each.requires_grad and id(each) not in taken]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [each for each in rest if each.ndim > 1]},
-            {"params": [each for each in rest if each.ndim < 2], "weight_decay": 0.0},
+            {"params": [each for each in rest if each.ndim <= 1], "weight_decay": 0.0},
         ]
         return [muon, torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)]
 
@@ -80,7 +88,7 @@ def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
     ends = [*first, *(layer.weight for layer in layers[-1:])]
     embeddings = [each.weight for each in model.modules() if isinstance(each, nn.Embedding)]
     excluded = {id(weight) for weight in (*ends, *embeddings)}
-    weights = {id(layer.weight): layer.weight for layer in layers if layer.weight.requires_grad}
+    weights: dict[int, Any] = {id(layer.weight): layer.weight for layer in layers if layer.weight.requires_grad}
     return [weight for key, weight in weights.items() if key not in excluded]
 
 
@@ -104,7 +112,8 @@ class Matrices(torch.optim.Muon):
         for view, weight in zip(self._views, self._weights, strict=True):
             view.grad = None if weight.grad is None else _last(weight.grad, weight).reshape(view.shape)
         with patch.object(torch.optim._muon, "_zeropower_via_newtonschulz", orthogonalize):
-            return super().step(closure)
+            found: float | None = super().step(closure)  # type: ignore[no-untyped-call]
+            return found
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of the weights."""

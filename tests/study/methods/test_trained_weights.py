@@ -1,7 +1,7 @@
-"""The baselines that change which weights are trained, or where they end: WiSE-FT, LoRA, SVFit."""
+"""The methods that change which weights are trained, or where they end: WiSE-FT, LoRA, SVFit."""
 
 import copy
-import sys
+import importlib.util
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 import tempbalance as tb
 from tempbalance.errors import MissingExtraError
 from tempbalance.layers import parameter_names
-from tempbalance.study import Method
+from tempbalance.study import Batch, Method, Training, read_candidates
+from tempbalance.study.methods import TRAINING_METHODS
 
 
 @pytest.fixture
@@ -23,10 +24,10 @@ def net():
 X = torch.randn(9, 70, generator=torch.Generator().manual_seed(2))
 
 
-def tuned(baselines, names, net, steps=3):
+def tuned(names, net, steps=3):
     """What the prepared model says and how much of it is trained; a copy after training, what it says, its end."""
-    joined = baselines.Joined(Method(names, custom=baselines.METHODS).custom)
-    model = joined.prepare(copy.deepcopy(net), baselines.Training(0, 1, steps))
+    joined = Method(names)
+    model = joined.prepare(copy.deepcopy(net), Training(0, 1, steps))
     first = model.eval()(X).detach(), trained_count(model)
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
@@ -34,7 +35,7 @@ def tuned(baselines, names, net, steps=3):
     x, y = torch.randn(16, 70, generator=generator), torch.randint(3, (16,), generator=generator)
     for _ in range(steps):
         outputs = model(x)
-        joined.loss(model, baselines.Batch(x, y), outputs, cross_entropy(outputs, y)).backward()
+        joined.loss(model, Batch(x, y), outputs, cross_entropy(outputs, y)).backward()
         optimizer.step()
         optimizer.zero_grad()
     last, outputs = copy.deepcopy(model).eval(), model.eval()(X).detach()
@@ -49,8 +50,8 @@ def trained_count(model):
 
 
 @pytest.mark.parametrize("coefficient", [0, 0.25, 1])
-def test_wise_ft_interpolates_all_but_the_head(baselines, net, coefficient):
-    *_, last, _, found = tuned(baselines, f"wise_ft:coefficient={coefficient}", net)
+def test_wise_ft_interpolates_all_but_the_head(net, coefficient):
+    *_, last, _, found = tuned(f"wise_ft:coefficient={coefficient}", net)
     for name, weight in found.named_parameters():
         before, after = net.get_parameter(name), last.get_parameter(name)
         expected = after if name.startswith("4.") else before + coefficient * (after - before)
@@ -58,12 +59,12 @@ def test_wise_ft_interpolates_all_but_the_head(baselines, net, coefficient):
         torch.testing.assert_close(weight, expected)
 
 
-def test_wise_ft_by_alpha_interpolates_layers_with_a_small_alpha_further(baselines, trained):
+def test_wise_ft_by_alpha_interpolates_layers_with_a_small_alpha_further(trained):
     before = nn.Sequential(*(nn.Linear(80, 80) for _ in range(4)))
     for parameter in before.parameters():
         nn.init.zeros_(parameter)
-    wise = baselines.METHODS["wise_ft"](coefficient=0.5, strength=1.0)
-    wise.prepare(before, baselines.Training(0, 1, 1))
+    wise = TRAINING_METHODS["wise_ft"](coefficient=0.5, strength=1.0)
+    wise.prepare(before, Training(0, 1, 1))
     alphas = [tb.Hill().fit(tb.weight_spectrum(layer.weight)).alpha for layer in trained]
     multipliers = tb.assign.Sigmoid(1.0).assign([tb.assign.UnitFacts(alpha=alpha) for alpha in alphas])
     after = copy.deepcopy(trained)
@@ -74,19 +75,19 @@ def test_wise_ft_by_alpha_interpolates_layers_with_a_small_alpha_further(baselin
     assert torch.equal(trained[3].weight, after[3].weight)  # the head
 
 
-def test_label_smoothing_of_wise_ft_agrees_with_pytorch(baselines, net):
+def test_label_smoothing_of_wise_ft_agrees_with_pytorch(net):
     x, y = torch.randn(5, 70), torch.randint(3, (5,))
     outputs = net(x)
-    wise = baselines.METHODS["wise_ft"](smoothing=0.2)
-    found = wise.loss(net, baselines.Batch(x, y), outputs, cross_entropy(outputs, y))
+    wise = TRAINING_METHODS["wise_ft"](smoothing=0.2)
+    found = wise.loss(net, Batch(x, y), outputs, cross_entropy(outputs, y))
     torch.testing.assert_close(found, cross_entropy(outputs, y, label_smoothing=0.2))
 
 
 # LoRA
 
 
-def test_lora_trains_two_factors_a_layer_and_the_head(baselines, net):
-    first, count, _, last, merged = tuned(baselines, "lora:rank=4", net)
+def test_lora_trains_two_factors_a_layer_and_the_head(net):
+    first, count, _, last, merged = tuned("lora:rank=4", net)
     assert count == 4 * (70 + 60) + 4 * (60 + 80) + 3 * 80 + 3
     torch.testing.assert_close(first, net(X))
     torch.testing.assert_close(last, merged(X))
@@ -95,54 +96,54 @@ def test_lora_trains_two_factors_a_layer_and_the_head(baselines, net):
     assert torch.linalg.matrix_rank(merged[2].weight - net[2].weight, rtol=1e-4) == 4
 
 
-def test_lora_is_balanced_by_the_alphas_of_the_merged_weights(baselines, net):
-    baseline = baselines.METHODS["lora"](rank=4, scale=3.0)
-    model = baseline.prepare(net, baselines.Training(0, 1, 1))
+def test_lora_is_balanced_by_the_alphas_of_the_merged_weights(net):
+    own = TRAINING_METHODS["lora"](rank=4, scale=3.0)
+    model = own.prepare(net, Training(0, 1, 1))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     factors = [id(p) for name, p in model.named_parameters() if "lora_" in name]
-    method = Method("lora+model_balancing:unit=layer,every=1", custom=baselines.METHODS)
+    method = Method("lora+model_balancing:unit=layer,every=1")
     balancer = method.balance(optimizer, model)
     for _ in range(2):  # B is 0 at first, and so is the gradient of A
         model(torch.ones(2, 70)).sum().backward()
         optimizer.step()
     refresh = balancer.refresh()
     names = parameter_names(model)
-    merged = baseline.finish(model, [])
+    merged = own.finish(model, [])
     expected = [tb.Hill().fit(tb.weight_spectrum(merged[place].weight)).alpha for place in (0, 2)]
     assert [unit.alpha for unit in refresh.units[:2]] == pytest.approx(expected, rel=1e-4)
     owners = {id(names[name]): unit.name for unit in refresh.units for name in unit.parameters}
     assert [owners[factor] for factor in factors] == [unit.name for unit in refresh.units[:2] for _ in "AB"]
 
 
-def test_wise_ft_joined_before_lora_interpolates_the_merged_weights(baselines, net):
-    *_, last, _, found = tuned(baselines, "wise_ft:coefficient=0.5+lora:rank=4", net)
+def test_wise_ft_joined_before_lora_interpolates_the_merged_weights(net):
+    *_, last, _, found = tuned("wise_ft:coefficient=0.5+lora:rank=4", net)
     merged = last.merge_and_unload()
     for place in (0, 2):
         torch.testing.assert_close(found[place].weight, (net[place].weight + merged[place].weight) / 2)
     assert torch.equal(found[4].weight, merged[4].weight)
 
 
-def test_wise_ft_by_alpha_uses_the_alphas_of_the_merged_weights_of_lora(baselines, net):
-    *_, even = tuned(baselines, "wise_ft:coefficient=0.5+lora:rank=4", net)
-    *_, last, _, found = tuned(baselines, "wise_ft:coefficient=0.5,strength=1+lora:rank=4", net)
+def test_wise_ft_by_alpha_uses_the_alphas_of_the_merged_weights_of_lora(net):
+    *_, even = tuned("wise_ft:coefficient=0.5+lora:rank=4", net)
+    *_, last, _, found = tuned("wise_ft:coefficient=0.5,strength=1+lora:rank=4", net)
     assert not torch.equal(even[0].weight, found[0].weight)
     merged = last.merge_and_unload()
     ratio = (found[0].weight - net[0].weight) / (merged[0].weight - net[0].weight)
     assert 0.5 * 10**-0.5 <= ratio.median().item() <= 0.5 * 10**0.5
 
 
-def test_lora_without_peft_names_the_extra(baselines, net, monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", None)
+def test_without_peft_lora_is_refused_by_its_name_before_training(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tempbalance\[peft\]'"):
-        baselines.METHODS["lora"]().prepare(net, baselines.Training(0, 1, 1))
+        read_candidates(["lora:rank=4"])
 
 
 # SVFit
 
 
 @pytest.mark.parametrize(("rank", "count"), [(None, 60 + 60), (5, 5 + 5)])
-def test_svfit_trains_the_largest_singular_values_and_the_head(baselines, net, rank, count):
-    first, trained, _, last, found = tuned(baselines, f"svfit:rank={rank}" if rank else "svfit", net)
+def test_svfit_trains_the_largest_singular_values_and_the_head(net, rank, count):
+    first, trained, _, last, found = tuned(f"svfit:rank={rank}" if rank else "svfit", net)
     assert trained == count + 3 * 80 + 3
     torch.testing.assert_close(first, net(X), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(last, found(X))
@@ -157,9 +158,9 @@ def test_svfit_trains_the_largest_singular_values_and_the_head(baselines, net, r
     assert not torch.equal(found[4].bias, net[4].bias)
 
 
-def test_svfit_can_be_balanced(baselines, net):
-    baseline = baselines.METHODS["svfit"]()
-    model = baseline.prepare(net, baselines.Training(0, 1, 1))
+def test_svfit_can_be_balanced(net):
+    own = TRAINING_METHODS["svfit"]()
+    model = own.prepare(net, Training(0, 1, 1))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     balancer = tb.Balancer(optimizer, model, tb.recipes.model_balancing_sciml(), steps_per_epoch=10)
     expected = [tb.Hill().fit(tb.weight_spectrum(net[place].weight)).alpha for place in (0, 2)]

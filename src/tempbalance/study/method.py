@@ -1,4 +1,4 @@
-"""Methods by name: ``plain``, a recipe, a control of a recipe, and the methods that a task adds."""
+"""Methods by name: ``plain``, a recipe, a control of a recipe, a training method, and the methods that a task adds."""
 
 from __future__ import annotations
 
@@ -17,9 +17,20 @@ from tempbalance.errors import ArgumentError, StudyError
 from tempbalance.spectra.windows import Windows
 from tempbalance.study.controls import CONTROLS, random_weights
 from tempbalance.study.method_names import Part, read_parts, read_value
+from tempbalance.study.methods import TRAINING_METHODS
+from tempbalance.study.methods.hooks import Joined, TrainingMethod
 from tempbalance.tail import find_estimator
 
-__all__ = ["PLAIN", "CustomMethods", "Method", "find_recipe", "list_methods", "read_method", "read_recipe"]
+__all__ = [
+    "PLAIN",
+    "CustomMethods",
+    "Method",
+    "describe_methods",
+    "is_taken",
+    "list_methods",
+    "read_method",
+    "read_recipe",
+]
 
 PLAIN = "plain"
 _AS_RELEASED = tuple(name for name in released.__all__ if name.endswith("_as_released"))
@@ -29,8 +40,8 @@ _WRAPPERS = {"damped": Damped, "change": AlphaChange}  # around the recipe's ass
 CustomMethods: TypeAlias = Mapping[str, Callable[..., object]]  # called with the parameters in the name
 
 
-class Method:
-    """A training method, built from its name. A task calls only ``method.balance(optimizer, model)``.
+class Method(Joined):
+    """A training method, built from its name. A task calls ``method.balance(optimizer, model)``.
 
     A name is ``plain``, which changes nothing; or a recipe with its own parameters and ``unit``, ``estimator``
     (``hill``, ``peak``, ``ks``, ``averaged_hill``), ``windows``, ``every``, ``spectrum_of`` and ``kinds``, as in
@@ -45,14 +56,17 @@ class Method:
     The first three keep the mean multiplier of the recipe. ``windows=farms`` measures with ``FARMS()``, ``every=100``
     every 100 steps (only once if the training is shorter).
 
-    Methods that a task adds (``METHODS``) are built and passed to it in ``custom``; ``+`` joins them with each other
-    and with a recipe: ``lora:rank=8+model_balancing``.
+    A name may also be a training method that is not a recipe (``tempbalance.study.methods``), such as ``lora:rank=8``,
+    or one that the task adds (``METHODS``); ``+`` joins them with each other and with a recipe:
+    ``lora:rank=8+model_balancing``. For these a task calls the hooks as well, such as ``method.prepare``: see
+    :class:`TrainingMethod`.
 
     Attributes:
         name: The name.
-        custom: Objects built by the task's own methods, in the order of the name.
+        custom: The objects of these methods, in the order of the name; empty for plain and a recipe.
         balancers: Balancers that ``balance`` has built.
         called: Whether the task has called ``balance``.
+        called_hooks: The hooks that the task has called.
 
     Example:
         >>> import torch
@@ -84,12 +98,13 @@ class Method:
         for part in read_method(name, custom):
             values = _values(name, part)
             with _errors_of(name):
-                if part.name in custom:
-                    built.append(custom[part.name](**values))
+                if build := _find_custom(part.name, custom):
+                    built.append(build(**values))
                 elif part.name != PLAIN:
                     self._control = values.pop("control", None)
                     self._recipe = _build_recipe(part.name, values)
         self.custom = tuple(built)
+        super().__init__(name, [each for each in built if isinstance(each, TrainingMethod)])
         if self._recipe is not None and self._control is not None:
             self._recipe = CONTROLS[self._control](self._recipe, seed)
 
@@ -131,14 +146,24 @@ def read_recipe(name: str) -> Recipe:
         >>> read_recipe("model_balancing:strength=0.5,every=100").every
         Every(steps=100, epochs=None)
     """
-    (part,) = read_method(name, {})  # two recipes cannot be joined
-    if part.name == PLAIN or part.choices.keys() & {"control", "lr"}:
+    part, *more = read_method(name, {})
+    if more or _find_recipe(part.name) is None or part.choices.keys() & {"control", "lr"}:
         raise StudyError(f"{name}: expected a recipe and its parameters, such as model_balancing:strength=1.0")
     with _errors_of(name):
         return _build_recipe(part.name, _values(name, part))
 
 
-def find_recipe(name: str) -> Callable[..., Recipe] | None:
+def _find_custom(name: str, custom: CustomMethods) -> Callable[..., object] | None:
+    """Return what builds a method that is not a recipe: of the task, or of ``TRAINING_METHODS``; None if none does."""
+    return custom.get(name) or TRAINING_METHODS.get(name)
+
+
+def is_taken(name: str) -> bool:
+    """Return whether a task cannot add a method of that name."""
+    return name == PLAIN or name in TRAINING_METHODS or _find_recipe(name) is not None
+
+
+def _find_recipe(name: str) -> Callable[..., Recipe] | None:
     """Return the function that builds the recipe of that name; None if there is none."""
     if name in recipes.__all__:
         return getattr(recipes, name)  # type: ignore[no-any-return]
@@ -147,7 +172,30 @@ def find_recipe(name: str) -> Callable[..., Recipe] | None:
 
 def list_methods(custom: CustomMethods) -> str:
     """List the names of all methods, for an error message."""
-    return f"the methods are {', '.join([PLAIN, *recipes.__all__, *_AS_RELEASED, *custom])}"
+    return f"the methods are {', '.join([PLAIN, *recipes.__all__, *_AS_RELEASED, *TRAINING_METHODS, *custom])}"
+
+
+def describe_methods() -> list[tuple[str, str, str]]:
+    """Describe all methods that need no task: the name, one line, and the source.
+
+    Returns:
+        Plain, recipes, recipes as released, and training methods.
+
+    Example:
+        >>> [line for name, line, source in describe_methods() if name == "snr"]
+        ['Add strength / 2 times the squared spectral norms of all weights to the loss.']
+    """
+    built = {name: _find_recipe(name) for name in (*recipes.__all__, *_AS_RELEASED)}
+    sources = {name: _source(build) for name, build in built.items() if build}
+    sources |= {name: method.source for name, method in TRAINING_METHODS.items()}
+    lines = {name: inspect.getdoc(each) or "" for name, each in {**built, **TRAINING_METHODS}.items()}
+    found = [(name, lines[name].partition("\n")[0].replace("`", ""), source) for name, source in sources.items()]
+    return [(PLAIN, "Training as the task does it.", ""), *found]
+
+
+def _source(build: Callable[..., Recipe]) -> str:
+    needed = [each for each in inspect.signature(build).parameters.values() if each.default is inspect.Parameter.empty]
+    return "" if needed else build().source  # multipliers by hand have no source
 
 
 def read_method(name: str, custom: CustomMethods) -> list[Part]:
@@ -159,25 +207,26 @@ def read_method(name: str, custom: CustomMethods) -> list[Part]:
             if key not in allowed:
                 raise StudyError(f"{part.name} has no parameter {key}; it has {', '.join(dict.fromkeys(allowed))}")
         nodes = part.choices.get("control")
-        if part.name in custom or nodes is None:
+        if _find_custom(part.name, custom) or nodes is None:
             continue
         if len(nodes) > 1 or read_value(name, nodes[0]) not in CONTROLS:
             raise StudyError(f"{name}: control must be one of {', '.join(CONTROLS)}; compare them as separate methods")
     names = [part.name for part in parts]
     if len(set(names)) < len(names):
         raise StudyError(f"{name}: a method is joined with itself")
-    if len(names) > 1 and (PLAIN in names or sum(each not in custom for each in names) > 1):
-        raise StudyError(f"{name}: only the task's own methods and at most one recipe can be joined, and plain cannot")
+    if len(names) > 1 and (PLAIN in names or sum(not _find_custom(each, custom) for each in names) > 1):
+        raise StudyError(f"{name}: only training methods and at most one recipe can be joined, and plain cannot")
     return parts
 
 
 def _parameters(name: str, custom: CustomMethods) -> list[str]:
     if name == PLAIN:
         return ["lr"]
-    build = custom.get(name) or find_recipe(name)
+    own = _find_custom(name, custom)
+    build = own or _find_recipe(name)
     if build is None:
         raise StudyError(f"there is no method {name!r}; {list_methods(custom)}")
-    options = [] if name in custom else [*_OPTIONS, *_WRAPPERS, "control"]
+    options = [] if own else [*_OPTIONS, *_WRAPPERS, "control"]
     return [*inspect.signature(build).parameters, *options, "lr"]
 
 
@@ -198,7 +247,7 @@ def _errors_of(name: str) -> Iterator[None]:
 
 
 def _build_recipe(name: str, values: Mapping[str, Any]) -> Recipe:
-    build = find_recipe(name)
+    build = _find_recipe(name)
     assert build is not None
     if not isinstance(windows := values.get("windows"), Windows | None):
         raise ArgumentError(f"windows must be farms or none, got {windows}")
