@@ -76,7 +76,7 @@ def finetune(digits: NewDigits, method: Method, lr: float, epochs: int, seed: in
     decay = method.decay * settings.weight_decay
     optimizers = method.optimizers(model, lr, decay) or [torch.optim.AdamW(ours, lr=lr, weight_decay=decay)]
     method.balance(optimizers[0], model, steps_per_epoch=len(loader))
-    schedulers = [warmup_and_decay(each, epochs * len(loader), settings.warmup) for each in optimizers]
+    schedulers = [warmup_and_decay(each, max(1, epochs * len(loader)), settings.warmup) for each in optimizers]
     model.train()
     for _ in range(epochs):
         for images, labels in loader:

@@ -135,7 +135,7 @@ def test_an_interrupted_or_killed_study_loses_only_the_current_trial(tmp_path):
 def test_the_complete_task_of_the_guide_runs(command, task_file, tmp_path):
     pytest.importorskip("sklearn")
     blocks = re.findall(r"^```py\n(.*?)^```", GUIDE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    (block,) = (block for block in blocks if "load_digits" in block)
+    (block,) = (block for block in blocks if block.startswith("# my_task.py"))
     task_file.write_text(block)
     assert run(*command, "--quick") == 0
     assert [row["failed"] for row in summary(tmp_path / "out")["rows"]] == [0, 0]

@@ -28,20 +28,28 @@ def data(tmp_path_factory):
     return str(tmp_path)
 
 
+HOOKS = "data_diet:keep=0.5,passes=0+sam+ps_kd"
 SMALL = {"examples": 20, "epochs": 2, "batch_size": 10, "size": 8}
 
 
 @pytest.mark.parametrize("network", ["resnet20", "vgg"])
 def test_the_vision_task_trains_and_neutral_methods_equal_plain(vision, experiments, data, network):
     task = load_task(experiments / "vision.py", {**SMALL, "data": data, "network": network})
-    names = ("plain", "tempbalance", "tempbalance:low=1,high=1", "snr:strength=0.1+tempbalance", "snr:strength=0")
+    names = (
+        "plain",
+        "tempbalance",
+        "tempbalance:low=1,high=1",
+        "snr:strength=0.1+tempbalance",
+        "snr:strength=0",
+        HOOKS,
+    )
     runs = {name: task.run(Configuration(name, 0.1), 0) for name in names}
     assert [run.error for run in runs.values()] == [""] * len(names)
     plain = runs["plain"].metrics
     assert {"validation", "test", "train", "imbalance", "mean_alpha"} < set(plain)
     assert plain == runs["tempbalance:low=1,high=1"].metrics == runs["snr:strength=0"].metrics
-    different = [plain, runs["tempbalance"].metrics, runs["snr:strength=0.1+tempbalance"].metrics]
-    assert len({metrics["mean_alpha"] for metrics in different}) == 3
+    different = [plain, *(runs[name].metrics for name in ("tempbalance", "snr:strength=0.1+tempbalance", HOOKS))]
+    assert len({metrics["mean_alpha"] for metrics in different}) == 4
     assert runs["tempbalance"].balance["refreshes"] == 2
 
 
