@@ -23,7 +23,7 @@ from tempbalance.study import HOOKS, Batch, Method, Training, outputs_of
 
 VALIDATION = 300
 NEXT_MEMBER = 2**32  # beyond every seed
-SUPPORTS = (*HOOKS, "labels", "pretrained")
+SUPPORTS = (*HOOKS, "labels", "pretrained", "tensors")
 
 
 def train(

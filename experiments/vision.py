@@ -35,7 +35,7 @@ PIXELS = 32
 VALIDATION = 2000  # images
 EVALUATION_BATCH = 500
 DECAY = 0.05  # of AdamW and Muon
-SUPPORTS = (*(hook for hook in HOOKS if hook != "members"), "labels")
+SUPPORTS = (*(hook for hook in HOOKS if hook != "members"), "labels", "tensors")
 
 
 class Block(nn.Module):

@@ -488,6 +488,7 @@ def test_spd_is_adamw_with_a_pull_back_and_without_decay(net, batches, strength)
         ("data_diet:runs=0", "runs must be a whole number from 1 on"),
         ("sam:rho=0", "rho must be positive"),
         ("guidance:guide=none", "guide must be start or random, got None"),
+        ("levi:depths=0", "depths must be a whole number from 1 on"),
         ("boosting:members=0", "members must be a whole number from 1 on"),
         ("boosting:shrinkage=x", "shrinkage must be a number, got 'x'"),
         ("svfit:rank=0", "rank must be a whole number from 1 on"),

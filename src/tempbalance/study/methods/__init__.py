@@ -16,6 +16,7 @@ from tempbalance.study.methods.few_sample import FewSample
 from tempbalance.study.methods.gradient_noise import GradientNoise
 from tempbalance.study.methods.guidance import Guidance
 from tempbalance.study.methods.hooks import TrainingMethod
+from tempbalance.study.methods.levi import LEVI
 from tempbalance.study.methods.lora import Lora
 from tempbalance.study.methods.muon import Muon
 from tempbalance.study.methods.pego import PEGO
@@ -32,6 +33,7 @@ from tempbalance.study.methods.wise_ft import WiseFT
 
 __all__ = [
     "GLAD",
+    "LEVI",
     "LPFT",
     "PEGO",
     "SAM",
@@ -79,6 +81,7 @@ TRAINING_METHODS: Mapping[str, type[TrainingMethod]] = {
     "data_diet": DataDiet,
     "sam": SAM,
     "glad": GLAD,
+    "levi": LEVI,
     "guidance": Guidance,
     "boosting": Boosting,
 }

@@ -32,7 +32,11 @@ __all__ = [
 _FACTORS = ("members", "decay", "epochs")
 _CALLS = ("choose", "prepare", "start", "optimizers", "loss", "backward", "before_step", "after_step", "finish")
 HOOKS = (*_FACTORS, *_CALLS)
-FACTS = {"labels": "class labels as targets", "pretrained": "a pre-trained model to start from"}
+FACTS = {
+    "labels": "class labels as targets",
+    "pretrained": "a pre-trained model to start from",
+    "tensors": "inputs that are one tensor, examples first",
+}
 
 
 class Training(NamedTuple):
@@ -108,15 +112,15 @@ class TrainingMethod:
         model = method.finish(model, batches)  # after training, before it is evaluated
 
     A task names the hooks that it calls in ``SUPPORTS``, with ``"labels"`` if it is a classification with logits as
-    outputs, and ``"pretrained"`` if its model is pre-trained. A method that needs more is refused before anything is
-    trained.
+    outputs, ``"pretrained"`` if its model is pre-trained, and ``"tensors"`` if the inputs of a batch are one tensor of
+    numbers, examples first. A method that needs more is refused before anything is trained.
 
     Attributes:
         members: Number of models to train.
         decay: Factor on the task's weight decay.
         epochs: Factor on the task's number of epochs; 0 for a method that is not trained.
         source: The paper that it follows.
-        needs: What it needs besides hooks: ``"labels"``, ``"pretrained"``.
+        needs: What it needs besides hooks: ``"labels"``, ``"pretrained"``, ``"tensors"``.
 
     Example:
         >>> class Clip(TrainingMethod):
