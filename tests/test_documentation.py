@@ -22,6 +22,7 @@ PUBLIC_MODULES = [
         "tempbalance.balance.recipes",
         "tempbalance.compress",
         "tempbalance.study",
+        "tempbalance.study.methods",
         "tempbalance.errors",
         "tempbalance.testing",
     ),

@@ -2,6 +2,11 @@
 
 ``TRAINING_METHODS`` has them by the name that a study uses. A task of your own may add more: see
 :class:`~tempbalance.study.TrainingMethod`.
+
+Example:
+    >>> import tempbalance as tb
+    >>> tb.study.Method("sam:rho=0.1+ps_kd").custom
+    (SAM(rho=0.1), SelfDistillation(strength=0.8))
 """
 
 from __future__ import annotations
