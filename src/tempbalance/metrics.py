@@ -13,12 +13,25 @@ from torch import Tensor
 
 from tempbalance.types import ESD, Spectrum, TailFit
 
-__all__ = ["Metrics", "bulk_edge", "imbalance", "is_random", "mean_alpha", "measure", "mp_cdf", "mp_edges", "thin"]
+__all__ = [
+    "FEWEST_EIGENVALUES",
+    "Metrics",
+    "bulk_edge",
+    "bulk_variance",
+    "highest_random_eigenvalue",
+    "imbalance",
+    "is_random",
+    "mean_alpha",
+    "measure",
+    "mp_cdf",
+    "mp_edges",
+    "thin",
+]
 
 _LN10 = math.log(10)
 _TAIL_POINTS = 64
 _BULK_POINTS = 192
-_FEWEST_EIGENVALUES = 50  # needed for is_random; the same number that TempBalance requires for a fit
+FEWEST_EIGENVALUES = 50  # needed to compare with a random matrix; the same number that TempBalance requires for a fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,9 +196,23 @@ def _mp_median(shape: tuple[int, int]) -> float:
 
 def bulk_edge(spectrum: Spectrum) -> float:
     """Return the edge of the Marchenko-Pastur bulk, its variance estimated from the median eigenvalue."""
+    return mp_edges(spectrum.shape, bulk_variance(spectrum))[1]
+
+
+def bulk_variance(spectrum: Spectrum) -> float:
+    """Return the variance for which the medians of the spectrum and of the Marchenko-Pastur law agree."""
     values = spectrum.eigenvalues
     median = float(values.quantile(0.5)) if len(values) < 1 << 24 else float(values[len(values) // 2])
-    return mp_edges(spectrum.shape, median / _mp_median(spectrum.shape))[1]
+    return median / _mp_median(spectrum.shape)
+
+
+def highest_random_eigenvalue(shape: tuple[int, int], count: int = 1) -> float:
+    """Return what the largest eigenvalue of ``count`` random matrices of variance 1 exceeds once in 1000 times."""
+    n = min(shape)
+    a, b = math.sqrt(max(shape) - 1), math.sqrt(n)
+    center, width = (a + b) ** 2, (a + b) * math.pow(1 / a + 1 / b, 1 / 3)  # Johnstone 2001, section 1.2
+    # The tail of the Tracy-Widom law is about exp(-2/3 s^(3/2)).
+    return center + math.pow(1.5 * math.log(1000 * count), 2 / 3) * width
 
 
 def _mean_square(spectrum: Spectrum) -> float:
@@ -240,7 +267,7 @@ def is_random(
         >>> is_random(weight, measure(weight, Hill().fit(weight)))
         True
     """
-    if max(spectrum.shape) == 1 or len(spectrum.eigenvalues) < _FEWEST_EIGENVALUES or not metrics.lambda_max > 0:
+    if max(spectrum.shape) == 1 or len(spectrum.eigenvalues) < FEWEST_EIGENVALUES or not metrics.lambda_max > 0:
         return False
     independent = independent or spectrum.num_matrices
     if _follows_law(spectrum, metrics.mp_ks_distance, independent):
@@ -258,11 +285,8 @@ def _follows_law(spectrum: Spectrum, ks_distance: float, independent: int) -> bo
     threshold = (1.5 + 0.45 * math.log(n)) / math.sqrt(independent) + (0.3 if count > 1 else 0.0)
     if not ks_distance <= threshold / n:
         return False
-    a, b = math.sqrt(max(spectrum.shape) - 1), math.sqrt(n)
-    center, width = (a + b) ** 2, (a + b) * (1 / a + 1 / b) ** (1 / 3)
-    # The tail of the Tracy-Widom law is about exp(-2/3 s^(3/2)).
-    highest = (1.5 * math.log(1000 * count)) ** (2 / 3)
-    return bool(float(spectrum.eigenvalues[-1]) / _mean_square(spectrum) <= center + highest * width)
+    largest = float(spectrum.eigenvalues[-1]) / _mean_square(spectrum)
+    return largest <= highest_random_eigenvalue(spectrum.shape, count)
 
 
 def _mean_explains(spectrum: Spectrum, rest: Spectrum, mean_over_std: float) -> bool:

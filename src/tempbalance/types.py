@@ -172,6 +172,9 @@ class LayerStats:
         num_spikes: Eigenvalues above ``mp_edge``.
         mp_ks_distance: Kolmogorov-Smirnov distance of the spectrum from the Marchenko-Pastur law of a random matrix of
             the same shape and variance.
+        num_traps: Eigenvalues beyond those of a random matrix after the entries were shuffled (``traps.count_traps``);
+            None if not counted.
+        delta_erg: ERG threshold minus ``xmin``, over the mean eigenvalue (``traps.delta_erg``); NaN if not measured.
         mean_square: Mean of the squared entries (their variance if their mean is 0); NaN in files of older versions.
         error_bound: Bound on the absolute error of an eigenvalue, as a fraction of ``lambda_max``; probabilistic, see
             ``Spectrum``.
@@ -206,6 +209,8 @@ class LayerStats:
     mp_edge: float
     num_spikes: int
     mp_ks_distance: float
+    num_traps: int | None = None
+    delta_erg: float = math.nan
     mean_square: float = math.nan
     error_bound: float
     esd: ESD

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from tempbalance.spectra.windowed_gram import WindowValues, window_values
 from tempbalance.spectra.windows import WindowGrid, Windows, coverage
 from tempbalance.tail import TailEstimator, find_estimator
 from tempbalance.tail.estimator import failed
+from tempbalance.traps import count_traps, delta_erg
 from tempbalance.types import Spectrum, Status, TailFit
 
 __all__ = ["WeightFit", "batch_key", "fit_weight", "fit_weights"]
@@ -39,6 +40,8 @@ class WeightFit:
         coverage: Fraction of the weight's entries inside at least one window; 1 without windows.
         metrics: Scalars of the spectrum and of the fit.
         random: Whether the spectrum cannot be distinguished from that of a random matrix (see ``metrics.is_random``).
+        num_traps: Number of correlation traps; None if they were not counted.
+        delta_erg: Distance of the ERG threshold from ``xmin``; NaN if it was not measured.
     """
 
     spectrum: Spectrum
@@ -47,6 +50,8 @@ class WeightFit:
     coverage: float
     metrics: Metrics
     random: bool
+    num_traps: int | None = None
+    delta_erg: float = math.nan
 
     @property
     def status(self) -> Status:
@@ -102,6 +107,7 @@ def fit_weights(
     estimator: TailEstimator,
     windows: Windows | None = None,
     device: torch.device | str | None = None,
+    traps: bool = False,
 ) -> list[WeightFit]:
     """Compute the spectra of several weights and fit their tails, in batched calls.
 
@@ -111,6 +117,7 @@ def fit_weights(
         estimator: Estimator of the tails.
         windows: Windows whose spectra are pooled; by default full matrices are used.
         device: Device for the computation; by default that of each weight.
+        traps: Whether to measure ``num_traps`` and ``delta_erg``, those of full matrices.
 
     Returns:
         One fit per weight. On a CPU the numbers do not depend on which weights share a batch.
@@ -123,7 +130,8 @@ def fit_weights(
     if windows is None:
         found = spectra(matrices, device=device)
         fits = estimator.fit_batch(torch.stack([spectrum.eigenvalues for spectrum in found]))
-        return [_weight_fit(spectrum, fit, batch) for spectrum, fit, batch in zip(found, fits, matrices, strict=True)]
+        results = [_weight_fit(*each) for each in zip(found, fits, matrices, strict=True)]
+        return [_with_traps(*each, device) for each in zip(results, matrices, strict=True)] if traps else results
     states = [_Windowed(windows, batch, layout) for batch, layout in zip(matrices, layouts, strict=True)]
     pending = states
     while pending:
@@ -157,6 +165,11 @@ def _weight_fit(
     return WeightFit(
         spectrum=spectrum, fit=fit, num_windows=num_windows, coverage=covered, metrics=metrics, random=random
     )
+
+
+def _with_traps(found: WeightFit, matrices: Tensor, device: torch.device | str | None) -> WeightFit:
+    gap = delta_erg(found.spectrum.eigenvalues, found.fit.xmin)
+    return replace(found, num_traps=count_traps(matrices, device=device), delta_erg=gap)
 
 
 @dataclass

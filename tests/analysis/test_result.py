@@ -50,7 +50,7 @@ class TestFiles:
 
     def test_the_data_frame_has_a_column_per_field(self, analysis):
         frame = analysis.to_pandas()
-        assert set(frame.columns) == set(tb.types.LayerStats.__dataclass_fields__) - {"esd"}
+        assert set(frame.columns) == set(tb.types.LayerStats.__dataclass_fields__) - {"esd", "num_traps", "delta_erg"}
         assert len(frame) == 3
 
     def test_saving_with_an_unknown_suffix_raises(self, analysis, tmp_path):

@@ -46,6 +46,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     windows: Windows | None = None,
     select: Select | Sequence[str] | str | None = None,
     device: torch.device | str | None = None,
+    traps: bool = False,
     progress: bool = True,
     strict: bool = False,
     key: str | None = None,
@@ -67,6 +68,9 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
             matrices are used.
         select: Weights to analyse: a ``Select``, or one or several globs on the qualified parameter name.
         device: Device for the computation; by default that of each weight.
+        traps: Whether to count correlation traps (``num_traps``: large eigenvalues that remain when the entries of the
+            matrix are shuffled) and to compare the ERG threshold with ``xmin`` (``delta_erg``). It nearly doubles the
+            time. Not with windows.
         progress: Whether to show a progress bar (on a terminal only).
         strict: Whether a weight that cannot be read or analysed raises. By default it is listed under ``skipped``.
         key: Key of the state dict in a training checkpoint, such as ``"ema"``; by default it is searched.
@@ -83,7 +87,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     Raises:
         CheckpointError: The source cannot be read.
         SelectionError: A glob matches no weight, or there is no such estimator or device.
-        WindowError: ``windows`` is not a ``Windows``.
+        WindowError: ``windows`` is not a ``Windows``, or is given with ``traps``.
         WeightError: The source contains no weight matrix, or, with ``strict``, one that cannot be read.
         AnalysisError: ``resume`` is given for a source that is not on disk, is another file, or cannot be written; or
             another process has failed or gives no sign of life.
@@ -98,6 +102,8 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     estimator, processes = find_estimator(estimator), processes or WorkQueue()
     if not isinstance(windows, Windows | None):
         raise WindowError(f"windows must be None or windows such as FARMS(), got {windows!r}")
+    if traps and windows is not None:
+        raise WindowError("correlation traps are counted in full matrices: leave out windows (--farms), or traps")
     selection = Select.parse(select)
     check_device(device)
     if key is not None:
@@ -113,7 +119,8 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         roles = find_roles(_everything(opened, selection) or weights)
         settings = make_settings(estimator, windows, selection, device) | {"revision": _revision(opened)}
         used = opened.key if isinstance(opened, Checkpoint) else key
-        settings |= {} if used is None else {"key": used}
+        settings |= {"key": used} if used is not None else {}
+        settings |= {"traps": True} if traps else {}
         partial = None
         if resume is not None and processes.rank == 0:
             partial = resume if isinstance(resume, ResumeFile) else stack.enter_context(ResumeFile(resume))
@@ -123,7 +130,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
             """Yield the rows of this process, batch by batch."""
             parallel = should_parallelize(weights, windows)
             for batch in fit_model_weights(
-                left, estimator=estimator, windows=windows, device=device, parallel=parallel
+                left, estimator=estimator, windows=windows, device=device, traps=traps, parallel=parallel
             ):
                 yield [_row(weight, found, strict) for weight, found in batch]
 

@@ -76,6 +76,7 @@ def fit_model_weights(  # noqa: PLR0913  options by keyword
     estimator: TailEstimator,
     windows: Windows | None = None,
     device: torch.device | str | None = None,
+    traps: bool = False,
     parallel: bool = False,
     stream: bool | None = None,
     limits: BatchLimits = _LIMITS,
@@ -90,6 +91,7 @@ def fit_model_weights(  # noqa: PLR0913  options by keyword
         estimator: Estimator of the tails.
         windows: FARMS windows whose spectra are pooled; None for full matrices.
         device: Device for the computation; by default that of each weight.
+        traps: Whether to count correlation traps.
         parallel: Whether large weights are computed in parallel too, the most expensive first, if none needs more than
             512 MB in addition. Without ``device`` only: weights on an accelerator are computed one by one.
         stream: Whether the next weights are copied to the device during the computation; by default to a GPU only.
@@ -106,7 +108,7 @@ def fit_model_weights(  # noqa: PLR0913  options by keyword
         >>> {w.name: type(fit).__name__ for batch in fit_model_weights(weights, estimator=Hill()) for w, fit in batch}
         {'a': 'WeightFit', 'b': 'NonFiniteError'}
     """
-    fitter = _BatchFitter(estimator, windows, device, limits)
+    fitter = _BatchFitter(estimator, windows, device, traps, limits)
     if device is not None and (torch.device(device).type == "cuda" if stream is None else stream):
         for batch, on_device in streamed(fitter.batches(weights, limits.batch), torch.device(device)):
             fits = [fit for _, fit in fitter.fit(on_device)]
@@ -174,6 +176,7 @@ class _BatchFitter:
     estimator: TailEstimator
     windows: Windows | None
     device: torch.device | str | None
+    traps: bool
     limits: BatchLimits
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -197,9 +200,13 @@ class _BatchFitter:
         try:
             tensors = [as_matrices(weight.load(), weight.layout) for weight in batch]
             with self.lock if self._takes_turns(tensors[0]) else contextlib.nullcontext():
-                layouts = [weight.layout for weight in batch]
                 found = fit_weights(
-                    tensors, layouts, estimator=self.estimator, windows=self.windows, device=self.device
+                    tensors,
+                    [weight.layout for weight in batch],
+                    estimator=self.estimator,
+                    windows=self.windows,
+                    device=self.device,
+                    traps=self.traps,
                 )
         except (MemoryError, torch.cuda.OutOfMemoryError):  # the machine is too small, the weight is not bad
             raise

@@ -16,7 +16,8 @@ from tempbalance.types import Finding, LayerStats, ModelSize, Severity, Skipped,
 __all__ = ["KINDS", "find_in_layers"]
 
 KINDS = (
-    *("nan", "not_covered", "untrained", "constant", "collapsed", "duplicated", "outlier", "poor_fit", "quantised"),
+    *("nan", "not_covered", "untrained", "constant", "collapsed", "duplicated", "outlier", "poor_fit"),
+    *("traps", "quantised"),
 )
 
 _SHOWN = 3  # groups in a message
@@ -51,6 +52,7 @@ def find_in_layers(
         *_duplicated(layers),
         *_outliers(layers, settings),
         *_poor_fit(layers, settings),
+        *_traps(layers),
         *_quantised(layers),
     ]
     return tuple(sorted(found, key=lambda finding: _ORDER[finding.severity]))
@@ -257,6 +259,23 @@ def _poor_fit(layers: Sequence[LayerStats], settings: Mapping[str, Any]) -> Iter
             "no threshold gives a decaying tail in {layers}",
             "use another estimator (--estimator hill)",
             of=len(layers),
+        )
+
+
+def _traps(layers: Sequence[LayerStats]) -> Iterator[Finding]:
+    rows = sorted((row for row in layers if row.num_traps), key=lambda row: -(row.num_traps or 0))
+    if rows:
+        counts = [row.num_traps or 0 for row in rows]
+        yield _finding(
+            "traps",
+            Severity.NOTE,
+            rows,
+            f"{len(rows)} of {len(layers)} layers have correlation traps, at most {counts[0]}: large eigenvalues that "
+            "a few huge entries cause, and not correlations, in {layers}",
+            "look at their largest entries, and compare with an earlier checkpoint: more of them late in training are "
+            "a sign of overfitting",
+            of=len(layers),
+            traps=sum(counts),
         )
 
 

@@ -91,17 +91,19 @@ class Analysis:
         """Return a table with one row per layer and one column per field of ``LayerStats`` but ``esd``.
 
         Returns:
-            The table; ``status`` is a string, and a missing alpha is NaN.
+            The table; ``status`` is a string, and a missing alpha is NaN. ``num_traps`` and ``delta_erg`` are in it if
+            the analysis was with ``traps``.
         """
         import pandas as pd  # slow to import
 
-        names = [f.name for f in fields(LayerStats) if f.name != "esd"]
+        left_out = {"esd"} if self.settings.get("traps") else {"esd", "num_traps", "delta_erg"}
+        names = [f.name for f in fields(LayerStats) if f.name not in left_out]
         rows = [{name: getattr(layer, name) for name in names} for layer in self.layers]
         for row in rows:  # pandas takes no unpaired surrogate
             row |= {key: encodable(value) for key, value in row.items() if isinstance(value, str)}
         frame = pd.DataFrame(rows, columns=names)
         frame["status"] = [layer.status.value for layer in self.layers]
-        return frame
+        return frame if "num_traps" in left_out else frame.astype({"num_traps": "Int64"})
 
     def to_weightwatcher(self) -> pd.DataFrame:
         """Return the table of WeightWatcher 0.7.7: its columns, their order and its definitions.

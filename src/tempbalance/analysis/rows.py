@@ -20,6 +20,7 @@ __all__ = ["Row", "SavedLayer", "SavedSkipped", "make_row", "restored_layer", "r
 
 Row: TypeAlias = LayerStats | Skipped
 
+_OPTIONAL = ("role", "quantisation", "num_traps", "delta_erg")
 _FLOATS = {f.name for f in fields(LayerStats) if f.type == "float"}
 
 
@@ -40,6 +41,8 @@ def make_row(weight: Weight, found: WeightFit | TempBalanceError) -> Row:
         num_windows=found.num_windows,
         coverage=found.coverage,
         num_eigenvalues=len(spectrum.eigenvalues),
+        num_traps=found.num_traps,
+        delta_erg=math.nan if found.random else found.delta_erg,
         error_bound=spectrum.error_bound,
         esd=thin(spectrum.eigenvalues),
         **asdict(fit),
@@ -52,8 +55,8 @@ def row_to_json(row: Row) -> dict[str, Any]:
     if isinstance(row, Skipped):
         return row._asdict()
     values = {f.name: getattr(row, f.name) for f in fields(row)}
-    for name in ("role", "quantisation"):  # files of older versions have none, and are saved as they were
-        if not values[name]:
+    for name in _OPTIONAL:  # files of older versions have none, and are saved as they were
+        if values[name] in ("", None) or values[name] != values[name]:
             del values[name]
     return values | {"status": row.status.value, "esd": row.esd._asdict()}
 
@@ -81,6 +84,7 @@ _TYPES: dict[str, Any] = {
         "block": str | None,
         "status": Status,
         "esd": _SavedESD,
+        "num_traps": Count | None,
     },
     "shape": Annotated[tuple[Size, ...], msgspec.Meta(min_length=2)],
 }

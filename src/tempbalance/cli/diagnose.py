@@ -68,6 +68,9 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Analyse embeddings too.")] = False,
     split: Annotated[bool, typer.Option(help="Split fused weights (QKV, gate and up, LSTM gates).")] = True,
     lora: _LoraOption = Lora.merged,
+    traps: Annotated[
+        bool, typer.Option("--traps", help="Count correlation traps and compare the ERG threshold; twice the time.")
+    ] = False,
     key: KeyOption = None,
     revision: RevisionOption = None,
     device: DeviceOption = None,
@@ -125,6 +128,7 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
                 lora=lora.value,
             ),
             device=device,
+            traps=traps,
             progress=not quiet and not as_json,
             strict=strict,
             key=key if revision is None else None,
