@@ -18,7 +18,7 @@ PACKAGE = Path(tempbalance.__file__).parent
 TESTS = Path(__file__).parent
 
 # A module imports only modules that are before it in this order. "" is the package itself (its public names).
-CORE = ("errors", "types", "spectra", "tail", "metrics", "traps", "weight_fit")
+CORE = ("errors", "types", "spectra", "tail", "metrics", "traps", "float32", "weight_fit")
 ADAPTERS = (
     *("_files", "_progress", "_saved", "_text", "layers", "checkpoints", "analysis", "balance", "released", "compress"),
     *("testing", "study", "report", "integrations", "demo", "cli", "__main__", ""),

@@ -8,13 +8,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from tempbalance.float32 import equal_numbers, moved_spectra
 from tempbalance.metrics import Metrics, is_random, measure
 from tempbalance.spectra.eigenvalues import mean_stable_rank, spectra
+from tempbalance.spectra.gram import GramOptions
 from tempbalance.spectra.matrices import Layout, as_matrices, matrix_shape
 from tempbalance.spectra.moments import mean_over_std
 from tempbalance.spectra.windowed_gram import WindowValues, window_values
@@ -100,13 +102,14 @@ def fit_weight(
     return fit_weights([matrices], [layout], estimator=find_estimator(estimator), windows=windows, device=device)[0]
 
 
-def fit_weights(
+def fit_weights(  # noqa: PLR0913  options by keyword
     matrices: Sequence[Tensor],
     layouts: Sequence[Layout],
     *,
     estimator: TailEstimator,
     windows: Windows | None = None,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     traps: bool = False,
 ) -> list[WeightFit]:
     """Compute the spectra of several weights and fit their tails, in batched calls.
@@ -117,6 +120,8 @@ def fit_weights(
         estimator: Estimator of the tails.
         windows: Windows whose spectra are pooled; by default full matrices are used.
         device: Device for the computation; by default that of each weight.
+        dtype: ``torch.float32`` for eigenvalues in float32, without windows. A weight for which that could change a
+            number by more than 1e-4 of it is computed in float64; its ``error_bound`` tells. By default float64.
         traps: Whether to measure ``num_traps`` and ``delta_erg``, those of full matrices.
 
     Returns:
@@ -128,9 +133,10 @@ def fit_weights(
         WindowError: No window fits into a matrix.
     """
     if windows is None:
-        found = spectra(matrices, device=device)
-        fits = estimator.fit_batch(torch.stack([spectrum.eigenvalues for spectrum in found]))
-        results = [_weight_fit(*each) for each in zip(found, fits, matrices, strict=True)]
+        options = GramOptions(dtype=dtype).on(matrices[0], device)
+        results = _fit_spectra(spectra(matrices, device=device, options=options), matrices, estimator)
+        if options.work is torch.float32:
+            results = [_checked(*each, estimator, device) for each in zip(results, matrices, strict=True)]
         return [_with_traps(*each, device) for each in zip(results, matrices, strict=True)] if traps else results
     states = [_Windowed(windows, batch, layout) for batch, layout in zip(matrices, layouts, strict=True)]
     pending = states
@@ -167,9 +173,33 @@ def _weight_fit(
     )
 
 
+def _fit_spectra(found: Sequence[Spectrum], matrices: Sequence[Tensor], estimator: TailEstimator) -> list[WeightFit]:
+    fits = estimator.fit_batch(torch.stack([spectrum.eigenvalues for spectrum in found]))
+    return [_weight_fit(*each) for each in zip(found, fits, matrices, strict=True)]
+
+
+def _checked(
+    found: WeightFit, matrices: Tensor, estimator: TailEstimator, device: torch.device | str | None
+) -> WeightFit:
+    """Return a fit in float32 if rounding errors change no number by more than 1e-4 of it, else one in float64."""
+    moved = list(moved_spectra(found.spectrum))
+    others = _fit_spectra(moved, [matrices] * len(moved), estimator)
+    if all(equal_numbers(_numbers(found), _numbers(other)) for other in others):
+        return found
+    where = matrices.device if device is None else torch.device(device)
+    has_float64 = where if where.type != "mps" else "cpu"
+    exact = spectra([matrices], device=has_float64, options=GramOptions(dtype=torch.float64))
+    return _fit_spectra(exact, [matrices], estimator)[0]
+
+
+def _numbers(found: WeightFit) -> dict[str, object]:
+    erg = delta_erg(found.spectrum.eigenvalues, found.fit.xmin)
+    return asdict(found.fit) | asdict(found.metrics) | {"random": found.random, "delta_erg": erg}
+
+
 def _with_traps(found: WeightFit, matrices: Tensor, device: torch.device | str | None) -> WeightFit:
-    gap = delta_erg(found.spectrum.eigenvalues, found.fit.xmin)
-    return replace(found, num_traps=count_traps(matrices, device=device), delta_erg=gap)
+    erg = delta_erg(found.spectrum.eigenvalues, found.fit.xmin)
+    return replace(found, num_traps=count_traps(matrices, device=device), delta_erg=erg)
 
 
 @dataclass

@@ -285,3 +285,35 @@ def test_a_comparison_of_weights_is_saved_in_every_format(tmp_path):
     assert pd.read_csv(tmp_path / "c.csv")["relative_change"].tolist() == pytest.approx(
         [row.relative_change for row in comparison.layers]
     )
+
+
+class TestQuantised:
+    """One of two models is stored rounded, or both in different ways."""
+
+    def rounded(self, tensors, levels=127):
+        found = {}
+        for name, weight in tensors.items():
+            scale = weight.abs().amax(dim=1, keepdim=True) / levels
+            found |= {name: (weight / scale).round().to(torch.int8), f"{name}_scale": scale}
+        return found
+
+    @pytest.mark.parametrize(("turned", "which"), [(False, "second"), (True, "first")])
+    def test_that_one_model_is_quantised_is_a_warning(self, turned, which):
+        models = [state(), self.rounded(state())]
+        finding = the(tb.compare(*(reversed(models) if turned else models)), "quantised")
+        assert f"3 of 3 layers are quantised in the {which} model only (int8 with scales, 8 bits)" in finding.message
+        assert (finding.severity.value, len(finding.layers)) == ("warning", 3)
+
+    def test_so_it_is_for_saved_analyses_and_for_some_layers(self):
+        mixed = state() | self.rounded({"layers.1.weight": state()["layers.1.weight"]})
+        finding = the(tb.compare(tb.analyze(state()), tb.analyze(mixed)), "quantised")
+        assert finding.layers == ("layers.1.weight",)
+
+    def test_two_formats_differ_and_one_is_no_finding(self):
+        whole = {}
+        for name, weight in state().items():
+            fp8 = (weight / weight.abs().max() * 400).to(torch.float8_e4m3fn)
+            whole |= {name: fp8, f"{name}_scale": weight.abs().max() / 400}
+        finding = the(tb.compare(self.rounded(state()), whole), "quantised")
+        assert "different formats (int8 with scales, 8 bits and float8_e4m3fn with scales, 8 bits)" in finding.message
+        assert "quantised" not in kinds(tb.compare(self.rounded(state()), self.rounded(state())))

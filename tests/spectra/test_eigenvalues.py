@@ -33,8 +33,7 @@ def assert_eigenvalues(spectrum, matrices):
     seed=st.integers(0, 9),
 )
 @settings(deadline=None, max_examples=50)
-def test_float32_eigenvalues_are_within_the_bound_and_small_ones_keep_half_of_the_digits(logs, zeros, extra, seed):
-    # As on a device without float64: the Gram matrix in float32, an SVD in float32 where that is not accurate enough.
+def test_float32_eigenvalues_are_within_the_bound_and_zeros_are_those_of_float64(logs, zeros, extra, seed):
     singular = [10**log for log in logs] + [0.0] * zeros
     side = len(singular)
     u, v = (torch.linalg.qr(random(rows, side, seed=seed + i))[0] for i, rows in enumerate((side + extra, side)))
@@ -43,10 +42,9 @@ def test_float32_eigenvalues_are_within_the_bound_and_small_ones_keep_half_of_th
     found = spectra([weight[None]], options=GramOptions(dtype=torch.float32))[0]
     eps, largest = torch.finfo(torch.float32).eps, exact[-1]
     assert found.error_bound == pytest.approx(math.sqrt(side + extra) * eps)
-    # The bound is probabilistic, and LAPACK's float32 SVD of a 4 x 4 matrix was seen to exceed it 11 times.
+    # The bound is probabilistic, and eigenvalues of a 4 x 4 matrix were seen to exceed it 11 times.
     assert float((found.eigenvalues - exact).abs().max()) <= 16 * found.error_bound * largest
-    known = exact > (1000 * (side + extra) * eps) ** 2 * largest  # half of the digits of a singular value
-    torch.testing.assert_close(found.eigenvalues[known], exact[known], rtol=1e-2, atol=0)
+    assert int((found.eigenvalues == 0).sum()) == int((exact == 0).sum())
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (300, 70), (70, 300), (1, 9), (9, 1), (1, 1), (600, 520)])

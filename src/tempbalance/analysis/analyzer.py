@@ -20,9 +20,11 @@ from tempbalance.analysis.batching import fit_model_weights, should_parallelize,
 from tempbalance.analysis.distributed import WorkQueue
 from tempbalance.analysis.result import Analysis
 from tempbalance.analysis.resume import ResumeFile
+from tempbalance.analysis.row_cache import RowCache, check_cache
 from tempbalance.analysis.rows import Row, make_row
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import CheckpointError, SelectionError, TempBalanceError, WeightError, WindowError, check_type
+from tempbalance.float32 import find_dtype
 from tempbalance.layers import Select, Weight, find_roles, find_weights, find_weights_and_size
 from tempbalance.layers.nested import find_state_dict
 from tempbalance.layers.reasons import is_broken
@@ -46,7 +48,9 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     windows: Windows | None = None,
     select: Select | Sequence[str] | str | None = None,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
     traps: bool = False,
+    cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
     strict: bool = False,
     key: str | None = None,
@@ -68,9 +72,14 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
             matrices are used.
         select: Weights to analyse: a ``Select``, or one or several globs on the qualified parameter name.
         device: Device for the computation; by default that of each weight.
+        dtype: ``"float32"`` computes eigenvalues in float32: faster, most of all on consumer GPUs. A weight for which
+            rounding errors could change a number of its row by more than 1e-4 of it is computed in float64, as by
+            default; ``error_bound`` of the row tells. Not with windows.
         traps: Whether to count correlation traps (``num_traps``: large eigenvalues that remain when the entries of the
             matrix are shuffled) and to compare the ERG threshold with ``xmin`` (``delta_erg``). It nearly doubles the
             time. Not with windows.
+        cache: A folder for rows. The row of a weight with the same content, settings and versions is not computed
+            again, in whatever model the weight is. Nothing is removed from it.
         progress: Whether to show a progress bar (on a terminal only).
         strict: Whether a weight that cannot be read or analysed raises. By default it is listed under ``skipped``.
         key: Key of the state dict in a training checkpoint, such as ``"ema"``; by default it is searched.
@@ -87,10 +96,12 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     Raises:
         CheckpointError: The source cannot be read.
         SelectionError: A glob matches no weight, or there is no such estimator or device.
-        WindowError: ``windows`` is not a ``Windows``, or is given with ``traps``.
+        WindowError: ``windows`` is not a ``Windows``, or is given with ``traps`` or with float32.
+        ArgumentError: ``dtype`` is not float64 or float32.
         WeightError: The source contains no weight matrix, or, with ``strict``, one that cannot be read.
         AnalysisError: ``resume`` is given for a source that is not on disk, is another file, or cannot be written; or
-            another process has failed or gives no sign of life.
+            another process has failed or gives no sign of life; or ``cache`` is given for an estimator or windows that
+            are not of tempbalance, or cannot be written.
 
     Example:
         >>> import tempbalance as tb, torch
@@ -104,7 +115,8 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         raise WindowError(f"windows must be None or windows such as FARMS(), got {windows!r}")
     if traps and windows is not None:
         raise WindowError("correlation traps are counted in full matrices: leave out windows (--farms), or traps")
-    selection = Select.parse(select)
+    selection, work = Select.parse(select), find_dtype(dtype, windows)
+    check_cache(cache, estimator, windows)
     check_device(device)
     if key is not None:
         check_type("key", key, str)
@@ -117,10 +129,10 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         if not weights and not skipped:
             raise WeightError(f"{name} contains no weight matrix: no tensor in it has two or more axes")
         roles = find_roles(_everything(opened, selection) or weights)
-        settings = make_settings(estimator, windows, selection, device) | {"revision": _revision(opened)}
+        settings = make_settings(estimator, windows, selection, device, dtype=work, traps=traps)
+        settings |= {"revision": _revision(opened)}
         used = opened.key if isinstance(opened, Checkpoint) else key
-        settings |= {"key": used} if used is not None else {}
-        settings |= {"traps": True} if traps else {}
+        settings |= {} if used is None else {"key": used}
         partial = None
         if resume is not None and processes.rank == 0:
             partial = resume if isinstance(resume, ResumeFile) else stack.enter_context(ResumeFile(resume))
@@ -130,7 +142,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
             """Yield the rows of this process, batch by batch."""
             parallel = should_parallelize(weights, windows)
             for batch in fit_model_weights(
-                left, estimator=estimator, windows=windows, device=device, traps=traps, parallel=parallel
+                left, estimator=estimator, windows=windows, device=device, dtype=work, traps=traps, parallel=parallel
             ):
                 yield [_row(weight, found, strict) for weight, found in batch]
 
@@ -140,7 +152,9 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         left = weights_of_rank([w for w in weights if w.name not in done], processes.rank, processes.size)
         with progress_bar("analysing weights", len(weights), progress and processes.rank == 0) as advance:
             advance(len(done))
-            for rows in processes.gather(compute(left)):
+            for rows in processes.gather(
+                compute(left) if cache is None else RowCache(cache, settings).rows(left, compute)
+            ):
                 for row in rows:
                     done[row.name] = row
                     if partial:
@@ -204,7 +218,13 @@ def open_source(source: Source, key: str | None) -> Generator[tuple[Opened, str]
 
 
 def make_settings(
-    estimator: TailEstimator, windows: Windows | None, select: Select, device: torch.device | str | None
+    estimator: TailEstimator,
+    windows: Windows | None,
+    select: Select,
+    device: torch.device | str | None,
+    *,
+    dtype: torch.dtype | None = None,
+    traps: bool = False,
 ) -> dict[str, Any]:
     """Return what an analysis depends on, as JSON values."""
     return {
@@ -214,6 +234,8 @@ def make_settings(
         "device": str(device) if device is not None else "where the weights are",
         "tempbalance": version("tempbalance"),
         "torch": torch.__version__,
+        **({"dtype": "float32"} if dtype is torch.float32 else {}),
+        **({"traps": True} if traps else {}),
     }
 
 

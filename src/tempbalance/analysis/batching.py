@@ -76,6 +76,7 @@ def fit_model_weights(  # noqa: PLR0913  options by keyword
     estimator: TailEstimator,
     windows: Windows | None = None,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     traps: bool = False,
     parallel: bool = False,
     stream: bool | None = None,
@@ -91,6 +92,7 @@ def fit_model_weights(  # noqa: PLR0913  options by keyword
         estimator: Estimator of the tails.
         windows: FARMS windows whose spectra are pooled; None for full matrices.
         device: Device for the computation; by default that of each weight.
+        dtype: ``torch.float32`` for eigenvalues in float32, as for ``fit_weights``.
         traps: Whether to count correlation traps.
         parallel: Whether large weights are computed in parallel too, the most expensive first, if none needs more than
             512 MB in addition. Without ``device`` only: weights on an accelerator are computed one by one.
@@ -108,7 +110,7 @@ def fit_model_weights(  # noqa: PLR0913  options by keyword
         >>> {w.name: type(fit).__name__ for batch in fit_model_weights(weights, estimator=Hill()) for w, fit in batch}
         {'a': 'WeightFit', 'b': 'NonFiniteError'}
     """
-    fitter = _BatchFitter(estimator, windows, device, traps, limits)
+    fitter = _BatchFitter(estimator, windows, device, dtype, traps, limits)
     if device is not None and (torch.device(device).type == "cuda" if stream is None else stream):
         for batch, on_device in streamed(fitter.batches(weights, limits.batch), torch.device(device)):
             fits = [fit for _, fit in fitter.fit(on_device)]
@@ -176,6 +178,7 @@ class _BatchFitter:
     estimator: TailEstimator
     windows: Windows | None
     device: torch.device | str | None
+    dtype: torch.dtype | None
     traps: bool
     limits: BatchLimits
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -206,6 +209,7 @@ class _BatchFitter:
                     estimator=self.estimator,
                     windows=self.windows,
                     device=self.device,
+                    dtype=self.dtype,
                     traps=self.traps,
                 )
         except (MemoryError, torch.cuda.OutOfMemoryError):  # the machine is too small, the weight is not bad

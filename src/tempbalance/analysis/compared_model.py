@@ -80,6 +80,10 @@ class ComparedModel:
         order = {name: place for place, name in enumerate(dict.fromkeys([*self.weights, *rows]))}
         return {name: known[name] for name in sorted(known, key=lambda name: order.get(name, len(order)))}
 
+    def quantisation(self, name: str) -> str:
+        """Return the format of a layer that is stored quantised; empty for others."""
+        return (self.rows[name] if name in self.rows else self.weights[name]).quantisation
+
     def kind(self, name: str) -> str:
         """Return the kind of a layer."""
         return self.rows[name].kind if name in self.rows else self.weights[name].kind

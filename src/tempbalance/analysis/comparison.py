@@ -17,7 +17,7 @@ from tempbalance.analysis.change_findings import alpha_findings, weight_findings
 from tempbalance.analysis.compared_model import ComparedModel
 from tempbalance.analysis.comparison_result import Comparison
 from tempbalance.analysis.layer_delta import LayerDelta
-from tempbalance.analysis.match_findings import RENAME, match_findings
+from tempbalance.analysis.match_findings import RENAME, match_findings, rounded_findings
 from tempbalance.analysis.matching import Matching, match_layers
 from tempbalance.analysis.result import Analysis
 from tempbalance.analysis.weight_change import WeightChange, weight_change
@@ -40,6 +40,8 @@ def compare(  # noqa: PLR0913  all but the sources are options by keyword
     windows: Windows | None = None,
     select: Select | Sequence[str] | str | None = None,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
     key: str | None = None,
     rename: Mapping[str, str] | None = None,
@@ -59,6 +61,8 @@ def compare(  # noqa: PLR0913  all but the sources are options by keyword
         windows: Windows for sources, as for ``analyze``.
         select: Weights to compare, for sources.
         device: Device for the computation, for sources.
+        dtype: ``"float32"`` computes eigenvalues in float32, as for ``analyze``; changes of weights stay in float64.
+        cache: A folder for rows, as for ``analyze``.
         progress: Whether to show a progress bar (on a terminal only).
         key: Key of the state dict in a training checkpoint.
         rename: New names for layers of the first model, ``{old: new}``: the beginning of names, or a pattern with ``*``
@@ -83,6 +87,7 @@ def compare(  # noqa: PLR0913  all but the sources are options by keyword
         (0.1, 0.0)
     """
     options: dict[str, Any] = {"estimator": estimator, "windows": windows, "select": select, "device": device}
+    options |= {"dtype": dtype, "cache": cache}
     one, two = (_load(side) for side in (before, after))
     if isinstance(one, Analysis) and isinstance(two, Analysis):
         unused = [name for name, value in (options | {"key": key}).items() if value is not None]
@@ -155,6 +160,8 @@ def _compared(
         [name for name in only_after if name not in unexplained],
         reasons,
     )
+    formats = {new: (first.quantisation(old), second.quantisation(new)) for new, old in pairs.items()}
+    about_names += rounded_findings(formats)
     findings = [*weight_findings(rows), *alpha_findings(rows), *notes, *about_names]
     return Comparison(
         before=first.analysis.source,

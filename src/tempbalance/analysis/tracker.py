@@ -25,6 +25,7 @@ from tempbalance.analysis.track_result import Track, TrackedCheckpoint, TrackedL
 from tempbalance.analysis.weight_change import weight_change
 from tempbalance.checkpoints import Checkpoint
 from tempbalance.errors import AnalysisError, SelectionError, TempBalanceError, WeightError
+from tempbalance.float32 import find_dtype
 from tempbalance.layers import Select, TensorStore, Weight, find_weights
 from tempbalance.layers.names import StateDict
 from tempbalance.spectra.windows import Windows
@@ -42,6 +43,8 @@ def track(  # noqa: PLR0913  all but the sources are options by keyword
     select: Select | Sequence[str] | str | None = None,
     base: Source | None = None,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
     strict: bool = False,
     key: str | None = None,
@@ -60,6 +63,8 @@ def track(  # noqa: PLR0913  all but the sources are options by keyword
         select: Weights to analyse, as for ``analyze``. Embeddings have a drift in any case.
         base: The base model of checkpoints that are PEFT adapters; each is merged with it.
         device: Device for the computation.
+        dtype: ``"float32"`` computes eigenvalues in float32, as for ``analyze``.
+        cache: A folder for rows, as for ``analyze``.
         progress: Whether to show progress (on a terminal only).
         strict: Whether a checkpoint that cannot be read raises. By default it is listed under ``skipped``.
         key: Key of the state dict in training checkpoints, such as ``"ema"``.
@@ -87,10 +92,11 @@ def track(  # noqa: PLR0913  all but the sources are options by keyword
     """
     items = find_series(checkpoints)
     estimator, selection = find_estimator(estimator), Select.parse(select)
-    settings = make_settings(estimator, windows, selection, device) | ({} if key is None else {"key": key})
-    tracker = _Tracker(
-        selection, {"estimator": estimator, "windows": windows, "device": device, "progress": progress}, key
-    )
+    work = find_dtype(dtype, windows)
+    settings = make_settings(estimator, windows, selection, device, dtype=work) | ({} if key is None else {"key": key})
+    options: dict[str, Any] = {"estimator": estimator, "windows": windows, "device": device, "dtype": dtype}
+    options |= {"cache": cache, "progress": progress}
+    tracker = _Tracker(selection, options, key)
     done: list[TrackedCheckpoint] = []
     skipped: list[Skipped] = []
     with contextlib.ExitStack() as stack:

@@ -28,6 +28,7 @@ from tempbalance.balance.step_guard import StepGuard
 from tempbalance.balance.unfreezing import Unfreezing
 from tempbalance.balance.validation import check_recipe
 from tempbalance.errors import BalanceError
+from tempbalance.float32 import find_dtype
 from tempbalance.layers import local_tensor, parameter_names
 from tempbalance.metrics import imbalance
 from tempbalance.types import Finding, Skipped
@@ -68,6 +69,7 @@ class Balancer:
         steps_per_epoch: Any = None,
         exact: bool = False,
         delay: int = 0,
+        dtype: torch.dtype | str | None = None,
         on_refresh: Iterable[Callable[[Refresh], object]] = (),
         process_group: Any = None,
     ) -> None:
@@ -85,6 +87,7 @@ class Balancer:
             delay: Optimizer steps from a refresh to its effect. With 0, training waits for the measurement. With more,
                 copies of the weights are measured asynchronously in one thread (on a GPU on a separate stream), and the
                 result takes effect exactly ``delay`` steps later. For a single process only.
+            dtype: ``"float32"`` measures in float32, as for ``analyze``; not for recipes with windows.
             on_refresh: Functions called with each ``Refresh`` on rank 0, such as the loggers in
                 ``tempbalance.integrations``.
             process_group: The processes that train this model together; by default all.
@@ -111,7 +114,9 @@ class Balancer:
         check_recipe(recipe)
         ranks = ProcessGroup(process_group)
         effective = replace(recipe, tolerance=0.0) if exact else recipe
+        work = find_dtype(dtype, recipe.windows)
         ready = prepare(optimizer, model, effective, ranks, steps_per_epoch=steps_per_epoch, delay=delay)
+        ready = ready._replace(dtype=work)
         self.recipe = recipe
         self.optimizer = ready.levels[-1]
         self._levels = ready.levels

@@ -62,8 +62,16 @@ class PreparedMeasurement(NamedTuple):
 class Measurer:
     """Measures the weights that are due."""
 
-    def __init__(self, recipe: Recipe, tracker: Tracker, initial: InitialWeights, ranks: ProcessGroup) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        tracker: Tracker,
+        initial: InitialWeights,
+        ranks: ProcessGroup,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self._recipe = recipe
+        self._dtype = dtype
         self._estimator = find_estimator(recipe.estimator)
         self._tracker = tracker
         self._initial = initial
@@ -128,7 +136,7 @@ class Measurer:
         return self._fit(weights_of_rank(weights, self._ranks.rank, self._ranks.size))
 
     def _fit(self, weights: Sequence[Weight]) -> list[_Fitted]:
-        batches = fit_model_weights(weights, estimator=self._estimator, windows=self._recipe.windows)
+        batches = fit_model_weights(weights, estimator=self._estimator, windows=self._recipe.windows, dtype=self._dtype)
         found = [(weight.name, fit) for batch in batches for weight, fit in batch]
         for _, fit in found:  # training must not continue with multipliers of half of the weights
             if isinstance(fit, UnexpectedError) and fit.__cause__ is not None:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -35,6 +36,7 @@ class Preparation(NamedTuple):
         levels: The optimizer and those inside it, the outermost first; the last one takes the steps.
         plan: The recipe applied to the model.
         schedule: When to measure and to unfreeze.
+        dtype: Dtype of the eigenvalues; None for float64.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class Preparation(NamedTuple):
     levels: list[Optimizer]
     plan: Plan
     schedule: Schedule
+    dtype: torch.dtype | None = None
 
 
 def prepare(

@@ -70,7 +70,7 @@ class Refresher:
         self.tracker = Tracker(
             ready.model, ready.recipe, ready.plan.measured, snapshot=self.snapshot, ranks=ready.ranks
         )
-        self._measurer = Measurer(ready.recipe, self.tracker, self.initial, ready.ranks)
+        self._measurer = Measurer(ready.recipe, self.tracker, self.initial, ready.ranks, ready.dtype)
         self._model, self._recipe, self._ranks, self._levels, *_ = ready
         self._groups = groups
         self._unfrozen_later = unfrozen_later

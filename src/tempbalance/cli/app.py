@@ -117,6 +117,13 @@ FarmsRowsOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="Torch device, for example [bold]cuda[/].")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(help="float32 for eigenvalues in float32, which is faster.", show_default="float64"),
+]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Folder for rows: weights that were analysed before are not analysed again.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
 SelectOption = Annotated[list[str] | None, typer.Option(help="Only weights whose name matches this glob. Repeatable.")]

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from tempbalance.cli.app import (
+    CacheOption,
     DeviceOption,
+    DtypeOption,
     FarmsOption,
     FarmsRowsOption,
     JsonOption,
@@ -52,6 +54,8 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     split: Annotated[bool, typer.Option(help="Split fused weights (QKV, gate and up, LSTM gates).")] = True,
     key: KeyOption = None,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    cache: CacheOption = None,
     out: ReportsOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -85,6 +89,8 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         windows=make_windows(farms, farms_rows),
         select=Select(include=tuple(select or ("*",)), split=split) if select or not split else None,
         device=device,
+        dtype=dtype,
+        cache=cache,
         progress=not quiet,
         key=key,
         rename=_rules(rename or []),

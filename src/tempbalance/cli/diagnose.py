@@ -13,7 +13,9 @@ import typer
 
 from tempbalance._text import printable
 from tempbalance.cli.app import (
+    CacheOption,
     DeviceOption,
+    DtypeOption,
     EstimatorOption,
     FarmsOption,
     FarmsRowsOption,
@@ -68,6 +70,8 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Analyse embeddings too.")] = False,
     split: Annotated[bool, typer.Option(help="Split fused weights (QKV, gate and up, LSTM gates).")] = True,
     lora: _LoraOption = Lora.merged,
+    dtype: DtypeOption = None,
+    cache: CacheOption = None,
     traps: Annotated[
         bool, typer.Option("--traps", help="Count correlation traps and compare the ERG threshold; twice the time.")
     ] = False,
@@ -128,6 +132,8 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
                 lora=lora.value,
             ),
             device=device,
+            dtype=dtype,
+            cache=cache,
             traps=traps,
             progress=not quiet and not as_json,
             strict=strict,

@@ -9,7 +9,9 @@ import typer
 
 from tempbalance._text import printable
 from tempbalance.cli.app import (
+    CacheOption,
     DeviceOption,
+    DtypeOption,
     EstimatorOption,
     FarmsOption,
     FarmsRowsOption,
@@ -49,6 +51,8 @@ def track_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     select: SelectOption = None,
     key: KeyOption = None,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    cache: CacheOption = None,
     out: ReportsOption = None,
     as_json: JsonOption = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first checkpoint that cannot be read.")] = False,
@@ -88,6 +92,8 @@ def track_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
                 select=select,
                 base=base,
                 device=device,
+                dtype=dtype,
+                cache=cache,
                 progress=not quiet,
                 strict=strict,
                 key=key,

@@ -36,6 +36,8 @@ IN_MEMORY = "quantised weights of a live model are not read: analyse model.state
 # Name of the tensor in its module, name of an auxiliary tensor that the module must have, format (or its dtype). The
 # first match applies.
 _FORMATS: tuple[tuple[str, str, str], ...] = (
+    (r"qweight", r"forward_hadamard_matrix", "FP-Quant"),
+    (r"qweight", r"lookup_table", "SqueezeLLM"),
     (r"qweight", r"g_idx", "GPTQ"),
     (r"qweight", r"w[ct]?scales?|smooth\w*", "SVDQuant"),
     (r"qweight", r"qzeros|scales", "AWQ or GPTQ"),
@@ -43,10 +45,14 @@ _FORMATS: tuple[tuple[str, str, str], ...] = (
     (r"(?P<w>\w+)_packed", r"{w}_scale|{w}_shape", "compressed-tensors"),
     (r"(?P<w>\w+)", r"{w}\.quant_state\..*|{w}\.quant_map|{w}\.absmax", "bitsandbytes 4-bit"),
     (r"weight", r"SCB", "bitsandbytes 8-bit"),
+    (r"W_q", r"meta", "SINQ"),
     (r"W_q", r"\w+", "HQQ"),
+    (r"B", r"s|s_\w+", "Marlin"),
     (r"_(?P<w>\w+)_qdata", r"_{w}_scale", "torchao"),
     (r"(?P<w>\w+)\._data(\._data)?", r"{w}\._scale", "quanto"),
     (r"weight", r"tables2?", "HIGGS"),
+    (r"weight", r"weight_scales", "EETQ"),
+    (r"weight", r"qbiases", "Metal"),
     (r"weight", r"scales|biases", "MLX"),
     (r"codes", r"codebooks", "AQLM"),
     (r"Qidxs", r"\w+", "QuIP"),
@@ -55,8 +61,9 @@ _FORMATS: tuple[tuple[str, str, str], ...] = (
 )
 # Auxiliary tensors of a quantised weight.
 _AUXILIARY = re.compile(
-    r"(\w*_)?(scale|zero|zero_point|shift)s?(_\w+)?|[qw][ct]?(scale|zero)s?|biases|g_idx|SCB|\w+_shape|q_(?!weight)\w+"
-    r"|codebooks?|tables2?|[sS][uUvV]h?|Wscale|smooth\w*|(lora|proj)_(down|up)|\w*hadamard\w*|meta|\w+\.(?!_data)[\w.]+"
+    r"(\w*_)?(scale|zero|zero_point|shift)s?(_\w+)?|[qw][ct]?(scale|zero)s?|q?biases|g_idx|SCB|\w+_shape|q_(?!weight)\w+"
+    r"|s|s_(channel|group)|lookup_table|codebooks?|tables2?|[sS][uUvV]h?|Wscale|smooth\w*|(lora|proj)_(down|up)|\w*hadamard\w*"
+    r"|meta|\w+\.(?!_data)[\w.]+"
 )
 _ANY_DTYPE = frozenset({"bitsandbytes 4-bit"})  # its bytes may be saved as any dtype
 _PACKED_FLOATS = frozenset(getattr(torch, name) for name in dir(torch) if re.match(r"float[48]_", name))

@@ -5,6 +5,9 @@ An eigenvalue of the Gram matrix ``W^T W`` is a squared singular value, so its a
 Mary 2019). Large eigenvalues, of which the tail consists, have nearly full precision. The bound is compared with the
 smallest one; if less than three digits are left, singular values are computed instead, whose squares are accurate down
 to ``eps**2 * lambda_max``.
+
+In float32 it cannot tell whether the small eigenvalues are zero: a Cholesky factor of the Gram matrix in float64 can,
+for a fraction of the cost of eigenvalues. If some are zero, all are computed in float64.
 """
 
 from __future__ import annotations
@@ -80,6 +83,9 @@ class GramOptions:
         return self.dtype or torch.float64
 
 
+_FLOAT64 = GramOptions(dtype=torch.float64)
+
+
 def readable(matrices: Tensor) -> Tensor:
     """Return the values detached; 8-bit floats as bfloat16, which represents all of them and has arithmetic."""
     values = matrices.detach()
@@ -130,15 +136,31 @@ def solve_gram(gram: Tensor, sources: Sequence[GramSource], dtype: torch.dtype) 
     side = max(sources[0].matrix.shape)
     eps = torch.finfo(dtype).eps
     growth = torch.tensor([source.growth for source in sources], dtype=torch.float64)
-    values[values <= side * eps * growth.unsqueeze(1) * values[:, -1:]] = 0.0
+    zero = side * eps * growth.unsqueeze(1) * values[:, -1:]
+    if dtype is torch.float32:
+        uncertain = ~(values > zero).all(dim=1) & (values != 0).any(dim=1)  # also where there was no convergence
+        for index in uncertain.nonzero().flatten().tolist():
+            values[index] = _resolved(values[index], sources[index])
+        return values
+    values[values <= zero] = 0.0
     smallest = torch.where(values > 0, values, math.inf).amin(dim=1)
     doubtful = ~(math.sqrt(side) * eps * growth * values[:, -1] <= _RELATIVE_ERROR * smallest)
-    if dtype is torch.float32:  # a value that rounds to 0 in float32 may be larger than eps**2: the SVD decides
-        doubtful |= (values == 0).any(dim=1) & (values[:, -1] > 0)
-    zero = max(side * torch.finfo(torch.float64).eps, (side * eps) ** 2)
     for index in doubtful.nonzero().flatten().tolist():
-        values[index] = _by_svd(sources[index].matrix, sources[index].scale, dtype, zero)
+        values[index] = _by_svd(sources[index].matrix, sources[index].scale)
     return values
+
+
+def _resolved(values: Tensor, source: GramSource) -> Tensor:
+    """Return eigenvalues of which float32 cannot tell whether the smallest are zero."""
+    matrix = source.matrix.cpu() if source.matrix.device.type == "mps" else source.matrix  # it has no float64
+    gram = gram_matrices(matrix.unsqueeze(0), source.scale, _FLOAT64)
+    zero = 2 * max(matrix.shape) * torch.finfo(torch.float64).eps * float(values[-1])  # twice: errors of the factor
+    if math.isfinite(zero):
+        gram[0].diagonal().sub_(zero)
+        if int(torch.linalg.cholesky_ex(gram[0]).info) == 0:
+            return values.clamp(min=zero)
+        gram[0].diagonal().add_(zero)
+    return solve_gram(gram, [GramSource(matrix, source.scale)], torch.float64)[0]
 
 
 def _eigvalsh(gram: Tensor) -> Tensor:
@@ -198,8 +220,8 @@ def cast_chunks(tall: Tensor, scale: float, scratch: Tensor) -> Iterator[Tensor]
         yield chunk.mul_(scale) if scale != 1.0 else chunk
 
 
-def _by_svd(matrix: Tensor, scale: float, dtype: torch.dtype, zero: float) -> Tensor:
-    work = gram_dtype(matrix, dtype)
+def _by_svd(matrix: Tensor, scale: float) -> Tensor:
+    work = gram_dtype(matrix, torch.float64)
     values: Tensor = torch.linalg.svdvals(matrix.to(work) * scale).to("cpu", torch.float64).square().flip(0)
-    values[values <= zero * values[-1]] = 0.0
+    values[values <= max(matrix.shape) * torch.finfo(torch.float64).eps * values[-1]] = 0.0
     return values

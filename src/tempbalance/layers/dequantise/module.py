@@ -19,7 +19,7 @@ from tempbalance.layers.names import TensorInfo
 __all__ = ["AGAIN", "Decoder", "Module", "QuantisedWeight", "Read", "UnreadableError", "scaled"]
 
 Read = Callable[[str], Tensor]
-AGAIN = "download or convert the checkpoint again"
+AGAIN = "download or convert the checkpoint again, or load the unquantised one if it is of another format"
 _BLOCK, _SHORTEST = 128, 8  # length of a block of FP8 weights if no other is known; what a length is a multiple of
 
 

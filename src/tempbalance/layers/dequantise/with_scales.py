@@ -27,6 +27,8 @@ def decode_with_scale(module: Module, weight: str) -> QuantisedWeight:
         raise UnreadableError(f"its scale is missing: {AGAIN}")
     powers = module.tensors[scale].dtype in _POWERS
     is_pairs = info.dtype == torch.uint8 or "float4" in str(info.dtype)
+    if info.dtype == torch.uint8 and math.prod(module.shape(scale)) == 1:
+        raise UnreadableError("packed ternary weights (BitNet) are not read: dequantise it with Transformers")
     if is_pairs or (info.dtype == torch.int8 and (powers or module.setting("quant_method") == "fp8")):
         return decode_packed_floats(module, weight, weight, scale)
     if info.dtype != torch.int8 and not info.dtype.is_floating_point:
