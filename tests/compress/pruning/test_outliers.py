@@ -40,3 +40,12 @@ def test_outlier_ratios_agree_with_a_naive_count(make_llama, tokens, naive_wanda
 def test_owl_without_outlier_ratios_is_refused(make_llama):
     with pytest.raises(AllocationError, match="outlier_ratios"):
         allocate(make_llama(), 0.5, method="owl")
+
+
+def test_experts_in_a_stack_have_no_outlier_ratios(tokens):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 3}
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads))
+    with pytest.raises(AllocationError, match=r"and .*experts\.\S+ is not the weight of one: choose another"):
+        tb.compress.outlier_ratios(model, tokens)

@@ -17,6 +17,7 @@ from tempbalance.compress import (
     SparsitySettings,
     measure_sparsity,
     score_allocations,
+    search_bits,
     search_sparsity,
 )
 from tempbalance.compress.search import announcement, memory
@@ -121,6 +122,24 @@ def test_an_allocation_of_another_model_is_not_scored(llama, text):
     other = tb.allocate_sparsity(tb.analyze({"h.0.fc.weight": torch.randn(16, 16)}, progress=False), 0.5)
     with pytest.raises(AllocationError, match=r"another model.*no h\.0\.fc\.weight"):
         score_allocations(llama, {"other": other}, text, progress=False)
+
+
+def test_experts_are_searched_without_owl(text, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 3}
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads))
+    before, settings = state(model), SearchSettings(generations=1, children=3)
+    found = search_sparsity(model, 0.6, text, settings=settings, progress=False)
+    assert {score.method.partition(",")[0] for score in found.compared} == {"search", "uniform", "atp", "alpha", "erk"}
+    bits = search_bits(model, 6, text, ["int2_g8", "int4_g8"], settings, progress=False)
+    monkeypatch.setattr(memory, "available_memory", lambda _: 1)
+    assert search_sparsity(model, 0.6, text, settings=settings, progress=False) == found
+    assert search_bits(model, 6, text, ["int2_g8", "int4_g8"], settings, progress=False) == bits
+    assert any("experts" in name for name in found)
+    assert any("experts" in name for name in bits)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_search_with_a_folder_resumes_to_the_same_allocation(llama, text, tmp_path):

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.compress.pruning.calibration import is_transposed, norms_by_block
 from tempbalance.compress.pruning.masks import wanda_scores
+from tempbalance.errors import AllocationError
 from tempbalance.layers import Select, find_weights, plain_modules
+from tempbalance.spectra.matrices import MATRIX_NDIM
 
 __all__ = ["outlier_ratios"]
 
@@ -34,14 +36,20 @@ def outlier_ratios(
 
     Raises:
         TokensError: The calibration set is empty.
-        AllocationError: The model has no single stack of blocks.
+        AllocationError: The model has no single stack of blocks, or a weight in a block is not that of a linear layer.
     """
     weights, _ = find_weights(model, Select(split=False))
     layers: dict[str, list[str]] = {}
+    result, modules = {}, plain_modules(model)
     for weight in weights:
         if weight.block is not None:
-            layers.setdefault(weight.block, []).append(weight.parameter.rpartition(".")[0])
-    result, modules = {}, plain_modules(model)
+            name, _, attribute = weight.parameter.rpartition(".")
+            if attribute != "weight" or len(weight.shape) != MATRIX_NDIM:
+                raise AllocationError(
+                    f"OWL counts outliers in linear layers, and {weight.parameter} is not the weight of one: choose "
+                    "another allocation, such as method='uniform' (--allocation uniform)"
+                )
+            layers.setdefault(weight.block, []).append(name)
     with contextlib.closing(norms_by_block(model, layers, read_documents(calibration), progress)) as blocks:
         for block, norms in blocks:
             pooled = torch.cat([_scores(modules[name], norm) for name, norm in norms.items()])
