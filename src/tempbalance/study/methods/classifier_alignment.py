@@ -62,7 +62,7 @@ class ClassifierAlignment(TrainingMethod):
     def finish(self, model: nn.Module, batches: Sequence[Batch]) -> nn.Module:
         """Align the head."""
         head = head_of(model)
-        features, labels = collect(model, head, batches)
+        features, labels = (each.cpu() for each in collect(model, head, batches))
         known = torch.tensor(sorted({*labels.tolist()}))
         classes = [features[labels == label] for label in known]
         targets = known.repeat_interleave(self.draws)
@@ -70,9 +70,9 @@ class ClassifierAlignment(TrainingMethod):
         for _ in range(_EPOCHS):
             drawn = torch.cat([self._draw(each) for each in classes])
             for picked in torch.randperm(len(drawn), generator=self._generator).split(_BATCH):  # type: ignore[no-untyped-call]
-                logits = nn.functional.normalize(head(drawn[picked]), dim=1) / self.temperature
+                logits = nn.functional.normalize(head(drawn[picked].to(head.weight)), dim=1) / self.temperature
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(logits, targets[picked]).backward()  # type: ignore[no-untyped-call]
+                nn.functional.cross_entropy(logits, targets[picked].to(logits.device)).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         return model
 

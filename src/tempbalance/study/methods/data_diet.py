@@ -20,6 +20,7 @@ from tempbalance.study.methods.hooks import (
     check_positive,
     head_of,
     outputs_of,
+    seeded,
     trained,
 )
 
@@ -67,12 +68,11 @@ class DataDiet(TrainingMethod):
     def choose(self, model: nn.Module, batches: Sequence[Batch], training: Training) -> Tensor:
         """Train copies, score the examples and choose the largest scores."""
         scores = []
-        with torch.random.fork_rng(devices=[]):
-            for run in range(self.runs):
-                torch.manual_seed(training.seed + run)
+        for run in range(self.runs):
+            with seeded(training.seed + run):
                 scores.append(self._scores(copy.deepcopy(model), batches))
         mean = torch.stack(scores).mean(dim=0)
-        return mean.topk(max(1, round(self.keep * len(mean)))).indices.sort().values
+        return mean.topk(max(1, round(self.keep * len(mean)))).indices.sort().values.cpu()
 
     def _scores(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         """Train a copy of the model, and return a score per example."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tempbalance.errors import ArgumentError
-from tempbalance.study.methods.hooks import Training, TrainingMethod, check_count, check_positive
+from tempbalance.study.methods.hooks import Training, TrainingMethod, check_count, check_positive, seeded
 
 __all__ = ["FewSample"]
 
@@ -46,8 +46,7 @@ class FewSample(TrainingMethod):
         if len(blocks) < self.blocks:
             raise ArgumentError(f"this model has {len(blocks)} blocks, fewer than {self.blocks}")
         deviation = getattr(getattr(model, "config", None), "initializer_range", 0.02)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(training.seed)
+        with seeded(training.seed), torch.no_grad():
             for module in (each for block in [*blocks][len(blocks) - self.blocks :] for each in block.modules()):
                 if isinstance(module, nn.Linear):
                     module.weight.normal_(0.0, deviation)

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.errors import ArgumentError
-from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_range, linear_layers, outputs_of
+from tempbalance.study.methods.hooks import (
+    Batch,
+    Training,
+    TrainingMethod,
+    check_range,
+    linear_layers,
+    outputs_of,
+    seeded,
+)
 
 __all__ = ["Guidance", "linear_cka"]
 
@@ -51,8 +59,7 @@ class Guidance(TrainingMethod):
         """Copy the model, and record the outputs of the layers of both."""
         self._guide = copy.deepcopy(model).eval().requires_grad_(False)
         if self.guide == "random":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(training.seed)
+            with seeded(training.seed):
                 for module in self._guide.modules():
                     if callable(reset := getattr(module, "reset_parameters", None)):
                         reset()

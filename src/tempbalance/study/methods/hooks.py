@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "head_of",
     "linear_layers",
     "outputs_of",
+    "seeded",
     "trained",
 ]
 
@@ -310,6 +312,14 @@ def head_of(model: nn.Module) -> nn.Linear:
     head = model.get_submodule(linear_layers(model)[1])
     assert isinstance(head, nn.Linear)
     return head
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch for what cannot take another, and restore them afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def generator(seed: int) -> torch.Generator:

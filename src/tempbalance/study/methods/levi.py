@@ -17,6 +17,7 @@ from tempbalance.study.methods.hooks import (
     check_count,
     head_of,
     linear_layers,
+    seeded,
 )
 
 __all__ = ["LEVI"]
@@ -43,7 +44,8 @@ class _Views(nn.Module):
             self.small.append(nn.Linear(before, width))
             self.heads.append(nn.Linear(features.shape[1] + width, classes))
             before = width
-        self.to(inputs)
+        for new in (self.small, self.heads):
+            new.to(inputs)
 
     def _features(self, inputs: Tensor) -> list[Tensor]:
         """Return the outputs of the layers, ``(examples, width)``."""
@@ -111,8 +113,7 @@ class LEVI(TrainingMethod):
         inputs = batches[0].inputs
         if not isinstance(inputs, Tensor):
             raise ArgumentError("levi needs inputs that are one tensor")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
+        with seeded(self._seed):
             self._views.build(inputs, self.width)
 
     def loss(self, model: nn.Module, batch: Batch, outputs: Tensor, loss: Tensor) -> Tensor:

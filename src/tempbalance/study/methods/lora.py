@@ -6,11 +6,10 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from tempbalance.errors import MissingExtraError
-from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_count, linear_layers
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_count, linear_layers, seeded
 
 __all__ = ["Lora"]
 
@@ -56,8 +55,7 @@ class Lora(TrainingMethod):
             target_modules=[*layers],
             modules_to_save=[head],
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(training.seed)
+        with seeded(training.seed):
             adapted: nn.Module = peft.get_peft_model(model, config)
         return adapted
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from tempbalance.study.methods.classifier_alignment import collect
-from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_positive, head_of, linear_layers
+from tempbalance.study.methods.hooks import (
+    Batch,
+    Training,
+    TrainingMethod,
+    check_positive,
+    head_of,
+    linear_layers,
+    seeded,
+)
 from tempbalance.study.methods.probe import fit_head
 
 __all__ = ["ProjectionHead"]
@@ -42,8 +49,7 @@ class ProjectionHead(TrainingMethod):
         _, self._name = linear_layers(model)
         self._head = head_of(model)
         width = self._head.in_features
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(training.seed)
+        with seeded(training.seed):
             projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         self._replace(model, nn.Sequential(projection.to(self._head.weight), self._head))
         return model
