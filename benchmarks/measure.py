@@ -42,8 +42,8 @@ class Job:
 
     def work(self, model: nn.Module) -> Callable[[], object]:
         """Return the function that is timed."""
-        if self.tool == "tempbalance":
-            return tools.tempbalance(model, self.analysis)
+        if self.tool.startswith("tempbalance"):
+            return tools.tempbalance(model, self.analysis, self.tool.partition(", ")[2] or None)
         if self.tool == "WeightWatcher":
             return tools.weightwatcher(model)
         if self.tool == "TempBalance, released":

@@ -1,9 +1,11 @@
 """Peak memory of the analysis of a quantised checkpoint of 7B shape, which is made of random bytes.
 
-    python benchmarks/quantised.py [gguf | mxfp4] [--layers 32] [--folder FOLDER]
+    python benchmarks/quantised.py [gguf | mxfp4] [--layers 32] [--select GLOB] [--dtype float32] [--folder FOLDER]
 
 It writes 32 layers (GGUF: the shapes of LLaMA-7B in Q4_0; MXFP4: 8 experts of gpt-oss a layer), reads them in a process
-of its own, and prints size, time and the largest memory of that process. Not part of ``run.py``: 7B needs minutes.
+of its own, and prints size, time and the largest memory of that process (``ru_maxrss``). Weights are read one by one,
+so that a few of them (``--layers 1 --select '*down_proj*'``) need as much memory as all. Not part of ``run.py``: 7B
+needs minutes.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ HIDDEN, INNER, VOCABULARY = 4096, 11008, 32000
 EXPERTS, EXPERT_WIDTH = 8, 2880
 READ = """
 import json, resource, sys, time
+import torch
 import tempbalance as tb
 start = time.perf_counter()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-analysis = tb.analyze(sys.argv[1], progress=False)
+analysis = tb.analyze(sys.argv[1], select=sys.argv[2], dtype=sys.argv[3], progress=False)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"rows": len(analysis), "skipped": len(analysis.skipped), "seconds": time.perf_counter() - start,
+print(json.dumps({"threads": torch.get_num_threads(), "rows": len(analysis),
+                  "skipped": len(analysis.skipped), "seconds": time.perf_counter() - start,
                   "peak_mb": peak / 1024, "import_mb": before / 1024}))
 """
 
@@ -78,16 +82,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("format", choices=["gguf", "mxfp4"])
     parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--select", default="*")
+    parser.add_argument("--dtype", default="float64")
     parser.add_argument("--folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as made:
         write = {"gguf": write_gguf, "mxfp4": write_mxfp4}[options.format]
         path = write(Path(made), options.layers)
         size = sum(file.stat().st_size for file in Path(made).iterdir()) / 2**20
-        found = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
-        print(
-            json.dumps({"format": options.format, "layers": options.layers, "file_mb": size} | json.loads(found.stdout))
-        )
+        command = [sys.executable, "-c", READ, str(path), options.select, options.dtype]
+        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        given = {name: getattr(options, name) for name in ("format", "layers", "select", "dtype")}
+        print(json.dumps(given | {"file_mb": size} | found))
 
 
 if __name__ == "__main__":

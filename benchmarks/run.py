@@ -28,10 +28,10 @@ from measure import Job, in_a_process
 HERE = Path(__file__).parent
 PACKAGES = ("tempbalance", "torch", "numpy", "scipy", "weightwatcher", "powerlaw", "transformers")
 RELEASED = {"TempBalance, released": "TempBalance", "FARMS, released": "FARMS"}
-TOOLS = ("tempbalance", "WeightWatcher", *RELEASED, "bare")
+TOOLS = ("tempbalance", "tempbalance, float32", "WeightWatcher", *RELEASED, "bare")
 ANALYSES = {
-    "Hill": ("tempbalance", "bare", "TempBalance, released"),
-    "KS": ("tempbalance", "WeightWatcher"),
+    "Hill": ("tempbalance", "tempbalance, float32", "bare", "TempBalance, released"),
+    "KS": ("tempbalance", "tempbalance, float32", "WeightWatcher"),
     "FARMS": ("tempbalance", "FARMS, released"),
 }
 # Analyses, processes per tool, repeats per process.
@@ -133,8 +133,8 @@ over 1 to 3 turns. Ratios are comparable between machines; seconds are in the JS
   wall-clock times.
 - Models: MiniLM is the pretrained encoder; ResNet-18 (for 32 x 32 images) and the matrices are freshly initialised, in
   float32. The LLaMA-7B block is 4 matrices of 4096 x 4096 and 3 of 11008 x 4096.
-- tempbalance: `analyze` in float64. `KS` includes the embeddings, as WeightWatcher does (0.7.7 with its defaults and
-  `powerlaw` 1.5).
+- tempbalance: `analyze` in float64, or with `dtype="float32"`. `KS` includes the embeddings, as WeightWatcher does
+  (0.7.7 with its defaults and `powerlaw` 1.5).
 - Released code: `--released DIR` names a folder with checkouts of github.com/YefanZhou/TempBalance and
   github.com/HUST-AI-HYZ/FARMS. Both use float32 SVDs, TempBalance of full matrices, FARMS of 10 x 10 windows of half
   the short side, at most 2000. They run unchanged, except that `.cuda()` has no effect on a CPU.
@@ -164,9 +164,13 @@ Each writes its results as JSON.
 | `delay.py` | cost of a refresh that is measured asynchronously | `docs/reference/benchmarks.md` |
 | `solvers.py` | eigenvalue solvers by size, dtype and device | `docs/reference/benchmarks.md` |
 | `scale.py` | time and memory by number of blocks | `docs/reference/benchmarks.md` |
+| `rounding.py` | how much rounding to each quantised format moves the alphas of MiniLM | `benchmarks/rounding.json` |
+| `quantised.py` | memory for quantised files of 7B shape | `docs/reference/benchmarks.md` |
+| `gpu.py` | correctness and times on a GPU | `gpu.json` |
 | `reading.py` | time to list and read a file by number of tensors | `benchmarks/reading.json` |
 | `farms.py` | accuracy and memory of FARMS on a large matrix | `docs/concepts/farms.md` |
 | `untrained.py` | misses and false alarms of the test for untrained layers | `docs/reference/metrics.md` |
+| `optimizers.py` | which optimizers a balancer works with | `docs/reference/optimizers.md` |
 | `same_results.py` | whether a change leaves every number as it was | exit status |
 """
 

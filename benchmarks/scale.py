@@ -1,8 +1,8 @@
 """Measure time and memory by number of blocks, for the shapes of LLaMAs of 1, 7 and 70 billion parameters (Linux).
 
-Run with ``python benchmarks/scale.py [--quick] [1B 7B 70B]``; results replace those of the same shapes in
-``scale.json`` (not with ``--quick``). One block is on disk, in bfloat16; the other blocks of a model are read from the
-same file under other names, so that a model of any depth needs a few gigabytes at most.
+Run with ``python benchmarks/scale.py [--quick] [--dtype float32] [1B 7B 70B]``; results replace those of the same
+shapes in ``scale.json`` (not with ``--quick``). One block is on disk, in bfloat16; the other blocks of a model are read
+from the same file under other names, so that a model of any depth needs a few gigabytes at most.
 """
 
 from __future__ import annotations
@@ -82,24 +82,25 @@ def write_block(path: Path, shapes: Shapes) -> None:
     save_file({f"model.layers.0.{name}.weight": torch.randn(side, **draw) for name, side in sides.items()}, path)
 
 
-def analyse(path: Path, blocks: int) -> dict[str, Any]:
+def analyse(path: Path, blocks: int, dtype: str) -> dict[str, Any]:
     """Analyse a model of a number of blocks; runs in a new process, whose peak memory is measured."""
     torch.linalg.eigvalsh(torch.eye(64, dtype=torch.float64))  # loads the linear-algebra library
     shard = open_shard(path)
     shards = {path.with_name(f"model-{block:05}.safetensors"): Repeated(shard, block) for block in range(blocks)}
     checkpoint = Checkpoint(path, shards, None, None, ())
     peak, began, used = Peak("cpu"), time.perf_counter(), time.process_time()
-    rows = tb.analyze(checkpoint, progress=False, strict=True).layers
+    rows = tb.analyze(checkpoint, dtype=dtype, progress=False, strict=True).layers
     return {
         "blocks": blocks,
         "matrices": len(rows),
+        "in_float32": sum(row.error_bound > 1e-9 for row in rows),
         "seconds": time.perf_counter() - began,
         "processor_seconds": time.process_time() - used,
         "peak_megabytes": peak.megabytes(),
     }
 
 
-def measure(shapes: Shapes) -> list[dict[str, Any]]:
+def measure(shapes: Shapes, dtype: str) -> list[dict[str, Any]]:
     """Measure one row per number of blocks, each in a new process."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +108,7 @@ def measure(shapes: Shapes) -> list[dict[str, Any]]:
         write_block(path, shapes)
         for blocks in shapes.measured:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                rows.append(pool.apply(analyse, (path, blocks)))
+                rows.append(pool.apply(analyse, (path, blocks, dtype)))
             print(rows[-1], flush=True)
     return rows
 
@@ -128,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small matrices, in seconds; writes nothing")
     parser.add_argument("--shared", action="store_true", help="record that the machine was busy with other work")
+    parser.add_argument("--dtype", choices=["float64", "float32"], default="float64")
     parser.add_argument("models", nargs="*", choices=[[], *MODELS], help="all by default")
     options = parser.parse_args()
     models = {"small": SMALL} if options.quick else {name: MODELS[name] for name in options.models or MODELS}
@@ -135,7 +137,8 @@ def main() -> None:
     results = json.loads(target.read_text()) if target.exists() and not options.quick else {}
     for name, shapes in models.items():
         where = machine() | {"shared_with_other_work": options.shared}
-        results[name] = {"blocks": shapes.blocks, "machine": where, "runs": measure(shapes)}
+        label = name if options.dtype == "float64" else f"{name}, {options.dtype}"
+        results[label] = {"blocks": shapes.blocks, "machine": where, "runs": measure(shapes, options.dtype)}
         if not options.quick:
             target.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))

@@ -17,12 +17,13 @@ from torch import nn
 import tempbalance as tb
 
 
-def tempbalance(model: nn.Module, analysis: str) -> Callable[[], object]:
+def tempbalance(model: nn.Module, analysis: str, dtype: str | None = None) -> Callable[[], object]:
     """``analyze`` with its defaults; with KS including the embeddings, as WeightWatcher does."""
     estimator = tb.KS() if analysis == "KS" else tb.Hill()
     windows = tb.FARMS() if analysis == "FARMS" else None
     select = tb.Select(embeddings=analysis == "KS")
-    return lambda: tb.analyze(model, estimator=estimator, windows=windows, select=select, progress=False)
+    options = {"estimator": estimator, "windows": windows, "select": select, "dtype": dtype, "progress": False}
+    return lambda: tb.analyze(model, **options)
 
 
 def weightwatcher(model: nn.Module) -> Callable[[], object]:

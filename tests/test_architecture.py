@@ -34,7 +34,7 @@ MAX_FILE_LINES, MAX_BODY_LINES = 400, 60
 TEST_FOLDERS = ("distributed", "experiments", "fuzz", "golden")
 TEST_FILES = (
     *("test_architecture.py", "test_cuda.py", "test_documentation.py", "test_examples.py", "test_language.py"),
-    *("test_fetch_data.py", "test_project.py", "test_skips.py"),
+    *("test_fetch_data.py", "test_gpu_script.py", "test_project.py", "test_skips.py"),
 )
 HEAVY = {"torch", "numpy", "pandas", "transformers", "plotly", "sklearn", "safetensors"}
 
