@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--cpu] [--minutes 10] [--only CHECK ...] [--out gpu.json]
 
-Each check is written to one JSON file as soon as it is done; run the same command again to go on with the others. A
+Each check is written to one JSON file as soon as it is done; run the same command again for the others. A
 check that fails, or is slower than its target, is in the file with the reason, and the exit status is 1. ``--cpu``
 rehearses all of them with small matrices on the CPU, in seconds, without targets of time.
 """
@@ -243,7 +243,7 @@ def outcome(check: Callable[[Run], dict[str, Any]], run: Run) -> dict[str, Any]:
         found = {"ok": True} | check(run)
     except ModuleNotFoundError as error:
         found = {"ok": None, "left_out": f"the package {error.name} is not installed"}
-    except Exception as error:  # the other checks go on
+    except Exception as error:  # the other checks are still run
         found = {"ok": False, "failed": f"{type(error).__name__}: {error}"}
     return found | {"wall_seconds": time.perf_counter() - began}
 

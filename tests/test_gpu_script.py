@@ -13,7 +13,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_rehearsal_passes_and_goes_on_with_what_is_not_done(tmp_path):
+def test_the_rehearsal_passes_and_continues_with_what_is_not_done(tmp_path):
     out = tmp_path / "gpu.json"
     done = run("--cpu", "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr

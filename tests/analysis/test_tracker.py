@@ -274,3 +274,14 @@ class TestTrainers:
 def test_the_settings_are_those_of_the_analysis(run):
     assert tb.track(run, estimator="ks").settings["estimator"].startswith("KS(")
     json.dumps(tb.track(run).to_dict()["settings"])
+
+
+def test_that_some_checkpoints_are_quantised_is_a_warning():
+    weight = tb.testing.matrix_with_spectrum(tb.testing.pareto_quantiles(60, 3.0), (60, 60)).float()
+    scale = weight.abs().amax(dim=1, keepdim=True) / 127
+    rounded = {"fc.weight": (weight / scale).round().to(torch.int8), "fc.weight_scale": scale}
+    tracked = tb.track([{"fc.weight": weight}, {"fc.weight": 1.1 * weight}, rounded])
+    finding = next(each for each in tracked.findings if each.kind == "quantised")
+    assert "1 of 3 checkpoints are quantised" in finding.message
+    assert finding.severity.value == "warning"
+    assert not any(each.kind == "quantised" for each in tb.track([rounded, rounded]).findings)

@@ -22,7 +22,7 @@ def track_findings(tracked: Track) -> list[Finding]:
     Returns:
         The findings, the most severe ones first. Those about changes are about the first and the last checkpoint.
     """
-    found = [*_unreadable(tracked), *_of_checkpoints(tracked), *_same(tracked)]
+    found = [*_unreadable(tracked), *_of_checkpoints(tracked), *_same(tracked), *_rounded(tracked)]
     if len(tracked) > 1:
         first, last = tracked.checkpoints[0], tracked.checkpoints[-1]
         rows = changes(first, last)
@@ -85,6 +85,24 @@ def _same(tracked: Track) -> Iterator[Finding]:
                 severity=Severity.WARNING,
                 checkpoints=", ".join(names),
             )
+
+
+def _rounded(tracked: Track) -> Iterator[Finding]:
+    """Yield that some checkpoints are quantised, or in other formats than others."""
+    messages = {
+        checkpoint.name: next((each.message for each in checkpoint.findings if each.kind == "quantised"), "")
+        for checkpoint in tracked.checkpoints
+    }
+    if len(set(messages.values())) > 1:
+        names = [name for name, message in messages.items() if message]
+        yield make_finding(
+            "quantised",
+            f"{len(names)} of {len(tracked)} checkpoints are quantised, not all in one format ({comma_names(names)}): "
+            "drift and changes of alpha include the rounding",
+            next_step="track checkpoints of one format",
+            severity=Severity.WARNING,
+            checkpoints=len(names),
+        )
 
 
 def _of_checkpoints(tracked: Track) -> Iterator[Finding]:
