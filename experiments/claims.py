@@ -126,6 +126,7 @@ class Claim:
         baseline: Method that it must be better than.
         also: Further methods to show in the figure.
         panels: Names of studies, in order of the amount of data, by title of the panel.
+        by_alpha: Whether its method measures alpha.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Claim:
     baseline: str = "plain"
     also: tuple[str, ...] = ()
     panels: Mapping[str, tuple[str, ...]]
+    by_alpha: bool = True
 
     @property
     def studies(self) -> list[str]:

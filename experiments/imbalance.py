@@ -60,7 +60,7 @@ class ErrorCorrelation(NamedTuple):
 
 
 def imbalance_changes(experiment: Experiment, results: Results) -> list[ImbalanceChange]:
-    """Compare the imbalance of the claims' methods with plain training and with the uniform control.
+    """Compare the imbalance of the claims' methods by alpha with plain training and with the uniform control.
 
     Args:
         experiment: The experiment.
@@ -70,7 +70,7 @@ def imbalance_changes(experiment: Experiment, results: Results) -> list[Imbalanc
         The comparisons that can be made.
     """
     found: list[ImbalanceChange] = []
-    for claim in experiment.claims:
+    for claim in (each for each in experiment.claims if each.by_alpha):
         method = results.find(claim.method)
         others = {"plain": results.find(claim.baseline), "uniform": results.controls(claim.method).get("uniform")}
         for name, other in others.items():
@@ -155,10 +155,11 @@ def judge_correlations(found: Sequence[ErrorCorrelation]) -> Verdict:
     """
     counting = [each for each in found if math.isfinite(each.over_all.low)]
     over_all, within = ([getattr(each, kind).low > 0 for each in counting] for kind in ("over_all", "within"))
+    opposite = sum(each.over_all.high < 0 for each in counting)
     both = sum(one and other for one, other in zip(over_all, within, strict=True))
     reason = (
         f"of {len(counting)} studies, the correlation is positive over all trials in {sum(over_all)}, among trials of "
-        f"one method and rate in {sum(within)}, both in {both}"
+        f"one method and rate in {sum(within)}, both in {both}; it is negative over all trials in {opposite}"
     )
     return _verdict(len(counting), both, reason)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,16 +32,23 @@ def study_tables(results: Results) -> str:
         p_value = "" if gain is None else f"{row['p_value']:.2g}"
         mean = number(_scaled(row["mean"], metric), metric.digits)
         counts = (str(row[name]) for name in counted)
-        lines.append(line(f"`{row['method']}`", chosen(row), mean, *gain_cells(gain, metric), p_value, *counts))
+        lines.append(
+            line(_shown(row["method"], results), chosen(row), mean, *gain_cells(gain, metric), p_value, *counts)
+        )
     controlled = [(row["method"], results.controls(row["method"])) for row in results.rows]
     against = [(method, kind, control) for method, controls in controlled for kind, control in controls.items()]
     if against:
         lines += ["", *head("method", "control", "difference", "95 % interval", "seeds won")]
         lines += [
-            line(f"`{method}`", kind, *gain_cells(results.gain(method, control), metric))
+            line(_shown(method, results), kind, *gain_cells(results.gain(method, control), metric))
             for method, kind, control in against
         ]
     return "\n".join([_description(results), "", *lines])
+
+
+def _shown(method: str, results: Results) -> str:
+    """The name of a method; of what a search found without the multipliers, which are in the description."""
+    return f"`{re.sub('{.*}', '{...}', method) if 'search' in results.entry else method}`"
 
 
 def _description(results: Results) -> str:
@@ -50,6 +58,15 @@ def _description(results: Results) -> str:
     of_planned = f" of {planned}" if seeds < planned else ""
     others = f"{tuning} other seed{'s' if tuning > 1 else ''}"
     how = f"{summary['trials']} configurations per method, chosen on {others}" if results.is_tuned else "nothing tuned"
+    if search := results.entry.get("search"):
+        found = ", ".join(
+            f"{unit.removeprefix('role:')} {multiplier:.2g}"
+            for unit, multiplier in search["best"]["multipliers"].items()
+        )
+        how = (
+            f"the best of {len(search['trials'])} trials, and of as many rates of plain, chosen on "
+            f"{len(search['best']['values'])} other seeds. Found: {found}"
+        )
     return f"{parameters}: {seeds}{of_planned} seeds; {how}."
 
 

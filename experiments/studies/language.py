@@ -67,7 +67,7 @@ def transfer(name: str, seeds: int, lr: tuple[float, ...], **size: int) -> Study
 TRANSFER = (
     transfer("width-256", 10, (5e-4, 1e-3, 2e-3), width=256),
     transfer("width-512", 5, (5e-4, 1e-3), width=512),
-    transfer("8-blocks", 10, (1e-3, 2e-3, 4e-3), blocks=8),
+    transfer("8-blocks", 10, (1e-3, 2e-3, 4e-3, 8e-3), blocks=8),
 )
 SEARCH = Search(
     name="20k-tokens-search",
@@ -152,6 +152,7 @@ EXPERIMENT = Experiment(
                 "20 thousand tokens": (BY_LAYER.name,),
                 "1 million tokens": (LONG.name,),
             },
+            by_alpha=False,
         ),
     ),
     quick=(QUICK,),

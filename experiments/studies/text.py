@@ -98,6 +98,7 @@ EXPERIMENT = Experiment(
             published=(),
             method=DEPTH,
             panels=PANELS,
+            by_alpha=False,
         ),
         Claim(
             name="role",
@@ -106,6 +107,7 @@ EXPERIMENT = Experiment(
             published=(),
             method=ROLE,
             panels=PANELS,
+            by_alpha=False,
         ),
         Claim(
             name="shape",
@@ -114,6 +116,7 @@ EXPERIMENT = Experiment(
             published=(),
             method=SHAPE,
             panels=PANELS,
+            by_alpha=False,
         ),
     ),
     quick=(QUICK,),
