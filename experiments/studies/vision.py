@@ -31,11 +31,12 @@ RESNET = Study(
 
 # by role and by shape, on fresh seeds
 MUP = "mup:optimizer=sgd"
+BY_ROLE = "by_role:multipliers={'v':0.25,'o':0.25}"  # best by hand on the language model
 VIT = Study(
     name="vit-cifar10-1000",
     parameters={"network": "vit", "classes": 10, "examples": 1000, "epochs": 12, "tested": 3000},
-    methods=("tempbalance", *with_controls("mup", ("uniform",)), "blockwise_lr", "muon"),
-    lr=(5e-4, 1e-3, 2e-3, 4e-3),
+    methods=("tempbalance", *with_controls("mup", ("uniform",)), BY_ROLE, "blockwise_lr", "muon"),
+    lr=(2.5e-4, 5e-4, 1e-3, 2e-3),
     seeds=20,
     first_seed=100,
     tuning_seeds=2,
@@ -58,7 +59,7 @@ SEARCHES = (
     Search(
         name="vit-cifar10-1000-search",
         parameters={"network": "vit", "examples": 1000, "epochs": 12, "tested": 3000},
-        lr=VIT.lr,
+        lr=(5e-4, 1e-3, 2e-3, 4e-3),
         seeds=30,
         first_seed=2000,
         tuning_seeds=2,
@@ -81,7 +82,7 @@ TASK_ROWS = (
     TaskRow(
         title="ViT, 1,000 images",
         study=VIT,
-        methods=BY_ALPHA | {"shape (muP)": "mup", "role, published": "blockwise_lr"},
+        methods=BY_ALPHA | {"shape (muP)": "mup", "role, published": "blockwise_lr", "role, v and o at 1/4": BY_ROLE},
     ),
     TaskRow(title="VGG, 500 images", study=VGG_BY_LAYER, methods=BY_ALPHA),
     TaskRow(title="ResNet-20, 500 images", study=RESNET_BY_LAYER, methods=BY_ALPHA),
