@@ -113,7 +113,11 @@ def test_the_confirmation_gives_plain_as_many_rates_as_the_search_has_trials(sea
     assert len(plain) >= 12
     methods = [row.method for row in found.confirmation.rows]
     assert methods[0] == f"plain:lr={found.plain.lr}"
-    assert [found.best.method in method for method in methods] == [False, True, True, True]
+    file = str(tmp_path / "out" / "multipliers.yaml")  # in place of nine multipliers
+    assert [file in method for method in methods] == [False, True, True, True]
+    study = (tmp_path / "out" / "confirmation" / "summary.json").read_text()
+    assert found.best.method in study
+    assert file not in study  # so that the folder can be moved
     assert [row.chosen.partition("control=")[2].partition(" ")[0] for row in found.confirmation.rows[2:]] == [
         "uniform",
         "shuffled",

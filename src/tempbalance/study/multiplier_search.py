@@ -159,7 +159,7 @@ def search(  # noqa: PLR0913  each is an option of a search
                     first_seed=first_seed,
                     lower_is_better=lower_is_better,
                     **given,
-                )
+                ).shortened(best.method, f"fixed:multipliers={str(files[0])!r}")
         result = SearchResult(
             best=best,
             plain=plain,

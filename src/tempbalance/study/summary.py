@@ -109,6 +109,25 @@ class Summary:
         """
         return RENDERERS["plot"]("study_figure", self)
 
+    def shortened(self, name: str, other: str) -> Summary:
+        """Return this summary with another name for a method whose name is too long to read; itself if it is not.
+
+        Args:
+            name: The name, or its beginning.
+            other: The other name.
+
+        Returns:
+            The summary.
+        """
+        if len(name) <= _LONG:
+            return self
+        rows = [
+            replace(row, method=row.method.replace(name, other), chosen=row.chosen.replace(name, other))
+            for row in self.rows
+        ]
+        recommendation, *notes = (text.replace(name, other) for text in (self.recommendation, *self.notes))
+        return replace(self, rows=rows, recommendation=recommendation, notes=notes)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, strings and numbers: the content of ``summary.json``."""
         return {
