@@ -1,4 +1,4 @@
-"""search_bits: within the budget, better than the allocations it starts from, and the model as before."""
+"""search_bits: within the budget, no worse than the allocations it starts from, and the model as before."""
 
 import math
 
@@ -18,12 +18,12 @@ def state(model):
 
 
 @pytest.mark.parametrize("unit", ["layer", "block"])
-def test_the_search_is_better_than_the_simple_allocations_on_its_text(llama, text, unit):
+def test_the_search_is_no_worse_than_the_simple_allocations_on_its_text(llama, text, unit):
     before = state(llama)
     found = search_bits(llama, 5.5, text, FORMATS, FAST, unit=unit, progress=False)
     scores = {score.method: score.kl for score in found.compared}
-    assert set(scores) == {"search", "uniform", "error", "alpha"}
-    assert scores["search"] < min(kl for name, kl in scores.items() if name != "search")
+    assert set(scores) == {"search", "uniform", "error", "error on text", "alpha"}
+    assert scores["search"] <= min(kl for name, kl in scores.items() if name != "search")
     assert list(scores.values()) == sorted(scores.values())
     assert found.quantity == "bits"
     assert math.fsum(layer.bits * layer.numel for layer in found.layers) <= 5.5 * found.covered
@@ -60,22 +60,22 @@ def test_transposed_and_fused_weights_are_searched_and_restored(text):
 
 
 def test_a_search_resumes_and_another_one_is_refused(llama, text, tmp_path):
-    settings = {"children": 4, "tokens": 200}
-    whole = search_bits(llama, 6, text, FORMATS, SearchSettings(generations=4, **settings), progress=False)
+    settings, formats = {"children": 4, "tokens": 60}, ("int2_g8", "int4_g8")
+    whole = search_bits(llama, 5, text, formats, SearchSettings(generations=4, **settings), progress=False)
     for generations in (2, 4):
         folder = SearchSettings(generations=generations, folder=tmp_path, **settings)
-        resumed = search_bits(llama, 6, text, FORMATS, folder, progress=False)
+        resumed = search_bits(llama, 5, text, formats, folder, progress=False)
     assert resumed == whole
-    for bits, formats, message in ((7, FORMATS, "another budget"), (6, FORMATS[1:], "another formats")):
+    for bits, names, message in ((5.5, formats, "another budget"), (5, ("int2_g8", "int8_g8"), "another formats")):
         with pytest.raises(AllocationError, match=message):
-            search_bits(llama, bits, text, formats, folder, progress=False)
+            search_bits(llama, bits, text, names, folder, progress=False)
     with pytest.raises(AllocationError, match="another budget"):
         tb.compress.search_sparsity(llama, 0.5, text, settings=folder, progress=False)
 
 
 def test_a_folder_is_searched_as_its_model(llama, text, tmp_path):
     llama.save_pretrained(tmp_path)
-    one, other = (search_bits(each, 6, text, FORMATS, FAST, progress=False) for each in (llama, tmp_path))
+    one, other = (search_bits(each, 5, text, FORMATS[:2], FAST, progress=False) for each in (llama, tmp_path))
     assert dict(one) == dict(other)
 
 

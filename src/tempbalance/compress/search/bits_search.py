@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -37,7 +37,9 @@ __all__ = ["search_bits"]
 
 _logger = logging.getLogger("tempbalance")
 
-_MEASURED = 6  # allocations, each on the whole text
+_MEASURED = 7  # allocations, each on the whole text
+_PART = 1 / 8  # of the text, for the divergence of each layer alone
+_LARGEST = 1e30  # instead of infinity, where a format makes outputs that are not finite
 
 
 def search_bits(  # noqa: PLR0913  most are keyword options
@@ -55,9 +57,10 @@ def search_bits(  # noqa: PLR0913  most are keyword options
     """Search the number formats with which a quantized model is closest to the model itself on calibration text.
 
     The search of ``search_sparsity``, in the manner of EvoPress (Sieberling et al. 2024, arXiv 2410.14649), with number
-    formats as levels. It starts from the best of uniform, least error of the weights, and alpha (``allocate_bits``). In
-    a child up to three units have the next larger format, and as many others the next smaller one as the budget takes.
-    Weights are rounded to nearest in the format, scales included; GPTQ, AWQ and AutoRound round better.
+    formats as levels. It starts from the best allocation of ``allocate_bits``: uniform, by alpha, by the errors of the
+    weights, or by the divergence of each layer alone in each format, on an eighth of the text. In a child up to three
+    units have the next larger format, and as many others the next smaller one as the budget takes. Weights are rounded
+    to nearest in the format, scales included; GPTQ, AWQ and AutoRound round better.
 
     Args:
         model: A Hugging Face causal language model, whose weights are as before at the end, or the folder or hub id of
@@ -103,12 +106,19 @@ def search_bits(  # noqa: PLR0913  most are keyword options
             model = load_causal_lm(model, device)
     if analysis is None:
         analysis = analyze(model, progress=progress)
-    simple = _simple_allocations(model, analysis, bits, tuple(chosen), unit, progress)
+    allocate = functools.partial(allocate_bits, analysis, bits, widths=tuple(chosen), unit=unit)
+    simple = _simple_allocations(allocate, quantization_errors(model, chosen, progress=progress))
     space = _FormatSpace(analysis, unit, [*chosen.values()])
     vary = functools.partial(_rounded_model, model, space.layers, space.formats)
-    numel = sum(layer.numel for layer in space.layers)
-    announce = Announcement(model=model, settings=settings, measured=_MEASURED, weights=numel, progress=progress)
+    announce = Announcement(
+        model=model,
+        settings=settings,
+        measured=_MEASURED + math.ceil(_PART * sum(map(len, space.formats))),
+        weights=sum(layer.numel for layer in space.layers),
+        progress=progress,
+    )
     with text_scores(model, sequences, vary, tokens=settings.tokens, announce=announce) as scores:
+        simple["error on text"] = allocate(method="error", errors=_divergences(scores, space, progress))
         starts = {name: space.levels_in(allocation) for name, allocation in simple.items()}
         scored = {name: scores.score(name, space.spread(levels)) for name, levels in starts.items()}
         best = min(scored, key=lambda name: (scored[name].kl, name))
@@ -167,22 +177,28 @@ class _FormatSpace:
         return [level + 1 for level in values_of_layers(self.layers, self.units, levels)]
 
 
+def _divergences(scores: TextScores, space: _FormatSpace, progress: bool) -> dict[str, dict[str, float]]:
+    """Return the divergence on a part of the text if one layer alone has one of its formats."""
+    batches = range(max(1, round(_PART * len(scores.dense))))
+    found: dict[str, dict[str, float]] = {}
+    with progress_bar("measuring layers", len(space.layers), progress) as advance:
+        for place, (layer, own) in enumerate(zip(space.layers, space.formats, strict=True)):
+            for level, one in enumerate(own, 1):
+                levels = [0] * len(space.layers)
+                levels[place] = level
+                divergence = sum(scores.of_batches(levels, batches))
+                found.setdefault(layer.name, {})[one.name] = min(max(0.0, divergence), _LARGEST)
+            advance(1)
+    return found
+
+
 def _simple_allocations(
-    model: nn.Module,
-    analysis: Analysis,
-    bits: float,
-    formats: tuple[str, ...],
-    unit: Literal["layer", "block"],
-    progress: bool,
+    allocate: Callable[..., Allocation], errors: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Allocation]:
-    """Return the allocations that a search can start from."""
-    errors = quantization_errors(model, formats, progress=progress)
-    found = {
-        "error": allocate_bits(analysis, bits, widths=formats, method="error", unit=unit, errors=errors),
-        "alpha": allocate_bits(analysis, bits, widths=formats, method="alpha", unit=unit),
-    }
+    """Return the allocations without text that a search can start from."""
+    found = {"error": allocate(method="error", errors=errors), "alpha": allocate(method="alpha")}
     try:
-        found["uniform"] = allocate_bits(analysis, bits, widths=formats, method="uniform", unit=unit)
+        found["uniform"] = allocate(method="uniform")
     except AllocationError as error:
         _logger.info("uniform is left out: %s", error)
     return found
