@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 import tempbalance as tb
+from tempbalance.errors import ArgumentError
 
 from .conftest import NEUTRAL, applied, make_net, same, states_of
 
@@ -138,6 +139,11 @@ class TestTraining:
         callback = BalanceCallback(make_recipe(), delay=2)
         fit(pl, tmp_path, callback, max_epochs=1)
         assert [(refresh.step, refresh.applied) for refresh in callback.balancer.history] == [(0, 2), (2, 4)]
+
+    def test_the_dtype_is_that_of_the_balancer(self, pl, tmp_path, make_recipe):
+        fit(pl, tmp_path, BalanceCallback(make_recipe(), dtype="float32"), max_steps=1)
+        with pytest.raises(ArgumentError, match="got 'float16'"):
+            fit(pl, tmp_path, BalanceCallback(make_recipe(), dtype="float16"), max_steps=1)
 
     def test_with_exact_every_weight_is_measured_at_every_refresh(self, pl, tmp_path, make_recipe):
         measured = []

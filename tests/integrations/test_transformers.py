@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 import tempbalance as tb
+from tempbalance.errors import ArgumentError
 
 from .conftest import NEUTRAL, same, spread, states_of, trained_at_rates_of_units
 
@@ -59,7 +60,8 @@ def make_model() -> nn.Module:
 def make_trainer(folder: Path, recipe: tb.Recipe | str | None, trainer: type | None = None, **settings: Any) -> Any:
     """A trainer of 6 batches per epoch of 4 examples each."""
     keywords: dict[str, Any] = {} if recipe is None else {"recipe": recipe}
-    keywords |= {key: settings.pop(key) for key in ("exact", "delay", "on_refresh", "optimizers") if key in settings}
+    own = ("exact", "delay", "dtype", "on_refresh", "optimizers")
+    keywords |= {key: settings.pop(key) for key in own if key in settings}
     keywords |= {"model": settings.pop("model", None) or make_model()}
     keywords |= {"train_dataset": settings.pop("train_dataset", None) or Data()}
     quiet = {"save_strategy": "no", "report_to": [], "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}
@@ -121,6 +123,11 @@ class TestTraining:
         trainer = make_trainer(tmp_path, make_recipe(), delay=2, max_steps=6)
         trainer.train()
         assert [(refresh.step, refresh.applied) for refresh in trainer.balancer.history] == [(0, 2), (2, 4)]
+
+    def test_the_dtype_is_that_of_the_balancer(self, tmp_path, make_recipe):
+        make_trainer(tmp_path, make_recipe(), dtype="float32").create_optimizer()
+        with pytest.raises(ArgumentError, match="got 'float16'"):
+            make_trainer(tmp_path, make_recipe(), dtype="float16").create_optimizer()
 
     def test_with_exact_every_weight_is_measured_at_every_refresh(self, tmp_path, make_recipe):
         recipe = make_recipe(tolerance=5.0)  # more than any alpha moves

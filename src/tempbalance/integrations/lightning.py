@@ -58,6 +58,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         exact: bool = False,
         on_refresh: Iterable[Callable[[Refresh], object]] = (),
         delay: int = 0,
+        dtype: str | None = None,
     ) -> None:
         """Create the callback.
 
@@ -69,6 +70,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
             on_refresh: Functions called with each ``Refresh`` on rank 0, such as the loggers in
                 ``tempbalance.integrations``.
             delay: Optimizer steps from an asynchronous refresh to its effect; see ``Balancer``.
+            dtype: ``"float32"`` measures in float32; see ``Balancer``.
 
         Raises:
             BalanceError: ``recipe`` is not a recipe.
@@ -79,6 +81,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         self.balancer: Balancer | None = None
         self._exact = exact
         self._delay = delay
+        self._dtype = dtype
         self._on_refresh = tuple(on_refresh)
         self._undo: Callable[[], None] | None = None
 
@@ -145,6 +148,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
             steps_per_epoch=lambda: _steps_per_epoch(trainer),  # asked at the first refresh
             exact=self._exact,
             delay=self._delay,
+            dtype=self._dtype,
             on_refresh=(log, *self._on_refresh),
         )
 

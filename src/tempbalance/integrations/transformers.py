@@ -39,6 +39,7 @@ class BalanceMixin:
         recipe: Recipe | str,
         exact: bool = False,
         delay: int = 0,
+        dtype: str | None = None,
         on_refresh: Iterable[Callable[[Refresh], object]] = (),
         **kwargs: Any,
     ) -> None:
@@ -51,6 +52,7 @@ class BalanceMixin:
                 optimizer steps per epoch at the first refresh; the loader must have a length.
             exact: Whether to measure every weight at every refresh, even if the recipe has a tolerance.
             delay: Optimizer steps from an asynchronous refresh to its effect; see ``Balancer``.
+            dtype: ``"float32"`` measures in float32; see ``Balancer``.
             on_refresh: Functions called with each ``Refresh`` on rank 0, such as the loggers in
                 ``tempbalance.integrations``.
             **kwargs: Arguments of the trainer.
@@ -63,6 +65,7 @@ class BalanceMixin:
         self.balancer: Balancer | None = None
         self._exact = exact
         self._delay = delay
+        self._dtype = dtype
         self._on_refresh = tuple(on_refresh)
         self._logged: Refresh | None = None
         self._epoch: int | None = None  # optimizer steps in an epoch; None if the loader has no length
@@ -101,6 +104,7 @@ class BalanceMixin:
             steps_per_epoch=self._steps_per_epoch,  # asked at the first refresh, when the loader is known
             exact=self._exact,
             delay=self._delay,
+            dtype=self._dtype,
             on_refresh=self._on_refresh,
         )
         return optimizer
@@ -144,7 +148,8 @@ def balanced(trainer_class: type) -> type:
         trainer_class: ``Seq2SeqTrainer``, ``SFTTrainer``, or any other subclass of ``transformers.Trainer``.
 
     Returns:
-        A subclass that also takes ``recipe=``, ``exact=``, ``delay=`` and ``on_refresh=``; the same for each call.
+        A subclass that also takes ``recipe=``, ``exact=``, ``delay=``, ``dtype=`` and ``on_refresh=``; the same for
+        each call.
 
     Raises:
         BalanceError: ``trainer_class`` is not a subclass of ``transformers.Trainer``.
