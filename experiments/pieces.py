@@ -1,0 +1,123 @@
+"""Training in pieces of a few minutes: the state of an interrupted trial is saved, and the next piece resumes it.
+
+    state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    for step in piece.steps(f"{method.name} {lr} {seed}", total, state, method):
+        ...  # a training step that depends on the step, the state and the global generators of torch only
+
+With the balancer's state, which is in the optimizer's, and the generators of torch, the next piece continues exactly.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tempbalance._files import write_atomically
+from tempbalance.study import Method
+
+SAVED_EVERY = 120.0  # seconds, in case the process is killed
+
+
+class Pause(BaseException):
+    """The time is over and the state is saved. It is no Exception, which a study would record as a failed trial."""
+
+
+class Record(dict[str, Any]):
+    """Values that are saved and resumed with the rest."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values."""
+        return dict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set the values."""
+        self.update(state)
+
+
+@dataclass
+class Piece:
+    """A part of the training of a study. Trials run one after the other, so there is one state to save.
+
+    Attributes:
+        file: Where the state is saved; None to train without pauses.
+        seconds: Length of the piece.
+        most_steps: Number of steps after which to pause; for the rehearsal.
+        device: Where to train.
+        spent: Seconds of training of the last trial, in all pieces.
+    """
+
+    file: Path | None = None
+    seconds: float = math.inf
+    most_steps: float = math.inf
+    device: str = "cpu"
+    spent: float = 0.0
+    _began: float = field(default_factory=time.monotonic)
+
+    def steps(self, trial: str, total: int, state: Mapping[str, Any], method: Method) -> Iterator[int]:
+        """Yield the steps of a trial from where it was interrupted.
+
+        Args:
+            trial: Its method, learning rate and seed.
+            total: Number of steps.
+            state: What has a ``state_dict``.
+            method: The method, with its balancer.
+
+        Yields:
+            The number of the step, from 0.
+
+        Raises:
+            Pause: The piece is over.
+        """
+        first, before = self._restore(trial, state, method)
+        began = saved = time.monotonic()
+        for step in range(first, total):
+            yield step
+            self.most_steps -= 1
+            now = time.monotonic()
+            self.spent = before + now - began
+            is_over = now - self._began > self.seconds or self.most_steps <= 0
+            if self.file is not None and step + 1 < total and (is_over or now - saved > SAVED_EVERY):
+                self._save(trial, step + 1, state, method)
+                saved = time.monotonic()
+                if is_over:
+                    raise Pause(f"{trial}: {step + 1} of {total} steps")
+
+    def _save(self, trial: str, step: int, state: Mapping[str, Any], method: Method) -> None:
+        assert self.file is not None
+        content = {
+            "trial": trial,
+            "step": step,
+            "spent": self.spent,
+            "state": {name: part.state_dict() for name, part in state.items()},
+            "history": [balancer.history for balancer in method.balancers],
+            "generator": torch.get_rng_state(),
+            "generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.file, buffer.getvalue())
+
+    def _restore(self, trial: str, state: Mapping[str, Any], method: Method) -> tuple[int, float]:
+        """Restore the state if it is of this trial; return its step and seconds."""
+        self.spent = 0.0
+        if self.file is None or not self.file.exists():
+            return 0, 0.0
+        saved = torch.load(self.file, map_location="cpu", weights_only=False)  # our own file, with classes of history
+        if saved["trial"] != trial:
+            return 0, 0.0
+        for name, part in state.items():
+            part.load_state_dict(saved["state"][name])
+        for balancer, history in zip(method.balancers, saved["history"], strict=True):
+            balancer.history[:] = history
+        torch.set_rng_state(saved["generator"])
+        if saved["generators"]:
+            torch.cuda.set_rng_state_all(saved["generators"])
+        return saved["step"], saved["spent"]

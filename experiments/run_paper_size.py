@@ -1,0 +1,187 @@
+"""Run an experiment at the size of its paper on one GPU: ``python experiments/run_paper_size.py resnet18``.
+
+It checks the data, trains for at most ``--minutes``, saves the state and ends with status 75; the same command resumes.
+With status 0 all studies have been run. After every piece the seeds that all methods have finished are collected in
+``experiments/results/NAME.json``, from which ``report_study.py`` makes the pages. For example, until all is done:
+
+    while python experiments/run_paper_size.py resnet18; [ $? -eq 75 ]; do :; done
+
+``--rehearse`` runs all its code on a CPU in a minute, on tiny data and models, in pieces of a few steps, and checks that
+a trial in pieces has exactly the numbers of one without pauses. It needs no data and writes no results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from claims import Experiment, Study
+from pieces import Pause, Piece
+from results_file import add_results
+from run_study import DATA, HERE, INTERRUPTED, RESULTS, finish, missing, options
+from studies.paper_size import PAPER_SIZE
+
+import tempbalance as tb
+from tempbalance.errors import StudyError, TempBalanceError
+from tempbalance.study import Configuration
+
+PAUSED = 75  # exit status; EX_TEMPFAIL of BSD: run it again
+REHEARSED_STEPS = 3  # of a piece
+STATE = "state.pt"
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Run an experiment at the size of its paper on one GPU, in pieces.")
+    parser.add_argument("experiment", choices=[*PAPER_SIZE])
+    parser.add_argument("--only", metavar="STUDY", help="one of its studies")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of all data (see experiments/README.md)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the trials (default: runs)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="length of a piece (default: 9)")
+    parser.add_argument("--device", default="cuda", help="where to train (default: cuda)")
+    parser.add_argument("--collect", action="store_true", help="train nothing, collect finished trials")
+    parser.add_argument("--rehearse", action="store_true", help="run all code on a CPU in a minute, without data")
+    return parser.parse_args(argv)
+
+
+def check(experiment: Experiment, studies: Sequence[Study], data: Path) -> None:
+    """Raise a StudyError unless the data and packages of all studies are there."""
+    for study in studies:
+        if reason := missing(experiment, study, data):
+            raise StudyError(f"{study.name}: {reason}")
+    for folder in {data / study.data for study in studies if study.data is not None}:
+        module_of(experiment).check(folder)
+
+
+def module_of(experiment: Experiment) -> Any:
+    """The task file as a module, for its ``check``, ``write_tiny`` and ``REHEARSAL``."""
+    return importlib.import_module(experiment.task.removesuffix(".py").replace("/", "."))
+
+
+def run(experiment: Experiment, study: Study, given: argparse.Namespace, piece: Piece) -> dict[str, Any]:
+    """Train until the study is finished; return its results.
+
+    Raises:
+        Pause: The piece is over before.
+    """
+    settings = options(experiment, study, given)
+    paths = {**settings.pop("paths"), "piece": piece}
+    out = given.out / experiment.name / study.name
+    tb.study.run(out=out, paths=paths, progress=False, **settings)
+    entry = tb.study.collect_folder(out)
+    for trial in entry["runs"]:  # a trial knows the time of its last piece only
+        trial["seconds"] = trial["metrics"].pop("seconds", None) or trial["seconds"]
+    return entry
+
+
+def rehearse(experiment: Experiment) -> None:
+    """Run all code of an experiment on tiny data.
+
+    Raises:
+        StudyError: A trial failed, or differs from one without pauses.
+    """
+    module = module_of(experiment)
+    with tempfile.TemporaryDirectory() as folder:
+        given = argparse.Namespace(data=Path(folder) / "data", out=Path(folder) / "runs", collect=False)
+        for study in experiment.full:
+            small = replace(
+                study, parameters={**study.parameters, **module.REHEARSAL}, lr=study.lr[:2], seeds=1, tuning_seeds=1
+            )
+            if study.data is not None:
+                (given.data / study.data).mkdir(parents=True, exist_ok=True)
+                module.write_tiny(given.data / study.data)
+            check(experiment, [small], given.data)
+            entry, pieces = in_pieces(experiment, small, given)
+            failed = [trial for trial in entry["runs"] if trial["status"] != "ok"]
+            if failed:
+                raise StudyError(f"{study.name}: {failed[0]['method']} {failed[0]['status']}: {failed[0]['error']}")
+            compare(experiment, small, given, entry)
+            print(f"{study.name}: {len(entry['runs'])} trials in {pieces} pieces, as without pauses", flush=True)
+
+
+def in_pieces(experiment: Experiment, study: Study, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """Run a study in pieces of a few steps; return its results and the number of pieces."""
+    file, pieces = given.out / STATE, 1
+    while True:
+        try:
+            return run(experiment, study, given, Piece(file=file, most_steps=REHEARSED_STEPS)), pieces
+        except Pause:
+            pieces += 1
+
+
+def compare(experiment: Experiment, study: Study, given: argparse.Namespace, entry: Mapping[str, Any]) -> None:
+    """Train the claimed method without pauses, and raise a StudyError if a number differs."""
+    paths = {} if study.data is None else {"data": str(given.data / study.data)}
+    task = tb.study.load_task(HERE / experiment.task, {**study.parameters, **paths})
+    name = experiment.claims[0].method
+    (trial,) = (each for each in entry["runs"] if each["method"] == name and each["seed"] == study.first_seed)
+    whole = task.run(Configuration(name, trial["lr"]), study.first_seed)
+    found = {name: value for name, value in whole.metrics.items() if name != "seconds"}
+    if found != trial["metrics"] or whole.balance != trial["balance"]:
+        raise StudyError(f"{study.name}: {trial['metrics']}, {trial['balance']} in pieces, but {found}, {whole.balance}")
+
+
+def main(argv: Sequence[str] | None = None, *, results: Path = RESULTS) -> int:
+    """Check, train, collect.
+
+    Args:
+        argv: The command line.
+        results: The folder of results.
+
+    Returns:
+        0 if all studies have been run; 75 if the time is over; 1 after an error; 130 if interrupted.
+    """
+    given = arguments(argv)
+    experiment = PAPER_SIZE[given.experiment]
+    try:
+        if given.rehearse:
+            rehearse(experiment)
+            return 0
+        return train(experiment, given, results / f"{experiment.name}.json")
+    except TempBalanceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to resume", file=sys.stderr)
+        return INTERRUPTED
+
+
+def train(experiment: Experiment, given: argparse.Namespace, file: Path) -> int:
+    """Train for a piece, and collect in a file."""
+    studies = [study for study in experiment.full if given.only in (None, study.name)]
+    if not studies:
+        names = ", ".join(study.name for study in experiment.full)
+        raise StudyError(f"{experiment.name} has no study {given.only}; it has {names}")
+    if not given.minutes > 0:
+        raise StudyError(f"--minutes must be positive, got {given.minutes}")
+    if not given.collect and given.device.startswith("cuda") and not torch.cuda.is_available():
+        raise StudyError("there is no CUDA device: --rehearse runs all code on a CPU; --device names another device")
+    seconds = math.inf if given.collect else 60 * given.minutes
+    piece = Piece(seconds=seconds, device=given.device)  # its time includes the check
+    if not given.collect:
+        check(experiment, studies, given.data)
+    for study in studies:
+        out = given.out / experiment.name / study.name
+        piece.file = out / STATE
+        try:
+            entry = run(experiment, study, given, piece)
+        except Pause as pause:
+            print(f"{study.name}: {pause}. Run the same command again to resume")
+            return PAUSED
+        finish(out, study, experiment.metric, entry, file)
+        piece.file.unlink(missing_ok=True)
+    print(f"saved {file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
