@@ -52,6 +52,27 @@ def new_page(experiment: Experiment) -> str:
     )
 
 
+def paper_size_section(experiment: Experiment, results: Mapping[str, Results]) -> str:
+    """The claims of an experiment at the size of its paper: the paper's numbers, and ours if it has been run.
+
+    Args:
+        experiment: The experiment.
+        results: Results of the studies that have been run, by name.
+
+    Returns:
+        A part of the page of all claims.
+    """
+    if results:
+        return "\n\n".join(_claim(experiment, claim, results) for claim in experiment.claims)
+    parts = []
+    for claim in experiment.claims:
+        outcomes = judge(claim, results).outcomes
+        parts.append(f"**{claim.sentence}** ({claim.paper})")
+        parts.append(f"Not run yet: `python experiments/run_paper_size.py {experiment.name}`.")
+        parts.append(published_table(experiment, claim, results, outcomes))
+    return "\n\n".join(parts)
+
+
 def figures(experiment: Experiment, results: Mapping[str, Results]) -> dict[str, str]:
     """The figures of an experiment.
 

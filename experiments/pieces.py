@@ -23,6 +23,12 @@ from tempbalance._files import write_atomically
 from tempbalance.study import Method
 
 SAVED_EVERY = 120.0  # seconds, in case the process is killed
+NEXT_SEED = 2**24  # beyond every number of steps
+
+
+def generator(seed: int, place: int) -> torch.Generator:
+    """The generator of an epoch or a step of a trial, so that a resumed one draws the same."""
+    return torch.Generator().manual_seed(seed * NEXT_SEED + place)
 
 
 class Pause(BaseException):

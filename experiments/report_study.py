@@ -14,9 +14,10 @@ from pathlib import Path
 
 import what_helps
 from diagnosis_page import load_diagnosis
-from pages import experiment_page, figures, fill, index_rows, new_page
+from pages import experiment_page, figures, fill, index_rows, new_page, paper_size_section
 from results_file import load_results
 from studies import NAMES, load_experiment
+from studies.paper_size import PAPER_SIZE
 
 from tempbalance._files import write_atomically
 from tempbalance.errors import TempBalanceError
@@ -52,7 +53,7 @@ def report(name: str, pages: Path = PAGES, results: Path = RESULTS) -> dict[Path
 
 
 def index(pages: Path = PAGES, results: Path = RESULTS) -> dict[Path, str]:
-    """Make the pages of all experiments: their claims, and what helps.
+    """Make the pages of all experiments: their claims, also at the size of the papers, and what helps.
 
     Args:
         pages: The folder of pages.
@@ -65,9 +66,14 @@ def index(pages: Path = PAGES, results: Path = RESULTS) -> dict[Path, str]:
     rows = [row for each in experiments for row in index_rows(each, load_results(each, results))]
     page = pages / "index.md"
     content = "\n".join([HEAD, *rows, *load_diagnosis(results).index_rows()])
+    large = [(each, load_results(each, results)) for each in PAPER_SIZE.values()]
+    text = fill(page.read_text(encoding="utf-8"), "claims", content)
+    section = "\n\n".join(paper_size_section(*item) for item in large)
+    drawn = {file: svg for each, found in large if found for file, svg in figures(each, found).items()}
     rows, helps = what_helps.load_rows(results), pages / "what-helps.md"
     return {
-        page: fill(page.read_text(encoding="utf-8"), "claims", content),
+        page: fill(text, "paper-size", section),
+        **{pages / file: svg for file, svg in drawn.items()},
         helps: what_helps.page(rows, helps.read_text(encoding="utf-8")),
         pages / what_helps.FIGURE: what_helps.figure(rows),
     }

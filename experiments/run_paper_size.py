@@ -1,13 +1,14 @@
 """Run an experiment at the size of its paper on one GPU: ``python experiments/run_paper_size.py resnet18``.
 
-It checks the data, trains for at most ``--minutes``, saves the state and ends with status 75; the same command resumes.
-With status 0 all studies have been run. After every piece the seeds that all methods have finished are collected in
-``experiments/results/NAME.json``, from which ``report_study.py`` makes the pages. For example, until all is done:
+It checks the data, trains for at most ``--minutes``, saves the state and ends with status 75; the same command
+resumes. Finished studies are collected in ``experiments/results/NAME.json``, as those of ``run_study.py``, and
+``report_study.py diagnosis`` draws them in ``docs/results/index.md``. ``--collect`` trains nothing, and collects the
+seeds that all methods have finished. Until all is done:
 
     while python experiments/run_paper_size.py resnet18; [ $? -eq 75 ]; do :; done
 
-``--rehearse`` runs all its code on a CPU in a minute, on tiny data and models, in pieces of a few steps, and checks that
-a trial in pieces has exactly the numbers of one without pauses. It needs no data and writes no results.
+``--rehearse`` runs all its code on a CPU in a minute, on a tiny model and tiny data, in pieces of a few steps, and
+checks that a trial in pieces has exactly the numbers of one without pauses. It needs no data and writes no results.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import importlib
 import math
 import sys
 import tempfile
-from collections import Counter
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +27,12 @@ from typing import Any
 import torch
 from claims import Experiment, Study
 from pieces import Pause, Piece
-from results_file import add_results
 from run_study import DATA, HERE, INTERRUPTED, RESULTS, finish, missing, options
 from studies.paper_size import PAPER_SIZE
 
 import tempbalance as tb
-from tempbalance.errors import StudyError, TempBalanceError
+from tempbalance._files import without_nan
+from tempbalance.errors import BalanceWarning, StudyError, TempBalanceError
 from tempbalance.study import Configuration
 
 PAUSED = 75  # exit status; EX_TEMPFAIL of BSD: run it again
@@ -68,11 +69,7 @@ def module_of(experiment: Experiment) -> Any:
 
 
 def run(experiment: Experiment, study: Study, given: argparse.Namespace, piece: Piece) -> dict[str, Any]:
-    """Train until the study is finished; return its results.
-
-    Raises:
-        Pause: The piece is over before.
-    """
+    """Train until the study is finished, and return its results; or until the piece is over, and raise ``Pause``."""
     settings = options(experiment, study, given)
     paths = {**settings.pop("paths"), "piece": piece}
     out = given.out / experiment.name / study.name
@@ -89,23 +86,23 @@ def rehearse(experiment: Experiment) -> None:
     Raises:
         StudyError: A trial failed, or differs from one without pauses.
     """
-    module = module_of(experiment)
-    with tempfile.TemporaryDirectory() as folder:
+    module, study = module_of(experiment), experiment.full[0]  # the others differ in numbers only
+    parameters = {**study.parameters, **module.REHEARSAL}
+    methods = (study.methods[0], study.methods[-1])  # and plain; other controls have no code of their own
+    small = replace(study, parameters=parameters, methods=methods, lr=study.lr[:2], seeds=1, tuning_seeds=1)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", BalanceWarning)  # tiny layers look random
         given = argparse.Namespace(data=Path(folder) / "data", out=Path(folder) / "runs", collect=False)
-        for study in experiment.full:
-            small = replace(
-                study, parameters={**study.parameters, **module.REHEARSAL}, lr=study.lr[:2], seeds=1, tuning_seeds=1
-            )
-            if study.data is not None:
-                (given.data / study.data).mkdir(parents=True, exist_ok=True)
-                module.write_tiny(given.data / study.data)
-            check(experiment, [small], given.data)
-            entry, pieces = in_pieces(experiment, small, given)
-            failed = [trial for trial in entry["runs"] if trial["status"] != "ok"]
-            if failed:
-                raise StudyError(f"{study.name}: {failed[0]['method']} {failed[0]['status']}: {failed[0]['error']}")
-            compare(experiment, small, given, entry)
-            print(f"{study.name}: {len(entry['runs'])} trials in {pieces} pieces, as without pauses", flush=True)
+        assert study.data is not None
+        (given.data / study.data).mkdir(parents=True)
+        module.write_tiny(given.data / study.data)
+        check(experiment, [small], given.data)
+        entry, pieces = in_pieces(experiment, small, given)
+        failed = [trial for trial in entry["runs"] if trial["status"] != "ok"]
+        if failed:
+            raise StudyError(f"{study.name}: {failed[0]['method']} {failed[0]['status']}: {failed[0]['error']}")
+        compare(experiment, small, given, entry)
+    print(f"{study.name}: {len(entry['runs'])} trials in {pieces} pieces, as without pauses")
 
 
 def in_pieces(experiment: Experiment, study: Study, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
@@ -120,14 +117,16 @@ def in_pieces(experiment: Experiment, study: Study, given: argparse.Namespace) -
 
 def compare(experiment: Experiment, study: Study, given: argparse.Namespace, entry: Mapping[str, Any]) -> None:
     """Train the claimed method without pauses, and raise a StudyError if a number differs."""
-    paths = {} if study.data is None else {"data": str(given.data / study.data)}
-    task = tb.study.load_task(HERE / experiment.task, {**study.parameters, **paths})
+    data = str(given.data / str(study.data))
+    task = tb.study.load_task(HERE / experiment.task, {**study.parameters, "data": data})
     name = experiment.claims[0].method
     (trial,) = (each for each in entry["runs"] if each["method"] == name and each["seed"] == study.first_seed)
     whole = task.run(Configuration(name, trial["lr"]), study.first_seed)
-    found = {name: value for name, value in whole.metrics.items() if name != "seconds"}
-    if found != trial["metrics"] or whole.balance != trial["balance"]:
-        raise StudyError(f"{study.name}: {trial['metrics']}, {trial['balance']} in pieces, but {found}, {whole.balance}")
+    found = without_nan({name: value for name, value in whole.metrics.items() if name != "seconds"})
+    if found != trial["metrics"] or without_nan(whole.balance) != trial["balance"]:
+        raise StudyError(
+            f"{study.name}: {trial['metrics']}, {trial['balance']} in pieces, but {found}, {whole.balance}"
+        )
 
 
 def main(argv: Sequence[str] | None = None, *, results: Path = RESULTS) -> int:
@@ -179,7 +178,7 @@ def train(experiment: Experiment, given: argparse.Namespace, file: Path) -> int:
             return PAUSED
         finish(out, study, experiment.metric, entry, file)
         piece.file.unlink(missing_ok=True)
-    print(f"saved {file}")
+    print(f"saved {file}; python experiments/report_study.py diagnosis shows it in docs/results/index.md")
     return 0
 
 

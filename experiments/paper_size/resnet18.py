@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from final_alpha import final_alpha
-from pieces import Piece
+from pieces import Piece, generator
 from torch import Tensor, nn
 from vision import PIXELS, Images, accuracy, augmented, load
 
@@ -26,7 +26,6 @@ from tempbalance.study.runner import FIRST_TUNING_SEED
 
 CLASSES = 100
 HELD_OUT = 0.1  # of the training images, in a trial for tuning
-NEXT_SEED = 2**20  # beyond every number of epochs and steps
 REHEARSAL = {"epochs": 2, "batch_size": 50, "width": 4, "float32": True}
 
 
@@ -151,11 +150,6 @@ def train(  # noqa: PLR0913  each can be set on the command line
         name: accuracy(model, Images(*(part.to(piece.device) for part in found))) for name, found in parts.items()
     }
     return {**accuracies, "last_loss": loss.item(), **final_alpha(model), "seconds": piece.spent}
-
-
-def generator(seed: int, place: int) -> torch.Generator:
-    """The generator of an epoch or a step."""
-    return torch.Generator().manual_seed(seed * NEXT_SEED + place)
 
 
 def split(images: Images, seed: int) -> tuple[Images, Images]:
