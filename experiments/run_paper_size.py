@@ -59,8 +59,7 @@ def check(experiment: Experiment, studies: Sequence[Study], data: Path) -> None:
     for study in studies:
         if reason := missing(experiment, study, data):
             raise StudyError(f"{study.name}: {reason}")
-    for folder in {data / study.data for study in studies if study.data is not None}:
-        module_of(experiment).check(folder)
+        module_of(experiment).check(data / str(study.data), study.parameters)
 
 
 def module_of(experiment: Experiment) -> Any:

@@ -10,7 +10,9 @@ The data is a folder with ``cifar100.npz``, see ``vision.py``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from tempbalance.study.runner import FIRST_TUNING_SEED
 
 CLASSES = 100
 HELD_OUT = 0.1  # of the training images, in a trial for tuning
-REHEARSAL = {"epochs": 2, "batch_size": 50, "width": 4, "float32": True}
+REHEARSAL = {"epochs": 2, "batch_size": 50, "width": 4}
 
 
 class Block(nn.Module):
@@ -70,7 +72,7 @@ class ResNet18(nn.Module):
         return logits
 
 
-def check(data: Path) -> None:
+def check(data: Path, parameters: Mapping[str, Any]) -> None:
     """Raise a StudyError unless the file is CIFAR-100."""
     images = {part: load(str(data), CLASSES, part, PIXELS) for part in ("train", "test")}
     for part, found in images.items():
@@ -99,7 +101,6 @@ def train(  # noqa: PLR0913  each can be set on the command line
     epochs: int = 200,
     batch_size: int = 128,
     width: int = 64,
-    float32: bool = False,
     piece: Piece | None = None,
 ) -> dict[str, float]:
     """Train once.
@@ -112,7 +113,6 @@ def train(  # noqa: PLR0913  each can be set on the command line
         epochs: Passes over the images.
         batch_size: Images in a batch.
         width: Channels of the first convolution.
-        float32: Whether to train in float32 in place of bfloat16.
         piece: Where to train, and for how long.
 
     Returns:
@@ -138,7 +138,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
             order = [*torch.randperm(len(labels), generator=generator(seed, epoch)).split(batch_size)]
         chosen = order[place].to(piece.device)
         model.train()
-        with torch.autocast(torch.device(piece.device).type, torch.bfloat16, enabled=not float32):
+        with torch.autocast(torch.device(piece.device).type, torch.bfloat16):
             loss = F.cross_entropy(model(augmented(images[chosen], generator(seed, step))), labels[chosen])
         loss.backward()
         optimizer.step()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Sentences:
         return {name: part.to(device) for name, part in inputs.items()}, self.labels[chosen].to(device)
 
 
-def check(data: Path) -> None:
+def check(data: Path, parameters: Mapping[str, Any]) -> None:
     """Raise a StudyError unless the folder has RoBERTa and SST-2."""
     folder = data / MODEL
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -81,4 +81,39 @@ MODEL_BALANCING = Experiment(
     packages={"transformers": "pip install 'tempbalance[transformers]'"},
 )
 
-PAPER_SIZE = {each.name: each for each in (TEMPBALANCE, MODEL_BALANCING)}
+DECAY = "alphadecay:high=3"  # as the paper at weight decay 1e-5
+LLAMA = Study(
+    name="llama60m-c4",
+    parameters={"steps": 10_000, "weight_decay": 1e-5},
+    methods=with_controls(DECAY, CONTROLS),
+    lr=(5e-4, 1e-3, 2e-3),
+    seeds=10,
+    tuning_seeds=1,
+    data="c4",
+    files=("train.npy", "validation.npy"),
+)
+ALPHADECAY = Experiment(
+    name="llama",
+    task="paper_size/llama.py",
+    metric=Metric(name="perplexity", unit="perplexity", lower_is_better=True),
+    size=("steps", "steps"),
+    claims=(
+        Claim(
+            name="decay",
+            sentence="A weight decay per layer, by alpha, lowers the perplexity of a language model.",
+            paper="AlphaDecay, NeurIPS 2025, main table, weight decay 1e-5",
+            published=(Published(where="LLaMA 60M, C4", size="10,000", baseline=32.39, method=31.56),),
+            method=DECAY,
+            panels={"LLaMA 60M, C4": (LLAMA.name,)},
+        ),
+    ),
+    quick=(),
+    full=(LLAMA,),
+    sources={
+        "c4": "get the English part of C4 (huggingface.co/datasets/allenai/c4), encode its documents with a tokenizer "
+        "of 32,000 tokens or fewer, and save the ids in one row of uint16 by numpy.save, 1.31 billion in train.npy"
+    },
+    packages={"transformers": "pip install 'tempbalance[transformers]'"},
+)
+
+PAPER_SIZE = {each.name: each for each in (TEMPBALANCE, MODEL_BALANCING, ALPHADECAY)}

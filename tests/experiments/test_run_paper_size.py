@@ -11,10 +11,11 @@ pytest.importorskip("transformers")
 
 import run_paper_size
 from pages import paper_size_section
-from paper_size import resnet18
+from paper_size import llama, resnet18
 from results_file import load_results
 from studies.paper_size import PAPER_SIZE, TEMPBALANCE
 
+from tempbalance.errors import StudyError
 from tempbalance.study import count_trials
 
 
@@ -85,6 +86,22 @@ def test_data_of_another_kind_is_refused_before_anything_is_trained(tiny, tmp_pa
     assert tiny() == 1
     assert "10 labels; expected (n, 3, 32, 32) and 100" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (np.zeros(199, np.uint16), "shape .199,. and type uint16; expected one row of at least 256 token ids"),
+        (np.zeros(400, np.int64), "type int64"),
+        (np.full(400, 64, np.uint16), "has the token 64; the model has a vocabulary of 64"),
+    ],
+)
+def test_tokens_of_another_kind_are_refused(tmp_path, tokens, message):
+    llama.write_tiny(tmp_path)
+    llama.check(tmp_path, llama.REHEARSAL)
+    np.save(tmp_path / "train.npy", tokens)
+    with pytest.raises(StudyError, match=message):
+        llama.check(tmp_path, llama.REHEARSAL)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
