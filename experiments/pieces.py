@@ -4,7 +4,8 @@
     for step in piece.steps(f"{method.name} {lr} {seed}", total, state, method):
         ...  # a training step that depends on the step, the state and the global generators of torch only
 
-With the balancer's state, which is in the optimizer's, and the generators of torch, the next piece continues exactly.
+The next piece continues with the same numbers, on a CPU bit for bit: the balancer's state is in the optimizer's, and
+the generators of torch are saved as well.
 """
 
 from __future__ import annotations

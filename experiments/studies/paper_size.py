@@ -63,7 +63,7 @@ MODEL_BALANCING = Experiment(
         Claim(
             name="block",
             sentence="A learning rate per block, by alpha, helps fine-tuning on little data.",
-            paper="Model Balancing, EMNLP 2024, table 17, the best epoch on the test data",
+            paper="Model Balancing, EMNLP 2024, table 17, the best epoch, 3 seeds",
             published=(
                 Published(where="RoBERTa-base, SST-2", size="0.02 %", baseline=58.49, method=68.39),
                 Published(where="RoBERTa-base, SST-2", size="0.05 %", baseline=83.07, method=84.17),
