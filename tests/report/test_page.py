@@ -1,6 +1,6 @@
 """The frame of the HTML pages."""
 
-import gzip
+import lzma
 from importlib import resources
 
 import pytest
@@ -13,9 +13,9 @@ ASSETS = resources.files("tempbalance.report") / "assets"
 
 
 def test_the_library_in_the_pages_is_that_of_plotly_in_python():
-    """Renew it with ``npm pack plotly.js-basic-dist-min@VERSION`` and ``gzip -9n plotly-basic.min.js``."""
+    """Renew it with ``npm pack plotly.js-basic-dist-min@VERSION`` and ``xz -9e plotly-basic.min.js``."""
     offline = pytest.importorskip("plotly.offline")
-    head = gzip.decompress((ASSETS / "plotly-basic.min.js.gz").read_bytes())[:200].decode()
+    head = lzma.decompress((ASSETS / "plotly-basic.min.js.xz").read_bytes())[:200].decode()
     assert f"(basic - minified) v{offline.get_plotlyjs_version()}" in head
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import functools
+import gzip
 import html
 import json
+import lzma
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,7 +93,7 @@ def render_page(  # noqa: PLR0913  all but the name by keyword
         settings=_settings_html(settings),
         data=_script_json({"figures": figures, "layers": layers}),
         licence=_asset("plotly-LICENSE.txt").decode(),
-        plotly=base64.b64encode(_asset("plotly-basic.min.js.gz")).decode(),
+        plotly=_plotly(),
         script=_asset("shell.js").decode(),
     )
 
@@ -103,6 +106,13 @@ def fragment(name: str, **parts: str) -> Html:
 
 def _asset(file: str) -> bytes:
     return (resources.files("tempbalance.report") / "assets" / file).read_bytes()
+
+
+@functools.cache
+def _plotly() -> str:
+    """Return plotly.js as gzip, which browsers can read; the package has it as xz, which is smaller."""
+    script = lzma.decompress(_asset("plotly-basic.min.js.xz"))
+    return base64.b64encode(gzip.compress(script, mtime=0)).decode()
 
 
 def escaped(text: str) -> str:
