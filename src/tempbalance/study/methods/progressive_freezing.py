@@ -21,7 +21,7 @@ class ProgressiveFreezing(LPFT):
     data, such as radiographs.
 
     Ours, after linear probing then fine-tuning (Kumar et al.) and FreezeOut (Brock et al.). The deepest of the n groups
-    by depth below the head (:func:`~tempbalance.layers.find_depth_groups`: embeddings, blocks or layers) is frozen
+    by depth below the head (``tempbalance.layers.find_depth_groups``: embeddings, blocks or layers) is frozen
     after ``first`` of the training, the others evenly until its end; the head is always trained. Deviations from
     FreezeOut: the rate is that of the task, without a cosine of its own for each layer.
 
