@@ -77,7 +77,7 @@ def delta_erg(eigenvalues: Tensor, xmin: float) -> float:
         The difference; NaN if xmin is, or if the product of all positive eigenvalues is at least 1 (of low rank).
 
     Example:
-        >>> delta_erg(torch.tensor([0.1, 0.2, 0.3, 0.4, 4.0]), 0.3)
+        >>> delta_erg(torch.tensor([0.1, 0.2, 0.3, 0.4, 4.0], dtype=torch.float64), 0.3)
         0.0
     """
     descending = eigenvalues[eigenvalues > 0].flip(0) / eigenvalues.mean()
