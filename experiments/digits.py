@@ -13,13 +13,13 @@ from __future__ import annotations
 import functools
 
 import torch
+from gradients import gradients
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from tempbalance.demo import NewDigits, Settings, pretrain_digits
 from tempbalance.demo.digits import one_thread, warmup_and_decay
-from tempbalance.study import HOOKS, Batch, Method, Training, outputs_of
+from tempbalance.study import HOOKS, Batch, Method, Training
 
 VALIDATION = 300
 NEXT_MEMBER = 2**32  # beyond every seed
@@ -93,14 +93,6 @@ def finetune(digits: NewDigits, method: Method, lr: float, epochs: int, seed: in
 def batches(few: TensorDataset, size: int) -> list[Batch]:
     """All images in their order."""
     return [Batch(*part) for part in DataLoader(few, size)]
-
-
-def gradients(model: nn.Module, method: Method, batch: Batch) -> Tensor:
-    """Compute the gradients of a batch; return the loss of the task."""
-    outputs = outputs_of(model, batch.inputs)
-    loss = F.cross_entropy(outputs, batch.targets)
-    method.loss(model, batch, outputs, loss).backward()
-    return loss
 
 
 @one_thread()

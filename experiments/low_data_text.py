@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from final_alpha import final_alpha
+from gradients import gradients
 from torch import Tensor, nn
 
 from tempbalance.errors import MissingExtraError, NotFoundError, StudyError
@@ -222,14 +223,6 @@ def finetune(texts: Texts, chosen: list[int], method: Method, settings: Settings
             method.after_step(model, optimizers)
             losses.append(loss.item())
     return method.finish(model, parts), fmean(losses)
-
-
-def gradients(model: nn.Module, method: Method, batch: Batch) -> Tensor:
-    """Compute the gradients of a batch; return the loss of the task."""
-    outputs = outputs_of(model, batch.inputs)
-    loss = F.cross_entropy(outputs, batch.targets)
-    method.loss(model, batch, outputs, loss).backward()
-    return loss
 
 
 def build(classes: int, pairs: bool) -> nn.Module:

@@ -14,7 +14,7 @@ from gains import Results
 from tempbalance._files import dumps, write_atomically
 from tempbalance.errors import StudyError
 
-_PARTS = ("settings", "summary", "runs")
+_PARTS = ("settings", "summary", "search", "runs")  # "search" of a search only
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
@@ -34,7 +34,7 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {
-            name: {part: entry[part] for part in (*_PARTS, *({"search"} & entry.keys()))}
+            name: {part: entry[part] for part in _PARTS if part in entry or part != "search"}
             for name, entry in found.items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -25,10 +25,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 from final_alpha import final_alpha
+from gradients import gradients
 from torch import Tensor, nn
 
 from tempbalance.errors import NotFoundError, StudyError
-from tempbalance.study import HOOKS, Batch, Method, Training, outputs_of
+from tempbalance.study import HOOKS, Batch, Method, Training
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "images"
 PIXELS = 32
@@ -214,14 +215,6 @@ def train(  # noqa: PLR0913  each can be set on the command line
         "train": accuracy(model, all_few),
         **final_alpha(model),
     }
-
-
-def gradients(model: nn.Module, method: Method, batch: Batch) -> Tensor:
-    """Compute the gradients of a batch; return the loss of the task."""
-    outputs = outputs_of(model, batch.inputs)
-    loss = F.cross_entropy(outputs, batch.targets)
-    method.loss(model, batch, outputs, loss).backward()
-    return loss
 
 
 def optimizer_for(model: nn.Module, network: str, lr: float, decay: float = 1.0) -> torch.optim.Optimizer:

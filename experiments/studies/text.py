@@ -4,18 +4,19 @@ from dataclasses import replace
 
 from claims import Claim, Experiment, Metric, Published, Study, TaskRow
 
+from studies.language import VALUE_OUTPUT
+
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 BALANCE = "model_balancing:normalize=true"  # keeps the mean rate, so the uniform control is plain training
 SHUFFLED = f"{BALANCE},control=shuffled"
 FARMS = f"{BALANCE},windows=farms,every=1000000"  # beyond the last step: measured once
 DEPTH, SHAPE = "layerwise_decay:decay=0.8", "mup"
-ROLE = "by_role:multipliers={'v':0.25,'o':0.25}"  # best by hand on the language model
 # the frozen probe and the constant have no rate, but as many configurations
 PROBE, CONSTANT = "probe:c=[1e-4,1e-3,1e-2,0.1],lr=1e-4", "constant"
 LP_FT = "lp_ft:c=0.01,lr=[2e-5,5e-5,1e-4,2e-4]"
 FEW_SAMPLE = "few_sample:blocks=[1,2],lr=[1e-4,4e-4]"
 SPD = "spd:strength=[0.1,1],lr=[1e-4,2e-4]"
-METHODS = (CONSTANT, PROBE, LP_FT, FEW_SAMPLE, SPD, "muon", DEPTH, ROLE, SHAPE, BALANCE, SHUFFLED)
+METHODS = (CONSTANT, PROBE, LP_FT, FEW_SAMPLE, SPD, "muon", DEPTH, VALUE_OUTPUT, SHAPE, BALANCE, SHUFFLED)
 
 
 def uniform(method: str) -> str:
@@ -40,7 +41,7 @@ def few(dataset: str, epochs: int, *more: str) -> Study:
     )
 
 
-SST2 = few("sst2", 5, *(uniform(method) for method in (DEPTH, ROLE, SHAPE)), FARMS)
+SST2 = few("sst2", 5, *(uniform(method) for method in (DEPTH, VALUE_OUTPUT, SHAPE)), FARMS)
 QNLI, RTE, CHEMPROT = (few(dataset, 3) for dataset in ("qnli", "rte", "chemprot"))
 PANELS = {
     "SST-2": (SST2.name,),
@@ -52,7 +53,7 @@ BY_CANDIDATE = {
     "alpha": BALANCE,
     "alpha, FARMS windows": FARMS,
     "depth": DEPTH,
-    "role, v and o at 1/4": ROLE,
+    "role, v and o at 1/4": VALUE_OUTPUT,
     "shape (muP)": SHAPE,
     "Muon": "muon",
     "pull-back (SPD)": SPD,
@@ -105,7 +106,7 @@ EXPERIMENT = Experiment(
             sentence="A quarter of the rate for value and output projections helps fine-tuning on little data.",
             paper="our question",
             published=(),
-            method=ROLE,
+            method=VALUE_OUTPUT,
             panels=PANELS,
             by_alpha=False,
         ),

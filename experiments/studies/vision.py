@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from claims import Claim, Experiment, Metric, Search, Study, TaskRow, with_controls
 
+from studies.language import VALUE_OUTPUT
+
 BALANCE = "tempbalance"
 FARMS = "tempbalance:windows=farms,every=64"  # less often, to save time; the others once an epoch
 SNR = "snr:strength=[0.001,0.01],lr=[0.003,0.01]"
@@ -31,11 +33,10 @@ RESNET = Study(
 
 # by role and by shape, on fresh seeds
 MUP = "mup:optimizer=sgd"
-BY_ROLE = "by_role:multipliers={'v':0.25,'o':0.25}"  # best by hand on the language model
 VIT = Study(
     name="vit-cifar10-1000",
     parameters={"network": "vit", "classes": 10, "examples": 1000, "epochs": 12, "tested": 3000},
-    methods=("tempbalance", *with_controls("mup", ("uniform",)), BY_ROLE, "blockwise_lr", "muon"),
+    methods=("tempbalance", *with_controls("mup", ("uniform",)), VALUE_OUTPUT, "blockwise_lr", "muon"),
     lr=(2.5e-4, 5e-4, 1e-3, 2e-3),
     seeds=20,
     first_seed=100,
@@ -55,41 +56,34 @@ RESNET_BY_LAYER = replace(
     name="resnet20-cifar10-500-by-layer",
     parameters={"network": "resnet20", "classes": 10, "examples": 500, "epochs": 20, "tested": 3000},
 )
-SEARCHES = (
-    Search(
-        name="vit-cifar10-1000-search",
-        parameters={"network": "vit", "examples": 1000, "epochs": 12, "tested": 3000},
-        lr=(5e-4, 1e-3, 2e-3, 4e-3),
-        seeds=30,
-        first_seed=2000,
-        tuning_seeds=2,
-        data="images",
-        files=("cifar10.npz",),
-    ),
-    Search(
-        name="vgg-cifar10-500-search",
-        parameters={"network": "vgg", "examples": 500, "epochs": 30, "tested": 3000},
-        lr=VGG_BY_LAYER.lr,
-        seeds=30,
-        first_seed=2000,
-        tuning_seeds=2,
-        data="images",
-        files=("cifar10.npz",),
-    ),
+VIT_SEARCH = Search(
+    name="vit-cifar10-1000-search",
+    parameters={"network": "vit", "examples": 1000, "epochs": 12, "tested": 3000},
+    lr=(5e-4, 1e-3, 2e-3, 4e-3),
+    seeds=30,
+    first_seed=2000,
+    tuning_seeds=2,
+    data="images",
+    files=("cifar10.npz",),
+)
+VGG_SEARCH = replace(
+    VIT_SEARCH,
+    name="vgg-cifar10-500-search",
+    parameters={"network": "vgg", "examples": 500, "epochs": 30, "tested": 3000},
+    lr=VGG_BY_LAYER.lr,
 )
 BY_ALPHA = {"alpha": "tempbalance", "shape (muP)": MUP, "Muon": "muon"}
 TASK_ROWS = (
     TaskRow(
         title="ViT, 1,000 images",
         study=VIT,
-        methods=BY_ALPHA | {"shape (muP)": "mup", "role, published": "blockwise_lr", "role, v and o at 1/4": BY_ROLE},
+        methods=BY_ALPHA
+        | {"shape (muP)": "mup", "role, published": "blockwise_lr", "role, v and o at 1/4": VALUE_OUTPUT},
     ),
     TaskRow(title="VGG, 500 images", study=VGG_BY_LAYER, methods=BY_ALPHA),
     TaskRow(title="ResNet-20, 500 images", study=RESNET_BY_LAYER, methods=BY_ALPHA),
-    *(
-        TaskRow(title=f"{title}, searched", study=study, methods={"role, searched": None})
-        for title, study in zip(("ViT, 1,000 images", "VGG, 500 images"), SEARCHES, strict=True)
-    ),
+    TaskRow(title="ViT, 1,000 images, searched", study=VIT_SEARCH, methods={"role, searched": None}),
+    TaskRow(title="VGG, 500 images, searched", study=VGG_SEARCH, methods={"role, searched": None}),
 )
 PANELS = {"VGG, CIFAR-10": (VGG.name,), "ResNet-20, CIFAR-100": (RESNET.name,)}
 QUICK = Study(
@@ -122,7 +116,7 @@ EXPERIMENT = Experiment(
     ),
     quick=(QUICK,),
     full=(VGG, RESNET, VIT, VGG_BY_LAYER, RESNET_BY_LAYER),
-    searches=SEARCHES,
+    searches=(VIT_SEARCH, VGG_SEARCH),
     task_rows=TASK_ROWS,
     sources={"images": "make cifar10.npz and cifar100.npz from cs.toronto.edu/~kriz/cifar.html, see vision.py"},
 )
