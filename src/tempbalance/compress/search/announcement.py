@@ -40,9 +40,9 @@ class Announcement:
     progress: bool
     text: str = ""
 
-    def __call__(self, seconds: float, tokens: int, log_probs: int) -> None:
-        """Show a line, from the seconds of a token, their number, and the bytes of log-probabilities; or raise."""
-        parameter, needed = next(self.model.parameters()), log_probs + self.states
+    def __call__(self, seconds: float, tokens: int, probs: int) -> None:
+        """Show a line, from the seconds of a token, their number, and the bytes of probabilities; or raise."""
+        parameter, needed = next(self.model.parameters()), probs + self.states
         free, copies = available_memory(parameter.device), self.weights * parameter.element_size()
         if free is not None and needed > free:
             raise AllocationError(

@@ -21,8 +21,8 @@ __all__ = ["DenseOutputs", "Divergence"]
 _logger = logging.getLogger("tempbalance")
 
 _BATCHES = 16  # at least so many, to draw from
-_MEMORY = 2**30  # bytes of log-probabilities
-_COPIES = 3  # logits, their log-probabilities, and the products with those of the dense model
+_MEMORY = 2**30  # bytes of probabilities
+_COPIES = 3  # logits, their log-probabilities, and the products with the probabilities of the dense model
 
 
 class Divergence(NamedTuple):
@@ -49,7 +49,8 @@ class _Batch(NamedTuple):
     ids: Tensor  # (sequences, longest)
     real: Tensor  # mask of the tokens that are no padding
     whole: bool  # whether none is
-    log_probs: Tensor  # (tokens, vocabulary), of the dense model
+    probs: Tensor  # (tokens, vocabulary), of the dense model
+    entropy: float  # of these, added over the tokens
 
     @property
     def targets(self) -> Tensor:
@@ -59,14 +60,14 @@ class _Batch(NamedTuple):
 
 
 class DenseOutputs:
-    """Log-probabilities of every next token by the dense model, kept in float32 on the device of the model."""
+    """Probabilities of every next token by the dense model, kept in float32 on the device of the model."""
 
     def __init__(
         self, model: nn.Module, sequences: Sequence[Tensor], tokens: int, announce: Callable[[float, int, int], object]
     ) -> None:
         """Run the dense model over at most ``tokens`` tokens, or as many as the bounded memory holds."""
         # ``announce`` is called after the first batch, with the seconds that a token takes, the number of tokens, and
-        # the bytes that their log-probabilities and those of a changed model on a batch take.
+        # the bytes that their probabilities and those of a changed model on a batch take.
         check_vocabulary(model, sequences)
         if max(map(len, sequences)) < 2:  # noqa: PLR2004
             raise TokensError("the search needs sequences of at least two tokens")
@@ -74,7 +75,7 @@ class DenseOutputs:
         held = _MEMORY // (4 * vocabulary)
         if held < tokens:
             _logger.warning(
-                "the search uses %s tokens instead of %s: the log-probabilities of more take over 1 GiB", held, tokens
+                "the search uses %s tokens instead of %s: the probabilities of more take over 1 GiB", held, tokens
             )
         self._batches: list[_Batch] = []
         device = next(model.parameters()).device
@@ -90,7 +91,9 @@ class DenseOutputs:
                 total = sum(map(len, pieces))
                 size = 4 * vocabulary * (total + _COPIES * len(log_probs))
                 announce((time.perf_counter() - started) / len(log_probs), total, size)
-            self._batches.append(_Batch(ids, real, whole, log_probs))
+            probs = log_probs.exp()
+            entropy = -float(torch.linalg.vecdot(probs, log_probs).sum(dtype=torch.float64))
+            self._batches.append(_Batch(ids, real, whole, probs, entropy))
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -99,7 +102,7 @@ class DenseOutputs:
     @property
     def tokens(self) -> int:
         """Number of tokens."""
-        return sum(len(batch.log_probs) for batch in self._batches)
+        return sum(len(batch.probs) for batch in self._batches)
 
     def of(self, model: nn.Module, numbers: Iterable[int] | None = None) -> list[Divergence]:
         """Return the divergence of a model for each of some batches, by default all."""
@@ -111,8 +114,8 @@ def _compare(model: nn.Module, batch: _Batch) -> Divergence:
     """Return the Kullback-Leibler divergence and the loss of a pruned model, added over the tokens of a batch."""
     log_probs, targets = _log_probs(model, batch.ids, batch.real, batch.whole), batch.targets
     loss = F.nll_loss(log_probs, targets, ignore_index=-1, reduction="none").sum(dtype=torch.float64)
-    # p (log p - log q), in place, because a batch of log-probabilities is large
-    kl = log_probs.neg_().add_(batch.log_probs).mul_(batch.log_probs.exp()).sum(dtype=torch.float64)
+    # sum p (log p - log q), where the entropy of p is known: to 1e-7 a token, as both sums are in float32
+    kl = -batch.entropy - torch.linalg.vecdot(batch.probs, log_probs).sum(dtype=torch.float64)
     return Divergence(_finite(kl), _finite(loss), len(targets), int((targets >= 0).sum()))
 
 

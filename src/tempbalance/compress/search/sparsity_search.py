@@ -53,7 +53,7 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
     SparseGPT, which updates the remaining weights, the search uses the scores of Wanda: pruning by SparseGPT at every
     level is too slow, or takes a copy of the model for each level.
 
-    Memory: the model, a copy of the weights that are pruned, at most 1 GiB of log-probabilities, the activations of one
+    Memory: the model, a copy of the weights that are pruned, at most 1 GiB of probabilities, the activations of one
     batch (a sixteenth of the text), and for OWL and Wanda the hidden states of all sequences. If copies of all weights
     need more than half of the available memory, those of a block are made when it runs, so that the memory is bounded.
 
