@@ -12,6 +12,8 @@ the calibration text (epsilon from four, the beta of ATP from ten), by the diver
 - ``hill``, ``peak``, ``farms``: AlphaPruning with these alphas; ``inverted``: the Hill alpha upside down, a control;
 - ``search_layer``, ``search_block``: searched from the best simple method with its default parameters.
 
+SparseGPT updates the remaining weights, so allocations for it are those for Wanda, by whose scores all methods choose.
+
 Every cell is written to ``--out`` when it is done, so the same command resumes; a search that was stopped resumes in
 ``FILE.searches``. ``--collect`` prints the table of the cells so far, with paired 95 % intervals over the segments
 against uniform and OWL, without running any.
@@ -37,6 +39,7 @@ import transformers
 import tempbalance as tb
 from tempbalance._files import write_atomically
 from tempbalance.compress import SearchSettings, measure_sparsity, outlier_ratios, score_allocations, search_sparsity
+from tempbalance.compress.pruning.pruner import Criterion
 from tempbalance.study import paired
 
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
@@ -44,7 +47,7 @@ SPARSITIES = (0.5, 0.6, 0.7, 0.8)
 METHODS = ("uniform", "erk", "owl", "atp", "hill", "peak", "farms", "inverted", "search_layer", "search_block")
 EPSILONS = {"owl": (0.02, 0.04, 0.08, 0.16)}  # of the others:
 EPSILON = (0.05, 0.1, 0.2, 0.4)
-SETTINGS = {"samples": 64, "length": 256, "segments": 48, "windows": 2, "seed": 0, "generations": 150}
+SETTINGS = {"samples": 64, "length": 256, "segments": 48, "windows": 2, "seed": 0, "generations": 100, "tokens": 4096}
 
 
 class Subject:
@@ -64,6 +67,7 @@ class Subject:
             raise SystemExit(f"{text} has {len(segments)} segments after calibration, not {SETTINGS['segments']}")
         places = torch.linspace(0, len(segments) - 1, SETTINGS["segments"]).long().tolist()
         self.segments = [segments[place] for place in places]
+        self.allocated: dict[tuple[Criterion, float, str], tuple[tb.Allocation, float]] = {}
 
     @cached_property
     def model(self) -> Any:
@@ -92,31 +96,38 @@ class Subject:
         found = (tb.perplexity(model, text, length=SETTINGS["length"], progress=False) for text in self.segments)
         return [round(math.log(each.value), 5) for each in found]
 
-    def allocation(self, pruner: str, sparsity: float, method: str, folder: Path) -> tb.Allocation:
-        """The allocation of a cell."""
+    def allocation(self, criterion: Criterion, sparsity: float, method: str, folder: Path) -> tb.Allocation:
+        """Allocate by the scores of a criterion."""
         hill = self.analyses["hill"]
         if method in {"uniform", "erk"}:
             return tb.allocate_sparsity(hill, sparsity, unit="layer", method=method)
         if method == "atp":
-            return measure_sparsity(self.model, sparsity, self.tokens, pruner, analysis=hill, progress=False)["atp"]
+            return measure_sparsity(
+                self.model, sparsity, self.tokens, criterion, analysis=hill, tokens=SETTINGS["tokens"], progress=False
+            )["atp"]
         if method.startswith("search_"):
-            settings = SearchSettings(generations=SETTINGS["generations"], seed=SETTINGS["seed"], folder=folder)
+            length = {name: SETTINGS[name] for name in ("generations", "tokens", "seed")}
+            settings = SearchSettings(**length, folder=folder)
             unit: Any = method.removeprefix("search_")
-            return search_sparsity(self.model, sparsity, self.tokens, pruner, settings, unit=unit, analysis=hill)
+            return search_sparsity(self.model, sparsity, self.tokens, criterion, settings, unit=unit, analysis=hill)
         candidates = {}
         for epsilon in EPSILONS.get(method, EPSILON):
             analysis, given = self.analyses.get(method, hill), {"outliers": self.outliers} if method == "owl" else {}
             name = "owl" if method == "owl" else "alpha"
             candidates[epsilon] = tb.allocate_sparsity(analysis, sparsity, epsilon, method=name, **given)
         named = {str(epsilon): allocation for epsilon, allocation in candidates.items()}
-        scores = score_allocations(self.model, named, self.tokens, pruner, progress=False)
+        scores = score_allocations(self.model, named, self.tokens, criterion, tokens=SETTINGS["tokens"], progress=False)
         return named[min(scores, key=lambda name: scores[name].kl)]
 
     def cell(self, pruner: str, sparsity: float, method: str, folder: Path) -> dict[str, Any]:
         """Allocate, prune a copy, and measure it on the held-out text."""
-        started = time.perf_counter()
-        allocation = self.allocation(pruner, sparsity, method, folder)
-        seconds = time.perf_counter() - started
+        criterion: Criterion = "magnitude" if pruner == "magnitude" else "wanda"  # also for SparseGPT
+        key = criterion, sparsity, method
+        if key not in self.allocated:
+            started = time.perf_counter()
+            allocation = self.allocation(*key, folder / "_".join(map(str, key)))
+            self.allocated[key] = allocation, time.perf_counter() - started
+        allocation, seconds = self.allocated[key]
         state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         tokens = None if pruner == "magnitude" else self.tokens
         tb.prune(self.model, allocation, pruner, calibration=tokens, progress=False)
@@ -180,8 +191,9 @@ def run(given: argparse.Namespace, results: dict[str, Any], save: Callable[[], N
         for pruner, sparsity, method in itertools.product(given.pruners, given.sparsities, given.methods):
             key = f"{name}|{pruner}|{sparsity}|{method}"
             if key not in results["cells"]:
-                searches = given.out.with_suffix(".searches") / key.replace("|", "_")
-                results["cells"][key] = subject.cell(pruner, sparsity, method, searches)
+                results["cells"][key] = subject.cell(
+                    pruner, sparsity, method, given.out.with_suffix(".searches") / name
+                )
                 save()
                 losses = results["cells"][key]["losses"]
                 print(key, f"{math.exp(fmean(losses)):.2f}", f"{results['cells'][key]['seconds']} s", flush=True)
