@@ -1,4 +1,4 @@
-"""The table and the plot of ``prune_lm.py``."""
+"""The tables and the plots of ``prune_lm.py`` and ``prune_search.py``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ NAMES = {
     "uniform": "uniform",
     "erk": "ERK",
     "owl": "OWL",
+    "atp": "ATP",
     "alpha": "AlphaPruning",
+    "peak": "AlphaPruning, Peak",
     "farms": "AlphaPruning, FARMS",
     "inverted": "alpha inverted",
     "depth": "depth",
+    "simple": "best simple one",
+    "search_block": "search, per block",
+    "search_layer": "search, per matrix",
 }
+CONTROLS = ("inverted", "depth")
 TICKS = (-20, -10, -5, 0, 5, 10, 20, 50, 100, 200)  # per cent
 PRUNERS = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
 
@@ -57,35 +63,44 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"|---|---|{'---|' * len(sparsities)}",
     ]
     for pruner, arm in dict.fromkeys((row["pruner"], row["arm"]) for row in rows):
-        texts = [_cell(cells[pruner, arm, sparsity]) for sparsity in sparsities]
+        texts = [_cell(cells.get((pruner, arm, sparsity), {})) for sparsity in sparsities]
         lines.append(f"| {PRUNERS[pruner]} | {NAMES[arm]} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 
 
 def _cell(row: Mapping[str, Any]) -> str:
+    if not row:  # not run
+        return ""
     perplexity = f"{row['perplexity']:.1f}" if row["perplexity"] < 1000 else f"{row['perplexity']:,.0f}"
     if "change" not in row:
         return perplexity
-    mean, low, high = (f"{100 * change:+.1f}".replace("-", "−") for change in row["change"])
-    return f"{perplexity}<br>{mean} % ({low} to {high}); {row['seeds_won']}/{len(row['losses'])}"
+    won = f"; {row['seeds_won']}/{len(row['losses'])}" if "seeds_won" in row else ""
+    return f"{perplexity}<br>{written(row['change'])}{won}"
+
+
+def written(change: Sequence[float]) -> str:
+    """Write a mean change with its interval in per cent."""
+    mean, low, high = (f"{100 * each:+.1f}".replace("-", "−") for each in change)
+    return f"{mean} % ({low} to {high})"
 
 
 def plot(rows: Sequence[Mapping[str, Any]]) -> str:
     """Draw perplexity relative to the uniform allocation against sparsity, a panel per criterion, as SVG."""
     pruners = list(dict.fromkeys(row["pruner"] for row in rows))
+    arms = [arm for arm in NAMES if any(row["arm"] == arm for row in rows)]
 
     def draw(figure: Figure) -> None:
         for axes, pruner in zip(figure.subplots(1, len(pruners), squeeze=False, sharey=True)[0], pruners, strict=True):
-            for place, (arm, name) in enumerate(NAMES.items()):
+            for place, arm in enumerate(arms):
                 found = [row for row in rows if row["pruner"] == pruner and row["arm"] == arm and "change" in row]
                 if not found:
                     continue
                 mean, low, high = (list(values) for values in zip(*(row["change"] for row in found), strict=True))
-                x = [100 * row["sparsity"] + 0.5 * (place - 3) for row in found]
+                x = [100 * row["sparsity"] + 0.5 * (place - (len(arms) - 1) / 2) for row in found]
                 spread = [[100 * (m - b) for m, b in zip(mean, low, strict=True)]]
                 spread += [[100 * (b - m) for m, b in zip(mean, high, strict=True)]]
-                style = {"marker": "o", "markersize": 3, "linewidth": 1, "linestyle": "-" if place < 5 else ":"}
-                axes.errorbar(x, [100 * m for m in mean], yerr=spread, label=name, **style)
+                style = {"marker": "o", "markersize": 3, "linewidth": 1, "linestyle": ":" if arm in CONTROLS else "-"}
+                axes.errorbar(x, [100 * m for m in mean], yerr=spread, label=NAMES[arm], **style)
             axes.axhline(0, color="black", linewidth=0.8)
             axes.set(title=PRUNERS[pruner], xlabel="sparsity, %", xticks=sorted({100 * r["sparsity"] for r in rows}))
             axes.set_yscale("symlog", linthresh=10)

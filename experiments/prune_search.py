@@ -1,7 +1,7 @@
 """Does a searched allocation of sparsity pay? Perplexity on held-out text, by model, criterion, sparsity and method.
 
     python experiments/prune_search.py --model NAME=DIR [...] --text NAME=FILE [...] [--calibration NAME=FILE ...]
-        --out FILE.json [--pruners ...] [--sparsities ...] [--methods ...] [--collect]
+        --out FILE.json [--pruners ...] [--sparsities ...] [--methods ...] [--collect [--figures DIR]]
 
 A cell is a model, a pruning criterion, a sparsity and a method of allocation. Models are Hugging Face folders. The text
 is cut into two halves: calibration sequences are drawn from the first one (or from ``--calibration``), perplexity is
@@ -10,13 +10,14 @@ the calibration text (epsilon from four, the beta of ATP from ten), by the diver
 
 - ``uniform``; ``erk``: by shape (Evci et al. 2020); ``owl`` (Yin et al. 2024); ``atp`` (2502.14770);
 - ``hill``, ``peak``, ``farms``: AlphaPruning with these alphas; ``inverted``: the Hill alpha upside down, a control;
+- ``simple``: of uniform, ERK, OWL, ATP and AlphaPruning with their default parameters, the best on the calibration text;
 - ``search_layer``, ``search_block``: searched from the best simple method with its default parameters.
 
 SparseGPT updates the remaining weights, so allocations for it are those for Wanda, by whose scores all methods choose.
 
 Every cell is written to ``--out`` when it is done, so the same command resumes; a search that was stopped resumes in
-``FILE.searches``. ``--collect`` prints the table of the cells so far, with paired 95 % intervals over the segments
-against uniform and OWL, without running any.
+``FILE.searches``. ``--collect`` runs nothing: it prints the tables of the cells so far, with paired 95 % intervals over
+the segments against uniform and OWL, and with ``--figures`` draws them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ from typing import Any
 
 import torch
 import transformers
+from prune_lm_report import NAMES, plot, table
 
 import tempbalance as tb
 from tempbalance._files import write_atomically
@@ -44,7 +46,9 @@ from tempbalance.study import paired
 
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
 SPARSITIES = (0.5, 0.6, 0.7, 0.8)
-METHODS = ("uniform", "erk", "owl", "atp", "hill", "peak", "farms", "inverted", "search_layer", "search_block")
+SIMPLE = ("uniform", "erk", "owl", "atp", "hill", "peak", "farms", "inverted", "simple")
+METHODS = (*SIMPLE, "search_block", "search_layer")
+ARMS = {"hill": "alpha"}  # in the report
 EPSILONS = {"owl": (0.02, 0.04, 0.08, 0.16)}  # of the others:
 EPSILON = (0.05, 0.1, 0.2, 0.4)
 SETTINGS = {"samples": 64, "length": 256, "segments": 48, "windows": 2, "seed": 0, "generations": 100, "tokens": 4096}
@@ -67,6 +71,7 @@ class Subject:
             raise SystemExit(f"{text} has {len(segments)} segments after calibration, not {SETTINGS['segments']}")
         places = torch.linspace(0, len(segments) - 1, SETTINGS["segments"]).long().tolist()
         self.segments = [segments[place] for place in places]
+        self.measured: dict[tuple[Criterion, float], dict[str, tb.Allocation]] = {}
         self.allocated: dict[tuple[Criterion, float, str], tuple[tb.Allocation, float]] = {}
 
     @cached_property
@@ -96,15 +101,29 @@ class Subject:
         found = (tb.perplexity(model, text, length=SETTINGS["length"], progress=False) for text in self.segments)
         return [round(math.log(each.value), 5) for each in found]
 
+    def simple(self, criterion: Criterion, sparsity: float) -> dict[str, tb.Allocation]:
+        """The simple methods with their default parameters, the best on the calibration text first."""
+        key = criterion, sparsity
+        if key not in self.measured:
+            self.measured[key] = measure_sparsity(
+                self.model,
+                sparsity,
+                self.tokens,
+                criterion,
+                tokens=SETTINGS["tokens"],
+                analysis=self.analyses["hill"],
+                progress=False,
+            )
+        return self.measured[key]
+
     def allocation(self, criterion: Criterion, sparsity: float, method: str, folder: Path) -> tb.Allocation:
         """Allocate by the scores of a criterion."""
         hill = self.analyses["hill"]
         if method in {"uniform", "erk"}:
             return tb.allocate_sparsity(hill, sparsity, unit="layer", method=method)
-        if method == "atp":
-            return measure_sparsity(
-                self.model, sparsity, self.tokens, criterion, analysis=hill, tokens=SETTINGS["tokens"], progress=False
-            )["atp"]
+        if method in {"atp", "simple"}:
+            found = self.simple(criterion, sparsity)
+            return found["atp"] if method == "atp" else next(iter(found.values()))
         if method.startswith("search_"):
             length = {name: SETTINGS[name] for name in ("generations", "tokens", "seed")}
             settings = SearchSettings(**length, folder=folder)
@@ -142,24 +161,45 @@ class Subject:
         }
 
 
-def table(cells: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write Markdown: perplexity of each cell, and its change against uniform and against OWL with 95 % intervals."""
-    lines = ["| model | pruner | sparsity | method | perplexity | against uniform | against OWL |", "|---" * 7 + "|"]
+def rows_of(cells: Mapping[str, Mapping[str, Any]], model: str, base: str) -> list[dict[str, Any]]:
+    """One row per cell of a model, with the change of its perplexity from that of another method."""
+    rows = []
     for key, cell in cells.items():
-        *place, method = key.split("|")
-        texts = []
-        for base in ("uniform", "owl"):
-            other = cells.get("|".join([*place, base]))
-            if other is None or base == method:
-                texts.append("")
-                continue
+        name, pruner, sparsity, method = key.split("|")
+        if name != model:
+            continue
+        row = {"pruner": pruner, "sparsity": float(sparsity), "arm": ARMS.get(method, method)}
+        row["perplexity"] = math.exp(fmean(cell["losses"]))
+        other = cells.get("|".join([name, pruner, sparsity, base]))
+        if other is not None and base != method:
             found = paired(other["losses"], cell["losses"])
-            mean, low, high = (100 * math.expm1(-gain) for gain in (found.mean, found.high, found.low))
-            texts.append(f"{mean:+.1f} % ({low:+.1f} to {high:+.1f})")
-        lines.append(
-            f"| {' | '.join([*place, method])} | {math.exp(fmean(cell['losses'])):.2f} | {' | '.join(texts)} |"
-        )
-    return "\n".join(lines) + "\n"
+            row["change"] = [math.expm1(-gain) for gain in (found.mean, found.high, found.low)]
+        rows.append(row)
+    return rows
+
+
+def better(rows: Sequence[Mapping[str, Any]], arm: str) -> str:
+    """Count the cells in which the perplexity of an allocation is lower, or higher, by its 95 % interval."""
+    found = [row["change"] for row in rows if row["arm"] == arm and "change" in row]
+    return (
+        f"{sum(high < 0 for _, _, high in found)} better, {sum(low > 0 for _, low, _ in found)} worse of {len(found)}"
+    )
+
+
+def page(results: Mapping[str, Any], figures: Path | None) -> str:
+    """Write the tables of each model in Markdown, and draw a figure for each."""
+    cells, parts = results["cells"], []
+    for model, losses in results["dense"].items():
+        rows = rows_of(cells, model, "uniform")
+        parts.append(f"{model}: perplexity {math.exp(fmean(losses)):.2f} before pruning\n\n{table(rows)}")
+        for arm in sorted({row["arm"] for row in rows if row["arm"].startswith("search")}):
+            against = {base: better(rows_of(cells, model, base), arm) for base in ("uniform", "owl")}
+            parts.append(f"{NAMES[arm]}: {against}\n")
+        searches = [row for row in rows_of(cells, model, "owl") if row["arm"].startswith("search")]
+        parts.append(f"Against OWL\n\n{table(searches)}")
+        if figures is not None:
+            write_atomically(figures / f"prune_search_{model}.svg", plot(rows).encode())
+    return "\n".join(parts)
 
 
 def named_paths(given: list[str]) -> dict[str, Path]:
@@ -177,7 +217,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pruners", nargs="+", choices=PRUNERS, default=PRUNERS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--collect", action="store_true", help="print the table of the cells so far")
+    parser.add_argument("--collect", action="store_true", help="print the tables of the cells so far")
+    parser.add_argument("--figures", type=Path, help="folder for a figure for each model")
     return parser.parse_args()
 
 
@@ -209,7 +250,7 @@ def main() -> None:
             raise SystemExit(f"{given.out} has cells of other settings: choose another --out")
     if not given.collect:
         run(given, results, lambda: write_atomically(given.out, json.dumps(results, indent=1).encode() + b"\n"))
-    print(table(results["cells"]))
+    print(page(results, given.figures))
 
 
 if __name__ == "__main__":
