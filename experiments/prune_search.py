@@ -10,7 +10,7 @@ the calibration text (epsilon from four, the beta of ATP from ten), by the diver
 
 - ``uniform``; ``erk``: by shape (Evci et al. 2020); ``owl`` (Yin et al. 2024); ``atp`` (2502.14770);
 - ``hill``, ``peak``, ``farms``: AlphaPruning with these alphas; ``inverted``: the Hill alpha upside down, a control;
-- ``simple``: of uniform, ERK, OWL, ATP and AlphaPruning with their default parameters, the best on the calibration text;
+- ``simple``: of uniform, ERK, OWL, ATP and AlphaPruning with default parameters, the best on the calibration text;
 - ``search_layer``, ``search_block``: searched from the best simple method with its default parameters.
 
 SparseGPT updates the remaining weights, so allocations for it are those for Wanda, by whose scores all methods choose.
