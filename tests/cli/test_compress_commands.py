@@ -159,11 +159,32 @@ def test_recover_balances_when_asked(llama, stories, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["recipe"] == "model_balancing"
 
 
-@pytest.mark.parametrize(("given", "method"), [(False, "uniform"), (True, "owl, epsilon 0.08")])
-def test_prune_allocates_as_the_studies_recommend(llama, stories, tmp_path, given, method, capsys):
-    options = ("--calibration", stories, "--samples", 4, "--length", 64) if given else ()
-    assert run("prune", llama, "-s", 0.5, *options, "-o", tmp_path / "p", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["allocation"] == method
+def test_without_a_text_prune_allocates_uniformly(llama, tmp_path, capsys):
+    assert run("prune", llama, "-s", 0.5, "-o", tmp_path / "p", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["allocation"] == "uniform"
+
+
+def test_with_a_text_prune_uses_the_best_simple_allocation_on_it(llama, stories, tmp_path, capsys):
+    text = ("--calibration", stories, "--samples", 4, "--length", 64)
+    assert run("prune", llama, "-s", 0.5, *text, "-o", tmp_path / "p", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["allocation"] == found["compared"][0]["method"]
+
+
+@pytest.mark.parametrize("more", [("--no-compare",), ("--group", 8)])
+def test_where_nothing_is_measured_on_the_text_prune_uses_owl(llama, stories, tmp_path, more, capsys):
+    text = ("--calibration", stories, "--samples", 4, "--length", 64)
+    assert run("prune", llama, "-s", 0.5, *text, *more, "-o", tmp_path / "p", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["allocation"] == "owl, epsilon 0.08"
+
+
+def test_the_best_simple_allocation_names_the_search_as_the_next_step(llama, stories, tmp_path, capfd):
+    options = ("--calibration", stories, "--samples", 4, "--length", 32, "--unit", "block", "--allocation", "best")
+    assert run("prune", llama, "-s", 0.6, *options, "-o", tmp_path / "p") == 0
+    assert "to gain more: --allocation search, a search of 150 generations" in capfd.readouterr().out
+    found = tb.Allocation.load(tmp_path / "p" / "allocation.json")
+    methods = [score.method for score in found.compared if not score.method.startswith("erk")]
+    assert (found.method, found.unit) == (methods[0], "block")
 
 
 def test_prune_searches_an_allocation_and_prints_what_each_method_gives(llama, stories, tmp_path, capfd):

@@ -115,7 +115,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     unit: Annotated[
         Unit | None,
         typer.Option(
-            help="What has one value: block (default for sparsity and ranks) or layer (for bits and a search).",
+            help="What has one value: block (default for sparsity and ranks) or layer (for bits, best and search).",
             show_default=False,
         ),
     ] = None,

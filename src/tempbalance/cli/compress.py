@@ -69,6 +69,7 @@ AllocationMethod = Enum(
         "depth": "depth",
         "owl": "owl",
         "atp": "atp",
+        "best": "best",
         "search": "search",
     },
     type=str,
@@ -84,8 +85,8 @@ EvaluateOption = Annotated[
 AllocationOption = Annotated[
     AllocationMethod | None,
     typer.Option(
-        help="Allocation of the sparsity over layers; default: owl with --calibration, else uniform, which were better "
-        "than alpha in our studies.",
+        help="Allocation of the sparsity over layers; default: with --calibration the best simple one on it (owl with "
+        "--group or --no-compare), else uniform.",
         show_default=False,
     ),
 ]
@@ -125,7 +126,8 @@ CompareOption = Annotated[
 GroupOption = Annotated[int | None, typer.Option(min=2, help="M of N:M sparsity; each block gets its own N.")]
 RoutersOption = Annotated[bool, typer.Option("--routers", help="Prune routers of experts too.")]
 CalibrationOption = Annotated[
-    Path | None, typer.Option(help=f"Calibration text or tokens for wanda, sparsegpt, owl, atp and search: {_FILES}.")
+    Path | None,
+    typer.Option(help=f"Calibration text or tokens for wanda, sparsegpt, owl, atp, best and search: {_FILES}."),
 ]
 SamplesOption = Annotated[int, typer.Option(min=1, max=2**20, help="Number of calibration sequences.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for calibration samples and for a search.")]
@@ -157,7 +159,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     unit: Annotated[
         Unit | None,
         typer.Option(
-            help="Whether each block or each layer has one sparsity; default: block, for search layer.",
+            help="Whether each block or each layer has one sparsity; default: block, for search and best layer.",
             show_default=False,
         ),
     ] = None,
@@ -188,7 +190,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     """Prune a model and save it as a folder.
 
     The folder contains dense safetensors with zeros, the config and tokenizer files, and allocation.json.
-    Magnitude streams any checkpoint; wanda, sparsegpt, owl, atp and search load a causal language model.
+    Magnitude streams any checkpoint; all that uses calibration text loads a causal language model.
 
     [bold]Examples[/]
 
@@ -274,10 +276,11 @@ def of_calibration(
     calibration: Path | None, allocation: AllocationMethod | None, beta: float | None, group: int | None
 ) -> list[tuple[object, str, Sequence[str]]]:
     """Return the rules of ``refuse_unused`` for the options that belong to calibration text."""
-    measured = allocation == AllocationMethod.search or (allocation == AllocationMethod.atp and beta is None)
+    always = allocation in {AllocationMethod.search, AllocationMethod.best}
+    measured = always or (allocation == AllocationMethod.atp and beta is None)
     return [
         (calibration is None, "without --calibration", ("samples", "seed", "compare")),
-        (measured, "with --allocation search or atp, which measure the simple allocations", ("compare",)),
+        (measured, "with --allocation search, best or atp, which measure the simple allocations", ("compare",)),
         (group is not None, "with --group", ("compare",)),
     ]
 

@@ -52,7 +52,8 @@ class Allocation(Mapping[str, float]):
         size: Number of parameters of the model, and of those weights that could have had a value; None in files of
             older versions.
         compared: What each method gives on the calibration text, the best first; empty if it was not measured.
-        estimate: For a search: the time and memory that it was expected to take; else empty.
+        estimate: The time and memory that a search was expected to take, or would take, if simple allocations were
+            measured only; else empty.
 
     Example:
         >>> layer = LayerAllocation(name="a", unit="a", shape=(4, 5), alpha=2.0, stderr=0.1, zeros=7)

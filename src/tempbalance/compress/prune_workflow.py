@@ -44,18 +44,20 @@ class SparsitySettings:
 
     Attributes:
         sparsity: Fraction of zeros among all weights that are pruned, in [0, 1).
-        method: Allocation method, see ``allocate_sparsity``. By default ``"owl"`` with calibration text, else
-            ``"uniform"``: the best in our studies of pruning, where ``"alpha"`` was worse than both. ``"search"`` and
-            ``"atp"`` without ``beta`` use the calibration text.
+        method: Allocation method, see ``allocate_sparsity``. ``"best"`` is the best of the simple methods (uniform,
+            ERK, OWL, ATP and AlphaPruning, with their default parameters) on the calibration text. It is the default
+            with calibration text (``"owl"`` with ``group`` or without ``compare``), else ``"uniform"`` is.
+            ``"search"``, ``"best"``, and ``"atp"`` without ``beta`` use the calibration text.
         epsilon: Allowed spread around the mean sparsity; by default 0.3, for ``"owl"`` 0.08. Only ``"alpha"``,
             ``"depth"`` and ``"owl"`` have one.
         beta: Difference in sparsity between consecutive blocks, for ``"atp"``; by default the best of ten on the
             calibration text.
         unit: Whether the weights of a block share a sparsity or each weight has its own; by default ``"layer"`` for
-            ``"search"``, else ``"block"``.
+            ``"search"`` and ``"best"``, else ``"block"``.
         search: Length, seed and folder of the search, for ``"search"``.
         compare: Whether the allocation and the simple methods are measured on the calibration text, if it is used:
-            some 15 passes over 8,192 tokens, and a copy of the weights. A search and ATP measure them in any case.
+            some 15 passes over 8,192 tokens, and a copy of the weights. ``"search"``, ``"best"`` and ``"atp"``
+            measure them in any case.
         group: M of N:M sparsity; None for unstructured sparsity.
         routers: Whether routers of experts are pruned too.
         estimator: Tail estimator of the analysis, or its name.
@@ -84,13 +86,14 @@ class SparsitySettings:
         if self.search is not None and self.method != "search":
             raise AllocationError("settings of the search have no effect without method='search' (--allocation search)")
         if self.measured and self.group is not None:
-            raise AllocationError(f"method {self.method!r} needs unstructured sparsity: leave out group, or give beta")
+            hint = ", or give beta" if self.method == "atp" else ""
+            raise AllocationError(f"method {self.method!r} needs unstructured sparsity: leave out group{hint}")
         find_estimator(self.estimator)
 
     @property
     def measured(self) -> bool:
         """Whether the method measures allocations on the calibration text."""
-        return self.method == "search" or (self.method == "atp" and self.beta is None)
+        return self.method in {"search", "best"} or (self.method == "atp" and self.beta is None)
 
     @property
     def calibrated(self) -> bool:
@@ -187,8 +190,8 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
         out: Folder to write, atomically; an earlier output there is replaced, even if it is ``source``.
         allocation: The global sparsity, settings for its allocation, or an allocation (``Allocation.load``).
         method: Pruning criterion.
-        calibration: Calibration text, for Wanda, SparseGPT, OWL, ATP and a search; with it, OWL is the default
-            allocation.
+        calibration: Calibration text, for Wanda, SparseGPT, and allocations that use it; with it, the best simple
+            allocation on it is the default.
         evaluate: Text to measure the perplexity on, before and after: a file (see ``load_tokens``) or token ids.
         length: Tokens in a window of ``evaluate``; by default the model's context length, at most 2,048.
         revision: Branch, tag or commit of a hub id.
@@ -263,7 +266,11 @@ def _with_method(allocation: float | SparsitySettings, calibration: Calibration 
     settings = allocation if isinstance(allocation, SparsitySettings) else SparsitySettings(sparsity=allocation)
     if settings.method is not None:
         return settings
-    return replace(settings, method="owl" if calibration is not None and settings.unit != "layer" else "uniform")
+    if calibration is None:
+        return replace(settings, method="uniform")
+    if settings.compare and settings.group is None:
+        return replace(settings, method="best")
+    return replace(settings, method="uniform" if settings.unit == "layer" else "owl")
 
 
 def _check_calibration(
@@ -273,7 +280,7 @@ def _check_calibration(
     used = method != "magnitude" or (isinstance(settings, SparsitySettings) and settings.calibrated)
     if used and calibration is None:
         raise TokensError(
-            "wanda, sparsegpt, owl, search, and atp without beta need calibration text: pass "
+            "wanda, sparsegpt, owl, best, search, and atp without beta need calibration text: pass "
             "calibration=Calibration(tokens=...), or --calibration FILE on the command line"
         )
     if not used and calibration is not None:
@@ -337,6 +344,8 @@ def _allocate_measured(
         routers=settings.routers,
         progress=progress,
     )
+    if settings.method == "best":
+        return next(each for each in found.values() if settings.unit != "block" or each.unit == "block")
     if "atp" not in found:
         raise AllocationError("method 'atp' needs at least two blocks and a sparsity above 0: use 'uniform'")
     return found["atp"]

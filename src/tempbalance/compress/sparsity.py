@@ -136,8 +136,9 @@ def allocate_zeros(  # noqa: PLR0913  as allocate_sparsity
     """Compute the zeros of every layer (see ``allocate_sparsity``)."""
     check_type("analysis", analysis, Analysis)
     check_parameters(sparsity, epsilon, method, beta)
-    if method == "search":
-        raise AllocationError("method 'search' needs the model and calibration text: search_sparsity(model, ...)")
+    if method in {"search", "best"}:
+        name = "search_sparsity" if method == "search" else "measure_sparsity"
+        raise AllocationError(f"method {method!r} needs the model and calibration text: {name}(model, ...)")
     epsilon = _EPSILON.get(method, 0.0) if epsilon is None else epsilon
     names = find_routers([*(row.name for row in analysis.layers), *(row.name for row in analysis.skipped)])
     left_out = [] if routers else [row for row in analysis.layers if row.name in names]

@@ -13,7 +13,7 @@ from tempbalance.errors import AllocationError
 
 __all__ = ["METHODS", "SparsityBudget", "SparsityMethod", "largest_beta"]
 
-SparsityMethod = Literal["alpha", "uniform", "erk", "depth", "owl", "atp", "search"]
+SparsityMethod = Literal["alpha", "uniform", "erk", "depth", "owl", "atp", "best", "search"]
 
 _ROUNDING = 1e-9
 _MIN_PROPORTION = 1e-12  # of a unit that is not pruned at all: proportions must be positive

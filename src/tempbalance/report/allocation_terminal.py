@@ -56,7 +56,9 @@ def print_compared(console: Console, allocation: Allocation) -> None:
         table.add_row(plain_text(score.method), f"{score.kl:.4f}", f"{score.perplexity:.4g}")
     console.print(table)
     if allocation.estimate:
-        console.print(plain_text(f"estimate before: {allocation.estimate}", "dim"))
+        searched = allocation.method.startswith("search")
+        label = "estimate before:" if searched else "to gain more: --allocation search, a"
+        console.print(plain_text(f"{label} {allocation.estimate}", "dim"))
 
 
 def _value(allocation: Allocation, value: float) -> str:

@@ -116,7 +116,7 @@ def render_pruning(result: PruningResult) -> str:
     if allocation.group is not None:
         settings["zeros in groups of"] = allocation.group
     if allocation.estimate:
-        settings["estimate before the search"] = allocation.estimate
+        settings["estimate of a search"] = allocation.estimate
     settings |= {f"calibration, {key}": value for key, value in (result.calibration or {}).items()}
     rows = [
         (

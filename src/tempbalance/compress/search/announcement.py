@@ -46,8 +46,9 @@ class Announcement:
         free, copies = available_memory(parameter.device), self.weights * parameter.element_size()
         if free is not None and needed > free:
             raise AllocationError(
-                f"the search needs {_size(needed)} of memory beside the model, of which {_size(free)} are available: "
-                "use fewer tokens (SearchSettings.tokens), or fewer or shorter sequences (--samples, --length)"
+                f"measuring allocations needs {_size(needed)} of memory beside the model, of which {_size(free)} are "
+                "available: use fewer tokens (SearchSettings.tokens), or fewer or shorter sequences (--samples, "
+                "--length)"
             )
         kept = copies_fit(copies, parameter.device)
         run = self.measured * tokens + self.settings.generations * tokens_per_generation(self.settings, tokens)

@@ -18,6 +18,8 @@ from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.compress.method_scores import MethodScore
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion
+from tempbalance.compress.search.announcement import Announcement, states_of
+from tempbalance.compress.search.evolution import SearchSettings
 from tempbalance.compress.search.masked_model import MaskedModel
 from tempbalance.compress.search.text_scores import TextScores, text_scores
 from tempbalance.compress.sparsity import AllocatedZeros, allocate_zeros, check_parameters
@@ -100,8 +102,9 @@ def compare_methods(  # noqa: PLR0913  four parameters, and options by keyword
 ) -> Allocation:
     """Return an allocation with what it and the simple methods give on the text; without, where that fails."""
     vary = functools.partial(MaskedModel, model, allocation, criterion, sequences, progress)
+    search = _estimate(model, sequences, allocation, _TOKENS)
     try:
-        with text_scores(model, sequences, vary, tokens=_TOKENS) as scores:
+        with text_scores(model, sequences, vary, tokens=_TOKENS, announce=search) as scores:
             own = scores.score(allocation.method, [layer.zeros for layer in allocation.layers])
             budget = allocation.budget
             found = measure_methods(scores, analysis, budget, sequences, routers=routers, progress=progress)
@@ -109,7 +112,8 @@ def compare_methods(  # noqa: PLR0913  four parameters, and options by keyword
         _logger.warning("the simple methods are not compared on the calibration text: %s", error)
         return allocation
     compared = {score.method: score for score in (*found.scores.values(), own)}
-    return replace(allocation, compared=tuple(sorted(compared.values(), key=lambda score: (score.kl, score.method))))
+    ranked = tuple(sorted(compared.values(), key=lambda score: (score.kl, score.method)))
+    return replace(allocation, compared=ranked, estimate=search.text)
 
 
 def measure_sparsity(  # noqa: PLR0913  most are keyword options
@@ -140,10 +144,11 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
 
     Returns:
         The allocation of each method by its name, the best first, with the divergence and the perplexity of all methods
-        in ``compared``.
+        in ``compared``, and what a search would take in ``estimate``.
 
     Raises:
-        AllocationError: There is nothing to prune, or the criterion cannot prune one of the weights.
+        AllocationError: There is nothing to prune, the criterion cannot prune one of the weights, or the memory does
+            not suffice.
         TokensError: The calibration set is empty, has ids outside the vocabulary, or the model is no causal language
             model.
 
@@ -159,7 +164,8 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
     analysis, sequences = read_inputs(model, calibration, criterion, analysis, progress)
     target = uniform_allocation(analysis, sparsity, routers)
     vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
-    with text_scores(model, sequences, vary, tokens=tokens) as scores:
+    search = _estimate(model, sequences, target, tokens)
+    with text_scores(model, sequences, vary, tokens=tokens, announce=search) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress)
     return {
         name: make_allocation(
@@ -172,6 +178,7 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
             method=given.method,
             unit="layer" if name == "erk" else "block",
             compared=tuple(methods.ranked.values()),
+            estimate=search.text,
             quiet=True,
         )
         for name in methods.ranked
@@ -242,6 +249,18 @@ def read_inputs(
         analysis = analyze(model, progress=progress)
     check_type("analysis", analysis, Analysis)
     return analysis, sequences
+
+
+def _estimate(model: nn.Module, sequences: Sequence[Tensor], allocation: Allocation, tokens: int) -> Announcement:
+    """Return what finds out, without showing it, how long a search with default settings would take."""
+    return Announcement(
+        model=model,
+        settings=SearchSettings(tokens=tokens),
+        measured=MEASURED,
+        weights=allocation.covered,
+        states=states_of(model, sequences),
+        progress=False,
+    )
 
 
 def _outliers(model: nn.Module, sequences: Sequence[Tensor], progress: bool) -> dict[str, float]:
