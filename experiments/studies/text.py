@@ -15,8 +15,9 @@ DEPTH, SHAPE = "layerwise_decay:decay=0.8", "mup"
 PROBE, CONSTANT = "probe:c=[1e-4,1e-3,1e-2,0.1],lr=1e-4", "constant"
 LP_FT = "lp_ft:c=0.01,lr=[2e-5,5e-5,1e-4,2e-4]"
 FEW_SAMPLE = "few_sample:blocks=[1,2],lr=[1e-4,4e-4]"
+SPECTRUM = "spectrum:share=[0.25,0.5],lr=[1e-4,4e-4]"
 SPD = "spd:strength=[0.1,1],lr=[1e-4,2e-4]"
-METHODS = (CONSTANT, PROBE, LP_FT, FEW_SAMPLE, SPD, "muon", DEPTH, VALUE_OUTPUT, SHAPE, BALANCE, SHUFFLED)
+METHODS = (CONSTANT, PROBE, LP_FT, FEW_SAMPLE, SPECTRUM, SPD, "muon", DEPTH, VALUE_OUTPUT, SHAPE, BALANCE, SHUFFLED)
 
 
 def uniform(method: str) -> str:
@@ -58,6 +59,7 @@ BY_CANDIDATE = {
     "Muon": "muon",
     "pull-back (SPD)": SPD,
     "few-sample recipe": FEW_SAMPLE,
+    "freezing (Spectrum)": SPECTRUM,
     "LP-FT": LP_FT,
     "frozen probe": PROBE,
 }

@@ -33,6 +33,7 @@ from tempbalance.study.methods.sara import SaRA
 from tempbalance.study.methods.sharpness import GLAD, SAM
 from tempbalance.study.methods.snr import SpectralNorm
 from tempbalance.study.methods.spd import SPD
+from tempbalance.study.methods.spectrum import Spectrum
 from tempbalance.study.methods.svfit import SVFit
 from tempbalance.study.methods.wise_ft import WiseFT
 
@@ -61,6 +62,7 @@ __all__ = [
     "SaRA",
     "SelfDistillation",
     "SpectralNorm",
+    "Spectrum",
     "WiseFT",
 ]
 
@@ -81,6 +83,7 @@ TRAINING_METHODS: Mapping[str, type[TrainingMethod]] = {
     "spd": SPD,
     "pego": PEGO,
     "sara": SaRA,
+    "spectrum": Spectrum,
     "progressive_freezing": ProgressiveFreezing,
     "projection_head": ProjectionHead,
     "data_diet": DataDiet,
