@@ -22,7 +22,7 @@ demo: $(VENV)/.demo ## Analyse a pretrained transformer, fine-tune with and with
 	$(BIN)/tempbalance demo --out demo
 
 test: $(VENV)/.dev ## Run the tests, and the examples in the docstrings, the README and the docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 data: $(VENV)/.dev ## Fetch the public data of some tests into tests/data/ (12 MB), with checksums
 	$(BIN)/python tests/fetch_data.py
@@ -32,7 +32,7 @@ COVERAGE = $(BIN)/python -m coverage
 coverage: $(VENV)/.dev ## Run the tests with coverage of lines and branches; less than the floor in pyproject.toml fails
 	$(PIP) coverage
 	rm -f .coverage*
-	OMP_NUM_THREADS=1 $(COVERAGE) run -m pytest --numprocesses $(WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(COVERAGE) run -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 	$(COVERAGE) combine
 	$(COVERAGE) report
 

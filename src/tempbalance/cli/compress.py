@@ -111,7 +111,7 @@ BetaOption = Annotated[
 ]
 GenerationsOption = Annotated[
     int | None,
-    typer.Option(min=1, max=2**20, help="Generations of a search; default: 150.", show_default=False),
+    typer.Option(min=1, max=2**20, help="Generations of a search; default: 100.", show_default=False),
 ]
 SearchFolderOption = Annotated[
     Path | None, typer.Option(help="Folder for the state of a search; the same command resumes there after a stop.")

@@ -56,7 +56,7 @@ class SparsitySettings:
             ``"search"`` and ``"best"``, else ``"block"``.
         search: Length, seed and folder of the search, for ``"search"``.
         compare: Whether the allocation and the simple methods are measured on the calibration text, if it is used:
-            some 15 passes over 8,192 tokens, and a copy of the weights. ``"search"``, ``"best"`` and ``"atp"``
+            some 15 passes over 4,096 tokens, and a copy of the weights. ``"search"``, ``"best"`` and ``"atp"``
             measure them in any case.
         group: M of N:M sparsity; None for unstructured sparsity.
         routers: Whether routers of experts are pruned too.

@@ -68,9 +68,9 @@ class SearchSettings:
         ArgumentError: A number is out of range.
     """
 
-    generations: int = 150
+    generations: int = 100
     children: int = 12
-    tokens: int = 8192
+    tokens: int = 4096
     seed: int = 0
     folder: str | os.PathLike[str] | None = None
 

@@ -39,7 +39,7 @@ __all__ = [
 
 _logger = logging.getLogger("tempbalance")
 
-_TOKENS = 8192  # by default
+_TOKENS = 4096  # by default
 _BETAS = 10  # evenly spaced up to the largest
 MEASURED = 4 + _BETAS  # allocations, each on the whole text
 
