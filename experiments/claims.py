@@ -21,6 +21,7 @@ CANDIDATES = (
     "Muon",
     "pull-back (SPD)",
     "few-sample recipe",
+    "freezing (Spectrum)",
     "LP-FT",
     "frozen probe",
 )
@@ -29,7 +30,7 @@ CONTROLS = ("uniform", "inverted", "shuffled", "untrained")
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """The ``test`` metric of a task, and how it is shown.
+    """A metric of a task, and how it is shown.
 
     Attributes:
         name: Heading of its column.
@@ -38,6 +39,7 @@ class Metric:
         lower_is_better: Whether a smaller metric is better. A gain is positive where the method is better, always.
         relative: Whether a gain is shown in per cent of the baseline's mean.
         digits: Digits after the point.
+        key: Its name in the results of a trial.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Metric:
     lower_is_better: bool = False
     relative: bool = False
     digits: int = 2
+    key: str = "test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +173,7 @@ class Experiment:
         name: Name of its results and its page.
         task: File in ``experiments/``.
         metric: Its metric.
+        others: Metrics on other test data, which have a table of their own where a study has them.
         size: The parameter that is the amount of data, and its label.
         claims: The claims.
         quick: Studies of about ten minutes on two cores.
@@ -188,6 +192,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     quick: tuple[Study, ...]
     full: tuple[Study, ...]
+    others: tuple[Metric, ...] = ()
     searches: tuple[Search, ...] = ()
     task_rows: tuple[TaskRow, ...] = ()
     same_tasks: tuple[str, ...] = ()

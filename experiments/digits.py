@@ -11,6 +11,8 @@ the other images 300 are for validation, the rest for the test. For example
 from __future__ import annotations
 
 import functools
+import math
+from dataclasses import replace
 
 import torch
 from gradients import gradients
@@ -23,6 +25,8 @@ from tempbalance.study import HOOKS, Batch, Method, Training
 
 VALIDATION = 300
 NEXT_MEMBER = 2**32  # beyond every seed
+NOISE = 0.3  # standard deviation, of pixels in [0, 1]
+ANGLE = 20.0  # degrees
 SUPPORTS = (*HOOKS, "labels", "pretrained", "tensors")
 
 
@@ -46,17 +50,30 @@ def train(
         pretrain_epochs: Passes over the digits 0 to 4.
 
     Returns:
-        Accuracies on validation and test images.
+        Accuracies on validation and test images, and on test images with noise, and rotated.
     """
     digits = pretrained(examples, pretrain_epochs)
     others = digits.start(seed).others
+    validation, test = others[:VALIDATION], others[VALIDATION:]
+    noise = torch.randn(digits.images.shape, generator=torch.Generator().manual_seed(seed))
     members = [
         finetune(digits, method, lr, round(epochs * method.epochs), seed, member) for member in range(method.members)
     ]
     return {
-        "validation": accuracy(digits, members, others[:VALIDATION]),
-        "test": accuracy(digits, members, others[VALIDATION:]),
+        "validation": accuracy(digits, members, validation),
+        "test": accuracy(digits, members, test),
+        "noisy": accuracy(replace(digits, images=digits.images + NOISE * noise), members, test),
+        "rotated": accuracy(replace(digits, images=rotated(digits.images)), members, test),
     }
+
+
+def rotated(images: Tensor) -> Tensor:
+    """Rotate images of 8 x 8 pixels."""
+    cosine, sine = math.cos(math.radians(ANGLE)), math.sin(math.radians(ANGLE))
+    turn = torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0]]).expand(len(images), 2, 3)
+    grid = nn.functional.affine_grid(turn, [len(images), 1, 8, 8], align_corners=False)
+    found = nn.functional.grid_sample(images.view(-1, 1, 8, 8), grid, align_corners=False)
+    return found.view(-1, 64)
 
 
 @one_thread()

@@ -86,10 +86,10 @@ class Results:
         return [trial for trial in trials if trial["status"] != "failed"]
 
     def scores(self, method: str) -> Mapping[int, float]:
-        """Test metric by seed, greater is better; NaN if the trial diverged, missing if it failed."""
+        """The metric by seed, greater is better; NaN if the trial diverged, missing if it failed."""
         sign = -1.0 if self.metric.lower_is_better else 1.0
         return {
-            trial["seed"]: sign * trial["metrics"]["test"] if trial["status"] == "ok" else math.nan
+            trial["seed"]: sign * trial["metrics"][self.metric.key] if trial["status"] == "ok" else math.nan
             for trial in self.trials(method)
         }
 

@@ -27,7 +27,9 @@ def experiment_page(experiment: Experiment, results: Mapping[str, Results], text
         The updated page.
     """
     claims = "\n\n".join(_claim(experiment, claim, results) for claim in experiment.claims)
-    tables = "\n\n".join(f"### Study {name}\n\n{study_tables(found)}" for name, found in results.items())
+    tables = "\n\n".join(
+        f"### Study {name}\n\n{study_tables(found, experiment.others)}" for name, found in results.items()
+    )
     return fill(
         fill(text, "claims", claims),
         "tables",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean, median
 from typing import Any
 
 from claims import Claim, Experiment, Metric
@@ -14,14 +16,15 @@ from verdict import Outcome, Slope, claimed_gain
 from tempbalance.study.method_names import read_parts
 
 
-def study_tables(results: Results) -> str:
-    """Every method against the baseline, and those with controls against each control.
+def study_tables(results: Results, others: Sequence[Metric] = ()) -> str:
+    """Every method against the baseline, those with controls against each control, and all on other test data.
 
     Args:
         results: The results of a study.
+        others: Metrics on other test data.
 
     Returns:
-        One or two tables.
+        One to three tables.
     """
     metric = results.metric
     counted = [name for name in ("diverged", "failed") if any(row[name] for row in results.rows)]
@@ -43,7 +46,28 @@ def study_tables(results: Results) -> str:
             line(_shown(method, results), kind, *gain_cells(results.gain(method, control), metric))
             for method, kind, control in against
         ]
+    if measured := [metric for metric in others if metric.key in results.entry["runs"][0]["metrics"]]:
+        lines += ["", *_other_tests(results, measured)]
     return "\n".join([_description(results), "", *lines])
+
+
+def _other_tests(results: Results, metrics: Sequence[Metric]) -> list[str]:
+    """Every method on other test data, and how long its trials took."""
+    parts = [replace(results, metric=metric) for metric in metrics]
+    names = [name for metric in metrics for name in (metric.name, f"gain, {metric.unit}")]
+    lines, baseline = head("method", *names, "time, of plain"), results.rows[0]["method"]
+    usual = median(trial["seconds"] for trial in results.trials(baseline))
+    for row in results.rows:
+        cells = []
+        for part in parts:
+            sign = -1 if part.metric.lower_is_better else 1
+            mean = fmean([sign * score for score in part.scores(row["method"]).values()] or [math.nan])
+            gain = part.gain(row["method"], baseline) if row["method"] != baseline else None
+            shown = "" if gain is None else gain_text(gain, part.metric)
+            cells += [number(part.metric.scale * mean, part.metric.digits), shown]
+        seconds = median([trial["seconds"] for trial in results.trials(row["method"])] or [math.nan])
+        lines.append(line(_shown(row["method"], results), *cells, number(seconds / usual, 1)))
+    return lines
 
 
 def _shown(method: str, results: Results) -> str:

@@ -55,11 +55,57 @@ TWO_FIXED = Study(
     name="2-rate-0.003", parameters={"examples": 2}, methods=(UPDATE, *UPDATE_CONTROLS), lr=(3e-3,), seeds=20
 )
 
+# every training method of the package, with its default parameters
+METHODS = Study(
+    name="8-methods",
+    parameters={"examples": 8},
+    methods=(
+        "constant",
+        "probe:c=[0.01,0.1,1,10],lr=1e-2",
+        "lp_ft",
+        "progressive_freezing",
+        "projection_head",
+        "few_sample",
+        "spectrum",
+        "lora",
+        "svfit",
+        "sara",
+        "pego",
+        "glad+lora",
+        "sam+lora",  # the control of glad+lora
+        "glad",
+        "sam",
+        "spd",
+        "snr",
+        "wise_ft",
+        "gradient_noise",
+        "ps_kd",
+        "classifier_alignment",
+        "guidance",
+        "levi",
+        "data_diet",
+        "ensemble_decay",
+        "boosting",
+        "muon",
+        BLOCK,
+        "layerwise_decay",
+    ),
+    lr=(3e-3, 1e-2, 3e-2, 1e-1),  # plain chose the highest of RATES
+    seeds=20,
+    first_seed=200,
+    tuning_seeds=5,
+)
+
 EXPERIMENT = Experiment(
     name="digits",
     task="digits.py",
-    same_tasks=("fba4418a39ab", "798e8a43eba2"),  # before names of tempbalance changed, before all hooks were called
+    # before names of tempbalance changed, before all hooks were called, before other test data
+    same_tasks=("fba4418a39ab", "798e8a43eba2", "544c6299de8e"),
     metric=Metric(name="accuracy", unit="points", scale=100),
+    others=(
+        Metric(name="with noise", unit="points", scale=100, key="noisy"),
+        Metric(name="rotated", unit="points", scale=100, key="rotated"),
+    ),
     size=("examples", "images per class"),
     claims=(
         Claim(
@@ -77,6 +123,6 @@ EXPERIMENT = Experiment(
         ),
     ),
     quick=(TWO, TWO_FIXED),
-    full=(EIGHT, TWO, EIGHT_FIXED, EIGHT_FRESH, *HIGHER, TWO_FIXED),
+    full=(EIGHT, TWO, EIGHT_FIXED, EIGHT_FRESH, *HIGHER, TWO_FIXED, METHODS),
     packages={"sklearn": "pip install 'tempbalance[demo]'"},
 )
