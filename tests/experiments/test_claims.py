@@ -126,6 +126,17 @@ class TestTables:
         assert "| p | diverged |" in text
         assert f"| `{METHOD}` | lr 0.1 | – |" in text
 
+    def test_other_test_data_have_a_table_with_the_time_of_each_method(self, make_results):
+        def edit(run):
+            noisy = 0.5 if run["method"] == "plain" else 0.6
+            return {**run, "metrics": {**run["metrics"], "noisy": noisy}, "seconds": 1.0 if noisy == 0.5 else 3.0}
+
+        others = [Metric(name="noise", unit="points", scale=100, key="noisy"), Metric(name="none", unit="", key="none")]
+        *_, table = study_tables(make_results(BETTER, edit=edit), others).split("\n\n")
+        _, _, plain, method, *_ = table.splitlines()
+        assert plain == "| `plain` | 50.00 |  | 1.0 |"
+        assert method == f"| `{METHOD}` | 60.00 | +10.00 (+10.00 to +10.00) | 3.0 |"
+
     def test_the_chosen_values_are_shown_without_the_fixed_ones(self):
         row = {"method": "a:x=2+llr:high=[3,5],low=1", "chosen": "a:x=2+llr:high=5,low=1 lr=0.1"}
         assert chosen(row) == "high 5, lr 0.1"
