@@ -72,7 +72,7 @@ class Subject:
         places = torch.linspace(0, len(segments) - 1, SETTINGS["segments"]).long().tolist()
         self.segments = [segments[place] for place in places]
         self.measured: dict[tuple[Criterion, float], dict[str, tb.Allocation]] = {}
-        self.allocated: dict[tuple[Criterion, float, str], tuple[tb.Allocation, float]] = {}
+        self.allocated: dict[tuple[Criterion, float, str], tb.Allocation] = {}
 
     @cached_property
     def model(self) -> Any:
@@ -142,11 +142,13 @@ class Subject:
         """Allocate, prune a copy, and measure it on the held-out text."""
         criterion: Criterion = "magnitude" if pruner == "magnitude" else "wanda"  # also for SparseGPT
         key = criterion, sparsity, method
+        seconds = None  # of an allocation that was found before
         if key not in self.allocated:
-            started = time.perf_counter()
-            allocation = self.allocation(*key, folder / "_".join(map(str, key)))
-            self.allocated[key] = allocation, time.perf_counter() - started
-        allocation, seconds = self.allocated[key]
+            searched, started = folder / "_".join(map(str, key)), time.perf_counter()
+            resumed = searched.exists()
+            self.allocated[key] = self.allocation(*key, searched)
+            seconds = None if resumed else round(time.perf_counter() - started, 1)
+        allocation = self.allocated[key]
         state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         tokens = None if pruner == "magnitude" else self.tokens
         tb.prune(self.model, allocation, pruner, calibration=tokens, progress=False)
@@ -154,7 +156,7 @@ class Subject:
         self.model.load_state_dict(state)
         return {
             "method": allocation.method,
-            "seconds": round(seconds, 1),
+            "seconds": seconds,
             "losses": losses,
             "compared": {score.method: score.kl for score in allocation.compared},
             "sparsities": {layer.name: round(layer.sparsity, 4) for layer in allocation.layers},
@@ -194,10 +196,11 @@ def page(results: Mapping[str, Any], figures: Path | None) -> str:
         parts.append(f"{model}: perplexity {math.exp(fmean(losses)):.2f} before pruning\n\n{table(rows)}")
         for arm in sorted({row["arm"] for row in rows if row["arm"].startswith("search")}):
             against = {base: better(rows_of(cells, model, base), arm) for base in ("uniform", "owl")}
-            parts.append(f"{NAMES[arm]}: {against}\n")
+            parts.append("".join(f"{NAMES[arm]}, against {base}: {text}\n" for base, text in against.items()))
         searches = [row for row in rows_of(cells, model, "owl") if row["arm"].startswith("search")]
         parts.append(f"Against OWL\n\n{table(searches)}")
-        if figures is not None:
+        if figures is not None and rows:
+            figures.mkdir(parents=True, exist_ok=True)
             write_atomically(figures / f"prune_search_{model}.svg", plot(rows).encode())
     return "\n".join(parts)
 

@@ -46,7 +46,8 @@ def study_tables(results: Results, others: Sequence[Metric] = ()) -> str:
             line(_shown(method, results), kind, *gain_cells(results.gain(method, control), metric))
             for method, kind, control in against
         ]
-    if measured := [metric for metric in others if metric.key in results.entry["runs"][0]["metrics"]]:
+    trials = [trial for row in results.rows for trial in results.trials(row["method"]) if trial["status"] == "ok"]
+    if measured := [each for each in others if trials and all(each.key in trial["metrics"] for trial in trials)]:
         lines += ["", *_other_tests(results, measured)]
     return "\n".join([_description(results), "", *lines])
 
@@ -56,7 +57,7 @@ def _other_tests(results: Results, metrics: Sequence[Metric]) -> list[str]:
     parts = [replace(results, metric=metric) for metric in metrics]
     names = [name for metric in metrics for name in (metric.name, f"gain, {metric.unit}")]
     lines, baseline = head("method", *names, "time, of plain"), results.rows[0]["method"]
-    usual = median(trial["seconds"] for trial in results.trials(baseline))
+    usual = median([trial["seconds"] for trial in results.trials(baseline)] or [math.nan])
     for row in results.rows:
         cells = []
         for part in parts:

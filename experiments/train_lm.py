@@ -70,6 +70,7 @@ class Settings:
     clip: float = 1.0
     held_out_share: float = 0.05
     every: int = 250  # steps between evaluations, and between checkpoints
+    bfloat16: bool = True  # mixed precision
 
 
 def texts(folder: Path, held_out_share: float) -> tuple[list[str], list[str]]:
@@ -196,9 +197,7 @@ def restore(path: Path, settings: Settings, parts: dict[str, Any]) -> tuple[int,
     return saved["step"], saved["history"]
 
 
-def train(
-    model: LlamaForCausalLM, streams: dict[str, Tensor], out: Path, settings: Settings, *, bfloat16: bool
-) -> list[Any]:
+def train(model: LlamaForCausalLM, streams: dict[str, Tensor], out: Path, settings: Settings) -> list[Any]:
     """Train, from the checkpoint if there is one; return the losses."""
     optimizer = optimizer_for(model, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate(settings))
@@ -210,7 +209,7 @@ def train(
         advance(first)
         for step in range(first, settings.steps):
             ids = batch(streams["train"], settings, step)
-            losses.append(learn(model, ids, [optimizer], settings.clip, bfloat16=bfloat16))
+            losses.append(learn(model, ids, [optimizer], settings.clip, bfloat16=settings.bfloat16))
             scheduler.step()
             advance(1)
             if (step + 1) % settings.every and step + 1 < settings.steps:
@@ -237,18 +236,17 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true", help="without mixed precision")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    settings = Settings(steps=given.steps, seed=given.seed)
+    settings = Settings(steps=given.steps, seed=given.seed, bfloat16=not given.float32)
     given.out.mkdir(parents=True, exist_ok=True)
     streams = prepare(given.data, given.out, settings)
     print({name: f"{len(stream):,} tokens" for name, stream in streams.items()}, flush=True)
     model = build(settings)
-    history = train(model, streams, given.out, settings, bfloat16=not given.float32)
+    history = train(model, streams, given.out, settings)
     model.save_pretrained(given.out)
     packages = {"torch": torch, "transformers": transformers, "tokenizers": tokenizers, "numpy": np}
     written = {
         "settings": asdict(settings),
         "versions": {"python": platform.python_version()} | {k: v.__version__ for k, v in packages.items()},
-        "precision": "float32" if given.float32 else "bfloat16",
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": {name: len(stream) for name, stream in streams.items()},
         "held_out_perplexity": perplexity(model, streams["held_out"], settings.context, 256),

@@ -45,6 +45,65 @@ def test_settings_choose_the_analysis_and_the_allocation(model: Path, tmp_path: 
     assert allocation == tb.allocate_sparsity(analysis, 0.4, 0.1, method="alpha")
 
 
+@pytest.fixture
+def text(tokens: list[Tensor]) -> Calibration:
+    return Calibration(tokens=tokens, samples=4, length=16)
+
+
+def allocate(folder: Path, text: Calibration, **settings: Any) -> tb.Allocation:
+    return allocate_folder(folder, SparsitySettings(**{"sparsity": 0.5, **settings}), calibration=text, progress=False)
+
+
+@pytest.fixture
+def llama(make_llama: Any, tmp_path: Path) -> Path:
+    make_llama().save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def test_the_best_simple_allocation_on_the_text_is_the_default(llama: Path, text: Calibration):
+    model = tb.compress.load_causal_lm(llama)
+    sequences = tb.compress.draw_calibration(text.tokens, text.samples, text.length or 0, text.seed)
+    measured = tb.compress.measure_sparsity(model, 0.5, sequences, progress=False)
+    first = next(iter(measured.values()))
+    assert (dict(allocate(llama, text)), first.method) == (dict(first), allocate(llama, text).method)
+    best_of_blocks = next(each for each in measured.values() if each.unit == "block")
+    assert allocate(llama, text, unit="block").method == best_of_blocks.method
+    assert allocate(llama, text, unit="layer").method == "uniform"
+
+
+def test_without_anything_to_remove_the_best_is_uniform(llama: Path, text: Calibration):
+    assert allocate(llama, text, sparsity=0.0, method="best").method == "uniform"
+
+
+def test_where_nothing_can_be_measured_on_the_text_the_default_is_owl_with_a_warning(
+    tokens: list[Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    config = transformers.BertConfig(**sizes, num_attention_heads=2, initializer_range=0.5)
+    transformers.BertLMHeadModel(config).save_pretrained(tmp_path / "bert")  # every token sees all others
+    text = Calibration(tokens=[each % 50 for each in tokens], samples=4, length=16)
+    assert allocate(tmp_path / "bert", text).method == "owl, epsilon 0.08"
+    assert "OWL is used, because allocations cannot be compared on the calibration text" in caplog.text
+    with pytest.raises(TokensError, match="no causal language model"):
+        allocate(tmp_path / "bert", text, method="best")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": 0.1}, r"epsilon has no effect without a method that has one: choose method='owl', 'alpha'"),
+        ({"beta": 0.1}, r"beta has no effect without a method that has one: choose method='atp'"),
+        ({"unit": "blok"}, "unit must be 'layer' or 'block', got 'blok'"),
+        ({"method": "best", "unit": "layer"}, "leave out unit, or give 'block'"),
+        ({"method": "best", "group": 8}, "method 'best' needs unstructured sparsity: leave out group$"),
+    ],
+)
+def test_settings_without_effect_or_of_another_method_are_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(AllocationError, match=message):
+        SparsitySettings(sparsity=0.5, **settings)
+
+
 def test_owl_measures_outliers_on_the_calibration_text(make_llama: Any, tokens: list[Tensor], tmp_path: Path):
     make_llama().save_pretrained(tmp_path / "model")
     settings = SparsitySettings(sparsity=0.5, method="owl")
@@ -114,7 +173,7 @@ def test_a_missing_calibration_is_refused_before_the_model_is_read(allocation: A
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sparsity": 1.0}, {"sparsity": 0.5, "epsilon": 2.0}, {"sparsity": 0.5, "method": "x"}]
+    "wrong", [{"sparsity": 1.0}, {"sparsity": 0.5, "epsilon": 2.0, "method": "alpha"}, {"sparsity": 0.5, "method": "x"}]
 )
 def test_invalid_sparsity_settings_are_refused_when_they_are_made(wrong: dict[str, Any]):
     with pytest.raises(AllocationError, match="must be"):

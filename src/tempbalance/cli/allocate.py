@@ -104,7 +104,10 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     method: Annotated[
         Criterion | None,
         typer.Option(
-            "--method", "-m", help="Pruning criterion that a search is for; default: magnitude.", show_default=False
+            "--method",
+            "-m",
+            help="Pruning criterion that allocations are measured for; default: magnitude.",
+            show_default=False,
         ),
     ] = None,
     epsilon: EpsilonOption = None,
@@ -115,7 +118,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     unit: Annotated[
         Unit | None,
         typer.Option(
-            help="What has one value: block (default for sparsity and ranks) or layer (for bits, best and search).",
+            help="What has one value: block (default for sparsity and ranks) or layer (for bits and a search).",
             show_default=False,
         ),
     ] = None,

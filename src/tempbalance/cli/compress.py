@@ -86,7 +86,7 @@ AllocationOption = Annotated[
     AllocationMethod | None,
     typer.Option(
         help="Allocation of the sparsity over layers; default: with --calibration the best simple one on it (owl with "
-        "--group or --no-compare), else uniform.",
+        "--group or --no-compare), without, or with --unit layer, uniform.",
         show_default=False,
     ),
 ]
@@ -159,7 +159,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     unit: Annotated[
         Unit | None,
         typer.Option(
-            help="Whether each block or each layer has one sparsity; default: block, for search and best layer.",
+            help="Whether each block or each layer has one sparsity; default: block, for search layer.",
             show_default=False,
         ),
     ] = None,

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,18 @@ from tempbalance.compress.search.simple_methods import compare_methods, measure_
 from tempbalance.compress.search.sparsity_search import search_sparsity
 from tempbalance.compress.sparsity import allocate_sparsity, check_parameters
 from tempbalance.compress.sparsity_methods import SparsityMethod
-from tempbalance.errors import AllocationError, TokensError, check_type
+from tempbalance.errors import AllocationError, TempBalanceError, TokensError, check_type
 from tempbalance.spectra import Windows
 from tempbalance.tail import TailEstimator, find_estimator
 
 __all__ = ["SparsitySettings", "allocate_folder", "prune_folder"]
 
 _logger = logging.getLogger("tempbalance")
+
+_OWNERS = {  # of a parameter
+    "epsilon": "method='owl', 'alpha' or 'depth' (--allocation)",
+    "beta": "method='atp' (--allocation)",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,18 +51,19 @@ class SparsitySettings:
         sparsity: Fraction of zeros among all weights that are pruned, in [0, 1).
         method: Allocation method, see ``allocate_sparsity``. ``"best"`` is the best of the simple methods (uniform,
             ERK, OWL, ATP and AlphaPruning, with their default parameters) on the calibration text. It is the default
-            with calibration text (``"owl"`` with ``group`` or without ``compare``), else ``"uniform"`` is.
-            ``"search"``, ``"best"``, and ``"atp"`` without ``beta`` use the calibration text.
+            with calibration text; ``"owl"`` is with ``group`` or without ``compare``, or where nothing can be measured
+            on the text. ``"uniform"`` is the default without text, or with ``unit="layer"``. ``"search"``, ``"best"``,
+            and ``"atp"`` without ``beta`` use the calibration text.
         epsilon: Allowed spread around the mean sparsity; by default 0.3, for ``"owl"`` 0.08. Only ``"alpha"``,
             ``"depth"`` and ``"owl"`` have one.
         beta: Difference in sparsity between consecutive blocks, for ``"atp"``; by default the best of ten on the
             calibration text.
         unit: Whether the weights of a block share a sparsity or each weight has its own; by default ``"layer"`` for
-            ``"search"`` and ``"best"``, else ``"block"``.
+            ``"search"``, else ``"block"``. ``"best"`` compares methods of both kinds, with ``"block"`` without ERK.
         search: Length, seed and folder of the search, for ``"search"``.
         compare: Whether the allocation and the simple methods are measured on the calibration text, if it is used:
-            some 15 passes over 4,096 tokens, and a copy of the weights. ``"search"``, ``"best"`` and ``"atp"``
-            measure them in any case.
+            some 15 passes over 4,096 tokens, three or six over the whole text, and a copy of the weights.
+            ``"search"``, ``"best"`` and ``"atp"`` measure them in any case.
         group: M of N:M sparsity; None for unstructured sparsity.
         routers: Whether routers of experts are pruned too.
         estimator: Tail estimator of the analysis, or its name.
@@ -81,7 +87,19 @@ class SparsitySettings:
     windows: Windows | None = None
 
     def __post_init__(self) -> None:
-        check_parameters(self.sparsity, self.epsilon, "owl" if self.method is None else self.method, self.beta)
+        if self.method is None:
+            check_parameters(self.sparsity, None, "uniform")
+            for name, value in {"epsilon": self.epsilon, "beta": self.beta}.items():
+                if value is not None:
+                    raise AllocationError(f"{name} has no effect without a method that has one: choose {_OWNERS[name]}")
+        else:
+            check_parameters(self.sparsity, self.epsilon, self.method, self.beta)
+        if self.unit not in {None, "layer", "block"}:
+            raise AllocationError(f"unit must be 'layer' or 'block', got {self.unit!r}")
+        if self.method == "best" and self.unit == "layer":
+            raise AllocationError(
+                "method 'best' compares methods with their own units: leave out unit, or give 'block'"
+            )
         check_type("search", self.search or SearchSettings(), SearchSettings)
         if self.search is not None and self.method != "search":
             raise AllocationError("settings of the search have no effect without method='search' (--allocation search)")
@@ -159,9 +177,10 @@ def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
             return _allocate(checkpoint, settings, method, os.fspath(source), device=device, progress=progress)
         folder = checkpoint.path
     sequences = calibration.for_model(folder).draw(folder)
+    options: dict[str, Any] = {"fallback": _fallback(allocation), "device": device, "progress": progress}
     with transformers_bars(progress):
         model = load_causal_lm(folder, device)
-        return _allocate(model, settings, method, os.fspath(source), sequences, device=device, progress=progress)
+        return _allocate(model, settings, method, os.fspath(source), sequences, **options)
 
 
 def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
@@ -181,7 +200,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
 ) -> PruningResult:
     """Prune a model on disk and save it as a folder.
 
-    Magnitude pruning streams any checkpoint tensor by tensor. Wanda, SparseGPT, OWL, a search and N:M sparsity load a
+    Magnitude pruning streams any checkpoint tensor by tensor. What uses calibration text, and N:M sparsity, loads a
     Hugging Face causal language model. The folder contains dense safetensors with zeros, the config and tokenizer
     files, and ``allocation.json``.
 
@@ -243,7 +262,8 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
     if calibrated or settings.group is not None:
         with transformers_bars(progress):
             model = load_causal_lm(folder, device)
-            used = _allocate(model, settings, method, os.fspath(source), sequences, device=device, progress=progress)
+            options: dict[str, Any] = {"fallback": _fallback(allocation), "device": device, "progress": progress}
+            used = _allocate(model, settings, method, os.fspath(source), sequences, **options)
             achieved = prune(model, used, method, calibration=sequences, partial=partial, progress=progress)
             save_pruned(model, used, out, folder, exclude=texts)
             del model
@@ -266,11 +286,17 @@ def _with_method(allocation: float | SparsitySettings, calibration: Calibration 
     settings = allocation if isinstance(allocation, SparsitySettings) else SparsitySettings(sparsity=allocation)
     if settings.method is not None:
         return settings
-    if calibration is None:
+    if calibration is None or settings.unit == "layer":
         return replace(settings, method="uniform")
-    if settings.compare and settings.group is None:
-        return replace(settings, method="best")
-    return replace(settings, method="uniform" if settings.unit == "layer" else "owl")
+    return replace(settings, method="best" if settings.compare and settings.group is None else "owl")
+
+
+def _fallback(allocation: float | SparsitySettings | Allocation) -> SparsitySettings | None:
+    """Return what is done instead where a default cannot be measured on the text; None if it was not a default."""
+    if isinstance(allocation, Allocation) or (isinstance(allocation, SparsitySettings) and allocation.method):
+        return None
+    settings = allocation if isinstance(allocation, SparsitySettings) else SparsitySettings(sparsity=allocation)
+    return replace(settings, method="owl", compare=False)
 
 
 def _check_calibration(
@@ -295,18 +321,25 @@ def _allocate(  # noqa: PLR0913  most are keyword options
     name: str,
     sequences: Sequence[Tensor] = (),
     *,
+    fallback: SparsitySettings | None = None,
     device: torch.device | str | None,
     progress: bool,
 ) -> Allocation:
     if isinstance(settings, Allocation):
         return settings
-    outliers = None
-    if settings.method == "owl" and isinstance(model, nn.Module):
-        outliers = outlier_ratios(model, sequences, progress=progress)
     analysis = analyze(model, estimator=settings.estimator, windows=settings.windows, device=device, progress=progress)
     analysis = replace(analysis, source=name)
     if settings.measured and isinstance(model, nn.Module):
-        return _allocate_measured(model, settings, criterion, sequences, analysis, progress)
+        try:
+            return _allocate_measured(model, settings, criterion, sequences, analysis, progress)
+        except TempBalanceError as error:
+            if fallback is None or settings.method != "best":
+                raise
+            _logger.warning("OWL is used, because allocations cannot be compared on the calibration text: %s", error)
+            settings = fallback
+    outliers = None
+    if settings.method == "owl" and isinstance(model, nn.Module):
+        outliers = outlier_ratios(model, sequences, progress=progress)
     allocation = _allocate_analysed(analysis, settings, outliers)
     if not sequences or settings.group is not None or not settings.compare or not isinstance(model, nn.Module):
         return allocation
@@ -345,7 +378,10 @@ def _allocate_measured(
         progress=progress,
     )
     if settings.method == "best":
-        return next(each for each in found.values() if settings.unit != "block" or each.unit == "block")
+        best = next(each for each in found.values() if settings.unit != "block" or each.unit == "block")
+        for finding in best.findings:
+            _logger.warning("%s: %s", finding.message, finding.next_step)
+        return best
     if "atp" not in found:
         raise AllocationError("method 'atp' needs at least two blocks and a sparsity above 0: use 'uniform'")
     return found["atp"]

@@ -62,7 +62,8 @@ def allocate_sparsity(  # noqa: PLR0913  most are keyword options
         epsilon: Allowed spread around the mean sparsity (0.3 = +-30 %), in [0, 1], for ``"alpha"``, ``"depth"`` (by
             default 0.3) and ``"owl"`` (0.08). AlphaPruning uses 0.2 to 0.3 for Wanda and SparseGPT at 70 %.
         unit: Whether the weights of a block share a sparsity, by their mean alpha, or each weight has its own.
-        method: Allocation method.
+        method: Allocation method. ``"best"`` and ``"search"`` use the model: see ``measure_sparsity`` and
+            ``search_sparsity``.
         outliers: For ``"owl"``: the result of ``outlier_ratios``, by block name.
         beta: For ``"atp"``: the difference in sparsity between consecutive blocks, at most
             ``2 min(sparsity, 1 - sparsity) / (blocks - 1)``.

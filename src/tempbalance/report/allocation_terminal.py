@@ -57,7 +57,7 @@ def print_compared(console: Console, allocation: Allocation) -> None:
     console.print(table)
     if allocation.estimate:
         searched = allocation.method.startswith("search")
-        label = "estimate before:" if searched else "to gain more: --allocation search, a"
+        label = "estimate before:" if searched else "next: --allocation search, a"
         console.print(plain_text(f"{label} {allocation.estimate}", "dim"))
 
 

@@ -255,7 +255,10 @@ def test_prune_folder_compares_its_allocation_with_the_simple_methods_on_the_tex
     assert compared(compare=False) == {}
     assert not caplog.records
     assert compared(length=1) == {}
-    assert "not compared on the calibration text: the search needs sequences of at least two tokens" in caplog.text
+    assert (
+        "not compared on the calibration text: allocations are measured on sequences of at least two tokens"
+        in caplog.text
+    )
 
 
 def test_prune_folder_chooses_the_beta_of_atp_on_the_text(llama, text, tmp_path):

@@ -432,6 +432,16 @@ def test_the_few_sample_recipe_initialises_the_last_blocks_anew_and_trains_longe
     assert not linear.bias.any() and torch.all(norm.weight == 1) and not norm.bias.any()
 
 
+def test_blocks_of_two_types_and_in_a_sequential_are_found_and_the_head_is_left():
+    net = Blocks()
+    net.blocks = nn.Sequential(net.blocks[0], nn.Sequential(nn.Linear(50, 50)), net.blocks[2])
+    net.head = nn.Sequential(nn.Linear(50, 2))
+    before = {name: parameter.clone() for name, parameter in net.named_parameters()}
+    net = TRAINING_METHODS["few_sample"](blocks=2).prepare(net, Training(0, 1, 1))
+    changed = {name for name, parameter in net.named_parameters() if not torch.equal(parameter, before[name])}
+    assert {name.rpartition(".")[0] for name in changed} == {"blocks.1.0", "blocks.2.0"}  # a new norm is as it was
+
+
 def test_more_blocks_than_a_model_has_are_refused():
     with pytest.raises(ValueError, match="this model has 3 blocks, fewer than 4"):
         TRAINING_METHODS["few_sample"](blocks=4).prepare(Blocks(), Training(0, 1, 1))

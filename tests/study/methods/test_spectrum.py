@@ -50,7 +50,7 @@ def test_what_the_task_has_frozen_stays_frozen():
 
 def test_a_model_without_blocks_is_refused():
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2))
-    with pytest.raises(ValueError, match=r"spectrum needs a model of several blocks: .* has no blocks"):
+    with pytest.raises(ValueError, match=r"spectrum: .* has no blocks"):
         Spectrum().prepare(model, TRAINING)
 
 

@@ -12,7 +12,7 @@ from tempbalance.compress.search.evolution import SearchSettings, tokens_per_gen
 from tempbalance.compress.search.memory import available_memory, copies_fit
 from tempbalance.errors import AllocationError
 
-__all__ = ["Announcement", "states_of"]
+__all__ = ["Announcement", "states_of", "tokens_of_calibration"]
 
 _MINUTES = 90  # seconds that are shown as minutes
 _HOURS = 90 * 60
@@ -28,8 +28,9 @@ class Announcement:
         measured: Number of allocations that are measured on the whole text beside the generations.
         weights: Number of weights that have levels.
         states: Bytes of hidden states.
+        calibrated: Number of tokens that are run for OWL and the scores of the criterion.
         progress: Whether they are shown (on a terminal only).
-        text: What was shown.
+        text: The line that is shown with ``progress``.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class Announcement:
     measured: int
     weights: int
     states: int = 0
+    calibrated: int = 0
     progress: bool
     text: str = ""
 
@@ -47,11 +49,15 @@ class Announcement:
         if free is not None and needed > free:
             raise AllocationError(
                 f"measuring allocations needs {_size(needed)} of memory beside the model, of which {_size(free)} are "
-                "available: use fewer tokens (SearchSettings.tokens), or fewer or shorter sequences (--samples, "
-                "--length)"
+                "available: use fewer tokens (SearchSettings.tokens), fewer or shorter sequences (--samples, "
+                "--length), or an allocation that is not measured (--allocation owl --no-compare)"
             )
         kept = copies_fit(copies, parameter.device)
-        run = self.measured * tokens + self.settings.generations * tokens_per_generation(self.settings, tokens)
+        run = (
+            self.calibrated
+            + self.measured * tokens
+            + self.settings.generations * tokens_per_generation(self.settings, tokens)
+        )
         self.text = (
             f"search of {self.settings.generations} generations on {tokens:,} tokens: at most "
             f"{_duration(seconds * run)}, {_size(needed + kept * copies)} of memory beside the model"
@@ -66,6 +72,11 @@ def states_of(model: nn.Module, sequences: Sequence[Tensor]) -> int:
     hidden = getattr(getattr(model, "config", None), "hidden_size", None)
     width = hidden if isinstance(hidden, int) else 0
     return 2 * sum(map(len, sequences)) * width * next(model.parameters()).element_size()
+
+
+def tokens_of_calibration(sequences: Sequence[Tensor], criterion: str) -> int:
+    """Return the tokens of three passes over the text for OWL's outliers, and three for Wanda's norms."""
+    return (3 if criterion == "magnitude" else 6) * sum(map(len, sequences))
 
 
 def _duration(seconds: float) -> str:

@@ -70,12 +70,14 @@ class DenseOutputs:
         # the bytes that their probabilities and those of a changed model on a batch take.
         check_vocabulary(model, sequences)
         if max(map(len, sequences)) < 2:  # noqa: PLR2004
-            raise TokensError("the search needs sequences of at least two tokens")
+            raise TokensError("allocations are measured on sequences of at least two tokens")
         vocabulary = check_causal(model, sequences)
         held = _MEMORY // (4 * vocabulary)
         if held < tokens:
             _logger.warning(
-                "the search uses %s tokens instead of %s: the probabilities of more take over 1 GiB", held, tokens
+                "allocations are measured on %s tokens instead of %s: the probabilities of more take over 1 GiB",
+                held,
+                tokens,
             )
         self._batches: list[_Batch] = []
         device = next(model.parameters()).device

@@ -18,7 +18,7 @@ from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.compress.method_scores import MethodScore
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion
-from tempbalance.compress.search.announcement import Announcement, states_of
+from tempbalance.compress.search.announcement import Announcement, states_of, tokens_of_calibration
 from tempbalance.compress.search.evolution import SearchSettings
 from tempbalance.compress.search.masked_model import MaskedModel
 from tempbalance.compress.search.text_scores import TextScores, text_scores
@@ -39,7 +39,7 @@ __all__ = [
 
 _logger = logging.getLogger("tempbalance")
 
-_TOKENS = 4096  # by default
+_TOKENS = SearchSettings().tokens
 _BETAS = 10  # evenly spaced up to the largest
 MEASURED = 4 + _BETAS  # allocations, each on the whole text
 
@@ -54,12 +54,12 @@ class SimpleMethods:
     def best(self, unit: Literal["layer", "block"]) -> AllocatedZeros:
         """Return the zeros with the smallest divergence among those that have these units."""
         names = [name for name in self.scores if unit == "layer" or name != "erk"]
-        return self.allocated[min(names, key=lambda name: (self.scores[name].kl, name))]
+        return self.allocated[min(names, key=lambda name: self.scores[name].kl)]  # of equal ones the first: uniform
 
     @property
     def ranked(self) -> dict[str, MethodScore]:
         """The scores, the best first."""
-        return dict(sorted(self.scores.items(), key=lambda item: (item[1].kl, item[0])))
+        return dict(sorted(self.scores.items(), key=lambda item: item[1].kl))
 
 
 def uniform_allocation(analysis: Analysis, sparsity: float, routers: bool) -> Allocation:
@@ -102,7 +102,7 @@ def compare_methods(  # noqa: PLR0913  four parameters, and options by keyword
 ) -> Allocation:
     """Return an allocation with what it and the simple methods give on the text; without, where that fails."""
     vary = functools.partial(MaskedModel, model, allocation, criterion, sequences, progress)
-    search = _estimate(model, sequences, allocation, _TOKENS)
+    search = _estimate(model, sequences, allocation, criterion, _TOKENS)
     try:
         with text_scores(model, sequences, vary, tokens=_TOKENS, announce=search) as scores:
             own = scores.score(allocation.method, [layer.zeros for layer in allocation.layers])
@@ -112,7 +112,7 @@ def compare_methods(  # noqa: PLR0913  four parameters, and options by keyword
         _logger.warning("the simple methods are not compared on the calibration text: %s", error)
         return allocation
     compared = {score.method: score for score in (*found.scores.values(), own)}
-    ranked = tuple(sorted(compared.values(), key=lambda score: (score.kl, score.method)))
+    ranked = tuple(sorted(compared.values(), key=lambda score: score.kl))
     return replace(allocation, compared=ranked, estimate=search.text)
 
 
@@ -149,6 +149,7 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
     Raises:
         AllocationError: There is nothing to prune, the criterion cannot prune one of the weights, or the memory does
             not suffice.
+        ArgumentError: ``tokens`` is below 2.
         TokensError: The calibration set is empty, has ids outside the vocabulary, or the model is no causal language
             model.
 
@@ -164,7 +165,7 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
     analysis, sequences = read_inputs(model, calibration, criterion, analysis, progress)
     target = uniform_allocation(analysis, sparsity, routers)
     vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
-    search = _estimate(model, sequences, target, tokens)
+    search = _estimate(model, sequences, target, criterion, tokens)
     with text_scores(model, sequences, vary, tokens=tokens, announce=search) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress)
     return {
@@ -251,7 +252,9 @@ def read_inputs(
     return analysis, sequences
 
 
-def _estimate(model: nn.Module, sequences: Sequence[Tensor], allocation: Allocation, tokens: int) -> Announcement:
+def _estimate(
+    model: nn.Module, sequences: Sequence[Tensor], allocation: Allocation, criterion: Criterion, tokens: int
+) -> Announcement:
     """Return what finds out, without showing it, how long a search with default settings would take."""
     return Announcement(
         model=model,
@@ -259,6 +262,7 @@ def _estimate(model: nn.Module, sequences: Sequence[Tensor], allocation: Allocat
         measured=MEASURED,
         weights=allocation.covered,
         states=states_of(model, sequences),
+        calibrated=tokens_of_calibration(sequences, criterion),
         progress=False,
     )
 

@@ -17,7 +17,7 @@ from tempbalance.compress.budget_units import make_allocation
 from tempbalance.compress.evaluation.tokens import Documents
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.compress.pruning.pruner import Criterion
-from tempbalance.compress.search.announcement import Announcement, states_of
+from tempbalance.compress.search.announcement import Announcement, states_of, tokens_of_calibration
 from tempbalance.compress.search.evolution import SearchSettings, Units, evolve, zeros_of
 from tempbalance.compress.search.masked_model import MaskedModel
 from tempbalance.compress.search.simple_methods import MEASURED, measure_methods, read_inputs, uniform_allocation
@@ -100,6 +100,7 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
         measured=MEASURED,
         weights=target.covered,
         states=states_of(model, sequences),
+        calibrated=tokens_of_calibration(sequences, criterion),
         progress=progress,
     )
     with text_scores(model, sequences, vary, tokens=settings.tokens, announce=announce) as scores:

@@ -33,7 +33,8 @@ class TextScores:
         """Return what the model with these levels gives on the whole text."""
         self.varied.set_levels(levels)
         total = sum(self.dense.of(self.varied.model), Divergence())
-        return MethodScore(method=method, kl=total.kl / total.tokens, perplexity=total.perplexity)
+        # not below zero by rounding, where the model is the dense one
+        return MethodScore(method=method, kl=max(0.0, total.kl / total.tokens), perplexity=total.perplexity)
 
 
 @contextlib.contextmanager

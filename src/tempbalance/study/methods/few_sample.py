@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tempbalance.errors import ArgumentError
+from tempbalance.layers import find_weights
 from tempbalance.study.methods.hooks import Training, TrainingMethod, check_count, check_positive, seeded
 
 __all__ = ["FewSample"]
@@ -40,14 +41,16 @@ class FewSample(TrainingMethod):
         self.epochs = self.longer
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
-        """Initialise the last of the model's blocks: of its longest list of modules of one type."""
-        lists = [[*each] for each in model.modules() if isinstance(each, nn.ModuleList | nn.Sequential)]
-        blocks = max((each for each in lists if len({type(block) for block in each}) == 1), key=len, default=[])
+        """Initialise the last of the model's blocks."""
+        weights, _ = find_weights(model)
+        blocks = list(dict.fromkeys(weight.block for weight in weights if weight.block is not None))
         if len(blocks) < self.blocks:
             raise ArgumentError(f"this model has {len(blocks)} blocks, fewer than {self.blocks}")
         deviation = getattr(getattr(model, "config", None), "initializer_range", 0.02)
         with seeded(training.seed), torch.no_grad():
-            for module in (each for block in blocks[len(blocks) - self.blocks :] for each in block.modules()):
+            for module in (
+                each for block in blocks[len(blocks) - self.blocks :] for each in model.get_submodule(block).modules()
+            ):
                 if isinstance(module, nn.Linear):
                     module.weight.normal_(0.0, deviation)
                     if module.bias is not None:

@@ -23,7 +23,7 @@ class Spectrum(TrainingMethod):
     memory.
 
     The layers are those of ``tempbalance.compress.allocate_trainable``. Deviation: embeddings are frozen; the paper
-    trains them. What the task has frozen stays frozen.
+    trains them. What the task has frozen stays frozen, except the head.
 
     Attributes:
         share: Fraction of the layers of each type that is trained; 0.25 and 0.5 in the paper.
@@ -48,7 +48,7 @@ class Spectrum(TrainingMethod):
         try:
             chosen = allocate_trainable(analyze(model, progress=False), self.share, method=self.by, scores=scores)
         except AllocationError as error:
-            raise ArgumentError(f"spectrum needs a model of several blocks: {error}") from error
+            raise ArgumentError(f"spectrum: {error}") from error
         set_trainable(model, chosen)
         for name, parameter in trained(model).items():
             parameter.requires_grad_(name in before)
