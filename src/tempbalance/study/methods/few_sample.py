@@ -55,6 +55,6 @@ class FewSample(TrainingMethod):
                     module.weight.normal_(0.0, deviation)
                     if module.bias is not None:
                         module.bias.zero_()
-                elif hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+                elif callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
         return model
