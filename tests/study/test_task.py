@@ -1,5 +1,6 @@
 import math
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -55,6 +56,19 @@ class TestLoading:
         body = ["import beside_the_task", "method.called = True", "return beside_the_task.ANSWER"]
         (tmp_path / "task.py").write_text("\n    ".join(["def train(seed, method):", *body]))
         assert load_task(tmp_path / "task.py").run(PLAIN, 0).metrics == {"test": 42.0}
+
+    def test_a_model_in_a_cycle_is_freed_before_the_next_trial(self):
+        before = []
+
+        def train(seed, method):
+            model = torch.nn.Linear(2, 2)
+            alive = sum(each() is not None for each in before)
+            before.append(weakref.ref(model))
+            model.cycle = [model]
+            return {"test": float(alive)}
+
+        task = load_task(train)
+        assert [task.run(PLAIN, seed).metrics["test"] for seed in range(3)] == [0.0, 0.0, 0.0]
 
     def test_a_function_can_be_a_task(self):
         def train(seed, method, scale=1.0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import inspect
@@ -109,6 +110,7 @@ class Task:
         Returns:
             The trial, even if it diverged or failed.
         """
+        gc.collect()  # the model of the trial before may be in a cycle, which keeps its memory, also that of a GPU
         method = Method(configuration.method, seed, self.custom_methods)
         began = time.perf_counter()
         metrics: dict[str, float] = {}
