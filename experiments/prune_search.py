@@ -49,6 +49,7 @@ SPARSITIES = (0.5, 0.6, 0.7, 0.8)
 SIMPLE = ("uniform", "erk", "owl", "atp", "hill", "peak", "farms", "inverted", "simple")
 METHODS = (*SIMPLE, "search_block", "search_layer")
 ARMS = {"hill": "alpha"}  # in the report
+SHOWN = ("uniform", "owl", "atp", "alpha", "simple", "search_block", "search_layer")  # in its table; the figure has all
 EPSILONS = {"owl": (0.02, 0.04, 0.08, 0.16)}  # of the others:
 EPSILON = (0.05, 0.1, 0.2, 0.4)
 SETTINGS = {"samples": 64, "length": 256, "segments": 48, "windows": 2, "seed": 0, "generations": 100, "tokens": 4096}
@@ -193,7 +194,8 @@ def page(results: Mapping[str, Any], figures: Path | None) -> str:
     cells, parts = results["cells"], []
     for model, losses in results["dense"].items():
         rows = rows_of(cells, model, "uniform")
-        parts.append(f"{model}: perplexity {math.exp(fmean(losses)):.2f} before pruning\n\n{table(rows)}")
+        shown = [row for row in rows if row["arm"] in SHOWN]
+        parts.append(f"{model}: perplexity {math.exp(fmean(losses)):.2f} before pruning\n\n{table(shown)}")
         for arm in sorted({row["arm"] for row in rows if row["arm"].startswith("search")}):
             against = {base: better(rows_of(cells, model, base), arm) for base in ("uniform", "owl")}
             parts.append("".join(f"{NAMES[arm]}, against {base}: {text}\n" for base, text in against.items()))
