@@ -1,7 +1,7 @@
 """Does a searched allocation of sparsity pay? Perplexity on held-out text, by model, criterion, sparsity and method.
 
     python experiments/prune_search.py --model NAME=DIR [...] --text NAME=FILE [...] [--calibration NAME=FILE ...]
-        --out FILE.json [--pruners ...] [--sparsities ...] [--methods ...] [--collect [--figures DIR]]
+        --out FILE.json [--pruners ...] [--sparsities ...] [--methods ...] [--collect] [--page FILE]
 
 A cell is a model, a pruning criterion, a sparsity and a method of allocation. Models are Hugging Face folders. The text
 is cut into two halves: calibration sequences are drawn from the first one (or from ``--calibration``), perplexity is
@@ -16,8 +16,8 @@ the calibration text (epsilon from four, the beta of ATP from ten), by the diver
 SparseGPT updates the remaining weights, so allocations for it are those for Wanda, by whose scores all methods choose.
 
 Every cell is written to ``--out`` when it is done, so the same command resumes; a search that was stopped resumes in
-``FILE.searches``. ``--collect`` runs nothing: it prints the tables of the cells so far, with paired 95 % intervals over
-the segments against uniform and OWL, and with ``--figures`` draws them.
+``FILE.searches``. Then it prints tables, with paired 95 % intervals over the segments against uniform and OWL.
+``--collect`` prints those of the cells so far; ``--page`` writes them to a page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from typing import Any
 
 import torch
 import transformers
+from pages import fill
 from prune_lm_report import NAMES, plot, table
 
 import tempbalance as tb
@@ -181,30 +182,56 @@ def rows_of(cells: Mapping[str, Mapping[str, Any]], model: str, base: str) -> li
     return rows
 
 
-def better(rows: Sequence[Mapping[str, Any]], arm: str) -> str:
-    """Count the cells in which the perplexity of an allocation is lower, or higher, by its 95 % interval."""
-    found = [row["change"] for row in rows if row["arm"] == arm and "change" in row]
-    return (
-        f"{sum(high < 0 for _, _, high in found)} better, {sum(low > 0 for _, low, _ in found)} worse of {len(found)}"
-    )
-
-
-def page(results: Mapping[str, Any], figures: Path | None) -> str:
-    """Write the tables of each model in Markdown, and draw a figure for each."""
-    cells, parts = results["cells"], []
+def report(results: Mapping[str, Any]) -> dict[str, str]:
+    """Write the tables of each model, and one of all cells, in Markdown."""
+    cells, parts = results["cells"], {"cells": counts(results)}
     for model, losses in results["dense"].items():
-        rows = rows_of(cells, model, "uniform")
-        shown = [row for row in rows if row["arm"] in SHOWN]
-        parts.append(f"{model}: perplexity {math.exp(fmean(losses)):.2f} before pruning\n\n{table(shown)}")
-        for arm in sorted({row["arm"] for row in rows if row["arm"].startswith("search")}):
-            against = {base: better(rows_of(cells, model, base), arm) for base in ("uniform", "owl")}
-            parts.append("".join(f"{NAMES[arm]}, against {base}: {text}\n" for base, text in against.items()))
+        shown = [row for row in rows_of(cells, model, "uniform") if row["arm"] in SHOWN]
         searches = [row for row in rows_of(cells, model, "owl") if row["arm"].startswith("search")]
-        parts.append(f"Against OWL\n\n{table(searches)}")
-        if figures is not None and rows:
-            figures.mkdir(parents=True, exist_ok=True)
-            write_atomically(figures / f"prune_search_{model}.svg", plot(rows).encode())
-    return "\n".join(parts)
+        dense = f"Before pruning {math.exp(fmean(losses)):.1f}."
+        parts[model] = f"{dense}\n\n{table(shown)}\nAgainst OWL:\n\n{table(searches)}".rstrip()
+    return parts
+
+
+def counts(results: Mapping[str, Any]) -> str:
+    """Count the cells in which each allocation is better or worse than uniform and than OWL, by its 95 % interval."""
+    bases = ("uniform", "owl")
+    lines = [
+        f"| allocation | cells | {' | '.join(f'better than {NAMES[base]} | worse' for base in bases)} |",
+        "|---" * 6 + "|",
+    ]
+    every = {
+        base: [row for model in results["dense"] for row in rows_of(results["cells"], model, base)] for base in bases
+    }
+    for arm in (arm for arm in NAMES if any(row["arm"] == arm for row in every["uniform"])):
+        of_arm = [[row for row in every[base] if row["arm"] == arm] for base in bases]
+        found = [[row["change"] for row in rows if "change" in row] for rows in of_arm]
+        cells = [
+            str(count)
+            for changes in found
+            for count in (sum(high < 0 for _, _, high in changes), sum(low > 0 for _, low, _ in changes))
+        ]
+        lines.append(f"| {NAMES[arm]} | {len(of_arm[0])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_page(page: Path, results: Mapping[str, Any]) -> None:
+    """Fill the markers of a page with the tables, and write a figure for each model beside it."""
+    text = page.read_text(encoding="utf-8")
+    for name, content in report(results).items():
+        text = fill(text, name, content)
+    for model in results["dense"]:
+        drawn = plot(rows_of(results["cells"], model, "uniform"))
+        write_atomically(page.with_name(f"prune_search_{model}.svg"), drawn.encode())
+    write_atomically(page, text.encode())
+
+
+def content_of(results: Mapping[str, Any]) -> bytes:
+    """Write the results as JSON, one cell a line."""
+    *head, (_, cells) = results.items()
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}," for name, value in head]
+    listed = ",\n".join(f"  {json.dumps(key)}: {json.dumps(cell)}" for key, cell in cells.items())
+    return "\n".join(["{", *lines, ' "cells": {', listed, " }", "}", ""]).encode()
 
 
 def named_paths(given: list[str]) -> dict[str, Path]:
@@ -222,8 +249,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pruners", nargs="+", choices=PRUNERS, default=PRUNERS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--collect", action="store_true", help="print the tables of the cells so far")
-    parser.add_argument("--figures", type=Path, help="folder for a figure for each model")
+    parser.add_argument("--collect", action="store_true", help="run nothing")
+    parser.add_argument("--page", type=Path, help="page to fill with the tables; figures are written beside it")
     return parser.parse_args()
 
 
@@ -248,14 +275,17 @@ def run(given: argparse.Namespace, results: dict[str, Any], save: Callable[[], N
 def main() -> None:
     """Run, write, print."""
     given = arguments()
-    results: dict[str, Any] = {"settings": SETTINGS, "dense": {}, "cells": {}}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    results: dict[str, Any] = {"settings": SETTINGS, "versions": versions, "dense": {}, "cells": {}}
     if given.out.exists():
         results = json.loads(given.out.read_text(encoding="utf-8"))
         if results["settings"] != SETTINGS:
             raise SystemExit(f"{given.out} has cells of other settings: choose another --out")
     if not given.collect:
-        run(given, results, lambda: write_atomically(given.out, json.dumps(results, indent=1).encode() + b"\n"))
-    print(page(results, given.figures))
+        run(given, results, lambda: write_atomically(given.out, content_of(results)))
+    if given.page is not None:
+        write_page(given.page, results)
+    print("\n\n".join(report(results).values()))
 
 
 if __name__ == "__main__":
