@@ -20,7 +20,7 @@ from tempbalance.compress.format_errors import quantization_errors
 from tempbalance.compress.formats import WeightFormat, find_format
 from tempbalance.compress.layer_allocation import LayerAllocation, UnitAllocation
 from tempbalance.compress.method_scores import MethodScore
-from tempbalance.compress.prune_workflow import SparsitySettings, allocate_folder, prune_folder
+from tempbalance.compress.prune_workflow import allocate_folder, prune_folder
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruned_checkpoint import prune_checkpoint, save_pruned
 from tempbalance.compress.pruning.pruner import prune
@@ -33,6 +33,7 @@ from tempbalance.compress.search.evolution import SearchSettings
 from tempbalance.compress.search.simple_methods import measure_sparsity, score_allocations
 from tempbalance.compress.search.sparsity_search import search_sparsity
 from tempbalance.compress.sparsity import allocate_sparsity
+from tempbalance.compress.sparsity_settings import SparsitySettings
 from tempbalance.compress.trainable import allocate_trainable, set_trainable, signal_to_noise
 
 __all__ = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,99 +24,15 @@ from tempbalance.compress.pruning.pruned_checkpoint import ALLOCATION_FILE, prun
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion, prune
 from tempbalance.compress.pruning.targets import find_targets, stored_names
 from tempbalance.compress.pruning_result import PruningResult
-from tempbalance.compress.search.evolution import SearchSettings
 from tempbalance.compress.search.simple_methods import compare_methods, measure_sparsity
 from tempbalance.compress.search.sparsity_search import search_sparsity
-from tempbalance.compress.sparsity import allocate_sparsity, check_parameters
-from tempbalance.compress.sparsity_methods import SparsityMethod
-from tempbalance.errors import AllocationError, TempBalanceError, TokensError, check_type
-from tempbalance.spectra import Windows
-from tempbalance.tail import TailEstimator, find_estimator
+from tempbalance.compress.sparsity import allocate_sparsity
+from tempbalance.compress.sparsity_settings import SparsitySettings, fallback_for, with_method
+from tempbalance.errors import AllocationError, TempBalanceError, TokensError
 
-__all__ = ["SparsitySettings", "allocate_folder", "prune_folder"]
+__all__ = ["allocate_folder", "prune_folder"]
 
 _logger = logging.getLogger("tempbalance")
-
-_OWNERS = {  # of a parameter
-    "epsilon": "method='owl', 'alpha' or 'depth' (--allocation)",
-    "beta": "method='atp' (--allocation)",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SparsitySettings:
-    """How ``prune_folder`` allocates sparsity over the layers of a model.
-
-    Attributes:
-        sparsity: Fraction of zeros among all weights that are pruned, in [0, 1).
-        method: Allocation method, see ``allocate_sparsity``. ``"best"`` is the best of the simple methods (uniform,
-            ERK, OWL, ATP and AlphaPruning, with their default parameters) on the calibration text. It is the default
-            with calibration text; ``"owl"`` is with ``group`` or without ``compare``, or where nothing can be measured
-            on the text. ``"uniform"`` is the default without text, or with ``unit="layer"``. ``"search"``, ``"best"``,
-            and ``"atp"`` without ``beta`` use the calibration text.
-        epsilon: Allowed spread around the mean sparsity; by default 0.3, for ``"owl"`` 0.08. Only ``"alpha"``,
-            ``"depth"`` and ``"owl"`` have one.
-        beta: Difference in sparsity between consecutive blocks, for ``"atp"``; by default the best of ten on the
-            calibration text.
-        unit: Whether the weights of a block share a sparsity or each weight has its own; by default ``"layer"`` for
-            ``"search"``, else ``"block"``. ``"best"`` compares methods of both kinds, with ``"block"`` without ERK.
-        search: Length, seed and folder of the search, for ``"search"``.
-        compare: Whether the allocation and the simple methods are measured on the calibration text, if it is used:
-            some 15 passes over 4,096 tokens, three or six over the whole text, and a copy of the weights.
-            ``"search"``, ``"best"`` and ``"atp"`` measure them in any case.
-        group: M of N:M sparsity; None for unstructured sparsity.
-        routers: Whether routers of experts are pruned too.
-        estimator: Tail estimator of the analysis, or its name.
-        windows: FARMS windows of the analysis; None for whole matrices.
-
-    Raises:
-        AllocationError: A parameter is out of range.
-        SelectionError: There is no such estimator.
-    """
-
-    sparsity: float
-    method: SparsityMethod | None = None
-    epsilon: float | None = None
-    beta: float | None = None
-    unit: Literal["layer", "block"] | None = None
-    search: SearchSettings | None = None
-    compare: bool = True
-    group: int | None = None
-    routers: bool = False
-    estimator: TailEstimator | str = "hill"
-    windows: Windows | None = None
-
-    def __post_init__(self) -> None:
-        if self.method is None:
-            check_parameters(self.sparsity, None, "uniform")
-            for name, value in {"epsilon": self.epsilon, "beta": self.beta}.items():
-                if value is not None:
-                    raise AllocationError(f"{name} has no effect without a method that has one: choose {_OWNERS[name]}")
-        else:
-            check_parameters(self.sparsity, self.epsilon, self.method, self.beta)
-        if self.unit not in {None, "layer", "block"}:
-            raise AllocationError(f"unit must be 'layer' or 'block', got {self.unit!r}")
-        if self.method == "best" and self.unit == "layer":
-            raise AllocationError(
-                "method 'best' compares methods with their own units: leave out unit, or give 'block'"
-            )
-        check_type("search", self.search or SearchSettings(), SearchSettings)
-        if self.search is not None and self.method != "search":
-            raise AllocationError("settings of the search have no effect without method='search' (--allocation search)")
-        if self.measured and self.group is not None:
-            hint = ", or give beta" if self.method == "atp" else ""
-            raise AllocationError(f"method {self.method!r} needs unstructured sparsity: leave out group{hint}")
-        find_estimator(self.estimator)
-
-    @property
-    def measured(self) -> bool:
-        """Whether the method measures allocations on the calibration text."""
-        return self.method in {"search", "best"} or (self.method == "atp" and self.beta is None)
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether the method uses the calibration text."""
-        return self.measured or self.method == "owl"
 
 
 def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
@@ -162,7 +78,7 @@ def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
         >>> dict(allocate_folder(path, 0.25))
         {'a': 0.25, 'b': 0.25}
     """
-    settings = allocation if isinstance(allocation, Allocation) else _with_method(allocation, calibration)
+    settings = allocation if isinstance(allocation, Allocation) else with_method(allocation, calibration)
     check_criterion(method)
     check_device(device)
     used = _check_calibration(settings, method, calibration)
@@ -177,7 +93,7 @@ def allocate_folder(  # noqa: PLR0913  two parameters, and options by keyword
             return _allocate(checkpoint, settings, method, os.fspath(source), device=device, progress=progress)
         folder = checkpoint.path
     sequences = calibration.for_model(folder).draw(folder)
-    options: dict[str, Any] = {"fallback": _fallback(allocation), "device": device, "progress": progress}
+    options: dict[str, Any] = {"fallback": fallback_for(allocation), "device": device, "progress": progress}
     with transformers_bars(progress):
         model = load_causal_lm(folder, device)
         return _allocate(model, settings, method, os.fspath(source), sequences, **options)
@@ -239,7 +155,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
         >>> result.zeros, result.weights
         (16, 64)
     """
-    settings = allocation if isinstance(allocation, Allocation) else _with_method(allocation, calibration)
+    settings = allocation if isinstance(allocation, Allocation) else with_method(allocation, calibration)
     check_criterion(method)
     check_device(device)
     calibrated = _check_calibration(settings, method, calibration)
@@ -262,7 +178,7 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
     if calibrated or settings.group is not None:
         with transformers_bars(progress):
             model = load_causal_lm(folder, device)
-            options: dict[str, Any] = {"fallback": _fallback(allocation), "device": device, "progress": progress}
+            options: dict[str, Any] = {"fallback": fallback_for(allocation), "device": device, "progress": progress}
             used = _allocate(model, settings, method, os.fspath(source), sequences, **options)
             achieved = prune(model, used, method, calibration=sequences, partial=partial, progress=progress)
             save_pruned(model, used, out, folder, exclude=texts)
@@ -279,24 +195,6 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
         calibration=calibration.settings if calibration is not None and calibrated else None,
         perplexity=(before, after) if before is not None and after is not None else None,
     )
-
-
-def _with_method(allocation: float | SparsitySettings, calibration: Calibration | None) -> SparsitySettings:
-    """Return settings with the default allocation method."""
-    settings = allocation if isinstance(allocation, SparsitySettings) else SparsitySettings(sparsity=allocation)
-    if settings.method is not None:
-        return settings
-    if calibration is None or settings.unit == "layer":
-        return replace(settings, method="uniform")
-    return replace(settings, method="best" if settings.compare and settings.group is None else "owl")
-
-
-def _fallback(allocation: float | SparsitySettings | Allocation) -> SparsitySettings | None:
-    """Return what is done instead where a default cannot be measured on the text; None if it was not a default."""
-    if isinstance(allocation, Allocation) or (isinstance(allocation, SparsitySettings) and allocation.method):
-        return None
-    settings = allocation if isinstance(allocation, SparsitySettings) else SparsitySettings(sparsity=allocation)
-    return replace(settings, method="owl", compare=False)
 
 
 def _check_calibration(
