@@ -57,7 +57,8 @@ class TestLoading:
         (tmp_path / "task.py").write_text("\n    ".join(["def train(seed, method):", *body]))
         assert load_task(tmp_path / "task.py").run(PLAIN, 0).metrics == {"test": 42.0}
 
-    def test_a_model_in_a_cycle_is_freed_before_the_next_trial(self):
+    def test_a_model_in_a_cycle_is_freed_before_the_next_trial(self, monkeypatch):
+        monkeypatch.setattr("tempbalance.study.task._LONG", 0.0)
         before = []
 
         def train(seed, method):

@@ -31,6 +31,7 @@ __all__ = ["Task", "Trial", "load_task"]
 
 _FUNCTION, _METHODS, _SUPPORTS = "train", "METHODS", "SUPPORTS"
 _DIGITS = 12  # of a hash
+_LONG = 1.0  # seconds of a trial whose model is not kept in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,6 @@ class Task:
         Returns:
             The trial, even if it diverged or failed.
         """
-        gc.collect()  # the model of the trial before may be in a cycle, which keeps its memory, also that of a GPU
         method = Method(configuration.method, seed, self.custom_methods)
         began = time.perf_counter()
         metrics: dict[str, float] = {}
@@ -121,14 +121,18 @@ class Task:
         except (Exception, SystemExit):
             metrics, error = {}, traceback.format_exc()
         finite = all(math.isfinite(metrics.get(name, 0.0)) for name in ("validation", "test"))
+        seconds, balance = time.perf_counter() - began, _balance(method)
+        del method
+        if seconds > _LONG:  # a model in a cycle would keep its memory, also that of a GPU; collecting takes 0.1 s
+            gc.collect()
         return Trial(
             method=configuration.method,
             lr=configuration.lr,
             seed=seed,
             status="failed" if error else "ok" if finite else "diverged",
             metrics=metrics,
-            seconds=time.perf_counter() - began,
-            balance=_balance(method),
+            seconds=seconds,
+            balance=balance,
             error=error,
         )
 
