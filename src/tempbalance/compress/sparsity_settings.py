@@ -100,7 +100,7 @@ class SparsitySettings:
 
 def with_method(allocation: float | SparsitySettings, calibration: Calibration | None) -> SparsitySettings:
     """Return settings with the default allocation method."""
-    settings = allocation if isinstance(allocation, SparsitySettings) else SparsitySettings(sparsity=allocation)
+    settings = _settings(allocation)
     if settings.method is not None:
         return settings
     if calibration is None or settings.unit == "layer":
@@ -110,7 +110,9 @@ def with_method(allocation: float | SparsitySettings, calibration: Calibration |
 
 def fallback_for(allocation: float | SparsitySettings | Allocation) -> SparsitySettings | None:
     """Return what is done instead where a default cannot be measured on the text; None if it was not a default."""
-    if isinstance(allocation, Allocation) or (isinstance(allocation, SparsitySettings) and allocation.method):
-        return None
-    settings = allocation if isinstance(allocation, SparsitySettings) else SparsitySettings(sparsity=allocation)
-    return replace(settings, method="owl", compare=False)
+    settings = None if isinstance(allocation, Allocation) else _settings(allocation)
+    return None if settings is None or settings.method else replace(settings, method="owl", compare=False)
+
+
+def _settings(allocation: float | SparsitySettings) -> SparsitySettings:
+    return allocation if isinstance(allocation, SparsitySettings) else SparsitySettings(sparsity=allocation)

@@ -39,8 +39,8 @@ def allocate_trainable(
     ``"snr"`` is Spectrum (Hartford et al. 2024, arXiv:2406.06623): the layers with the highest signal-to-noise ratio,
     ``scores=signal_to_noise(model)``. ``"alpha"``: the layers with the largest alpha, which are the least well trained.
     ``"drift"``: the layers that have moved most from a base model, such as in a short run of full fine-tuning:
-    ``scores={row.name: row.relative_change for row in compare(base, model).layers}``. Whether
-    they help is not known: the training method ``spectrum`` compares them in a study.
+    ``scores={row.name: row.relative_change for row in compare(base, model).layers}``. The training
+    method ``spectrum`` compares ``"snr"`` and ``"alpha"`` in a study.
 
     Args:
         analysis: The result of ``analyze``. The parts of a fused weight and stacked experts are one parameter, whose
