@@ -36,7 +36,7 @@ def few(dataset: str, epochs: int, *more: str) -> Study:
         lr=RATES,
         seeds=20,
         first_seed=100,
-        tuning_seeds=1,
+        tuning_seeds=3,
         data="text",
         files=tuple(f"{dataset}/{name}" for name in names),
     )
