@@ -19,7 +19,7 @@ from fuzz.files import check_analysis
 from fuzz.mutate import Mutator
 from tempbalance.balance.state import KEY, BalanceState
 from tempbalance.compress.export.alphapruning_npy import export_npy
-from tempbalance.report.analysis_terminal import print_analysis
+from tempbalance.report.analysis_report import print_analysis
 from tempbalance.study.study_folder import collect_folder
 
 

@@ -49,7 +49,7 @@ IMPORTED = (  # before the processes are forked, so that random moments are thos
     *("pandas", "plotly", "pydantic", "rich.progress", "torch._dynamo", "tempbalance.analysis.resume"),
     *("tempbalance.compress", "tempbalance.released", "tempbalance.report.study_report", "tempbalance.study"),
     *("typer.core", "pydantic.fields", "pydantic.main", "pydantic.type_adapter", "plotly.offline"),
-    *("tempbalance.report.analysis_page", "tempbalance.report.analysis_terminal"),
+    "tempbalance.report.analysis_report",
 )
 _SECONDS = re.compile(rb'"seconds": [\d.e-]+')  # the wall time of a trial
 # The exit status; SIGTERM before the command line handles it ends the process.

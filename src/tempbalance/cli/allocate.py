@@ -243,7 +243,7 @@ def _save_and_print(
 ) -> None:
     from tempbalance import compress
     from tempbalance.report.allocation_terminal import print_allocation
-    from tempbalance.report.terminal_tables import output_console
+    from tempbalance.report.terminal import output_console
 
     for path in outputs:
         found.save(path)

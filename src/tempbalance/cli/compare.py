@@ -77,8 +77,8 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     """
     from tempbalance.analysis import compare
     from tempbalance.layers import Select
-    from tempbalance.report.comparison_terminal import print_comparison
-    from tempbalance.report.terminal_tables import output_console
+    from tempbalance.report.comparison_report import print_comparison
+    from tempbalance.report.terminal import output_console
 
     outputs, as_json = split_outputs(out, as_json)
     check_outputs(outputs, allowed=(".json", ".csv", ".html"))

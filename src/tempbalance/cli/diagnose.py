@@ -146,8 +146,8 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     if processes.rank == 0 and as_json:
         print_json(analysis.to_dict())
     elif processes.rank == 0 and not quiet:
-        from tempbalance.report.analysis_terminal import print_analysis
-        from tempbalance.report.terminal_tables import output_console
+        from tempbalance.report.analysis_report import print_analysis
+        from tempbalance.report.terminal import output_console
 
         console = output_console()
         print_analysis(console, analysis)

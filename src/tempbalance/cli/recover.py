@@ -47,7 +47,7 @@ def recover_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     from tempbalance.balance.recipes import model_balancing
     from tempbalance.compress import RecoverySettings, recover_folder
     from tempbalance.report.pruning_report import print_perplexities
-    from tempbalance.report.terminal_tables import output_console
+    from tempbalance.report.terminal import output_console
 
     result = recover_folder(
         source,

@@ -53,7 +53,7 @@ def search(  # noqa: PLR0913, PLR0917  each is an option of the command line
     from tempbalance._files import write_atomically
     from tempbalance.report.search_report import print_search, render_search
     from tempbalance.report.study_report import render_study
-    from tempbalance.report.terminal_tables import output_console
+    from tempbalance.report.terminal import output_console
     from tempbalance.study import search as run_search
 
     try:

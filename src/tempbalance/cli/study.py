@@ -73,7 +73,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     """
     from tempbalance._files import write_atomically
     from tempbalance.report.study_report import print_study, render_study
-    from tempbalance.report.terminal_tables import output_console
+    from tempbalance.report.terminal import output_console
     from tempbalance.study import run
 
     try:

@@ -74,8 +74,8 @@ def track_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     training has saved more.
     """
     from tempbalance.analysis import TrackResume, track
-    from tempbalance.report.terminal_tables import output_console
-    from tempbalance.report.track_terminal import print_track
+    from tempbalance.report.terminal import output_console
+    from tempbalance.report.track_report import print_track
 
     outputs, as_json = split_outputs(out, as_json)
     check_outputs(outputs, allowed=(".json", ".csv", ".html"))

@@ -18,8 +18,7 @@ from tempbalance.compress.export.quantizer_json import export_autoround, export_
 from tempbalance.compress.export.torch_masks import export_torch
 from tempbalance.compress.format_errors import quantization_errors
 from tempbalance.compress.formats import WeightFormat, find_format
-from tempbalance.compress.layer_allocation import LayerAllocation, UnitAllocation
-from tempbalance.compress.method_scores import MethodScore
+from tempbalance.compress.layer_allocation import LayerAllocation, MethodScore, UnitAllocation
 from tempbalance.compress.prune_workflow import allocate_folder, prune_folder
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruned_checkpoint import prune_checkpoint, save_pruned

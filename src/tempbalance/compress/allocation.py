@@ -16,8 +16,7 @@ from tempbalance._files import RENDERERS, without_nan, write_atomically
 from tempbalance._saved import Count, SavedSize, Settings, Size, read_saved
 from tempbalance.compress.allocation_findings import find_in_units
 from tempbalance.compress.formats import find_format
-from tempbalance.compress.layer_allocation import LayerAllocation, UnitAllocation
-from tempbalance.compress.method_scores import MethodScore
+from tempbalance.compress.layer_allocation import LayerAllocation, MethodScore, UnitAllocation
 from tempbalance.errors import AllocationError
 from tempbalance.metrics import mean_alpha
 from tempbalance.types import Finding, ModelSize

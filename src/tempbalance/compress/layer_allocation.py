@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-__all__ = ["LayerAllocation", "UnitAllocation"]
+__all__ = ["LayerAllocation", "MethodScore", "UnitAllocation"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,3 +80,19 @@ class UnitAllocation:
     stderr: float
     value: float
     layers: tuple[LayerAllocation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodScore:
+    """An allocation method, measured on calibration text.
+
+    Attributes:
+        method: Name of the method, with its parameters.
+        kl: Mean Kullback-Leibler divergence, in nats a token, of the next-token distribution from that of the dense
+            model.
+        perplexity: Perplexity of the text.
+    """
+
+    method: str
+    kl: float
+    perplexity: float

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tempbalance.demo.finetuning import ARMS, Outcome
 from tempbalance.demo.language import CANDIDATES
-from tempbalance.report.terminal_tables import count, number, plain_table, plain_text
+from tempbalance.report.terminal import count, number, plain_table, plain_text
 from tempbalance.study import FEWEST, Paired, Summary, paired
 
 __all__ = ["print_language", "print_outcome", "to_json"]

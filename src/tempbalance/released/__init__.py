@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tempbalance.released.assignments import RankAsReleased
 from tempbalance.released.farms import FARMSAsReleased
 from tempbalance.released.freezing import spectrum_snr, spectrum_unfrozen
 from tempbalance.released.recipes_as_released import (
+    RankAsReleased,
     alphadecay_as_released,
     llr_as_released,
     model_balancing_as_released,

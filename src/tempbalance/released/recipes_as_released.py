@@ -13,13 +13,14 @@ from typing import ClassVar
 
 from torch import nn
 
-from tempbalance.balance.assign import Assignment, Linear, Sigmoid
+from tempbalance.balance.assign import Assignment, Bounded, Linear, Sigmoid
 from tempbalance.balance.recipe import Every, Recipe
 from tempbalance.layers import Select, Unit, Weight, find_norms
 from tempbalance.released.farms import FARMSAsReleased
 from tempbalance.released.tails import HillAsReleased
 
 __all__ = [
+    "RankAsReleased",
     "alphadecay_as_released",
     "llr_as_released",
     "model_balancing_as_released",
@@ -225,3 +226,26 @@ def llr_as_released(*, low: float = 1.0, high: float = 5.0) -> Recipe:
         every=Every(steps=100),
         ramp=50,
     )
+
+
+@dataclass(frozen=True)
+class RankAsReleased(Bounded):
+    """``Rank`` as in the code released with TempBalance (``tb_step``): no unit reaches ``high``.
+
+    Of ``n`` units the one with rank ``i = 0, 1, ...`` gets ``low + (high - low) i / n``; of two equal alphas the first
+    gets less.
+
+    Attributes:
+        low: Multiplier of the unit with the heaviest tail.
+        high: Upper bound, which no unit reaches.
+
+    Example:
+        >>> RankAsReleased(0.5, 1.5)([2.0, 9.0])
+        [0.5, 1.0]
+    """
+
+    def map_alphas(self, alphas: list[float]) -> list[float]:
+        """See the base class."""
+        order = sorted(range(len(alphas)), key=alphas.__getitem__)
+        ranks = dict(zip(order, range(len(alphas)), strict=True))
+        return [self.low + (self.high - self.low) * ranks[i] / len(alphas) for i in range(len(alphas))]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tempbalance.report.analysis_page import render_analysis, view_analysis
-from tempbalance.report.comparison_page import render_comparison
+from tempbalance.report.analysis_report import render_analysis, view_analysis
+from tempbalance.report.comparison_report import render_comparison
 from tempbalance.report.figures import plot
-from tempbalance.report.track_page import render_track
+from tempbalance.report.track_report import render_track
 
 __all__ = ["plot", "render_analysis", "render_comparison", "render_track", "view_analysis"]

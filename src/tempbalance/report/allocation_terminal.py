@@ -5,8 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from tempbalance.compress import Allocation, UnitAllocation
-from tempbalance.report.findings_text import print_findings
-from tempbalance.report.terminal_tables import BARS, count, number, plain_table, plain_text
+from tempbalance.report.terminal import BARS, count, number, plain_table, plain_text, print_findings
 
 __all__ = ["print_allocation", "print_compared"]
 

@@ -14,10 +14,9 @@ from tempbalance._files import dumps, write_atomically
 from tempbalance.compress import Perplexity, PruningResult, UnitSparsity
 from tempbalance.report.allocation_terminal import print_compared
 from tempbalance.report.figures import pruned_alpha_figure, pruning_figure
-from tempbalance.report.findings_text import print_findings
 from tempbalance.report.page import Html, findings_html, model_name, render_page, table_html
 from tempbalance.report.page import number as cell
-from tempbalance.report.terminal_tables import BARS, count, number, plain_table, plain_text
+from tempbalance.report.terminal import BARS, count, number, plain_table, plain_text, print_findings
 
 __all__ = ["headline", "print_perplexities", "print_pruning", "render_pruning", "save_pruning_report"]
 

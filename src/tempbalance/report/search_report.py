@@ -7,7 +7,7 @@ from rich.console import Console
 from tempbalance.report.figures import search_figure
 from tempbalance.report.page import Html, escaped, model_name, number, render_page, table_html
 from tempbalance.report.study_report import print_study
-from tempbalance.report.terminal_tables import plain_table, plain_text
+from tempbalance.report.terminal import plain_table, plain_text
 from tempbalance.study import SearchResult
 
 __all__ = ["print_search", "render_search"]

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from tempbalance.report.figures import study_figure
 from tempbalance.report.page import Cell, Html, escaped, model_name, render_page, table_html
-from tempbalance.report.terminal_tables import plain_table, plain_text
+from tempbalance.report.terminal import plain_table, plain_text
 from tempbalance.study.method_names import line_parts
 from tempbalance.study.summary import Row, Summary
 

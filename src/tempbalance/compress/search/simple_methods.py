@@ -15,7 +15,7 @@ from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.budget_units import make_allocation
 from tempbalance.compress.evaluation.tokens import Documents, read_documents
-from tempbalance.compress.method_scores import MethodScore
+from tempbalance.compress.layer_allocation import MethodScore
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion
 from tempbalance.compress.search.announcement import Announcement, states_of, tokens_of_calibration

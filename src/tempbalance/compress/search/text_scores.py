@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.compress.evaluation.causal_lm import restored_modes
-from tempbalance.compress.method_scores import MethodScore
+from tempbalance.compress.layer_allocation import MethodScore
 from tempbalance.compress.search.divergence import DenseOutputs, Divergence
 from tempbalance.compress.search.varied_model import VariedModel
 

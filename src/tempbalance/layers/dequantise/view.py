@@ -9,13 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempbalance.layers.dequantise.decoders import DECODERS
-from tempbalance.layers.dequantise.module import Module, QuantisedWeight, UnreadableError
+from tempbalance.layers.dequantise.bitsandbytes import decode_4bit, decode_8bit
+from tempbalance.layers.dequantise.grouped import decode_hqq, decode_quanto, decode_torchao
+from tempbalance.layers.dequantise.integers import decode_awq_or_gptq, decode_compressed, decode_gptq, decode_mlx
+from tempbalance.layers.dequantise.module import Decoder, Module, QuantisedWeight, UnreadableError
+from tempbalance.layers.dequantise.with_scales import decode_mxfp4, decode_with_scale
 from tempbalance.layers.fused import Index
 from tempbalance.layers.names import TensorInfo, TensorStore, stored_modules
 from tempbalance.layers.reasons import BELONGS, failure_reason, find_quantised, format_label, is_broken
 
-__all__ = ["dequantised"]
+__all__ = ["DECODERS", "dequantised"]
+
+# Format, as ``reasons`` recognises it by the names of tensors, and the function that describes its weights.
+DECODERS: Mapping[str, Decoder] = {
+    "": decode_with_scale,
+    "MXFP4": decode_mxfp4,
+    "compressed-tensors": decode_compressed,
+    "bitsandbytes 4-bit": decode_4bit,
+    "bitsandbytes 8-bit": decode_8bit,
+    "GPTQ": decode_gptq,
+    "AWQ or GPTQ": decode_awq_or_gptq,
+    "MLX": decode_mlx,
+    "HQQ": decode_hqq,
+    "quanto": decode_quanto,
+    "torchao": decode_torchao,
+}
 
 _SCALED = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")  # methods whose FP8 weights always have scales
 _NO_SCALES = "fp8 without its scales, although config.json says that it has them: download the checkpoint again"

@@ -9,8 +9,7 @@ from tempbalance.report.figures.budget_figures import allocation_figure, pruned_
 from tempbalance.report.figures.comparison_figures import alpha_change_figure, weight_change_figure
 from tempbalance.report.figures.figure_style import Spec, to_plotly
 from tempbalance.report.figures.line_figures import history_figure, thinned, track_figure
-from tempbalance.report.figures.search_figure import search_figure
-from tempbalance.report.figures.study_figure import study_figure
+from tempbalance.report.figures.study_figures import search_figure, study_figure
 
 __all__ = [
     "Spec",

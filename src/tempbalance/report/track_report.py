@@ -1,8 +1,10 @@
-"""The HTML report of a tracked run."""
+"""A tracked run as a table on the terminal and as one HTML page."""
 
 from __future__ import annotations
 
 from pathlib import PurePath
+
+from rich.console import Console
 
 from tempbalance.analysis import Track
 from tempbalance.report.figures import track_figure
@@ -10,12 +12,38 @@ from tempbalance.report.page import (
     MISSING,
     Html,
     findings_html,
-    number,
     render_page,
     table_html,
 )
+from tempbalance.report.page import number as cell
+from tempbalance.report.terminal import count, number, plain_table, plain_text, print_findings
 
-__all__ = ["render_track"]
+__all__ = ["print_track", "render_track"]
+
+
+def print_track(console: Console, tracked: Track) -> None:
+    """Print the findings, then alpha, stable rank and drift at each checkpoint."""
+    first, last = tracked.checkpoints[0].name, tracked.checkpoints[-1].name
+    title = f"{count(len(tracked), 'checkpoint', 'checkpoints')}, {first} to {last}"
+    console.print(plain_text(title, "bold"), soft_wrap=True)
+    print_findings(console, tracked.findings)
+    columns = ("step", "median alpha", "imbalance", "median stable rank", "drift")
+    table = plain_table("checkpoint", *columns)
+    table.add_column("findings")
+    for checkpoint, drift in zip(tracked.checkpoints, tracked.drift, strict=True):
+        table.add_row(
+            plain_text(checkpoint.name),
+            "-" if checkpoint.step is None else str(checkpoint.step),
+            number(checkpoint.median_alpha, ".3f"),
+            number(checkpoint.imbalance, ".3f"),
+            number(checkpoint.median_stable_rank, ".2f"),
+            number(drift, ".3%"),
+            ", ".join(dict.fromkeys(finding.kind for finding in checkpoint.findings)),
+        )
+    console.print(table)
+    console.print(
+        "drift: ||W - W0|| / ||W0|| over all weights, from the first checkpoint", style="dim", highlight=False
+    )
 
 
 def render_track(tracked: Track) -> str:
@@ -50,7 +78,7 @@ def _table(tracked: Track) -> Html:
             checkpoint.name,
             MISSING if checkpoint.step is None else str(checkpoint.step),
             *(
-                number(value, ".4g")
+                cell(value, ".4g")
                 for value in (checkpoint.median_alpha, checkpoint.imbalance, checkpoint.median_stable_rank, drift)
             ),
             ", ".join(dict.fromkeys(finding.kind for finding in checkpoint.findings)),

@@ -1,16 +1,20 @@
-"""The HTML report of an analysis, for readers who are new to alpha."""
+"""An analysis as tables on the terminal and as one HTML page, for readers who are new to alpha."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from tempbalance.analysis import Analysis
+from tempbalance.analysis.deviations import compare_similar
 from tempbalance.balance import Refresh
+from tempbalance.metrics import mean_alpha
 from tempbalance.report.figures import alpha_figure, esd_figure, history_figure, thinned
-from tempbalance.report.findings_text import findings_title
 from tempbalance.report.page import (
     Cell,
     Html,
@@ -19,14 +23,23 @@ from tempbalance.report.page import (
     fragment,
     in_words,
     model_name,
-    number,
     render_page,
     table_html,
 )
-from tempbalance.report.terminal_tables import count
-from tempbalance.types import LayerStats, Status
+from tempbalance.report.page import number as cell
+from tempbalance.report.terminal import (
+    count,
+    findings_title,
+    number,
+    plain_table,
+    plain_text,
+    print_findings,
+    print_names,
+    sparkline,
+)
+from tempbalance.types import LayerStats, Severity, Status
 
-__all__ = ["coverage_text", "render_analysis", "summary_sentences", "view_analysis"]
+__all__ = ["coverage_text", "print_analysis", "print_overview", "render_analysis", "summary_sentences", "view_analysis"]
 
 _NAMES = 3
 _ROWS = 10  # in a notebook
@@ -141,10 +154,10 @@ def _selected(layer: LayerStats) -> dict[str, Any]:
         "verdict": fit if layer.status is Status.OK else layer.status.message,
         "detail": (
             f"{layer.kind} {_shape(layer)}{pooled}; {layer.num_eigenvalues} eigenvalues, {layer.num_zero} are zero, "
-            f"largest {number(layer.lambda_max, '.4g')}; MP edge {number(layer.mp_edge, '.4g')}, {layer.num_spikes} "
-            f"spikes above it; stable rank {number(layer.stable_rank, '.4g')}, entropy "
-            f"{number(layer.spectral_entropy, '.4g')}; KS distance from a random matrix "
-            f"{number(layer.mp_ks_distance, '.4g')}."
+            f"largest {cell(layer.lambda_max, '.4g')}; MP edge {cell(layer.mp_edge, '.4g')}, {layer.num_spikes} "
+            f"spikes above it; stable rank {cell(layer.stable_rank, '.4g')}, entropy "
+            f"{cell(layer.spectral_entropy, '.4g')}; KS distance from a random matrix "
+            f"{cell(layer.mp_ks_distance, '.4g')}."
         ),
         "figure": esd_figure(layer),
     }
@@ -179,13 +192,13 @@ def _table(layers: Sequence[LayerStats]) -> Html:
             layer.kind,
             _shape(layer),
             Cell(_STATUS[layer.status], "" if layer.status is Status.OK else layer.status.message),
-            number(layer.alpha),
-            number(layer.stderr),
-            number(layer.ks_distance, ".3f"),
+            cell(layer.alpha),
+            cell(layer.stderr),
+            cell(layer.ks_distance, ".3f"),
             str(layer.num_tail),
-            number(layer.stable_rank, ".1f"),
+            cell(layer.stable_rank, ".1f"),
             str(layer.num_spikes),
-            number(layer.mp_ks_distance, ".3f"),
+            cell(layer.mp_ks_distance, ".3f"),
         )
         for layer in layers
     )
@@ -211,8 +224,93 @@ def _history_facts(history: Sequence[Refresh]) -> str:
         f"{count(len(history[-1].units), 'unit', 'units')}, {count(len(history), 'refresh', 'refreshes')} from step "
         f"{history[0].step} to {history[-1].step}"
         + (f", {len(drawn)} drawn" if len(drawn) < len(history) else "")
-        + f"; imbalance {number(history[0].imbalance, '.3f')} at the first, "
-        f"{number(history[-1].imbalance, '.3f')} at the last."
+        + f"; imbalance {cell(history[0].imbalance, '.3f')} at the first, "
+        f"{cell(history[-1].imbalance, '.3f')} at the last."
         + (f" Without an alpha: {', '.join(without)}." if without else "")
         + " Blue = input, red = output; hover for names."
     )
+
+
+_ALL = 12  # models of up to this many layers are printed in full
+
+
+def print_analysis(console: Console, analysis: Analysis) -> None:
+    """Print the findings, the summary, the layers with a warning (all of a small model) and the skipped weights."""
+    findings = analysis.findings
+    console.print(plain_text(analysis.source, "bold"), soft_wrap=True)
+    console.print(findings_title(findings), style="bold", highlight=False)
+    print_findings(console, findings)
+    print_overview(console, analysis)
+    kinds: dict[str, list[str]] = {}
+    warned: set[str] = set()
+    for finding in findings:
+        warned |= set(finding.layers) if finding.severity is not Severity.NOTE else set()
+        for name in finding.layers:
+            kinds.setdefault(name, []).append(finding.kind)
+    if len(analysis.layers) <= _ALL:
+        rows, title = analysis.layers, "All layers"
+    else:
+        rows = [layer for layer in analysis.layers if layer.name in warned][:_ALL]
+        title = "Layers with a warning"
+    if rows:
+        console.print(_layers_table(rows, kinds, title))
+    hidden = len(analysis.layers) - len(rows)
+    if hidden:
+        console.print(f"{count(hidden, 'other layer', 'other layers')} not shown; --out saves all", style="dim")
+    skipped: dict[str, list[str]] = {}
+    for name, reason in analysis.skipped:
+        skipped.setdefault(reason, []).append(name)
+    for reason, names in skipped.items():
+        print_names(console, f"skipped, {reason}", names)
+
+
+def print_overview(console: Console, analysis: Analysis) -> None:
+    """Print the number of layers and the spread of their alphas, without a table."""
+    fitted = [layer for layer in analysis.layers if layer.status is Status.OK]
+    estimator = str(analysis.settings.get("estimator", "")).partition("(")[0]
+    counts = f"{count(len(analysis.layers), 'weight matrix', 'weight matrices')}, {len(fitted)} with an alpha"
+    console.print(plain_text(f"{counts}, estimator {estimator}"))
+    covered = coverage_text(analysis, "they")
+    if covered:
+        console.print(covered, highlight=False)
+    if not fitted:
+        return
+    alphas = [layer.alpha for layer in fitted]
+    console.print(
+        f"alpha: median {median(alphas):.2f}, range {min(alphas):.2f} to {max(alphas):.2f}; "
+        f"imbalance over layers {analysis.imbalance:.2f}"
+        + (f", over blocks {analysis.block_imbalance:.2f}" if math.isfinite(analysis.block_imbalance) else ""),
+        highlight=False,
+    )
+    compared = len(compare_similar(analysis.layers, windows=analysis.settings.get("windows") is not None))
+    console.print(
+        "smaller alpha: heavier tail, in theory better trained; "
+        f"{compared} of {len(fitted)} compared with layers like them",
+        style="dim",
+        highlight=False,
+    )
+    blocks: dict[str, list[tuple[float, float]]] = {}
+    for layer in fitted:
+        if layer.block is not None:
+            blocks.setdefault(layer.block, []).append((layer.alpha, layer.stderr))
+    if len(blocks) > 1:
+        means = [mean_alpha(pairs) for pairs in blocks.values()]
+        bars = sparkline([alpha for alpha, _ in means], error=median(stderr for _, stderr in means))
+        console.print(
+            f"mean alpha per block: {bars}  {means[0][0]:.2f} (first) to {means[-1][0]:.2f} (last)", highlight=False
+        )
+
+
+def _layers_table(rows: Sequence[LayerStats], kinds: Mapping[str, Sequence[str]], title: str) -> Table:
+    table = plain_table("layer", "shape", "alpha", "stderr", title=title)
+    table.add_column("finding", no_wrap=True)
+    for layer in rows:
+        found = ", ".join(kinds.get(layer.name, ()))
+        table.add_row(
+            plain_text(layer.name.removesuffix(".weight")),
+            "x".join(map(str, layer.shape)),
+            number(layer.alpha),
+            number(layer.stderr),
+            plain_text(found or ("" if layer.status is Status.OK else layer.status.value), "yellow" if found else ""),
+        )
+    return table

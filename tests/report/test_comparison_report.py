@@ -4,7 +4,7 @@ import torch
 from rich.console import Console
 
 import tempbalance as tb
-from tempbalance.report.comparison_terminal import print_comparison
+from tempbalance.report.comparison_report import print_comparison
 
 
 def test_the_largest_change_is_printed_first_and_layers_without_a_pair_are_named(trained):

@@ -1,17 +1,30 @@
-"""Helpers of the tables that are printed to the terminal."""
+"""What all tables on the terminal share, and findings on it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tempbalance._text import printable
+from tempbalance.types import Finding, Severity
 
-__all__ = ["BARS", "count", "number", "output_console", "plain_table", "plain_text", "print_names", "sparkline"]
+__all__ = [
+    "BARS",
+    "count",
+    "findings_title",
+    "number",
+    "output_console",
+    "plain_table",
+    "plain_text",
+    "print_findings",
+    "print_names",
+    "sparkline",
+]
 
 BARS = "▁▂▃▄▅▆▇█"
 _NAMES_SHOWN = 3
@@ -61,3 +74,31 @@ def sparkline(values: Sequence[float], error: float = 0.0) -> str:
     low, high = min(values), max(values)
     step = max((high - low) / (len(BARS) - 1), 3 * error) or 1.0
     return "".join(BARS[int((value - low) / step + 1e-9)] for value in values)
+
+
+_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
+_WIDTH = len("warning") + 2
+_OF_A_KIND = 5
+
+
+def findings_title(findings: Sequence[Finding]) -> str:
+    """Return the number of findings by severity, such as ``"Findings: 2 warnings, 1 note"``; or that there are none."""
+    counts = Counter(finding.severity for finding in findings)
+    named = [count(counts[each], each.value, f"{each.value}s") for each in Severity if counts[each]]
+    return f"Findings: {', '.join(named)}" if named else "No findings"
+
+
+def print_findings(console: Console, findings: Iterable[Finding]) -> None:
+    """Print one paragraph per finding: its severity, what it is, the next step and its kind; at most five of a kind."""
+    of_kind: Counter[str] = Counter()
+    for finding in findings:
+        of_kind[finding.kind] += 1
+        if of_kind[finding.kind] > _OF_A_KIND:
+            continue
+        line = Text(finding.severity.value.ljust(_WIDTH), style=_STYLES[finding.severity])
+        step = f" Next: {finding.next_step}." if finding.next_step else ""
+        line.append(plain_text(f"{finding.message}.", "")).append(plain_text(f"{step} [{finding.kind}]", "dim"))
+        console.print(line)
+    for kind, found in of_kind.items():
+        if found > _OF_A_KIND:
+            console.print(plain_text(f"{found - _OF_A_KIND} more of kind {kind}; --out saves all", "dim"))

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from tempbalance.report.terminal_tables import plain_table, plain_text, print_names, sparkline
+from tempbalance.report.terminal import plain_table, plain_text, print_names, sparkline
 
 
 def test_a_sparkline_of_equal_values_is_flat():

@@ -1,19 +1,22 @@
-"""Gains of methods over the baseline of a study, seed by seed."""
+"""Studies and searches: gains of methods, multipliers of units."""
 
 from __future__ import annotations
 
 import math
 
 from tempbalance.report.figures.figure_style import ACCENT, SOFT, Spec, axis, cut, figure, plain, rounded
+from tempbalance.study import SearchResult
 from tempbalance.study.method_names import line_parts
+from tempbalance.study.search_result import best_first
 from tempbalance.study.summary import Row, Summary
 
-__all__ = ["study_figure"]
+__all__ = ["search_figure", "study_figure"]
 
 _LINE = 26  # characters
 _SHORT = 8  # beside names of methods in a window of 420 pixels
 _ROW = 64  # pixels
 _FRAME = 130
+_UNIT_ROW, _UNIT_FRAME = 26, 110  # of a search
 
 
 def study_figure(summary: Summary) -> Spec:
@@ -79,3 +82,40 @@ def _wrapped(name: str) -> str:
             lines.append("")
         lines[-1] += part
     return "<br>".join(plain(cut(line, _LINE)) for line in lines)
+
+
+def search_figure(result: SearchResult) -> Spec:
+    """Draw the multiplier of each unit in every complete trial, on a log axis; the best trial on top."""
+    trials = best_first(result.trials, result.lower_is_better)[::-1]
+    units = [*result.units][::-1]  # the first on top
+    places = range(len(units))
+    points = [(each, rank, place) for rank, each in enumerate(trials) for place in places]
+    values = [each.multipliers.get(units[place], 1.0) for each, _, place in points]
+    dots: Spec = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": rounded(values),
+        "y": [place for _, _, place in points],
+        "text": [f"{plain(units[place])} in {plain(each.origin)}, {each.mean:.4g}" for each, _, place in points],
+        "marker": {
+            "size": 7,
+            "color": ACCENT,
+            "opacity": [round(0.1 + 0.6 * (rank / len(trials)) ** 2, 3) for _, rank, _ in points],
+        },
+        "hovertemplate": "%{text}: %{x:.3g}<extra></extra>",
+    }
+    best: Spec = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": rounded(result.best.multipliers.get(unit, 1.0) for unit in units),
+        "y": [*places],
+        "marker": {"size": 12, "symbol": "diamond", "color": ACCENT},
+        "hovertemplate": "best %{x:.3g}<extra></extra>",
+    }
+    return figure(
+        [dots, best],
+        height=_UNIT_FRAME + _UNIT_ROW * len(units),
+        showlegend=False,
+        xaxis=axis("multiplier", type="log", tickvals=[2.0**power for power in range(-10, 11)]),
+        yaxis=axis("", tickvals=[*places], ticktext=[plain(cut(unit, _LINE)) for unit in units]),
+    )
