@@ -10,6 +10,7 @@ the generators of torch are saved as well.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import time
@@ -50,22 +51,27 @@ class Record(dict[str, Any]):
 
 @dataclass
 class Piece:
-    """A part of the training of a study. Trials run one after the other, so there is one state to save.
+    """A part of the training of a study. Each process that trains has one state to save, that of its trial.
 
     Attributes:
-        file: Where the state is saved; None to train without pauses.
+        folder: Where states are saved; None to train without pauses.
         seconds: Length of the piece.
         most_steps: Number of steps after which to pause; for the rehearsal.
         device: Where to train.
         spent: Seconds of training of the last trial, in all pieces.
     """
 
-    file: Path | None = None
+    folder: Path | None = None
     seconds: float = math.inf
     most_steps: float = math.inf
     device: str = "cpu"
     spent: float = 0.0
     _began: float = field(default_factory=time.monotonic)
+    _saved: Path | None = None
+
+    def file(self, trial: str) -> Path | None:
+        """Where the state of a trial is saved."""
+        return self.folder and self.folder / f"{hashlib.sha256(trial.encode()).hexdigest()[:12]}.pt"
 
     def steps(self, trial: str, total: int, state: Mapping[str, Any], method: Method) -> Iterator[int]:
         """Yield the steps of a trial from where it was interrupted.
@@ -90,16 +96,16 @@ class Piece:
             now = time.monotonic()
             self.spent = before + now - began
             is_over = now - self._began > self.seconds or self.most_steps <= 0
-            if self.file is not None and step + 1 < total and (is_over or now - saved > SAVED_EVERY):
+            if self.folder is not None and step + 1 < total and (is_over or now - saved > SAVED_EVERY):
                 self._save(trial, step + 1, state, method)
                 saved = time.monotonic()
                 if is_over:
                     raise Pause(f"{trial}: {step + 1} of {total} steps")
 
     def _save(self, trial: str, step: int, state: Mapping[str, Any], method: Method) -> None:
-        assert self.file is not None
+        file = self.file(trial)
+        assert file is not None
         content = {
-            "trial": trial,
             "step": step,
             "spent": self.spent,
             "state": {name: part.state_dict() for name, part in state.items()},
@@ -109,17 +115,20 @@ class Piece:
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.file, buffer.getvalue())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, buffer.getvalue())
+        if self._saved not in {None, file}:  # of the trial before, which is finished
+            self._saved.unlink(missing_ok=True)
+        self._saved = file
 
     def _restore(self, trial: str, state: Mapping[str, Any], method: Method) -> tuple[int, float]:
         """Restore the state if it is of this trial; return its step and seconds."""
         self.spent = 0.0
-        if self.file is None or not self.file.exists():
+        file = self.file(trial)
+        if file is None or not file.exists():
             return 0, 0.0
-        saved = torch.load(self.file, map_location="cpu", weights_only=False)  # our own file, with classes of history
-        if saved["trial"] != trial:
-            return 0, 0.0
+        self._saved = file
+        saved = torch.load(file, map_location="cpu", weights_only=False)  # our own file, with classes of history
         for name, part in state.items():
             part.load_state_dict(saved["state"][name])
         for balancer, history in zip(method.balancers, saved["history"], strict=True):

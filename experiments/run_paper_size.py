@@ -1,9 +1,9 @@
 """Run an experiment at the size of its paper on one GPU: ``python experiments/run_paper_size.py resnet18``.
 
 It checks the data, trains for at most ``--minutes``, saves the state and ends with status 75; the same command
-resumes. Finished studies are collected in ``experiments/results/NAME.json``, as those of ``run_study.py``, and
-``report_study.py diagnosis`` draws them in ``docs/results/index.md``. ``--collect`` trains nothing, and collects the
-seeds that all methods have finished. Until all is done:
+resumes. ``--jobs`` trains seeds side by side. Finished studies are collected in ``experiments/results/NAME.json``, as
+those of ``run_study.py``, and ``report_study.py diagnosis`` draws them in ``docs/results/index.md``. ``--collect``
+trains nothing, and collects the seeds that all methods have finished. Until all is done:
 
     while python experiments/run_paper_size.py resnet18; [ $? -eq 75 ]; do :; done
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import shutil
 import sys
 import tempfile
 import warnings
@@ -37,7 +38,8 @@ from tempbalance.study import Configuration
 
 PAUSED = 75  # exit status; EX_TEMPFAIL of BSD: run it again
 REHEARSED_STEPS = 3  # of a piece
-STATE = "state.pt"
+STATES = "states"
+JOBS_HELP = "trials to train side by side on one GPU, or one on each of several (default: 1)"
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -48,6 +50,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=DATA, help="folder of all data (see experiments/README.md)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the trials (default: runs)")
     parser.add_argument("--minutes", type=float, default=9.0, help="length of a piece (default: 9)")
+    parser.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", default=1, help=JOBS_HELP)
     parser.add_argument("--device", default="cuda", help="where to train (default: cuda)")
     parser.add_argument("--collect", action="store_true", help="train nothing, collect finished trials")
     parser.add_argument("--rehearse", action="store_true", help="run all code on a CPU in a minute, without data")
@@ -91,7 +94,7 @@ def rehearse(experiment: Experiment) -> None:
     small = replace(study, parameters=parameters, methods=methods, lr=study.lr[:2], seeds=1, tuning_seeds=1)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", BalanceWarning)  # tiny layers look random
-        given = argparse.Namespace(data=Path(folder) / "data", out=Path(folder) / "runs", collect=False)
+        given = argparse.Namespace(data=Path(folder) / "data", out=Path(folder) / "runs", collect=False, jobs=1)
         assert study.data is not None
         (given.data / study.data).mkdir(parents=True)
         module.write_tiny(given.data / study.data)
@@ -106,10 +109,10 @@ def rehearse(experiment: Experiment) -> None:
 
 def in_pieces(experiment: Experiment, study: Study, given: argparse.Namespace) -> tuple[dict[str, Any], int]:
     """Run a study in pieces of a few steps; return its results and the number of pieces."""
-    file, pieces = given.out / STATE, 1
+    folder, pieces = given.out / STATES, 1
     while True:
         try:
-            return run(experiment, study, given, Piece(file=file, most_steps=REHEARSED_STEPS)), pieces
+            return run(experiment, study, given, Piece(folder=folder, most_steps=REHEARSED_STEPS)), pieces
         except Pause:
             pieces += 1
 
@@ -169,14 +172,14 @@ def train(experiment: Experiment, given: argparse.Namespace, file: Path) -> int:
         check(experiment, studies, given.data)
     for study in studies:
         out = given.out / experiment.name / study.name
-        piece.file = out / STATE
+        piece.folder = out / STATES
         try:
             entry = run(experiment, study, given, piece)
         except Pause as pause:
             print(f"{study.name}: {pause}. Run the same command again to resume")
             return PAUSED
         finish(out, study, experiment.metric, entry, file)
-        piece.file.unlink(missing_ok=True)
+        shutil.rmtree(piece.folder, ignore_errors=True)
     print(f"saved {file}; python experiments/report_study.py diagnosis shows it in docs/results/index.md")
     return 0
 

@@ -20,8 +20,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DATA = HERE.parents[1] / "shared" / "data"
 INTERRUPTED = 130  # exit status
-SHARED = ("task", "tuning_seeds", "first_seed", "lr", "lower_is_better", "parameters", "paths")  # with a search
+COUNTED = ("task", "methods", "seeds", "lr", "tuning_seeds")  # arguments for the number of trials
+SHARED = ("task", "tuning_seeds", "first_seed", "lr", "lower_is_better", "parameters", "paths", "jobs")  # with a search
 
 
 def arguments(argv: Sequence[str] | None, names: Sequence[str]) -> argparse.Namespace:
@@ -53,7 +53,7 @@ def arguments(argv: Sequence[str] | None, names: Sequence[str]) -> argparse.Name
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the trials (default: runs)")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of all data (see experiments/README.md)")
     parser.add_argument(
-        "--jobs", type=int, choices=range(1, 65), metavar="N", default=2, help="studies at a time (default: 2)"
+        "--jobs", type=int, choices=range(1, 65), metavar="N", default=2, help="trials at a time (default: 2)"
     )
     parser.add_argument("--restore", action="store_true", help="resume from the results in the repository")
     parser.add_argument("--collect", action="store_true", help="train nothing, collect finished trials")
@@ -98,6 +98,7 @@ def options(experiment: Experiment, study: Study, given: argparse.Namespace) -> 
         "parameters": study.parameters,
         "paths": {} if study.data is None else {"data": str(given.data / study.data)},
         "train": not given.collect,
+        "jobs": given.jobs,
     }
 
 
@@ -129,7 +130,7 @@ def finish(out: Path, study: Study, metric: Metric, entry: dict[str, Any], resul
     )
     print(f"{study_tables(Results(study, entry, metric))}\n", flush=True)
     if counts["failed"]:
-        print(f"{study.name}: the errors of failed trials are in {out}.log; delete their files to retry")
+        print(f"{study.name}: the errors of failed trials are in {out / 'runs'}; delete their files to retry")
 
 
 def main(
@@ -137,7 +138,6 @@ def main(
     *,
     experiment: Experiment | None = None,
     results: Path = RESULTS,
-    run_many: Callable[..., Generator[tuple[Path, str], None, None]] = tb.study.run_many,
 ) -> int:
     """Run, collect, print.
 
@@ -145,7 +145,6 @@ def main(
         argv: The command line.
         experiment: The experiment, by default the one that the command line names.
         results: The folder of results.
-        run_many: Runs the studies.
 
     Returns:
         0 if all studies have been run, else 1; 130 if interrupted.
@@ -166,7 +165,7 @@ def main(
             restore(experiment, studies, read_results(results / f"{experiment.name}.json"))
         file = folder / "quick.json" if given.quick else results / f"{experiment.name}.json"
         done = 0
-        for out, entry in collected(experiment, studies, given, run_many):
+        for out, entry in collected(experiment, studies, given):
             if entry is not None:
                 finish(out, studies[out], experiment.metric, entry, file)
                 done += 1
@@ -182,10 +181,7 @@ def main(
 
 
 def collected(
-    experiment: Experiment,
-    studies: Mapping[Path, Study],
-    given: argparse.Namespace,
-    run_many: Callable[..., Generator[tuple[Path, str], None, None]],
+    experiment: Experiment, studies: Mapping[Path, Study], given: argparse.Namespace
 ) -> Iterator[tuple[Path, dict[str, Any] | None]]:
     """Run the studies or searches, and collect each when it has ended; None if it has no results."""
     if given.search:
@@ -196,12 +192,17 @@ def collected(
                 print(f"{study.name}: no multipliers were better than plain", file=sys.stderr)
             yield out, entry
         return
-    given_options = {out: options(experiment, study, given) for out, study in studies.items()}
-    with closing(run_many(given_options, processes=given.jobs)) as running:  # closing stops the processes
-        for out, error in running:
-            if error:
-                print(f"{studies[out].name}: stopped, {error} ({out}.log)", file=sys.stderr)
-            yield out, None if error else tb.study.collect_folder(out)
+    arguments_of = {out: options(experiment, study, given) for out, study in studies.items()}
+    for each in arguments_of.values():  # a wrong one is refused before any trial
+        tb.study.count_trials(**{name: each[name] for name in COUNTED})
+    for out, each in arguments_of.items():
+        try:
+            tb.study.run(out=out, **each)
+        except StudyError as error:
+            print(f"{studies[out].name}: stopped, {error}", file=sys.stderr)
+            yield out, None
+        else:
+            yield out, tb.study.collect_folder(out)
 
 
 def restore(experiment: Experiment, studies: Mapping[Path, Study], entries: Mapping[str, Any]) -> None:
@@ -219,5 +220,5 @@ def restore(experiment: Experiment, studies: Mapping[Path, Study], entries: Mapp
 
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes to come
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the processes, as for Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the processes, as for Ctrl-C
     sys.exit(main())

@@ -70,6 +70,16 @@ def test_a_run_pauses_when_its_time_is_over_and_its_results_are_shown_like_those
     assert "Not run yet" in paper_size_section(experiment, {})
 
 
+def test_trials_side_by_side_pause_and_resume_like_those_one_after_the_other(tiny, tmp_path):
+    assert [tiny("--minutes", "1e-9", "--jobs", "2") for _ in range(2)] == [75, 0]
+    (entry,) = json.loads((tmp_path / "results" / "resnet18.json").read_text()).values()
+    (tmp_path / "runs").rename(tmp_path / "side-by-side")
+    assert not [*tmp_path.rglob("*.pt")]
+    assert tiny() == 0
+    (other,) = json.loads((tmp_path / "results" / "resnet18.json").read_text()).values()
+    assert [trial | {"seconds": 0} for trial in entry["runs"]] == [trial | {"seconds": 0} for trial in other["runs"]]
+
+
 def test_missing_data_is_named_before_anything_is_trained(tmp_path, capsys):
     given = ["--data", str(tmp_path), "--out", str(tmp_path / "runs"), "--device", "cpu"]
     for name in PAPER_SIZE:

@@ -25,23 +25,14 @@ def command(tmp_path):
     task = tmp_path / "toy.py"
     task.write_text(TASK)
 
-    def run_here(studies, *, processes):
-        for out, options in studies.items():
-            try:
-                tb.study.run(out=out, progress=False, **options)
-            except tb.TempBalanceError as error:
-                yield out, str(error)
-            else:
-                yield out, ""
-
-    def make(*studies, run_many=run_here, **options):
+    def make(*studies, **options):
         metric = Metric(name="score", unit="points")
         parts = {"size": ("examples", "examples"), "claims": (), "quick": studies[:1], "full": studies} | options
         experiment = Experiment(name="toy", task=str(task), metric=metric, **parts)
 
         def run(*argv):
-            given = ["toy", *argv, "--out", str(tmp_path / "runs"), "--data", str(tmp_path / "data")]
-            return run_study.main(given, experiment=experiment, results=tmp_path / "results", run_many=run_many)
+            given = ["toy", "--jobs", "1", *argv, "--out", str(tmp_path / "runs"), "--data", str(tmp_path / "data")]
+            return run_study.main(given, experiment=experiment, results=tmp_path / "results")
 
         return run
 
@@ -215,7 +206,7 @@ def test_a_missing_package_is_named(command, capsys):
     ],
 )
 def test_a_wrong_study_is_refused_before_any_trial(command, tmp_path, capsys, options, message):
-    assert command(study("one"), study("two", **options), run_many=tb.study.run_many)("--full") == 1
+    assert command(study("one"), study("two", **options))("--full") == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("seed-*.json"))
 

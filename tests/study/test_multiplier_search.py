@@ -55,6 +55,17 @@ def test_the_search_is_never_worse_than_its_starting_points(search):
     assert found.best.multipliers["role:norm"] * found.best.lr > found.best.multipliers["role:v"] * found.best.lr
 
 
+def test_trainings_side_by_side_find_the_same(task, tmp_path):
+    options = {"lr": RATES, "trials": 9, "seeds": 2, "final_seeds": 3, "confirm": 0, "lower_is_better": True}
+    found = [tb.study.search(task, tmp_path / str(n), jobs=n, progress=False, **options).to_dict() for n in (1, 2)]
+    for each in found:
+        del each["files"]
+    assert any(trial["status"] == "stopped" for trial in found[0]["trials"])
+    assert json.dumps(found[0]).replace(str(tmp_path / "1"), "") == json.dumps(found[1]).replace(
+        str(tmp_path / "2"), ""
+    )
+
+
 def test_all_trials_have_the_same_seeds_and_poor_ones_are_stopped_early(search, tmp_path):
     found = search(seeds=3, trials=16, parameters={"log": str(tmp_path / "log")})
     seeds = {}

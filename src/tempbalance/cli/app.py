@@ -26,6 +26,7 @@ __all__ = [
     "EstimatorOption",
     "FarmsOption",
     "FarmsRowsOption",
+    "JobsOption",
     "JsonOption",
     "KeyOption",
     "ManyValues",
@@ -135,6 +136,7 @@ RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit 
 KeyOption = Annotated[
     str | None, typer.Option(help="Key of the state dict in a training checkpoint (.pt), for example [bold]ema[/].")
 ]
+JobsOption = Annotated[int, typer.Option(min=1, max=256, help="Trainings at a time, each in a process.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE: further arguments of the function.")]
 
 

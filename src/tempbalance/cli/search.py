@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from tempbalance._text import printable
-from tempbalance.cli.app import JsonOption, ManyValues, SetOption, app, print_json, print_saved, read_settings
+from tempbalance.cli.app import (
+    JobsOption,
+    JsonOption,
+    ManyValues,
+    SetOption,
+    app,
+    print_json,
+    print_saved,
+    read_settings,
+)
 from tempbalance.cli.failures import INTERRUPTED
 
 __all__ = ["search"]
@@ -35,6 +44,7 @@ def search(  # noqa: PLR0913, PLR0917  each is an option of the command line
     controls: Annotated[list[str] | None, typer.Option(help="Controls of the paired study. \\[uniform]")] = None,
     settings: SetOption = None,
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="Lower is better.")] = False,
+    jobs: JobsOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Search for a learning rate for each role, block or layer, by validation on your own training function.
@@ -72,6 +82,7 @@ def search(  # noqa: PLR0913, PLR0917  each is an option of the command line
             controls=controls or ("uniform",),
             lower_is_better=lower_is_better,
             parameters=read_settings(settings or []),
+            jobs=jobs,
         )
     except KeyboardInterrupt:
         typer.echo(

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from tempbalance._text import printable
-from tempbalance.cli.app import JsonOption, ManyValues, SetOption, app, print_json, print_saved, read_settings
+from tempbalance.cli.app import (
+    JobsOption,
+    JsonOption,
+    ManyValues,
+    SetOption,
+    app,
+    print_json,
+    print_saved,
+    read_settings,
+)
 from tempbalance.cli.failures import INTERRUPTED
 from tempbalance.errors import StudyError
 
@@ -40,6 +49,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     settings: SetOption = None,
     baseline: Annotated[str, typer.Option(help="Method that the others are compared with.")] = "plain",
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="Lower is better.")] = False,
+    jobs: JobsOption = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Two seeds, no tuning, to test the task.")] = False,
     as_json: JsonOption = False,
     listed: Annotated[
@@ -89,6 +99,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
             lower_is_better=lower_is_better,
             parameters=read_settings(settings or []),
             quick=quick,
+            jobs=jobs,
         )
     except KeyboardInterrupt:
         typer.echo(

@@ -11,7 +11,6 @@ from tempbalance.study.method import Method, describe_methods, read_recipe
 from tempbalance.study.methods.hooks import HOOKS, Batch, Training, TrainingMethod, outputs_of
 from tempbalance.study.multiplier_search import search
 from tempbalance.study.paired import FEWEST, Paired, holm, paired
-from tempbalance.study.parallel import run_many
 from tempbalance.study.runner import count_trials, run
 from tempbalance.study.search_result import SearchResult, SearchTrial
 from tempbalance.study.study_folder import collect_folder, restore_folder
@@ -45,6 +44,5 @@ __all__ = [
     "read_recipe",
     "restore_folder",
     "run",
-    "run_many",
     "search",
 ]

@@ -24,7 +24,8 @@ from tempbalance.study.search_exports import write_exports
 from tempbalance.study.search_result import SearchResult, SearchTrial, best_first
 from tempbalance.study.search_space import SearchSpace, find_space
 from tempbalance.study.study_folder import StudyFolder, common_settings, open_folder
-from tempbalance.study.task import Task, load_task
+from tempbalance.study.task import Trial, load_task
+from tempbalance.study.workers import Wanted, Workers
 
 __all__ = ["search"]
 
@@ -53,6 +54,7 @@ def search(  # noqa: PLR0913  each is an option of a search
     lower_is_better: bool = False,
     parameters: Mapping[str, Any] | None = None,
     paths: Mapping[str, Any] | None = None,
+    jobs: int = 1,
     progress: bool = True,
 ) -> SearchResult:
     """Search for a base learning rate and a multiplier for each unit of a model, by measured validation.
@@ -86,6 +88,7 @@ def search(  # noqa: PLR0913  each is an option of a search
         lower_is_better: Whether a smaller metric is better.
         parameters: Further arguments of the training function.
         paths: Further arguments that do not define the search, such as folders of data; not recorded.
+        jobs: Number of trainings at a time, as in :func:`run`; those of a trial are its seeds. The result is the same.
         progress: Whether to show a progress bar (only on a terminal).
 
     Returns:
@@ -120,11 +123,12 @@ def search(  # noqa: PLR0913  each is an option of a search
     controls = [controls] if isinstance(controls, str) else [*controls]
     counts: dict[str, Any] = {"trials": trials, "final_seeds": final_seeds}
     extent = counts | {"confirm": confirm, "first_seed": first_seed, "controls": controls}
-    _check_counts(counts | {"seeds": seeds}, extent | {"sampler_seed": sampler_seed})
+    _check_counts(counts | {"seeds": seeds, "jobs": jobs}, extent | {"sampler_seed": sampler_seed})
     rates, limits = _check_rates(lr), _check_bounds(bounds)
     with require_extra("search", "a search needs optuna"):
         import optuna
-    loaded = load_task(task, {**parameters, **(paths or {})})
+    arguments = {**parameters, **(paths or {})}
+    loaded = load_task(task, arguments)
     loaded.check(Configuration(PLAIN, rates[0]))
     space = find_space(loaded, units, rates[0], FIRST_TUNING_SEED)
     _check_trials(trials, rates, space.known_multipliers(*limits))
@@ -140,17 +144,20 @@ def search(  # noqa: PLR0913  each is an option of a search
         }
     }
     with open_folder(as_path("out", out), settings, extent) as folder:
-        tuner = _Tuner(loaded, folder, seeds, final_seeds, lower_is_better, progress)
-        tried = _sample(tuner, space, settings["search"], trials)
-        finalists = tuner.finalists(tried)
-        best, plain = tuner.best(finalists), tuner.best(_plain(finalists) or _plain(tried))
+        with Workers(task, arguments, jobs) as workers:
+            train = workers.train if jobs > 1 else loaded.run_all
+            tuner = _Tuner(train, jobs, folder, seeds, final_seeds, lower_is_better, progress)
+            tried = _sample(tuner, space, settings["search"], trials)
+            finalists = tuner.finalists(tried)
+            best, plain = tuner.best(finalists), tuner.best(_plain(finalists) or _plain(tried))
+            if best.multipliers and confirm:
+                plain_trials = _try_plain(tuner, rates, trials)
+                plain = tuner.best(tuner.finalists(plain_trials) or plain_trials)
         confirmation, files = None, tuple[Path, ...]()
         if best.multipliers:
             files = write_exports(folder.path, best, space)
             if confirm:
-                plain_trials = _try_plain(tuner, rates, trials)
-                plain = tuner.best(tuner.finalists(plain_trials) or plain_trials)
-                given: dict[str, Any] = {"parameters": parameters, "paths": paths, "progress": progress}
+                given: dict[str, Any] = {"parameters": parameters, "paths": paths, "jobs": jobs, "progress": progress}
                 confirmation = run(
                     task,
                     _compared(best, plain, controls),
@@ -223,7 +230,8 @@ class _Point(NamedTuple):
 class _Tuner:
     """Trains trials with the seeds of the search, as far as they are not in the folder."""
 
-    task: Task
+    run: Callable[[Sequence[Wanted]], Iterable[Trial]]
+    jobs: int
     folder: StudyFolder
     count: int  # seeds of a trial
     final_count: int
@@ -235,14 +243,21 @@ class _Tuner:
         """The seeds of a trial."""
         return range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.count)
 
+    def runner(self, advance: Callable[[int], None]) -> Runner:
+        """Return what trains trials and writes them to the folder."""
+        return Runner(self.folder, self.run, self.lower_is_better, advance)
+
     def train(
         self, point: _Point, before: Iterable[SearchTrial], *, may_stop: bool, advance: Callable[[int], None]
     ) -> SearchTrial:
         """Train with one seed after the other; stop after one that diverged, or if it is worse than those before."""
         new = SearchTrial(origin=point.origin, lr=point.lr, multipliers=point.multipliers, values=(), status="complete")
-        runner = Runner(self.task, self.folder, True, self.lower_is_better, advance)
+        runner, configuration = self.runner(advance), Configuration(new.method, new.lr)
+        trained = dict(runner.trials([(configuration, seed) for seed in self.seeds] if self.jobs > 1 else []))
         for count, seed in enumerate(self.seeds, 1):
-            trial = runner.trial(Configuration(new.method, new.lr), seed)
+            if self.jobs == 1:  # one at a time, because no other is needed after a poor one
+                trained |= runner.trials([(configuration, seed)])
+            trial = trained[configuration, seed]
             value = validation_of(trial)
             if not math.isfinite(value):
                 new = replace(new, status="failed" if trial.status == "failed" else "diverged")
@@ -251,7 +266,7 @@ class _Tuner:
                 if may_stop and count < len(self.seeds) and self._is_poor(new, before):
                     new = replace(new, status="stopped")
             if new.status != "complete":
-                advance(len(self.seeds) - count)
+                advance(len(self.seeds) - len(trained))
                 break
         return new
 

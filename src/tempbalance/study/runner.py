@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from statistics import fmean
@@ -18,7 +18,8 @@ from tempbalance.study.candidates import Candidate, Configuration, read_candidat
 from tempbalance.study.method import PLAIN
 from tempbalance.study.study_folder import StudyFolder, common_settings, open_folder
 from tempbalance.study.summary import Result, Summary, summarize
-from tempbalance.study.task import Task, Trial, load_task
+from tempbalance.study.task import Trial, load_task
+from tempbalance.study.workers import Wanted, Workers
 
 __all__ = ["FIRST_TUNING_SEED", "Runner", "count_trials", "run", "validation_of"]
 
@@ -44,6 +45,7 @@ def run(  # noqa: PLR0913  each is an option of a study
     paths: Mapping[str, Any] | None = None,
     quick: bool = False,
     train: bool = True,
+    jobs: int = 1,
     progress: bool = True,
 ) -> Summary:
     """Compare training methods on a task, seed by seed.
@@ -68,6 +70,9 @@ def run(  # noqa: PLR0913  each is an option of a study
         paths: Further arguments that do not define the study, such as folders of data; not recorded.
         quick: Two seeds and no tuning, to test the task.
         train: Whether to train; if false, summarize the seeds that all methods have finished.
+        jobs: Number of trials to train at a time. More than one are trained in processes of their own, which share the
+            threads of torch, and of several GPUs have one each in turn; the task must then be a file, or a function of
+            a module.
         progress: Whether to show a progress bar (only on a terminal).
 
     Returns:
@@ -89,6 +94,7 @@ def run(  # noqa: PLR0913  each is an option of a study
     """
     for name, value in (("seeds", seeds), ("tuning_seeds", tuning_seeds), ("first_seed", first_seed)):
         check_integer(name, value)
+    check_integer("jobs", jobs, 1)
     if min(seeds, tuning_seeds) < 1 or first_seed < 0:
         raise StudyError(
             f"seeds and tuning_seeds must be at least 1 and first_seed at least 0, got {seeds}, {tuning_seeds} and "
@@ -100,7 +106,8 @@ def run(  # noqa: PLR0913  each is an option of a study
         raise StudyError(f"learning rates must be positive and finite, got {', '.join(map(str, lr))}")
     parameters = {} if parameters is None else parameters
     check_type("parameters", parameters, Mapping)
-    loaded = load_task(task, {**parameters, **(paths or {})})
+    arguments = {**parameters, **(paths or {})}
+    loaded = load_task(task, arguments)
     candidates = read_candidates(methods, lr, baseline, loaded.custom_methods)
     if quick:
         seeds = _QUICK
@@ -116,10 +123,11 @@ def run(  # noqa: PLR0913  each is an option of a study
     for candidate in candidates:
         for configuration in candidate.configurations:
             loaded.check(configuration)
-    with open_folder(as_path("out", out), settings, extent) as folder:
+    with open_folder(as_path("out", out), settings, extent) as folder, Workers(task, arguments, jobs) as workers:
         total = _count(candidates, seeds, tuning_seeds)
         with progress_bar("training", total, progress and train) as advance:
-            runner = Runner(loaded, folder, train, lower_is_better, advance)
+            trained_by = workers.train if jobs > 1 else loaded.run_all
+            runner = Runner(folder, trained_by if train else None, lower_is_better, advance)
             chosen = runner.tune(candidates, range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tuning_seeds))
             trials = runner.compare(chosen, range(first_seed, first_seed + seeds))
         results = [Result(candidate=each, chosen=chosen[i], trials=trials[i]) for i, each in enumerate(candidates)]
@@ -151,16 +159,15 @@ class Runner:
     """Trains trials that are not in the folder yet.
 
     Attributes:
-        task: The task.
         folder: Where the trials are.
-        train: Whether to train; if false, the seeds that all methods have finished are compared.
+        train: Function that trains and yields trials, in any order; None to compare only those seeds that all methods
+            have finished.
         lower_is_better: Whether a smaller metric is better.
         advance: Called with the number of finished trials.
     """
 
-    task: Task
     folder: StudyFolder
-    train: bool
+    train: Callable[[Sequence[Wanted]], Iterable[Trial]] | None
     lower_is_better: bool
     advance: Callable[[int], None]
 
@@ -168,37 +175,45 @@ class Runner:
         """Choose a configuration per candidate: with the fewest diverged or failed trials, then by the mean metric."""
         if len(candidates[0].configurations) == 1:
             return [each.configurations[0] for each in candidates]
-        found: dict[Configuration, list[float]] = {each: [] for one in candidates for each in one.configurations}
-        if not self.train and not all(self._is_done(each, seed) for each in found for seed in seeds):
+        tried = [*dict.fromkeys(each for one in candidates for each in one.configurations)]
+        if self.train is None and not all(self._is_done(each, seed) for each in tried for seed in seeds):
             raise StudyError(f"{self.folder.path}: no seed is finished yet, the tuning is incomplete")
-        for seed in seeds:
-            for configuration, metrics in found.items():
-                metrics.append(validation_of(self.trial(configuration, seed)))
-        return [max(each.configurations, key=lambda one: self._merit(found[one])) for each in candidates]
+        found = {
+            wanted: validation_of(trial)
+            for wanted, trial in self.trials([(each, seed) for seed in seeds for each in tried])
+        }
+        merits = {each: self._merit([found[each, seed] for seed in seeds]) for each in tried}
+        return [max(each.configurations, key=merits.__getitem__) for each in candidates]
 
     def compare(self, chosen: Sequence[Configuration], seeds: Sequence[int]) -> list[list[Trial]]:
         """Train seed by seed, so that an interrupted study has complete pairs; return the trials of each candidate."""
-        if not self.train:
+        if self.train is None:
             seeds = [*takewhile(lambda seed: all(self._is_done(each, seed) for each in chosen), seeds)]
             if not seeds:
                 raise StudyError(f"{self.folder.path}: no seed is finished yet")
-        rounds = [[self.trial(each, seed) for each in chosen] for seed in seeds]
-        return [list(trials) for trials in zip(*rounds, strict=True)]
+        found = dict(self.trials([(each, seed) for seed in seeds for each in dict.fromkeys(chosen)]))
+        return [[found[each, seed] for seed in seeds] for each in chosen]
 
     def _is_done(self, configuration: Configuration, seed: int) -> bool:
         return self.folder.file(configuration, seed).exists()
 
-    def trial(self, configuration: Configuration, seed: int) -> Trial:
-        """Return a trial from the folder, or train it and write it there."""
-        trial = self.folder.load(configuration, seed)
-        if trial is None:
-            trial = self.task.run(configuration, seed)
-            path = self.folder.save(trial)
+    def trials(self, wanted: Iterable[Wanted]) -> Iterator[tuple[Wanted, Trial]]:
+        """Yield trials: first those from the folder, then the others when they are trained and written there."""
+        missing: list[Wanted] = []
+        for each in wanted:
+            saved = self.folder.load(*each)
+            if saved is None:
+                missing.append(each)
+            else:
+                self.advance(1)
+                yield each, saved
+        for trial in self.train(missing) if self.train is not None else ():
+            path, configuration = self.folder.save(trial), Configuration(trial.method, trial.lr)
             if trial.status == "failed":
                 last_line = trial.error.strip().rpartition("\n")[2]
-                _logger.warning("failed: %s, seed %d: %s (traceback in %s)", configuration, seed, last_line, path)
-        self.advance(1)
-        return trial
+                _logger.warning("failed: %s, seed %d: %s (traceback in %s)", configuration, trial.seed, last_line, path)
+            self.advance(1)
+            yield (configuration, trial.seed), trial
 
     def _merit(self, metrics: Sequence[float]) -> tuple[int, float]:
         finite = [-value if self.lower_is_better else value for value in metrics if math.isfinite(value)]
