@@ -132,27 +132,19 @@ def search(  # noqa: PLR0913  each is an option of a search
     loaded.check(Configuration(PLAIN, rates[0]))
     space = find_space(loaded, units, rates[0], FIRST_TUNING_SEED)
     _check_trials(trials, rates, space.known_multipliers(*limits))
-    settings = common_settings(loaded, parameters, lower_is_better) | {
-        "search": {
-            "units": [*space.units],
-            "start": rates,
-            "lr": [min(rates), max(rates)],
-            "bounds": [*limits],
-            "seeds": seeds,
-            "sampler_seed": sampler_seed,
-            "optuna": optuna.__version__,
-        }
-    }
+    of_search = {"units": [*space.units], "start": rates, "lr": [min(rates), max(rates)], "bounds": [*limits]}
+    of_search |= {"seeds": seeds, "sampler_seed": sampler_seed, "optuna": optuna.__version__}
+    settings = common_settings(loaded, parameters, lower_is_better) | {"search": of_search}
     with open_folder(as_path("out", out), settings, extent) as folder:
         with Workers(task, arguments, jobs) as workers:
             train = workers.train if jobs > 1 else loaded.run_all
             tuner = _Tuner(train, jobs, folder, seeds, final_seeds, lower_is_better, progress)
-            tried = _sample(tuner, space, settings["search"], trials)
+            tried = _sample(tuner, space, of_search, trials)
             finalists = tuner.finalists(tried)
-            best, plain = tuner.best(finalists), tuner.best(_plain(finalists) or _plain(tried))
+            best = tuner.best(finalists)
+            plain = tuner.best(_plain(finalists) or _plain(tried))
             if best.multipliers and confirm:
-                plain_trials = _try_plain(tuner, rates, trials)
-                plain = tuner.best(tuner.finalists(plain_trials) or plain_trials)
+                plain = tuner.best_plain(rates, trials)
         confirmation, files = None, tuple[Path, ...]()
         if best.multipliers:
             files = write_exports(folder.path, best, space)
@@ -287,6 +279,15 @@ class _Tuner:
         """Return the best complete trial; the first if none is complete."""
         return [*best_first(tried := [*trials], self.lower_is_better), *tried][0]
 
+    def best_plain(self, rates: Sequence[float], count: int) -> SearchTrial:
+        """Tune plain with the given learning rates and as many as the search has trials, by the same rules."""
+        grid = dict.fromkeys([*rates, *map(_rounded, np.geomspace(min(rates), max(rates), count))])
+        tried: list[SearchTrial] = []
+        with progress_bar("tuning plain", len(grid) * len(self.seeds), self.progress) as advance:
+            for rate in grid:
+                tried.append(self.train(_Point(PLAIN, rate, {}), tried, may_stop=rate not in rates, advance=advance))
+        return self.best(self.finalists(tried) or tried)
+
     def _is_poor(self, new: SearchTrial, before: Iterable[SearchTrial]) -> bool:
         """Compare with the median over the same seeds; a test such as Wilcoxon's needs more seeds than a trial has."""
         means = [fmean(each.values[: len(new.values)]) for each in before if each.status == "complete"]
@@ -355,16 +356,6 @@ def _starting_points(
     rate = best.lr if best.status == "complete" else min(rates)
     for name, multipliers in known.items():
         yield _Point(name, rate, {unit: _rounded(multiplier) for unit, multiplier in multipliers.items()})
-
-
-def _try_plain(tuner: _Tuner, rates: Sequence[float], count: int) -> list[SearchTrial]:
-    """Train plain with the given learning rates and as many as the search has trials, by the same rules."""
-    grid = dict.fromkeys([*rates, *map(_rounded, np.geomspace(min(rates), max(rates), count))])
-    tried: list[SearchTrial] = []
-    with progress_bar("tuning plain", len(grid) * len(tuner.seeds), tuner.progress) as advance:
-        for rate in grid:
-            tried.append(tuner.train(_Point(PLAIN, rate, {}), tried, may_stop=rate not in rates, advance=advance))
-    return tried
 
 
 def _compared(best: SearchTrial, plain: SearchTrial, controls: Sequence[str]) -> list[str]:
