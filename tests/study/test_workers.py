@@ -23,13 +23,19 @@ import os
 import signal
 import time
 
-def train(seed, method, sleeps=0.0, killed_at=None, interrupted_at=None):
+class Unusual(BaseException):
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")  # cannot be unpickled
+
+def train(seed, method, sleeps=0.0, killed_at=None, interrupted_at=None, unusual_at=None):
     time.sleep(sleeps)
     if method.name != "plain" and seed == killed_at:
         time.sleep(0.5)  # the other process finishes its trial
         os.kill(os.getpid(), signal.SIGKILL)
     if method.name != "plain" and seed == interrupted_at:
         raise KeyboardInterrupt("by the task")
+    if method.name != "plain" and seed == unusual_at:
+        raise Unusual("not", "picklable")
     method.called = True
     return {"test": seed, "process": os.getpid()}
 """
@@ -79,9 +85,16 @@ def test_a_process_that_is_killed_names_its_trial_and_loses_no_other(task, tmp_p
     assert {trial["status"] for trial in kept} == {"ok"}
 
 
-def test_an_exception_that_ends_a_study_ends_it_from_a_process_too(task, tmp_path):
-    with pytest.raises(KeyboardInterrupt, match="by the task"):
-        tb.study.run(task, ["llr"], tmp_path / "out", seeds=2, jobs=2, parameters={"interrupted_at": 1}, progress=False)
+@pytest.mark.parametrize(
+    ("parameters", "expected", "message"),
+    [
+        ({"interrupted_at": 1}, KeyboardInterrupt, "by the task"),
+        ({"unusual_at": 1}, StudyError, "Unusual: not picklable"),
+    ],
+)
+def test_an_exception_that_ends_a_study_ends_it_from_a_process_too(task, tmp_path, parameters, expected, message):
+    with pytest.raises(expected, match=message):
+        tb.study.run(task, ["llr"], tmp_path / "out", seeds=2, jobs=2, parameters=parameters, progress=False)
 
 
 def test_a_function_that_cannot_be_sent_is_refused(tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import traceback
@@ -71,7 +73,8 @@ class Workers:
             while waiting and idle and error is None:
                 connection = idle.pop()
                 busy[connection] = waiting.popleft()
-                connection.send(busy[connection])
+                with contextlib.suppress(OSError):  # it ended while it waited: what is received says so
+                    connection.send(busy[connection])
             for ready in wait([*busy]):
                 assert isinstance(ready, Connection)
                 answer = self._receive(ready, busy.pop(ready))
@@ -150,11 +153,11 @@ def _work(
 
 def _send_error(connection: Connection, error: BaseException) -> None:
     """Send an error as it is, or as text if it cannot be pickled."""
-    text = "".join(traceback.format_exception(error))
     try:
-        connection.send(error)
+        pickle.loads(pickle.dumps(error))
     except Exception:
-        connection.send(StudyError(text))
+        error = StudyError("".join(traceback.format_exception(error)))
+    connection.send(error)
 
 
 def _end_with_parent() -> None:
