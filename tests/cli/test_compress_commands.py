@@ -251,6 +251,16 @@ def test_allocate_takes_a_model_or_its_saved_analysis(llama, tmp_path, budget, c
     assert "model.layers.0" in capsys.readouterr().out
 
 
+def test_the_names_of_gguf_are_those_of_the_named_architecture(tmp_path):
+    pytest.importorskip("gguf")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    export = f"llama-quantize:gpt2={tmp_path / 'types.txt'}"
+    assert run("allocate", tmp_path / "gpt2", "--bits", 5, "--formats", "q4_0,q8_0", "--export", export, "-q") == 0
+    assert "^blk\\.1\\.ffn_down\\.weight$=q4_0" in (tmp_path / "types.txt").read_text()
+
+
 def test_bits_are_allocated_to_formats_by_error_exported_and_measured(llama, stories, tmp_path, capsys):
     out, config = tmp_path / "bits.json", tmp_path / "layers.json"
     options = ("--bits", 3.3, "--formats", "int2,int3,int4", "--by", "error", "--out", out, "-q")
@@ -304,7 +314,7 @@ class TestErrorsOfOneLine:
             (("--trainable", 0.5, "--unit", "block"), "--unit has no effect with --trainable"),
             (("--bits", 3, "--epsilon", 0.1), "--epsilon has no effect with --bits"),
             (("--rank", 3, "--no-compare"), "--no-compare has no effect with --rank"),
-            (("--bits", 3, "--calibration", "x.npz"), "--calibration has no effect with --bits and --by alpha"),
+            (("--bits", 3, "--calibration", "x.npz"), "--calibration has no effect with --bits and --by uniform"),
             (("--bits", 3, "--samples", 4), "--samples has no effect without --calibration"),
             (("--sparsity", 0.5, "--method", "wanda"), "--method has no effect without --calibration"),
             (("--trainable", 0.5, "--by", "drift"), "--by drift needs --base"),
@@ -316,6 +326,7 @@ class TestErrorsOfOneLine:
             (("--sparsity", 0.5, "--by", "alpha"), "--by has no effect with --sparsity (see --allocation)"),
             (("--bits", 3, "--export", "vllm=x"), "--export must be TOOL=FILE"),
             (("--bits", 3, "--export", "axolotl"), "--export must be TOOL=FILE"),
+            (("--bits", 3, "--export", "autoround:gpt2=x"), "llama-quantize:gpt2=FILE for another architecture"),
         ],
     )
     def test_allocate_refuses_options_without_effect(self, capsys, model, options, match):

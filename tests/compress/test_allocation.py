@@ -29,7 +29,11 @@ def analysis(analysis_of) -> tb.Analysis:
 def allocation(request, analysis) -> Allocation:
     if request.param == "sparsity":
         return tb.allocate_sparsity(analysis, 0.5, method="alpha")
-    return tb.allocate_bits(analysis, 3, gamma=9) if request.param == "bits" else tb.allocate_ranks(analysis, 4)
+    return (
+        tb.allocate_bits(analysis, 3, method="alpha", gamma=9)
+        if request.param == "bits"
+        else tb.allocate_ranks(analysis, 4)
+    )
 
 
 def test_a_loaded_allocation_equals_the_saved_one(allocation, tmp_path):

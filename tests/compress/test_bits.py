@@ -42,7 +42,7 @@ def test_the_budget_of_bits_is_kept_and_no_further_step_fits(analysis_of, layers
     names = [f"h.{i // 2}.{'ab'[i % 2]}.weight" for i in range(len(layers))]
     bits = 2 + 6 * part
     allocation = allocate_bits(
-        analysis_of(names, alphas, [(n, 7) for n in rows], mean_squares), bits, gamma=gamma, unit=unit
+        analysis_of(names, alphas, [(n, 7) for n in rows], mean_squares), bits, method="alpha", gamma=gamma, unit=unit
     )
     left = bits * sum(layer.numel for layer in allocation.layers) - spent(allocation)
     assert left >= 0
@@ -63,7 +63,7 @@ def test_the_noise_is_within_one_step_of_the_minimum(analysis_of, layers, part):
     widths, bits = [2, 3, 4, 8], 2 + 6 * part
     analysis = analysis_of([f"h.{i}.a.weight" for i in range(len(rows))], alphas, [(n, 5) for n in rows], mean_squares)
     table = noises(analysis, widths, 1.0)
-    found = [widths.index(width) for width in allocate_bits(analysis, bits).values()]
+    found = [widths.index(width) for width in allocate_bits(analysis, bits, method="alpha").values()]
     allocations = itertools.product(range(4), repeat=len(rows))
     allowed = [
         allocation for allocation in allocations if np.dot(np.take(widths, allocation), rows) <= bits * sum(rows)
@@ -84,7 +84,9 @@ def test_the_noise_is_minimal_for_experts_of_one_size(analysis_of, layers, part)
     analysis = analysis_of(names, alphas, [(8, 8)] * len(layers), mean_squares)
     bits = 1 + 3 * part
     table = noises(analysis, (1, 2, 3, 4), 2.0)
-    found = [width - 1 for width in allocate_bits(analysis, bits, widths=(1, 2, 3, 4), gamma=2.0).values()]
+    found = [
+        width - 1 for width in allocate_bits(analysis, bits, widths=(1, 2, 3, 4), method="alpha", gamma=2.0).values()
+    ]
     allocations = itertools.product(range(4), repeat=len(layers))
     best = min(
         total(table, allocation) for allocation in allocations if sum(allocation) + len(layers) <= bits * len(layers)
@@ -99,7 +101,7 @@ def test_the_noise_of_a_7b_model_is_within_half_a_percent_of_the_relaxed_minimum
     analysis = analysis_of(names, rng.uniform(2, 6, 224).tolist(), shapes * 32, rng.uniform(1, 9, 224).tolist())
     widths = [2, 3, 4, 8]
     table = noises(analysis, widths, 1.0)
-    found = [widths.index(width) for width in allocate_bits(analysis, 3.5).values()]
+    found = [widths.index(width) for width in allocate_bits(analysis, 3.5, method="alpha").values()]
     numels = np.array([math.prod(row.shape) for row in analysis.layers])
     one_width = LinearConstraint(np.kron(np.eye(224), np.ones(4)), 1, 1)
     budget = LinearConstraint(np.kron(numels, widths)[None] / numels.sum(), -np.inf, 3.5)
@@ -110,23 +112,23 @@ def test_the_noise_of_a_7b_model_is_within_half_a_percent_of_the_relaxed_minimum
 def test_layers_with_heavier_tails_get_more_bits(analysis_of):
     names = [f"h.{i}.a.weight" for i in range(4)]
     analysis = analysis_of(names, [5.0, 2.0, 4.0, 3.0], [(8, 8)] * 4)
-    assert list(allocate_bits(analysis, 3, gamma=10).values()) == [2, 4, 2, 4]
+    assert list(allocate_bits(analysis, 3, method="alpha", gamma=10).values()) == [2, 4, 2, 4]
 
 
 def test_equal_alphas_and_variances_give_equal_bits(analysis_of):
     analysis = analysis_of([f"h.{i}.a.weight" for i in range(6)], [3.0] * 6, [(8, 8)] * 6)
-    assert set(allocate_bits(analysis, 3).values()) == {3}
+    assert set(allocate_bits(analysis, 3, method="alpha").values()) == {3}
 
 
 def test_a_module_without_alpha_gets_the_bits_of_median_alpha(analysis_of):
     names = [f"h.{i}.a.weight" for i in range(3)]
     shapes = [(8, 8)] * 3
-    neutral = allocate_bits(analysis_of(names, [2.0, math.nan, 6.0], shapes), 3, gamma=9)
+    neutral = allocate_bits(analysis_of(names, [2.0, math.nan, 6.0], shapes), 3, method="alpha", gamma=9)
     assert list(neutral.values()) == list(
-        allocate_bits(analysis_of(names, [2.0, 4.0, 6.0], shapes), 3, gamma=9).values()
+        allocate_bits(analysis_of(names, [2.0, 4.0, 6.0], shapes), 3, method="alpha", gamma=9).values()
     )
     assert math.isnan(neutral.layers[1].alpha)
-    assert set(allocate_bits(analysis_of(names, [math.nan] * 3, shapes), 3).values()) == {3}
+    assert set(allocate_bits(analysis_of(names, [math.nan] * 3, shapes), 3, method="alpha").values()) == {3}
 
 
 def test_the_parts_of_a_fused_weight_get_one_width(analysis_of):
@@ -162,7 +164,7 @@ def test_a_number_of_bits_out_of_range_is_refused(analysis_of, bad):
 @pytest.mark.parametrize("gamma", [-1.0, 51.0, math.nan, math.inf])
 def test_a_gamma_out_of_range_is_refused(analysis_of, gamma):
     with pytest.raises(AllocationError, match="gamma"):
-        allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(8, 8)]), 3, gamma=gamma)
+        allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(8, 8)]), 3, method="alpha", gamma=gamma)
 
 
 def test_an_analysis_without_linear_layers_is_refused():
@@ -172,7 +174,7 @@ def test_an_analysis_without_linear_layers_is_refused():
 
 def test_an_analysis_without_mean_squares_is_refused(analysis_of):
     with pytest.raises(AllocationError, match=r"h\.0\.a.*analyse the model again"):
-        allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(8, 8)], [math.nan]), 3)
+        allocate_bits(analysis_of(["h.0.a.weight"], [2.0], [(8, 8)], [math.nan]), 3, method="alpha")
 
 
 @pytest.mark.parametrize(
@@ -215,9 +217,13 @@ def test_alpha_weights_the_errors_of_formats_and_is_their_noise_without_them(ana
     names = [f"h.{i}.a.weight" for i in range(3)]
     analysis = analysis_of(names, [2.0, 4.0, 8.0], [(64, 64)] * 3)
     widths = ("int2", "int4", "int8")
-    assert [x.format for x in allocate_bits(analysis, 5, widths=widths, gamma=4).layers] == ["int8", "int4", "int2"]
+    assert [x.format for x in allocate_bits(analysis, 5, widths=widths, method="alpha", gamma=4).layers] == [
+        "int8",
+        "int4",
+        "int2",
+    ]
     errors = {f"h.{i}.a": {"int2": 1.0, "int4": 0.1, "int8": 0.01} for i in range(3)}
-    weighted = allocate_bits(analysis, 5, widths=widths, gamma=9, errors=errors)
+    weighted = allocate_bits(analysis, 5, widths=widths, method="alpha", gamma=9, errors=errors)
     assert [layer.format for layer in weighted.layers] == ["int8", "int4", "int2"]
 
 
@@ -232,7 +238,7 @@ def test_uniform_gives_one_width_or_format_the_largest_within_the_budget(analysi
 def test_the_layers_of_a_block_share_a_format_that_fits_all_of_them(analysis_of):
     names = ["h.0.a.weight", "h.0.b.weight", "h.1.a.weight"]
     analysis = analysis_of(names, [2.0, 2.0, 4.0], [(64, 64), (64, 40), (64, 64)])
-    found = allocate_bits(analysis, 8, widths=("nvfp4", "int2"), unit="block")
+    found = allocate_bits(analysis, 8, widths=("nvfp4", "int2"), unit="block", method="alpha")
     assert [layer.format for layer in found.layers] == ["int2", "int2", "nvfp4"]
 
 

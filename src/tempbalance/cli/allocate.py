@@ -89,8 +89,9 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     by: Annotated[
         By | None,
         typer.Option(
-            help="What decides: alpha (default; for bits worse than uniform in our study), error or uniform for bits "
-            "and ranks; search (on calibration text) for bits; snr (default, signal-to-noise ratio), alpha or drift "
+            help="What decides. Bits: uniform (default; error with calibration text and formats), error, search (on "
+            "calibration text) or alpha. Ranks: alpha (default), error or uniform. Trainable layers: snr (default, "
+            "signal-to-noise ratio), alpha or drift "
             "for trainable layers.",
             show_default=False,
         ),
@@ -171,7 +172,8 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     from tempbalance.checkpoints import open_checkpoint
 
     what, budget = next((name, value) for name, value in budgets.items() if value is not None)
-    decides = by.value if by else "snr" if what == "trainable" else "alpha"
+    default = {"trainable": "snr", "bits": "error" if calibration and formats else "uniform"}.get(what, "alpha")
+    decides = by.value if by else default
     saved = source.lower().endswith(".json")
     rules = _rules(what, decides, saved, calibration)
     refuse_unused(context, *rules, *of_calibration(calibration, allocation, beta, group))
@@ -239,7 +241,11 @@ def _rules(what: str, by: str, saved: bool, calibration: Path | None) -> list[tu
 
 
 def _save_and_print(
-    found: Allocation, outputs: Sequence[Path], exports: Sequence[tuple[str, Path]], as_json: bool, quiet: bool
+    found: Allocation,
+    outputs: Sequence[Path],
+    exports: Sequence[tuple[str, Path, Mapping[str, str]]],
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     from tempbalance import compress
     from tempbalance.report.allocation_terminal import print_allocation
@@ -247,22 +253,26 @@ def _save_and_print(
 
     for path in outputs:
         found.save(path)
-    for exporter, path in exports:
-        getattr(compress, exporter)(found, path)
+    for exporter, path, options in exports:
+        getattr(compress, exporter)(found, path, **options)
     if as_json:
         print_json(found.to_dict())
     elif not quiet:
         console = output_console()
         print_allocation(console, found)
-        print_saved(console, [*outputs, *(path for _, path in exports)])
+        print_saved(console, [*outputs, *(path for _, path, _ in exports)])
 
 
-def _parse_export(text: str) -> tuple[str, Path]:
-    """Return the exporter and the file of ``TOOL=FILE``."""
-    tool, _, file = text.partition("=")
-    if tool not in _EXPORTERS or not file:
-        raise AllocationError(f"--export must be TOOL=FILE, TOOL one of {', '.join(_EXPORTERS)}, got {text!r}")
-    return _EXPORTERS[tool], Path(file)
+def _parse_export(text: str) -> tuple[str, Path, dict[str, str]]:
+    """Return the exporter, the file and options of ``TOOL=FILE`` or ``llama-quantize:ARCHITECTURE=FILE``."""
+    name, _, file = text.partition("=")
+    tool, _, architecture = name.partition(":")
+    if tool not in _EXPORTERS or not file or (architecture and tool != "llama-quantize"):
+        raise AllocationError(
+            f"--export must be TOOL=FILE, TOOL one of {', '.join(_EXPORTERS)} (llama-quantize:gpt2=FILE for another "
+            f"architecture than llama), got {text!r}"
+        )
+    return _EXPORTERS[tool], Path(file), {"architecture": architecture} if architecture else {}
 
 
 def _allocate_by(  # noqa: PLR0913  each is an option of the command line

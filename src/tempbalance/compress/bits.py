@@ -32,8 +32,8 @@ def allocate_bits(  # noqa: PLR0913  most are keyword options
     bits: float,
     *,
     widths: Sequence[int] | Sequence[str] = (2, 3, 4, 8),
-    method: _Method = "alpha",
-    gamma: float = 1.0,
+    method: _Method | None = None,
+    gamma: float | None = None,
     unit: Literal["layer", "block"] = "layer",
     errors: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Allocation:
@@ -67,8 +67,9 @@ def allocate_bits(  # noqa: PLR0913  most are keyword options
         analysis: The result of ``analyze``.
         bits: Mean bits per weight: of formats with their scales, else without.
         widths: Allowed bit widths, or names of formats such as ``("int3_g128", "nvfp4", "fp8", "bf16")``.
-        method: What decides.
-        gamma: For ``"alpha"``: weight of alpha against the variance; 1 in the paper's code, 10 in one of its recipes.
+        method: What decides; by default ``"error"`` if there are ``errors``, else ``"uniform"``.
+        gamma: For ``"alpha"``: weight of alpha against the variance; 1 by default and in the paper's code, 10 in one of
+            its recipes.
         unit: Whether each module has its own width or all modules of a block share one. Engines that fuse q, k and v,
             or gate and up, into one matrix need one width for them.
         errors: The result of ``quantization_errors`` for these formats; ``"error"`` needs it, ``"alpha"`` weights it.
@@ -86,7 +87,7 @@ def allocate_bits(  # noqa: PLR0913  most are keyword options
         >>> spectra = {f"h.{i}.fc.weight": pareto_quantiles(64, 2.0 + i) for i in range(3)}
         >>> weights = {name: matrix_with_spectrum(spectrum, (64, 64)) for name, spectrum in spectra.items()}
         >>> weights = {name: weight / weight.std() for name, weight in weights.items()}
-        >>> dict(allocate_bits(tb.analyze(weights), bits=3, gamma=10))
+        >>> dict(allocate_bits(tb.analyze(weights), bits=3, method="alpha", gamma=10))
         {'h.0.fc': 4, 'h.1.fc': 3, 'h.2.fc': 2}
         >>> formats = ["int3_g32", "nvfp4", "int8_g32"]
         >>> errors = tb.compress.quantization_errors(weights, formats)
@@ -96,7 +97,11 @@ def allocate_bits(  # noqa: PLR0913  most are keyword options
     """
     check_type("analysis", analysis, Analysis)
     check_type("widths", widths, Sequence)
+    method = method or ("uniform" if errors is None else "error")
     check_type("method", method, str)
+    if gamma is not None and method != "alpha":
+        raise AllocationError(f"gamma has no effect with method {method!r}: leave it out, or choose 'alpha'")
+    gamma = 1.0 if gamma is None else gamma
     check_numbers(bits=bits, gamma=gamma)
     if errors is not None:
         check_type("errors", errors, Mapping)
@@ -217,7 +222,7 @@ def _choose(
         common = set.intersection(*names)
         offers = [[each for each in own if each.format.name in common] for own in offers]
         if not common:
-            raise AllocationError("no format fits all layers: use method 'alpha' or 'error', or other formats")
+            raise AllocationError("no format fits all layers: use method 'error', or other formats")
         costs = [sum(place) for place in zip(*([each.cost for each in own] for own in offers), strict=True)]
     else:
         costs = [sum(min(each.cost for each in own) for own in offers)]

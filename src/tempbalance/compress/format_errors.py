@@ -14,8 +14,8 @@ from tempbalance.analysis.analyzer import open_source
 from tempbalance.checkpoints import Checkpoint
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, restored_modes, transformers_bars
 from tempbalance.compress.evaluation.fake_quantization import changed_part, modules_of, oriented
-from tempbalance.compress.evaluation.likelihood import check_vocabulary, next_token_logits
-from tempbalance.compress.evaluation.tokens import Documents, batches, read_documents
+from tempbalance.compress.evaluation.likelihood import check_causal, check_vocabulary, next_token_logits
+from tempbalance.compress.evaluation.tokens import Documents, batch_size, batches, read_documents
 from tempbalance.compress.formats import WeightFormat, find_format
 from tempbalance.errors import AllocationError, check_seed, check_type
 from tempbalance.layers import Weight, parameter_names, unwrapped
@@ -140,7 +140,8 @@ def _divergences(
     if computed:
         raise AllocationError(f"{computed} is computed from other tensors (an adapter, a parametrization): merge them")
     totals: dict[str, dict[str, float]] = {name: {} for name in weights}
-    stacks, device = [*batches(sequences)], next(iter(parameters.values())).device
+    device = next(iter(parameters.values())).device
+    stacks = [*batches(sequences, batch_size(sequences, check_causal(model, sequences)))]
 
     def predict(batch: Tensor) -> Tensor:
         """Return log probabilities of the next tokens."""
@@ -155,7 +156,7 @@ def _divergences(
                 for key, values in variants(name, weight.within(parameter)).items():
                     with changed_part(weight, parameter, values):
                         changed = predict(batch)
-                    total = float((dense.exp() * (dense - changed)).double().sum())
+                    total = float(torch.linalg.vecdot(dense.exp(), dense - changed).sum(dtype=torch.float64))
                     totals[name][key] = totals[name].get(key, 0.0) + total
                 advance(1)
     tokens = sum(map(len, sequences))

@@ -110,14 +110,18 @@ def experts_role(shape: tuple[int, ...], *, gate_up: bool, transposed: bool, int
     axis = 1 if transposed else 0
     size = shape[1 + axis] // 2
     if not gate_up or 2 * size != shape[1 + axis]:
-        return Role(kind="experts", layout=Layout.STACK)
+        return Role(kind="experts", layout=Layout.STACK, transposed=transposed)
     sizes, groups = ((1, 1), size) if interleaved else ((size, size), 1)
     fused = Fused(parts=("gate", "up"), sizes=sizes, groups=groups, axis=axis)
-    return Role(kind="experts", layout=Layout.STACK, fused=fused)
+    return Role(kind="experts", layout=Layout.STACK, fused=fused, transposed=transposed)
 
 
-# Class of the owner and name of a stack of experts that is gate and up projection; whether it is ``(in, out)``.
-_GATE_UP = {("AriaExperts", "fc1"): True, ("JetMoeMoE", "input_linear"): False}
+# Class of the owner and name of a stack of experts: whether it is gate and up projection, and whether ``(in, out)``.
+_STACKS = {
+    ("AriaExperts", "fc1"): (True, True),
+    ("AriaExperts", "fc2"): (False, True),
+    ("JetMoeMoE", "input_linear"): (True, False),
+}
 
 
 def _experts(site: Site) -> Role | None:
@@ -129,12 +133,14 @@ def _experts(site: Site) -> Role | None:
         return Role(kind="experts", fused=Fused(parts=tuple(map(str, range(count))), sizes=sizes))
     if len(site.shape) != STACK_NDIM:
         return None
-    down = getattr(module, "down_proj", None)
+    up, down = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
     layer = (class_name(site.owner), site.child) if site.owner is not None else ("", "")
-    if layer in _GATE_UP:
-        return experts_role(site.shape, gate_up=True, transposed=_GATE_UP[layer])
+    if layer in _STACKS:
+        gate_up, transposed = _STACKS[layer]
+        return experts_role(site.shape, gate_up=gate_up, transposed=transposed)
     known = site.attribute == "gate_up_proj" and getattr(module, "has_gate", True) and isinstance(down, torch.Tensor)
-    transposed = down is not None and known and down.shape[1] * 2 == site.shape[2] and down.shape[2] == site.shape[1]
+    shapes = [tuple(each.shape) for each in (up, down) if isinstance(each, torch.Tensor) and each.ndim == STACK_NDIM]
+    transposed = len(shapes) > 1 and shapes[0] == (shapes[0][0], shapes[1][2], 2 * shapes[1][1])
     interleaved = not getattr(module, "is_concatenated", True)
     return experts_role(site.shape, gate_up=known, transposed=transposed, interleaved=interleaved)
 

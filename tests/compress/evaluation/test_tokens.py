@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tempbalance as tb
-from tempbalance.compress.evaluation.tokens import as_documents, batches
+from tempbalance.compress.evaluation.tokens import as_documents, batch_size, batches
 from tempbalance.errors import ArgumentError, ArgumentTypeError, TempBalanceError, TokensError
 
 
@@ -212,3 +212,17 @@ def test_damaged_archives_and_deep_json_are_refused(tmp_path):
     (tmp_path / "a.json").write_text("[" * 100_000)
     with pytest.raises(TokensError, match=r"cannot read tokens from .*a\.json"):
         tb.compress.load_tokens(tmp_path / "a.json", tmp_path)
+
+
+def test_lines_of_json_end_at_line_feeds_only(tmp_path, minilm):
+    rows = [{"text": "one\u2028two\x85three"}, {"text": "four"}]
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert len(tb.compress.load_tokens(path, minilm)) == 2
+
+
+@pytest.mark.parametrize(
+    ("length", "vocabulary", "size"), [(2048, 32_000, 8), (2048, 128_256, 2), (131_072, 151_936, 1)]
+)
+def test_logits_of_a_batch_are_bounded(length, vocabulary, size):
+    assert batch_size([torch.zeros(length), torch.zeros(9)], vocabulary) == size

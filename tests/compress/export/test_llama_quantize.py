@@ -29,7 +29,7 @@ def test_every_tensor_gets_the_type_of_its_module(analysis_of, tmp_path):
     modules = [f"model.layers.{i}.{part}" for i in range(12) for part in PARTS]
     alphas = [2 + (i * 7 % 23) / 4 for i in range(len(modules))]
     analysis = analysis_of([f"{name}.weight" for name in modules], alphas, [(256, 512)] * len(modules))
-    allocation = allocate_bits(analysis, 4, gamma=5)
+    allocation = allocate_bits(analysis, 4, method="alpha", gamma=5)
     assert set(allocation.values()) == {2, 3, 4, 8}
     export_llama_quantize(allocation, tmp_path / "types.txt")
     options = parse(tmp_path / "types.txt")

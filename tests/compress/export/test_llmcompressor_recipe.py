@@ -123,7 +123,7 @@ def bits_for(model: torch.nn.Module) -> Allocation:
     """Allocate 4 bits with made-up alphas, because the untrained model has none."""
     analysis = tb.analyze(model, progress=False)
     rows = [dataclasses.replace(row, alpha=2 + 0.1 * (i % 23)) for i, row in enumerate(analysis.layers)]
-    return allocate_bits(dataclasses.replace(analysis, layers=rows), 4, gamma=6)
+    return allocate_bits(dataclasses.replace(analysis, layers=rows), 4, method="alpha", gamma=6)
 
 
 def widths(model: torch.nn.Module) -> dict[str, int]:
@@ -200,7 +200,7 @@ def test_experts_are_quantized_to_the_widths_of_their_own_projections():
 def bits(analysis_of: Any) -> Allocation:
     """Three modules with 64 columns."""
     names = [f"h.{i}.a.weight" for i in range(3)]
-    return allocate_bits(analysis_of(names, [2.0, math.nan, 6.0], [(64, 64)] * 3), 3, gamma=9)
+    return allocate_bits(analysis_of(names, [2.0, math.nan, 6.0], [(64, 64)] * 3), 3, method="alpha", gamma=9)
 
 
 def test_a_recipe_of_bits_names_every_module_once(bits: Allocation, tmp_path: Path):

@@ -277,3 +277,25 @@ class TestNamesOnDisk:
         monkeypatch.setattr(tb.Checkpoint, "load", lambda *a: read.append(a[1]) or load(*a))
         tb.prune_checkpoint(tmp_path / "model", allocation, tmp_path / "out")
         assert len(read) <= 2 * len(set(read))
+
+
+def test_invalid_generation_settings_are_kept_as_they_are(folder, tmp_path, tokens):
+    """Those of Vicuna: Transformers refuses to save a temperature without sampling."""
+    settings = folder / "generation_config.json"
+    settings.write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}))
+    model = tb.compress.load_causal_lm(folder)
+    own = model.generation_config
+    tb.save_pruned(model, allocation_for(model), tmp_path / "out", folder)
+    assert (tmp_path / "out" / "generation_config.json").read_text() == settings.read_text()
+    assert model.generation_config is own
+
+
+def test_a_tied_tensor_is_pruned_under_all_of_its_names(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tied, other = (torch.randn(32, 32, generator=generator) for _ in range(2))
+    torch.save({"h.0.a.weight": tied, "h.0.b.weight": tied, "h.1.a.weight": other}, tmp_path / "model.pt")
+    achieved = tb.prune_checkpoint(tmp_path / "model.pt", allocation_for(tmp_path / "model.pt"), tmp_path / "out")
+    assert "h.0.b.weight" not in achieved
+    pruned = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(pruned["h.0.a.weight"], pruned["h.0.b.weight"])
+    assert int((pruned["h.0.a.weight"] == 0).sum()) == round(achieved["h.0.a.weight"] * 32 * 32) > 0

@@ -363,3 +363,19 @@ def test_calibration_tokens_outside_the_vocabulary_are_refused(make_llama):
     allocation = tb.allocate_sparsity(tb.analyze(model), 0.5, method="uniform")
     with pytest.raises(TokensError, match="token 64 is not in the vocabulary of 64"):
         tb.prune(model, allocation, "wanda", calibration=[torch.tensor([1, 64])])
+
+
+def test_experts_stored_as_inputs_by_outputs_are_pruned_in_groups_of_inputs():
+    config = transformers.GptOssConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.GptOssForCausalLM(config)
+    experts = model.model.layers[0].mlp.experts
+    for stack in (experts.gate_up_proj, experts.down_proj):
+        nn.init.normal_(stack)
+    tb.prune(model, allocate(model, 0.5, method="uniform", group=4))
+    for stack, inputs in ((experts.gate_up_proj, 32), (experts.down_proj, 64)):
+        assert stack.shape[1] == inputs
+        assert ((stack == 0).view(4, inputs // 4, 4, -1).sum(dim=2) == 2).all()

@@ -286,3 +286,20 @@ def test_methods_that_measure_need_calibration_text_and_a_model(llama, text, met
         SparsitySettings(sparsity=0.5, method=method, group=8)
     with pytest.raises(AllocationError, match="no effect"):
         SparsitySettings(sparsity=0.5, method="uniform", search=FAST)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.6])
+def test_the_largest_beta_of_atp_is_allowed_on_small_models(text, sparsity):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 48, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=64, num_hidden_layers=6, **sizes)
+    found = measure_sparsity(transformers.LlamaForCausalLM(config), sparsity, text, tokens=100, progress=False)
+    assert any(method.startswith("atp") for method in found)
+
+
+def test_the_order_of_allocations_does_not_change_their_scores(llama, text):
+    analysis = tb.analyze(llama, progress=False)
+    allocations = {method: tb.allocate_sparsity(analysis, 0.7, method=method) for method in ("uniform", "depth")}
+    backwards = dict(reversed(allocations.items()))
+    one, other = (score_allocations(llama, each, text, "wanda", tokens=200) for each in (allocations, backwards))
+    assert one == other

@@ -7,19 +7,20 @@ import importlib.util
 import os
 import sys
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from tempbalance.analysis.analyzer import check_device
-from tempbalance.errors import CheckpointError, require_extra
+from tempbalance.checkpoints import open_checkpoint
+from tempbalance.errors import CheckpointError, TempBalanceError, require_extra
 
 __all__ = ["load_causal_lm", "restored_modes", "transformers_bars"]
 
 
 def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | None = None) -> nn.Module:
-    """Load a Hugging Face causal language model in the dtype it is stored in.
+    """Load a Hugging Face causal language model in the dtype it is stored in; of a hub id, in that of its config.json.
 
     Args:
         source: Folder or hub id.
@@ -37,7 +38,7 @@ def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | 
     with require_extra("transformers", "loading a language model needs Transformers"):
         from transformers import AutoModelForCausalLM
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto", output_loading_info=True)
+        found: Any = AutoModelForCausalLM.from_pretrained(source, dtype=_stored_dtype(source), output_loading_info=True)
     except Exception as error:  # Transformers, the hub and the reader raise many types
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{source}: not a causal language model that Transformers can load ({reason})") from error
@@ -49,6 +50,18 @@ def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | 
         )
     loaded: nn.Module = model.to(device).eval()
     return loaded
+
+
+def _stored_dtype(source: str | os.PathLike[str]) -> torch.dtype | Literal["auto"]:
+    """Return the one dtype of the weights in a folder, which config.json may not say; "auto" leaves it to that."""
+    if not os.path.isdir(source):
+        return "auto"
+    try:
+        tensors = open_checkpoint(source).tensors.values()
+    except TempBalanceError:  # Transformers says what is wrong with it, or can read it
+        return "auto"
+    found = {info.dtype for info in tensors if info.dtype is not None and info.dtype.is_floating_point}
+    return found.pop() if len(found) == 1 and found < {torch.float32, torch.float16, torch.bfloat16} else "auto"
 
 
 @contextlib.contextmanager

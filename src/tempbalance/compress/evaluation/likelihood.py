@@ -17,7 +17,7 @@ from tempbalance._progress import progress_bar
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, restored_modes, transformers_bars
 from tempbalance.compress.evaluation.fake_quantization import quantized
-from tempbalance.compress.evaluation.tokens import Documents, batches, read_documents
+from tempbalance.compress.evaluation.tokens import Documents, batch_size, batches, read_documents
 from tempbalance.errors import TokensError, check_integer
 
 __all__ = [
@@ -117,9 +117,9 @@ def perplexity(  # noqa: PLR0913  most are keyword options
     if not windows:
         raise TokensError("no document has two tokens, so there is nothing to predict")
     check_vocabulary(model, [window for window, _ in windows])
-    check_causal(model, [window for window, _ in windows])
+    size = batch_size([window for window, _ in windows], check_causal(model, [window for window, _ in windows]))
     with quantized(model, bits) if bits is not None else contextlib.nullcontext():
-        sums, counts = _measure(model, windows, progress)
+        sums, counts = _measure(model, windows, size, progress)
     mean = float(sums.sum() / counts.sum())
     value = float(torch.tensor(mean, dtype=torch.float64).exp())  # math.exp would raise where it overflows
     spread = float((sums - mean * counts).square().sum().sqrt() / counts.sum())
@@ -196,14 +196,16 @@ def _windows(document: Tensor, length: int, stride: int) -> Iterator[tuple[Tenso
         done = max(done, start + len(window))
 
 
-def _measure(model: nn.Module, windows: Sequence[tuple[Tensor, int]], progress: bool) -> tuple[Tensor, Tensor]:
+def _measure(
+    model: nn.Module, windows: Sequence[tuple[Tensor, int]], size: int, progress: bool
+) -> tuple[Tensor, Tensor]:
     """Return the sum of negative log-likelihoods and the number of tokens of each window."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     counts = torch.tensor([count for _, count in windows], dtype=torch.float64)
     sums: list[Tensor] = []
     with restored_modes(model), torch.inference_mode(), progress_bar("perplexity", len(windows), progress) as advance:
         model.eval()
-        for batch in batches([window for window, _ in windows]):
+        for batch in batches([window for window, _ in windows], size):
             for row in token_losses(model, batch.to(device)).double().cpu():
                 sums.append(row[len(row) - int(counts[len(sums)]) :].sum())
             advance(len(batch))

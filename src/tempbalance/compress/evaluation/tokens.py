@@ -22,6 +22,7 @@ __all__ = [
     "Calibration",
     "Documents",
     "as_documents",
+    "batch_size",
     "batches",
     "draw_calibration",
     "files_of",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _LENGTH = 2048
+_LOGITS = 2**29  # of a batch
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 
 Documents = str | os.PathLike[str] | Tensor | Iterable[Any]
@@ -95,7 +97,7 @@ def _texts(path: Path, suffix: str) -> list[str]:
     text = read_regular(path).decode()
     if suffix == ".txt":
         return [text]
-    rows = parse_json(text) if suffix == ".json" else [parse_json(line) for line in text.splitlines() if line.strip()]
+    rows = parse_json(text) if suffix == ".json" else [parse_json(line) for line in text.split("\n") if line.strip()]
     return [row if isinstance(row, str) else str(row["text"]) for row in rows]
 
 
@@ -295,6 +297,11 @@ def draw_calibration(documents: Documents, samples: int = 128, length: int = 204
         start = int(torch.randint(max(1, len(document) - length + 1), (), generator=generator))
         result.append(document[start : start + length].long())
     return result
+
+
+def batch_size(sequences: Sequence[Tensor], vocabulary: int) -> int:
+    """Return how many sequences to run at a time, so that their logits take 2 GiB in float32 at most; 1 to 8."""
+    return max(1, min(8, _LOGITS // (vocabulary * max(map(len, sequences)))))
 
 
 def batches(sequences: Sequence[Tensor], size: int = 8) -> Iterator[Tensor]:

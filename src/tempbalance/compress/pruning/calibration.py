@@ -72,6 +72,7 @@ def input_norms(
     return {name: found.sqrt() for name, found in squares.items()}
 
 
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device)
 _RTOL = 1e-2  # half precision on another order of operations
 _Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a block for one batch, except the hidden states
 
@@ -97,7 +98,8 @@ def through_blocks(
         model.eval()
         with _reaching(wanted):
             hidden, calls, last = _capture(model, stack, sequences)
-        _check_replay(stack, hidden, calls, last)
+        for place, expected in last.items():
+            _check_replay(stack, hidden, calls, place, expected)
         for name, block in stack.items():
             run = functools.partial(_run, block, hidden, calls[name])
             if name in layers:
@@ -127,13 +129,17 @@ def _reaching(modules: Mapping[str, nn.Module]) -> Generator[None]:
 
 
 def _check_replay(
-    stack: Mapping[str, nn.Module], hidden: Sequence[Tensor], calls: Mapping[str, Sequence[_Call]], last: Tensor
+    stack: Mapping[str, nn.Module],
+    hidden: Sequence[Tensor],
+    calls: Mapping[str, Sequence[_Call]],
+    place: int,
+    last: Tensor,
 ) -> None:
-    """Check, for the first batch, that the blocks one by one compute what they compute inside the model."""
-    states = hidden[:1]
+    """Check, for the batch at a place, that the blocks one by one compute what they compute inside the model."""
+    states = [hidden[place]]
     try:
         for name, block in stack.items():
-            states = _run(block, states, calls[name][:1])
+            states = _run(block, states, [calls[name][place]])
         same = states[0].shape == last.shape and torch.allclose(states[0], last, rtol=_RTOL, atol=_RTOL)
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise AllocationError(f"the blocks cannot be run one by one ({error}): prune by magnitude") from error
@@ -164,13 +170,15 @@ def _stack(model: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:
 
 def _capture(
     model: nn.Module, blocks: Mapping[str, nn.Module], sequences: Sequence[Tensor]
-) -> tuple[list[Tensor], dict[str, list[_Call]], Tensor]:
-    """Return the inputs of the first block, the other arguments of every block, and the first output of the last."""
-    # Other arguments differ between blocks (local and global attention), but for one block depend on the length only.
+) -> tuple[list[Tensor], dict[str, list[_Call]], dict[int, Tensor]]:
+    """Return the inputs of the first block, the other arguments of every block, and outputs of the last by batch."""
+    # The outputs are those of the first batch and of the last.
+    # Other arguments differ between blocks (local and global attention). For one block most depend on the length only,
+    # and are kept once; some depend on the tokens (Gemma 4, Zamba2).
     hidden: list[Tensor] = []
     calls: dict[str, list[_Call]] = {name: [] for name in blocks}
     known: dict[tuple[int, ...], int] = {}
-    last: list[Tensor] = []
+    last: dict[int, Tensor] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         """Return a hook that keeps the arguments of one block."""
@@ -183,24 +191,47 @@ def _capture(
                 hidden.append(args[0])
             shape = tuple(args[0].shape)
             number = known.setdefault(shape, len(hidden) - 1)
-            same = calls[name][number] if number < len(calls[name]) else (args[1:], options)
-            calls[name].append(same)
+            calls[name].append((args[1:], options))
+            if number < len(calls[name]) - 1 and _same_call(calls[name][number], calls[name][-1]):
+                calls[name][-1] = calls[name][number]
 
         return keep
 
+    def keep_output(_: nn.Module, __: tuple[Any, ...], found: Any) -> None:
+        """Keep the output of the last block for the first batch, and for the last so far."""
+        if len(last) > 1:
+            last.popitem()
+        last[len(hidden) - 1] = _first(found)
+
     handles = [block.register_forward_pre_hook(watch(name), with_kwargs=True) for name, block in blocks.items()]
-    handles.append(list(blocks.values())[-1].register_forward_hook(lambda _, __, found: last.append(_first(found))))
+    handles.append(list(blocks.values())[-1].register_forward_hook(keep_output))
     device = next(model.parameters()).device
     try:
         for batch in batches(sequences):
             model(input_ids=batch.to(device), use_cache=False)
-            del last[1:]
     finally:
         for handle in handles:
             handle.remove()
     if not last:
         raise AllocationError(f"{next(iter(blocks))} was not called by the model: cannot calibrate it")
-    return hidden, calls, last[0]
+    return hidden, calls, last
+
+
+def _same_call(one: _Call, other: _Call) -> bool:
+    """Return whether a block got the same arguments twice."""
+    (args, options), (other_args, other_options) = one, other
+    return options.keys() == other_options.keys() and _equal(
+        (args, *options.values()), (other_args, *(other_options[name] for name in options))
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Return whether two arguments are the same; two objects that a block may write to never are."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return one is other or (isinstance(one, _PLAIN) and type(one) is type(other) and one == other)
 
 
 def _run(block: nn.Module, hidden: Sequence[Tensor], calls: Sequence[_Call]) -> list[Tensor]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tempbalance.layers import Weight
 __all__ = ["ALLOCATION_FILE", "prune_checkpoint", "save_folder", "save_pruned"]
 
 ALLOCATION_FILE = "allocation.json"
+_GENERATION = "generation_config.json"
 
 
 def prune_checkpoint(
@@ -72,10 +74,11 @@ def prune_checkpoint(
     if not partial:
         allocation.check_coverage()
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    targets: dict[str, list[Target]] = {}
+    targets: dict[str, list[tuple[str, Target]]] = {}  # the name that its target knows a tensor by
     for target in find_targets(checkpoint, allocation, lambda weight: _is_stored(weight, checkpoint)):
         for name in stored_names(target.weight):
-            targets.setdefault(name, []).append(target)
+            for tied in _names_of(checkpoint, name):
+                targets.setdefault(tied, []).append((name, target))
     achieved: dict[str, float] = {}
 
     def load(name: str) -> Tensor:
@@ -83,8 +86,8 @@ def prune_checkpoint(
         tensor = checkpoint.load(name)
         if name in targets:
             tensor = tensor.contiguous()  # it may be stored transposed
-        for target in targets.get(name, ()):
-            achieved[target.name] = target.prune_stored(name, tensor, magnitude_scores)
+        for known, target in targets.get(name, ()):
+            achieved[target.name] = target.prune_stored(known, tensor, magnitude_scores)
         return tensor
 
     with (
@@ -107,10 +110,35 @@ def prune_checkpoint(
     return {name: achieved[name] for name in allocation}
 
 
+def _names_of(checkpoint: Checkpoint, name: str) -> list[str]:
+    """Return the names of a tensor; tied ones have several."""
+    identity = checkpoint.tensors[name].identity
+    same = [other for other, info in checkpoint.tensors.items() if identity is not None and info.identity == identity]
+    return same or [name]
+
+
 def _is_stored(weight: Weight, checkpoint: Checkpoint) -> bool:
     """Return whether each entry of a weight is an entry of a tensor on disk."""
     names = stored_names(weight)
     return bool(names) and checkpoint.tensors.keys() >= {*names}
+
+
+@contextlib.contextmanager
+def _valid_generation_config(model: nn.Module, folder: Path, source: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Set the generation settings aside while a model is saved, if those of its source will be copied as they are.
+
+    Transformers refuses to save settings such as a temperature without sampling, which Vicuna's folder has.
+    """
+    own: Any = getattr(model, "generation_config", None)
+    if own is None or source is None or not (Path(source) / _GENERATION).is_file():
+        yield
+        return
+    model.generation_config = type(own)()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+    (folder / _GENERATION).unlink(missing_ok=True)
 
 
 def save_pruned(
@@ -150,7 +178,8 @@ def save_folder(
     if save is None:
         raise AllocationError(f"{type(model).__name__} has no save_pretrained: save its state dict and {name} yourself")
     with atomic_folder(as_path("out", out), name) as folder:
-        save(folder)
+        with _valid_generation_config(model, folder, source):
+            save(folder)
         if source is not None and Path(source).is_dir():
             copy_non_weights(Path(source), folder, exclude)
         write(folder / name)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tempbalance._progress import progress_bar
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.evaluation.tokens import Documents, read_documents
-from tempbalance.compress.pruning.calibration import is_linear, is_transposed, norms_by_block
+from tempbalance.compress.pruning.calibration import is_linear, norms_by_block
 from tempbalance.compress.pruning.masks import magnitude_scores, wanda_scores
 from tempbalance.compress.pruning.sparsegpt import sparsegpt
 from tempbalance.compress.pruning.targets import Target, find_targets
@@ -79,9 +79,7 @@ def prune(
 
     def set_zeros(target: Target, score: Callable[[Tensor], Tensor], by_row: bool = False) -> None:
         """Set the weights with the smallest scores to zero, in the layout of ``nn.Linear``."""
-        transposed = is_transposed(modules[target.module])
-        parameter = parameters[target.weight.parameter]
-        target.prune(parameter, score, transposed=transposed, by_row=by_row, group=allocation.group)
+        target.prune(parameters[target.weight.parameter], score, by_row=by_row, group=allocation.group)
 
     if method == "magnitude":
         with progress_bar("pruning weights", len(targets), progress) as advance:

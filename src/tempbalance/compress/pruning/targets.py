@@ -40,29 +40,28 @@ class Target:
         parameter: Tensor,
         score: Callable[[Tensor], Tensor],
         *,
-        transposed: bool = False,
         by_row: bool = False,
         group: int | None = None,
     ) -> None:
         """Set the entries of smallest score to zero, in the whole weight, in each row, or in each N:M group.
 
-        ``score`` takes a matrix ``(outputs, inputs)``; ``transposed`` weights are stored as ``(inputs, outputs)``.
+        ``score`` takes a matrix ``(outputs, inputs)``, whichever way the weight is stored.
         """
         part = self.weight.within(parameter)
-        write_zeros(parameter, self.weight, self.mask(part, score, transposed=transposed, by_row=by_row, group=group))
+        write_zeros(parameter, self.weight, self.mask(part, score, by_row=by_row, group=group))
 
     def mask(
         self,
         part: Tensor,
         score: Callable[[Tensor], Tensor],
         *,
-        transposed: bool = False,
         by_row: bool = False,
         group: int | None = None,
     ) -> Tensor:
         """Mark the entries of the weight that ``prune`` sets to zero."""
-        mask = self._choose(score(part.T if transposed else part), by_row, group)
-        return mask.T if transposed else mask
+        turned = self.weight.transposed  # stored as (inputs, outputs)
+        mask = self._choose(score(part.T if turned else part), by_row, group)
+        return mask.T if turned else mask
 
     def prune_stored(self, name: str, stored: Tensor, score: Callable[[Tensor], Tensor]) -> float:
         """Set the entries of smallest score to zero where a stored tensor has them; return the fraction of zeros."""

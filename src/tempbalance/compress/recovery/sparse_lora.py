@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tempbalance.compress.pruning.calibration import is_transposed
-from tempbalance.errors import require_extra
+from tempbalance.errors import AllocationError, require_extra
 
 __all__ = ["sparse_lora"]
 
@@ -35,7 +35,13 @@ def sparse_lora(model: nn.Module, layers: Sequence[str], rank: int) -> Generator
     kinds = {type(model.get_submodule(layer)) for layer in layers}
     # Marked experimental, but the way that PEFT's developer guide documents for custom LoRA layers.
     config._register_custom_module(dict.fromkeys(kinds, _layer_class()))
-    adapted = peft.get_peft_model(model, config, adapter_name=_ADAPTER)
+    try:
+        adapted = peft.get_peft_model(model, config, adapter_name=_ADAPTER)
+    except ValueError as error:  # such as the projections of Mamba, whose kernels do not call them
+        raise AllocationError(
+            f"PEFT cannot add LoRA to the pruned layers of {type(model).__name__}: {error}. Leave these layers out of "
+            "the pruning"
+        ) from error
     try:
         yield [parameter for parameter in model.parameters() if parameter.requires_grad]
         adapted.merge_and_unload(progressbar=False)

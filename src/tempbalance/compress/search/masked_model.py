@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.compress.allocation import Allocation
-from tempbalance.compress.pruning.calibration import is_transposed, norms_by_block
+from tempbalance.compress.pruning.calibration import norms_by_block
 from tempbalance.compress.pruning.masks import magnitude_scores, wanda_scores
 from tempbalance.compress.pruning.pruner import Criterion, linear_layers
 from tempbalance.compress.pruning.targets import find_targets
@@ -76,6 +76,6 @@ class MaskedModel(VariedModel):
         if self._norms:
             score = functools.partial(wanda_scores, norms=self._norms[target.module])
         mask = replace(target, layer=replace(target.layer, zeros=count)).mask(
-            self.dense(place), score, transposed=is_transposed(self._modules[target.module]), by_row=bool(self._norms)
+            self.dense(place), score, by_row=bool(self._norms)
         )
         return np.packbits(mask.cpu().numpy(), axis=None)

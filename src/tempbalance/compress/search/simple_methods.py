@@ -101,7 +101,7 @@ def compare_methods(  # noqa: PLR0913  four parameters, and options by keyword
     progress: bool,
 ) -> Allocation:
     """Return an allocation with what it and the simple methods give on the text; without, where that fails."""
-    vary = functools.partial(MaskedModel, model, allocation, criterion, sequences, progress)
+    vary = functools.partial(MaskedModel, model, _even([allocation]), criterion, sequences, progress)
     search = _estimate(model, sequences, allocation, criterion, _TOKENS)
     try:
         with text_scores(model, sequences, vary, tokens=_TOKENS, announce=search) as scores:
@@ -231,12 +231,20 @@ def score_allocations(
         allocation.check_quantity("sparsity")
         if allocation.group is not None or list(allocation) != list(first):
             raise AllocationError("the allocations must be unstructured, and for the same weights in the same order")
-    vary = functools.partial(MaskedModel, model, first, criterion, sequences, progress)
+    vary = functools.partial(MaskedModel, model, _even([*allocations.values()]), criterion, sequences, progress)
     with text_scores(model, sequences, vary, tokens=tokens) as scores:
         return {
             name: scores.score(allocation.method, [layer.zeros for layer in allocation.layers])
             for name, allocation in allocations.items()
         }
+
+
+def _even(allocations: Sequence[Allocation]) -> Allocation:
+    """Return an allocation of the mean sparsity to every layer; of its pruned blocks the inputs are measured."""
+    layers = [layer for allocation in allocations for layer in allocation.layers]
+    mean = sum(layer.zeros for layer in layers) / sum(layer.numel for layer in layers)
+    even = tuple(replace(layer, zeros=round(mean * layer.numel)) for layer in allocations[0].layers)
+    return replace(allocations[0], layers=even)
 
 
 def read_inputs(
@@ -287,7 +295,8 @@ def _each_method(
     if outliers:
         yield allocate_zeros(analysis, sparsity, unit="block", method="owl", outliers=outliers, routers=routers)
     blocks = len({layer.unit for layer in uniform.layers})
-    largest = largest_beta(sparsity, blocks) if blocks > 1 else 0.0
+    exact = sum(uniform.zeros) / sum(layer.numel for layer in uniform.layers)  # to one weight
+    largest = largest_beta(exact, blocks) if blocks > 1 else 0.0
     for step in range(1, _BETAS + 1):
         if beta := float(f"{largest * step / _BETAS:.4g}"):
             yield allocate_zeros(
