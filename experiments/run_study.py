@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import signal
 import sys
 from collections import Counter
@@ -24,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from claims import Experiment, Metric, Search, Study
 from gains import Results
 from results_file import add_results, read_results
@@ -219,6 +219,6 @@ def restore(experiment: Experiment, studies: Mapping[Path, Study], entries: Mapp
 
 
 if __name__ == "__main__":
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes to come
+    torch.set_num_threads(1)  # also of the processes to come
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the processes, as for Ctrl-C
     sys.exit(main())

@@ -169,3 +169,8 @@ class TestWithoutTraining:
         trial("plain", FIRST_TUNING_SEED + 1, 0.1).unlink()
         with pytest.raises(StudyError, match="no seed is finished yet, the tuning is incomplete"):
             run(lr=[0.1, 0.3], train=False)
+
+
+def test_seeds_of_tuning_are_refused(run):
+    with pytest.raises(StudyError, match="those from 1000000 on are for tuning"):
+        run(first_seed=999_999, seeds=2)

@@ -58,6 +58,12 @@ class TestRecommendation:
         assert "No method" in summary.recommendation
         assert any("diverged" in note for note in summary.notes)
 
+    def test_a_method_that_fails_more_often_is_not_recommended(self):
+        failing = [None if seed in {3, 7} else value for seed, value in enumerate(noisy(0.1))]
+        assert "No method" in summary_of(plain=noisy(0), llr=failing).recommendation
+        both = [None if value is None else value - 0.1 for value in failing]
+        assert "Use llr" in summary_of(plain=both, llr=failing).recommendation
+
     def test_with_lower_is_better_a_lower_metric_is_a_gain(self):
         summary = summary_of(lower_is_better=True, plain=noisy(0), llr=noisy(-0.1))
         assert summary.recommendation.startswith("Use llr")

@@ -12,8 +12,8 @@ import torch
 
 import tempbalance as tb
 from tempbalance.errors import ArgumentError, ArgumentTypeError, StudyError
-from tempbalance.study import collect_folder
-from tempbalance.study.workers import worker_environments
+from tempbalance.study import Configuration, collect_folder
+from tempbalance.study.workers import Workers, worker_environments
 
 METHOD = "model_balancing_sciml"
 
@@ -22,6 +22,7 @@ TASK = """
 import os
 import signal
 import time
+import torch
 
 class Unusual(BaseException):
     def __init__(self, one, two):
@@ -37,7 +38,7 @@ def train(seed, method, sleeps=0.0, killed_at=None, interrupted_at=None, unusual
     if method.name != "plain" and seed == unusual_at:
         raise Unusual("not", "picklable")
     method.called = True
-    return {"test": seed, "process": os.getpid()}
+    return {"test": seed, "process": os.getpid(), "bits": torch.finfo(torch.get_default_dtype()).bits}
 """
 
 
@@ -158,3 +159,20 @@ def test_a_killed_parent_leaves_no_process_and_no_damaged_trial(task, tmp_path):
     while any(map(is_running, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_global_settings_of_torch_are_those_of_the_calling_process(task, tmp_path):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        tb.study.run(task, ["llr"], tmp_path / "out", seeds=1, jobs=2, progress=False)
+    finally:
+        torch.set_default_dtype(before)
+    assert {run["metrics"]["bits"] for run in collect_folder(tmp_path / "out")["runs"]} == {64}
+
+
+def test_a_task_that_was_changed_is_not_trained_under_its_old_name(task):
+    digest = tb.study.load_task(task).digest
+    task.write_text(TASK + "\n# changed\n")
+    with Workers(task, {}, digest, 2) as workers, pytest.raises(StudyError, match=r"toy.py was changed while"):
+        list(workers.train([(Configuration("plain", None), 0)]))

@@ -105,6 +105,8 @@ class Method(Joined):
                     self._recipe = _build_recipe(part.name, values)
         self.custom = tuple(built)
         super().__init__(name, [each for each in built if isinstance(each, TrainingMethod)])
+        if self._recipe is not None and "optimizers" in self.requirements():
+            raise StudyError(f"{name}: a recipe cannot balance the optimizers of another method: leave one out")
         if self._recipe is not None and self._control is not None:
             self._recipe = CONTROLS[self._control](self._recipe, seed)
 

@@ -19,7 +19,7 @@ from tempbalance.errors import StudyError, check_integer, check_numbers, check_t
 from tempbalance.study.candidates import Configuration
 from tempbalance.study.controls import CONTROLS
 from tempbalance.study.method import PLAIN
-from tempbalance.study.runner import FIRST_TUNING_SEED, Runner, run, validation_of
+from tempbalance.study.runner import FIRST_TUNING_SEED, Runner, check_seeds, run, validation_of
 from tempbalance.study.search_exports import write_exports
 from tempbalance.study.search_result import SearchResult, SearchTrial, best_first
 from tempbalance.study.search_space import SearchSpace, find_space
@@ -88,7 +88,7 @@ def search(  # noqa: PLR0913  each is an option of a search
         lower_is_better: Whether a smaller metric is better.
         parameters: Further arguments of the training function.
         paths: Further arguments that do not define the search, such as folders of data; not recorded.
-        jobs: Number of trainings at a time, as in :func:`run`; those of a trial are its seeds. The result is the same.
+        jobs: Number of trainings at a time, as in :func:`run`; those of a trial are its seeds.
         progress: Whether to show a progress bar (only on a terminal).
 
     Returns:
@@ -136,7 +136,7 @@ def search(  # noqa: PLR0913  each is an option of a search
     of_search |= {"seeds": seeds, "sampler_seed": sampler_seed, "optuna": optuna.__version__}
     settings = common_settings(loaded, parameters, lower_is_better) | {"search": of_search}
     with open_folder(as_path("out", out), settings, extent) as folder:
-        with Workers(task, arguments, jobs) as workers:
+        with Workers(task, arguments, loaded.digest, jobs) as workers:
             train = workers.train if jobs > 1 else loaded.run_all
             tuner = _Tuner(train, jobs, folder, seeds, final_seeds, lower_is_better, progress)
             tried = _sample(tuner, space, of_search, trials)
@@ -179,6 +179,7 @@ def _check_counts(positive: Mapping[str, int], extent: Mapping[str, Any]) -> Non
         check_integer(name, value, 1)
     for name in ("confirm", "first_seed", "sampler_seed"):
         check_integer(name, extent[name], 0)
+    check_seeds(extent["first_seed"], extent["confirm"])
     if unknown := [each for each in extent["controls"] if each not in CONTROLS]:
         raise StudyError(f"there is no control {unknown[0]!r}; the controls are {', '.join(CONTROLS)}")
 
@@ -321,8 +322,8 @@ def _sample(tuner: _Tuner, space: SearchSpace, settings: Mapping[str, Any], coun
             if not tried and trial.status == "failed":
                 raise StudyError(
                     f"the first trial failed: its traceback is in "
-                    f"{tuner.folder.file(Configuration(trial.method, trial.lr), tuner.seeds[0])}; delete the folder "
-                    "and search again"
+                    f"{tuner.folder.file(Configuration(trial.method, trial.lr), tuner.seeds[len(trial.values)])}; "
+                    "delete the folder and search again"
                 )
             tried.append(trial)
             if trial.status == "stopped":

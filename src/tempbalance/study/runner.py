@@ -21,9 +21,9 @@ from tempbalance.study.summary import Result, Summary, summarize
 from tempbalance.study.task import Trial, load_task
 from tempbalance.study.workers import Wanted, Workers
 
-__all__ = ["FIRST_TUNING_SEED", "Runner", "count_trials", "run", "validation_of"]
+__all__ = ["FIRST_TUNING_SEED", "Runner", "check_seeds", "count_trials", "run", "validation_of"]
 
-FIRST_TUNING_SEED = 1_000_000  # greater than every seed of a comparison
+FIRST_TUNING_SEED = 1_000_000
 _QUICK = 2  # seeds
 _logger = logging.getLogger("tempbalance")
 
@@ -100,6 +100,7 @@ def run(  # noqa: PLR0913  each is an option of a study
             f"seeds and tuning_seeds must be at least 1 and first_seed at least 0, got {seeds}, {tuning_seeds} and "
             f"{first_seed}"
         )
+    check_seeds(first_seed, seeds)
     check_type("lr", lr, Sequence)
     check_numbers(**{f"lr[{place}]": rate for place, rate in enumerate(lr)})
     if not all(0 < rate < math.inf for rate in lr):
@@ -123,7 +124,10 @@ def run(  # noqa: PLR0913  each is an option of a study
     for candidate in candidates:
         for configuration in candidate.configurations:
             loaded.check(configuration)
-    with open_folder(as_path("out", out), settings, extent) as folder, Workers(task, arguments, jobs) as workers:
+    with (
+        open_folder(as_path("out", out), settings, extent) as folder,
+        Workers(task, arguments, loaded.digest, jobs) as workers,
+    ):
         total = _count(candidates, seeds, tuning_seeds)
         with progress_bar("training", total, progress and train) as advance:
             trained_by = workers.train if jobs > 1 else loaded.run_all
@@ -134,6 +138,14 @@ def run(  # noqa: PLR0913  each is an option of a study
         summary = summarize(results, lower_is_better=lower_is_better, settings={**settings, **extent})
         folder.save_summary(summary.to_dict())
     return summary
+
+
+def check_seeds(first: int, count: int) -> None:
+    """Raise a StudyError if seeds of a comparison are seeds of tuning."""
+    if first + count > FIRST_TUNING_SEED:
+        raise StudyError(
+            f"seeds {first} to {first + count - 1}: those from {FIRST_TUNING_SEED} on are for tuning, use smaller ones"
+        )
 
 
 def count_trials(

@@ -203,7 +203,9 @@ def _best(results: Sequence[Result], rows: Sequence[Row]) -> int | None:
     better: dict[int, float] = {}
     for place, (result, row) in enumerate(zip(results, rows, strict=True)):
         gain = row.gain
-        if gain is None or result.candidate.is_control or gain.seeds < FEWEST or row.diverged > rows[0].diverged:
+        if gain is None or result.candidate.is_control or gain.seeds < FEWEST:
+            continue
+        if row.diverged > rows[0].diverged or row.failed > rows[0].failed:
             continue
         if gain.low > 0 and row.p_value < _LEVEL:
             better[place] = gain.mean

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 
@@ -40,11 +40,13 @@ class Workers:
     Attributes:
         task: The task, for :func:`load_task`; each process loads it once.
         arguments: Its further arguments.
+        digest: Hash of the task: a process that finds another one ends the study.
         jobs: Number of processes.
     """
 
     task: str | os.PathLike[str] | Callable[..., object]
     arguments: Mapping[str, Any]
+    digest: str
     jobs: int
     _started: dict[Connection, BaseProcess] = field(default_factory=dict[Connection, BaseProcess])
 
@@ -76,11 +78,11 @@ class Workers:
                 with contextlib.suppress(OSError):  # it ended while it waited: what is received says so
                     connection.send(busy[connection])
             for ready in wait([*busy]):
-                assert isinstance(ready, Connection)
-                answer = self._receive(ready, busy.pop(ready))
+                connection = cast("Connection", ready)  # on Windows a class beside it
+                answer = self._receive(connection, busy.pop(connection))
                 if isinstance(answer, Trial):
                     yield answer
-                    idle.append(ready)
+                    idle.append(connection)
                 else:
                     error = error or answer
         if error is not None:
@@ -89,10 +91,12 @@ class Workers:
     def _start(self, count: int) -> None:
         for environment in worker_environments(self.jobs)[len(self._started) : count]:
             ours, theirs = _CONTEXT.Pipe()
-            threads = max(1, torch.get_num_threads() // self.jobs)
-            process = _CONTEXT.Process(target=_work, args=(theirs, self.task, self.arguments, threads, environment))
+            process = _CONTEXT.Process(
+                target=_work, args=(theirs, self.task, self.arguments, self.digest, _TorchState.now(self.jobs))
+            )
             try:
-                process.start()
+                with _environment(environment):  # of the process from its beginning: its imports may use CUDA
+                    process.start()
             except Exception as error:  # of pickle, for one of many reasons
                 raise StudyError(
                     f"with more than one job, the task and its arguments are sent to other processes: {error}. Use a "
@@ -130,20 +134,67 @@ def worker_environments(jobs: int) -> list[dict[str, str]]:
     return [{_VISIBLE: devices[job % count]} for job in range(jobs)]
 
 
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+class _TorchState(NamedTuple):
+    """Global settings of torch that change the numbers of a trial, for a new process."""
+
+    threads: int
+    dtype: torch.dtype
+    device: torch.device
+    precision: str
+    deterministic: bool
+    warn_only: bool
+
+    @classmethod
+    def now(cls, jobs: int) -> _TorchState:
+        """Return the settings of this process, with its share of the threads."""
+        return cls(
+            threads=max(1, torch.get_num_threads() // jobs),
+            dtype=torch.get_default_dtype(),
+            device=torch.get_default_device(),
+            precision=torch.get_float32_matmul_precision(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+            warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+
+    def restore(self) -> None:
+        """Make them the settings of this process."""
+        torch.set_num_threads(self.threads)
+        torch.set_default_dtype(self.dtype)
+        if self.device != torch.get_default_device():
+            torch.set_default_device(self.device)
+        torch.set_float32_matmul_precision(self.precision)
+        torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
+
+
 def _work(
     connection: Connection,
     task: str | os.PathLike[str] | Callable[..., object],
     arguments: Mapping[str, Any],
-    threads: int,
-    environment: Mapping[str, str],
+    digest: str,
+    state: _TorchState,
 ) -> None:
     """Train what is asked for, until the process is ended."""
-    os.environ.update(environment)  # before CUDA is used
-    torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         loaded = load_task(task, arguments)
+        if loaded.digest != digest:
+            raise StudyError(f"{loaded.name} was changed while its trials are trained: use another folder")
+        state.restore()
         while True:
             configuration, seed = connection.recv()
             connection.send(loaded.run(configuration, seed))

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import tempbalance as tb
-from tempbalance.errors import StudyError
+from tempbalance.errors import ArgumentError, StudyError
 from tempbalance.study import Batch, Method, Training, TrainingMethod, describe_methods, outputs_of
 from tempbalance.study.methods import TRAINING_METHODS, Muon
-from tempbalance.study.methods.hooks import Joined
+from tempbalance.study.methods.hooks import Joined, draw_again
 from tempbalance.study.methods.muon import orthogonalize
 
 EPOCHS, BATCHES = 3, 2
@@ -515,3 +515,42 @@ def test_a_model_without_a_head_is_refused(name):
     model = nn.Sequential(nn.Conv1d(2, 2, 1))
     with pytest.raises(ValueError, match="needs a model with a linear layer as its head"):
         own.finish(own.prepare(model, Training(0, 1, 1)), [])
+
+
+@pytest.mark.parametrize("name", ["ps_kd+boosting", "wise_ft+levi", "boosting+levi"])
+def test_a_method_that_replaces_the_loss_is_named_first(name):
+    with pytest.raises(StudyError, match="boosting and levi replace the loss"):
+        Method(name)
+    assert len(Method("boosting+ps_kd").custom) == 2
+
+
+def test_a_recipe_is_not_joined_with_optimizers_that_it_cannot_balance():
+    with pytest.raises(StudyError, match="cannot balance the optimizers of another method"):
+        Method("muon+tempbalance")
+
+
+def test_muon_refuses_parametrised_weights():
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+    method = Method("svfit+muon")
+    model = method.prepare(model, Training(0, 1, 1))
+    with pytest.raises(ArgumentError, match="cannot be joined with pego, sara or svfit"):
+        method.optimizers(model, 0.1, 0.0)
+
+
+@pytest.mark.parametrize("deviation", [None, 0.02])
+def test_every_matrix_of_a_block_is_drawn_again(deviation):
+    class Conv1D(nn.Module):
+        """As that of Transformers, without reset_parameters."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 24))
+
+    torch.manual_seed(0)
+    block = nn.Sequential(Conv1D(), nn.MultiheadAttention(8, 2), nn.Linear(8, 8), nn.LayerNorm(8))
+    before = {name: tensor.clone() for name, tensor in block.named_parameters() if tensor.ndim > 1}
+    draw_again(block, deviation)
+    after = dict(block.named_parameters())
+    assert len(before) == 4
+    assert not any(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert after["0.weight"].std().item() == pytest.approx(deviation or before["0.weight"].std().item(), rel=0.3)

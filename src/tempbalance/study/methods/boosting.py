@@ -52,6 +52,7 @@ class Boosting(TrainingMethod):
 
     source = "after Emami and Martinez-Munoz 2019 (arXiv 1909.12098)"
     needs = ("labels",)
+    leads = True
 
     members: int = 3
     shrinkage: float = 1.0

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from tempbalance.errors import ArgumentError
 from tempbalance.layers import find_weights
-from tempbalance.study.methods.hooks import Training, TrainingMethod, check_count, check_positive, seeded
+from tempbalance.study.methods.hooks import Training, TrainingMethod, check_count, check_positive, draw_again, seeded
 
 __all__ = ["FewSample"]
 
@@ -47,14 +46,7 @@ class FewSample(TrainingMethod):
         if len(blocks) < self.blocks:
             raise ArgumentError(f"this model has {len(blocks)} blocks, fewer than {self.blocks}")
         deviation = getattr(getattr(model, "config", None), "initializer_range", 0.02)
-        with seeded(training.seed), torch.no_grad():
-            for module in (
-                each for block in blocks[len(blocks) - self.blocks :] for each in model.get_submodule(block).modules()
-            ):
-                if isinstance(module, nn.Linear):
-                    module.weight.normal_(0.0, deviation)
-                    if module.bias is not None:
-                        module.bias.zero_()
-                elif callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
+        with seeded(training.seed):
+            for block in blocks[len(blocks) - self.blocks :]:
+                draw_again(model.get_submodule(block), deviation)
         return model

@@ -16,12 +16,15 @@ from tempbalance.study.methods.hooks import (
     Training,
     TrainingMethod,
     check_range,
+    draw_again,
     linear_layers,
     outputs_of,
     seeded,
 )
 
 __all__ = ["Guidance", "linear_cka"]
+
+_OTHER = 2**40  # beyond every seed of a study
 
 
 @dataclass
@@ -59,10 +62,8 @@ class Guidance(TrainingMethod):
         """Copy the model, and record the outputs of the layers of both."""
         self._guide = copy.deepcopy(model).eval().requires_grad_(False)
         if self.guide == "random":
-            with seeded(training.seed):
-                for module in self._guide.modules():
-                    if callable(reset := getattr(module, "reset_parameters", None)):
-                        reset()
+            with seeded(training.seed + _OTHER):  # the task may have built the model with this seed
+                draw_again(self._guide)
         self._handles: list[Any] = []
         self._model_outputs, self._guide_outputs = (self._recorded(each) for each in (model, self._guide))
         return model

@@ -23,6 +23,7 @@ __all__ = [
     "check_count",
     "check_positive",
     "check_range",
+    "draw_again",
     "generator",
     "head_of",
     "linear_layers",
@@ -123,6 +124,7 @@ class TrainingMethod:
         epochs: Factor on the task's number of epochs; 0 for a method that is not trained.
         source: The paper that it follows.
         needs: What it needs besides hooks: ``"labels"``, ``"pretrained"``, ``"tensors"``.
+        leads: Whether it replaces the loss or the model, and must be named before others that it is joined with.
 
     Example:
         >>> class Clip(TrainingMethod):
@@ -137,6 +139,7 @@ class TrainingMethod:
     epochs: float = 1.0
     source: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
+    leads: ClassVar[bool] = False
 
     def requirements(self) -> set[str]:
         """Return what a task must support: the hooks that are overridden, and ``needs``."""
@@ -211,6 +214,8 @@ class Joined:
         for hook in ("choose", "optimizers"):
             if sum(hook in part.requirements() for part in self._parts) > 1:
                 raise StudyError(f"{name}: only one of the joined methods may have the hook {hook}")
+        if any(part.leads for part in self._parts[1:]):
+            raise StudyError(f"{name}: boosting and levi replace the loss, so one of them can be joined, as the first")
 
     def requirements(self) -> set[str]:
         """Return what a task must support."""
@@ -320,6 +325,27 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+@torch.no_grad()
+def draw_again(module: nn.Module, deviation: float | None = None) -> None:
+    """Give a module new random weights.
+
+    Layers are reset as they are built, or with a deviation the linear ones to a normal distribution, and biases 0. So
+    is a matrix that no layer resets, such as that of ``Conv1D``, by default with the deviation of its entries.
+    """
+    before = {parameter: parameter.clone() for parameter in module.parameters() if parameter.ndim > 1}
+    for each in module.modules():
+        reset = getattr(each, "reset_parameters", None) or getattr(each, "_reset_parameters", None)
+        if deviation is not None and isinstance(each, nn.Linear):
+            each.weight.normal_(0.0, deviation)
+            if each.bias is not None:
+                each.bias.zero_()
+        elif callable(reset):
+            reset()
+    for parameter, old in before.items():
+        if torch.equal(parameter, old):
+            parameter.normal_(0.0, float(old.float().std()) if deviation is None else deviation)
 
 
 def generator(seed: int) -> torch.Generator:

@@ -90,6 +90,7 @@ class LEVI(TrainingMethod):
 
     source = "after LEVI (Roh et al. 2024, arXiv 2402.04644)"
     needs = ("labels", "pretrained", "tensors")
+    leads = True
 
     depths: int = 3
     width: int = 64

@@ -53,10 +53,10 @@ class Lora(TrainingMethod):
             lora_alpha=self.scale * self.rank,
             lora_dropout=self.dropout,
             target_modules=[*layers],
-            modules_to_save=[head],
         )
         with seeded(training.seed):
             adapted: nn.Module = peft.get_peft_model(model, config)
+        model.get_submodule(head).requires_grad_(True)  # PEFT's modules_to_save would match every name that ends so
         return adapted
 
     def finish(self, model: nn.Module, batches: Sequence[Batch]) -> nn.Module:

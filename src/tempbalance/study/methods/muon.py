@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 import torch.optim._muon
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tempbalance.errors import ArgumentError, check_numbers
 from tempbalance.study.methods.hooks import TrainingMethod
@@ -61,6 +62,8 @@ class Muon(TrainingMethod):
         Raises:
             ArgumentError: No hidden matrix is trained.
         """
+        if any(parametrize.is_parametrized(module) for module in model.modules()):
+            raise ArgumentError("Muon trains no parametrised weights: it cannot be joined with pego, sara or svfit")
         hidden = hidden_weights(model)
         if not hidden:
             raise ArgumentError(

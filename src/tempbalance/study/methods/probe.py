@@ -26,7 +26,8 @@ class LPFT(TrainingMethod):
     Deviation: their probe is trained by SGD and stopped early, ours is the minimum of the regularised loss.
 
     Attributes:
-        c: Factor on the loss of the probe against half the sum of squares of the head, as in scikit-learn.
+        c: Factor on the loss of the probe against half the sum of squares of the head and its bias, without which
+            it is that of scikit-learn.
     """
 
     source = "Kumar et al., ICLR 2022 (arXiv 2202.10054)"
@@ -79,8 +80,8 @@ class Constant(TrainingMethod):
 def fit_head(head: nn.Module, features: Tensor, labels: Tensor, c: float) -> None:
     """Set a linear head to the minimum of ``c`` times the summed cross-entropy plus half its sum of squares."""
     parameters = [parameter for parameter in head.parameters()]
-    found = [torch.zeros_like(parameter, dtype=torch.float64).requires_grad_() for parameter in parameters]
-    inputs = features.double()
+    found = [torch.zeros(parameter.shape, dtype=torch.float64, requires_grad=True) for parameter in parameters]
+    inputs, labels = features.cpu().double(), labels.cpu()  # Apple GPUs have no float64
     optimizer = torch.optim.LBFGS(found, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:

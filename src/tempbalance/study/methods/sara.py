@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,6 +97,8 @@ class SaRA(TrainingMethod):
         mask: Tensor = layer.parametrizations.weight[0].mask  # type: ignore[index, union-attr]
         values = self._values(layer)
         trained = values.new_zeros(mask.shape).masked_scatter(mask, values)
+        if not bool(trained.isfinite().all()):  # diverged: the singular values would raise
+            return loss * math.nan
         norm: Tensor = torch.linalg.matrix_norm(trained, "nuc")
         return loss + self.strength * norm
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tempbalance.errors import ArgumentError
 from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_count, linear_layers
 
 __all__ = ["SVFit"]
@@ -64,6 +65,8 @@ class SVFit(TrainingMethod):
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Decompose the weights."""
         layers, head = linear_layers(model)
+        if not layers:
+            raise ArgumentError("this method needs linear layers (nn.Linear) besides the head")
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for layer in layers.values():
