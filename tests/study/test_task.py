@@ -190,7 +190,6 @@ class TestRunning:
         tensor = torch.tensor(0.5, requires_grad=True)
         assert load_task(task_file, {"returns": tensor}).run(PLAIN, 0).metrics == {"test": 0.5}
 
-    def test_a_task_that_does_not_call_balance_fails(self, task_file):
-        run = load_task(task_file, {"forgets": True}).run(BALANCED, 0)
-        assert run.status == "failed"
-        assert "did not call method.balance" in run.error
+    def test_a_task_that_does_not_call_balance_ends_the_study(self, task_file):
+        with pytest.raises(StudyError, match=r"train of .* did not call method\.balance"):
+            load_task(task_file, {"forgets": True}).run(BALANCED, 0)

@@ -110,6 +110,9 @@ class Task:
 
         Returns:
             The trial, even if it diverged or failed.
+
+        Raises:
+            StudyError: The function ended without calling ``method.balance``, so every trial would fail.
         """
         method = Method(configuration.method, seed, self.custom_methods)
         began = time.perf_counter()
@@ -120,6 +123,10 @@ class Task:
             _check_called(method)
         except (Exception, SystemExit):
             metrics, error = {}, traceback.format_exc()
+        if not error and not method.called:
+            raise StudyError(
+                f"{_FUNCTION} of {self.name} did not call method.balance(optimizer, model): all methods are the same"
+            )
         finite = all(math.isfinite(metrics.get(name, 0.0)) for name in ("validation", "test"))
         seconds, balance = time.perf_counter() - began, _balance(method)
         del method
@@ -253,8 +260,6 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _check_called(method: Method) -> None:
-    if not method.called:
-        raise StudyError(f"{_FUNCTION} did not call method.balance(optimizer, model): all methods are the same")
     if uncalled := (method.requirements() & {*HOOKS}) - method.called_hooks:
         raise StudyError(f"{_FUNCTION} did not call {', '.join(sorted(uncalled))} of method, which {method.name} needs")
 
