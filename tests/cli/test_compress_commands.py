@@ -251,6 +251,14 @@ def test_allocate_takes_a_model_or_its_saved_analysis(llama, tmp_path, budget, c
     assert "model.layers.0" in capsys.readouterr().out
 
 
+def test_embeddings_that_a_saved_analysis_lacks_are_frozen_with_a_warning(llama, tmp_path, capsys, caplog):
+    for options, warned in (((), True), (("--embeddings",), False)):
+        caplog.clear()
+        assert run("analyze", llama, "-o", tmp_path / "analysis.json", "-q", *options) == 0
+        assert run("allocate", tmp_path / "analysis.json", "--trainable", 0.5, "--by", "alpha", "-q") == 0
+        assert ("are frozen" in caplog.text + capsys.readouterr().err) is warned
+
+
 def test_the_names_of_gguf_are_those_of_the_named_architecture(tmp_path):
     pytest.importorskip("gguf")
     transformers = pytest.importorskip("transformers")

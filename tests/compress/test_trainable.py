@@ -156,13 +156,3 @@ def test_an_allocation_of_another_model_changes_nothing(analysis):
         with pytest.raises(AllocationError, match=r"another model: h\.0\.a\.weight"):
             set_trainable(model, allocation)
         assert all(each.requires_grad for each in model.parameters())
-
-
-def test_embeddings_without_a_row_are_frozen_with_a_warning(make_llama, caplog):
-    model = make_llama()
-    for embeddings in (True, False):
-        caplog.clear()
-        analysis = tb.analyze(model, select=tb.Select(embeddings=embeddings), progress=False)
-        allocation = tb.allocate_trainable(analysis, 0.5, method="alpha")
-        assert ("model.embed_tokens.weight" in allocation) is embeddings
-        assert ("model.embed_tokens.weight and a head that is tied" in caplog.text) is not embeddings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -329,6 +330,13 @@ def _allocate_by(  # noqa: PLR0913  each is an option of the command line
     if what == "rank":
         return compress.allocate_ranks(found, int(budget), method=by, unit=unit or "block")
     if what == "trainable":
+        frozen = [name for name, reason in found.skipped if reason.startswith("embedding (off by default")]
+        if frozen:
+            logging.getLogger("tempbalance").warning(
+                "%s, and a head that is tied to it, are frozen: the saved analysis has no embeddings, make it with "
+                "analyze --embeddings",
+                frozen[0],
+            )
         return compress.allocate_trainable(found, budget, method=by, scores=scores)
     widths: Any = names or (2, 3, 4, 8)
     return compress.allocate_bits(found, budget, widths=widths, method=by, unit=unit or "layer", errors=errors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from statistics import fmean
@@ -26,8 +25,6 @@ from tempbalance.types import LayerStats
 __all__ = ["allocate_trainable", "set_trainable", "signal_to_noise"]
 
 _Method = Literal["alpha", "snr", "drift"]
-_NO_EMBEDDING = "embedding (off by default"  # begins the reason of ``Select``
-_logger = logging.getLogger("tempbalance")
 
 
 def allocate_trainable(
@@ -85,13 +82,6 @@ def allocate_trainable(
         rows.setdefault(row.name.partition(":")[0], []).append(row)
     if not any(row.block is not None for row in analysis.layers):
         raise AllocationError(f"{analysis.source} has no blocks, so no layers of one type to choose from")
-    frozen = [name for name, reason in analysis.skipped if reason.startswith(_NO_EMBEDDING)]
-    if frozen:
-        _logger.warning(
-            "%s and a head that is tied to it are frozen, because the analysis has no embeddings: analyze them too "
-            "(Select(embeddings=True), analyze --embeddings)",
-            frozen[0],
-        )
     layers = [_layer(name, own, scores) for name, own in rows.items()]
     types: dict[str, list[LayerAllocation]] = {}
     for layer in layers:
