@@ -69,17 +69,25 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
 
     [bold]What our own studies found[/], against a tuned learning rate (small networks, docs/results/index.md):
 
-      model_balancing          fine-tuning: no gain on digits
+      by_role, blockwise_lr    language model: 0.21 and 0.15 nats less loss; text: no gain by_role
 
-      model_balancing_sciml    Darcy: 2.7 % less error, by the shapes of the layers; Burgers: 8 % more
+      model_balancing          fine-tuning: no gain on digits and on four sets of text
 
-      tempbalance              vision: no gain; language model: a gain, by the shapes of the layers
+      model_balancing_sciml    Darcy: 2.7 % less error, due to layer shapes; Burgers: 8 % more
 
-      alphadecay               language model: worse
+      tempbalance              vision: no gain; language model: a gain, due to layer shapes
+
+      alphadecay, mup          language model: worse
 
       llr                      not tested
 
-      layerwise_decay          fine-tuning: no gain on digits
+      layerwise_decay          fine-tuning: no significant gain on digits and text
+
+      snr, boosting            fine-tuning: better on digits
+
+      spectrum, muon           fine-tuning: better on QNLI, worse on ChemProt
+
+    All results: docs/results/what-helps.md. All names: tempbalance study --list.
     """
     from tempbalance._files import write_atomically
     from tempbalance.report.study_report import print_study, render_study
