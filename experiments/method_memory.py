@@ -1,9 +1,8 @@
-"""Time and memory of every training method: ``python experiments/method_cost.py experiments/method_cost.json``.
+"""Memory of every training method: ``python experiments/method_memory.py experiments/method_memory.json``.
 
 MiniLM is fine-tuned on 64 sentences of SST-2 as in the study of text, once per method and repeat, each in a process of
-its own with one thread (Linux). The time is that of the processor, which other work on the machine hardly changes. The
-memory is the peak during training above that before: gradients, the optimizer's state, activations, and what the
-method adds. ``--page FILE`` writes the table to a page. About twelve minutes on one core.
+its own with one thread (Linux). The memory is the peak during training above that before: gradients, the optimizer's
+state, activations, and what the method adds. ``--page FILE`` writes the table to a page. Ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -35,17 +33,17 @@ PARAMETERS = {"dataset": "sst2", "examples": 64, "epochs": 5, "evaluated": 200}
 LR, SEED = 1e-4, 0
 
 
-def measure(method: str, data: str) -> dict[str, float]:
-    """Train once in this process; return the processor seconds and the megabytes."""
+def measure(method: str, data: str) -> float:
+    """Train once in this process; return the megabytes."""
     task = tb.study.load_task(HERE / "low_data_text.py", {**PARAMETERS, "data": data})
     warm = tb.study.load_task(HERE / "low_data_text.py", {**PARAMETERS, "data": data, "examples": 1, "epochs": 1})
     warm.run(Configuration(PLAIN, LR), SEED)  # imports, data and the model are in memory from here on
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-    before, began = kilobytes("VmRSS"), time.process_time()
+    before = kilobytes("VmRSS")
     trial = task.run(Configuration(method, LR), SEED)
     if trial.status != "ok":
         raise SystemExit(trial.error)
-    return {"seconds": time.process_time() - began, "megabytes": (kilobytes("VmHWM") - before) / 1e3}
+    return (kilobytes("VmHWM") - before) / 1e3
 
 
 def kilobytes(key: str) -> int:
@@ -55,35 +53,29 @@ def kilobytes(key: str) -> int:
     return int(found[1])
 
 
-def in_a_process(method: str, data: Path) -> dict[str, float]:
+def in_a_process(method: str, data: Path) -> float:
     """Measure in a new process."""
     command = [sys.executable, __file__, "-", "--method", method, "--data", str(data)]
-    # Large tensors are returned to the system when they are freed, so that the peak is that of tensors in use.
+    # Large tensors are returned to the system when they are freed, so that the peak is that of tensors in use; this
+    # takes so long that times mean nothing.
     given = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=given, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{method} failed:\n{done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return float(done.stdout.splitlines()[-1])
 
 
-def table(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """A row per method: time and memory, of those of plain."""
-    middle = {
-        name: {key: median(one[key] for one in repeats) for key in ("seconds", "megabytes")}
-        for name, repeats in rows.items()
-    }
-    plain = middle[PLAIN]
-    lines = ["| method | time, of plain | memory, MB | of plain |", "|---|---|---|---|"]
-    for name, found in middle.items():
-        shares = [found[key] / plain[key] for key in ("seconds", "megabytes")]
-        lines.append(line(f"`{name}`", f"{shares[0]:.2f}", f"{found['megabytes']:.0f}", f"{shares[1]:.2f}"))
+def table(rows: Mapping[str, Sequence[float]]) -> str:
+    """A row per method: the median, also as a part of that of plain."""
+    lines = ["| method | memory, MB | of plain |", "|---|---|---|"]
+    for name, repeats in rows.items():
+        lines.append(line(f"`{name}`", f"{median(repeats):.0f}", f"{median(repeats) / median(rows[PLAIN]):.2f}"))
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure all, write, print."""
-    parser = argparse.ArgumentParser(description="Measure time and memory of every training method.")
+    parser = argparse.ArgumentParser(description="Measure the memory of every training method.")
     parser.add_argument("out", type=Path, help="file for the results, which are resumed; - with --method")
     parser.add_argument("--data", type=Path, default=DATA / "text", help="folder of the text data")
     parser.add_argument("--repeats", type=int, default=3, help="processes per method (default: 3)")
@@ -92,22 +84,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="page to write the table to")
     given = parser.parse_args(argv)
     if given.method is not None:
-        print(json.dumps(measure(given.method, str(given.data))))
+        print(measure(given.method, str(given.data)))
         return
     settings: dict[str, Any] = {"parameters": PARAMETERS, "lr": LR, "seed": SEED}
-    rows: dict[str, list[dict[str, float]]] = {}
+    rows: dict[str, list[float]] = {}
     if given.out.exists():
-        rows = json.loads(given.out.read_text(encoding="utf-8"))["methods"]
+        rows = json.loads(given.out.read_text(encoding="utf-8"))["megabytes"]
     for repeat in range(given.repeats):
         for name in given.methods:
             if len(rows.setdefault(name, [])) <= repeat:
                 rows[name].append(in_a_process(name, given.data))
-                write_atomically(given.out, (json.dumps({**settings, "methods": rows}, indent=1) + "\n").encode())
+                write_atomically(given.out, (json.dumps({**settings, "megabytes": rows}, indent=1) + "\n").encode())
                 print(name, rows[name][-1], flush=True)
     text = table(rows)
     print(text)
     if given.page is not None:
-        write_atomically(given.page, fill(given.page.read_text("utf-8"), "cost", text).encode())
+        write_atomically(given.page, fill(given.page.read_text("utf-8"), "memory", text).encode())
 
 
 if __name__ == "__main__":
