@@ -61,7 +61,9 @@ _FailOnOption = Annotated[
 
 @app.command("analyze")
 def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
-    source: Annotated[str, typer.Argument(help="Checkpoint file, folder, or Hugging Face hub id.")],
+    source: Annotated[
+        str, typer.Argument(help="File (.safetensors, .pt, .bin, .ckpt, .gguf), folder, or Hugging Face hub id.")
+    ],
     estimator: EstimatorOption = "hill",
     farms: FarmsOption = False,
     farms_rows: FarmsRowsOption = None,

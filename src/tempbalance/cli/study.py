@@ -73,7 +73,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
 
       model_balancing          fine-tuning: no gain on digits and on four sets of text
 
-      model_balancing_sciml    Darcy: 2.7 % less error, due to layer shapes; Burgers: 8 % more
+      model_balancing_sciml    Darcy: 2.7 % less error (normalize=true), due to layer shapes; Burgers: 8 % more
 
       tempbalance              vision: no gain; language model: a gain, due to layer shapes
 
