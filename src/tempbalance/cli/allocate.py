@@ -173,8 +173,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     from tempbalance.checkpoints import open_checkpoint
 
     what, budget = next((name, value) for name, value in budgets.items() if value is not None)
-    default = {"trainable": "snr", "bits": "error" if calibration and formats else "uniform"}.get(what, "alpha")
-    decides = by.value if by else default
+    decides = by.value if by else _default(what, measured=calibration is not None and formats is not None)
     saved = source.lower().endswith(".json")
     rules = _rules(what, decides, saved, calibration)
     refuse_unused(context, *rules, *of_calibration(calibration, allocation, beta, group))
@@ -223,6 +222,11 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
             )
         found = replace(found, source=source if analysis is None else found.source)
     _save_and_print(found, outputs, exports, as_json, quiet)
+
+
+def _default(what: str, *, measured: bool) -> str:
+    """Return what decides, by default; ``measured``: whether there are calibration text and formats."""
+    return {"trainable": "snr", "bits": "error" if measured else "uniform"}.get(what, "alpha")
 
 
 def _rules(what: str, by: str, saved: bool, calibration: Path | None) -> list[tuple[object, str, Sequence[str]]]:

@@ -45,7 +45,7 @@ class Target:
     ) -> None:
         """Set the entries of smallest score to zero, in the whole weight, in each row, or in each N:M group.
 
-        ``score`` takes a matrix ``(outputs, inputs)``, whichever way the weight is stored.
+        ``score`` takes a matrix ``(outputs, inputs)``, also of a weight that is stored as ``(inputs, outputs)``.
         """
         part = self.weight.within(parameter)
         write_zeros(parameter, self.weight, self.mask(part, score, by_row=by_row, group=group))
