@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Whole words, case ignored, also as parts of a name (``find_rungs``, ``ArenaTask``); and what to write instead.
 RETIRED_WORDS = {
     # words of our own, where the field has one
-    r"arenas?": "study",
+    r"(?<!malloc )arenas?": "study",  # MALLOC_ARENA_MAX is a variable of glibc
     r"contests?": "study",
     r"contenders?": "candidate",
     r"rungs?": "depth group",
