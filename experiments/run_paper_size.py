@@ -39,7 +39,6 @@ from tempbalance.study import Configuration
 PAUSED = 75  # exit status; EX_TEMPFAIL of BSD: run it again
 REHEARSED_STEPS = 3  # of a piece
 STATES = "states"
-JOBS_HELP = "trials to train side by side on one GPU, or one on each of several (default: 1)"
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -50,7 +49,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=DATA, help="folder of all data (see experiments/README.md)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the trials (default: runs)")
     parser.add_argument("--minutes", type=float, default=9.0, help="length of a piece (default: 9)")
-    parser.add_argument("--jobs", type=int, choices=range(1, 65), metavar="N", default=1, help=JOBS_HELP)
+    parser.add_argument(
+        "--jobs", type=int, choices=range(1, 65), metavar="N", default=1, help="trials side by side (default: 1)"
+    )
     parser.add_argument("--device", default="cuda", help="where to train (default: cuda)")
     parser.add_argument("--collect", action="store_true", help="train nothing, collect finished trials")
     parser.add_argument("--rehearse", action="store_true", help="run all code on a CPU in a minute, without data")

@@ -172,7 +172,7 @@ def test_global_settings_of_torch_are_those_of_the_calling_process(task, tmp_pat
 
 
 def test_a_task_that_was_changed_is_not_trained_under_its_old_name(task):
-    digest = tb.study.load_task(task).digest
+    loaded = tb.study.load_task(task)
     task.write_text(TASK + "\n# changed\n")
-    with Workers(task, {}, digest, 2) as workers, pytest.raises(StudyError, match=r"toy.py was changed while"):
+    with Workers(loaded, task, 2) as workers, pytest.raises(StudyError, match=r"toy.py was changed while"):
         list(workers.train([(Configuration("plain", None), 0)]))

@@ -92,8 +92,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
         typer.Option(
             help="What decides. Bits: uniform (default; error with calibration text and formats), error, search (on "
             "calibration text) or alpha. Ranks: alpha (default), error or uniform. Trainable layers: snr (default, "
-            "signal-to-noise ratio), alpha or drift "
-            "for trainable layers.",
+            "signal-to-noise ratio), alpha or drift.",
             show_default=False,
         ),
     ] = None,
@@ -297,6 +296,7 @@ def _allocate_by(  # noqa: PLR0913  each is an option of the command line
     from tempbalance import compress
     from tempbalance.analysis import Analysis, analyze, compare
     from tempbalance.layers import Select
+    from tempbalance.layers.select import EMBEDDING_OFF
 
     if by == "drift" and base is None:
         raise AllocationError("--by drift needs --base MODEL")
@@ -334,8 +334,7 @@ def _allocate_by(  # noqa: PLR0913  each is an option of the command line
     if what == "rank":
         return compress.allocate_ranks(found, int(budget), method=by, unit=unit or "block")
     if what == "trainable":
-        frozen = [name for name, reason in found.skipped if reason.startswith("embedding (off by default")]
-        if frozen:
+        if frozen := [name for name, reason in found.skipped if reason == EMBEDDING_OFF]:
             logging.getLogger("tempbalance").warning(
                 "%s, and a head that is tied to it, are frozen: the saved analysis has no embeddings, make it with "
                 "analyze --embeddings",

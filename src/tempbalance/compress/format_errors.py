@@ -14,7 +14,7 @@ from tempbalance.analysis.analyzer import open_source
 from tempbalance.checkpoints import Checkpoint
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, restored_modes, transformers_bars
 from tempbalance.compress.evaluation.fake_quantization import changed_part, modules_of, oriented
-from tempbalance.compress.evaluation.likelihood import check_causal, check_vocabulary, next_token_logits
+from tempbalance.compress.evaluation.likelihood import check_vocabulary, next_token_logits
 from tempbalance.compress.evaluation.tokens import Documents, batch_size, batches, read_documents
 from tempbalance.compress.formats import WeightFormat, find_format
 from tempbalance.errors import AllocationError, check_seed, check_type
@@ -141,12 +141,14 @@ def _divergences(
         raise AllocationError(f"{computed} is computed from other tensors (an adapter, a parametrization): merge them")
     totals: dict[str, dict[str, float]] = {name: {} for name in weights}
     device = next(iter(parameters.values())).device
-    stacks = [*batches(sequences, batch_size(sequences, check_causal(model, sequences)))]
 
     def predict(batch: Tensor) -> Tensor:
         """Return log probabilities of the next tokens."""
         return next_token_logits(model, batch.to(device)).float().log_softmax(dim=-1)
 
+    with restored_modes(model):
+        model.eval()
+        stacks = [*batches(sequences, batch_size(sequences, predict(sequences[0][None, :1]).shape[-1]))]
     with restored_modes(model), progress_bar("measuring layers", len(stacks) * len(weights), progress) as advance:
         model.eval()
         for batch in stacks:

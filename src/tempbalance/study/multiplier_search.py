@@ -24,8 +24,8 @@ from tempbalance.study.search_exports import write_exports
 from tempbalance.study.search_result import SearchResult, SearchTrial, best_first
 from tempbalance.study.search_space import SearchSpace, find_space
 from tempbalance.study.study_folder import StudyFolder, common_settings, open_folder
-from tempbalance.study.task import Trial, load_task
-from tempbalance.study.workers import Wanted, Workers
+from tempbalance.study.task import load_task
+from tempbalance.study.workers import Workers
 
 __all__ = ["search"]
 
@@ -127,8 +127,7 @@ def search(  # noqa: PLR0913  each is an option of a search
     rates, limits = _check_rates(lr), _check_bounds(bounds)
     with require_extra("search", "a search needs optuna"):
         import optuna
-    arguments = {**parameters, **(paths or {})}
-    loaded = load_task(task, arguments)
+    loaded = load_task(task, {**parameters, **(paths or {})})
     loaded.check(Configuration(PLAIN, rates[0]))
     space = find_space(loaded, units, rates[0], FIRST_TUNING_SEED)
     _check_trials(trials, rates, space.known_multipliers(*limits))
@@ -136,29 +135,27 @@ def search(  # noqa: PLR0913  each is an option of a search
     of_search |= {"seeds": seeds, "sampler_seed": sampler_seed, "optuna": optuna.__version__}
     settings = common_settings(loaded, parameters, lower_is_better) | {"search": of_search}
     with open_folder(as_path("out", out), settings, extent) as folder:
-        with Workers(task, arguments, loaded.digest, jobs) as workers:
-            train = workers.train if jobs > 1 else loaded.run_all
-            tuner = _Tuner(train, jobs, folder, seeds, final_seeds, lower_is_better, progress)
+        confirmation, files = None, tuple[Path, ...]()
+        with Workers(loaded, task, jobs) as workers:
+            tuner = _Tuner(workers, folder, seeds, final_seeds, lower_is_better, progress)
             tried = _sample(tuner, space, of_search, trials)
             finalists = tuner.finalists(tried)
             best = tuner.best(finalists)
             plain = tuner.best(_plain(finalists) or _plain(tried))
-            if best.multipliers and confirm:
-                plain = tuner.best_plain(rates, trials)
-        confirmation, files = None, tuple[Path, ...]()
-        if best.multipliers:
-            files = write_exports(folder.path, best, space)
-            if confirm:
-                given: dict[str, Any] = {"parameters": parameters, "paths": paths, "jobs": jobs, "progress": progress}
-                confirmation = run(
-                    task,
-                    _compared(best, plain, controls),
-                    folder.path / _CONFIRMATION,
-                    seeds=confirm,
-                    first_seed=first_seed,
-                    lower_is_better=lower_is_better,
-                    **given,
-                ).shortened(best.method, f"fixed:multipliers={str(files[0])!r}")
+            if best.multipliers:
+                files = write_exports(folder.path, best, space)
+                plain = tuner.best_plain(rates, trials) if confirm else plain
+        if files and confirm:
+            given: dict[str, Any] = {"parameters": parameters, "paths": paths, "jobs": jobs, "progress": progress}
+            confirmation = run(
+                task,
+                _compared(best, plain, controls),
+                folder.path / _CONFIRMATION,
+                seeds=confirm,
+                first_seed=first_seed,
+                lower_is_better=lower_is_better,
+                **given,
+            ).shortened(best.method, f"fixed:multipliers={str(files[0])!r}")
         result = SearchResult(
             best=best,
             plain=plain,
@@ -223,8 +220,7 @@ class _Point(NamedTuple):
 class _Tuner:
     """Trains trials with the seeds of the search, as far as they are not in the folder."""
 
-    run: Callable[[Sequence[Wanted]], Iterable[Trial]]
-    jobs: int
+    workers: Workers
     folder: StudyFolder
     count: int  # seeds of a trial
     final_count: int
@@ -236,19 +232,16 @@ class _Tuner:
         """The seeds of a trial."""
         return range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.count)
 
-    def runner(self, advance: Callable[[int], None]) -> Runner:
-        """Return what trains trials and writes them to the folder."""
-        return Runner(self.folder, self.run, self.lower_is_better, advance)
-
     def train(
         self, point: _Point, before: Iterable[SearchTrial], *, may_stop: bool, advance: Callable[[int], None]
     ) -> SearchTrial:
         """Train with one seed after the other; stop after one that diverged, or if it is worse than those before."""
         new = SearchTrial(origin=point.origin, lr=point.lr, multipliers=point.multipliers, values=(), status="complete")
-        runner, configuration = self.runner(advance), Configuration(new.method, new.lr)
-        trained = dict(runner.trials([(configuration, seed) for seed in self.seeds] if self.jobs > 1 else []))
+        runner = Runner(self.folder, self.workers.train, self.lower_is_better, advance)
+        configuration, one_by_one = Configuration(new.method, new.lr), self.workers.jobs == 1
+        trained = dict(runner.trials([] if one_by_one else [(configuration, seed) for seed in self.seeds]))
         for count, seed in enumerate(self.seeds, 1):
-            if self.jobs == 1:  # one at a time, because no other is needed after a poor one
+            if one_by_one:  # no other is needed after a poor one
                 trained |= runner.trials([(configuration, seed)])
             trial = trained[configuration, seed]
             value = validation_of(trial)

@@ -107,8 +107,7 @@ def run(  # noqa: PLR0913  each is an option of a study
         raise StudyError(f"learning rates must be positive and finite, got {', '.join(map(str, lr))}")
     parameters = {} if parameters is None else parameters
     check_type("parameters", parameters, Mapping)
-    arguments = {**parameters, **(paths or {})}
-    loaded = load_task(task, arguments)
+    loaded = load_task(task, {**parameters, **(paths or {})})
     candidates = read_candidates(methods, lr, baseline, loaded.custom_methods)
     if quick:
         seeds = _QUICK
@@ -126,12 +125,11 @@ def run(  # noqa: PLR0913  each is an option of a study
             loaded.check(configuration)
     with (
         open_folder(as_path("out", out), settings, extent) as folder,
-        Workers(task, arguments, loaded.digest, jobs) as workers,
+        Workers(loaded, task, jobs) as workers,
     ):
         total = _count(candidates, seeds, tuning_seeds)
         with progress_bar("training", total, progress and train) as advance:
-            trained_by = workers.train if jobs > 1 else loaded.run_all
-            runner = Runner(folder, trained_by if train else None, lower_is_better, advance)
+            runner = Runner(folder, workers.train if train else None, lower_is_better, advance)
             chosen = runner.tune(candidates, range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + tuning_seeds))
             trials = runner.compare(chosen, range(first_seed, first_seed + seeds))
         results = [Result(candidate=each, chosen=chosen[i], trials=trials[i]) for i, each in enumerate(candidates)]
@@ -142,7 +140,7 @@ def run(  # noqa: PLR0913  each is an option of a study
 
 def check_seeds(first: int, count: int) -> None:
     """Raise a StudyError if seeds of a comparison are seeds of tuning."""
-    if first + count > FIRST_TUNING_SEED:
+    if count and first + count > FIRST_TUNING_SEED:
         raise StudyError(
             f"seeds {first} to {first + count - 1}: those from {FIRST_TUNING_SEED} on are for tuning, use smaller ones"
         )

@@ -12,7 +12,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,11 +142,6 @@ class Task:
             balance=balance,
             error=error,
         )
-
-    def run_all(self, wanted: Iterable[tuple[Configuration, int]]) -> Iterator[Trial]:
-        """Train with each configuration and seed, one after the other."""
-        for configuration, seed in wanted:
-            yield self.run(configuration, seed)
 
     def call(self, configuration: Configuration, method: Method, seed: int) -> object:
         """Call the function with a method, and return what it returns."""

@@ -16,12 +16,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias, cast
+from unittest.mock import patch
 
 import torch
 
 from tempbalance.errors import StudyError
 from tempbalance.study.candidates import Configuration
-from tempbalance.study.task import Trial, load_task
+from tempbalance.study.task import Task, Trial, load_task
 
 __all__ = ["Wanted", "Workers", "worker_environments"]
 
@@ -38,15 +39,13 @@ class Workers:
     """Train trials in several processes, which start when they are needed and end with the ``with`` block.
 
     Attributes:
-        task: The task, for :func:`load_task`; each process loads it once.
-        arguments: Its further arguments.
-        digest: Hash of the task: a process that finds another one ends the study.
-        jobs: Number of processes.
+        task: The task.
+        source: Its file or function, for :func:`load_task`: each process loads it once.
+        jobs: Number of processes; with 1, trials are trained in this one.
     """
 
-    task: str | os.PathLike[str] | Callable[..., object]
-    arguments: Mapping[str, Any]
-    digest: str
+    task: Task
+    source: str | os.PathLike[str] | Callable[..., object]
     jobs: int
     _started: dict[Connection, BaseProcess] = field(default_factory=dict[Connection, BaseProcess])
 
@@ -67,6 +66,9 @@ class Workers:
         Raises:
             StudyError: A process cannot be started, or ended; the trials of the others are yielded before.
         """
+        if self.jobs == 1:
+            yield from (self.task.run(configuration, seed) for configuration, seed in wanted)
+            return
         waiting = deque(wanted)
         self._start(min(self.jobs, len(waiting)))
         idle, busy = [*self._started], dict[Connection, Wanted]()
@@ -91,11 +93,10 @@ class Workers:
     def _start(self, count: int) -> None:
         for environment in worker_environments(self.jobs)[len(self._started) : count]:
             ours, theirs = _CONTEXT.Pipe()
-            process = _CONTEXT.Process(
-                target=_work, args=(theirs, self.task, self.arguments, self.digest, _TorchState.now(self.jobs))
-            )
+            given = (theirs, self.source, self.task.parameters, self.task.digest, _TorchState.now(self.jobs))
+            process = _CONTEXT.Process(target=_work, args=given)
             try:
-                with _environment(environment):  # of the process from its beginning: its imports may use CUDA
+                with patch.dict(os.environ, environment):  # of the process from its beginning: its imports may use CUDA
                     process.start()
             except Exception as error:  # of pickle, for one of many reasons
                 raise StudyError(
@@ -134,20 +135,6 @@ def worker_environments(jobs: int) -> list[dict[str, str]]:
     return [{_VISIBLE: devices[job % count]} for job in range(jobs)]
 
 
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 class _TorchState(NamedTuple):
     """Global settings of torch that change the numbers of a trial, for a new process."""
 
@@ -182,7 +169,7 @@ class _TorchState(NamedTuple):
 
 def _work(
     connection: Connection,
-    task: str | os.PathLike[str] | Callable[..., object],
+    source: str | os.PathLike[str] | Callable[..., object],
     arguments: Mapping[str, Any],
     digest: str,
     state: _TorchState,
@@ -191,7 +178,7 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        loaded = load_task(task, arguments)
+        loaded = load_task(source, arguments)
         if loaded.digest != digest:
             raise StudyError(f"{loaded.name} was changed while its trials are trained: use another folder")
         state.restore()

@@ -533,7 +533,7 @@ def test_muon_refuses_parametrised_weights():
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
     method = Method("svfit+muon")
     model = method.prepare(model, Training(0, 1, 1))
-    with pytest.raises(ArgumentError, match="cannot be joined with pego, sara or svfit"):
+    with pytest.raises(ArgumentError, match="no parametrised weights, such as those of pego"):
         method.optimizers(model, 0.1, 0.0)
 
 

@@ -57,10 +57,11 @@ def _stored_dtype(source: str | os.PathLike[str]) -> torch.dtype | Literal["auto
     if not os.path.isdir(source):
         return "auto"
     try:
-        tensors = open_checkpoint(source).tensors.values()
+        with open_checkpoint(source) as checkpoint:
+            dtypes = {info.dtype for info in checkpoint.tensors.values() if info.dtype is not None}
     except TempBalanceError:  # Transformers says what is wrong with it, or can read it
         return "auto"
-    found = {info.dtype for info in tensors if info.dtype is not None and info.dtype.is_floating_point}
+    found = {dtype for dtype in dtypes if dtype.is_floating_point}
     return found.pop() if len(found) == 1 and found < {torch.float32, torch.float16, torch.bfloat16} else "auto"
 
 

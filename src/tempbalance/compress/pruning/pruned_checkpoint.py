@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,11 @@ def prune_checkpoint(
         allocation.check_coverage()
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     targets: dict[str, list[tuple[str, Target]]] = {}  # the name that its target knows a tensor by
+    tied = _tied_names(checkpoint)
     for target in find_targets(checkpoint, allocation, lambda weight: _is_stored(weight, checkpoint)):
         for name in stored_names(target.weight):
-            for tied in _names_of(checkpoint, name):
-                targets.setdefault(tied, []).append((name, target))
+            for other in tied.get(checkpoint.tensors[name].identity, [name]):
+                targets.setdefault(other, []).append((name, target))
     achieved: dict[str, float] = {}
 
     def load(name: str) -> Tensor:
@@ -110,11 +111,13 @@ def prune_checkpoint(
     return {name: achieved[name] for name in allocation}
 
 
-def _names_of(checkpoint: Checkpoint, name: str) -> list[str]:
-    """Return the names of a tensor; tied ones have several."""
-    identity = checkpoint.tensors[name].identity
-    same = [other for other, info in checkpoint.tensors.items() if identity is not None and info.identity == identity]
-    return same or [name]
+def _tied_names(checkpoint: Checkpoint) -> dict[Hashable, list[str]]:
+    """Return the names of each stored tensor by its identity; tied ones have several."""
+    names: dict[Hashable, list[str]] = {}
+    for name, info in checkpoint.tensors.items():
+        if info.identity is not None:
+            names.setdefault(info.identity, []).append(name)
+    return names
 
 
 def _is_stored(weight: Weight, checkpoint: Checkpoint) -> bool:

@@ -312,6 +312,14 @@ def linear_layers(model: nn.Module) -> tuple[dict[str, nn.Linear], str]:
     return layers, head
 
 
+def hidden_layers(model: nn.Module, method: str) -> tuple[dict[str, nn.Linear], str]:
+    """Return the same as ``linear_layers``; raise an ArgumentError if there are none besides the head."""
+    layers, head = linear_layers(model)
+    if not layers:
+        raise ArgumentError(f"{method} needs a model with a linear layer besides the head")
+    return layers, head
+
+
 def head_of(model: nn.Module) -> nn.Linear:
     """Return the head of a model: its last linear layer."""
     head = model.get_submodule(linear_layers(model)[1])

@@ -63,7 +63,7 @@ class Muon(TrainingMethod):
             ArgumentError: No hidden matrix is trained.
         """
         if any(parametrize.is_parametrized(module) for module in model.modules()):
-            raise ArgumentError("Muon trains no parametrised weights: it cannot be joined with pego, sara or svfit")
+            raise ArgumentError("Muon trains no parametrised weights, such as those of pego, sara and svfit")
         hidden = hidden_weights(model)
         if not hidden:
             raise ArgumentError(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tempbalance.errors import ArgumentError
 from tempbalance.layers import describe_parameters, find_weights
 from tempbalance.study.methods.hooks import (
     Batch,
@@ -20,7 +19,7 @@ from tempbalance.study.methods.hooks import (
     check_count,
     check_range,
     generator,
-    linear_layers,
+    hidden_layers,
 )
 
 __all__ = ["PEGO"]
@@ -80,9 +79,7 @@ class PEGO(TrainingMethod):
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Add the updates; all other weights except the head are frozen."""
-        layers, head = linear_layers(model)
-        if not layers:
-            raise ArgumentError("this method needs linear layers (nn.Linear) besides the head")
+        layers, head = hidden_layers(model, "pego")
         facts = describe_parameters(model, find_weights(model)[0])
         roles = {name: facts[f"{name}.weight"].role for name in layers if f"{name}.weight" in facts}
         attention = {name: layer for name, layer in layers.items() if roles.get(name) in _ROLES}

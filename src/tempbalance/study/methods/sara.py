@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tempbalance.errors import ArgumentError
-from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_range, generator, linear_layers
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_range, generator, hidden_layers
 
 __all__ = ["SaRA"]
 
@@ -67,9 +66,7 @@ class SaRA(TrainingMethod):
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Choose the entries."""
-        layers, head = linear_layers(model)
-        if not layers:
-            raise ArgumentError("sara needs a model with a linear layer besides the head")
+        layers, head = hidden_layers(model, "sara")
         model.requires_grad_(False)
         model.get_submodule(head).requires_grad_(True)
         sizes = torch.cat([layer.weight.detach().abs().flatten() for layer in layers.values()])

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tempbalance.errors import ArgumentError
-from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_count, linear_layers
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_count, hidden_layers, linear_layers
 
 __all__ = ["SVFit"]
 
@@ -64,9 +63,7 @@ class SVFit(TrainingMethod):
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Decompose the weights."""
-        layers, head = linear_layers(model)
-        if not layers:
-            raise ArgumentError("this method needs linear layers (nn.Linear) besides the head")
+        layers, head = hidden_layers(model, "svfit")
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for layer in layers.values():
