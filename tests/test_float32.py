@@ -10,6 +10,7 @@ import torch
 import oracles
 import tempbalance as tb
 from tempbalance.errors import ArgumentError, WindowError
+from tempbalance.float32 import equal_numbers, moved_spectra
 from tempbalance.metrics import measure
 from tempbalance.spectra import Layout
 from tempbalance.testing import matrix_with_spectrum, pareto_sample
@@ -101,6 +102,15 @@ def test_a_number_that_rounding_could_change_is_that_of_float64():
     found = in_float32(weight, tb.Hill())
     assert found.spectrum.error_bound < IN_FLOAT32
     assert found.fit == fit_weights([weight[None]], [Layout.STACK], estimator=tb.Hill())[0].fit
+
+
+def test_the_fit_of_a_large_oblong_matrix_is_accepted():
+    """28672 x 8192, of LLaMA 70B, with the spectrum of a Gaussian matrix: the fit in float64 would take twice the time."""
+    small = torch.linalg.svdvals(noise(1792, 512).double()).square().flip(0)
+    values = torch.quantile(small, torch.linspace(0, 1, 8192, dtype=torch.float64))
+    spectrum = Spectrum(eigenvalues=values, shape=(28672, 8192), num_matrices=1, error_bound=0.0, stable_rank=1.0)
+    found, *moved = [dataclasses.asdict(tb.Hill().fit(each)) for each in (spectrum, *moved_spectra(spectrum))]
+    assert [equal_numbers(found, other) for other in moved] == [True, True]
 
 
 def test_minilm_is_analysed_within_the_tolerance(minilm):

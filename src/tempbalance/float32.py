@@ -40,20 +40,22 @@ def find_dtype(dtype: torch.dtype | str | None, windows: Windows | None = None) 
 def moved_spectra(spectrum: Spectrum) -> Iterator[Spectrum]:
     """Yield a spectrum twice with every eigenvalue moved by its float32 rounding error, neighbours in turn up and down.
 
-    The error of an eigenvalue is a fraction of itself, the larger of ``sqrt(max(shape)) eps`` (Higham and Mary 2019)
-    and ``min(shape) / 10 eps``, plus ``2 eps ||x|| / sqrt(min(shape))``, the size of an error matrix along one
-    eigenvector, with all eigenvalues x. Zeros stay. In square Gaussian matrices with 256, 768, 1536 and 2304 rows the
-    largest error was 15, 28, 92 and 210 eps of the eigenvalue, with a standard deviation below 12 eps.
+    The error of an eigenvalue is a fraction of itself, plus ``2 eps ||x|| / sqrt(min(shape))``, the size of an error
+    matrix along one eigenvector, with all eigenvalues x. The fraction is ``2 sqrt(max(shape)) eps``, twice the bound of
+    Higham and Mary 2019; for the 40 % smallest and the 5 % largest ``min(shape) / 10 eps`` if that is larger. Zeros
+    stay. In Gaussian and heavy-tailed matrices of 256 to 4096 columns and 1 to 4 times as many rows, errors beyond the
+    second term were at most 1.8 ``sqrt(max(shape))`` eps of an eigenvalue in the middle and 210 eps at the upper end.
     """
     values, eps = spectrum.eigenvalues, torch.finfo(torch.float32).eps
-    own = max(math.sqrt(max(spectrum.shape)), min(spectrum.shape) / 10) * eps
-    common = 2 * eps / math.sqrt(min(spectrum.shape))
-    errors = own * values + common * torch.linalg.vector_norm(values)
+    middle, common = 2 * math.sqrt(max(spectrum.shape)), 2 / math.sqrt(min(spectrum.shape))
+    own = torch.full_like(values, max(middle, min(spectrum.shape) / 10))
+    own[math.ceil(0.4 * len(values)) : math.floor(0.95 * len(values))] = middle
+    errors = eps * (own * values + common * torch.linalg.vector_norm(values))
     turns = torch.ones_like(values)
     turns[::2] = -1
-    least = torch.finfo(torch.float64).eps * float(values[-1])
+    smallest = torch.finfo(torch.float64).eps * float(values[-1])
     for sign in (turns, -turns):
-        moved = torch.where(values > 0, (values + sign * errors).clamp(min=least), 0.0)
+        moved = torch.where(values > 0, (values + sign * errors).clamp(min=smallest), 0.0)
         yield replace(spectrum, eigenvalues=moved.sort().values)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -136,7 +136,7 @@ def fit_weights(  # noqa: PLR0913  options by keyword
         options = GramOptions(dtype=dtype).on(matrices[0], device)
         results = _fit_spectra(spectra(matrices, device=device, options=options), matrices, estimator)
         if options.work is torch.float32:
-            results = [_checked(*each, estimator, device) for each in zip(results, matrices, strict=True)]
+            results = list(_checked(results, matrices, estimator, device))
         return [_with_traps(*each, device) for each in zip(results, matrices, strict=True)] if traps else results
     states = [_Windowed(windows, batch, layout) for batch, layout in zip(matrices, layouts, strict=True)]
     pending = states
@@ -179,17 +179,19 @@ def _fit_spectra(found: Sequence[Spectrum], matrices: Sequence[Tensor], estimato
 
 
 def _checked(
-    found: WeightFit, matrices: Tensor, estimator: TailEstimator, device: torch.device | str | None
-) -> WeightFit:
-    """Return a fit in float32 if rounding errors change no number by more than 1e-4 of it, else one in float64."""
-    moved = list(moved_spectra(found.spectrum))
-    others = _fit_spectra(moved, [matrices] * len(moved), estimator)
-    if all(equal_numbers(_numbers(found), _numbers(other)) for other in others):
-        return found
-    where = matrices.device if device is None else torch.device(device)
-    has_float64 = where if where.type != "mps" else "cpu"
-    exact = spectra([matrices], device=has_float64, options=GramOptions(dtype=torch.float64))
-    return _fit_spectra(exact, [matrices], estimator)[0]
+    found: Sequence[WeightFit], matrices: Sequence[Tensor], estimator: TailEstimator, device: torch.device | str | None
+) -> Iterator[WeightFit]:
+    """Yield each fit in float32 if rounding errors change no number by more than 1e-4 of it, else one in float64."""
+    moved = [spectrum for fit in found for spectrum in moved_spectra(fit.spectrum)]
+    others = iter(_fit_spectra(moved, [batch for batch in matrices for _ in range(2)], estimator))
+    for fit, batch, *pair in zip(found, matrices, others, others, strict=True):
+        if all(equal_numbers(_numbers(fit), _numbers(other)) for other in pair):
+            yield fit
+            continue
+        where = batch.device if device is None else torch.device(device)
+        has_float64 = where if where.type != "mps" else "cpu"
+        exact = spectra([batch], device=has_float64, options=GramOptions(dtype=torch.float64))
+        yield _fit_spectra(exact, [batch], estimator)[0]
 
 
 def _numbers(found: WeightFit) -> dict[str, object]:
