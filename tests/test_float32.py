@@ -105,7 +105,7 @@ def test_a_number_that_rounding_could_change_is_that_of_float64():
 
 
 def test_the_fit_of_a_large_oblong_matrix_is_accepted():
-    """28672 x 8192, of LLaMA 70B, with the spectrum of a Gaussian matrix: the fit in float64 would take twice the time."""
+    """28672 x 8192, of LLaMA 70B, with the spectrum of a Gaussian matrix; in float64 it would take twice the time."""
     small = torch.linalg.svdvals(noise(1792, 512).double()).square().flip(0)
     values = torch.quantile(small, torch.linspace(0, 1, 8192, dtype=torch.float64))
     spectrum = Spectrum(eigenvalues=values, shape=(28672, 8192), num_matrices=1, error_bound=0.0, stable_rank=1.0)

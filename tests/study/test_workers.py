@@ -69,11 +69,29 @@ def test_trials_side_by_side_equal_those_one_after_the_other(task_file, tmp_path
     assert repr(found[0]) == repr(found[1])  # NaN is equal to itself
 
 
-def test_each_process_trains_more_than_one_trial(task, tmp_path):
-    tb.study.run(task, ["llr"], tmp_path / "out", seeds=6, jobs=2, parameters={"sleeps": 0.05}, progress=False)
-    processes = {run["metrics"]["process"] for run in collect_folder(tmp_path / "out")["runs"]}
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What trials with float64 as the default dtype returned."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "toy.py").write_text(TASK)
+    torch.set_default_dtype(torch.float64)
+    try:
+        tb.study.run(
+            folder / "toy.py", ["llr"], folder / "out", seeds=6, jobs=2, parameters={"sleeps": 0.05}, progress=False
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return [run["metrics"] for run in collect_folder(folder / "out")["runs"]]
+
+
+def test_each_process_trains_more_than_one_trial(trained):
+    processes = {metrics["process"] for metrics in trained}
     assert len(processes) == 2
     assert os.getpid() not in processes
+
+
+def test_global_settings_of_torch_are_those_of_the_calling_process(trained):
+    assert {metrics["bits"] for metrics in trained} == {64}
 
 
 def test_a_process_that_is_killed_names_its_trial_and_loses_no_other(task, tmp_path):
@@ -93,9 +111,9 @@ def test_a_process_that_is_killed_names_its_trial_and_loses_no_other(task, tmp_p
         ({"unusual_at": 1}, StudyError, "Unusual: not picklable"),
     ],
 )
-def test_an_exception_that_ends_a_study_ends_it_from_a_process_too(task, tmp_path, parameters, expected, message):
-    with pytest.raises(expected, match=message):
-        tb.study.run(task, ["llr"], tmp_path / "out", seeds=2, jobs=2, parameters=parameters, progress=False)
+def test_an_exception_that_ends_a_study_ends_it_from_a_process_too(task, parameters, expected, message):
+    with Workers(tb.study.load_task(task, parameters), task, 2) as workers, pytest.raises(expected, match=message):
+        list(workers.train([(Configuration("llr", None), 1)]))
 
 
 def test_a_function_that_cannot_be_sent_is_refused(tmp_path):
@@ -159,16 +177,6 @@ def test_a_killed_parent_leaves_no_process_and_no_damaged_trial(task, tmp_path):
     while any(map(is_running, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-def test_global_settings_of_torch_are_those_of_the_calling_process(task, tmp_path):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        tb.study.run(task, ["llr"], tmp_path / "out", seeds=1, jobs=2, progress=False)
-    finally:
-        torch.set_default_dtype(before)
-    assert {run["metrics"]["bits"] for run in collect_folder(tmp_path / "out")["runs"]} == {64}
 
 
 def test_a_task_that_was_changed_is_not_trained_under_its_old_name(task):

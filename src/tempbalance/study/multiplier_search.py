@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -88,7 +89,8 @@ def search(  # noqa: PLR0913  each is an option of a search
         lower_is_better: Whether a smaller metric is better.
         parameters: Further arguments of the training function.
         paths: Further arguments that do not define the search, such as folders of data; not recorded.
-        jobs: Number of trainings at a time, as in :func:`run`; those of a trial are its seeds.
+        jobs: Number of trainings at a time, as in :func:`run`. Trials come one after the other, each with its seeds
+            side by side; the rates of plain and the confirmation use all jobs.
         progress: Whether to show a progress bar (only on a terminal).
 
     Returns:
@@ -278,8 +280,13 @@ class _Tuner:
         grid = dict.fromkeys([*rates, *map(_rounded, np.geomspace(min(rates), max(rates), count))])
         tried: list[SearchTrial] = []
         with progress_bar("tuning plain", len(grid) * len(self.seeds), self.progress) as advance:
+            side_by_side = self.workers.jobs > 1
+            if side_by_side:  # all rates side by side: below, their trials are read from the folder
+                wanted = [(Configuration(PLAIN, rate), seed) for rate in grid for seed in self.seeds]
+                deque(Runner(self.folder, self.workers.train, self.lower_is_better, advance).trials(wanted), maxlen=0)
+            count_one = _ignore if side_by_side else advance
             for rate in grid:
-                tried.append(self.train(_Point(PLAIN, rate, {}), tried, may_stop=rate not in rates, advance=advance))
+                tried.append(self.train(_Point(PLAIN, rate, {}), tried, may_stop=rate not in rates, advance=count_one))
         return self.best(self.finalists(tried) or tried)
 
     def _is_poor(self, new: SearchTrial, before: Iterable[SearchTrial]) -> bool:
@@ -287,6 +294,10 @@ class _Tuner:
         means = [fmean(each.values[: len(new.values)]) for each in before if each.status == "complete"]
         sign = 1 if self.lower_is_better else -1
         return len(means) >= _FEWEST and sign * new.mean > sign * median(means)
+
+
+def _ignore(_: int) -> None:
+    """Count nothing."""
 
 
 def _sample(tuner: _Tuner, space: SearchSpace, settings: Mapping[str, Any], count: int) -> list[SearchTrial]:
