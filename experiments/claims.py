@@ -130,6 +130,7 @@ class Claim:
         also: Further methods to show in the figure.
         panels: Names of studies, in order of the amount of data, by title of the panel.
         by_alpha: Whether its method measures alpha.
+        ours: Whether it is our own question: it can be confirmed, but there is nothing to reproduce.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Claim:
     also: tuple[str, ...] = ()
     panels: Mapping[str, tuple[str, ...]]
     by_alpha: bool = True
+    ours: bool = False
 
     @property
     def studies(self) -> list[str]:

@@ -37,7 +37,8 @@ class Verdict(NamedTuple):
     """The verdict on a claim.
 
     Attributes:
-        word: ``reproduced``, ``partly reproduced``, ``not reproduced`` or ``open``.
+        word: ``reproduced``, ``partly reproduced``, ``not reproduced`` or ``open``; a question of our own is
+            ``confirmed``, ``partly confirmed`` or ``not confirmed``.
         reason: The reason, in a clause.
         outcomes: The outcome of each study, by name.
     """
@@ -68,7 +69,7 @@ def judge(claim: Claim, results: Mapping[str, Results]) -> Verdict:
         else Outcome.EXCLUDED
         for name in claim.studies
     }
-    return Verdict(*_sum_up(brief(claim.baseline), [outcomes[name] for name in counting]), outcomes)
+    return Verdict(*_sum_up(claim, [outcomes[name] for name in counting]), outcomes)
 
 
 def claimed_gain(claim: Claim, results: Results) -> Gain | None:
@@ -93,8 +94,8 @@ def _outcome(claim: Claim, results: Results, gain: Gain, p_value: float) -> Outc
     return Outcome.BALANCE if is_better else Outcome.GAIN
 
 
-def _sum_up(baseline: str, outcomes: Sequence[Outcome]) -> tuple[str, str]:
-    count = len(outcomes)
+def _sum_up(claim: Claim, outcomes: Sequence[Outcome]) -> tuple[str, str]:
+    baseline, count = brief(claim.baseline), len(outcomes)
     by_balance, worse = outcomes.count(Outcome.BALANCE), outcomes.count(Outcome.WORSE)
     gains = by_balance + outcomes.count(Outcome.GAIN)
     if not count:
@@ -103,7 +104,8 @@ def _sum_up(baseline: str, outcomes: Sequence[Outcome]) -> tuple[str, str]:
     reason = f"better than {baseline} in {gains} of {studies}, better than all controls in {by_balance}"
     if worse:
         reason += f"; worse than {baseline} in {worse}"
-    return "reproduced" if by_balance == count else "partly reproduced" if gains else "not reproduced", reason
+    word = "confirmed" if claim.ours else "reproduced"
+    return word if by_balance == count else f"partly {word}" if gains else f"not {word}", reason
 
 
 class Slope(NamedTuple):

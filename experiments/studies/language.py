@@ -144,6 +144,7 @@ EXPERIMENT = Experiment(
             sentence="A learning rate per role lowers the perplexity of a language model: a quarter for value and "
             "output projections, 1.4 for the MLP, 3 for norms.",
             paper="ours; after Blockwise LR, ICML 2025, whose numbers are `blockwise_lr`",
+            ours=True,
             published=(),
             method=BY_ROLE,
             baseline="plain",

@@ -83,6 +83,11 @@ class TestVerdict:
         assert verdict.outcomes["16"].name == outcome
         assert reason in verdict.reason
 
+    def test_a_question_of_our_own_is_confirmed_not_reproduced(self, make_results, claim):
+        claim = replace(claim, ours=True, panels={"here": ("16",)})
+        found = [judge(claim, {"16": make_results(each, "16")}).word for each in (BETTER, EQUAL_TO_CONTROL, EQUAL)]
+        assert found == ["confirmed", "partly confirmed", "not confirmed"]
+
     @pytest.mark.parametrize(
         "options",
         [{"seeds": 9}, {"trials": 1}, {"means": {"plain": 0.70, METHOD: 0.72}}],

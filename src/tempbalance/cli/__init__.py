@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tempbalance.cli import allocate, compare, compress, demo, diagnose, recover, search, study, track
+from tempbalance.cli import allocate, analyze, compare, demo, prune, recover, search, study, track
 from tempbalance.cli.app import app
 from tempbalance.cli.failures import handled_failures
 
-__all__ = ["allocate", "app", "compare", "compress", "demo", "diagnose", "main", "recover", "search", "study", "track"]
+__all__ = ["allocate", "analyze", "app", "compare", "demo", "main", "prune", "recover", "search", "study", "track"]
 
 
 def main(*args: Any) -> None:

@@ -30,7 +30,7 @@ from tempbalance.cli.app import (
     refuse_unused,
     split_outputs,
 )
-from tempbalance.cli.compress import (
+from tempbalance.cli.prune import (
     OF_SEARCH,
     OF_SPARSITY,
     AllocationOption,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tempbalance.cli.app import DeviceOption, JsonOption, QuietOption, app, print_json, print_saved
-from tempbalance.cli.compress import EvaluateOption, LengthOption
+from tempbalance.cli.prune import EvaluateOption, LengthOption
 
 __all__ = ["recover_command"]
 
