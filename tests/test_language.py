@@ -95,7 +95,7 @@ def test_a_file_has_no_retired_words(path: Path):
 
 def test_compression_calls_a_plan_an_allocation():
     package = ROOT / "src" / "tempbalance"
-    files = [*(package / "compress").rglob("*.py"), *package.glob("report/*pruning*"), package / "cli" / "compress.py"]
+    files = [*(package / "compress").rglob("*.py"), *package.glob("report/*pruning*"), package / "cli" / "prune.py"]
     assert len(files) > 20
     assert [path.name for path in files if re.search(r"\bplans?\b", path.read_text("utf-8"), re.IGNORECASE)] == []
 

@@ -7,6 +7,7 @@ import pytest
 from study_results import results_of
 from tempbalance._files import dumps
 from tempbalance.balance.assign import Fixed
+from tempbalance.study.candidates import read_candidates
 from tempbalance.study.summary import summarize
 
 SEEDS = 12
@@ -86,8 +87,22 @@ class TestControls:
         summary = summary_of(plain=noisy(0), llr=noisy(0.1), llr__uniform=noisy(0.05))
         assert summary.notes[0] == "It is also better than its controls: llr:control=uniform."
 
-    def test_without_a_control_a_note_suggests_one(self):
-        assert summary_of(plain=noisy(0), llr=noisy(0.1)).notes[0].endswith("add the control llr:control=uniform.")
+    @pytest.mark.parametrize(
+        ("method", "control"),
+        [
+            ("llr", "llr:control=uniform"),
+            ("llr:high=[2,3]", "llr:high=[2,3],control=uniform"),
+            ("llr+snr:strength=0.1", "llr:control=uniform+snr:strength=0.1"),
+        ],
+    )
+    def test_without_a_control_a_note_suggests_one_that_exists(self, method, control):
+        names = ["plain:lr=[1,2]", method] if "[" in method else ["plain", method]
+        assert read_candidates([*names, control])[2].is_control
+        results = results_of(**{names[0]: noisy(0), method: noisy(0.1)})
+        assert summarize(results).notes[0].endswith(f"add the control {control}.")
+
+    def test_no_control_is_suggested_for_a_method_without_controls(self):
+        assert not any("control" in note for note in summary_of(plain=noisy(0), muon=noisy(0.1)).notes)
 
 
 class TestCounting:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from tempbalance.balance.assign import Fixed
 from tempbalance.errors import StudyError, check_type
-from tempbalance.study.method import PLAIN, CustomMethods, Method, list_methods, read_method
-from tempbalance.study.method_names import Part, join, read_value, without_spaces
+from tempbalance.study.method import PLAIN, CustomMethods, Method, has_controls, list_methods, read_method
+from tempbalance.study.method_names import Part, join, read_value, with_option, without_spaces
 
 __all__ = ["Candidate", "Configuration", "read_candidates"]
 
@@ -41,12 +41,14 @@ class Candidate:
         configurations: All combinations of the choices.
         base: The name without ``control`` and ``lr``; a method and its controls share it.
         is_control: Whether this is a control.
+        uniform: Name of its control with the same mean rate; empty if it has no recipe, which alone has controls.
     """
 
     name: str
     configurations: tuple[Configuration, ...]
     base: str
     is_control: bool
+    uniform: str
 
     def matches(self, name: str) -> bool:
         """Return whether ``name`` is this candidate, with or without its learning rates."""
@@ -107,6 +109,7 @@ def _read_candidate(name: str, lrs: Sequence[float], custom: CustomMethods) -> C
     options = [(part.name, _options(part)) for part in parts]
     contents = [(part.name, _options(_with_file(part))) for part in parts]
     choices = [[(part, texts) for texts in itertools.product(*values.values())] for part, values in contents]
+    recipe = next((part.name for part in parts if has_controls(part.name, custom)), None)
     methods = [join(chosen) for chosen in itertools.product(*choices)]
     for method in methods:
         Method(method, custom=custom)  # raises if a value is wrong
@@ -117,6 +120,7 @@ def _read_candidate(name: str, lrs: Sequence[float], custom: CustomMethods) -> C
             (part, ["/".join(texts) for key, texts in values.items() if key != "control"]) for part, values in options
         ),
         is_control=any("control" in values for _, values in options),
+        uniform=with_option(name, recipe, "control=uniform") if recipe else "",
     )
 
 

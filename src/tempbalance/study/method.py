@@ -165,6 +165,11 @@ def is_taken(name: str) -> bool:
     return name == PLAIN or name in TRAINING_METHODS or _find_recipe(name) is not None
 
 
+def has_controls(name: str, custom: CustomMethods) -> bool:
+    """Return whether a method has controls: only recipes have."""
+    return name != PLAIN and _find_custom(name, custom) is None
+
+
 def _find_recipe(name: str) -> Callable[..., Recipe] | None:
     """Return the function that builds the recipe of that name; None if there is none."""
     if name in recipes.__all__:

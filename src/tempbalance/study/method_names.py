@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tempbalance.errors import StudyError
 from tempbalance.spectra.windows import FARMS
 
-__all__ = ["Part", "join", "line_parts", "read_parts", "read_value", "without_spaces"]
+__all__ = ["Part", "join", "line_parts", "read_parts", "read_value", "with_option", "without_spaces"]
 
 _PLUS = re.compile(r"\+(?=[A-Za-z_])")  # not the one in 1e+4
 _WORDS = {"true": True, "false": False, "none": None, "farms": FARMS()}
@@ -83,6 +83,18 @@ def read_value(text: str, node: ast.expr) -> Any:
 def join(parts: Iterable[tuple[str, Sequence[str]]]) -> str:
     """Write names with their ``parameter=value`` texts in the form that :func:`read_parts` reads, without spaces."""
     return without_spaces("+".join(f"{name}:{','.join(options)}".removesuffix(":") for name, options in parts))
+
+
+def with_option(text: str, name: str, option: str) -> str:
+    """Return the text with ``parameter=value`` added to one of the names joined by ``+``.
+
+    Example:
+        >>> with_option("a+b:y=[2,3]", "b", "z=1")
+        'a+b:y=[2,3],z=1'
+    """
+    parts = [(part, part.partition(":")) for part in _PLUS.split(text)]
+    added = [f"{part}{',' if colon else ':'}{option}" if own == name else part for part, (own, colon, _) in parts]
+    return "+".join(added)
 
 
 def without_spaces(name: str) -> str:

@@ -161,7 +161,7 @@ def summarize(
         baseline=results[0].candidate.base,
         rows=rows,
         recommendation=_recommendation(results[0].candidate.base, rows, best),
-        notes=[*([] if best is None else [_control_note(results, scores, best)]), *_notes(results, rows)],
+        notes=[*([] if best is None else _control_notes(results, scores, best)), *_notes(results, rows)],
         settings=settings or {},
     )
 
@@ -228,18 +228,19 @@ def _recommendation(baseline: str, rows: Sequence[Row], best: int | None) -> str
     )
 
 
-def _control_note(results: Sequence[Result], scores: Sequence[_Scores], best: int) -> str:
-    """Compare the best method with its controls."""
+def _control_notes(results: Sequence[Result], scores: Sequence[_Scores], best: int) -> list[str]:
+    """Compare the best method with its controls; nothing is said of one that cannot have any."""
     base = results[best].candidate.base
     controls = [i for i, each in enumerate(results) if each.candidate.base == base and each.candidate.is_control]
     if not controls:
-        added = f"{base}{',' if ':' in base else ':'}control=uniform"
-        return f"To see whether the gain comes from balancing or from a higher mean rate, add the control {added}."
+        added = results[best].candidate.uniform
+        note = f"To see whether the gain comes from balancing or from a higher mean rate, add the control {added}."
+        return [note] if added else []
     equal = [i for i in controls if (gain := _compare(scores[best], scores[i])) is None or not gain.low > 0]
     if equal:
         names = ", ".join(results[i].candidate.name for i in equal)
-        return f"It is not better than these controls, so the gain need not come from balancing: {names}."
-    return f"It is also better than its controls: {', '.join(results[i].candidate.name for i in controls)}."
+        return [f"It is not better than these controls, so the gain need not come from balancing: {names}."]
+    return [f"It is also better than its controls: {', '.join(results[i].candidate.name for i in controls)}."]
 
 
 def _notes(results: Sequence[Result], rows: Sequence[Row]) -> list[str]:
