@@ -21,8 +21,8 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Analyse a pretrained transformer, fine-tune with and without balancing; write demo/*.html
 	$(BIN)/tempbalance demo --out demo
 
-test: $(VENV)/.dev ## Run the tests, and the examples in the docstrings, the README and the docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+test: $(VENV)/.dev ## Run the tests but the slow ones (all: SLOW=1), and the examples in docstrings, README and docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(if $(SLOW),,-m "not slow") $(PYTEST_ARGS)
 
 data: $(VENV)/.dev ## Fetch the public data of some tests into tests/data/ (12 MB), with checksums
 	$(BIN)/python tests/fetch_data.py

@@ -181,6 +181,7 @@ armed = False
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "folder", "folder in two renames"])
 def test_killed_at_any_step_the_next_run_leaves_one_whole_output_and_no_litter(tmp_path, kind):
     number, killed, contents, missing = 0, True, set(), 0

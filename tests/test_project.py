@@ -60,6 +60,7 @@ def run_action(folder, models, **inputs):
     return run(["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "step.sh"], folder, **environment)
 
 
+@pytest.mark.slow
 @needs_bash
 def test_the_action_fails_on_a_finding_and_keeps_all_reports(models, tmp_path):
     result = run_action(
@@ -85,6 +86,7 @@ def test_the_action_fails_without_a_model(tmp_path):
     assert (result.returncode, "the input models is empty" in result.stdout) == (1, True)
 
 
+@pytest.mark.slow
 @needs_bash
 def test_the_hook_analyses_every_file(models, tmp_path):
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text("utf-8"))

@@ -262,6 +262,7 @@ class TestResume:
         with pytest.raises(AnalysisError, match="cannot write"):
             tb.analyze(checkpoint, resume=tmp_path / "nowhere" / "partial")
 
+    @pytest.mark.slow
     def test_an_interrupted_command_is_resumed(self, tmp_path):
         path, out = tmp_path / "model.safetensors", tmp_path / "out.json"
         save_file({f"layers.{i}.weight": torch.randn(600 + i, 600) for i in range(60)}, path)

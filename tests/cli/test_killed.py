@@ -26,6 +26,7 @@ def end_in_the_middle(command: str, folder: Path) -> None:
     (folder / "wrong").write_text("".join(wrong))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["analyze", "prune", "study"])
 def test_a_command_that_is_ended_loses_nothing_and_the_next_run_ends_in_the_same_bytes(command, tmp_path):
     assert exit_code(end_in_the_middle, command, tmp_path) == 0

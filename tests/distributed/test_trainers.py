@@ -83,6 +83,7 @@ def trained(train: Any, folder: Path, recipe: tb.Recipe | None, resume: bool = F
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [with_transformers, with_lightning, with_lightning_and_fsdp])
 def test_a_distributed_run_is_neutral_balances_and_resumes(train, tmp_path):
     module = "transformers" if train is with_transformers else "lightning.pytorch"

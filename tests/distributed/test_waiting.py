@@ -122,5 +122,6 @@ def slow(source: Path) -> str:
     return analysed(source, wait)
 
 
+@pytest.mark.slow
 def test_a_long_computation_and_a_stop_of_all_processes_are_no_failure(source):
     assert run_once(2, slow, source) == [repr(tb.analyze(source))] * 2

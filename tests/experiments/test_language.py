@@ -37,6 +37,7 @@ def run(language, data, name, **settings):
     return method, language.train(0, method, 1e-2, steps=3, data=data, **settings)
 
 
+@pytest.mark.slow
 def test_recipes_and_decay_change_the_training_and_neutral_ones_do_not(language, data):
     _, plain = run(language, data, "plain")
     assert {"validation", "test", "train", "imbalance", "mean_alpha"} < set(plain)

@@ -37,6 +37,7 @@ def text_task():
     return sys.modules["tempbalance_task_low_data_text"]
 
 
+@pytest.mark.slow
 def test_the_text_task_trains_and_strength_0_equals_plain(minilm, data):
     task = load_task(STUDY, {"data": data, "examples": 3, "epochs": 1, "batch_size": 2})
     names = ("plain", "model_balancing", "model_balancing:strength=0,every=9")

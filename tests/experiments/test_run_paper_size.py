@@ -19,6 +19,7 @@ from tempbalance.errors import StudyError
 from tempbalance.study import count_trials
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER_SIZE)
 def test_a_rehearsal_in_pieces_equals_training_without_pauses(name, capsys):
     assert run_paper_size.main([name, "--rehearse"]) == 0
@@ -70,6 +71,7 @@ def test_a_run_pauses_when_its_time_is_over_and_its_results_are_shown_like_those
     assert "Not run yet" in paper_size_section(experiment, {})
 
 
+@pytest.mark.slow
 def test_trials_side_by_side_pause_and_resume_like_those_one_after_the_other(tiny, tmp_path):
     assert [tiny("--minutes", "1e-9", "--jobs", "2") for _ in range(2)] == [75, 0]
     (entry,) = json.loads((tmp_path / "results" / "resnet18.json").read_text()).values()

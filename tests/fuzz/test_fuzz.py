@@ -10,6 +10,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.fuzz
 @pytest.mark.parametrize(("groups", "cases"), [(("files", "commands"), 800), (("saved", "arguments"), 1200)])
 def test_hostile_files_and_arguments_are_answered_or_refused(groups, cases):

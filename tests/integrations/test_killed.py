@@ -88,6 +88,7 @@ def kill_each(train: Any, folder: Path, threads: int) -> None:
         assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # both frameworks warn about a run that starts within an epoch
 @pytest.mark.parametrize("train", [train_with_transformers, train_with_lightning])
 def test_a_killed_and_resumed_run_ends_in_the_same_bits(train: Any, tmp_path: Path):

@@ -57,6 +57,7 @@ def is_running(process):
     return True
 
 
+@pytest.mark.slow
 def test_trials_side_by_side_equal_those_one_after_the_other(task_file, tmp_path):
     found = []
     for jobs in (1, 2):
@@ -149,6 +150,7 @@ def test_several_gpus_are_used_in_turn(monkeypatch, count, visible, expected):
     assert [each.get("CUDA_VISIBLE_DEVICES") for each in worker_environments(3)] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_killed_parent_leaves_no_process_and_no_damaged_trial(task, tmp_path):
     script = tmp_path / "study.py"
