@@ -224,7 +224,14 @@ class TestDamped:
             )
 
     @pytest.mark.parametrize(
-        "assignment", [tb.assign.Linear(), tb.assign.Rank(), tb.released.RankAsReleased()], ids=repr
+        "assignment",
+        [
+            tb.assign.Linear(),
+            tb.assign.Rank(),
+            tb.released.RankAsReleased(),
+            tb.assign.Times(tb.assign.LayerwiseDecay(0.9), tb.assign.Linear()),
+        ],
+        ids=repr,
     )
     def test_damping_refuses_assignments_that_stretch_to_their_range(self, assignment):
         with pytest.raises(ValueError, match=rf"{type(assignment).__name__} must not be damped.*Sigmoid"):

@@ -270,6 +270,19 @@ class TestConfigureOptimizers:
         assert callback.balancer is not first
         assert [refresh.step for refresh in callback.balancer.history] == [0]
 
+    def test_a_second_fit_may_return_the_same_optimizer(self, pl, tmp_path, make_recipe):
+        kept = []
+
+        def configure(parameters):
+            kept.append(kept[0] if kept else torch.optim.AdamW(parameters, lr=1e-2))
+            return kept[0]
+
+        module, callback = make_module(pl, configure), BalanceCallback(make_recipe())
+        for _ in range(2):
+            make_trainer(pl, tmp_path, callback, max_steps=1).fit(module, loader())
+        assert callback.balancer.optimizer is kept[0]
+        assert [refresh.step for refresh in callback.balancer.history] == [0]
+
 
 class TestLogging:
     def test_every_refresh_reaches_the_loggers(self, pl, tmp_path, make_recipe):

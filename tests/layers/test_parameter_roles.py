@@ -96,7 +96,8 @@ def test_a_transposed_layer_of_gpt2_has_its_inputs_first():
 
 def test_a_unit_of_a_role_contains_all_its_layers():
     layers = nn.ModuleList(nn.TransformerEncoderLayer(64, 4, 128) for _ in range(3))
-    units = {unit.name: unit for unit in find_role_units(layers, find_weights(layers)[0])}
+    weights, _ = find_weights(layers)
+    units = {unit.name: unit for unit in find_role_units(layers, weights, weights)}
     assert set(units["up"].parameters) == {f"{i}.linear1.{kind}" for i in range(3) for kind in ("weight", "bias")}
     assert len(units["qkv"].weights) == 9
     assert not any("norm" in name for unit in units.values() for name in unit.parameters)

@@ -199,3 +199,15 @@ class TestLora:
             layer.lora_B["default"].weight.mul_(3)
         self.step(model, optimizer)
         assert balancer.history[-1].measured == 1
+
+
+def test_of_several_copies_of_a_parameter_the_trained_one_counts():
+    """PEFT keeps a copy in modules_to_save for each adapter."""
+    head = nn.Module()
+    head.original_module = nn.Linear(2, 2).requires_grad_(False)
+    head.modules_to_save = nn.ModuleDict(
+        {"default": nn.Linear(2, 2), "reference": nn.Linear(2, 2).requires_grad_(False)}
+    )
+    found = parameter_names(nn.ModuleDict({"classifier": head}))
+    assert list(found) == ["classifier.weight", "classifier.bias"]
+    assert found["classifier.weight"] is head.modules_to_save["default"].weight

@@ -45,7 +45,8 @@ class Balancer:
     Create it after the optimizer; nothing else in the training loop changes. Inside ``optimizer.step()`` the parameter
     groups are split by unit, and the learning rate of each is the multiplier of its unit times the scheduled rate.
     Before and after the step, also if it raises, ``optimizer.param_groups`` are the groups that you made: any scheduler
-    works, built before or after, and so does code that addresses groups by number.
+    works, built before or after, and so does code that addresses groups by number. Hooks that run after a step see your
+    groups, too; only a step pre-hook that is registered after the balancer sees the split ones.
 
     Alphas, multipliers and counters are in ``optimizer.state_dict()``, under one key of its first group; a run resumed
     from it is bit-identical to an uninterrupted one. An optimizer without a balancer loads that state too, and a
@@ -130,7 +131,13 @@ class Balancer:
             ready, self._groups, list(itertools.chain(*parts)), delay=delay, on_refresh=on_refresh
         )
         self._multipliers = self._refresher.multipliers
-        self._saved = SavedState(ready, self._multipliers, self._groups, self._refresher.replan)
+        self._saved = SavedState(
+            ready,
+            self._multipliers,
+            self._groups,
+            replan=self._refresher.replan,
+            measure_soon=self._refresher.measure_soon,
+        )
         self._saved.adopt()  # the last that may raise: model and optimizer are unchanged until here
         self._unfreezing = Unfreezing(model, parts, ready.schedule.unfreezing)
         self._guard = StepGuard(self.optimizer, self._end_step)
@@ -141,6 +148,7 @@ class Balancer:
             self.optimizer.register_step_post_hook(after),
             *self._saved.register(before_save=self._refresher.finish, after_load=self._loaded),
         ]
+        self.optimizer._optimizer_step_post_hooks.move_to_end(self._handles[1].id, last=False)  # type: ignore[attr-defined]
         BALANCED.add(self.optimizer)
 
     def __repr__(self) -> str:
@@ -245,7 +253,7 @@ class Balancer:
         self._saved.adopt()
         if self._multipliers.state.steps == 0:  # so that every checkpoint has the same tensors
             self._refresher.tracker.keep()
-        self._refresher.initial.copy_missing()
+        self._refresher.copy_initial()
         if self._is_idle():
             self._running = "idle"
             return None

@@ -33,7 +33,7 @@ class InitialWeights(Copies):
         self._lock = threading.Lock()
 
     def watch(self, parameters: Iterable[Tensor]) -> None:
-        """Set the parameters to copy; those that join later were frozen until then."""
+        """Set the parameters to copy, before a step that moves them."""
         self._parameters = tuple(parameters)
         self._copied = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tempbalance.analysis.change_findings import make_finding
 from tempbalance.balance.history import Refresh, UnitState
@@ -11,7 +11,7 @@ from tempbalance.balance.recipe import Recipe
 from tempbalance.metrics import imbalance
 from tempbalance.types import Finding, Severity, Status
 
-__all__ = ["explain_no_effect", "find_no_convergence", "find_no_effect"]
+__all__ = ["explain_no_effect", "find_no_convergence", "find_no_decay", "find_no_effect"]
 
 _Z95 = 1.6448536269514722  # 95 % quantile of the normal distribution
 
@@ -48,6 +48,30 @@ def find_no_effect(units: Sequence[UnitState], recipe: Recipe, *, first: bool) -
     return [
         make_finding(kind, text, next_step=step, severity=Severity.WARNING, layers=layers)
         for kind, text, layers in found
+    ]
+
+
+def find_no_decay(groups: Sequence[Mapping[str, object]], recipe: Recipe) -> list[Finding]:
+    """Find out whether a recipe multiplies weight decays that are all zero.
+
+    Args:
+        groups: The parameter groups of the optimizer.
+        recipe: The recipe.
+
+    Returns:
+        A finding of kind ``no_effect``, or nothing.
+    """
+    decay = "weight_decay"
+    if decay not in recipe.keys or any(float(group[decay]) != 0 for group in groups):  # type: ignore[arg-type]
+        return []
+    also = "; only the learning rates are multiplied" if "lr" in recipe.keys else ""
+    return [
+        make_finding(
+            "no_effect",
+            f"the weight decay of the optimizer is 0, so its multipliers change nothing{also}",
+            next_step="set weight_decay of the optimizer (TrainingArguments: weight_decay=...)",
+            severity=Severity.WARNING,
+        )
     ]
 
 

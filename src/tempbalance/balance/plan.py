@@ -133,6 +133,8 @@ def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None 
         outside = [Skipped(w.name, "outside of all blocks") for w in weights if w.name not in in_units]
         skipped = [*left_out, *outside, *unreadable]
     uses, depth_groups = recipe.assignment, list[Unit]()
+    if uses.uses_alpha and uses.uses_depth and recipe.unit == "role":
+        raise BalanceError(f"{recipe.name} has multipliers by depth, but a role is at all depths: use unit='layer'")
     described: dict[str, ParameterFacts] = {}
     if uses.uses_depth or uses.uses_parameters or recipe.unfreeze:
         everything = find_weights(model, Select(embeddings=True), sharded=True)[0]
@@ -159,7 +161,7 @@ def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None 
 
 def _by_group(units: Sequence[Unit], described: Mapping[str, ParameterFacts], assignment: Assignment) -> list[Unit]:
     """Divide units by the assignment's group of each parameter, and add units for all other trained parameters."""
-    taken = {name for unit in units for name in unit.parameters}
+    taken, used = {name for unit in units for name in unit.parameters}, {unit.name for unit in units}
     others = Unit(name="", weights=(), parameters=tuple(name for name in described if name not in taken))
     found: list[Unit] = []
     for unit in [*units, others]:
@@ -167,7 +169,10 @@ def _by_group(units: Sequence[Unit], described: Mapping[str, ParameterFacts], as
         for name in unit.parameters:
             members.setdefault(assignment.group_of(name, described[name]), []).append(name)
         for group, parameters in members.items():
-            name = f"{unit.name} [{group}]" if unit.name and len(members) > 1 else unit.name or group or "rest"
+            if unit is others:
+                name = f"rest of {group}" if group in used else group or "rest"
+            else:
+                name = f"{unit.name} [{group}]" if len(members) > 1 else unit.name
             found.append(Unit(name=name, weights=unit.weights, parameters=tuple(parameters)))
     return found
 
@@ -181,7 +186,13 @@ def _units_of(
         raise BalanceError(f"no weight of the model can be balanced by {recipe.name}: {listed or 'it has none'}")
     units = recipe.find_units(model, weights)
     if not units:
-        raise BalanceError(f"{recipe.name} balances blocks, but the model has none: use a recipe with unit='layer'")
+        everything = find_weights(model, Select(embeddings=True), sharded=True)[0]
+        what = (
+            "none of the model's blocks is trained by this optimizer yet: build the balancer when they are unfrozen"
+            if recipe.find_units(model, everything)
+            else "the model has none"
+        )
+        raise BalanceError(f"{recipe.name} balances blocks, but {what}, or use a recipe with unit='layer'")
     return [replace(unit, parameters=tuple(name for name in unit.parameters if name in trained)) for unit in units]
 
 

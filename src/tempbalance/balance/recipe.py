@@ -11,7 +11,7 @@ from torch import nn
 
 from tempbalance.balance.assign import Assignment
 from tempbalance.errors import ArgumentError, ArgumentTypeError, check_integer, check_numbers, check_type
-from tempbalance.layers import KINDS, Select, Unit, Weight, find_role_units, find_units
+from tempbalance.layers import KINDS, Select, Unit, Weight, find_role_units, find_units, find_weights
 from tempbalance.spectra.windows import Windows
 from tempbalance.tail import Hill, TailEstimator, find_estimator
 
@@ -180,5 +180,6 @@ class Recipe:
             The units, each with at least one weight. A parameter is in at most one unit.
         """
         if self.unit == "role":
-            return find_role_units(model, weights)
+            everything, _ = find_weights(model, Select(embeddings=True), sharded=True)
+            return find_role_units(model, weights, everything)
         return find_units(model, weights, unit=self.unit, norms=self.norms)

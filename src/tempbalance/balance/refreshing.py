@@ -16,7 +16,7 @@ from tempbalance.balance.history import Refresh
 from tempbalance.balance.initial_weights import InitialWeights
 from tempbalance.balance.measuring import Measurement, Measurer
 from tempbalance.balance.multipliers import Multipliers
-from tempbalance.balance.no_effect import explain_no_effect, find_no_convergence, find_no_effect
+from tempbalance.balance.no_effect import explain_no_effect, find_no_convergence, find_no_decay, find_no_effect
 from tempbalance.balance.plan import make_plan
 from tempbalance.balance.preparation import Preparation, names_by_group, plan_trained
 from tempbalance.balance.snapshot import Snapshot
@@ -78,7 +78,14 @@ class Refresher:
         self._on_refresh = tuple(on_refresh)
         self._pending: AsyncMeasurement[Measurement] | None = None
         self._warned_no_effect = self._warned_non_finite = False
+        self._soon = False
         self._set_plan()
+
+    def copy_initial(self) -> None:
+        """Copy the weights that have no initial value yet; those unfrozen since the last step have not moved."""
+        if self._recipe.spectrum_of == "update":
+            self._join()
+            self.initial.copy_missing()
 
     def before_step(self) -> None:
         """Refresh if it is due, and put multipliers into effect whose step has come."""
@@ -94,6 +101,9 @@ class Refresher:
                 self.multipliers.settle()
 
     def _is_due(self, steps: int) -> bool:
+        if self._soon and steps >= self._recipe.start:
+            self._soon = False
+            return True
         if self.schedule.known or steps < self._recipe.start:
             return self.schedule.is_due(steps)
         # The length of an epoch is asked for on every process, and must be the same.
@@ -116,12 +126,19 @@ class Refresher:
             self.initial.watch(self.tracker.parameters())
         self._planned_for = self._trained()
 
+    def measure_soon(self) -> None:
+        """Measure at the next step, also if it is not due."""
+        self._soon = True
+
     def replan(self, unplanned: Collection[str]) -> None:
         """Use the plan of a saved run until the next refresh: parameters may have been frozen or unfrozen since."""
         names = {name for group in names_by_group(self._levels[0], self._model) for name in group if name is not None}
-        if names.difference(unplanned) != self.multipliers.plan.trained:
+        other_names = names.difference(unplanned) != self.multipliers.plan.trained
+        if other_names:
             self.multipliers.plan = make_plan(self._model, self._recipe, names.difference(unplanned))
+        if other_names or self._trained() != self._planned_for:  # parameters may have been replaced, as by FSDP2
             self._set_plan()
+        if other_names:
             self._planned_for = []
 
     def _trained(self) -> list[tuple[int, bool]]:
@@ -223,7 +240,8 @@ class Refresher:
     def _no_effect(self, *, first: bool) -> list[Finding]:
         """Return the findings, and warn once on rank 0."""
         units = self.multipliers.units()
-        findings = find_no_effect(units, self._recipe, first=first)
+        of_multipliers = find_no_effect(units, self._recipe, first=first)
+        findings = [*find_no_decay(self._levels[-1].param_groups, self._recipe), *of_multipliers]
         if findings and not self._warned_no_effect and not self._ranks.rank:
             self._warned_no_effect = True
             warnings.warn(explain_no_effect(findings, units, self._recipe), BalanceWarning, stacklevel=3)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -12,6 +14,7 @@ from torch.optim import Optimizer
 from tempbalance.balance.multipliers import Multipliers
 from tempbalance.balance.plan import make_plan
 from tempbalance.balance.preparation import Preparation, names_by_group
+from tempbalance.balance.recipe import Recipe
 from tempbalance.balance.split_groups import SplitGroups
 from tempbalance.balance.state import KEY, BalanceState, UnitRecord, texts_in
 from tempbalance.errors import BalanceError, BalanceWarning
@@ -33,9 +36,12 @@ class SavedState:
         ready: Preparation,
         multipliers: Multipliers,
         groups: SplitGroups,
+        *,
         replan: Callable[[Collection[str]], object],
+        measure_soon: Callable[[], object],
     ) -> None:
         self._replan = replan
+        self._measure_soon = measure_soon
         self._model, self._recipe, _, self._levels, *_ = ready
         self._multipliers = multipliers
         self._groups = groups
@@ -112,9 +118,14 @@ class SavedState:
     def state(self, optimizer: Optimizer) -> BalanceState:
         """Return the state, with the groups of one level."""
         state = self._multipliers.state
-        for unit in self._multipliers.plan.units:
-            state.units.setdefault(unit.name, UnitRecord())
+        current = dict.fromkeys(unit.name for unit in self._multipliers.plan.units)
+        for name in current:
+            state.units.setdefault(name, UnitRecord())
+        if state.units.keys() - current.keys():  # of parameters that are frozen now, or that are divided in another way
+            known = current.keys() | self._units_of(parameter_names(self._model))
+            state.units = {name: record for name, record in state.units.items() if name in known}
         state.groups = names_by_group(optimizer, self._model)
+        state.recipe = _recipe_id(self._recipe)
         state.options = self._groups.own_options()
         planned = self._multipliers.plan.trained
         names = (name for group in names_by_group(self._levels[0], self._model) for name in group)
@@ -123,6 +134,14 @@ class SavedState:
 
     def _set(self, state: BalanceState) -> None:
         self._multipliers.state = state
+        if state.recipe not in {"", _recipe_id(self._recipe)}:
+            state.units = {}
+            self._measure_soon()
+            _logger.warning(
+                "this optimizer state was saved with another recipe (%s): its multipliers are not used, and the "
+                "weights are measured at the next step",
+                state.recipe.partition(" ")[0],
+            )
         if state.unplanned is not None:
             self._replan(state.unplanned)
         self._groups.load(state.options)
@@ -139,13 +158,27 @@ class SavedState:
             )
         plan = make_plan(self._model, self._recipe, set(parameter_names(self._model)))
         weights = {name for unit in plan.units for name in unit.weights}
-        units = {unit.name for unit in (*plan.units, *self._multipliers.plan.units)}
+        planned = {name for group in own for name in group if name is not None}.difference(state.unplanned or ())
+        units = {unit.name for unit in (*plan.units, *self._multipliers.plan.units)} | self._units_of(planned)
         unknown = [*(name for name in state.units if name not in units), *(n for n in state.fits if n not in weights)]
         if unknown:
             raise BalanceError(
                 f"this optimizer state was saved with other units, such as {unknown[0]!r}, which {self._recipe.name} "
                 "does not have for this model: use the same model and recipe as in the saved run"
             )
+
+    def _units_of(self, trained: Collection[str]) -> set[str]:
+        """Return the names of the units if these parameters are trained; empty if none can be balanced."""
+        try:
+            return {unit.name for unit in make_plan(self._model, self._recipe, set(trained)).units}
+        except BalanceError:
+            return set()
+
+
+def _recipe_id(recipe: Recipe) -> str:
+    """Return the name of a recipe and a digest of what it multiplies by what."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", f"{recipe.target} {recipe.assignment!r}")
+    return f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 class _CopyWarning:

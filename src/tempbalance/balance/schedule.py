@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,7 @@ class Schedule:
         self._steps_per_epoch: int | None = None
         self._in_epochs = any(each is not None and each.epochs is not None for each in (recipe.every, recipe.unfreeze))
         self.known = False
-        if not self._in_epochs or steps_per_epoch is None or isinstance(steps_per_epoch, int):
+        if not self._in_epochs or steps_per_epoch is None or isinstance(steps_per_epoch, numbers.Number):
             self.resolve()
         else:
             check_delay(delay, sys.maxsize, processes)
@@ -100,13 +101,13 @@ def _length(given: Any) -> int | None:
     value = given() if isinstance(given, Callable) and not hasattr(given, "__len__") else given  # type: ignore[arg-type]
     if value is None:
         return None
-    if not isinstance(value, int):
+    if not isinstance(value, numbers.Integral):
         try:
             value = len(value)
         except (TypeError, NotImplementedError):
             raise BalanceError(
                 f"steps_per_epoch is {value!r}, which has no length: pass the number of optimizer steps in an epoch"
             ) from None
-    if isinstance(value, bool) or value < 1:
+    if isinstance(value, bool) or int(value) < 1:
         raise BalanceError(f"steps_per_epoch must be a positive number of optimizer steps, got {value!r}")
     return int(value)

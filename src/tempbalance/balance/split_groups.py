@@ -7,6 +7,7 @@ step, because some optimizers keep counters in their groups.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -115,12 +116,12 @@ class SplitGroups:
         self._groups = new
         self._loaded = {}
 
-    def _members(self, options: Mapping[str, Any]) -> dict[str, list[int]]:
+    def _members(self, options: Mapping[str, Any]) -> dict[str | None, list[int]]:
         """Return the places of the parameters of each unit in a group."""
-        members: dict[str, list[int]] = {}
+        members: dict[str | None, list[int]] = {}
         for place, parameter in enumerate(options["params"]):
-            members.setdefault(self._unit_of.get(id(parameter), ""), []).append(place)
-        return members or {"": []}
+            members.setdefault(self._unit_of.get(id(parameter)), []).append(place)
+        return members or {None: []}
 
     def _keyed_parts(self, groups: Sequence[_Group]) -> Iterator[tuple[str, _Group, _Part]]:
         """Yield every part with its key in a saved state: the name of its first parameter."""
@@ -134,7 +135,7 @@ class _Part:
     """The parameters of one unit in one group of the user, as a group of its own.
 
     Attributes:
-        unit: Name of the unit; empty for parameters in no unit.
+        unit: Name of the unit, which is empty for the model itself; None for parameters in no unit.
         group: What the optimizer gets.
         given: The options as the optimizer got them in the current step.
         multiplier: The factor in the current step.
@@ -142,7 +143,7 @@ class _Part:
 
     __slots__ = ("given", "group", "multiplier", "unit", "versions")
 
-    def __init__(self, unit: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, unit: str | None, options: Mapping[str, Any]) -> None:
         self.unit = unit
         self.group = {key: _cloned(value) for key, value in options.items()}
         self.given: dict[str, Any] = {}
@@ -185,7 +186,7 @@ class _Group:
     def __init__(
         self,
         options: dict[str, Any],
-        members: Mapping[str, list[int]],
+        members: Mapping[str | None, list[int]],
         keys: Sequence[str],
         seen: dict[str, Any] | None,
     ) -> None:
@@ -234,7 +235,7 @@ class _Group:
         elif self._scaled and self._scaled[0] is multipliers and self._scaled[1:] == (*values,):
             return
         for part in self.parts:
-            part.multiplier = multiplier = multipliers.get(part.unit, 1.0)
+            part.multiplier = multiplier = 1.0 if part.unit is None else multipliers.get(part.unit, 1.0)
             group = part.group
             for key, value in zip(self._keys, values, strict=True):
                 if isinstance(value, Tensor):  # in place: a compiled or captured step reads this tensor
@@ -313,12 +314,13 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _saved(value: Any) -> Any:
-    """Return an option as it is saved: a number, text or list of them; None for anything else."""
+    """Return an option as it is saved: a number, text or list of them; None for anything else, and for NaN."""
     if isinstance(value, Tensor):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return list(value) if all(isinstance(item, _SAVED) for item in value) else None
-    return value if isinstance(value, _SAVED) else None
+        return None if any(_saved(item) is None for item in value) else list(value)
+    is_number = not isinstance(value, float) or math.isfinite(value)  # JSON has no others
+    return value if isinstance(value, _SAVED) and is_number else None
 
 
 def _like(options: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:

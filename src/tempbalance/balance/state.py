@@ -96,6 +96,7 @@ class BalanceState:
             that is not of the model.
         options: Options that the optimizer itself has set to different values in the parts of a group, by the name of
             the first parameter of the part.
+        recipe: Name of the recipe, and a digest of its assignment and target; empty if they are not known.
         unplanned: Parameters in the optimizer that are in no unit until the next refresh: they were frozen at the last
             one, or have been added since. None keeps the plan of the balancer that loads the state.
 
@@ -111,6 +112,7 @@ class BalanceState:
     fits: dict[str, CachedFit] = field(default_factory=dict)
     groups: list[list[str | None]] = field(default_factory=list)
     options: dict[str, dict[str, _Scalar | list[_Scalar]]] = field(default_factory=dict)
+    recipe: str = ""
     unplanned: list[str] | None = None
 
     def to_json(self) -> str:

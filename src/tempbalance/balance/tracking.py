@@ -20,6 +20,7 @@ from tempbalance.layers import (
     is_sharded,
     num_shards,
     parameter_names,
+    plain_modules,
     reshard,
     source_parameters,
 )
@@ -33,10 +34,13 @@ class TrackedWeight(NamedTuple):
     Attributes:
         weight: The weight.
         parameters: The trained parameters that it is computed from, by name.
+        uses_buffers: Whether its layer computes it from buffers, too, such as the mask of a pruned layer. They change
+            without a step of the optimizer.
     """
 
     weight: Weight
     parameters: dict[str, Tensor]
+    uses_buffers: bool
 
 
 class Tracker:
@@ -67,13 +71,15 @@ class Tracker:
         key = (self.names, [(name, id(p), p.requires_grad, p.dtype, p.device) for name, p in parameters.items()])
         if self._cache is not None and self._cache[0] == key:
             return self._cache[1]
-        tracked = {}
+        tracked, modules = {}, plain_modules(self._model)
         for weight in find_weights(self._model, replace(self._recipe.select, embeddings=True), sharded=True)[0]:
             if weight.name in self.names:
                 sources = {name: parameters[name] for name in source_parameters(weight, parameters)}
                 trained = {name: p for name, p in sources.items() if p.requires_grad}
+                layer = modules.get(weight.parameter.rpartition(".")[0], nn.Identity())
+                uses_buffers = weight.parameter not in parameters and any(True for _ in layer.buffers())
                 if trained:
-                    tracked[weight.name] = TrackedWeight(weight, trained)
+                    tracked[weight.name] = TrackedWeight(weight, trained, uses_buffers)
         # Only plain weights are cached: a computed or sharded one may be read differently later (LoRA is merged, ...).
         plain = all(each.weight.parameter in parameters for each in tracked.values()) and not self.sharded
         self._cache = (key, tracked) if plain else None
@@ -112,8 +118,10 @@ class Tracker:
             return dict.fromkeys(weights, math.inf)
         of_parameter: dict[tuple[str, ...], float] = {}  # parts of one parameter have one drift
         squares = {}
-        for name, (weight, parameters) in weights.items():
+        for name, (weight, parameters, uses_buffers) in weights.items():
             key = (weight.parameter, *parameters)
+            if uses_buffers:
+                of_parameter[key] = math.inf
             if key not in of_parameter:
                 copies = self._ranks.size / max(num_shards(parameter) for parameter in parameters.values())
                 of_parameter[key] = self._snapshot.squared_drift(weight, parameters) / copies

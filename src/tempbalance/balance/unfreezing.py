@@ -109,8 +109,9 @@ def check_unfreezing(model: nn.Module, processes: int) -> None:
     ddp: Any = model
     if not any(cls.__name__ == "DistributedDataParallel" for cls in type(model).__mro__):
         raise BalanceError(
-            "gradual unfreezing: wrap the model in DDP or FSDP2 before the balancer is built; "
-            "DDP never averages the gradients of parameters that are frozen when it wraps a model"
+            "gradual unfreezing: wrap the model in DDP or FSDP2 before the balancer is built; DDP never averages the "
+            "gradients of parameters that are frozen when it wraps a model. The Trainer of Transformers and Lightning "
+            "wrap it later: there train in one process, or with FSDP2"
         )
     if not ddp.find_unused_parameters or ddp.static_graph:
         raise BalanceError(

@@ -141,6 +141,8 @@ class BalanceCallback(Callback):  # type: ignore[misc]
             for logger in trainer.loggers:
                 logger.log_metrics(summary(refresh), step=refresh.step)
 
+        if self.balancer is not None:  # of a fit before, perhaps of the same optimizer
+            self.balancer.remove()
         self.balancer = Balancer(
             optimizers[0],
             pl_module,

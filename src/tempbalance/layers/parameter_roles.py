@@ -156,31 +156,42 @@ def describe_parameters(model: nn.Module, weights: Sequence[Weight]) -> dict[str
     return {name: found[name] for name in parameters}
 
 
-def find_role_units(model: nn.Module, weights: Sequence[Weight]) -> list[Unit]:
+def find_role_units(model: nn.Module, weights: Sequence[Weight], everything: Sequence[Weight]) -> list[Unit]:
     """Divide the parameters of a model into one unit per role.
 
     Args:
         model: The live model that the weights were found in.
         weights: The weights to put into units.
+        everything: All its weights, embeddings included: they tell the roles.
 
     Returns:
-        One unit per role of these weights, with all parameters of that role.
+        One unit per role of these weights, with all parameters of that role except those of other weights.
 
     Example:
         >>> from tempbalance.layers import find_weights
         >>> layers = nn.ModuleList(nn.TransformerEncoderLayer(64, 4, 128) for _ in range(3))
-        >>> [(unit.name, len(unit.weights)) for unit in find_role_units(layers, find_weights(layers)[0])]
-        [('qkv', 9), ('o', 3), ('up', 3), ('down', 3)]
+        >>> weights, _ = find_weights(layers)
+        >>> [(unit.name, len(unit.weights)) for unit in find_role_units(layers, weights[1:], weights)]
+        [('qkv', 8), ('o', 3), ('up', 3), ('down', 3)]
     """
-    described, parameters = describe_parameters(model, weights), parameter_names(model)
+    described, parameters = describe_parameters(model, everything), parameter_names(model)
     members: dict[str, list[str]] = {}
+    inside: set[str] = set()
     for weight in weights:
-        source = source_parameters(weight, parameters)[0]
-        members.setdefault(described[source].role, []).append(weight.name)
+        sources = source_parameters(weight, parameters)
+        members.setdefault(described[sources[0]].role, []).append(weight.name)
+        inside.update(sources)
+    outside = {name for weight in everything for name in source_parameters(weight, parameters)} - inside
+    layers = set(map(_layer, outside)) - set(map(_layer, inside))  # their biases are outside, too
+    own = {name: facts.role for name, facts in described.items() if name not in outside and _layer(name) not in layers}
     return [
-        Unit(name=role, weights=tuple(own), parameters=tuple(p for p, facts in described.items() if facts.role == role))
-        for role, own in members.items()
+        Unit(name=role, weights=tuple(names), parameters=tuple(name for name, each in own.items() if each == role))
+        for role, names in members.items()
     ]
+
+
+def _layer(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
 
 
 def _facts(weights: Sequence[Weight], roles: Sequence[str]) -> ParameterFacts:

@@ -67,7 +67,12 @@ def parameter_names(model: nn.Module) -> dict[str, Tensor]:
         ['weight', 'bias']
     """
     plain = plain_parameters(model)
-    return {_COPIES.sub("", plain(name)): parameter for name, parameter in model.named_parameters()}
+    found: dict[str, Tensor] = {}
+    for full, parameter in model.named_parameters():
+        name = _COPIES.sub("", plain(full))
+        if name not in found or parameter.requires_grad or not found[name].requires_grad:  # of copies, the trained one
+            found[name] = parameter
+    return found
 
 
 def source_parameters(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:

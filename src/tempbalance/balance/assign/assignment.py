@@ -88,7 +88,7 @@ class Assignment(ABC):
     @property
     def stretches_to_range(self) -> bool:
         """Whether the multipliers span a fixed range however little the alphas differ. False unless overridden."""
-        return False
+        return any(each.stretches_to_range for each in self.inner)
 
     @property
     def optimizer_family(self) -> str | None:

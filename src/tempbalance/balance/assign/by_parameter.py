@@ -329,7 +329,8 @@ def _check_roles(multipliers: Mapping[str, float], parameters: Mapping[str, Para
         if role in present and role not in multipliers and len({multipliers.get(part, 1.0) for part in parts}) > 1:
             name = next(name for name, facts in parameters.items() if facts.role == role)
             raise BalanceError(
-                f"{name} contains {', '.join(parts)}, which cannot have different multipliers: give one for {role!r}"
+                f"{name} contains {', '.join(parts)}, which cannot have different multipliers: give one for {role!r} "
+                f"(ByRole, recipes.by_role)"
             )
     available = {part for role in present for part in (role, *_FUSED.get(role, ()))}
     if strict and (missing := [role for role in multipliers if role not in available]):
