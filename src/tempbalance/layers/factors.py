@@ -26,7 +26,7 @@ _PART = re.compile(
     r"(?P<layer>.+)\.(?P<part>lora_(A|B|E|up|down|mid|embedding_[AB]|magnitude_vector|ranknum)|(hada|lokr)_[wt]\d(_[ab])?"
     r"|dora_scale|alpha|diff|(oft|boft|vera|ia3|hra|glora|randlora)_\w+)(\.(?P<adapter>(?!weight$)[^.]+))?(\.weight)?"
 )
-# ``to_q_lora.down`` and ``q_proj.lora_linear_layer.down`` of diffusers; ``qkv_lora1.down`` of XLabs, whose number stays.
+# ``to_q_lora.down`` and ``q_proj.lora_linear_layer.down`` of diffusers, ``qkv_lora1.down`` of XLabs.
 _DIFFUSERS = re.compile(r"(?P<layer>.+)[._]lora(_linear_layer|(?P<number>\d*))\.(?P<part>up|down|mid)\.weight")
 _FLATTENED = re.compile(r"conv|_op$|in_layers|out_layers|sample|patch")  # layers whose kernels LyCORIS flattens
 # Settings of PEFT with which LoRA is not a plain product, or depends on the input.
