@@ -212,6 +212,7 @@ def checkpoint(tmp_path):
 class Interrupted(tb.Hill):
     """Hill's estimator, interrupted when its count of calls reaches 5."""
 
+    __module__ = "tempbalance"  # rows of other code are not used again
     calls: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     def fit_tails(self, eigenvalues):

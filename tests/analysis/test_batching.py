@@ -54,6 +54,7 @@ class Calls:
 class Recorded(tb.Hill):
     """Hill's estimator, which records its calls and can do something in each."""
 
+    __module__ = "tempbalance"  # rows of other code are not used again
     calls: Calls = field(default_factory=Calls, repr=False)
     work: Callable[[int], None] = field(default=lambda side: None, repr=False)
 

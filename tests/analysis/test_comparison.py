@@ -42,6 +42,38 @@ def moved(tensors, scale, only=""):
     }
 
 
+def gpt2(*, linear=False, square_only=False):
+    """Layers that GPT-2 of Transformers stores as (in, out), or those as (out, in), with the same values."""
+    conv1d = pytest.importorskip("transformers").pytorch_utils.Conv1D
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"square": conv1d(40, 40)} | ({} if square_only else {"wide": conv1d(60, 40)}))
+    if not linear:
+        return model
+    return {name: tensor.T.contiguous() for name, tensor in model.state_dict().items() if tensor.ndim == 2}
+
+
+class TestTransposed:
+    """Weights that one model stores the other way round."""
+
+    def test_it_is_compared_with_the_transposed_weight(self):
+        for before, after in [(gpt2(), gpt2(linear=True)), (gpt2(linear=True), gpt2())]:
+            found = tb.compare(before, after)
+            assert [(row.name, row.identical) for row in found.layers] == [
+                ("square.weight", True), ("wide.weight", True)
+            ]  # fmt: skip
+            assert "reshaped" not in kinds(found)
+
+    def test_a_state_dict_that_stores_it_alike_is_compared_as_it_is(self):
+        assert all(row.identical for row in tb.compare(gpt2(), gpt2().state_dict()).layers)
+
+    @pytest.mark.parametrize("square_only", [True, False])
+    def test_a_square_weight_that_may_be_transposed_is_not_compared(self, square_only):
+        before = gpt2(square_only=square_only)
+        found = tb.compare(before if square_only else before.state_dict(), gpt2(linear=True, square_only=square_only))
+        assert (found.layers[0].name, math.isnan(found.layers[0].relative_change)) == ("square.weight", True)
+        assert "square.weight cannot be compared: it is square" in the(found, "not_compared").message
+
+
 class TestWeights:
     def test_rows_have_the_change_of_each_weight(self):
         before = state()

@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 
 import tempbalance as tb
 from command_line import check_error, run
-from tempbalance.errors import AnalysisError, OutputError
+from tempbalance.analysis import TrackResume
+from tempbalance.analysis.resume import ResumeFile
+from tempbalance.errors import AnalysisError, OutputError, WeightError
 
 NAMES = [f"l{i}.weight" for i in range(6)]
 
@@ -25,7 +27,7 @@ def write_model(path, seed):
 class Interrupted(tb.Hill):
     """Stops after a few weights; has the settings of Hill."""
 
-    __qualname__ = "Hill"
+    __module__, __qualname__ = "tempbalance", "Hill"
 
     def fit_tails(self, eigenvalues):
         if len(done) == 3:
@@ -144,3 +146,35 @@ def test_the_resume_file_stays_until_every_output_is_written(source, tmp_path, m
     assert len((tmp_path / "a.json.partial").read_text().splitlines()) == 7
     assert run("analyze", source, *outputs, "--quiet") == 0
     assert not (tmp_path / "a.json.partial").exists()
+
+
+@pytest.mark.parametrize("outputs_written", [False, True])
+def test_rows_of_an_estimator_whose_code_may_have_changed_are_measured_again(source, tmp_path, outputs_written):
+    def alphas_plus(number):
+        class Mine(tb.Hill):
+            def fit_tails(self, eigenvalues):
+                fit = super().fit_tails(eigenvalues)
+                return fit._replace(alpha=fit.alpha + number)
+
+        try:
+            with TrackResume(tmp_path / "t.json") as resume, ResumeFile(tmp_path / "a.json.partial") as rows:
+                analysis = tb.analyze(source, estimator=Mine(), resume=rows)
+                tracked = tb.track([source], estimator=Mine(), resume=resume)
+                if not outputs_written:
+                    raise KeyboardInterrupt
+                tracked.save(tmp_path / "t.json")
+        except KeyboardInterrupt:
+            pass
+        return [analysis.layers[0].alpha, tracked.checkpoints[0].layers[0].alpha]
+
+    assert alphas_plus(10) == [pytest.approx(alpha + 10) for alpha in alphas_plus(0)]
+
+
+def test_with_strict_a_weight_that_was_skipped_before_raises(tmp_path):
+    torch.save({"a.weight": torch.full((48, 48), torch.nan)}, tmp_path / "m.pt")
+    partial = tmp_path / "a.json.partial"
+    with pytest.raises(KeyboardInterrupt), ResumeFile(partial) as resume:  # the outputs are not written
+        tb.analyze(tmp_path / "m.pt", resume=resume)
+        raise KeyboardInterrupt
+    with pytest.raises(WeightError, match=r"a\.weight: .*NaN"):
+        tb.analyze(tmp_path / "m.pt", resume=partial, strict=True)

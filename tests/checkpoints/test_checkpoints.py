@@ -113,6 +113,20 @@ def test_tensors_keep_their_stored_dtype(tmp_path, dtype):
         assert checkpoint.tensors["fc.weight"].dtype == checkpoint.load("fc.weight").dtype == dtype
 
 
+def test_convolutions_of_mlx_are_read_as_pytorch_stores_them(tmp_path):
+    shapes = {"one.weight": (24, 20, 3), "two.weight": (6, 5, 3, 4), "three.weight": (6, 5, 2, 3, 4)}
+    expected = {name: torch.randn(shape) for name, shape in shapes.items()}
+    others = {"mlp.experts.up.weight": torch.randn(4, 12, 16), "pos_embed": torch.randn(1, 9, 8)}
+    stored = {name: tensor.movedim(1, -1).contiguous() for name, tensor in expected.items()} | others
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "mlx"})
+    with open_checkpoint(tmp_path) as checkpoint:
+        for name, tensor in {**expected, **others}.items():
+            assert torch.equal(checkpoint.load(name), tensor)
+            assert torch.equal(checkpoint.load(name, (1 % len(tensor), slice(2, 4))), tensor[1 % len(tensor), 2:4])
+        rows = {row.name: (row.kind, row.shape) for row in find_weights(checkpoint)[0]}
+    assert [rows[name] for name in shapes] == [(f"conv{n}d", shape) for n, shape in enumerate(shapes.values(), 1)]
+
+
 def test_safetensors_are_preferred_to_pickles(tmp_path):
     write_safetensors(tmp_path)
     torch.save({"other.weight": torch.zeros(3, 3)}, tmp_path / "pytorch_model.bin")

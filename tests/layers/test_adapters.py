@@ -321,10 +321,21 @@ class TestDiffusion:
         expected = (parts[0] @ parts[1]) * (parts[2] @ parts[3]) / 4
         self.check(kohya(**dict(zip(names, parts, strict=True)), alpha=torch.tensor(1.0)), expected, tmp_path)
 
-    def test_names_of_diffusers_lose_the_processor(self):
-        layer = "unet.down.attn1.processor.to_q_lora"
-        tensors = {f"{layer}.down.weight": normal(4, 24), f"{layer}.up.weight": normal(32, 4)}
-        assert [row.name for row in tb.analyze(tensors).layers] == ["unet.down.attn1.to_q.weight"]
+    @pytest.mark.parametrize(
+        ("stored", "layer"),
+        [
+            ("unet.down.attn1.processor.to_q_lora", "unet.down.attn1.to_q"),
+            ("text_encoder.self_attn.q_proj.lora_linear_layer", "text_encoder.self_attn.q_proj"),
+            ("single_blocks.0.processor.qkv_lora", "single_blocks.0.qkv"),
+            ("double_blocks.0.processor.qkv_lora1", "double_blocks.0.qkv1"),  # XLabs: of the image
+            ("double_blocks.0.processor.qkv_lora2", "double_blocks.0.qkv2"),  # of the text
+        ],
+    )
+    def test_names_of_layers_have_no_adapter_in_them(self, stored, layer):
+        down, up = normal(4, 24), normal(32, 4)
+        (row,) = tb.analyze({f"{stored}.down.weight": down, f"{stored}.up.weight": up}).layers
+        assert (row.name, row.shape) == (f"{layer}.weight", (32, 24))
+        assert row.lambda_max == pytest.approx(largest((up @ down).double().numpy()), rel=1e-5)
 
     def test_a_full_difference_is_the_update(self, tmp_path):
         self.check(kohya(diff=normal(24, 32)), normal(24, 32), tmp_path)

@@ -87,6 +87,40 @@ def test_the_parts_are_those_that_the_module_splits(model_type, name):
         assert torch.equal(rows[f"{parameter}:{part}"].load(), features.T)
 
 
+class GEGLU(torch.nn.Module):
+    """That of diffusers."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = torch.nn.Linear(8, 64)
+
+    def forward(self, x):
+        hidden, gate = self.proj(x).chunk(2, dim=-1)
+        return hidden * torch.nn.functional.gelu(gate)
+
+
+def test_the_gated_units_of_diffusers_are_split():
+    unit = GEGLU()
+    rows = {row.name: row.load() for row in find_weights(unit)[0]}
+    with torch.no_grad():
+        unit.proj.bias.zero_()
+        x = torch.randn(8)
+        found = (rows["proj.weight:up"] @ x) * torch.nn.functional.gelu(rows["proj.weight:gate"] @ x)
+        assert torch.allclose(unit(x), found, atol=1e-6)
+
+
+def test_the_gated_mlp_of_dinov2_is_split():
+    from transformers.models.dinov2 import modeling_dinov2
+
+    mlp = modeling_dinov2.Dinov2SwiGLUFFN(transformers.Dinov2Config(hidden_size=48))
+    rows = {row.name: row.load() for row in find_weights(mlp)[0]}
+    with torch.no_grad():
+        mlp.weights_in.bias.zero_()
+        x = torch.randn(48)
+        hidden = torch.nn.functional.silu(rows["weights_in.weight:gate"] @ x) * (rows["weights_in.weight:up"] @ x)
+        assert torch.allclose(mlp(x), mlp.weights_out(hidden), atol=1e-6)
+
+
 def test_zamba_alternates_input_and_gate():
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "n_mamba_heads": 2, "mamba_d_state": 8}
     mixer = transformers.models.zamba.modeling_zamba.ZambaMambaMixer(transformers.ZambaConfig(**sizes), 0)

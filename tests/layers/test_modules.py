@@ -48,6 +48,36 @@ def test_biases_and_norms_are_not_listed():
     assert names(model) == ["0.weight"]
 
 
+class Attention(nn.Module):
+    """A module with the weight of ``MultiheadAttention``, as open_clip has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.randn(24, 8))
+
+
+def test_a_weight_with_the_name_of_multihead_attention_has_its_parts():
+    model = nn.ModuleDict({"attn": Attention()})
+    for source in (model, model.state_dict()):
+        assert names(source) == [f"attn.in_proj_weight:{part}" for part in "qkv"]
+        assert {row.kind for row in rows(source)} == {"attention"}
+
+
+class Experts(nn.Module):
+    """Experts in one matrix, as DBRX has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moe_num_experts = 3
+        self.w1 = nn.Parameter(torch.randn(3 * 8, 4))
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_experts_in_one_matrix_have_a_row_each(split):
+    model = nn.ModuleDict({"experts": Experts()})
+    assert names(model, split=split) == [f"experts.w1:{expert}" for expert in range(3)]
+
+
 def test_a_depthwise_convolution_is_skipped():
     assert "vector" in skipped(nn.Sequential(nn.Conv2d(8, 8, 3, groups=8)))["0.weight"]
 

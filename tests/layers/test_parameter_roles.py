@@ -61,6 +61,14 @@ def test_a_state_dict_has_the_roles_of_the_live_model(name, role):
     assert roles_of({**others, name: torch.randn(8, 8)})[name] == role
 
 
+@pytest.mark.parametrize("name", ["transformer_blocks.0.ff.net.0.proj", "h.0.mlp.proj", "h.0.mlp.fc"])
+def test_a_projection_of_an_mlp_to_more_features_is_up(name):
+    assert roles_of({f"{name}.weight": torch.randn(32, 8), "head.weight": torch.randn(8, 8)})[f"{name}.weight"] == "up"
+    assert (
+        roles_of({f"{name}.weight": torch.randn(8, 32), "head.weight": torch.randn(8, 8)})[f"{name}.weight"] == "down"
+    )
+
+
 @pytest.mark.parametrize(("with_w3", "role"), [(True, "gate"), (False, "up")])
 def test_w1_is_a_gate_if_there_is_a_w3(with_w3, role):
     tensors = {"layers.0.mlp.w1.weight": torch.randn(8, 8), "layers.0.mlp.w2.weight": torch.randn(8, 8)}

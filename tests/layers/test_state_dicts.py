@@ -47,6 +47,13 @@ def test_kinds_are_inferred_from_name_and_shape(name, shape, kind):
     assert described({name: torch.zeros(shape)}) == [(name, kind, shape)]
 
 
+@pytest.mark.parametrize("name", ["_flat_param", "layers.0._fsdp_wrapped_module._flat_param", "fc.flat_param_0"])
+def test_a_tensor_that_fsdp_flattened_is_skipped_with_the_reason(name):
+    rows, left = find_weights({name: torch.zeros(48), "norm.weight": torch.ones(8)})
+    assert rows == []
+    assert [s.reason.partition(":")[0] for s in left] == ["flattened by FSDP"]
+
+
 def test_stacked_experts_are_recognised_by_name():
     assert len(described({"mlp.experts.w1": torch.zeros(3, 60, 40)})) == 3
 

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import tempbalance as tb
 from adapted_models import llama
-from tempbalance.layers import find_units, find_weights, parameter_names, plain_modules, unwrapped
+from tempbalance.layers import find_units, find_weights, first_and_last, parameter_names, plain_modules, unwrapped
 from tempbalance.layers.wrappers import plain_namer
 
 
@@ -99,6 +99,49 @@ def test_an_average_next_to_the_model_keeps_its_prefix():
     names = ["model.fc.weight", "ema.fc.weight"]
     plain = plain_namer(names)
     assert [plain(name) for name in names] == names
+
+
+@pytest.mark.parametrize(
+    ("model", "average"),
+    [
+        ("model.", "model_ema."),
+        ("net.", "net_ema."),
+        ("net.", "net_ema.module."),
+        ("model.", "ema_model."),
+        ("net.", "ema_model."),
+        ("online_model.", "ema_model."),
+        ("", "ema."),
+        ("trainer.encoder.", "trainer.encoder_ema."),
+    ],
+)
+@pytest.mark.parametrize("dots", [True, False], ids=["dots", "no dots"])  # without them in checkpoints of LDM
+def test_an_average_next_to_the_model_is_skipped(model, average, dots):
+    state = Net().state_dict()
+    copies = {average + (name if dots else name.replace(".", "")): tensor.clone() for name, tensor in state.items()}
+    rows, skipped = find_weights({f"{model}{name}": tensor for name, tensor in state.items()} | copies)
+    assert [row.name for row in rows] == [f"{model}{name}" for name in state if name.endswith("weight")]
+    assert [s.reason.partition(":")[0] for s in skipped] == [f"a moving average of {row.name}" for row in rows]
+
+
+def test_an_average_in_a_live_model_is_no_layer():
+    net = nn.ModuleDict({"net": Net(), "net_ema": AveragedModel(Net())})
+    assert [row.name for row in find_weights(net)[0]] == [f"net.{row.name}" for row in find_weights(Net())[0]]
+    assert first_and_last(net) == ("net.layers.0.0.weight", "net.head.weight")
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"ema_proj.weight": (8, 8)},  # a layer of Mega
+        {"net_ema.fc.weight": (4, 8)},
+        {"net_ema.fc.weight": (8, 8), "net_ema.other.weight": (8, 8)},
+    ],
+)
+def test_what_has_other_names_or_shapes_is_no_average(others):
+    state = {"net.fc.weight": torch.randn(8, 8), "q_proj.weight": torch.randn(8, 8)}
+    rows, skipped = find_weights(state | {name: torch.randn(shape) for name, shape in others.items()})
+    assert len(rows) == 2 + len(others)
+    assert skipped == []
 
 
 def test_names_that_would_be_equal_are_kept():

@@ -20,7 +20,7 @@ from tempbalance.analysis.batching import fit_model_weights, should_parallelize,
 from tempbalance.analysis.distributed import WorkQueue
 from tempbalance.analysis.result import Analysis
 from tempbalance.analysis.resume import ResumeFile
-from tempbalance.analysis.row_cache import RowCache, check_cache
+from tempbalance.analysis.row_cache import RowCache, check_cache, foreign
 from tempbalance.analysis.rows import Row, make_row
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import CheckpointError, SelectionError, TempBalanceError, WeightError, WindowError, check_type
@@ -84,8 +84,9 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         strict: Whether a weight that cannot be read or analysed raises. By default it is listed under ``skipped``.
         key: Key of the state dict in a training checkpoint, such as ``"ema"``; by default it is searched.
         resume: A file for the finished rows. If it exists and belongs to the same source and settings, its rows are not
-            computed again. It is kept when the analysis is interrupted, and removed otherwise. A
-            ``tempbalance.analysis.resume.ResumeFile`` is kept until its ``with`` block has ended.
+            computed again, unless estimator or windows are not of tempbalance, as their code may have changed. It is
+            kept when the analysis is interrupted, and removed otherwise. A ``tempbalance.analysis.resume.ResumeFile``
+            is kept until its ``with`` block has ended.
         processes: The processes that divide the work: ``tempbalance.analysis.distributed.WorkQueue.launched()`` under
             torchrun. All of them call this function, read a part of the weights, and return all rows. By default one
             process.
@@ -136,7 +137,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         partial = None
         if resume is not None and processes.rank == 0:
             partial = resume if isinstance(resume, ResumeFile) else stack.enter_context(ResumeFile(resume))
-            partial.start(opened, settings)
+            partial.start(opened, settings, reuse=not foreign(estimator, windows))
 
         def compute(left: list[Weight]) -> Generator[list[Row]]:
             """Yield the rows of this process, batch by batch."""
@@ -146,7 +147,8 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
             ):
                 yield [_row(weight, found, strict) for weight, found in batch]
 
-        done = processes.broadcast(dict(partial.rows) if partial else {})
+        restored = partial.rows if partial else {}
+        done = processes.broadcast({n: row for n, row in restored.items() if not (strict and isinstance(row, Skipped))})
         if done:
             _logger.info("resuming: %d of %d weights are done", len(done), len(weights))
         left = weights_of_rank([w for w in weights if w.name not in done], processes.rank, processes.size)

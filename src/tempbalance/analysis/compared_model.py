@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from tempbalance.analysis.adapted import is_adapter, with_base
 from tempbalance.analysis.analyzer import Opened, Source, analyze, open_source
@@ -15,9 +17,11 @@ from tempbalance.analysis.result import Analysis
 from tempbalance.checkpoints import Checkpoint
 from tempbalance.errors import AnalysisError
 from tempbalance.layers import Select, Weight, find_weights
+from tempbalance.layers.fused import Reader
+from tempbalance.spectra.matrices import MATRIX_NDIM
 from tempbalance.types import Finding, LayerStats
 
-__all__ = ["ComparedModel"]
+__all__ = ["ComparedModel", "align"]
 
 
 @dataclass
@@ -87,3 +91,44 @@ class ComparedModel:
     def kind(self, name: str) -> str:
         """Return the kind of a layer."""
         return self.rows[name].kind if name in self.rows else self.weights[name].kind
+
+    def transpose(self, name: str) -> None:
+        """Take the transposed matrix for a weight."""
+        weight = self.weights[name]
+        shape, cut = weight.shape[::-1], functools.partial(_transposed, weight.cut)
+        self.weights[name] = replace(weight, shape=shape, cut=cut, transposed=not weight.transposed)
+        self.shapes[name] = shape
+
+
+def _transposed(cut: Callable[[Reader], Tensor], read: Reader) -> Tensor:
+    return cut(read).mT
+
+
+def align(first: ComparedModel, second: ComparedModel, pairs: Mapping[str, str]) -> list[str]:
+    """Transpose the weights of the first model that the second stores the other way round, such as those of GPT-2.
+
+    The type of a layer tells how it is stored, but in a state dict types are not known; the shapes of the layers that
+    are not square tell then how the square ones are stored.
+
+    Args:
+        first: The first model.
+        second: The second model.
+        pairs: Name in the second model to name in the first.
+
+    Returns:
+        Names, in the second model, of square weights that may be transposed or not.
+    """
+    unknown: list[str] = []
+    both = [(new, first.weights.get(old), second.weights.get(new)) for new, old in pairs.items()]
+    matrices = [(n, a, b) for n, a, b in both if a and b and b.kind != "embedding" and len(a.shape) == MATRIX_NDIM]
+    for differ in (True, False):
+        group = [(n, a.shape, b.shape) for n, a, b in matrices if (a.transposed != b.transposed) == differ]
+        square = [name for name, one, two in group if one == two == two[::-1]]
+        turned = [name for name, one, two in group if one == two[::-1] != two]
+        straight = any(one == two != two[::-1] for _, one, two in group)
+        if differ and turned and not straight:
+            for name in (*turned, *square):
+                first.transpose(pairs[name])
+        elif turned or (differ and not straight):
+            unknown += square
+    return unknown

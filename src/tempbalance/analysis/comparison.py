@@ -14,7 +14,7 @@ import torch
 from tempbalance._progress import progress_bar
 from tempbalance.analysis.analyzer import Source
 from tempbalance.analysis.change_findings import alpha_findings, weight_findings
-from tempbalance.analysis.compared_model import ComparedModel
+from tempbalance.analysis.compared_model import ComparedModel, align
 from tempbalance.analysis.comparison_result import Comparison
 from tempbalance.analysis.layer_delta import LayerDelta
 from tempbalance.analysis.match_findings import RENAME, match_findings, rounded_findings
@@ -29,6 +29,7 @@ from tempbalance.types import Finding, Severity
 
 __all__ = ["compare", "measured"]
 
+_UNKNOWN = "it is square, and may be stored (in, out) in one model only: give folders with a config.json, or models"
 _Measure: TypeAlias = Callable[[Weight, Weight], WeightChange]
 
 
@@ -132,6 +133,7 @@ def _check_settings(before: Analysis, after: Analysis) -> None:
 def _compared(
     first: ComparedModel, second: ComparedModel, matching: Matching, notes: Sequence[Finding], measure: _Measure | None
 ) -> Comparison:
+    unknown = align(first, second, matching.pairs)
     before, after = first.shapes, second.shapes
     reasons = _reasons(first, second, matching)
     pairs = {new: old for new, old in matching.pairs.items() if before[old] and after[new] and new not in reasons}
@@ -143,7 +145,9 @@ def _compared(
     rows = []
     for new, old in pairs.items():
         row = _row(first, second, old, new)
-        if measure is not None and row.shape == row.shape_before:
+        if new in unknown:
+            reasons[new] = _UNKNOWN
+        elif measure is not None and row.shape == row.shape_before:
             try:
                 row = measured(row, measure(first.weights[old], second.weights[new]))
             except (MemoryError, torch.cuda.OutOfMemoryError):  # the machine is too small, the weight is not bad

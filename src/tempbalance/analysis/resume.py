@@ -58,14 +58,24 @@ class ResumeFile:
         self._file: IO[str] | None = None
         self._read()
 
-    def start(self, source: object, settings: Any) -> None:
-        """Find the rows of an interrupted analysis of the same source and settings, and open the file for more."""
+    def start(self, source: object, settings: Any, *, reuse: bool = True) -> None:
+        """Find the rows of an interrupted analysis of the same source and settings, and open the file for more.
+
+        Args:
+            source: The checkpoint.
+            settings: The settings.
+            reuse: Whether rows are used again; those of an estimator that is not of tempbalance may be of other code.
+
+        Raises:
+            AnalysisError: The source is not on disk.
+        """
         if not isinstance(source, Checkpoint):
             raise AnalysisError("only an analysis of files can be resumed: a model in memory may have changed")
         header = dumps({"files": identities(source), "settings": settings})
         lines = self._read()
-        if lines and lines[0] != header:
-            _logger.warning("%s belongs to other files or settings: starting afresh", self._path)
+        if lines and not (reuse and lines[0] == header):
+            why = "belongs to other files or settings" if reuse else "has rows of code that may have changed"
+            _logger.warning("%s %s: starting afresh", self._path, why)
             lines = []
         for line in lines[1:]:
             with contextlib.suppress(ValueError):  # the last line may be cut short

@@ -19,7 +19,7 @@ from tempbalance.errors import AnalysisError, OutputError
 from tempbalance.layers import Weight
 from tempbalance.types import LayerStats
 
-__all__ = ["RowCache", "check_cache"]
+__all__ = ["RowCache", "check_cache", "foreign"]
 
 _SETTINGS = ("estimator", "windows", "device", "dtype", "traps", "tempbalance", "torch")
 
@@ -39,10 +39,14 @@ def check_cache(cache: str | os.PathLike[str] | None, *methods: object) -> None:
     if cache is None:
         return
     as_path("cache", cache)
-    for method in methods:
-        if method is not None and type(method).__module__.partition(".")[0] != "tempbalance":
-            name = type(method).__name__
-            raise AnalysisError(f"rows of {name} cannot be kept in a cache, as its code may change: leave out cache")
+    for name in foreign(*methods):
+        raise AnalysisError(f"rows of {name} cannot be kept in a cache, as its code may change: leave out cache")
+
+
+def foreign(*methods: object) -> list[str]:
+    """Return the classes of estimator and windows that are not of tempbalance, so that their code may change."""
+    classes = [type(method) for method in methods if method is not None]
+    return [each.__name__ for each in classes if each.__module__.partition(".")[0] != "tempbalance"]
 
 
 class RowCache:

@@ -251,10 +251,11 @@ class TrackResume(ResumeFile):
         """The file of finished checkpoints."""
         return self._path
 
-    def start(self, source: object, settings: Any) -> None:
-        """Find the finished checkpoints of a run with the same first checkpoint and settings."""
-        super().start(source, settings)
-        if not isinstance(source, Checkpoint) or self._output.suffix.lower() != ".json" or not self._output.is_file():
+    def start(self, source: object, settings: Any, *, reuse: bool = True) -> None:
+        """Find the finished checkpoints of a run with the same first checkpoint and settings, if they may be reused."""
+        super().start(source, settings, reuse=reuse)
+        is_result = self._output.suffix.lower() == ".json" and self._output.is_file()
+        if not (reuse and is_result and isinstance(source, Checkpoint)):
             return
         try:
             earlier = Track.load(self._output)

@@ -19,6 +19,7 @@ from tempbalance._text import printable
 from tempbalance.analysis.adapted import is_adapter, with_base
 from tempbalance.analysis.analyzer import Opened, Source, analyze, make_settings, open_source
 from tempbalance.analysis.resume import identities
+from tempbalance.analysis.row_cache import foreign
 from tempbalance.analysis.series import SeriesItem, find_series
 from tempbalance.analysis.track_findings import track_findings
 from tempbalance.analysis.track_result import Track, TrackedCheckpoint, TrackedLayer, TrackResume
@@ -70,8 +71,8 @@ def track(  # noqa: PLR0913  all but the sources are options by keyword
         key: Key of the state dict in training checkpoints, such as ``"ema"``.
         resume: The path of the output. Finished checkpoints are kept in ``PATH.partial`` until the end; they, and those
             of an earlier output ``PATH`` that ends in ``.json``, are used again if their files, the first checkpoint
-            and the settings are the same. A ``tempbalance.analysis.TrackResume`` keeps the file until its ``with``
-            block has ended.
+            and the settings are the same, and estimator and windows are of tempbalance. A
+            ``tempbalance.analysis.TrackResume`` keeps the file until its ``with`` block has ended.
 
     Returns:
         The layers at each checkpoint, and the findings.
@@ -155,7 +156,8 @@ class _Tracker:
                 model = with_base(opened, self.base)
             weights = {w.name: w for w in find_weights(model, replace(self.selection, embeddings=True))[0]}
             if partial is not None and self.first is None:
-                partial.start(opened, dict(settings))
+                own_code = not foreign(self.options["estimator"], self.options["windows"])
+                partial.start(opened, dict(settings), reuse=own_code)
             known = partial.rows.get(item.name) if partial is not None else None
             if not isinstance(known, TrackedCheckpoint) or known.files != _files(opened):
                 analysis = analyze(model, select=self.selection, **self.options)

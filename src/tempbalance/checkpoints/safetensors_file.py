@@ -42,6 +42,7 @@ _DTYPES = {
 }
 _CODES = {getattr(torch, name): code for code, name in _DTYPES.items() if hasattr(torch, name) and code != "F4"}
 _ALIGNMENT = 8
+_KERNEL, _CONV1D = 16, 3  # an axis of a 3-D weight up to this long is a Conv1d kernel; its number of axes
 
 
 class _Entry(msgspec.Struct):
@@ -57,7 +58,7 @@ class SafetensorsShard:
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, StoredFile(path)
-        start, entries = self._header()
+        start, is_mlx, entries = self._header()
         self._places: dict[str, Place] = {}
         self.tensors: Mapping[str, TensorInfo] = {}
         for name in sorted(entries, key=_model_order):
@@ -71,19 +72,23 @@ class SafetensorsShard:
             if entry.dtype == "F4" and shape:  # the dtype of torch is a pair of them
                 shape = (*shape[:-1], shape[-1] // 2)
             stride = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+            if is_mlx and dtype.is_floating_point and _is_convolution(name, shape):  # (out, kernel, in)
+                shape, stride = (shape[0], shape[-1], *shape[1:-1]), [stride[0], stride[-1], *stride[1:-1]]
             self._places[name] = Place(start + entry.data_offsets[0], dtype, shape, tuple(stride))
             self.tensors[name] = TensorInfo(shape, dtype)
 
-    def _header(self) -> tuple[int, dict[str, _Entry]]:
-        """Return the position of the first number, and the tensors by name; ``safetensors`` checks them."""
+    def _header(self) -> tuple[int, bool, dict[str, _Entry]]:
+        """Return the position of the first number, whether MLX wrote the file, and the tensors by name."""
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(str(self._path), framework="pt", device="cpu"), self._path.open("rb") as file:
+            with safe_open(str(self._path), framework="pt", device="cpu") as checked, self._path.open("rb") as file:
+                is_mlx = (checked.metadata() or {}).get("format") == "mlx"
                 length = int.from_bytes(file.read(8), "little")
                 header = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
             header.pop("__metadata__", None)
-            return 8 + length, {name: msgspec.json.decode(entry, type=_Entry) for name, entry in header.items()}
+            entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in header.items()}
+            return 8 + length, is_mlx, entries
         except (SafetensorError, msgspec.MsgspecError) as error:
             raise CorruptFileError(
                 f"{self._path}: not a readable safetensors file ({error}); it is truncated or has another format: "
@@ -97,6 +102,13 @@ class SafetensorsShard:
         if name not in self._places:
             raise CheckpointError(f"{self._path}: {name} cannot be read: {self.tensors[name].reason}")
         return self._file.read(self._places[name].at(index))
+
+
+def _is_convolution(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a weight that MLX stored is one of a convolution, with the channels last."""
+    if len(shape) == _CONV1D and (shape[1] > _KERNEL or re.search("expert|switch", name.lower())):
+        return False  # a stack of experts
+    return len(shape) >= _CONV1D and name.endswith("weight")
 
 
 def _model_order(name: str) -> list[tuple[int, int, str]]:

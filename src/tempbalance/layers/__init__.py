@@ -14,6 +14,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from tempbalance.layers.adapters import adapter_candidates
+from tempbalance.layers.averages import is_average, skip_averages
 from tempbalance.layers.coverage import measure_size
 from tempbalance.layers.depth_groups import find_depth_groups
 from tempbalance.layers.dequantise import dequantised
@@ -155,7 +156,8 @@ def first_and_last(model: nn.Module) -> tuple[str | None, str | None]:
         >>> first_and_last(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Conv1d(4, 1, 3)))
         ('1.weight', '2.weight')
     """
-    layers = [(c.name, c.role.kind) for c in _candidates(model, Select(), True) if c.role.kind != "parameter"]
+    found = [c for c in _candidates(model, Select(), True) if not is_average(c.role.reason)]
+    layers = [(c.name, c.role.kind) for c in found if c.role.kind != "parameter"]
     first = next((name for name, kind in layers if kind != "embedding"), None)
     return first, layers[-1][0] if layers else None
 
@@ -171,7 +173,7 @@ def _candidates(
         store = _store(source)
         found = adapter_candidates(store, select.lora)
         plain = plain_namer(store.tensors)
-    return [replace(c, name=plain(c.name), block=c.block and plain(c.block)) for c in found]
+    return skip_averages([replace(c, name=plain(c.name), block=c.block and plain(c.block)) for c in found])
 
 
 def _store(source: Mapping[str, Tensor] | TensorStore) -> TensorStore:

@@ -26,7 +26,8 @@ _PART = re.compile(
     r"(?P<layer>.+)\.(?P<part>lora_(A|B|E|up|down|mid|embedding_[AB]|magnitude_vector|ranknum)|(hada|lokr)_[wt]\d(_[ab])?"
     r"|dora_scale|alpha|diff|(oft|boft|vera|ia3|hra|glora|randlora)_\w+)(\.(?P<adapter>(?!weight$)[^.]+))?(\.weight)?"
 )
-_DIFFUSERS = re.compile(r"(?P<layer>.+)[._]lora\.(?P<part>up|down|mid)\.weight")
+# ``to_q_lora.down`` and ``q_proj.lora_linear_layer.down`` of diffusers, ``qkv_lora1.down`` of XLabs.
+_DIFFUSERS = re.compile(r"(?P<layer>.+)[._]lora(_linear_layer|(?P<number>\d*))\.(?P<part>up|down|mid)\.weight")
 _FLATTENED = re.compile(r"conv|_op$|in_layers|out_layers|sample|patch")  # layers whose kernels LyCORIS flattens
 # Settings of PEFT with which LoRA is not a plain product, or depends on the input.
 _VARIANTS = (
@@ -80,7 +81,7 @@ def factor_groups(names: Iterable[str]) -> dict[str, dict[str, list[str]]]:
         if match is not None:
             groups.setdefault(match["layer"], {}).setdefault(match["part"], []).append(name)
         elif (match := _DIFFUSERS.fullmatch(name)) is not None:
-            layer = match["layer"].replace(".processor.", ".")
+            layer = match["layer"].replace(".processor.", ".") + (match["number"] or "")
             groups.setdefault(layer, {}).setdefault(f"lora_{match['part']}", []).append(name)
     return {layer: parts for layer, parts in groups.items() if parts.keys() != {"alpha"}}
 

@@ -215,7 +215,8 @@ FUSED: tuple[FusedRule, ...] = (
     FusedRule(attribute="input_linear", owner="GraniteMoe.*MLP", sizer=_equal(*_GATE_UP)),
     FusedRule(attribute="fc1", owner="(Moshi|KyutaiSpeechToText)GatingMLP", sizer=_equal(*_GATE_UP)),
     FusedRule(attribute="fc1", owner="Moonshine.*DecoderMLP", sizer=_equal(*_UP_GATE)),
-    FusedRule(attribute="proj", owner="ClvpGatedLinearUnit", sizer=_equal(*_UP_GATE)),
+    FusedRule(attribute="proj", owner="ClvpGatedLinearUnit|GEGLU|SwiGLU", sizer=_equal(*_UP_GATE)),  # of diffusers
+    FusedRule(attribute="weights_in", owner=".*(SwiGLUFFN|GatedMLP)", sizer=_equal(*_GATE_UP)),  # DINOv2
     FusedRule(attribute="proj", owner="EsmFoldSelfAttention", sizer=_per_head),
     FusedRule(attribute="linear_1", owner="(AyaVision|Cohere2Vision)MultiModalProjector", sizer=_equal(*_UP_GATE)),
     FusedRule(attribute="kv_proj", owner="JetMoe.*", sizer=_equal(*_KV)),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tempbalance.layers.blocks import block_namer
-from tempbalance.layers.fused import Fused, Index, thirds
+from tempbalance.layers.fused import Fused, Index
 from tempbalance.layers.reasons import (
     dtype_reason,
     failure_reason,
@@ -19,7 +19,7 @@ from tempbalance.layers.reasons import (
     quantised_reasons,
     tensor_reason,
 )
-from tempbalance.layers.roles import GATES, conv_role, loose_role
+from tempbalance.layers.roles import GATES, attention_role, conv_role, loose_role
 from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.tables import table_role
 from tempbalance.layers.weights import Candidate, Role, storage_identity
@@ -29,6 +29,8 @@ __all__ = ["StateDict", "TensorInfo", "TensorStore", "name_candidates", "stored_
 
 _KERNEL = 16  # a last axis up to this long, of a 3-D weight, is a Conv1d kernel
 _QUANTO = re.compile(r"((?P<layer>.*)\.)?(?P<attribute>[^\W_]\w*\._(data|scale|shift)(\._data)?)")
+_FLAT_PARAMETER = re.compile(r"_?flat_param(_\d+)?")
+_FLAT = "flattened by FSDP: save and analyse the full state dict (FSDP.summon_full_params)"
 _RNN_WEIGHT = re.compile(r"weight_(ih|hh)(_l\d+(_reverse)?)?")
 
 
@@ -115,11 +117,6 @@ class _Named(NamedTuple):
     siblings: Mapping[str, TensorInfo]
 
 
-def _in_proj(named: _Named) -> Role | None:
-    rows, columns = named.info.shape
-    return Role(kind="attention", fused=thirds(rows)) if rows == 3 * columns else Role(kind="attention")
-
-
 def _rnn(named: _Named) -> Role:
     """Find the gates from the shape of ``weight_hh``: ``(gates * hidden, hidden)`` unless there is a projection."""
     hidden = named.siblings.get(named.attribute.replace("weight_ih", "weight_hh"))
@@ -149,8 +146,7 @@ def _has_kernel(named: _Named) -> bool:
 
 # (axes, test, role): the first test that is true applies; other tensors are parameters of a module of unknown type.
 _RULES: tuple[tuple[int, Callable[[_Named], bool], Callable[[_Named], Role | None]], ...] = (
-    (2, lambda n: n.attribute == "in_proj_weight", _in_proj),
-    (2, lambda n: re.fullmatch(r"[qkv]_proj_weight", n.attribute) is not None, lambda _: Role(kind="attention")),
+    (2, lambda n: n.attribute.endswith("_proj_weight"), lambda n: attention_role(n.attribute, n.info.shape)),
     (2, lambda n: _RNN_WEIGHT.fullmatch(n.attribute) is not None, _rnn),
     (2, lambda n: re.fullmatch(r"weight_hr_l\d+(_reverse)?", n.attribute) is not None, lambda _: Role(kind="rnn")),
     (2, lambda n: n.attribute == "weight", lambda _: Role(kind="linear")),
@@ -217,6 +213,7 @@ def unreadable(store: TensorStore) -> dict[str, str]:
             empty = f"is empty (shape {info.shape})" if 0 in info.shape else None
             known = info.reason if is_plain(info.dtype) else None
             reason = known or quantised.get(attribute) or dtype_reason(info.dtype) or info.reason or empty
+            reason = reason or (_FLAT if _FLAT_PARAMETER.fullmatch(attribute) else None)
             reasons[f"{layer}.{attribute}" if layer else attribute] = reason
     return {name: reason for name, reason in reasons.items() if reason is not None}
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from tempbalance.errors import CheckpointError
+from tempbalance.layers.averages import AVERAGE
 from tempbalance.spectra.matrices import MATRIX_NDIM
 
 __all__ = ["FoundStateDict", "find_state_dict"]
 
 # Keys that usually lead to the model, the preferred ones first.
 _KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights", "ema")
-_EMA = re.compile(r"(.*_)?(ema|swa|shadow|averaged)(_.*)?", re.IGNORECASE)
 _NO_MODEL = re.compile(
     r".*(optim|sched|scaler|rng|random|callback|loop|loss|criterion|metric|args|config|hparam|hyper|history).*",
     re.IGNORECASE,
@@ -72,7 +72,7 @@ class _Candidate(NamedTuple):
     @property
     def rank(self) -> tuple[bool, bool, int]:
         """Whether it is a model, whether it is the model that was trained, and how usual its key is."""
-        trained = not any(_EMA.fullmatch(key) for key in self.path)
+        trained = not any(AVERAGE.fullmatch(key) for key in self.path)
         usual = min((_KEYS.index(key) for key in self.path if key in _KEYS), default=len(_KEYS) + bool(self.path))
         return self.is_model, trained, -usual
 

@@ -270,7 +270,8 @@ def _in_block(modules: Sequence[str], shape: tuple[int, ...], names: Iterable[st
         if re.fullmatch(pattern, last):
             return role
     if re.fullmatch(_OUTPUTS, last) and (mlp or modules[-2:-1] == ["output"]):
-        return "up" if modules[-2:-1] == ["intermediate"] else "down"
+        wide = last in {"proj", "fc"} and shape[0] > shape[1]  # names of either projection
+        return "up" if wide or modules[-2:-1] == ["intermediate"] else "down"
     if not mlp or shape[0] == shape[1]:
         return None
     return "up" if shape[0] > shape[1] else "down"

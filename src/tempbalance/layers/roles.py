@@ -20,7 +20,7 @@ from tempbalance.layers.tables import table_role
 from tempbalance.layers.weights import Role
 from tempbalance.spectra.matrices import MATRIX_NDIM, Layout
 
-__all__ = ["GATES", "Site", "conv_role", "experts_role", "loose_role", "role_of"]
+__all__ = ["GATES", "Site", "attention_role", "conv_role", "experts_role", "loose_role", "role_of"]
 
 STACK_NDIM = 3
 GATES: dict[str, tuple[str, ...]] = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
@@ -57,6 +57,14 @@ def conv_role(kind: str, shape: tuple[int, ...]) -> Role:
         )
         return Role(kind=kind, layout=Layout.TAPS, reason=reason)
     return Role(kind=kind, layout=Layout.TAPS)
+
+
+def attention_role(attribute: str, shape: tuple[int, ...]) -> Role | None:
+    """Return the role of a matrix with a name as in ``nn.MultiheadAttention``; None for other names."""
+    if len(shape) != MATRIX_NDIM or not re.fullmatch("(in|[qkv])_proj_weight", attribute):
+        return None
+    fused = attribute == "in_proj_weight" and shape[0] == 3 * shape[1]
+    return Role(kind="attention", fused=thirds(shape[0]) if fused else None)
 
 
 def _linear(site: Site) -> Role:
@@ -224,4 +232,4 @@ def role_of(site: Site) -> Role:
             role = rule(site)
             if role is not None:
                 return role
-    return loose_role(site.name, site.shape, site.dtype)
+    return attention_role(site.attribute, site.shape) or loose_role(site.name, site.shape, site.dtype)

@@ -153,8 +153,8 @@ def to_weights(candidate: Candidate, *, split: bool) -> Iterator[Weight]:
     if role.kind in {"experts", "lora"} and role.layout is Layout.STACK:
         for expert in range(candidate.shape[0]):
             yield from _parts(candidate, f"{candidate.name}:{expert}", (expert,), candidate.shape[1:], split)
-    else:
-        yield from _parts(candidate, candidate.name, (), candidate.shape, split)
+    else:  # the parts of experts in one matrix (DBRX) are the experts
+        yield from _parts(candidate, candidate.name, (), candidate.shape, split or role.kind == "experts")
 
 
 def _parts(candidate: Candidate, name: str, index: Index, shape: tuple[int, ...], split: bool) -> Iterator[Weight]:

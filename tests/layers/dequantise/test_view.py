@@ -62,6 +62,29 @@ def test_blocks_of_the_configuration_come_before_128(tmp_path):
     assert find_weights(tb.open_checkpoint(tmp_path))[0][0].shape == (100, 100)
 
 
+@pytest.mark.parametrize(("columns", "group"), [(192, 96), (240, 120), (256, 128)])
+def test_groups_of_integers_divide_a_row_into_equal_parts(columns, group):
+    scales = torch.rand(8, columns // group, generator=GENERATOR) + 0.5
+    words = torch.full((8, columns // 8), 0x11111111, dtype=torch.int32)  # -7 in each place
+    shape = torch.tensor([8, columns])
+    packed = {f"{FC}.weight_packed": words, f"{FC}.weight_scale": scales, f"{FC}.weight_shape": shape}
+    plain = {f"{FC}.weight": torch.full((8, columns), -7, dtype=torch.int8), f"{FC}.weight_scale": scales}
+    for tensors in (packed, plain):
+        assert torch.equal(find_weights(tensors)[0][0].load(), -7 * scales.repeat_interleave(group, dim=1))
+
+
+@pytest.mark.parametrize("scheme", [{"block_structure": [64, 96]}, {"block_structure": None, "group_size": 96}])
+def test_fp8_has_the_blocks_of_the_configuration_of_compressed_tensors(scheme, tmp_path):
+    weight, scales = fp8(100, 192), torch.rand(2 if scheme["block_structure"] else 100, 2) + 0.5
+    save_file({f"{FC}.weight": weight, f"{FC}.weight_scale": scales}, tmp_path / "model.safetensors")
+    groups = {"group_0": {"weights": scheme, "targets": ["Linear"]}, "group_1": {"weights": None}}
+    settings = {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": groups}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    factors = scales.repeat_interleave(96, dim=1).repeat_interleave(64 if len(scales) == 2 else 1, dim=0)[:100]
+    with tb.open_checkpoint(tmp_path) as checkpoint:
+        assert torch.equal(find_weights(checkpoint)[0][0].load(), weight.float() * factors)
+
+
 def mxfp4(experts=3, outputs=8, groups=2):
     blocks = torch.randint(0, 256, (experts, outputs, groups, 16), generator=GENERATOR, dtype=torch.uint8)
     scales = torch.randint(120, 130, (experts, outputs, groups), generator=GENERATOR, dtype=torch.uint8)

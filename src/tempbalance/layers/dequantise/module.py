@@ -118,7 +118,8 @@ class Module:
             weight: Name of the weight, for errors.
             shape: Shape of the weight.
             factors: Name of the factors: one, one for each entry of the first axes, or one for each block.
-            block: Lengths by the configuration, for the last axes; None if it has none.
+            block: Lengths by the configuration, for the last axes; None if it has none. By default those of
+                compressed-tensors.
 
         Returns:
             The length along each axis.
@@ -127,12 +128,15 @@ class Module:
             UnreadableError: The factors do not fit the weight.
         """
         counts = self.grid(factors, shape)
+        block = (block or self._configured_block())[-len(shape) :]
         known = [*(None,) * (len(shape) - len(block)), *block]
+        fp8 = any("float8" in str(info.dtype) for name, info in self.tensors.items() if name != factors)
         found = []
         for size, count, configured in zip(shape, counts, known, strict=True):
             equal = size // max(count, 1)
-            others = [configured or 0, _BLOCK, 0 if equal % _SHORTEST else equal]
-            steps = [size] if count == 1 else [1] if count == size else others
+            equal = 0 if equal % _SHORTEST else equal
+            guesses = (_BLOCK, equal) if fp8 else (equal, _BLOCK)  # only the last block of FP8 may be shorter
+            steps = [size] if count == 1 else [1] if count == size else [configured or 0, *guesses]
             step = next((step for step in steps if step and -(-size // step) == count), None)
             if step is None:
                 raise UnreadableError(
@@ -141,6 +145,15 @@ class Module:
                 )
             found.append(step)
         return found
+
+    def _configured_block(self) -> Sequence[int | None]:
+        """Return the lengths of blocks along the last axes by compressed-tensors; empty if it has none, or several."""
+        groups = self.setting("config_groups")
+        each = [group for group in groups.values() if isinstance(group, Mapping)] if isinstance(groups, Mapping) else []
+        schemes = [group["weights"] for group in each if isinstance(group.get("weights"), Mapping)]
+        blocks = [scheme.get("block_structure") or [scheme.get("group_size")] for scheme in schemes]
+        block = blocks[0] if blocks and all(other == blocks[0] for other in blocks) else []
+        return block if isinstance(block, list) and all(type(size) is int and size > 0 for size in block) else []
 
     def grid(self, factors: str, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of factors with as many axes as the weight."""

@@ -1,0 +1,64 @@
+"""Moving averages (EMA) of weights that are stored beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from tempbalance.layers.weights import Candidate
+
+__all__ = ["AVERAGE", "is_average", "skip_averages"]
+
+# A component of a name, or a key: ``ema``, ``model_ema``, ``ema_model``, ``swa_model``, ...
+AVERAGE = re.compile(r"((?P<before>.*)_)?(ema|swa|shadow|averaged)(_(?P<after>.*))?", re.IGNORECASE)
+_MODELS = ("", "model", "net", "network", "online_model")  # names of a whole model, any of which may be averaged
+_REASON = "a moving average of "
+
+
+def is_average(reason: str | None) -> bool:
+    """Return whether a weight is skipped because it is an average of another."""
+    return reason is not None and reason.startswith(_REASON)
+
+
+def skip_averages(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Skip the averages of a model, or of a part of one, that are beside it.
+
+    Args:
+        candidates: All weights of a model, by their names without wrappers.
+
+    Returns:
+        The same, with a reason for averages. These are the weights under a name such as ``net_ema``, if all of them
+        have the names and shapes of weights under ``net``.
+
+    Example:
+        >>> from tempbalance.layers import find_weights
+        >>> import torch
+        >>> find_weights({"net.fc.weight": torch.ones(2, 2), "net_ema.fc.weight": torch.ones(2, 2)})[1][0].reason
+        'a moving average of net.fc.weight: to analyse it, pass a state dict of the averages alone'
+    """
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        parts = candidate.name.split(".")
+        place = next((i for i, part in enumerate(parts[:-1]) if AVERAGE.fullmatch(part)), None)
+        if place is not None:
+            groups.setdefault(".".join(parts[: place + 1]), []).append(candidate)
+    by_name = {candidate.name.replace(".", ""): candidate for candidate in candidates}  # LDM's averages have no dots
+    reasons = {}
+    for front, copies in groups.items():
+        for model in _averaged(front):
+            names = [f"{model}{copy.name.removeprefix(front)}".replace(".", "") for copy in copies]
+            originals = [by_name.get(name) for name in names]
+            pairs = [(c.name, o.name) for c, o in zip(copies, originals, strict=True) if o and o.shape == c.shape]
+            if len(pairs) == len(copies):
+                reasons.update(dict(pairs))
+                break
+    alone = ": to analyse it, pass a state dict of the averages alone"
+    return [c.skipped(f"{_REASON}{reasons[c.name]}{alone}") if c.name in reasons else c for c in candidates]
+
+
+def _averaged(front: str) -> list[str]:
+    """Return the names of what is averaged under a name: ``net`` for ``net_ema``, any model for ``ema_model``."""
+    outer, dot, average = front.rpartition(".")
+    match = AVERAGE.fullmatch(average)
+    own = "_".join(filter(None, (match["before"], match["after"]))) if match else average
+    return [f"{outer}{dot}{name}" for name in (own, *(_MODELS if own in _MODELS else ()))]
