@@ -52,12 +52,18 @@ class _Entry(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
+class _ComfyMetadata(msgspec.Struct):
+    """Metadata of a file that ComfyUI reads."""
+
+    layers: dict[str, msgspec.Raw] = {}
+
+
 class SafetensorsShard:
     """A ``.safetensors`` file; only its header is read until ``load`` is called."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, StoredFile(path)
-        start, entries = self._header()
+        start, entries, layers = self._header()
         self._places: dict[str, Place] = {}
         self.tensors: Mapping[str, TensorInfo] = {}
         for name in sorted(entries, key=_model_order):
@@ -73,17 +79,24 @@ class SafetensorsShard:
             stride = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
             self._places[name] = Place(start + entry.data_offsets[0], dtype, shape, tuple(stride))
             self.tensors[name] = TensorInfo(shape, dtype)
+        self._descriptions: dict[str, Tensor] = {}  # ComfyUI stores them as tensors, or in the metadata
+        for layer, description in layers.items():
+            name = f"{layer}.comfy_quant"
+            if name not in self.tensors:
+                self._descriptions[name] = torch.tensor(list(bytes(description)), dtype=torch.uint8)
+                self.tensors[name] = TensorInfo((len(bytes(description)),), torch.uint8)
 
-    def _header(self) -> tuple[int, dict[str, _Entry]]:
-        """Return the position of the first number, and the tensors by name; ``safetensors`` checks them."""
+    def _header(self) -> tuple[int, dict[str, _Entry], dict[str, msgspec.Raw]]:
+        """Return the position of the first number, the tensors (checked by ``safetensors``), and layers of ComfyUI."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(str(self._path), framework="pt", device="cpu"), self._path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 header = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
-            header.pop("__metadata__", None)
-            return 8 + length, {name: msgspec.json.decode(entry, type=_Entry) for name, entry in header.items()}
+            metadata = msgspec.json.decode(header.pop("__metadata__", b"{}"), type=dict[str, str])
+            layers = _layers_of_comfy(metadata.get("_quantization_metadata", "{}"))
+            return 8 + length, {name: msgspec.json.decode(entry, type=_Entry) for name, entry in header.items()}, layers
         except (SafetensorError, msgspec.MsgspecError) as error:
             raise CorruptFileError(
                 f"{self._path}: not a readable safetensors file ({error}); it is truncated or has another format: "
@@ -94,9 +107,19 @@ class SafetensorsShard:
 
     def load(self, name: str, index: Index = ()) -> Tensor:
         """Read a tensor or a part of it."""
+        if name in self._descriptions:
+            return self._descriptions[name][index]
         if name not in self._places:
             raise CheckpointError(f"{self._path}: {name} cannot be read: {self.tensors[name].reason}")
         return self._file.read(self._places[name].at(index))
+
+
+def _layers_of_comfy(text: str) -> dict[str, msgspec.Raw]:
+    """Return ComfyUI's description of each quantised layer, in JSON; none from a text of another program."""
+    try:
+        return msgspec.json.decode(text, type=_ComfyMetadata).layers
+    except msgspec.MsgspecError:
+        return {}
 
 
 def _model_order(name: str) -> list[tuple[int, int, str]]:
