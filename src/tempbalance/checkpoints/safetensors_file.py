@@ -82,7 +82,7 @@ class SafetensorsShard:
         self._descriptions: dict[str, Tensor] = {}  # ComfyUI stores them as tensors, or in the metadata
         for layer, description in layers.items():
             name = f"{layer}.comfy_quant"
-            if name not in self.tensors:
+            if name not in self.tensors and f"{layer}.weight" in self.tensors:  # it may be in another shard
                 self._descriptions[name] = torch.tensor(list(bytes(description)), dtype=torch.uint8)
                 self.tensors[name] = TensorInfo((len(bytes(description)),), torch.uint8)
 

@@ -60,9 +60,12 @@ def test_the_scales_of_comfyui_are_in_tiles(name, place, tmp_path):
     if place == "tensor":
         tensors[f"{FC}.comfy_quant"] = comfy(format=name)
     else:
-        metadata = {"_quantization_metadata": json.dumps({"layers": {FC: {"format": name}}})}
+        layers = {FC: {"format": name}, "in.another.shard": {"format": name}}
+        metadata = {"_quantization_metadata": json.dumps({"layers": layers})}
     save_file(tensors, tmp_path / "model.safetensors", metadata)
-    (row,) = find_weights(tb.open_checkpoint(tmp_path / "model.safetensors"))[0]
+    checkpoint = tb.open_checkpoint(tmp_path / "model.safetensors")
+    assert list(checkpoint.tensors)[-1] == f"{FC}.comfy_quant" or place == "tensor"
+    (row,) = find_weights(checkpoint)[0]
     assert row.quantisation.startswith(name.upper())
     torch.testing.assert_close(row.load(), matrix, rtol=1e-6, atol=0)
 
