@@ -182,6 +182,36 @@ def test_the_parts_of_an_mlp_have_names_in_one_module(tmp_path, arch, shapes, na
     assert [name.partition("layers.0." if arch != "bert" else "layer.0.")[2] for name in checkpoint.tensors] == names
 
 
+HEADS = {"llama.attention.head_count": 8, "llama.attention.head_count_kv": 2}
+
+
+@pytest.mark.parametrize("heads", [HEADS, HEADS | {"llama.attention.head_count_kv": [4, 2]}])
+@pytest.mark.parametrize("kind", ["Q8_0", "F32"])
+def test_queries_and_keys_have_their_rows_in_the_order_of_transformers(tmp_path, kind, heads):
+    before, tensors = {}, {}
+    for name, count in (("q", 8), ("k", 2)):
+        matrix = GENERATOR.standard_normal((count * 6, 64), "f4")
+        data, number = rounded("Q8_0", matrix)
+        values = gguf.dequantize(data, number) if kind == "Q8_0" else matrix
+        before[f"model.layers.1.self_attn.{name}_proj.weight"] = torch.from_numpy(values)
+        # llama.cpp alternates the rows of the two halves of a head
+        order = [6 * head + 3 * half + row for head in range(count) for row in range(3) for half in range(2)]
+        tensors[f"blk.1.attn_{name}.weight"] = (data[order], number) if kind == "Q8_0" else matrix[order]
+    checkpoint = tb.open_checkpoint(write(tmp_path / "model.gguf", tensors, **heads))
+    for name, matrix in before.items():
+        assert torch.equal(checkpoint.load(name), matrix)
+        assert torch.equal(checkpoint.load(name, (slice(3, 9), 5)), matrix[3:9, 5])
+    assert [layer.relative_change for layer in tb.compare(before, checkpoint).layers] == [0, 0]
+
+
+def test_queries_of_other_architectures_are_read_as_they_are(tmp_path):
+    tensors = {"blk.0.attn_q.weight": MATRIX}
+    checkpoint = tb.open_checkpoint(
+        write(tmp_path / "model.gguf", tensors, "qwen3", **{"qwen3.attention.head_count": 8})
+    )
+    assert torch.equal(checkpoint.load("model.layers.0.self_attn.q_proj.weight"), torch.from_numpy(MATRIX))
+
+
 def test_the_router_of_a_gguf_file_is_found(tmp_path):
     shapes = {"ffn_gate_inp": (16, 64), "ffn_up_exps": (2, 32, 64)}
     tensors = {f"blk.0.{name}.weight": GENERATOR.standard_normal(shape, "f4") for name, shape in shapes.items()}

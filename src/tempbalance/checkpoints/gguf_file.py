@@ -31,6 +31,9 @@ _PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("gpt2|gptj|gptneox|falcon|bloom|mpt|starcoder|codeshell|qwen|refact|dbrx|chatglm|t5.*|mamba.*|.*rwkv.*", ()),
     (".*", ("model.layers.", "model.embed_tokens", "lm_head")),
 )
+# llama.cpp stores the rows of queries and keys of these so that the two halves of a head alternate.
+_REORDERED = ("llama", "llama-embed", "arcee", "granite", "granitemoe", "smollm3")
+_QUERY_OR_KEY = re.compile(r"blk\.(?P<block>\d{1,9})\.attn_(?P<part>[qk])\.(weight|bias)")
 _MLP = re.compile(r"model\.layers\.\d+\.mlp\.")  # preferred, so that all parts of an MLP are in one module
 _Entry = tuple[str, tuple[int, ...], int, int]  # name, shape, type and position of a tensor
 
@@ -56,11 +59,13 @@ class _Stored(NamedTuple):
         place: Its place; that of the bytes if it is quantised.
         kind: Its type in GGUF if it is quantised, else None.
         shape: Its shape if it is read as another than that of its place, else None.
+        heads: Number of attention heads whose rows llama.cpp has reordered, else None.
     """
 
     place: Place
     kind: Any
     shape: tuple[int, ...] | None
+    heads: int | None
 
 
 def open_gguf(files: Sequence[Path]) -> dict[Path, GGUFShard]:
@@ -97,20 +102,20 @@ class GGUFShard:
         kinds = {item.value: item for item in gguf.GGMLQuantizationType}
         for stored, shape, kind, offset in header.tensors:
             name, start = names.get(stored, stored), header.start + offset
-            original = self._original_shape(metadata, stored, shape)
+            original, heads = self._original_shape(metadata, stored, shape), _heads(metadata, stored, shape)
             reason, known, bits, dtype = None, kinds.get(kind), "", torch.float32
             if known is None:
                 reason = f"GGUF type {kind} is unknown to gguf: install a newer version of the package gguf"
             elif known.name in _PLAIN:
                 dtype = _PLAIN[known.name]
-                self._add(name, _Stored(Place(start, dtype, shape, _strides(shape)), None, original))
+                self._add(name, _Stored(Place(start, dtype, shape, _strides(shape)), None, original, heads))
             else:
                 entries, size = gguf.GGML_QUANT_SIZES[known]
                 reason = _reason(known, shape, entries, size)
                 if reason is None:
                     bytes_shape = (*shape[:-1], shape[-1] // entries * size)
                     place = Place(start, torch.uint8, bytes_shape, _strides(bytes_shape))
-                    self._add(name, _Stored(place, known, original))
+                    self._add(name, _Stored(place, known, original, heads))
                     bits = f"GGUF {known.name}, {8 * size / entries:.3g} bits"
             self.tensors[name] = TensorInfo(original or shape, dtype, None, reason, bits)
 
@@ -137,16 +142,37 @@ class GGUFShard:
         """Read a tensor or a part of it; of a quantised one only the chosen rows are read and dequantised."""
         if name not in self._stored:
             raise CheckpointError(f"{self._path}: {name} cannot be read: {self.tensors[name].reason}")
-        place, kind, shape = self._stored[name]
-        if shape is not None:
+        place, kind, shape, heads = self._stored[name]
+        if shape is not None or heads is not None:
             values = self._file.read(place)
-            return (values if kind is None else _dequantise(values, kind)).reshape(shape)[index]
+            values = values if kind is None else _dequantise(values, kind)
+            return _in_order(values.reshape(shape or values.shape), heads)[index]
         if kind is None:
             return self._file.read(place.at(index))
         outer = index[: len(place.shape) - 1]
         values = _dequantise(self._file.read(place.at(outer)), kind)
         inner = index[len(outer) :]
         return values[..., inner[0]] if inner else values
+
+
+def _heads(metadata: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> int | None:
+    """Return the number of heads of queries or keys whose rows llama.cpp has reordered; None for other tensors."""
+    architecture, match = metadata.get("general.architecture"), _QUERY_OR_KEY.fullmatch(name)
+    if architecture not in _REORDERED or match is None:
+        return None
+    count = metadata.get(f"{architecture}.attention.head_count")
+    if match["part"] == "k":
+        count = metadata.get(f"{architecture}.attention.head_count_kv", count)
+    if isinstance(count, list):
+        count = dict(enumerate(count)).get(int(match["block"]))
+    return count if type(count) is int and count > 0 and shape and shape[0] % (2 * count) == 0 else None
+
+
+def _in_order(values: Tensor, heads: int | None) -> Tensor:
+    """Return values whose rows are in the order of Transformers: both halves of a head one after the other."""
+    if heads is None:
+        return values
+    return values.reshape(heads, -1, 2, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
