@@ -14,7 +14,16 @@ from tempbalance._files import read_regular
 from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_SUFFIXES
 from tempbalance.errors import CheckpointError, CorruptFileError
 
-__all__ = ["ADAPTERS", "PIPELINE", "copy_non_weights", "model_parts", "pipeline_folders", "read_json", "weight_files"]
+__all__ = [
+    "ADAPTERS",
+    "NUMBERED",
+    "PIPELINE",
+    "copy_non_weights",
+    "model_parts",
+    "pipeline_folders",
+    "read_json",
+    "weight_files",
+]
 
 _logger = logging.getLogger("tempbalance")
 PIPELINE = "model_index.json"  # of diffusers
@@ -30,7 +39,7 @@ _NOT_WEIGHTS = re.compile(
 )
 _ALL_WEIGHTS = (".safetensors", *TORCH_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".index.json")
 _MOST_JSON = 100 << 20  # as the header of a safetensors file
-_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
+NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def _indexed(index: Path, files: list[Path], adapters: list[Path]) -> tuple[list
 
 def _check_numbering(files: Sequence[Path]) -> None:
     """Check the shards of a folder without an index by the numbers in their names."""
-    numbered = [match for match in (_NUMBERED.fullmatch(file.name) for file in files) if match is not None]
+    numbered = [match for match in (NUMBERED.fullmatch(file.name) for file in files) if match is not None]
     for match in {(m["stem"], m["count"], m["suffix"]): m for m in numbered}.values():
         model_parts(files[0].with_name(match.string))
 
@@ -131,7 +140,7 @@ def model_parts(file: Path) -> list[Path]:
         >>> [part.name for part in model_parts(Path("model.gguf"))]
         ['model.gguf']
     """
-    match = _NUMBERED.fullmatch(file.name)
+    match = NUMBERED.fullmatch(file.name)
     if match is None:
         return [file]
     parts = []

@@ -31,7 +31,7 @@ _PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("gpt2|gptj|gptneox|falcon|bloom|mpt|starcoder|codeshell|qwen|refact|dbrx|chatglm|t5.*|mamba.*|.*rwkv.*", ()),
     (".*", ("model.layers.", "model.embed_tokens", "lm_head")),
 )
-# llama.cpp stores the rows of queries and keys of these so that the two halves of a head alternate.
+# Architectures for which llama.cpp reorders the rows of queries and keys: the two halves of a head alternate.
 _REORDERED = ("llama", "llama-embed", "arcee", "granite", "granitemoe", "smollm3")
 _QUERY_OR_KEY = re.compile(r"blk\.(?P<block>\d{1,9})\.attn_(?P<part>[qk])\.(weight|bias)")
 _MLP = re.compile(r"model\.layers\.\d+\.mlp\.")  # preferred, so that all parts of an MLP are in one module
@@ -58,7 +58,7 @@ class _Stored(NamedTuple):
     Attributes:
         place: Its place; that of the bytes if it is quantised.
         kind: Its type in GGUF if it is quantised, else None.
-        shape: Its shape if it is read as another than that of its place, else None.
+        shape: The shape that it is read in, if another than the stored one, else None.
         heads: Number of attention heads whose rows llama.cpp has reordered, else None.
     """
 
@@ -124,7 +124,7 @@ class GGUFShard:
         found = metadata.get(f"comfy.gguf.orig_shape.{name}")
         if not isinstance(found, list):
             return None
-        if math.prod(found) != math.prod(shape) or min(found, default=0) < 0:
+        if any(type(size) is not int or size < 0 for size in found) or math.prod(found) != math.prod(shape):
             raise CorruptFileError(
                 f"{self._path}: {name} of shape {shape} should have shape {found}: download or copy it again"
             )

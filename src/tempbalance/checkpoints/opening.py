@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from tempbalance._files import as_path, open_regular
 from tempbalance.checkpoints.checkpoint import Checkpoint, FileInfo, Shard
-from tempbalance.checkpoints.folder import ADAPTERS, model_parts, pipeline_folders, read_json, weight_files
+from tempbalance.checkpoints.folder import ADAPTERS, NUMBERED, model_parts, pipeline_folders, read_json, weight_files
 from tempbalance.checkpoints.gguf_file import GGUF_MAGIC, open_gguf
 from tempbalance.checkpoints.hub import snapshot, split_hub_id
 from tempbalance.checkpoints.safetensors_file import SafetensorsShard
@@ -24,7 +23,6 @@ from tempbalance.layers import Index, TensorInfo
 __all__ = ["open_checkpoint"]
 
 _logger = logging.getLogger("tempbalance")
-_SHARD = re.compile(r"-\d+-of-0*([2-9]|[1-9]\d+)\.\w+$")  # a name of one shard of several
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _MODELS = frozenset({"model.safetensors", "pytorch_model.bin"})  # files that config.json describes
 # Suffix, first bytes, description, advice.
@@ -82,7 +80,8 @@ def open_checkpoint(
     needed = [folder / name for name, used in ((_CONFIG, is_model), (_ADAPTER_CONFIG, is_adapter)) if used]
     configs = {file: read_json(file) for file in needed if file.is_file()}
     shards = _open_files(files, key)
-    if path.is_file() and len(shards) == 1 and _SHARD.search(path.name):
+    numbered = NUMBERED.fullmatch(path.name)
+    if path.is_file() and numbered is not None and int(numbered["count"]) > len(shards):
         _logger.warning("%s: only this shard of a model is read; open its folder to read all", path)
     _check_index(path, shards, indexed)
     stats = {file: file.stat() for file in (*shards, *configs)}

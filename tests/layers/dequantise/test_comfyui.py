@@ -72,7 +72,11 @@ def test_the_scales_of_comfyui_are_in_tiles(name, place, tmp_path):
 
 @pytest.mark.parametrize(
     ("description", "message"),
-    [({"format": "convrot_w4a4"}, "convrot_w4a4 is not"), ({"format": "int8_tensorwise", "convrot": True}, "rotated")],
+    [
+        ({"format": "convrot_w4a4"}, "convrot_w4a4 is not read"),
+        ({"format": "hybrid_mxfp8"}, "hybrid_mxfp8 is not read"),
+        ({"format": "int8_tensorwise", "convrot": True}, "int8_tensorwise (rotated) is not read"),
+    ],
 )
 def test_other_formats_of_comfyui_are_named(description, message):
     tensors = {f"{FC}.weight": torch.ones(64, 64, dtype=torch.int8), f"{FC}.weight_scale": torch.ones(64, 1)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ _MX_GROUP, _NV_GROUP = 32, 16
 _POWERS = {torch.uint8, getattr(torch, "float8_e8m0fnu", torch.uint8)}  # dtypes of scales that are powers of two
 _STACK_NDIM = 3
 _COMFY = "comfy_quant"  # tensor in which ComfyUI describes the format of a module
-_TILED = ("nvfp4", "mxfp8")  # formats of ComfyUI
-_TILE = (128, 4)
+_TILED, _TILE = ("nvfp4", "mxfp8"), (128, 4)  # formats of ComfyUI with scales in tiles, and the size of these
+_IN_ROWS = re.compile(r"float8_e\w+|int8_(tensor|channel|row|block)wise")  # formats of ComfyUI that others have, too
 
 
 def decode_with_scale(module: Module, weight: str) -> QuantisedWeight:
@@ -38,8 +39,8 @@ def decode_with_scale(module: Module, weight: str) -> QuantisedWeight:
         raise UnreadableError("packed ternary weights (BitNet) are not read: dequantise it with Transformers")
     if is_pairs or (info.dtype == torch.int8 and (powers or module.setting("quant_method") == "fp8")):
         return decode_packed_floats(module, weight, weight, scale)
-    if scale == "scale" and not info.dtype.is_floating_point:  # torch has the scale of the outputs under this name
-        raise UnreadableError(f"{_short(info.dtype)} with a tensor named scale is not a layout that is read")
+    if scale == "scale" and not info.dtype.is_floating_point:  # it may be that of the outputs
+        raise UnreadableError(f"{_short(info.dtype)} with a tensor named scale is not a layout that is read: {AGAIN}")
     if info.dtype != torch.int8 and not info.dtype.is_floating_point:
         raise UnreadableError(f"{_short(info.dtype)} with scales is not a layout that is read")
     kind = "MXFP8" if powers and module.shape(scale)[-1] * _MX_GROUP == info.shape[-1] else _short(info.dtype)
@@ -51,7 +52,7 @@ def _comfy_format(module: Module) -> str:
     """Return the format by ComfyUI's description of a module; an UnreadableError if it is not read."""
     described = module.described(_COMFY)
     name = str(described.get("format"))
-    if described.get("convrot") or not name.startswith(("float8_e", "int8_", *_TILED)):
+    if described.get("convrot") or not (name in _TILED or _IN_ROWS.fullmatch(name)):
         rotated = " (rotated)" if described.get("convrot") else ""
         raise UnreadableError(f"ComfyUI's format {name}{rotated} is not read: load the unquantised checkpoint")
     return name
