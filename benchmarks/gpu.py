@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import tempbalance as tb
 from tempbalance.checkpoints import Checkpoint
-from tempbalance.checkpoints.opening import open_shard
+from tempbalance.checkpoints.safetensors_file import SafetensorsShard
 
 HERE = Path(__file__).parent
 FULL_7B_SECONDS, TIMES_WEIGHTWATCHER = 60.0, 10.0
@@ -121,7 +121,7 @@ def llama_7b(run: Run) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "block.safetensors"
         scale.write_block(path, shapes)
-        shard = open_shard(path)
+        shard = SafetensorsShard(path)
 
         def analyse(blocks: int, **options: Any) -> float:
             """Return the seconds for a number of blocks."""

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 import tempbalance as tb
 from tempbalance.checkpoints import Checkpoint
 from tempbalance.checkpoints.checkpoint import Shard
-from tempbalance.checkpoints.opening import open_shard
+from tempbalance.checkpoints.safetensors_file import SafetensorsShard
 from tempbalance.layers import Index
 
 HERE = Path(__file__).parent
@@ -85,7 +85,7 @@ def write_block(path: Path, shapes: Shapes) -> None:
 def analyse(path: Path, blocks: int, dtype: str) -> dict[str, Any]:
     """Analyse a model of a number of blocks; runs in a new process, whose peak memory is measured."""
     torch.linalg.eigvalsh(torch.eye(64, dtype=torch.float64))  # loads the linear-algebra library
-    shard = open_shard(path)
+    shard = SafetensorsShard(path)
     shards = {path.with_name(f"model-{block:05}.safetensors"): Repeated(shard, block) for block in range(blocks)}
     checkpoint = Checkpoint(path, shards, None, None, ())
     peak, began, used = Peak("cpu"), time.perf_counter(), time.process_time()

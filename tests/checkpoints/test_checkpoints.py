@@ -101,6 +101,15 @@ class TestEveryFormat:
         assert len(tb.analyze(write(tmp_path)).layers) == 12
 
 
+def test_a_shard_that_is_opened_alone_is_said_to_be_one(tmp_path, caplog):
+    folder = sharded(tmp_path)
+    assert len(open_checkpoint(folder / "model-00003-of-00003.safetensors").tensors) == 4
+    assert "model-00003-of-00003.safetensors: only this shard of a model is read; open its folder" in caplog.text
+    caplog.clear()
+    open_checkpoint(folder)
+    assert caplog.text == ""
+
+
 def test_safetensors_are_listed_in_model_order(tmp_path):
     with open_checkpoint(write_safetensors(tmp_path)) as checkpoint:
         assert list(checkpoint.tensors) == list(TENSORS)  # not layers.1, layers.10, layers.11, layers.2
@@ -428,6 +437,14 @@ class TestHub:
         assert set(open_checkpoint("someone/pipeline").tensors) == {"unet.fc.weight", "vae.fc.weight"}
         downloaded = {str(path.relative_to(tmp_path / "local")) for path in (tmp_path / "local").rglob("*.safetensors")}
         assert downloaded == {f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")}
+
+    def test_all_parts_of_a_gguf_file_are_downloaded(self, tmp_path, monkeypatch):
+        hub = pytest.importorskip("huggingface_hub")
+        asked = []
+        monkeypatch.setattr(hub, "snapshot_download", lambda *_, **options: asked.append(options) or tmp_path)
+        with pytest.raises(CheckpointError, match="has no file"):
+            open_checkpoint("someone/model/Q8/model-00001-of-00003.gguf")
+        assert asked[0]["allow_patterns"] == ["Q8/model-*-of-00003.gguf"]
 
     def test_an_unknown_hub_id_raises(self, monkeypatch):
         monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)

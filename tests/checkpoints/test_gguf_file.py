@@ -16,13 +16,15 @@ GENERATOR = np.random.default_rng(0)
 MATRIX = (GENERATOR.standard_normal((48, 256)) * GENERATOR.pareto(3, (48, 1))).astype(np.float32)
 
 
-def write(path, tensors, arch="llama", **numbers):
-    """Write a GGUF file; a tensor is a float32 array, or (bytes, type)."""
+def write(path, tensors, arch="llama", **metadata):
+    """Write a GGUF file, without metadata if arch is None; a tensor is a float32 array, or (bytes, type)."""
     writer = gguf.GGUFWriter(str(path), arch)
+    if arch is None:
+        writer.kv_data[0].clear()
     writer.add_array("tokenizer.ggml.tokens", ["a", "b", "ß"])
     writer.add_array("tokenizer.ggml.scores", [0.5, 1.5])
-    for key, value in numbers.items():
-        writer.add_uint32(key, value)
+    for key, value in metadata.items():
+        writer.add_array(key, value) if isinstance(value, list) else writer.add_uint32(key, value)
     for name, tensor in tensors.items():
         data, kind = tensor if isinstance(tensor, tuple) else (tensor, None)
         writer.add_tensor(name, data, raw_dtype=kind)
@@ -112,6 +114,109 @@ def test_a_folder_with_the_parts_of_a_model_is_one_model(tmp_path):
     (tmp_path / "model-00001-of-00002.gguf").unlink()
     with pytest.raises(CorruptFileError, match=r"model-00001-of-00002\.gguf is missing"):
         tb.open_checkpoint(tmp_path)
+
+
+def parts(folder):
+    """A model in two parts as gguf-split writes them, with the metadata in the first."""
+    for part in range(2):
+        tensors = {f"blk.{part}.{name}.weight": MATRIX for name in ("ffn_up", "ffn_gate")}
+        write(folder / f"model-{part + 1:05d}-of-00002.gguf", tensors, None if part else "llama")
+    return folder
+
+
+NAMES = [f"model.layers.{layer}.mlp.{name}_proj.weight" for layer in range(2) for name in ("up", "gate")]
+
+
+@pytest.mark.parametrize("opened", ["", "model-00001-of-00002.gguf", "model-00002-of-00002.gguf"])
+def test_all_parts_are_opened_with_the_metadata_of_the_first(tmp_path, opened):
+    checkpoint = tb.open_checkpoint(parts(tmp_path) / opened)
+    assert list(checkpoint.tensors) == NAMES
+    assert [file.path.name for file in checkpoint.files] == [f"model-0000{part}-of-00002.gguf" for part in (1, 2)]
+    assert torch.equal(checkpoint.load(NAMES[3]), torch.from_numpy(MATRIX))
+
+
+def test_a_part_whose_neighbour_is_missing_is_refused(tmp_path):
+    (parts(tmp_path) / "model-00001-of-00002.gguf").unlink()
+    with pytest.raises(CorruptFileError, match=r"model-00001-of-00002\.gguf is missing"):
+        tb.open_checkpoint(tmp_path / "model-00002-of-00002.gguf")
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "F32"])
+def test_a_tensor_that_comfyui_stores_in_another_shape_has_its_own(tmp_path, kind):
+    name = "input_blocks.4.1.proj_in.weight"
+    data, number = rounded("Q8_0") if kind == "Q8_0" else (MATRIX, None)
+    shape = {f"comfy.gguf.orig_shape.{name}": [96, 128]}
+    checkpoint = tb.open_checkpoint(write(tmp_path / "model.gguf", {name: (data, number)}, "sdxl", **shape))
+    expected = torch.from_numpy(gguf.dequantize(data, number) if kind == "Q8_0" else MATRIX).reshape(96, 128)
+    assert checkpoint.tensors[name].shape == (96, 128)
+    assert torch.equal(checkpoint.load(name), expected)
+    assert torch.equal(checkpoint.load(name, (slice(3, 9), 5)), expected[3:9, 5])
+    assert [row.shape for row in tb.analyze(checkpoint).layers] == [(96, 128)]
+
+
+def test_a_shape_of_comfyui_that_does_not_fit_is_refused(tmp_path):
+    shape = {"comfy.gguf.orig_shape.a.weight": [96, 127]}
+    path = write(tmp_path / "model.gguf", {"a.weight": MATRIX}, "sdxl", **shape)
+    with pytest.raises(CorruptFileError, match=r"a\.weight of shape \(48, 256\) should have shape \[96, 127\]"):
+        tb.open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("arch", "shapes", "names"),
+    [
+        (
+            "qwen3moe",
+            {"ffn_gate_inp": (16, 64), "ffn_up_exps": (2, 32, 64)},
+            ["mlp.gate.weight", "mlp.experts.up_proj.weight"],
+        ),
+        ("phi3", {"ffn_up": (256, 64), "ffn_down": (64, 128)}, ["mlp.gate_up_proj.weight", "mlp.down_proj.weight"]),
+        ("glm4", {"ffn_up": (256, 64), "ffn_down": (64, 128)}, ["mlp.gate_up_proj.weight", "mlp.down_proj.weight"]),
+        ("starcoder2", {"ffn_up": (128, 64), "ffn_down": (64, 128)}, ["mlp.up_proj.weight", "mlp.down_proj.weight"]),
+        ("gemma3", {"ffn_up": (96, 64), "ffn_gate": (96, 64)}, ["mlp.up_proj.weight", "mlp.gate_proj.weight"]),
+        ("bert", {"ffn_up": (128, 64)}, ["intermediate.dense.weight"]),
+    ],
+)
+def test_the_parts_of_an_mlp_have_names_in_one_module(tmp_path, arch, shapes, names):
+    tensors = {f"blk.0.{name}.weight": GENERATOR.standard_normal(shape, "f4") for name, shape in shapes.items()}
+    checkpoint = tb.open_checkpoint(write(tmp_path / "model.gguf", tensors, arch))
+    assert [name.partition("layers.0." if arch != "bert" else "layer.0.")[2] for name in checkpoint.tensors] == names
+
+
+HEADS = {"llama.attention.head_count": 8, "llama.attention.head_count_kv": 2}
+
+
+@pytest.mark.parametrize("heads", [HEADS, HEADS | {"llama.attention.head_count_kv": [4, 2]}])
+@pytest.mark.parametrize("kind", ["Q8_0", "F32"])
+def test_queries_and_keys_have_their_rows_in_the_order_of_transformers(tmp_path, kind, heads):
+    before, tensors = {}, {}
+    for name, count in (("q", 8), ("k", 2)):
+        matrix = GENERATOR.standard_normal((count * 6, 64), "f4")
+        data, number = rounded("Q8_0", matrix)
+        values = gguf.dequantize(data, number) if kind == "Q8_0" else matrix
+        before[f"model.layers.1.self_attn.{name}_proj.weight"] = torch.from_numpy(values)
+        # llama.cpp alternates the rows of the two halves of a head
+        order = [6 * head + 3 * half + row for head in range(count) for row in range(3) for half in range(2)]
+        tensors[f"blk.1.attn_{name}.weight"] = (data[order], number) if kind == "Q8_0" else matrix[order]
+    checkpoint = tb.open_checkpoint(write(tmp_path / "model.gguf", tensors, **heads))
+    for name, matrix in before.items():
+        assert torch.equal(checkpoint.load(name), matrix)
+        assert torch.equal(checkpoint.load(name, (slice(3, 9), 5)), matrix[3:9, 5])
+    assert [layer.relative_change for layer in tb.compare(before, checkpoint).layers] == [0, 0]
+
+
+def test_queries_of_other_architectures_are_read_as_they_are(tmp_path):
+    tensors = {"blk.0.attn_q.weight": MATRIX}
+    checkpoint = tb.open_checkpoint(
+        write(tmp_path / "model.gguf", tensors, "qwen3", **{"qwen3.attention.head_count": 8})
+    )
+    assert torch.equal(checkpoint.load("model.layers.0.self_attn.q_proj.weight"), torch.from_numpy(MATRIX))
+
+
+def test_the_router_of_a_gguf_file_is_found(tmp_path):
+    shapes = {"ffn_gate_inp": (16, 64), "ffn_up_exps": (2, 32, 64)}
+    tensors = {f"blk.0.{name}.weight": GENERATOR.standard_normal(shape, "f4") for name, shape in shapes.items()}
+    rows = tb.analyze(write(tmp_path / "model.gguf", tensors, "qwen3moe")).layers
+    assert [row.role for row in rows] == ["router", "up", "up"]
 
 
 def test_a_type_that_gguf_does_not_know_costs_its_tensor_alone(tmp_path):

@@ -93,6 +93,38 @@ def test_a_patch_convolution_is_no_embedding(name):
     assert row.kind == "conv2d"
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("blk.0.ssm_a", (64, 16), "state-space parameter ssm_a"),
+        ("blk.0.ssm_conv1d.weight", (64, 4), "depthwise"),
+        ("blk.0.ssm_conv1d_q.weight", (64, 4), "depthwise"),
+        ("blk.0.shortconv.conv.weight", (64, 3), "depthwise"),
+        ("blk.0.time_mix_first.weight", (8, 64), "state-space parameter time_mix_first"),
+        ("blk.0.time_mix_decay.weight", (8, 64), "state-space parameter time_mix_decay"),
+        ("enc.blk.0.attn_rel_b.weight", (12, 32), "embeddings=True"),
+    ],
+)
+def test_names_of_llama_cpp_that_are_no_matrix_are_skipped(name, shape, reason):
+    rows, skipped = find_weights({name: torch.zeros(shape)})
+    assert rows == []
+    assert reason in skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("blk.0.ssm_alpha.weight", (64, 16)),
+        ("blk.0.ssm_x.weight", (64, 16)),
+        ("blk.0.time_mix_decay_w1.weight", (64, 16)),
+        ("blk.0.time_mix_key.weight", (64, 64)),
+        ("a.conv1d.weight", (64, 64)),
+    ],
+)
+def test_similar_names_of_llama_cpp_are_matrices(name, shape):
+    assert [row.name for row in find_weights({name: torch.zeros(shape)})[0]] == [name]
+
+
 def test_a_table_in_a_list_of_parameters_has_the_name_of_the_list():
     model = nn.ModuleDict({"a": nn.Module()})
     model["a"].pos_embeds = nn.ParameterList([torch.zeros(16, 8), torch.zeros(16, 8)])

@@ -14,7 +14,16 @@ from tempbalance._files import read_regular
 from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_SUFFIXES
 from tempbalance.errors import CheckpointError, CorruptFileError
 
-__all__ = ["ADAPTERS", "PIPELINE", "copy_non_weights", "pipeline_folders", "read_json", "weight_files"]
+__all__ = [
+    "ADAPTERS",
+    "NUMBERED",
+    "PIPELINE",
+    "copy_non_weights",
+    "model_parts",
+    "pipeline_folders",
+    "read_json",
+    "weight_files",
+]
 
 _logger = logging.getLogger("tempbalance")
 PIPELINE = "model_index.json"  # of diffusers
@@ -30,7 +39,7 @@ _NOT_WEIGHTS = re.compile(
 )
 _ALL_WEIGHTS = (".safetensors", *TORCH_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".index.json")
 _MOST_JSON = 100 << 20  # as the header of a safetensors file
-_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
+NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -110,14 +119,37 @@ def _indexed(index: Path, files: list[Path], adapters: list[Path]) -> tuple[list
 
 def _check_numbering(files: Sequence[Path]) -> None:
     """Check the shards of a folder without an index by the numbers in their names."""
-    present = {file.name for file in files}
-    numbered = [match for match in map(_NUMBERED.fullmatch, sorted(present)) if match is not None]
+    numbered = [match for match in (NUMBERED.fullmatch(file.name) for file in files) if match is not None]
     for match in {(m["stem"], m["count"], m["suffix"]): m for m in numbered}.values():
-        width, count = len(match["number"]), int(match["count"])
-        for number in range(1, count + 1):
-            name = f"{match['stem']}-{number:0{width}d}-of-{match['count']}{match['suffix']}"
-            if name not in present:
-                raise CorruptFileError(f"{files[0].parent}: the shard {name} is missing; download or copy it")
+        model_parts(files[0].with_name(match.string))
+
+
+def model_parts(file: Path) -> list[Path]:
+    """Return all shards of the model that a file belongs to, by the numbers in their names.
+
+    Args:
+        file: ``model-00002-of-00005.gguf``, or a file without numbers.
+
+    Returns:
+        The shards in their order; the file alone if its name has no numbers.
+
+    Raises:
+        CorruptFileError: A shard is missing.
+
+    Example:
+        >>> [part.name for part in model_parts(Path("model.gguf"))]
+        ['model.gguf']
+    """
+    match = NUMBERED.fullmatch(file.name)
+    if match is None:
+        return [file]
+    parts = []
+    for number in range(1, 1 + int(match["count"])):
+        name = f"{match['stem']}-{number:0{len(match['number'])}d}-of-{match['count']}{match['suffix']}"
+        parts.append(file.with_name(name))
+        if not parts[-1].is_file():
+            raise CorruptFileError(f"{file.parent}: the shard {name} is missing; download or copy it")
+    return parts
 
 
 def _no_weights(folder: Path, entries: list[Path]) -> str:

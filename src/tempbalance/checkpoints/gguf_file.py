@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -16,13 +16,13 @@ from tempbalance.checkpoints.stored_file import Place, StoredFile
 from tempbalance.errors import CheckpointError, CorruptFileError, require_extra
 from tempbalance.layers import Index, TensorInfo
 
-__all__ = ["GGUF_MAGIC", "GGUFShard"]
+__all__ = ["GGUF_MAGIC", "GGUFShard", "open_gguf"]
 
 GGUF_MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9  # types of metadata, beside those of numbers
-_LONGEST_NAME, _MOST_AXES, _ALIGNMENT = 1 << 16, 8, 32
+_LONGEST_NAME, _LONGEST_ARRAY, _MOST_AXES, _ALIGNMENT = 1 << 16, 1 << 10, 8, 32
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 _CHUNK = 1 << 22  # entries that are dequantised at a time
 # What begins the names that tensors have in Transformers, by architecture; others keep the names in the file.
@@ -31,72 +31,148 @@ _PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("gpt2|gptj|gptneox|falcon|bloom|mpt|starcoder|codeshell|qwen|refact|dbrx|chatglm|t5.*|mamba.*|.*rwkv.*", ()),
     (".*", ("model.layers.", "model.embed_tokens", "lm_head")),
 )
+# Architectures for which llama.cpp reorders the rows of queries and keys: the two halves of a head alternate.
+_REORDERED = ("llama", "llama-embed", "arcee", "granite", "granitemoe", "smollm3")
+_QUERY_OR_KEY = re.compile(r"blk\.(?P<block>\d{1,9})\.attn_(?P<part>[qk])\.(weight|bias)")
+_MLP = re.compile(r"model\.layers\.\d+\.mlp\.")  # preferred, so that all parts of an MLP are in one module
+_Entry = tuple[str, tuple[int, ...], int, int]  # name, shape, type and position of a tensor
 
 
 class _Header(NamedTuple):
     """What a file says of itself.
 
     Attributes:
-        metadata: Numbers and strings by key; arrays are left out.
+        metadata: Numbers, strings and short lists of numbers by key; other arrays are left out.
         tensors: Name, shape, type and position of each tensor.
         start: Position of the first tensor.
     """
 
     metadata: dict[str, Any]
-    tensors: list[tuple[str, tuple[int, ...], int, int]]
+    tensors: list[_Entry]
     start: int
+
+
+class _Stored(NamedTuple):
+    """A tensor in a file.
+
+    Attributes:
+        place: Its place; that of the bytes if it is quantised.
+        kind: Its type in GGUF if it is quantised, else None.
+        shape: The shape that it is read in, if another than the stored one, else None.
+        heads: Number of attention heads whose rows llama.cpp has reordered, else None.
+    """
+
+    place: Place
+    kind: Any
+    shape: tuple[int, ...] | None
+    heads: int | None
+
+
+def open_gguf(files: Sequence[Path]) -> dict[Path, GGUFShard]:
+    """Open the files of one model; the metadata is that of the first, because ``gguf-split`` writes it there only.
+
+    Args:
+        files: One file, or all parts of a model in their order.
+
+    Returns:
+        The open files.
+
+    Raises:
+        MissingExtraError: The package ``gguf`` is not installed.
+        CheckpointError: A file cannot be opened.
+        CorruptFileError: A file is damaged.
+    """
+    with require_extra("gguf", f"to read {files[0]}, a GGUF file, install the extra that dequantises it"):
+        import gguf  # noqa: F401
+    headers = {file: _read_header(file) for file in files}
+    metadata = headers[files[0]].metadata
+    names = _names(metadata, [tensor for header in headers.values() for tensor in header.tensors])
+    return {file: GGUFShard(file, header, metadata, names) for file, header in headers.items()}
 
 
 class GGUFShard:
     """A ``.gguf`` file; quantised tensors are read as float32."""
 
-    def __init__(self, path: Path) -> None:
-        with require_extra("gguf", f"to read {path}, a GGUF file, install the extra that dequantises it"):
-            import gguf
+    def __init__(self, path: Path, header: _Header, metadata: Mapping[str, Any], names: Mapping[str, str]) -> None:
+        import gguf
+
         self._path, self._file = path, StoredFile(path)
-        header = _read_header(path, self._file.size)
-        names = _names(header)
-        self._places: dict[str, tuple[Place, Any]] = {}
+        self._stored: dict[str, _Stored] = {}
         self.tensors: Mapping[str, TensorInfo] = {}
+        kinds = {item.value: item for item in gguf.GGMLQuantizationType}
         for stored, shape, kind, offset in header.tensors:
-            name = names.get(stored, stored)
-            reason, known = None, {item.value: item for item in gguf.GGMLQuantizationType}.get(kind)
+            name, start = names.get(stored, stored), header.start + offset
+            original, heads = self._original_shape(metadata, stored, shape), _heads(metadata, stored, shape)
+            reason, known, bits, dtype = None, kinds.get(kind), "", torch.float32
             if known is None:
                 reason = f"GGUF type {kind} is unknown to gguf: install a newer version of the package gguf"
             elif known.name in _PLAIN:
                 dtype = _PLAIN[known.name]
-                self._add(name, Place(header.start + offset, dtype, shape, _strides(shape)), None)
-                self.tensors[name] = TensorInfo(shape, dtype)
-                continue
+                self._add(name, _Stored(Place(start, dtype, shape, _strides(shape)), None, original, heads))
             else:
                 entries, size = gguf.GGML_QUANT_SIZES[known]
                 reason = _reason(known, shape, entries, size)
                 if reason is None:
-                    stored_shape = (*shape[:-1], shape[-1] // entries * size)
-                    place = Place(header.start + offset, torch.uint8, stored_shape, _strides(stored_shape))
-                    self._add(name, place, known)
-            bits = "" if reason or known is None else f"GGUF {known.name}, {8 * size / entries:.3g} bits"
-            self.tensors[name] = TensorInfo(shape, torch.float32, None, reason, bits)
+                    bytes_shape = (*shape[:-1], shape[-1] // entries * size)
+                    place = Place(start, torch.uint8, bytes_shape, _strides(bytes_shape))
+                    self._add(name, _Stored(place, known, original, heads))
+                    bits = f"GGUF {known.name}, {8 * size / entries:.3g} bits"
+            self.tensors[name] = TensorInfo(original or shape, dtype, None, reason, bits)
 
-    def _add(self, name: str, place: Place, kind: Any) -> None:
+    def _original_shape(self, metadata: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the shape of a tensor that ComfyUI-GGUF stores in another one; None for other tensors."""
+        found = metadata.get(f"comfy.gguf.orig_shape.{name}")
+        if not isinstance(found, list):
+            return None
+        if any(type(size) is not int or size < 0 for size in found) or math.prod(found) != math.prod(shape):
+            raise CorruptFileError(
+                f"{self._path}: {name} of shape {shape} should have shape {found}: download or copy it again"
+            )
+        return tuple(found)
+
+    def _add(self, name: str, stored: _Stored) -> None:
         """Note the place of a tensor; a CorruptFileError if it is beyond the end of the file, or the name is taken."""
-        if name in self._places:
+        if name in self._stored:
             raise CorruptFileError(f"{self._path}: two tensors have the name {name}: download or copy it again")
-        if place.start + place.size > self._file.size:
+        if stored.place.start + stored.place.size > self._file.size:
             raise CorruptFileError(f"{self._path} is truncated ({name} is not in it): download or copy it again")
-        self._places[name] = place, kind
+        self._stored[name] = stored
 
     def load(self, name: str, index: Index = ()) -> Tensor:
         """Read a tensor or a part of it; of a quantised one only the chosen rows are read and dequantised."""
-        if name not in self._places:
+        if name not in self._stored:
             raise CheckpointError(f"{self._path}: {name} cannot be read: {self.tensors[name].reason}")
-        place, kind = self._places[name]
+        place, kind, shape, heads = self._stored[name]
+        if shape is not None or heads is not None:
+            values = self._file.read(place)
+            values = values if kind is None else _dequantise(values, kind)
+            return _in_order(values.reshape(shape or values.shape), heads)[index]
         if kind is None:
             return self._file.read(place.at(index))
         outer = index[: len(place.shape) - 1]
         values = _dequantise(self._file.read(place.at(outer)), kind)
         inner = index[len(outer) :]
         return values[..., inner[0]] if inner else values
+
+
+def _heads(metadata: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> int | None:
+    """Return the number of heads of queries or keys whose rows llama.cpp has reordered; None for other tensors."""
+    architecture, match = metadata.get("general.architecture"), _QUERY_OR_KEY.fullmatch(name)
+    if architecture not in _REORDERED or match is None:
+        return None
+    count = metadata.get(f"{architecture}.attention.head_count")
+    if match["part"] == "k":
+        count = metadata.get(f"{architecture}.attention.head_count_kv", count)
+    if isinstance(count, list):
+        count = dict(enumerate(count)).get(int(match["block"]))
+    return count if type(count) is int and count > 0 and shape and shape[0] % (2 * count) == 0 else None
+
+
+def _in_order(values: Tensor, heads: int | None) -> Tensor:
+    """Return values whose rows are in the order of Transformers: both halves of a head one after the other."""
+    if heads is None:
+        return values
+    return values.reshape(heads, -1, 2, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -136,11 +212,11 @@ def _dequantise(stored: Tensor, kind: Any) -> Tensor:
     return result.view(shape)
 
 
-def _read_header(path: Path, size: int) -> _Header:
+def _read_header(path: Path) -> _Header:
     """Read the header of a file."""
     try:
         with path.open("rb") as file:
-            return _Reader(file, size).header()
+            return _Reader(file, path.stat().st_size).header()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be opened: {error.strerror or error}") from error
     except (struct.error, CorruptFileError, KeyError, RecursionError) as error:
@@ -197,7 +273,7 @@ class _Reader:
         return self._file.read(length).decode(errors="replace")
 
     def _value(self, kind: int) -> Any:
-        """Read a number or a string; skip an array."""
+        """Read a number, a string or a short list of numbers; skip another array."""
         if kind == _STRING:
             length = self._count()
             text = self._file.read(length if length <= _LONGEST_NAME else 0)
@@ -206,6 +282,8 @@ class _Reader:
         if kind != _ARRAY:
             return self._number(_NUMBERS[kind])
         inner, count = self._number("<I"), self._count()
+        if inner in _NUMBERS and count <= _LONGEST_ARRAY:
+            return [self._number(_NUMBERS[inner]) for _ in range(count)]
         if inner in _NUMBERS:
             self._file.seek(count * struct.calcsize(_NUMBERS[inner]), 1)
             return None
@@ -214,28 +292,38 @@ class _Reader:
         return None
 
 
-def _names(header: _Header) -> dict[str, str]:
+def _names(metadata: Mapping[str, Any], tensors: Sequence[_Entry]) -> dict[str, str]:
     """Return the names of the tensors in Transformers, if all tensors of the blocks have one there; else none."""
     import gguf
 
-    architecture = str(header.metadata.get("general.architecture"))
+    architecture = str(metadata.get("general.architecture"))
     arch = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}.get(architecture)
-    blocks = 1 + max(
-        (int(m[1]) for m in (re.match(r"blk\.(\d{1,9})\.", n) for n, *_ in header.tensors) if m), default=-1
-    )
-    if arch is None or blocks > len(header.tensors):
+    blocks = 1 + max((int(m[1]) for m in (re.match(r"blk\.(\d{1,9})\.", n) for n, *_ in tensors) if m), default=-1)
+    if arch is None or blocks > len(tensors):
         return {}
     known = gguf.get_tensor_name_map(arch, blocks).mapping
     prefixes = next(prefixes for pattern, prefixes in _PREFIXES if re.fullmatch(pattern, architecture))
     found: dict[str, str] = {}
-    for name, (_, stored) in known.items():
+    for name, (_, stored) in sorted(known.items(), key=lambda item: _MLP.match(item[0]) is None):
         if name.startswith(prefixes):
             found.setdefault(stored, name)
+    found |= _fused_gates(found, {name: shape for name, shape, *_ in tensors})
     names = {}
-    for stored, shape, *_ in header.tensors:
+    for stored, shape, *_ in tensors:
         stem, dot, attribute = stored.rpartition(".")
         if stem in found:
             names[stored] = f"{found[stem]}{dot}{attribute}"
         elif stored.startswith("blk.") and len(shape) > 1:
             return {}
     return names if len({*names.values()}) == len(names) else {}
+
+
+def _fused_gates(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Return the names of up projections that contain the gates (Phi-3): their rows are twice the inputs of down."""
+    fused = {}
+    for stem, name in names.items():
+        block, _, part = stem.rpartition(".")
+        up, gate, down = (shapes.get(f"{block}.ffn_{each}.weight") for each in ("up", "gate", "down"))
+        if part == "ffn_up" and name.endswith(".up_proj") and up and down and not gate and up[0] == 2 * down[-1]:
+            fused[stem] = f"{name.removesuffix('up_proj')}gate_up_proj"
+    return fused

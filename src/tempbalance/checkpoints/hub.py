@@ -11,6 +11,7 @@ from tempbalance.errors import CheckpointError, NotFoundError, require_extra
 __all__ = ["snapshot", "split_hub_id"]
 
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(/(?P<part>[\w.-]+(/[\w.-]+)*))?")
+_NUMBER_OF_PART = re.compile(r"-\d+(?=-of-\d+\.gguf$)")  # of a model that is opened with all parts
 _METADATA = "*.json"
 _NOT_WEIGHTS = ["consolidated*", "optimizer*", "training_args*", "*.index.json.lock"]
 _VARIANTS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.fp8.*"]  # of the weights of diffusers
@@ -62,7 +63,7 @@ def snapshot(repo_id: str, revision: str | None = None, part: str = "") -> Path:
         return Path(path)
 
     if part.endswith(_FILES):
-        file = download([part], []) / part
+        file = download([_NUMBER_OF_PART.sub("-*", part)], []) / part
         if not file.exists():
             raise CheckpointError(f"{repo_id} has no file {part}")
         return file

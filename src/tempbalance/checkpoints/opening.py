@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from tempbalance._files import as_path, open_regular
 from tempbalance.checkpoints.checkpoint import Checkpoint, FileInfo, Shard
-from tempbalance.checkpoints.folder import ADAPTERS, pipeline_folders, read_json, weight_files
-from tempbalance.checkpoints.gguf_file import GGUF_MAGIC, GGUFShard
+from tempbalance.checkpoints.folder import ADAPTERS, NUMBERED, model_parts, pipeline_folders, read_json, weight_files
+from tempbalance.checkpoints.gguf_file import GGUF_MAGIC, open_gguf
 from tempbalance.checkpoints.hub import snapshot, split_hub_id
 from tempbalance.checkpoints.safetensors_file import SafetensorsShard
 from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_MAGIC, TORCH_SUFFIXES, TorchShard
 from tempbalance.errors import CheckpointError, CorruptFileError, NotFoundError
 from tempbalance.layers import Index, TensorInfo
 
-__all__ = ["open_checkpoint", "open_shard"]
+__all__ = ["open_checkpoint"]
 
+_logger = logging.getLogger("tempbalance")
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _MODELS = frozenset({"model.safetensors", "pytorch_model.bin"})  # files that config.json describes
 # Suffix, first bytes, description, advice.
@@ -77,9 +79,12 @@ def open_checkpoint(
         is_model, is_adapter = path.name in _MODELS, path.name in ADAPTERS
     needed = [folder / name for name, used in ((_CONFIG, is_model), (_ADAPTER_CONFIG, is_adapter)) if used]
     configs = {file: read_json(file) for file in needed if file.is_file()}
-    shards = {file: open_shard(file, key) for file in files}
+    shards = _open_files(files, key)
+    numbered = NUMBERED.fullmatch(path.name)
+    if path.is_file() and numbered is not None and int(numbered["count"]) > len(shards):
+        _logger.warning("%s: only this shard of a model is read; open its folder to read all", path)
     _check_index(path, shards, indexed)
-    stats = {file: file.stat() for file in (*files, *configs)}
+    stats = {file: file.stat() for file in (*shards, *configs)}
     infos = tuple(FileInfo(file, stat.st_size, stat.st_mtime) for file, stat in stats.items())
     config, adapter = configs.get(folder / _CONFIG), configs.get(folder / _ADAPTER_CONFIG)
     checkpoint = Checkpoint(path, shards, config, adapter, infos, key=key)
@@ -93,7 +98,7 @@ def _open_pipeline(path: Path, components: Mapping[str, Path]) -> Checkpoint:
     shards: dict[Path, Shard] = {}
     for name, folder in components.items():
         files, indexed = weight_files(folder)
-        opened = {file: open_shard(file) for file in files}
+        opened = _open_files(files)
         _check_index(folder, opened, indexed)
         shards.update({file: _Component(shard, f"{name}.") for file, shard in opened.items()})
     stats = {file: file.stat() for file in shards}
@@ -113,7 +118,16 @@ class _Component:
         return self._shard.load(name.removeprefix(self._prefix), index)
 
 
-def open_shard(path: Path, key: str | None = None) -> Shard:
+def _open_files(files: Iterable[Path], key: str | None = None) -> dict[Path, Shard]:
+    """Open existing files, of GGUF with all other parts of the model."""
+    shards: dict[Path, Shard] = {}
+    for file in files:
+        if file not in shards:
+            shards |= _open_file(file, key)
+    return shards
+
+
+def _open_file(path: Path, key: str | None) -> Mapping[Path, Shard]:
     """Open one existing file; the error for an unsupported format names it and the supported ones."""
     try:
         with open_regular(path) as file:
@@ -128,9 +142,9 @@ def open_shard(path: Path, key: str | None = None) -> Shard:
     if is_gguf or suffix == ".safetensors":
         if key is not None:
             raise CheckpointError(f"{path}: a {suffix[1:]} file has no key {key!r}; keys are for PyTorch files")
-        return GGUFShard(path) if is_gguf else SafetensorsShard(path)
+        return open_gguf(model_parts(path)) if is_gguf else {path: SafetensorsShard(path)}
     if suffix in TORCH_SUFFIXES or head.startswith(TORCH_MAGIC):
-        return TorchShard(path, key)
+        return {path: TorchShard(path, key)}
     raise CheckpointError(f"{path} is not a checkpoint; {SUPPORTED}")
 
 

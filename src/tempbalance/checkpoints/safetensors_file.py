@@ -53,12 +53,19 @@ class _Entry(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
+class _ComfyMetadata(msgspec.Struct):
+    """Metadata of a file that ComfyUI reads."""
+
+    layers: dict[str, msgspec.Raw] = {}
+
+
 class SafetensorsShard:
     """A ``.safetensors`` file; only its header is read until ``load`` is called."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, StoredFile(path)
-        start, is_mlx, entries = self._header()
+        start, entries, metadata = self._header()
+        is_mlx = metadata.get("format") == "mlx"
         self._places: dict[str, Place] = {}
         self.tensors: Mapping[str, TensorInfo] = {}
         for name in sorted(entries, key=_model_order):
@@ -76,19 +83,27 @@ class SafetensorsShard:
                 shape, stride = (shape[0], shape[-1], *shape[1:-1]), [stride[0], stride[-1], *stride[1:-1]]
             self._places[name] = Place(start + entry.data_offsets[0], dtype, shape, tuple(stride))
             self.tensors[name] = TensorInfo(shape, dtype)
+        self._descriptions: dict[str, Tensor] = {}  # ComfyUI stores them as tensors, or in the metadata
+        for layer, description in _layers_of_comfy(metadata.get("_quantization_metadata", "{}")).items():
+            name = f"{layer}.comfy_quant"
+            if name not in self.tensors and f"{layer}.weight" in self.tensors:  # it may be in another shard
+                self._descriptions[name] = torch.tensor(list(bytes(description)), dtype=torch.uint8)
+                self.tensors[name] = TensorInfo((len(bytes(description)),), torch.uint8)
 
-    def _header(self) -> tuple[int, bool, dict[str, _Entry]]:
-        """Return the position of the first number, whether MLX wrote the file, and the tensors by name."""
+    def _header(self) -> tuple[int, dict[str, _Entry], dict[str, str]]:
+        """Return the position of the first number, the tensors, and the metadata; ``safetensors`` checks them."""
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(str(self._path), framework="pt", device="cpu") as checked, self._path.open("rb") as file:
-                is_mlx = (checked.metadata() or {}).get("format") == "mlx"
+            with safe_open(str(self._path), framework="pt", device="cpu"), self._path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 header = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
-            header.pop("__metadata__", None)
-            entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in header.items()}
-            return 8 + length, is_mlx, entries
+            metadata = msgspec.json.decode(header.pop("__metadata__", b"{}"), type=dict[str, str])
+            return (
+                8 + length,
+                {name: msgspec.json.decode(entry, type=_Entry) for name, entry in header.items()},
+                metadata,
+            )
         except (SafetensorError, msgspec.MsgspecError) as error:
             raise CorruptFileError(
                 f"{self._path}: not a readable safetensors file ({error}); it is truncated or has another format: "
@@ -99,6 +114,8 @@ class SafetensorsShard:
 
     def load(self, name: str, index: Index = ()) -> Tensor:
         """Read a tensor or a part of it."""
+        if name in self._descriptions:
+            return self._descriptions[name][index]
         if name not in self._places:
             raise CheckpointError(f"{self._path}: {name} cannot be read: {self.tensors[name].reason}")
         return self._file.read(self._places[name].at(index))
@@ -109,6 +126,14 @@ def _is_convolution(name: str, shape: tuple[int, ...]) -> bool:
     if len(shape) == _CONV1D and (shape[1] > _KERNEL or re.search("expert|switch", name.lower())):
         return False  # a stack of experts
     return len(shape) >= _CONV1D and name.endswith("weight")
+
+
+def _layers_of_comfy(text: str) -> dict[str, msgspec.Raw]:
+    """Return ComfyUI's description of each quantised layer, in JSON; none from a text of another program."""
+    try:
+        return msgspec.json.decode(text, type=_ComfyMetadata).layers
+    except msgspec.MsgspecError:
+        return {}
 
 
 def _model_order(name: str) -> list[tuple[int, int, str]]:

@@ -58,6 +58,7 @@ _FORMATS: tuple[tuple[str, str, str], ...] = (
     (r"Qidxs", r"\w+", "QuIP"),
     (r"q_weight|trellis", r"\w+", "EXL"),
     (r"(?P<w>\w+)", r"{w}_scales?(_inv|_2)?|scale_{w}|{w}\.scale|{w}\.scale_weight", ""),
+    (r"weight", r"scale", ""),
 )
 # Auxiliary tensors of a quantised weight.
 _AUXILIARY = re.compile(

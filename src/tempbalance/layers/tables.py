@@ -2,7 +2,7 @@
 
 The rows of a table are tokens, positions, codes or queries: it has kind ``embedding`` and is analysed on request only.
 Everything else here is skipped with a reason. The names are those of Transformers, timm, diffusers, xFormers and the
-audio and state-space packages.
+audio and state-space packages, and of llama.cpp.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EMBEDDING = re.compile(
     r"(?!(class_embed|(.*_)?patch_embed(ding)?s?)$)(.*_)?(wte|wpe|emb|embd|embeds?|embeddings?(_\d+)?|embed_in"
     r"|embed_positions|embed_(\w+_)?tokens(_\w+)?|embeddings?_table|(embeds|embedding)_layer"
     r"|(mask|iou|hq|score|presence|register|query)_tokens?|quer(y|ies)_feat(ures)?|(queries|row|column)_embedder"
-    r"|codebooks?|codevectors|(\w+_)?centroids|relative_attention_bias|pe_k)|shared|token_types"
+    r"|codebooks?|codevectors|(\w+_)?centroids|relative_attention_bias|attn_rel_b|pe_k)|shared|token_types"
     r"|embed_(char|global|timestep)"
 )
 # Parameters only: a layer of such a name can be linear.
@@ -35,6 +35,10 @@ _TABLE = re.compile(
 _STATE_SPACE = re.compile(
     r"A_logs?|log_A\w*|A_(real|imag|re|im)|Ds?|log_dt|inv_dt|(time|query|key|diagonal)_decay|time_first|time_faaaa"
 )
+# Names of llama.cpp, with or without ``.weight``.
+_OF_LLAMA_CPP = re.compile(r"ssm_[ad]|time_mix_(first|decay|r_k|k_k|k_a|lerp_\w+|[awv]0)|channel_mix_lerp_\w+")
+# llama.cpp stores the kernels of a depthwise convolution as (channels, kernel).
+_DEPTHWISE, _KERNEL = re.compile(r"(\w+_)?conv(1d)?(_[qkv])?"), 16
 _CONSTANT = re.compile(
     r"(.*_)?masks?|tril|triu|(running|pixel|norm|data|input|latents?)_(mean|std|var|cov)\w*|mean|std|cov\w*"
     r"|mel_(filters|basis|fb)|fb|dct_mat|(forward|inverse)_basis|weight_integer"
@@ -83,13 +87,16 @@ def table_role(name: str, shape: tuple[int, ...]) -> Role | None:
         >>> table_role("attn.rel_pos_h", (27, 64)).kind
         'embedding'
     """
-    attribute = _split(name)[1]
+    layer, attribute = _split(name)
+    last = layer.rpartition(".")[2] if attribute == "weight" else attribute
     if is_embedding_name(name) and not (attribute == "weight" and len(shape) > MATRIX_NDIM):
         return Role(kind="embedding", layout=Layout.STACK if len(shape) > MATRIX_NDIM else Layout.MATRIX)
     if _BIAS.fullmatch(attribute):
         return Role(kind="parameter", reason=f"bias of shape {shape}, not a weight matrix")
-    if _STATE_SPACE.fullmatch(attribute):
-        reason = f"state-space parameter {attribute} (logarithms of decay rates and the like), not a weight matrix"
+    if attribute == "weight" and len(shape) == MATRIX_NDIM and shape[1] <= _KERNEL and _DEPTHWISE.fullmatch(last):
+        return Role(kind="conv1d", reason=f"depthwise convolution stored with shape {shape}, not a weight matrix")
+    if _STATE_SPACE.fullmatch(attribute) or _OF_LLAMA_CPP.fullmatch(last):
+        reason = f"state-space parameter {last} (logarithms of decay rates and the like), not a weight matrix"
         return Role(kind="parameter", reason=reason)
     if _CONSTANT.fullmatch(attribute):
         return Role(kind="parameter", reason=f"{attribute} is a mask, statistic or constant, not a weight matrix")

@@ -85,6 +85,32 @@ def test_fp8_has_the_blocks_of_the_configuration_of_compressed_tensors(scheme, t
         assert torch.equal(find_weights(checkpoint)[0][0].load(), weight.float() * factors)
 
 
+@pytest.mark.parametrize("name", ["fp8-block", "mxfp4"])
+def test_the_scales_may_have_the_name_scale_as_in_deepseek_v4(name, tmp_path):
+    tensors = stored(name)
+    (expected,) = find_weights(tb.open_checkpoint(FILES / name))[0]
+    weight = next(t for key, t in tensors.items() if "_scale" not in key)
+    scale = next(t for key, t in tensors.items() if "_scale" in key)
+    dtype = torch.int8 if weight.dtype == torch.uint8 else weight.dtype
+    save_file({f"{FC}.weight": weight.view(dtype), f"{FC}.scale": scale}, tmp_path / "model.safetensors")
+    settings = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (found,) = find_weights(tb.open_checkpoint(tmp_path))[0]
+    assert torch.equal(found.load(), expected.load())
+
+
+def test_a_scale_beside_a_weight_that_is_not_quantised_is_a_parameter():
+    tensors = {"norm.weight": torch.ones(8), "norm.scale": torch.ones(8), "a.weight": torch.randn(8, 8)}
+    rows, skipped = find_weights(tensors | {"a.scale": torch.randn(8, 8, generator=GENERATOR)})
+    assert [row.name for row in rows] == ["a.weight", "a.scale"]
+    assert skipped == []
+
+
+def test_integers_beside_a_scale_are_not_multiplied_by_it():
+    tensors = {f"{FC}.weight": torch.ones(8, 8, dtype=torch.int8), f"{FC}.scale": torch.ones(())}
+    assert "int8 with a tensor named scale is not a layout that is read" in reason(tensors)
+
+
 def mxfp4(experts=3, outputs=8, groups=2):
     blocks = torch.randint(0, 256, (experts, outputs, groups, 16), generator=GENERATOR, dtype=torch.uint8)
     scales = torch.randint(120, 130, (experts, outputs, groups), generator=GENERATOR, dtype=torch.uint8)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["byte_pairs", "decode_scale", "fp4_values", "in_blocks", "unpack_words"]
+__all__ = ["byte_pairs", "decode_scale", "fp4_values", "in_blocks", "unpack_words", "untiled"]
 
 _WORD = 32
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # e2m1; the highest bit is the sign
 _E8M0_BIAS = 127
+_TILE_ROWS, _TILE_COLUMNS = (4, 32), 4  # cuBLAS stores the four rows r, r + 32, r + 64, r + 96 of a tile together
 
 
 def unpack_words(words: Tensor, bits: int, count: int, axis: int = -1) -> Tensor:
@@ -78,6 +79,26 @@ def decode_scale(scale: Tensor) -> Tensor:
     if scale.dtype == torch.uint8:
         return torch.ldexp(torch.ones_like(scale, dtype=torch.float32), scale.to(torch.int32) - _E8M0_BIAS)
     return scale.to(torch.float32)
+
+
+def untiled(tiles: Tensor, rows: int, columns: int) -> Tensor:
+    """Return scales in rows that are stored in tiles of 128 x 4, in the order that cuBLAS needs.
+
+    Args:
+        tiles: The stored scales, padded to full tiles.
+        rows: Rows of the scales without padding.
+        columns: Columns of the scales without padding.
+
+    Returns:
+        The scales.
+
+    Example:
+        >>> untiled(torch.arange(512).view(128, 4), 34, 4)[[0, 1, 32]].tolist()
+        [[0, 1, 2, 3], [16, 17, 18, 19], [4, 5, 6, 7]]
+    """
+    groups, size = _TILE_ROWS
+    grid = tiles.reshape(-1, tiles.shape[-1] // _TILE_COLUMNS, size, groups, _TILE_COLUMNS)
+    return grid.permute(0, 3, 2, 1, 4).reshape(tiles.shape)[:rows, :columns]
 
 
 def in_blocks(values: Tensor, factors: Tensor, steps: Sequence[int]) -> tuple[Tensor, Tensor]:

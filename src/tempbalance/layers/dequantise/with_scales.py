@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 
 import torch
 from torch import Tensor
 
 from tempbalance.layers.dequantise.module import AGAIN, Module, QuantisedWeight, Read, UnreadableError, scaled
-from tempbalance.layers.dequantise.packing import decode_scale, fp4_values
+from tempbalance.layers.dequantise.packing import decode_scale, fp4_values, untiled
+from tempbalance.spectra.matrices import MATRIX_NDIM
 
 __all__ = ["decode_mxfp4", "decode_packed_floats", "decode_with_scale", "eight_bits"]
 
 _MX_GROUP, _NV_GROUP = 32, 16
 _POWERS = {torch.uint8, getattr(torch, "float8_e8m0fnu", torch.uint8)}  # dtypes of scales that are powers of two
 _STACK_NDIM = 3
+_COMFY = "comfy_quant"  # tensor in which ComfyUI describes the format of a module
+_TILED, _TILE = ("nvfp4", "mxfp8"), (128, 4)  # formats of ComfyUI with scales in tiles, and the size of these
+_IN_ROWS = re.compile(r"float8_e\w+|int8_(tensor|channel|row|block)wise")  # formats of ComfyUI that others have, too
 
 
 def decode_with_scale(module: Module, weight: str) -> QuantisedWeight:
     """Describe a weight of 8 bits with a scale for all, each channel or each block, or of packed 4-bit floats."""
+    if _COMFY in module.tensors and _comfy_format(module) in _TILED:
+        return _decode_tiled(module, weight)
     info = module.tensors[weight]
     stem, _, attribute = weight.rpartition(".")
     found = [f"{weight}_scale", f"{weight}_scale_inv", f"{weight}_scales", f"{weight}.scale", f"{weight}.scale_weight"]
-    scale = module.first(*found, f"{stem}.scale_{attribute}" if stem else f"scale_{weight}")
+    scale = module.first(*found, f"{stem}.scale_{attribute}" if stem else f"scale_{weight}", "scale")
     if scale is None:
         raise UnreadableError(f"its scale is missing: {AGAIN}")
     powers = module.tensors[scale].dtype in _POWERS
@@ -31,11 +39,50 @@ def decode_with_scale(module: Module, weight: str) -> QuantisedWeight:
         raise UnreadableError("packed ternary weights (BitNet) are not read: dequantise it with Transformers")
     if is_pairs or (info.dtype == torch.int8 and (powers or module.setting("quant_method") == "fp8")):
         return decode_packed_floats(module, weight, weight, scale)
+    if scale == "scale" and not info.dtype.is_floating_point:  # it may be that of the outputs
+        raise UnreadableError(f"{_short(info.dtype)} with a tensor named scale is not a layout that is read: {AGAIN}")
     if info.dtype != torch.int8 and not info.dtype.is_floating_point:
         raise UnreadableError(f"{_short(info.dtype)} with scales is not a layout that is read")
     kind = "MXFP8" if powers and module.shape(scale)[-1] * _MX_GROUP == info.shape[-1] else _short(info.dtype)
     zero = module.first(f"{weight}_zero_point")
     return eight_bits(module, weight, (weight, scale, zero), f"{kind} with scales, 8 bits")
+
+
+def _comfy_format(module: Module) -> str:
+    """Return the format by ComfyUI's description of a module; an UnreadableError if it is not read."""
+    described = module.described(_COMFY)
+    name = str(described.get("format"))
+    if described.get("convrot") or not (name in _TILED or _IN_ROWS.fullmatch(name)):
+        rotated = " (rotated)" if described.get("convrot") else ""
+        raise UnreadableError(f"ComfyUI's format {name}{rotated} is not read: load the unquantised checkpoint")
+    return name
+
+
+def _decode_tiled(module: Module, weight: str) -> QuantisedWeight:
+    """Describe NVFP4 or MXFP8 of ComfyUI: scales in tiles, and the higher half of a byte first."""
+    scale, is_pairs = f"{weight}_scale", module.tensors[weight].dtype == torch.uint8
+    if len(module.shape(weight)) != MATRIX_NDIM:
+        raise UnreadableError(f"its tensor {weight} has shape {module.shape(weight)}, expected a matrix: {AGAIN}")
+    rows, width = module.shape(weight)
+    columns = 2 * width // _NV_GROUP if is_pairs else width // _MX_GROUP
+    module.check(scale, [-(-size // step) * step for size, step in zip((rows, columns), _TILE, strict=True)])
+    tensors = {name: info for name, info in module.tensors.items() if name != _COMFY}
+    tensors[scale] = tensors[scale]._replace(shape=(rows, columns))
+    plain = decode_with_scale(dataclasses.replace(module, tensors=tensors), weight)
+
+    def decode(read: Read) -> Tensor:
+        """Decode the layout without tiles, in which the lower half of a byte is the first."""
+
+        def read_plain(part: str) -> Tensor:
+            """Read a tensor in that layout."""
+            stored = read(part)
+            if part == scale:
+                return untiled(stored, rows, columns)
+            return (stored << 4) | (stored >> 4) if part == weight and is_pairs else stored
+
+        return plain.decode(read_plain)
+
+    return dataclasses.replace(plain, decode=decode)
 
 
 def eight_bits(module: Module, name: str, stored: tuple[str, str, str | None], quantisation: str) -> QuantisedWeight:
