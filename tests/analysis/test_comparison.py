@@ -63,7 +63,7 @@ class TestTransposed:
             ]  # fmt: skip
             assert "reshaped" not in kinds(found)
 
-    def test_a_state_dict_that_stores_it_alike_is_compared_as_it_is(self):
+    def test_a_state_dict_with_the_same_layout_is_compared_as_it_is(self):
         assert all(row.identical for row in tb.compare(gpt2(), gpt2().state_dict()).layers)
 
     @pytest.mark.parametrize("square_only", [True, False])
