@@ -215,6 +215,13 @@ def test_factors_of_muon():
     assert rates["layers.0.down_proj.weight"] == rates["layers.0.norm.weight"] == 1.0
 
 
+def test_factors_of_muon_are_refused_for_an_optimizer_that_has_them():
+    model = Model()
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    with pytest.raises(BalanceError, match=r"Muon has the factors of muon_factors built in"):
+        tb.Balancer(torch.optim.Muon(matrices), model, tb.recipes.muon_factors())
+
+
 @pytest.mark.parametrize("make", [lambda: tb.recipes.by_role({"v": 0.5}), lambda: tb.recipes.fixed({"*.v.*": 0.5})])
 def test_recipes_by_hand_are_equal_and_hashable(make):
     assert len({make(), make()}) == 1

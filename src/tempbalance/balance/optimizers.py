@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tempbalance.balance.assign import Assignment
 from tempbalance.balance.recipe import Recipe
 from tempbalance.errors import BalanceError
 
@@ -122,6 +123,13 @@ def find_family(optimizer: Optimizer) -> str | None:
     return next((family for name in names for pattern, family in _FAMILIES if pattern in name), None)
 
 
+def _with_inner(assignment: Assignment) -> Iterator[Assignment]:
+    """Yield an assignment, and those that it passes units to."""
+    yield assignment
+    for each in assignment.inner:
+        yield from _with_inner(each)
+
+
 def _check_family(optimizer: Optimizer, recipe: Recipe) -> None:
     """Check that multipliers by shape are for an optimizer of this family, if its class tells it."""
     expected, known = recipe.assignment.optimizer_family, find_family(optimizer)
@@ -129,6 +137,11 @@ def _check_family(optimizer: Optimizer, recipe: Recipe) -> None:
         raise BalanceError(
             f"the multipliers of {recipe.name} are for optimizers like {expected}, but {type(optimizer).__name__} is "
             f"like {known}: give optimizer={known!r}"
+        )
+    has_factors = any("adjust_lr_fn" in group for group in optimizer.param_groups)  # torch.optim.Muon
+    if has_factors and any(getattr(each, "rule", "").startswith("muon") for each in _with_inner(recipe.assignment)):
+        raise BalanceError(
+            f"{type(optimizer).__name__} has the factors of {recipe.name} built in (adjust_lr_fn): leave the recipe out"
         )
 
 

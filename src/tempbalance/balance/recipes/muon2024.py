@@ -19,8 +19,8 @@ def muon_factors(*, variant: Literal["original", "match_rms"] = "original", widt
     """Factors by shape for a Muon optimizer that has none.
 
     ``"original"``: ``max(1, fan_out / fan_in)^½`` (Jordan). ``"match_rms"``: in proportion to ``max(fan_in,
-    fan_out)^½`` (Moonlight). ``torch.optim.Muon`` has both built in (``adjust_lr_fn``): do not use this recipe with it.
-    No spectrum is computed.
+    fan_out)^½`` (Moonlight). ``torch.optim.Muon`` has both built in (``adjust_lr_fn``) and is refused. No spectrum is
+    computed.
 
     Args:
         variant: The rule.
