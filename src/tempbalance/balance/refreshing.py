@@ -148,12 +148,14 @@ class Refresher:
 
     def _join(self) -> None:
         """Plan again if parameters were unfrozen, frozen, or added to the optimizer."""
-        if self._trained() == self._planned_for:
+        trained = self._trained()
+        if trained == self._planned_for:
             return
         before = set(self.multipliers.plan.measured)
         try:
             self.multipliers.plan = plan_trained(self._model, self._recipe, self._levels, self._unfrozen_later)
         except BalanceError:  # nothing is trained for a while
+            self._planned_for = trained
             return
         self._set_plan()
         if joined := sorted(self.multipliers.plan.measured - before):
