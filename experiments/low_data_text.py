@@ -11,7 +11,8 @@ order; validation and test are always the same examples. For example
 ``--set data=DIR`` names the folder of all sets, ``dataset`` a folder in it: ``sst2``, ``qnli``, ``rte``, ``chemprot``,
 or another with files ``train``, ``dev`` and ``test`` in the form of GLUE (``.tsv``: a header, one or two columns of
 text, the label last) or with one object a line (``.jsonl``: ``text`` and ``label``). Without a ``test`` file half of
-the training file, the same for all seeds, is the test.
+the training file, the same for all seeds, is the test. ``shifted`` names a folder with a ``test`` file of other texts
+with the same labels, on which the models are tested, too: ``amazon``, made by ``product_reviews.py``, for ``sst2``.
 """
 
 from __future__ import annotations
@@ -145,6 +146,7 @@ def train(  # noqa: PLR0913  each can be set on the command line
     batch_size: int = 8,
     weight_decay: float = 0.1,
     evaluated: int = 300,
+    shifted: str = "",
     data: str = str(DATA),
 ) -> dict[str, float]:
     """Fine-tune once.
@@ -159,11 +161,13 @@ def train(  # noqa: PLR0913  each can be set on the command line
         batch_size: Examples in a batch; 4 and 8 in the paper at its smallest sizes.
         weight_decay: Of AdamW; 0.1 in the released script.
         evaluated: Examples to validate and as many to test on, fewer if there are fewer.
+        shifted: Folder in ``data`` of a set with another distribution and the same labels; none if empty.
         data: Folder of all sets.
 
     Returns:
-        Accuracies and mean losses on test data and, for a tuning seed, on validation data, and the mean loss of the
-        last epoch in training; of plain training and recipes by alpha also how balanced the network is at the end.
+        Accuracies and mean losses on test data and, for a tuning seed, on validation data, the mean loss of the last
+        epoch in training, and the accuracy on the shifted set; of plain training and recipes by alpha also how
+        balanced the network is at the end.
 
     Raises:
         StudyError: There are fewer examples.
@@ -182,6 +186,8 @@ def train(  # noqa: PLR0913  each can be set on the command line
     for name, file in PARTS.items():
         if name == "test" or seed >= FIRST_TUNING_SEED:
             metrics[name], metrics[f"{name}_loss"] = evaluate(models, load(folder, file, evaluated))
+    if shifted:
+        metrics["shifted"], _ = evaluate(models, load(Path(data) / shifted, "test", evaluated, labels(folder)))
     measures = not method.custom and all(each.recipe.assignment.uses_alpha for each in method.balancers)
     return {**metrics, **final_alpha(models[0])} if measures else metrics
 
@@ -245,10 +251,13 @@ def minilm() -> Path:
 
 
 @functools.cache
-def load(folder: Path, part: str, count: int | None = None) -> Texts:
-    """Read the examples of a part, or some of them, as token ids."""
-    names = sorted({label for each in ("train", *PARTS.values()) for _, label in read(folder, each)})
+def load(folder: Path, part: str, count: int | None = None, names: tuple[str, ...] = ()) -> Texts:
+    """Read the examples of a part, or some of them, as token ids; ``names``: the labels, by default its own."""
+    names = names or labels(folder)
     rows = read(folder, part)
+    unknown = {label for _, label in rows} - {*names}
+    if unknown:
+        raise StudyError(f"the labels of {folder} must be among {', '.join(names)}; {min(unknown)} is not")
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm())
     texts = [text for row, _ in rows for text in row]
     ids = iter(tokenizer(texts)["input_ids"])
@@ -257,6 +266,12 @@ def load(folder: Path, part: str, count: int | None = None) -> Texts:
     if count is not None:
         short = random.Random(0).sample(short, min(count, len(short)))
     return Texts([row for row, _ in short], [label for _, label in short], len(names))
+
+
+@functools.cache
+def labels(folder: Path) -> tuple[str, ...]:
+    """All labels of a set."""
+    return tuple(sorted({label for part in ("train", *PARTS.values()) for _, label in read(folder, part)}))
 
 
 @functools.cache

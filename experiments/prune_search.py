@@ -1,7 +1,8 @@
 """Does a searched allocation of sparsity pay? Perplexity on held-out text, by model, criterion, sparsity and method.
 
     python experiments/prune_search.py --model NAME=DIR [...] --text NAME=FILE [...] [--calibration NAME=FILE ...]
-        --out FILE.json [--pruners ...] [--sparsities ...] [--methods ...] [--recover] [--collect] [--page FILE]
+        --out FILE.json [--pruners ...] [--sparsities ...] [--methods ...] [--recover] [--generations N]
+        [--dtype bfloat16] [--collect] [--page FILE]
 
 A cell is a model, a pruning criterion, a sparsity and a method of allocation. Models are Hugging Face folders. The text
 is cut into two halves: calibration sequences are drawn from the first one (or from ``--calibration``), perplexity is
@@ -71,9 +72,10 @@ SETTINGS = {"samples": 64, "length": 256, "segments": 48, "windows": 2, "seed": 
 class Subject:
     """A model with its calibration text and its held-out text."""
 
-    def __init__(self, folder: Path, text: Path, calibration: Path | None, recover: bool = False) -> None:
+    def __init__(self, folder: Path, text: Path, calibration: Path | None, given: argparse.Namespace) -> None:
         """Read the text; the model is loaded when a cell needs it."""
-        self.folder, self.recover = folder, recover
+        self.folder, self.recover = folder, given.recover
+        self.dtype, self.generations = getattr(torch, given.dtype), given.generations
         held_out = torch.cat(tb.compress.load_tokens(text, folder))
         if calibration is None:
             first, held_out = held_out.tensor_split(2)
@@ -93,7 +95,7 @@ class Subject:
     @cached_property
     def model(self) -> Any:
         """The dense model."""
-        return transformers.AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype).eval()
 
     @cached_property
     def analyses(self) -> dict[str, tb.Analysis]:
@@ -141,8 +143,9 @@ class Subject:
             found = self.simple(criterion, sparsity)
             return found["atp"] if method == "atp" else next(iter(found.values()))
         if method.startswith("search_"):
-            length = {name: SETTINGS[name] for name in ("generations", "tokens", "seed")}
-            settings = SearchSettings(**length, folder=folder)
+            settings = SearchSettings(
+                generations=self.generations, tokens=SETTINGS["tokens"], seed=SETTINGS["seed"], folder=folder
+            )
             unit: Any = method.removeprefix("search_")
             return search_sparsity(self.model, sparsity, self.tokens, criterion, settings, unit=unit, analysis=hill)
         candidates = {}
@@ -277,6 +280,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--recover", action="store_true", help="measure after recovery")
+    parser.add_argument("--generations", type=int, default=SETTINGS["generations"], help="of a search (default: 100)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the models")
     parser.add_argument("--collect", action="store_true", help="run nothing")
     parser.add_argument("--page", type=Path, help="page to fill with the tables; figures are written beside it")
     return parser.parse_args()
@@ -286,7 +291,7 @@ def run(given: argparse.Namespace, results: dict[str, Any], save: Callable[[], N
     """Run the cells that are missing."""
     texts, calibrations = named_paths(given.text), named_paths(given.calibration)
     for name, folder in named_paths(given.model).items():
-        subject = Subject(folder, texts[name], calibrations.get(name), given.recover)
+        subject = Subject(folder, texts[name], calibrations.get(name), given)
         if name not in results["dense"]:
             results["dense"][name] = subject.losses(subject.model)
         for pruner, sparsity, method in itertools.product(given.pruners, given.sparsities, given.methods):
@@ -304,7 +309,11 @@ def main() -> None:
     """Run, write, print."""
     given = arguments()
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    settings = SETTINGS | ({"recovery": {**RECOVERY, "lr": [*RECOVERY["lr"]]}} if given.recover else {})
+    settings: dict[str, Any] = SETTINGS | {"generations": given.generations}
+    if given.dtype != "float32":
+        settings["dtype"] = given.dtype
+    if given.recover:
+        settings["recovery"] = {**RECOVERY, "lr": [*RECOVERY["lr"]]}
     results: dict[str, Any] = {"settings": settings, "versions": versions, "dense": {}, "cells": {}}
     if given.out.exists():
         results = json.loads(given.out.read_text(encoding="utf-8"))

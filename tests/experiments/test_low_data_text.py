@@ -62,6 +62,23 @@ def test_without_a_test_file_half_of_the_training_file_is_the_test(minilm, data,
     assert not {row[0] for row, _ in train} & {row[0] for row, _ in test}
 
 
+def test_the_text_task_is_tested_on_a_shifted_set_with_the_same_labels(minilm, data):
+    shifted = Path(data) / "products"
+    shifted.mkdir()
+    (shifted / "test.tsv").write_text("sentence\tlabel\n" + "a fine phone\t1\n" * 3)  # one of two labels
+    task = load_task(STUDY, {"data": data, "examples": 2, "epochs": 1, "shifted": "products"})
+    found = {task.run(Configuration("constant", 1e-3), seed).metrics["shifted"] for seed in range(6)}
+    assert found == {0.0, 1.0}  # by the label that is the most frequent of the two examples
+
+
+def test_a_shifted_set_with_other_labels_is_refused(minilm, data):
+    shifted = Path(data) / "stars"
+    shifted.mkdir()
+    (shifted / "test.tsv").write_text("sentence\tlabel\na fine phone\t5\n")
+    task = load_task(STUDY, {"data": data, "examples": 2, "epochs": 1, "shifted": "stars"})
+    assert "stars must be among 0, 1; 5 is not" in task.run(Configuration("constant", 1e-3), 0).error
+
+
 def test_training_methods_are_methods_of_the_text_task(minilm, data):
     pytest.importorskip("peft")
     task = load_task(STUDY, {"data": data, "examples": 2, "epochs": 2, "batch_size": 2})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tempbalance.analysis.matching import common_affix
 from tempbalance.checkpoints import Checkpoint
 from tempbalance.layers import Index, TensorInfo, TensorStore
-from tempbalance.layers.names import StateDict
+from tempbalance.layers.names import StateDict, ancestors
 from tempbalance.layers.peft_model import PREFIX
 
 __all__ = ["AdaptedCheckpoint", "is_adapter", "with_base"]
@@ -77,7 +77,7 @@ def _names_in_base(adapter: Checkpoint, base: TensorStore) -> dict[str, str]:
     """Return the names of the adapter's tensors with the prefix that the names of the base have."""
     layers = {name.rpartition(".")[0] for name in base.tensors}
     local = {name: name.removeprefix(PREFIX) for name in adapter.tensors}
-    within = {ancestor: () for name in local.values() for ancestor in _ancestors(name)}
+    within = {ancestor: () for name in local.values() for ancestor in ancestors(name)}
     if within.keys() & layers:
         return {name: name for name in local}
     affix, _ = common_affix(dict.fromkeys(layers, ()), within)
@@ -86,9 +86,3 @@ def _names_in_base(adapter: Checkpoint, base: TensorStore) -> dict[str, str]:
     if affix.of_after:
         return {name: f"{PREFIX}{inner.removeprefix(affix.text)}" for name, inner in local.items()}
     return {name: f"{PREFIX}{affix.text}{inner}" for name, inner in local.items()}
-
-
-def _ancestors(name: str) -> list[str]:
-    """Return the names of the modules that a name is in, the innermost first."""
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]

@@ -9,7 +9,7 @@ import functools
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from tempbalance.layers.expert_adapters import expert_update
 from tempbalance.layers.factors import AdapterError, Update, factor_groups, find_update
 from tempbalance.layers.fused import Index
 from tempbalance.layers.meta_model import build_on_meta
-from tempbalance.layers.names import TensorInfo, TensorStore, name_candidates
+from tempbalance.layers.names import TensorInfo, TensorStore, ancestors, name_candidates
 from tempbalance.layers.peft_model import PREFIX, merged_candidates
 from tempbalance.layers.roles import conv_role
 from tempbalance.layers.weights import Candidate, Role
@@ -107,19 +107,13 @@ def _adapter_tensors(store: TensorStore) -> set[str]:
     own = {name for parts in groups.values() for names in parts.values() for name in names}
     layers = {name[: match.start()] for name in store.tensors for match in re.finditer(r"\.base_layer\.", name)}
     for name in store.tensors:
-        layer = max((layer for layer in _ancestors(name) if layer in layers), key=len, default=None)
+        layer = next((layer for layer in ancestors(name) if layer in layers), None)
         outside = layers and re.match(r"base_model\.(?!model\.)", name)  # projections that layers share
         if outside or (layer is not None and not name.startswith(f"{layer}{_BASE}")):
             own.add(name)
     plain = Counter(_WRAPPED.sub(".", name) for name in store.tensors if name not in own)
     copies = {name for name in store.tensors if ".modules_to_save." in name and plain[_WRAPPED.sub(".", name)] > 1}
     return own | copies | {name for name in store.tensors if ".original_module." in name}
-
-
-def _ancestors(name: str) -> Iterator[str]:
-    """Yield the names of the modules that a name is in."""
-    parts = name.split(".")
-    yield from (".".join(parts[:count]) for count in range(1, len(parts)))
 
 
 def _needs_base(store: TensorStore) -> str:
@@ -219,7 +213,7 @@ class _ByFactors:
         """Return the base weights that a part of an adapter changes: those of its module, else all."""
         if (self.store.adapter_config or {}).get("peft_type") in _PROMPTS:
             return []
-        for module in reversed([*_ancestors(_WRAPPED.sub(".", name.removeprefix(PREFIX)))]):
+        for module in ancestors(_WRAPPED.sub(".", name.removeprefix(PREFIX))):
             if module in self._bases:
                 return self._bases[module]
         return [name for names in self._bases.values() for name in names] if self.store.adapter_config else []

@@ -25,7 +25,7 @@ from tempbalance.layers.tables import table_role
 from tempbalance.layers.weights import Candidate, Role, storage_identity
 from tempbalance.spectra.matrices import MATRIX_NDIM
 
-__all__ = ["StateDict", "TensorInfo", "TensorStore", "name_candidates", "stored_modules", "unreadable"]
+__all__ = ["StateDict", "TensorInfo", "TensorStore", "ancestors", "name_candidates", "stored_modules", "unreadable"]
 
 _KERNEL = 16  # a last axis up to this long, of a 3-D weight, is a Conv1d kernel
 _QUANTO = re.compile(r"((?P<layer>.*)\.)?(?P<attribute>[^\W_]\w*\._(data|scale|shift)(\._data)?)")
@@ -106,6 +106,12 @@ def _describe(tensor: Tensor) -> TensorInfo:
         except Exception as error:
             reason = failure_reason(error)
     return TensorInfo((), torch.float32, None, reason)
+
+
+def ancestors(name: str) -> list[str]:
+    """Return the names of the modules that a name is in, the innermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
 
 
 class _Named(NamedTuple):
