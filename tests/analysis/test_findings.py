@@ -74,6 +74,38 @@ def test_layers_of_a_new_model_all_look_untrained():
     assert "all 3 layers look untrained" in found(model)["untrained"].message
 
 
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (torch.nn.Linear(64, 96), "PyTorch's default"),
+        (torch.nn.Conv2d(32, 48, 3), "PyTorch's default"),
+        (torch.nn.LSTM(32, 64), "PyTorch's default"),
+        (torch.nn.init.normal_(torch.nn.Linear(64, 96).weight, std=0.02), "deviation 0.02"),
+    ],
+    ids=["linear", "convolution", "LSTM", "normal"],
+)
+def test_the_initialisation_of_an_untrained_layer_is_named(layer, name):
+    torch.manual_seed(0)
+    if isinstance(layer, torch.nn.Module):
+        layer.apply(lambda module: getattr(module, "reset_parameters", list)())
+    tensors = {"a.weight": layer} if isinstance(layer, torch.Tensor) else layer
+    assert found(tensors)["untrained"].message.endswith(f"; the weights have the size of initial ones ({name})")
+
+
+def test_only_the_layers_with_the_size_of_initial_values_are_named():
+    tensors = similar(h__8__fc=noise(60, 60), h__9__fc=0.02 * noise(60, 60, seed=1))
+    assert found(tensors)["untrained"].message.endswith(
+        "; the weights of h.9.fc.weight have the size of initial ones (deviation 0.02)"
+    )
+
+
+def test_a_random_spectrum_of_large_weights_does_not_look_untrained():
+    findings = found(similar(h__8__fc=3 * noise(60, 60)))
+    assert findings.keys() == {"random"}
+    assert findings["random"].severity is Severity.NOTE
+    assert findings["random"].layers == ("h.8.fc.weight",)
+
+
 def test_small_heads_and_updates_of_low_rank_have_not_collapsed():
     assert "collapsed" not in found(similar(head=noise(2, 60) + 1))
     update = {"a.lora_A.weight": noise(1, 64), "a.lora_B.weight": noise(64, 1, seed=1)}

@@ -10,13 +10,14 @@ from typing import Any
 
 from tempbalance.analysis.change_findings import comma_names, make_finding
 from tempbalance.analysis.deviations import LEVEL, Difference, compare_similar, holm
+from tempbalance.analysis.initial_values import exceeds_initial, initialisation
 from tempbalance.layers.coverage import is_weight
 from tempbalance.types import Finding, LayerStats, ModelSize, Severity, Skipped, Status
 
 __all__ = ["KINDS", "find_in_layers"]
 
 KINDS = (
-    *("nan", "not_covered", "untrained", "constant", "collapsed", "duplicated", "outlier", "poor_fit"),
+    *("nan", "not_covered", "untrained", "constant", "collapsed", "duplicated", "outlier", "random", "poor_fit"),
     *("traps", "quantised"),
 )
 
@@ -51,6 +52,7 @@ def find_in_layers(
         *_collapsed(layers),
         *_duplicated(layers),
         *_outliers(layers, settings),
+        *_random(layers),
         *_poor_fit(layers, settings),
         *_traps(layers),
         *_quantised(layers),
@@ -105,7 +107,7 @@ def _not_covered(layers: Sequence[LayerStats], skipped: Sequence[Skipped], size:
 
 
 def _untrained(layers: Sequence[LayerStats]) -> Iterator[Finding]:
-    rows = [row for row in layers if row.status is Status.RANDOM]
+    rows = [row for row in layers if row.status is Status.RANDOM and not exceeds_initial(row)]
     if not rows:
         return
     names = f"all {len(rows)} layers" if len(rows) == len(layers) > 1 else f"{{layers}} ({len(rows)} of {len(layers)})"
@@ -114,11 +116,37 @@ def _untrained(layers: Sequence[LayerStats]) -> Iterator[Finding]:
         Severity.WARNING,
         rows,
         f"{names} {'looks' if len(rows) == 1 else 'look'} untrained: the spectrum cannot be distinguished from that of "
-        "a random matrix (Marchenko-Pastur)",
+        f"a random matrix (Marchenko-Pastur){_initial(rows)}",
         "load the weights that belong there, or train them; if the model does not use them, ignore this",
         of=len(layers),
         mp_ks_distance=max(row.mp_ks_distance for row in rows),
     )
+
+
+def _initial(rows: Sequence[LayerStats]) -> str:
+    """Say which of the layers have the size of initial values."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(initialisation(row), []).append(row.name)
+    return "".join(
+        f"; the weights{'' if len(names) == len(rows) else ' of ' + comma_names(names)} have the size of initial "
+        f"ones ({name})"
+        for name, names in found.items()
+        if name
+    )
+
+
+def _random(layers: Sequence[LayerStats]) -> Iterator[Finding]:
+    rows = [row for row in layers if row.status is Status.RANDOM and exceeds_initial(row)]
+    if rows:
+        yield _finding(
+            "random",
+            Severity.NOTE,
+            rows,
+            f"the spectrum of {{layers}} ({len(rows)} of {len(layers)}) cannot be distinguished from that of a random "
+            "matrix, but the weights are larger than initial ones: trained, without directions that stand out",
+            "there is no alpha: compare with an earlier checkpoint, or judge the layer by data",
+        )
 
 
 def _constant(layers: Sequence[LayerStats]) -> Iterator[Finding]:
