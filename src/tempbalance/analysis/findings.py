@@ -144,8 +144,8 @@ def _random(layers: Sequence[LayerStats]) -> Iterator[Finding]:
             Severity.NOTE,
             rows,
             f"the spectrum of {{layers}} ({len(rows)} of {len(layers)}) cannot be distinguished from that of a random "
-            "matrix, but the weights are larger than initial ones: trained, without directions that stand out",
-            "there is no alpha: compare with an earlier checkpoint, or judge the layer by data",
+            "matrix, but the weights are larger than initial ones: trained, or random features",
+            "no direction stands out, so there is no alpha: compare with an earlier checkpoint to see whether it is trained",
         )
 
 
