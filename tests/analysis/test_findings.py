@@ -47,7 +47,7 @@ def test_a_model_of_similar_layers_has_no_finding():
         ("collapsed", "note", torch.ones(60, 60) + 4 * pareto(seed=30)),
         ("duplicated", "warning", pareto(seed=3).clone()),
         ("outlier", "warning", pareto(alpha=15.0, seed=30)),
-        ("outlier", "warning", pareto(alpha=1.3, seed=30)),
+        ("outlier", "note", pareto(alpha=1.3, seed=30)),
         ("poor_fit", "note", tb.testing.matrix_with_spectrum(TWO_VALUES, (100, 100))),
     ],
 )
@@ -103,6 +103,18 @@ class TestNotCovered:
         finding = found(unreadable("a", 400))["not_covered"]
         assert finding.severity is Severity.ERROR
 
+    @pytest.mark.parametrize("name", ["embed_tokens.weight", "fc.bias_k"])
+    def test_a_file_without_a_weight_matrix_is_an_error(self, name):
+        finding = found({name: noise(40, 60)})["not_covered"]
+        assert finding.severity is Severity.ERROR
+        assert name in finding.message
+
+    def test_depthwise_convolutions_have_no_spectrum_in_any_checkpoint(self):
+        depthwise = {"h.9.conv.weight": noise(6000, 1, 9)}
+        assert found(similar() | depthwise) == {}
+        assert found(depthwise)["not_covered"].severity is Severity.ERROR
+        assert set(found(similar() | depthwise | unreadable("h.9.fc", 400))) == {"not_covered"}
+
     def test_embeddings_and_a_small_share_are_not_reported(self):
         assert found(similar() | {"embed_tokens.weight": noise(5000, 60)}) == {}
         assert found(similar() | unreadable("x", 30)) == {}
@@ -146,4 +158,4 @@ class TestSaved:
         analysis = tb.analyze(similar(h__8__fc=noise(60, 60)))
         bare = [dataclasses.replace(layer, esd=tb.types.ESD((), ())) for layer in analysis.layers]
         assert [each.kind for each in dataclasses.replace(analysis, layers=bare).findings] == ["untrained"]
-        assert dataclasses.replace(analysis, layers=[]).findings == ()
+        assert [each.kind for each in dataclasses.replace(analysis, layers=[]).findings] == ["not_covered"]
