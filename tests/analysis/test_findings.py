@@ -130,6 +130,14 @@ def test_quantised_weights_are_noted_with_their_formats():
     assert "(1: float8_e5m2 with scales, 8 bits): alpha is that of the rounded weights" in finding.message
 
 
+def test_every_format_of_a_file_with_several_is_named():
+    types = ("float8_e5m2", "float8_e4m3fn", "float8_e5m2fnuz", "float8_e4m3fnuz")
+    stored = {f"h.{i}.fc.weight": pareto(seed=i).to(getattr(torch, name)) for i, name in enumerate(types)}
+    stored |= {f"{name}_scale": torch.ones(60, 1) for name in list(stored)}
+    message = found(stored)["quantised"].message
+    assert all(f"1: {name} with scales" in message for name in types)
+
+
 def test_in_minilm_the_untrained_pooler_and_a_layer_that_is_initialised_again_are_found(minilm):
     weights = load_file(minilm / "model.safetensors")
     assert found(weights)["untrained"].layers == ("pooler.dense.weight",)

@@ -292,7 +292,7 @@ def _quantised(layers: Sequence[LayerStats]) -> Iterator[Finding]:
     rows = [row for row in layers if row.quantisation]
     if rows:
         formats = Counter(row.quantisation for row in rows)
-        shown = "; ".join(f"{count}: {label}" for label, count in formats.most_common(_SHOWN))
+        shown = "; ".join(f"{count}: {label}" for label, count in formats.most_common())
         yield _finding(
             "quantised",
             Severity.NOTE,
