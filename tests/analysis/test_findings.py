@@ -41,6 +41,7 @@ def test_a_model_of_similar_layers_has_no_finding():
     [
         ("nan", "error", torch.full((60, 60), math.nan)),
         ("untrained", "warning", noise(60, 60)),
+        ("untrained", "note", 3 * noise(60, 60)),
         ("constant", "warning", torch.zeros(60, 60)),
         ("constant", "warning", torch.eye(60)),
         ("collapsed", "warning", torch.ones(60, 60)),

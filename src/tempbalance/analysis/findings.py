@@ -24,6 +24,7 @@ _SHOWN = 3  # groups in a message
 _UNCOVERED = 0.1  # of the weights
 _LEAST_DISTANCE = 0.1  # KS distances below it are small, however certain
 _DOMINATED, _COLLAPSED = 0.5, 0.9  # share of one direction in the squared Frobenius norm
+_LARGEST_INITIAL = 1.5  # root mean square of the entries; a standard normal initialisation has 1
 _SIDE = 10  # smaller matrices have few directions in any case
 _VECTORS = re.compile(r"every kernel tap is a vector|depthwise convolution ")  # no checkpoint has a spectrum of these
 _NAN = re.compile(r"\d+ of \d+ weights are NaN or Inf")
@@ -114,7 +115,21 @@ def _not_covered(layers: Sequence[LayerStats], skipped: Sequence[Skipped], size:
 
 
 def _untrained(layers: Sequence[LayerStats]) -> Iterator[Finding]:
-    rows = [row for row in layers if row.status is Status.RANDOM]
+    random = [row for row in layers if row.status is Status.RANDOM]
+    grown = [row for row in random if row.num_windows == 1 and _mean_entry(row) > _LARGEST_INITIAL]
+    if grown:
+        yield _finding(
+            "untrained",
+            Severity.NOTE,
+            grown,
+            "the spectrum of {layers} cannot be distinguished from that of a random matrix (Marchenko-Pastur), but "
+            f"entries of {max(map(_mean_entry, grown)):.1f} (root mean square) are too large for an initialisation",
+            "training moved these weights, and their spectrum shows no direction; if a norm follows them, their size does not "
+            "matter, else lower the learning rate or add weight decay",
+            of=len(layers),
+            root_mean_square=max(map(_mean_entry, grown)),
+        )
+    rows = [row for row in random if row not in grown]
     if not rows:
         return
     names = f"all {len(rows)} layers" if len(rows) == len(layers) > 1 else f"{{layers}} ({len(rows)} of {len(layers)})"
@@ -128,6 +143,11 @@ def _untrained(layers: Sequence[LayerStats]) -> Iterator[Finding]:
         of=len(layers),
         mp_ks_distance=max(row.mp_ks_distance for row in rows),
     )
+
+
+def _mean_entry(row: LayerStats) -> float:
+    """Return the root mean square of the entries."""
+    return 10**row.log10_frobenius_norm / math.sqrt(math.prod(row.shape))
 
 
 def _constant(layers: Sequence[LayerStats]) -> Iterator[Finding]:
