@@ -124,8 +124,8 @@ def _untrained(layers: Sequence[LayerStats]) -> Iterator[Finding]:
             grown,
             "the spectrum of {layers} cannot be distinguished from that of a random matrix (Marchenko-Pastur), but "
             f"entries of {max(map(_mean_entry, grown)):.1f} (root mean square) are too large for an initialisation",
-            "training moved these weights, and their spectrum shows no direction; if a norm follows them, their size does not "
-            "matter, else lower the learning rate or add weight decay",
+            "training moved these weights, and their spectrum shows no direction; if a norm follows them, their size "
+            "does not matter, else lower the learning rate or add weight decay",
             of=len(layers),
             root_mean_square=max(map(_mean_entry, grown)),
         )
