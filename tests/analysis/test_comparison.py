@@ -341,6 +341,11 @@ class TestQuantised:
         finding = the(tb.compare(tb.analyze(state()), tb.analyze(mixed)), "quantised")
         assert finding.layers == ("layers.1.weight",)
 
+    def test_a_model_that_was_dequantised_does_not_differ_by_rounding(self):
+        stored = self.rounded(state())
+        whole = {name: stored[name] * stored[f"{name}_scale"] for name in state()}
+        assert kinds(tb.compare(stored, whole)) == ["identical"]
+
     def test_two_formats_differ_and_one_is_no_finding(self):
         whole = {}
         for name, weight in state().items():

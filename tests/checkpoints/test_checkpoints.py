@@ -201,6 +201,11 @@ class TestMissingAndBroken:
         [
             ("model.onnx", b"\x08\x07\x12\x07", "ONNX"),
             ("model.h5", b"\x89HDF\r\n\x1a\n", "HDF5"),
+            ("model.pt.zst", b"", "a Zstandard archive, which cannot be analysed: unpack it"),
+            ("model.pt", b"\x1f\x8b\x08\0", "a gzip archive"),
+            ("ggml-base.en.bin", b"lmgg", "a GGML file"),
+            ("saved_model.pb", b"\x08\x01", "a TensorFlow checkpoint"),
+            ("weights.pkl", pickle.dumps({"a": 1}, 2), r"a pickle \(of a dict\) that torch.save did not write"),
             ("notes.txt", b"hello", "not a checkpoint; supported are"),
         ],
     )
@@ -208,6 +213,12 @@ class TestMissingAndBroken:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(tmp_path / name)
+
+    def test_a_folder_of_another_format_is_refused_by_name(self, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "tf_model.h5").touch()
+        with pytest.raises(CheckpointError, match=r"tf_model\.h5 is an HDF5 .*: convert it to safetensors first"):
+            open_checkpoint(tmp_path)
 
     @pytest.mark.parametrize("kept", [0, 5, 100, 1000])
     def test_a_truncated_safetensors_file_raises(self, tmp_path, kept):

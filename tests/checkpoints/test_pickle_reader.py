@@ -1,5 +1,6 @@
 """Pickles that make a loader hang, crash or fill the memory end in a typed error."""
 
+import io
 import resource
 import struct
 import time
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import tempbalance as tb
+from tempbalance.checkpoints.pickle_reader import read_pickle
 from tempbalance.errors import CheckpointError, CorruptFileError, UnsafeFileError
 
 PROTOCOL = b"\x80\x02"
@@ -114,3 +116,11 @@ def test_such_a_file_is_read_if_its_tensor_is_whole(tmp_path):
     numbers = torch.arange(4.0)
     path = write(tmp_path / "model.pt", tensor((2, 2), (1, 2)), ("m/data/0", numbers.numpy().tobytes()))
     assert torch.equal(tb.open_checkpoint(path).load("a.weight"), numbers.view(2, 2).T)
+
+
+def test_integers_in_digits_are_read_as_python_2_writes_them():
+    found = read_pickle(
+        io.BytesIO(PROTOCOL + b"(I4294967296\nI-5\nI01\nI00\nt."), 99, 99, name=print, call=print, load=print
+    )
+    assert found == (2**32, -5, True, False)
+    assert [type(value) for value in found] == [int, int, bool, bool]

@@ -4,6 +4,8 @@ import argparse
 import collections
 import logging
 import pathlib
+import sys
+import types
 import zipfile
 
 import numpy as np
@@ -56,6 +58,20 @@ def test_reading_leaves_the_safe_types_of_torch_as_they_were(tmp_path):
     before = sorted(map(str, torch.serialization.get_safe_globals()))
     tb.analyze(save(tmp_path, model=MODEL))
     assert sorted(map(str, torch.serialization.get_safe_globals())) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["omegaconf.listconfig.ListConfig", "lightning_fabric.utilities.data.AttributeDict", "easydict.EasyDict"]
+)
+def test_settings_of_a_configuration_library_are_read_without_it(name, tmp_path, monkeypatch):
+    module, _, title = name.rpartition(".")
+    kind = type(title, (dict,), {"__module__": module})
+    for count in range(1, 1 + len(module.split("."))):
+        monkeypatch.setitem(sys.modules, ".".join(module.split(".")[:count]), types.ModuleType(module))
+    monkeypatch.setattr(sys.modules[module], title, kind, raising=False)
+    path = save(tmp_path, state_dict=MODEL, hyper_parameters={"steps": kind(sizes=[40, 30])})
+    monkeypatch.undo()
+    assert [row.name for row in tb.analyze(path).layers] == ["0.weight", "2.weight"]
 
 
 def test_other_objects_are_refused_by_name(tmp_path):

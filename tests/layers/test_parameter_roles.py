@@ -76,6 +76,14 @@ def test_w1_is_a_gate_if_there_is_a_w3(with_w3, role):
     assert roles_of(tensors)["layers.0.mlp.w1.weight"] == role
 
 
+def test_numbered_layers_of_another_mlp_have_no_role_of_a_gated_one():
+    shapes = {"W1": (8, 24), "W2": (8, 8), "W3": (8, 8), "W11": (8, 24), "W12": (8, 8), "W13": (8, 8)}  # ProteinMPNN
+    tensors = {f"layers.{i}.{name}.weight": torch.randn(shape) for i in range(2) for name, shape in shapes.items()}
+    assert set(roles_of(tensors).values()) == {"linear"}
+    gated = {"layers.0.mlp.w12.weight": torch.randn(32, 8), "layers.0.mlp.w3.weight": torch.randn(8, 16)}
+    assert roles_of(gated)["layers.0.mlp.w12.weight"] == "gate_up"
+
+
 def test_every_parameter_has_a_role_and_its_fan():
     net = nn.Sequential(
         nn.Embedding(9, 4), nn.LSTM(4, 8), nn.ConvTranspose2d(8, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 5)

@@ -34,6 +34,8 @@ def both(name: str, *shape: int):
         ("weight_mask", "mask"),
         ("running_cov", "statistic"),
         ("mel_filters", "constant"),
+        ("forward_basis_buffer", "constant"),
+        ("_w3j_1_1_2", "constant"),
     ],
 )
 def test_parameters_that_are_no_matrix_are_skipped_even_with_embeddings(name, reason):

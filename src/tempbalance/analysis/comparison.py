@@ -165,7 +165,8 @@ def _compared(
         reasons,
     )
     formats = {new: (first.quantisation(old), second.quantisation(new)) for new, old in pairs.items()}
-    about_names += rounded_findings(formats)
+    equal = {row.name: ("", "") for row in rows if row.relative_change == 0}  # without a change, none is of rounding
+    about_names += rounded_findings(formats | equal)
     findings = [*weight_findings(rows), *alpha_findings(rows), *notes, *about_names]
     return Comparison(
         before=first.analysis.source,

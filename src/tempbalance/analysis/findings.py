@@ -26,6 +26,7 @@ _UNCOVERED = 0.1  # of the weights
 _LEAST_DISTANCE = 0.1  # KS distances below it are small, however certain
 _DOMINATED, _COLLAPSED = 0.5, 0.9  # share of one direction in the squared Frobenius norm
 _SIDE = 10  # smaller matrices have few directions in any case
+_VECTORS = re.compile(r"every kernel tap is a vector|depthwise convolution ")  # no checkpoint has a spectrum of these
 _NAN = re.compile(r"\d+ of \d+ weights are NaN or Inf")
 _ORDER = {severity: place for place, severity in enumerate(Severity)}
 
@@ -90,7 +91,15 @@ def _not_covered(layers: Sequence[LayerStats], skipped: Sequence[Skipped], size:
     covered = sum(math.prod(layer.shape) for layer in layers if layer.kind != "embedding")
     total = size.weights if size else 0
     share = 1 - covered / total if total else len(rows) / max(1, len(rows) + len(layers))
-    if not rows or share <= _UNCOVERED:
+    if not layers and not rows:
+        yield _finding(
+            "not_covered",
+            Severity.ERROR,
+            skipped,
+            "no weight matrix was analysed" + (f": {skipped[0].reason}, in {{layers}}" if skipped else ""),
+            "check that this is the checkpoint of a model, and what --select, --exclude and --key leave",
+        )
+    if not rows or share <= _UNCOVERED or (layers and all(_VECTORS.match(row.reason) for row in rows)):
         return
     of = f"{total - covered:,} of {total:,} weights" if total else f"{len(rows)} of {len(rows) + len(layers)} matrices"
     reasons = Counter(row.reason for row in rows)
@@ -145,7 +154,7 @@ def _random(layers: Sequence[LayerStats]) -> Iterator[Finding]:
             rows,
             f"the spectrum of {{layers}} ({len(rows)} of {len(layers)}) cannot be distinguished from that of a random "
             "matrix, but the weights are larger than initial ones: trained, or random features",
-            "no direction stands out, so there is no alpha: compare with an earlier checkpoint to see whether it is trained",
+            "no direction stands out, so there is no alpha: compare with an earlier checkpoint to see if it is trained",
         )
 
 
@@ -236,7 +245,7 @@ def _outlier(row: Difference, compared: int) -> Finding:
     searched = "" if row.alpha == row.layer.alpha else ", compared at tails of the same share"
     return _finding(
         "outlier",
-        Severity.WARNING,
+        Severity.WARNING if lighter else Severity.NOTE,  # a heavier tail is usual in good models
         [row.layer],
         f"alpha {row.alpha:.2f} of {{layers}} is {abs(row.deviation):.1f} {unit} {'above' if lighter else 'below'} "
         f"{row.reference:.2f}, that of {row.others} other layers of the same {row.in_common}{searched} "
@@ -311,7 +320,7 @@ def _quantised(layers: Sequence[LayerStats]) -> Iterator[Finding]:
     rows = [row for row in layers if row.quantisation]
     if rows:
         formats = Counter(row.quantisation for row in rows)
-        shown = "; ".join(f"{count}: {label}" for label, count in formats.most_common(_SHOWN))
+        shown = "; ".join(f"{count}: {label}" for label, count in formats.most_common())
         yield _finding(
             "quantised",
             Severity.NOTE,

@@ -12,6 +12,7 @@ from typing import Any
 
 from tempbalance._files import read_regular
 from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_SUFFIXES
+from tempbalance.checkpoints.unsupported import describe_unsupported
 from tempbalance.errors import CheckpointError, CorruptFileError
 
 __all__ = [
@@ -160,6 +161,8 @@ def _no_weights(folder: Path, entries: list[Path]) -> str:
     else:
         present = ", ".join(e.name for e in entries[:8])
         hint = f"it contains {present}" if present else "it is empty"
+        known = next(((e.name, about) for e in (folder, *entries) if (about := describe_unsupported(e))), None)
+        hint += f"; {known[0]} is {known[1]}" if known else ""
     return f"{folder}: no weights found, {hint}; {SUPPORTED}"
 
 

@@ -17,6 +17,7 @@ from tempbalance.checkpoints.gguf_file import GGUF_MAGIC, open_gguf
 from tempbalance.checkpoints.hub import snapshot, split_hub_id
 from tempbalance.checkpoints.safetensors_file import SafetensorsShard
 from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_MAGIC, TORCH_SUFFIXES, TorchShard
+from tempbalance.checkpoints.unsupported import describe_unsupported
 from tempbalance.errors import CheckpointError, CorruptFileError, NotFoundError
 from tempbalance.layers import Index, TensorInfo
 
@@ -25,16 +26,6 @@ __all__ = ["open_checkpoint"]
 _logger = logging.getLogger("tempbalance")
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _MODELS = frozenset({"model.safetensors", "pytorch_model.bin"})  # files that config.json describes
-# Suffix, first bytes, description, advice.
-_UNSUPPORTED: tuple[tuple[str, bytes, str, str], ...] = (
-    (".onnx", b"\x08", "an ONNX graph", "use the PyTorch checkpoint that it was exported from"),
-    (".h5", b"\x89HDF", "an HDF5 (Keras) file", "convert it to safetensors first"),
-    (".keras", b"", "a Keras file", "convert it to safetensors first"),
-    (".msgpack", b"", "a Flax file", "convert it to safetensors first"),
-    (".npz", b"", "a NumPy archive", "save its arrays with safetensors.numpy.save_file"),
-    (".npy", b"\x93NUMPY", "a NumPy array", "save it with safetensors.numpy.save_file"),
-    (".tflite", b"", "a TensorFlow Lite file", "use the checkpoint that it was exported from"),
-)
 
 
 def open_checkpoint(
@@ -135,9 +126,9 @@ def _open_file(path: Path, key: str | None) -> Mapping[Path, Shard]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be opened: {error.strerror or error}") from error
     suffix = path.suffix.lower()
-    for unsupported, magic, description, advice in _UNSUPPORTED:
-        if suffix == unsupported or (len(magic) > 1 and head.startswith(magic)):
-            raise CheckpointError(f"{path} is {description}, which cannot be analysed: {advice}; {SUPPORTED}")
+    unsupported = describe_unsupported(path, head)
+    if unsupported is not None:
+        raise CheckpointError(f"{path} is {unsupported}; {SUPPORTED}")
     is_gguf = suffix == ".gguf" or head.startswith(GGUF_MAGIC)
     if is_gguf or suffix == ".safetensors":
         if key is not None:

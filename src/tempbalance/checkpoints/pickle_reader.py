@@ -114,6 +114,11 @@ class _Machine:
             raise CorruptFileError(f"it has an integer of {count} bytes")
         return int.from_bytes(self.take(count), "little", signed=True)
 
+    def decimal(self) -> int | bool:
+        """Read an integer in digits, as Python 2 writes those of more than 32 bits, or a truth value."""
+        line = self.line()
+        return {"00": False, "01": True}[line] if line in {"00", "01"} else int(line)
+
     def text(self, count: int) -> str:
         """Read a string."""
         return self.take(count).decode("utf-8", "surrogatepass")
@@ -163,6 +168,7 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"K": lambda m: m.push(m.number("<B")),
     b"M": lambda m: m.push(m.number("<H")),
     b"J": lambda m: m.push(m.number("<i")),
+    b"I": lambda m: m.push(m.decimal()),
     b"G": lambda m: m.push(m.number(">d")),
     b"\x8a": lambda m: m.push(m.integer(m.number("<B"))),
     b"\x8b": lambda m: m.push(m.integer(m.number("<I"))),

@@ -64,7 +64,9 @@ _MOST_AXES, _MOST_ENTRIES = 64, 2**48
 # What torch and training scripts save beside weights, as dictionaries without items.
 _ALLOWED = re.compile(
     r"collections\.(OrderedDict|Counter|defaultdict)|_codecs\.encode|argparse\.Namespace"
-    r"|(builtins|__builtin__)\.(set|bytearray|complex|dict|list|int|float|str)"
+    r"|(builtins|__builtin__)\.(set|frozenset|tuple|bytearray|complex|dict|list|int|long|bool|float|str|unicode)"
+    r"|omegaconf\.[\w.]+|yacs\.config\.CfgNode|easydict\.EasyDict|typing\.\w+|torch\.torch_version\.TorchVersion"
+    r"|(pytorch_lightning|lightning\.(pytorch|fabric)|lightning_fabric)\.utilities\.(data|parsing)\.AttributeDict"
     r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)Path"
     r"|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|ndarray|dtype|dtypes\.\w+)"
     r"|torch\.(Size|Tensor|device|per_(tensor|channel)_\w+|nn\.parameter\.(Parameter|Buffer))"

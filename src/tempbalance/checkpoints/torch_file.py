@@ -192,9 +192,13 @@ def _read_zip(file: BinaryIO, size: int) -> _Contents:
 def _read_legacy(file: BinaryIO, size: int) -> _Contents:
     """Read the format before PyTorch 1.6: five pickles, then length and numbers of each storage."""
     used: dict[str, Storage] = {}
-    magic, _, system, saved, keys = (read_torch_pickle(file, size, _MOST, used) for _ in range(5))
+    magic = read_torch_pickle(file, size, _MOST, used)
     if magic != _MAGIC_NUMBER:
-        raise CorruptFileError("torch.save did not write it")
+        raise CheckpointError(
+            f"it is a pickle (of a {type(magic).__name__}) that torch.save did not write: load it with pickle, and "
+            "save its arrays with safetensors.numpy.save_file"
+        )
+    _, system, saved, keys = (read_torch_pickle(file, size, _MOST, used) for _ in range(4))
     storages = {}
     for key in keys:
         (numel,) = struct.unpack("<q", file.read(8))

@@ -21,8 +21,8 @@ __all__ = ["is_weight", "measure_size"]
 
 # Reasons of skipped tensors that are no weights. A tensor that is skipped for any other reason counts as a weight.
 _NO_WEIGHT = re.compile(
-    r"tied to |embedding |bias of |a vector stored|state-space |\S+ is a mask|belongs to |integer buffer|not in "
-    r"|no LoRA |LoRA factor|a moving average of "
+    r"tied to |embedding |bias of |a vector stored|state-space |a mask, |belongs to |integer buffer|not in "
+    r"|a scale of |no LoRA |LoRA factor|a moving average of "
 )
 _STATISTIC = re.compile(r"(.*\.)?(running_(mean|var)|num_batches_tracked)")
 

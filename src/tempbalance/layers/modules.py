@@ -27,6 +27,7 @@ from tempbalance.layers.tuners import (
     module_in_use,
     tuner_candidates,
 )
+from tempbalance.layers.vectors import drop_norms, vector_role
 from tempbalance.layers.weights import Candidate, Role, storage_identity
 from tempbalance.spectra.matrices import MATRIX_NDIM, Layout
 
@@ -100,7 +101,7 @@ def module_candidates(
         gather=FullTensorCache() if sharded else None,
         fetch=fetch or _fetch,
     )
-    found = list(_walk(root, ()))
+    found = drop_norms(list(_walk(root, ())))
     modules = dict(model.named_modules(remove_duplicate=False)) if found else {}
     block_of = block_namer([candidate.name for candidate in found], lambda path: _is_container(modules.get(path)))
     return [replace(candidate, block=block_of(candidate.name)) for candidate in found]
@@ -231,7 +232,9 @@ def _parameter(node: _Node, attribute: str, parameter: Tensor, quantised: str | 
             node.module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
         )
         sharded = f"has shape {shape}, which is a shard: analyse the full state dict, or the saved checkpoint"
-        return _skip(name, shape, sharded) if flattened and not quantised else None
+        if flattened or attribute != "weight" or len(shape) != 1 or quantised:
+            return _skip(name, shape, sharded) if flattened and not quantised else None
+        return replace(_skip(name, shape, ""), role=vector_role())
     site = node.site(attribute, shape, parameter.dtype)
     role = replace(role_of(site), reason=reason) if reason else _complex_role(node, role_of(site))
     return Candidate(

@@ -19,9 +19,10 @@ from tempbalance.layers.reasons import (
     quantised_reasons,
     tensor_reason,
 )
-from tempbalance.layers.roles import GATES, attention_role, conv_role, loose_role
+from tempbalance.layers.roles import GATES, attention_role, conv_role, loose_role, scale_role
 from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.tables import table_role
+from tempbalance.layers.vectors import drop_norms, vector_role
 from tempbalance.layers.weights import Candidate, Role, storage_identity
 from tempbalance.spectra.matrices import MATRIX_NDIM
 
@@ -140,14 +141,19 @@ def _conv1d(named: _Named) -> Role:
     return conv_role("conv1d", named.info.shape)
 
 
-def _has_kernel(named: _Named) -> bool:
+def _is_conv1d(named: _Named) -> bool:
+    """Return whether a weight with three axes is that of a convolution, and not a stack of matrices."""
     rows, columns, kernel = named.info.shape
-    return (
-        named.attribute == "weight"
-        and "expert" not in named.name.lower()
-        and kernel <= _KERNEL
-        and kernel < max(rows, columns)
-    )
+    if named.attribute != "weight" or "expert" in named.name.lower():
+        return False
+    bias = named.siblings.get("bias")
+    long = kernel % 2 == 1 and bias is not None and bias.shape == (rows,)  # a stack has a bias for each matrix
+    return columns == 1 or long or "conv" in _layer(named.name) or (kernel <= _KERNEL and kernel < max(rows, columns))
+
+
+def _layer(name: str) -> str:
+    """Return the name of the layer of a weight, without its place in a list."""
+    return next((part for part in reversed(name.split(".")[:-1]) if not part.isdecimal()), "").lower()
 
 
 # (axes, test, role): the first test that is true applies; other tensors are parameters of a module of unknown type.
@@ -156,7 +162,7 @@ _RULES: tuple[tuple[int, Callable[[_Named], bool], Callable[[_Named], Role | Non
     (2, lambda n: _RNN_WEIGHT.fullmatch(n.attribute) is not None, _rnn),
     (2, lambda n: re.fullmatch(r"weight_hr_l\d+(_reverse)?", n.attribute) is not None, lambda _: Role(kind="rnn")),
     (2, lambda n: n.attribute == "weight", lambda _: Role(kind="linear")),
-    (3, _has_kernel, _conv1d),
+    (3, _is_conv1d, _conv1d),
     (4, lambda n: n.attribute == "weight", lambda n: conv_role("conv2d", n.info.shape)),
     (5, lambda n: n.attribute == "weight", lambda n: conv_role("conv3d", n.info.shape)),
 )
@@ -164,6 +170,9 @@ _RULES: tuple[tuple[int, Callable[[_Named], bool], Callable[[_Named], Role | Non
 
 def _role(named: _Named) -> Role:
     shape, dtype = named.info.shape, named.info.dtype
+    bias = named.siblings.get("bias")
+    if named.attribute == "weight" and bias is not None and bias.shape == shape:
+        return scale_role(shape)
     if table_role(named.name, shape) is None and not dtype.is_complex:
         for ndim, test, rule in _RULES:
             if ndim == len(shape) and test(named):
@@ -185,7 +194,7 @@ def name_candidates(store: TensorStore, names: Sequence[str] | None = None) -> l
         candidate = _candidate(store, named, reasons.get(name), block_of(name))
         if candidate is not None:
             found.append(candidate)
-    return found
+    return drop_norms(found)
 
 
 def stored_modules(store: TensorStore) -> dict[str, dict[str, TensorInfo]]:
@@ -230,8 +239,11 @@ def _candidate(store: TensorStore, named: _Named, reason: str | None, block: str
     quantised = reason is not None and named.attribute in {"weight", "qweight"}
     hidden = hides_shape(reason) and not named.attribute.startswith("bias")
     if len(info.shape) < MATRIX_NDIM and not quantised and not hidden:
-        return None
-    role = Role(kind="parameter", reason=reason) if reason else _role(named)
+        if named.attribute != "weight" or len(info.shape) != 1 or reason:
+            return None
+        role = vector_role()
+    else:
+        role = Role(kind="parameter", reason=reason) if reason else _role(named)
     return Candidate(
         name=named.name,
         role=role,

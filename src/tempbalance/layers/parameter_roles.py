@@ -34,11 +34,11 @@ _NAMES = {
     "qkv": r"\w*qkv\w*|c_attn|query_key_value|queries_keys_values|att_proj",
     "kv": r"\w*kv\w*|key_value\w*|keys_values",
     "o": r"to_out|w?o_?(proj|lin)|attn_out\w*|\w*attention_output",
-    "gate_up": r"gate_?(and_)?up\w*|up_?gate\w*|w12|\w*gate_up\w*",
+    "gate_up": r"gate_?(and_)?up\w*|up_?gate\w*|\w*gate_up\w*",
     "gate": r"gate(_(proj|projection|lin|linear|layer))?|wi_0|\w*_gate",
-    "up": r"up(_(proj|projection|lin|linear))?|fc_?(1|in|up)|c_fc|lin(ear)?_?(1|in)|wi(_1)?|dense_h_to_4h|w3"
+    "up": r"up(_(proj|projection|lin|linear))?|fc_?(1|in|up)|c_fc|lin(ear)?_?(1|in)|wi(_1)?|dense_h_to_4h"
     r"|intermediate|\w*intermediate_dense|ff(n|_layer)?_?1|in_layer|pwconv1",
-    "down": r"down(_(proj|projection|lin|linear))?|fc_?(2|out|down)|lin(ear)?_?2|w2|dense_4h_to_h|ff(n|_layer)?_?2"
+    "down": r"down(_(proj|projection|lin|linear))?|fc_?(2|out|down)|lin(ear)?_?2|dense_4h_to_h|ff(n|_layer)?_?2"
     r"|\w*output_dense|ffn_output|out_layer|pwconv2",
 }
 _OUTPUTS = (
@@ -99,9 +99,9 @@ def find_roles(weights: Iterable[_Described]) -> dict[str, str]:
         ['q', 'k', 'v', 'o', 'up', 'down']
     """
     found = list(weights)
-    names = {weight.name.partition(":")[0] for weight in found}
+    shapes = {weight.name.partition(":")[0]: weight.shape for weight in found}
     routers = find_routers(weight.name for weight in found)
-    roles = {each.name: "router" if each.name in routers else _role(each, names) for each in found}
+    roles = {each.name: "router" if each.name in routers else _role(each, shapes) for each in found}
     _mark_ends(found, roles)
     _mark_entries(found, roles)
     return roles
@@ -218,7 +218,7 @@ def _of_layer(name: str, known: Mapping[str, str], grouped: Collection[str]) -> 
     return _of_place(_modules(name), inside=False) or "other"
 
 
-def _role(weight: _Described, names: Iterable[str]) -> str:
+def _role(weight: _Described, shapes: Mapping[str, tuple[int, ...]]) -> str:
     name, _, part = weight.name.partition(":")
     part = part.rpartition(":")[2]
     if part in _PARTS:
@@ -230,7 +230,7 @@ def _role(weight: _Described, names: Iterable[str]) -> str:
         return "shortcut"
     return (
         _of_place(modules, inside=weight.block is not None)
-        or _in_block(modules, weight.shape, names, name)
+        or _in_block(modules, weight.shape, shapes, name)
         or ("conv" if conv else _OTHER.get(weight.kind, "linear"))
     )
 
@@ -257,13 +257,15 @@ def _modules(name: str) -> list[str]:
     return modules[:-1] if len(modules) > 1 and modules[-1] == "linear" else modules
 
 
-def _in_block(modules: Sequence[str], shape: tuple[int, ...], names: Iterable[str], name: str) -> str | None:
+def _in_block(
+    modules: Sequence[str], shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]], name: str
+) -> str | None:
     """Return the role of a layer of attention or of an MLP; None if its name is unknown."""
     last = modules[-1]
     attention = [place for place, module in enumerate(modules) if re.fullmatch(_ATTENTION, module)]
     mlp = [place for place, module in enumerate(modules) if re.fullmatch(_MLP, module)]
-    if last == "w1":  # LLaMA and Mixtral have w3, others have not
-        return "gate" if re.sub(r"w1(?=(\.weight)?$)", "w3", name) in names else "up"
+    if last in {"w1", "w2", "w3", "w12"}:
+        return _numbered(last, shape, shapes, name)
     if attention and (not mlp or attention[-1] > mlp[-1]) and re.fullmatch(_OUTPUTS, last):
         return "o"
     for role, pattern in _NAMES.items():
@@ -275,6 +277,14 @@ def _in_block(modules: Sequence[str], shape: tuple[int, ...], names: Iterable[st
     if not mlp or shape[0] == shape[1]:
         return None
     return "up" if shape[0] > shape[1] else "down"
+
+
+def _numbered(last: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]], name: str) -> str | None:
+    """Return the role of a numbered layer of an MLP, as in LLaMA; None in another MLP, as in ProteinMPNN."""
+    first, second, third = (shapes.get(re.sub(r"(?<=w)\d+(?=(\.weight)?$)", n, name, flags=re.I)) for n in "123")
+    if (last == "w12" and third and shape[0] != 2 * third[1]) or (first and second and first != second[::-1]):
+        return None
+    return {"w1": "gate" if third else "up", "w2": "down", "w3": "up", "w12": "gate_up"}[last]
 
 
 def _mark_ends(weights: Sequence[_Described], roles: dict[str, str]) -> None:

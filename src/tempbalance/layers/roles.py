@@ -20,7 +20,7 @@ from tempbalance.layers.tables import table_role
 from tempbalance.layers.weights import Role
 from tempbalance.spectra.matrices import MATRIX_NDIM, Layout
 
-__all__ = ["GATES", "Site", "attention_role", "conv_role", "experts_role", "loose_role", "role_of"]
+__all__ = ["GATES", "Site", "attention_role", "conv_role", "experts_role", "loose_role", "role_of", "scale_role"]
 
 STACK_NDIM = 3
 GATES: dict[str, tuple[str, ...]] = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
@@ -52,11 +52,14 @@ class Site:
 def conv_role(kind: str, shape: tuple[int, ...]) -> Role:
     """Return the role of a convolution: one matrix per kernel tap, unless the taps are vectors."""
     if min(shape[:2]) == 1:
-        reason = (
-            f"every kernel tap of shape {shape[0]}x{shape[1]} is a vector (depthwise, or a single channel): no spectrum"
-        )
+        reason = "every kernel tap is a vector (depthwise, or a single channel): no spectrum"
         return Role(kind=kind, layout=Layout.TAPS, reason=reason)
     return Role(kind=kind, layout=Layout.TAPS)
+
+
+def scale_role(shape: tuple[int, ...]) -> Role:
+    """Return the role of a weight with a bias of the same shape: a normalisation over several axes."""
+    return Role(kind="parameter", reason=f"a scale of each entry (a norm over shape {shape}), not a weight matrix")
 
 
 def attention_role(attribute: str, shape: tuple[int, ...]) -> Role | None:
@@ -227,6 +230,8 @@ def role_of(site: Site) -> Role:
     table = table_role(site.name, site.shape) if site.attribute != "weight" else None
     if table is not None:
         return table
+    if site.attribute == "weight" and getattr(getattr(site.module, "bias", None), "shape", None) == site.shape:
+        return scale_role(site.shape)
     for key, rule in ROLES:
         if _has_class(site.module, key) if isinstance(key, str) else isinstance(site.module, key):
             role = rule(site)

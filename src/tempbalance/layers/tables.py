@@ -41,7 +41,7 @@ _OF_LLAMA_CPP = re.compile(r"ssm_[ad]|time_mix_(first|decay|r_k|k_k|k_a|lerp_\w+
 _DEPTHWISE, _KERNEL = re.compile(r"(\w+_)?conv(1d)?(_[qkv])?"), 16
 _CONSTANT = re.compile(
     r"(.*_)?masks?|tril|triu|(running|pixel|norm|data|input|latents?)_(mean|std|var|cov)\w*|mean|std|cov\w*"
-    r"|mel_(filters|basis|fb)|fb|dct_mat|(forward|inverse)_basis|weight_integer"
+    r"|mel_(filters|basis|fb)|fb|dct_mat|(forward|inverse)_basis(_buffer)?|weight_integer|_?w3j(_\d+)*|U_matrix\w*"
 )
 _BIAS = re.compile(r"(.*_)?bias(_[kv]|es)?(_\w\d*(_reverse)?)?")
 
@@ -99,5 +99,5 @@ def table_role(name: str, shape: tuple[int, ...]) -> Role | None:
         reason = f"state-space parameter {last} (logarithms of decay rates and the like), not a weight matrix"
         return Role(kind="parameter", reason=reason)
     if _CONSTANT.fullmatch(attribute):
-        return Role(kind="parameter", reason=f"{attribute} is a mask, statistic or constant, not a weight matrix")
+        return Role(kind="parameter", reason="a mask, statistic or constant by its name, not a weight matrix")
     return None
