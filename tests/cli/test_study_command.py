@@ -63,7 +63,7 @@ def test_a_study_without_a_result_fails_after_its_report_is_saved(command, tmp_p
     assert run(*command, "--seeds", 2, "--set", "raises=[0, 1]", "--json") == 1
     printed = capsys.readouterr()
     assert [row["failed"] for row in json.loads(printed.out)["rows"]] == [2, 2]
-    assert "no trial has a result" in printed.err
+    assert "all trials failed or diverged" in printed.err
     assert (tmp_path / "out" / "report.html").exists()
 
 

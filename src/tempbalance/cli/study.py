@@ -122,4 +122,4 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
         print_study(console, summary)
         print_saved(console, [out / "summary.json", out / "report.html"])
     if all(math.isnan(row.mean) for row in summary.rows):
-        raise StudyError(f"no trial has a result: all failed or diverged; the tracebacks are in {out / 'runs'}")
+        raise StudyError(f"all trials failed or diverged: see their metrics and tracebacks in {out / 'runs'}")
