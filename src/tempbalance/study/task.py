@@ -176,10 +176,10 @@ def load_task(
     """
     given = dict(parameters or {})
     if callable(task):
-        function = task.func if isinstance(task, functools.partial) else task
-        names = getattr(inspect.unwrap(function), "__globals__", {})
+        inner = task.func if isinstance(task, functools.partial) else task
+        names = getattr(inspect.unwrap(inner), "__globals__", {})
         return Task(
-            name=getattr(function, "__name__", _FUNCTION),
+            name=getattr(inner, "__name__", _FUNCTION),
             digest=_hash(_source(task).encode()),
             function=task,
             parameters=given,
