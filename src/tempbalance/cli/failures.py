@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import logging
 import os
@@ -23,6 +24,19 @@ __all__ = ["BUG", "FAILED", "FOUND", "INTERRUPTED", "handled_failures"]
 # Exit status; 2 is that of a usage error, 70 is EX_SOFTWARE of sysexits.h.
 FAILED, FOUND, BUG, INTERRUPTED = 1, 3, 70, 130
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+_ASCII = dict(zip("▁▂▃▄▅▆▇█–", ".:-=+*%#-", strict=True)) | {"±": "+-", "…": "..."}
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    """Replace characters that an encoding lacks: those of bars and numbers by similar ones, the others by escapes."""
+    assert isinstance(error, UnicodeEncodeError)
+    found = error.object[error.start : error.end]
+    return "".join(_ASCII.get(each) or each.encode("unicode_escape").decode() for each in found), error.end
+
+
+codecs.register_error("tempbalance", _plainer)
 
 
 @contextlib.contextmanager
@@ -125,7 +139,7 @@ def _printed_lines() -> Generator[None]:
     warnings.showwarning = show
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is escaped
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="tempbalance")
     try:
         yield
     finally:

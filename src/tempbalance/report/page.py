@@ -160,7 +160,7 @@ def in_words(value: Any) -> str:
     """
     if call := _CALL.fullmatch(value) if isinstance(value, str) else None:
         return ", ".join(filter(None, (call[1], call[2].replace("=", " ").replace("_", " "))))
-    if value is None or value in ([], (), {}):
+    if value is None or (isinstance(value, (list, tuple, Mapping)) and not value):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from statistics import fmean
 from typing import Any, TypeAlias
 
@@ -195,7 +194,7 @@ class Runner:
     def compare(self, chosen: Sequence[Configuration], seeds: Sequence[int]) -> list[list[Trial]]:
         """Train seed by seed, so that an interrupted study has complete pairs; return the trials of each candidate."""
         if self.train is None:
-            seeds = [*takewhile(lambda seed: all(self._is_done(each, seed) for each in chosen), seeds)]
+            seeds = [seed for seed in seeds if all(self._is_done(each, seed) for each in chosen)]
             if not seeds:
                 raise StudyError(f"{self.folder.path}: no seed is finished yet")
         found = dict(self.trials([(each, seed) for seed in seeds for each in dict.fromkeys(chosen)]))
