@@ -68,6 +68,12 @@ def test_characters_that_an_encoding_lacks_are_similar_ones_or_escapes(monkeypat
     assert stream.buffer.getvalue().decode(encoding).strip() == shown
 
 
+def test_a_command_runs_without_standard_output(model, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run("analyze", model) == 0
+
+
 def test_an_unexpected_error_is_one_line_where_no_log_can_be_written(model, capsys, monkeypatch):
     monkeypatch.setattr("tempbalance.analysis.analyze", lambda *_args, **_kwargs: 1 // 0)
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")

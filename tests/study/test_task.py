@@ -191,6 +191,17 @@ class TestRunning:
         assert run.balance["mean_multiplier"] > 1
         assert task.run(PLAIN, 0).balance == {}
 
+    def test_the_imbalance_of_several_balancers_is_their_mean(self, task_file):
+        lines = ["    other = torch.nn.Sequential(*(torch.nn.Linear(90, 90) for _ in range(3)))"]
+        lines += ["    method.balance(torch.optim.SGD(other.parameters(), lr=lr), other).refresh()"]
+        lines += ["    first, second = (balancer.history[0].imbalance for balancer in method.balancers)"]
+        lines += ["    return {'test': first, 'other': second}", "    score ="]
+        task_file.write_text(task_file.read_text().replace("    score =", "\n".join(lines)))
+        run = load_task(task_file).run(BALANCED, 0)
+        assert run.error == ""
+        mean = (run.metrics["test"] + run.metrics["other"]) / 2
+        assert run.balance["first_imbalance"] == run.balance["last_imbalance"] == pytest.approx(mean)
+
     def test_a_recipe_with_strength_0_equals_plain_bit_for_bit(self, task_file):
         weights = "    return model[0].weight.double().sum()\n    score ="
         task_file.write_text(task_file.read_text().replace("    score =", weights))

@@ -45,7 +45,7 @@ def handled_failures() -> Generator[None]:
 
     SIGTERM and SIGHUP are handled as Ctrl-C. Log messages and warnings are printed as one line, too.
     """
-    with _terminated_as_interrupted(), _printed_lines():
+    with _existing_streams(), _terminated_as_interrupted(), _printed_lines():
         try:
             try:
                 yield
@@ -68,6 +68,20 @@ def handled_failures() -> Generator[None]:
         except BaseException as error:  # a bug, or a failure that the library does not wrap; also a panic in Rust
             _print(f"error: unexpected {type(error).__name__}: {error}; {_log()}")
             sys.exit(BUG)
+
+
+@contextlib.contextmanager
+def _existing_streams() -> Generator[None]:
+    """Drop what is printed to a stream that is closed, or that Windows does not give without a console."""
+    missing = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
+    with open(os.devnull, "w") as nothing:
+        for name in missing:
+            setattr(sys, name, nothing)
+        try:
+            yield
+        finally:
+            for name in missing:
+                setattr(sys, name, None)
 
 
 def _print(message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from tempbalance.compress import Allocation, UnitAllocation
-from tempbalance.report.terminal import BARS, count, number, plain_table, plain_text, print_findings
+from tempbalance.report.terminal import BARS, count, number, plain_table, plain_text, print_findings, print_table
 
 __all__ = ["print_allocation", "print_compared"]
 
@@ -40,7 +40,7 @@ def print_allocation(console: Console, allocation: Allocation) -> None:
             _value(allocation, unit.value),
             BARS[-1] * round(_BAR * unit.value / largest) if largest else "",
         )
-    console.print(table)
+    print_table(console, table)
     if len(shown) < len(units):
         hidden = count(len(units) - len(shown), "other", "others")
         console.print(f"{hidden} not shown; --out FILE.json and --json have all", style="dim")
@@ -53,7 +53,7 @@ def print_compared(console: Console, allocation: Allocation) -> None:
     table = plain_table("on the calibration text", "KL from dense", "perplexity")
     for score in allocation.compared:
         table.add_row(plain_text(score.method), f"{score.kl:.4f}", f"{score.perplexity:.4g}")
-    console.print(table)
+    print_table(console, table)
     if allocation.estimate:
         searched = allocation.method.startswith("search")
         label = "estimate before:" if searched else "next: --allocation search, a"

@@ -16,7 +16,7 @@ from tempbalance.report.allocation_terminal import print_compared
 from tempbalance.report.figures import pruned_alpha_figure, pruning_figure
 from tempbalance.report.page import Html, findings_html, model_name, render_page, table_html
 from tempbalance.report.page import number as cell
-from tempbalance.report.terminal import BARS, count, number, plain_table, plain_text, print_findings
+from tempbalance.report.terminal import BARS, count, number, plain_table, plain_text, print_findings, print_table
 
 __all__ = ["headline", "print_perplexities", "print_pruning", "render_pruning", "save_pruning_report"]
 
@@ -36,7 +36,7 @@ def print_pruning(console: Console, result: PruningResult) -> None:
     print_findings(console, allocation.findings)
     print_compared(console, allocation)
     shown = _units_shown(units)
-    console.print(_units_table(shown))
+    print_table(console, _units_table(shown))
     if len(shown) < len(units):
         hidden = count(len(units) - len(shown), "other", "others")
         console.print(f"{hidden} not shown; --report saves all", style="dim")

@@ -7,7 +7,7 @@ from rich.console import Console
 from tempbalance.report.figures import search_figure
 from tempbalance.report.page import Html, escaped, model_name, number, render_page, table_html
 from tempbalance.report.study_report import print_study
-from tempbalance.report.terminal import plain_table, plain_text
+from tempbalance.report.terminal import plain_table, plain_text, print_table
 from tempbalance.study import SearchResult
 
 __all__ = ["print_search", "render_search"]
@@ -21,7 +21,7 @@ def print_search(console: Console, result: SearchResult) -> None:
     table = plain_table(*_COLUMNS)
     for row in _rows(result):
         table.add_row(plain_text(row[0]), *row[1:])
-    console.print(table, highlight=False)
+    print_table(console, table)
     for note in result.notes:
         console.print(plain_text(note))
     console.print()

@@ -11,7 +11,7 @@ from rich.text import Text
 from tempbalance.report.figures import study_figure
 from tempbalance.report.page import Cell, Html, escaped, model_name, render_page, table_html
 from tempbalance.report.page import number as cell
-from tempbalance.report.terminal import number, plain_table, plain_text
+from tempbalance.report.terminal import number, plain_table, plain_text, print_table
 from tempbalance.study.method_names import line_parts
 from tempbalance.study.summary import Row, Summary
 
@@ -29,7 +29,7 @@ def print_study(console: Console, summary: Summary) -> None:
         table.add_row(
             name, number(row.mean, ".4g"), *_gain(row, number), *(str(getattr(row, count)) for count in counted)
         )
-    console.print(table, highlight=False)
+    print_table(console, table)
     console.print(plain_text(summary.recommendation, "bold"))
     for note in summary.notes:
         console.print(plain_text(note))

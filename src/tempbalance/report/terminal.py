@@ -23,12 +23,13 @@ __all__ = [
     "plain_text",
     "print_findings",
     "print_names",
+    "print_table",
     "sparkline",
 ]
 
 BARS = "▁▂▃▄▅▆▇█"
 _NAMES_SHOWN = 3
-_WIDE = 10_000  # characters
+_WIDE, _TABLE = 10_000, 80  # characters
 
 
 def output_console() -> Console:
@@ -45,6 +46,17 @@ def plain_table(name: str, *columns: str, title: str | None = None) -> Table:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table below its title. A terminal that is too narrow breaks the lines; names and numbers are not cut."""
+    if table.title:
+        console.print(table.title, highlight=False)
+        table.title = None
+    width = console.width
+    console.width = max(width, _TABLE)
+    console.print(table, highlight=False)
+    console.width = width
 
 
 def number(value: float | None, form: str = ".2f") -> str:

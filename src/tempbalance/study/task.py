@@ -49,7 +49,7 @@ class Trial:
         metrics: Metrics returned by the task; NaN where a metric is not finite, empty if it failed.
         seconds: Wall time.
         balance: From the balancer: ``refreshes``, ``mean_multiplier`` over units and refreshes, ``first_imbalance`` and
-            ``last_imbalance``; empty without a balancer.
+            ``last_imbalance``, the means over balancers if there are several; empty without a balancer.
         error: The traceback, if it failed.
     """
 
@@ -294,12 +294,13 @@ def _read_metrics(returned: object) -> dict[str, float]:
 
 
 def _balance(method: Method) -> dict[str, float]:
-    history = [refresh for balancer in method.balancers for refresh in balancer.history]
-    if not history:
+    histories = [balancer.history for balancer in method.balancers if balancer.history]
+    if not histories:
         return {}
+    refreshes = [refresh for history in histories for refresh in history]
     return {
-        "refreshes": len(history),
-        "mean_multiplier": fmean(unit.multiplier for refresh in history for unit in refresh.units),
-        "first_imbalance": history[0].imbalance,
-        "last_imbalance": history[-1].imbalance,
+        "refreshes": len(refreshes),
+        "mean_multiplier": fmean(unit.multiplier for refresh in refreshes for unit in refresh.units),
+        "first_imbalance": fmean(history[0].imbalance for history in histories),
+        "last_imbalance": fmean(history[-1].imbalance for history in histories),
     }
