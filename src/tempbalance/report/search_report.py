@@ -35,7 +35,8 @@ def _summary(result: SearchResult) -> str:
     best, plain = result.best, result.plain
     return (
         f"Best of {len(result.trials)} trials ({best.origin}): validation {best.mean:.4g} with base rate {best.lr:g}; "
-        f"plain: {plain.mean:.4g} with {plain.lr:g} (seeds of each: {len(best.values)})"
+        f"plain: {f'{plain.mean:.4g}' if plain.status == 'complete' else plain.status} with {plain.lr:g} (seeds of "
+        f"each: {len(best.values)})"
     )
 
 
