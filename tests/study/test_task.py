@@ -104,6 +104,18 @@ class TestLoading:
         assert load_task(parts[0]).name == "other"
         assert load_task(parts[0]).digest == load_task(parts[1]).digest != load_task(parts[2]).digest
 
+    def test_the_digest_of_a_function_depends_on_the_constants_that_it_uses(self, task_file):
+        task_file.write_text("N, M, SEEN = 1, 1, []\ndef train(seed, method, value=1): return N + len(SEEN)")
+        function = load_task(task_file).function
+        found = [load_task(function).digest]
+        for name, value in (("M", 2), ("SEEN", [1]), ("N", 2)):
+            function.__globals__[name] = value
+            found.append(load_task(function).digest)
+        function.__defaults__ = (2,)
+        found.append(load_task(function).digest)
+        assert found[0] == found[1] == found[2]
+        assert len({*found}) == 3
+
     def test_a_partial_task_has_the_methods_and_hooks_of_its_module(self, task_file):
         task_file.write_text(f"{task_file.read_text()}\nMETHODS = {{'mine': dict}}\nSUPPORTS = ('loss',)")
         task = load_task(functools.partial(load_task(task_file).function, gain=1.0))

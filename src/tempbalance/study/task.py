@@ -33,6 +33,7 @@ __all__ = ["Task", "Trial", "load_task"]
 
 _FUNCTION, _METHODS, _SUPPORTS = "train", "METHODS", "SUPPORTS"
 _DIGITS = 12  # of a hash
+_CONSTANTS = (int, float, complex, str, bytes, tuple, frozenset)  # a list may grow while it is trained
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the repr of an object; another one in the next process
 _LONG = 1.0  # seconds of a trial whose model is not kept in memory
 
@@ -69,7 +70,8 @@ class Task:
 
     Attributes:
         name: Name of its file, or of the function.
-        digest: Hash of its file, or of the source of the function.
+        digest: Hash of its file; or of the source of the function, with the constants, defaults and other values from
+            around it that it uses.
         function: ``train(seed, method, ...)``.
         parameters: Further arguments, besides ``lr``.
         custom_methods: Methods that the task adds, by name.
@@ -206,10 +208,12 @@ def _source(task: object) -> str:
     if isinstance(task, functools.partial):
         return _source(task.func) + _ADDRESS.sub("", f"{task.args}{task.keywords}")
     try:
-        source = inspect.getsource(task)  # type: ignore[arg-type]  # raises for another object
-        values = inspect.getclosurevars(inspect.unwrap(task)).nonlocals  # type: ignore[arg-type]
+        function: Any = inspect.unwrap(task)  # type: ignore[arg-type]  # the next lines raise if it is none
+        source, used = inspect.getsource(function), inspect.getclosurevars(function)
     except (OSError, TypeError, ValueError):  # typed at a prompt, or not a function
         return repr(task)
+    constants = {name: value for name, value in used.globals.items() if isinstance(value, _CONSTANTS)}
+    values = [each for each in (used.nonlocals, constants, function.__defaults__, function.__kwdefaults__) if each]
     return source + (_ADDRESS.sub("", repr(values)) if values else "")
 
 
