@@ -311,7 +311,10 @@ def _notes(results: Sequence[Result], rows: Sequence[Row], scores: Sequence[_Sco
     if same := [row.method for row in rows if row.gain is not None and {*row.gains.values()} == {0.0}]:
         notes.append(f"Equal to {base} on every seed, so without effect: {', '.join(same)}.")
     if all(map(_is_constant, scores)):
-        notes.append("The seeds make no difference: take the data, initial weights and order of batches from the seed.")
+        notes.append(
+            "The seeds make no difference: take data, initial weights and the order of batches from the seed, or use a "
+            "finer metric."
+        )
     notes.append(
         "Each method had one configuration: this study tuned nothing."
         if configurations == 1

@@ -400,6 +400,11 @@ def test_lp_ft_starts_from_the_probe_and_trains(net, batches):
     assert joined.epochs == 1
 
 
+def test_the_constant_needs_a_head_with_a_bias(batches):
+    with pytest.raises(ArgumentError, match="constant needs a model whose head has a bias"):
+        started("constant", nn.Sequential(nn.Linear(8, 3, bias=False)), batches)
+
+
 def test_the_constant_is_the_most_frequent_class(net, batches):
     _, model = started("constant", net, [Batch(batches[0].inputs[:5], torch.tensor([2, 0, 2, 1, 2]))])
     outputs = model(batches[1].inputs)
