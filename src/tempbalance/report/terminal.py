@@ -14,7 +14,7 @@ from tempbalance._text import printable
 from tempbalance.types import Finding, Severity
 
 __all__ = [
-    "BARS",
+    "bar",
     "count",
     "findings_title",
     "number",
@@ -27,8 +27,9 @@ __all__ = [
     "sparkline",
 ]
 
-BARS = "▁▂▃▄▅▆▇█"
+_BARS = "▁▂▃▄▅▆▇█"
 _NAMES_SHOWN = 3
+_BAR = 20  # characters
 _WIDE, _TABLE = 10_000, 80  # characters
 
 
@@ -81,11 +82,16 @@ def print_names(console: Console, label: str, names: Sequence[str]) -> None:
         console.print(plain_text(f"{label} ({len(names)}): {shown}", "dim"))
 
 
+def bar(share: float) -> str:
+    """Return a bar for a number from 0 to 1."""
+    return _BARS[-1] * round(_BAR * share)
+
+
 def sparkline(values: Sequence[float], error: float = 0.0) -> str:
     """Return a bar chart of finite numbers in one line; a step of a bar is at least three errors, so noise is flat."""
     low, high = min(values), max(values)
-    step = max((high - low) / (len(BARS) - 1), 3 * error) or 1.0
-    return "".join(BARS[int((value - low) / step + 1e-9)] for value in values)
+    step = max((high - low) / (len(_BARS) - 1), 3 * error) or 1.0
+    return "".join(_BARS[int((value - low) / step + 1e-9)] for value in values)
 
 
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
