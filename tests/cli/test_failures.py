@@ -1,5 +1,6 @@
 """What the command line prints and returns when a command fails, and that names never reach the terminal as control."""
 
+import io
 import logging
 import os
 import re
@@ -53,6 +54,24 @@ def test_an_unexpected_error_is_one_line_with_the_place_of_the_log_and_exit_code
     check_printable(err)
     assert "RuntimeError: out of memory" in Path(place[1]).read_text()
     assert list(logs.iterdir()) == [Path(place[1])]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", "##-# +-0.1 - \\u4e16"), ("cp1252", "##–# ±0.1 – \\u4e16"), ("utf-8", "██–█ ±0.1 – 世")],
+)
+def test_characters_that_an_encoding_lacks_are_similar_ones_or_escapes(monkeypatch, encoding, shown):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with handled_failures():
+        print("██–█ ±0.1 – 世")
+    assert stream.buffer.getvalue().decode(encoding).strip() == shown
+
+
+def test_a_command_runs_without_standard_output(model, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run("analyze", model) == 0
 
 
 def test_an_unexpected_error_is_one_line_where_no_log_can_be_written(model, capsys, monkeypatch):

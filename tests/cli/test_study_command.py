@@ -59,11 +59,31 @@ def test_set_takes_numbers_and_text(command, tmp_path):
     assert [row["failed"] for row in summary(tmp_path / "out")["rows"]] == [1, 1]
 
 
+def test_words_of_set_are_as_in_the_names_of_methods(task_file, tmp_path, capfd):
+    task_file.write_text("def train(seed, method, **given):\n    print(given)\n    method.called = True\n    return 1")
+    command = ("study", "--task", task_file, "--out", tmp_path / "out", "--methods", METHOD, "--seeds", 1)
+    assert run(*command, "--set", "a=false", "b=True", "c=none", "d=truth", "e='true'") == 0
+    assert "{'a': False, 'b': True, 'c': None, 'd': 'truth', 'e': 'true'}" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_with_json_what_a_task_prints_goes_to_standard_error(task_file, tmp_path, capfd, jobs):
+    body = ["os.system('echo hello')", "print('hello')", "method.called = True", "return 1"]
+    task_file.write_text("\n    ".join(["import os\ndef train(seed, method):", *body]))
+    command = ("study", "--task", task_file, "--out", tmp_path / "out", "--methods", METHOD, "--seeds", 1)
+    assert run(*command, "--json", "--jobs", jobs) == 0
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["seeds"] == 1
+    assert printed.err.count("hello") == 4
+    assert run(*command) == 0
+    assert "1 seed is too few" in capfd.readouterr().out
+
+
 def test_a_study_without_a_result_fails_after_its_report_is_saved(command, tmp_path, capsys):
     assert run(*command, "--seeds", 2, "--set", "raises=[0, 1]", "--json") == 1
     printed = capsys.readouterr()
     assert [row["failed"] for row in json.loads(printed.out)["rows"]] == [2, 2]
-    assert "no trial has a result" in printed.err
+    assert "all trials failed or diverged" in printed.err
     assert (tmp_path / "out" / "report.html").exists()
 
 

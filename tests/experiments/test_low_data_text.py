@@ -33,8 +33,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text_task():
-    load_task(STUDY)
-    return sys.modules["tempbalance_task_low_data_text"]
+    return sys.modules[load_task(STUDY).function.__module__]
 
 
 @pytest.mark.slow

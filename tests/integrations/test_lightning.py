@@ -328,6 +328,14 @@ class TestBadInput:
         make_trainer(pl, tmp_path, callback, max_steps=2).fit(make_module(pl), loader(Stream()))
         assert len(callback.balancer.history) == 1
 
+    def test_a_recipe_in_epochs_is_refused_where_their_number_of_steps_changes(self, pl, tmp_path, make_recipe):
+        scheduler = pl.callbacks.GradientAccumulationScheduler
+        with pytest.raises(tb.errors.BalanceError, match="counts in epochs, but GradientAccumulationScheduler"):
+            fit(pl, tmp_path, BalanceCallback(make_recipe(every=EPOCHS)), scheduler({1: 4}))
+        callback = BalanceCallback(make_recipe(every=EPOCHS))
+        fit(pl, tmp_path, callback, scheduler({0: 2}))
+        assert [refresh.step for refresh in callback.balancer.history] == [0, 1, 2, 3, 4, 5]  # epochs of 3 steps
+
     @pytest.mark.parametrize(("name", "message"), [("FSDPStrategy", "FSDP1"), ("DeepSpeedStrategy", "DeepSpeed")])
     def test_strategies_that_hide_parameters_are_refused(self, pl, make_recipe, name, message):
         strategy = getattr(pl.strategies, name)

@@ -314,6 +314,18 @@ def drifting(step):
     return tensors
 
 
+def test_the_table_of_a_study_sorts_by_numbers_with_empty_cells_last(study_page):
+    for heading, first in (("p", "0.25"), ("95 % interval", None), ("gain", None)):
+        study_page.click(f"#methods th button:text-is('{heading}')")
+        place = study_page.locator("#methods th").all_text_contents().index(heading) + 1
+        shown = column(study_page, place, "#methods")
+        values = [float(text.split()[0]) for text in shown if text not in ("", "–")]
+        assert values == sorted(values) != []
+        assert all(text in ("", "–") for text in shown[len(values) :])
+        assert first is None or shown[0] == first
+    study_page.click("#methods th button:text-is('gain')", click_count=2)
+
+
 @pytest.fixture(scope="module")
 def comparison_page(browser, tmp_path_factory):
     path = tmp_path_factory.mktemp("comparison") / "report.html"

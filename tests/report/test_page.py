@@ -3,13 +3,21 @@
 import lzma
 from importlib import resources
 
+import numpy as np
 import pytest
 
 import tempbalance as tb
 from tempbalance.report import render_analysis
-from tempbalance.report.page import model_name
+from tempbalance.report.page import in_words, model_name
 
 ASSETS = resources.files("tempbalance.report") / "assets"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(np.arange(3), "[0 1 2]"), (np.float64(0.5), "0.5"), ([], "none"), ((), "none"), ({}, "none")]
+)
+def test_a_setting_may_be_an_array(value, words):
+    assert in_words(value) == words
 
 
 def test_the_library_in_the_pages_is_that_of_plotly_in_python():

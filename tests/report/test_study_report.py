@@ -28,7 +28,7 @@ def test_the_table_counts_diverged_and_failed_trials():
     rows = [line.split() for line in printed(summary_of(**WITH_FAILURES)).splitlines()]
     assert rows[1][-2:] == ["diverged", "failed"]
     assert any(row[:1] == ["llr"] and row[-2:] == ["1", "1"] for row in rows)
-    assert ["tempbalance", "–", "0", "12"] in rows
+    assert ["tempbalance", "-", "0", "12"] in rows
 
 
 def test_without_diverged_or_failed_trials_the_table_has_no_column_for_them():

@@ -1,7 +1,7 @@
 import pytest
 
 from tempbalance.balance.assign import Fixed
-from tempbalance.errors import BalanceError, StudyError
+from tempbalance.errors import ArgumentTypeError, BalanceError, StudyError
 from tempbalance.study import Configuration, read_candidates
 
 
@@ -46,11 +46,19 @@ def test_a_method_and_its_control_have_the_same_base():
         (["plain"], {}, "nothing to compare plain with; the methods are"),
         (["llr", "llr"], {}, "a method occurs twice"),
         (["plain", "llr"], {"baseline": "alphadecay"}, "the baseline alphadecay is not among the methods"),
-        (["llr:lr=fast"], {}, "lr must be a number"),
+        (["llr:lr=fast"], {}, "llr:lr=fast: lr must be a number"),
+        (["llr:lr=True"], {}, "lr must be a number, got True"),
+        (["llr:lr=[0.1,-1]", "plain:lr=[1,2]"], {}, "learning rates must be positive and finite, got -1"),
+        (["llr:lr=1e999"], {}, "learning rates must be positive and finite, got inf"),
+        (["llr:lr=[0.1,1e-1]", "plain:lr=[1,2]"], {}, "lr has the same value twice"),
+        (["llr:lr=[1,1.0]", "plain:lr=[1,2]"], {}, "a learning rate occurs twice: 1, 1.0"),
+        (["llr:high=[3,3]", "plain:lr=[1,2]"], {}, "high has the same value twice, or occurs twice"),
+        (["llr:high=3,high=4"], {}, "high has the same value twice, or occurs twice"),
+        (["llr"], {"lrs": [0.1, 0.1]}, "a learning rate occurs twice: 0.1, 0.1"),
     ],
 )
 def test_candidates_that_cannot_be_compared_are_refused(names, options, message):
-    with pytest.raises(StudyError, match=message):
+    with pytest.raises((ArgumentTypeError, StudyError), match=message):
         read_candidates(names, **options)
 
 

@@ -10,6 +10,7 @@ import torch
 import search_task
 import tempbalance as tb
 from tempbalance.errors import ArgumentTypeError, BalanceError, StudyError
+from tempbalance.report.search_report import _summary
 from tempbalance.study.study_folder import open_folder
 
 pytest.importorskip("optuna")
@@ -94,6 +95,15 @@ def test_the_best_trials_and_plain_are_trained_with_more_seeds_before_one_is_cho
 def test_finalists_that_diverge_with_more_seeds_are_refused(search):
     with pytest.raises(StudyError, match=r"the best \d trials diverged or failed with more seeds"):
         search(seeds=1, final_seeds=3, parameters={"diverges_after": 1_000_000})
+
+
+@pytest.mark.parametrize("confirm", [0, 10])
+def test_plain_that_diverges_with_more_seeds_does_not_end_the_search(search, task, confirm):
+    task.write_text(task.read_text().replace("seed > diverges_after", "(seed > diverges_after and not balancer)"))
+    found = search(trials=6, final_seeds=3, confirm=confirm, parameters={"diverges_after": 1_000_001})
+    assert (found.best.status, found.plain.status) == ("complete", "diverged")
+    assert "; plain: diverged with 0.01 (seeds of each: 3)" in _summary(found)
+    assert (found.confirmation is not None) == (confirm > 0)
 
 
 def test_an_interrupted_search_resumes_and_trains_nothing_twice(search, tmp_path):

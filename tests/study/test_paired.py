@@ -38,6 +38,13 @@ def test_a_constant_difference_has_an_interval_of_width_0():
     assert (found.share_won, found.seeds) == (1.0, 3)
 
 
+def test_one_difference_has_no_interval():
+    for found in (paired([1.0], [0.5]), paired([1.0, math.nan], [0.5, 1.0])):
+        assert found.mean == 0.5
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
+
+
 def test_tied_seeds_are_neither_won_nor_lost():
     found = paired([1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 4.0, 4.0])
     assert (found.won, found.tied, found.lost) == (1, 2, 1)

@@ -159,7 +159,7 @@ class TestWithoutTraining:
         run(seeds=4)
         trial(METHOD, 2).unlink()
         before = log.read_text()
-        assert run(seeds=4, train=False).seeds == 2
+        assert run(seeds=4, train=False).seeds == 3
         assert log.read_text() == before
 
     def test_a_study_without_a_finished_seed_is_refused(self, run, trial):

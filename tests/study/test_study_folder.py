@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from dataclasses import asdict
 
@@ -53,6 +54,21 @@ def test_a_folder_refuses_other_settings_and_accepts_another_extent(tmp_path):
     ):
         pass
     assert json.loads((tmp_path / "a" / "settings.json").read_text())["seeds"] == 5
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, {(1, 2): 3}, {"b", "a"}, {1: [math.inf]}, object])
+def test_any_parameter_can_be_resumed(tmp_path, value):
+    for _ in range(2):
+        with open_folder(tmp_path / "a", {"parameters": {"n": value}}, {}):
+            pass
+
+
+def test_a_set_is_stored_in_order_as_its_order_differs_between_processes(tmp_path):
+    letters = [chr(97 + place) for place in range(20)]
+    with open_folder(tmp_path / "a", {"parameters": {"n": {*letters}}}, {}):
+        pass
+    saved = json.loads((tmp_path / "a" / "settings.json").read_text())
+    assert saved["settings"]["parameters"]["n"] == [repr(letter) for letter in letters]
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

@@ -65,6 +65,34 @@ class TestRecommendation:
         both = [None if value is None else value - 0.1 for value in failing]
         assert "Use llr" in summary_of(plain=both, llr=failing).recommendation
 
+    def test_a_better_method_that_cannot_be_recommended_is_named_with_the_reason(self):
+        summary = summary_of(plain=noisy(0), llr=[None, *noisy(0.1)[1:]], tempbalance=noisy(0))
+        assert summary.recommendation == (
+            "No method can be recommended: llr is better, but it diverged or failed more often than plain."
+        )
+        few = summary_of(plain=noisy(0), llr=[*noisy(0.1)[:9], None, None, None], tempbalance=noisy(0))
+        assert few.recommendation.endswith("llr is better, but fewer than 10 of its seeds can be compared.")
+
+    @pytest.mark.parametrize("diverged", [9, 11, 12])
+    def test_a_method_that_converges_where_the_baseline_diverges_is_recommended(self, diverged):
+        plain = [math.nan] * diverged + noisy(0)[diverged:]
+        summary = summary_of(plain=plain, llr=noisy(0))
+        assert summary.recommendation.startswith(f"Use llr: on this task plain diverged in {diverged} trials (")
+        assert not any("Worse" in note for note in summary.notes)
+        assert "Worse than plain: llr." in summary_of(plain=noisy(0), llr=plain).notes
+
+    def test_of_methods_whose_gains_are_unknown_the_one_with_the_best_mean_is_recommended(self):
+        nothing = [math.nan] * SEEDS
+        summary = summary_of(True, plain=nothing, llr=noisy(0), tempbalance=noisy(-0.1))
+        assert summary.recommendation.startswith("Use tempbalance")
+
+    def test_seeds_that_make_no_difference_are_no_sample(self):
+        summary = summary_of(plain=[0.5] * SEEDS, llr=[0.51] * SEEDS)
+        assert summary.recommendation.startswith("No method can be recommended: llr is better, but it and plain have")
+        assert any(note.startswith("The seeds make no difference") for note in summary.notes)
+        for metrics in ({"plain": noisy(0), "llr": [5.0] * SEEDS}, {"plain": [0.5], "llr": [0.6]}):
+            assert not any(note.startswith("The seeds") for note in summary_of(**metrics).notes)
+
     def test_with_lower_is_better_a_lower_metric_is_a_gain(self):
         summary = summary_of(lower_is_better=True, plain=noisy(0), llr=noisy(-0.1))
         assert summary.recommendation.startswith("Use llr")
@@ -86,6 +114,16 @@ class TestControls:
     def test_a_note_says_that_all_controls_are_worse(self):
         summary = summary_of(plain=noisy(0), llr=noisy(0.1), llr__uniform=noisy(0.05))
         assert summary.notes[0] == "It is also better than its controls: llr:control=uniform."
+
+    @pytest.mark.parametrize("lost", [math.nan, -math.inf])
+    def test_a_control_that_diverges_is_not_as_good(self, lost):
+        summary = summary_of(plain=noisy(0), llr=noisy(0.1), llr__uniform=[lost] * SEEDS)
+        assert summary.notes[0] == "It is also better than its controls: llr:control=uniform."
+
+    def test_a_control_that_failed_is_not_compared(self):
+        summary = summary_of(plain=noisy(0), llr=noisy(0.1), llr__uniform=[None] * SEEDS)
+        assert summary.notes[0] == "No trial of these controls finished: llr:control=uniform."
+        assert not any("as good" in note or "not better" in note for note in summary.notes)
 
     @pytest.mark.parametrize(
         ("method", "control"),
@@ -123,6 +161,36 @@ class TestCounting:
         summary = summary_of(plain=[None] * 3, llr=[None] * 3)
         assert summary.recommendation.startswith("Nothing can be compared")
         assert summary.rows[1].gain is None
+
+    @pytest.mark.parametrize("seeds", [3, SEEDS])
+    def test_if_all_trials_diverge_nothing_can_be_compared(self, seeds):
+        summary = summary_of(plain=[math.nan] * seeds, llr=[math.nan] * seeds)
+        assert summary.recommendation == "Nothing can be compared: all trials diverged or failed."
+
+    def test_a_note_names_methods_without_effect(self):
+        note = "Equal to plain on every seed, so without effect: llr."
+        assert note in summary_of(plain=noisy(0), llr=noisy(0)).notes
+        assert note not in summary_of(plain=noisy(0), llr=[*noisy(0)[1:], 1.0]).notes
+        assert note not in summary_of(plain=[math.nan], llr=[math.nan]).notes
+
+    def test_a_note_counts_trials_that_diverged_by_their_validation_alone(self):
+        results = results_of(plain=noisy(0), llr=noisy(0.1))
+        trials = [replace(each, status="diverged", metrics={"validation": math.nan}) for each in results[1].trials]
+        summary = summarize([results[0], replace(results[1], trials=trials)])
+        assert not any("validation metric is" in note for note in summary.notes)
+        trials = [replace(each, metrics={"test": 0.5, "validation": math.nan}) for each in trials]
+        summary = summarize([results[0], replace(results[1], trials=trials)])
+        assert (
+            "12 diverged trials have a finite test metric: only their validation metric is not finite." in summary.notes
+        )
+
+    def test_a_note_names_methods_whose_best_rate_is_the_smallest_or_largest(self):
+        names = ["plain:lr=[1,2,3]", "llr:lr=[1,2,3]", "tempbalance:lr=[2,3,4]"]
+        results = results_of(**dict.fromkeys(names, noisy(0)))
+        places = zip(results, (1, 2, 0), strict=True)
+        chosen = [replace(each, chosen=each.candidate.configurations[place]) for each, place in places]
+        note = "The best of the learning rates tried is the smallest or largest: llr lr=3, tempbalance lr=2."
+        assert note in summarize(chosen).notes
 
     def test_if_all_trials_of_a_method_diverge_it_has_no_mean(self):
         summary = summary_of(plain=noisy(0), llr=[math.nan] * SEEDS)

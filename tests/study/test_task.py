@@ -1,6 +1,11 @@
+import functools
 import math
+import pickle
 import random
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +87,52 @@ class TestLoading:
         assert task.run(PLAIN, 3).metrics == {"test": 6.0}
         assert task.digest == load_task(train).digest != load_task(lambda seed, method: 0.0).digest
 
+    def test_the_digest_of_a_function_depends_on_the_values_that_it_has_from_elsewhere(self):
+        def made(value):
+            def train(seed, method):
+                return value
+
+            return train
+
+        def other(seed, method, value):
+            return value
+
+        assert load_task(made(1)).digest == load_task(made(1)).digest != load_task(made(2)).digest
+        objects = made(object()), made(object())  # whose addresses differ, as in another process
+        assert load_task(objects[0]).digest == load_task(objects[1]).digest
+        parts = [functools.partial(other, value=value) for value in (1, 1, 2)]
+        assert load_task(parts[0]).name == "other"
+        assert load_task(parts[0]).digest == load_task(parts[1]).digest != load_task(parts[2]).digest
+
+    def test_the_digest_of_a_function_depends_on_the_constants_that_it_uses(self, task_file):
+        task_file.write_text("N, M, SEEN = 1, 1, []\ndef train(seed, method, value=1): return N + len(SEEN)")
+        function = load_task(task_file).function
+        found = [load_task(function).digest]
+        for name, value in (("M", 2), ("SEEN", [1]), ("N", 2)):
+            function.__globals__[name] = value
+            found.append(load_task(function).digest)
+        function.__defaults__ = (2,)
+        found.append(load_task(function).digest)
+        assert found[0] == found[1] == found[2]
+        assert len({*found}) == 3
+
+    def test_a_partial_task_has_the_methods_and_hooks_of_its_module(self, task_file):
+        task_file.write_text(f"{task_file.read_text()}\nMETHODS = {{'mine': dict}}\nSUPPORTS = ('loss',)")
+        task = load_task(functools.partial(load_task(task_file).function, gain=1.0))
+        assert (task.custom_methods, task.supports) == ({"mine": dict}, {"loss"})
+
+    def test_another_process_can_unpickle_a_class_of_the_task(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        path = tmp_path / "a_task_with_a_class.py"
+        path.write_text("class Squares:\n    side = 3\ndef train(seed, method): return Squares")
+        squares = load_task(path).function(0, None)
+        code = f"import pickle, sys; sys.path[:] = {sys.path}; print(pickle.loads({pickle.dumps(squares())}).side)"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"3"
+        again = tmp_path / "again" / path.name
+        again.parent.mkdir()
+        again.write_text(path.read_text())
+        assert load_task(again).function(0, None) is not squares is sys.modules.pop(path.stem).Squares
+
     def test_arguments_are_checked_before_training(self, task_file):
         load_task(task_file, {"gain": 1.0}).check(Configuration("plain", 0.1))
         with pytest.raises(StudyError, match="unexpected keyword argument 'gian'"):
@@ -137,12 +188,31 @@ class TestRunning:
         assert torch.equal(before[0], after[0])
         assert before[1:] == after[1:]
 
+    def test_a_task_that_changes_the_working_folder_leaves_it_as_it_was(self, task_file, monkeypatch):
+        monkeypatch.chdir(task_file.parent)
+        task_file.write_text(
+            "import os\ndef train(seed, method):\n    os.chdir('/')\n    method.called = True\n    return 1"
+        )
+        assert load_task(task_file).run(PLAIN, 0).status == "ok"
+        assert Path.cwd() == task_file.parent
+
     def test_the_trial_records_what_the_balancer_did(self, task_file):
         task = load_task(task_file)
         run = task.run(BALANCED, 0)
         assert (run.status, run.balance["refreshes"]) == ("ok", 1)
         assert run.balance["mean_multiplier"] > 1
         assert task.run(PLAIN, 0).balance == {}
+
+    def test_the_imbalance_of_several_balancers_is_their_mean(self, task_file):
+        lines = ["    other = torch.nn.Sequential(*(torch.nn.Linear(90, 90) for _ in range(3)))"]
+        lines += ["    method.balance(torch.optim.SGD(other.parameters(), lr=lr), other).refresh()"]
+        lines += ["    first, second = (balancer.history[0].imbalance for balancer in method.balancers)"]
+        lines += ["    return {'test': first, 'other': second}", "    score ="]
+        task_file.write_text(task_file.read_text().replace("    score =", "\n".join(lines)))
+        run = load_task(task_file).run(BALANCED, 0)
+        assert run.error == ""
+        mean = (run.metrics["test"] + run.metrics["other"]) / 2
+        assert run.balance["first_imbalance"] == run.balance["last_imbalance"] == pytest.approx(mean)
 
     def test_a_recipe_with_strength_0_equals_plain_bit_for_bit(self, task_file):
         weights = "    return model[0].weight.double().sum()\n    score ="
@@ -180,11 +250,20 @@ class TestRunning:
         run = load_task(task_file, {"returns": {"test": 1, "perplexity": math.inf}}).run(PLAIN, 0)
         assert run.status == "ok"
 
-    @pytest.mark.parametrize("value", ["good", {"accuracy": 1.0}, {"test": "good"}, [1, 2], torch.ones(2)])
-    def test_a_task_that_returns_no_number_fails(self, task_file, value):
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ("good", "it returned 'good' for test"),
+            ({"accuracy": 1.0}, "train must return a number, or a mapping of numbers with 'test'"),
+            ({"test": 1.0, "note": "good"}, "it returned 'good' for note"),
+            ([1, 2], r"it returned [1, 2] for test"),
+            (torch.ones(2), "it returned tensor([1., 1.]) for test"),
+        ],
+    )
+    def test_a_task_that_returns_no_number_fails(self, task_file, value, message):
         run = load_task(task_file, {"returns": value}).run(PLAIN, 0)
         assert run.status == "failed"
-        assert "train must return a number" in run.error
+        assert message in run.error
 
     def test_a_task_may_return_a_tensor(self, task_file):
         tensor = torch.tensor(0.5, requires_grad=True)

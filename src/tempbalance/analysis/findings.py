@@ -154,7 +154,7 @@ def _random(layers: Sequence[LayerStats]) -> Iterator[Finding]:
             rows,
             f"the spectrum of {{layers}} ({len(rows)} of {len(layers)}) cannot be distinguished from that of a random "
             "matrix, but the weights are larger than initial ones: trained, or random features",
-            "no direction stands out, so there is no alpha: compare with an earlier checkpoint to see if it is trained",
+            "there is no alpha: compare with an earlier checkpoint to see if it is trained",
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
+import os
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from tempbalance._files import check_writable, dumps
 from tempbalance._text import printable
+from tempbalance.cli.failures import INTERRUPTED
 from tempbalance.errors import AllocationError, AnalysisError, MissingExtraError, StudyError
 
 if TYPE_CHECKING:
@@ -44,8 +47,10 @@ __all__ = [
     "read_settings",
     "refuse_unused",
     "split_outputs",
+    "training_in",
 ]
 
+_WORDS = {"true": True, "false": False, "none": None}
 _ORDER = ("analyze", "compare", "track", "study", "search", "allocate", "prune", "recover", "perplexity", "demo")
 
 
@@ -186,6 +191,26 @@ def print_json(result: Mapping[str, Any]) -> None:
     typer.echo(dumps(result))
 
 
+@contextlib.contextmanager
+def training_in(folder: Path, as_json: bool) -> Generator[None]:
+    """Say where the trials are if they are interrupted; with ``--json`` let what they print go to standard error."""
+    with contextlib.ExitStack() as stack:
+        if as_json:
+            sys.stdout.flush()
+            out, error = 1, 2  # also of processes that the trials start
+            before = os.dup(out)
+            stack.callback(os.close, before)
+            stack.callback(os.dup2, before, out)
+            os.dup2(error, out)
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        try:
+            yield
+        except KeyboardInterrupt:
+            kept = f"finished trials are in {printable(str(folder))}: run the same command again to resume"
+            typer.echo(f"interrupted; {kept}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
 def check_outputs(paths: list[Path], allowed: tuple[str, ...] = (".json", ".csv", ".parquet", ".html")) -> list[Path]:
     """Raise before the work starts if one of the output files cannot be written."""
     for path in paths:
@@ -220,14 +245,14 @@ def print_saved(console: Console, paths: list[Path]) -> None:
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Parse ``NAME=VALUE`` of ``--set``; a value that is not a Python literal is text."""
+    """Parse ``NAME=VALUE`` of ``--set``; a value that is neither a Python literal nor true, false or none is text."""
     found: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name.isidentifier() or name in ("seed", "method", "lr"):
             raise StudyError(f"--set requires NAME=VALUE, for any argument but seed, method and lr; got {setting!r}")
         try:
-            found[name] = ast.literal_eval(text)
+            found[name] = _WORDS[text.lower()] if text.lower() in _WORDS else ast.literal_eval(text)
         except (ValueError, SyntaxError):
             found[name] = text
     return found

@@ -63,8 +63,8 @@ def demo_command(
 
     out.mkdir(parents=True, exist_ok=True)
     console = output_console()
-    analyses = check_outputs([out / f"{name}" for name in _ANALYSES])
-    trainings = check_outputs([out / f"{name}" for name in _TRAININGS])
+    analyses = check_outputs([out / name for name in _ANALYSES])
+    trainings = check_outputs([out / name for name in _TRAININGS])
     _check_health(console, Path(package.origin).parent / "model", analyses)
     _compare_trainings(console, Settings(seeds=seeds, examples=examples), trainings)
     _train_from_scratch(console, min(seeds, _SEEDS), out / "language")

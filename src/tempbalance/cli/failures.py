@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import logging
 import os
@@ -25,13 +26,26 @@ FAILED, FOUND, BUG, INTERRUPTED = 1, 3, 70, 130
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
+_ASCII = dict(zip("▁▂▃▄▅▆▇█–", ".:-=+*%#-", strict=True)) | {"±": "+-", "…": "..."}
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    """Replace characters that an encoding lacks: those of bars and numbers by similar ones, the others by escapes."""
+    assert isinstance(error, UnicodeEncodeError)
+    found = error.object[error.start : error.end]
+    return "".join(_ASCII.get(each) or each.encode("unicode_escape").decode() for each in found), error.end
+
+
+codecs.register_error("tempbalance", _plainer)
+
+
 @contextlib.contextmanager
 def handled_failures() -> Generator[None]:
     """End the process with a status and one line on standard error for any exception in the block.
 
     SIGTERM and SIGHUP are handled as Ctrl-C. Log messages and warnings are printed as one line, too.
     """
-    with _terminated_as_interrupted(), _printed_lines():
+    with _existing_streams(), _terminated_as_interrupted(), _printed_lines():
         try:
             try:
                 yield
@@ -54,6 +68,20 @@ def handled_failures() -> Generator[None]:
         except BaseException as error:  # a bug, or a failure that the library does not wrap; also a panic in Rust
             _print(f"error: unexpected {type(error).__name__}: {error}; {_log()}")
             sys.exit(BUG)
+
+
+@contextlib.contextmanager
+def _existing_streams() -> Generator[None]:
+    """Drop what is printed to a stream that is closed, or that Windows does not give without a console."""
+    missing = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
+    with open(os.devnull, "w") as nothing:
+        for name in missing:
+            setattr(sys, name, nothing)
+        try:
+            yield
+        finally:
+            for name in missing:
+                setattr(sys, name, None)
 
 
 def _print(message: str) -> None:
@@ -125,7 +153,7 @@ def _printed_lines() -> Generator[None]:
     warnings.showwarning = show
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is escaped
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="tempbalance")
     try:
         yield
     finally:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from tempbalance._text import printable
 from tempbalance.cli.app import (
     JobsOption,
     JsonOption,
@@ -17,8 +16,8 @@ from tempbalance.cli.app import (
     print_json,
     print_saved,
     read_settings,
+    training_in,
 )
-from tempbalance.cli.failures import INTERRUPTED
 
 __all__ = ["search"]
 
@@ -66,7 +65,7 @@ def search(  # noqa: PLR0913, PLR0917  each is an option of the command line
     from tempbalance.report.terminal import output_console
     from tempbalance.study import search as run_search
 
-    try:
+    with training_in(out, as_json):
         result = run_search(
             task,
             out,
@@ -84,11 +83,6 @@ def search(  # noqa: PLR0913, PLR0917  each is an option of the command line
             parameters=read_settings(settings or []),
             jobs=jobs,
         )
-    except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; finished trials are in {printable(str(out))}: run the same command again to resume", err=True
-        )
-        raise typer.Exit(INTERRUPTED) from None
     write_atomically(out / "report.html", render_search(result).encode())
     if result.confirmation is not None:
         write_atomically(out / "confirmation" / "report.html", render_study(result.confirmation).encode())

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from tempbalance._text import printable
 from tempbalance.cli.app import (
     JobsOption,
     JsonOption,
@@ -18,8 +17,8 @@ from tempbalance.cli.app import (
     print_json,
     print_saved,
     read_settings,
+    training_in,
 )
-from tempbalance.cli.failures import INTERRUPTED
 from tempbalance.errors import StudyError
 
 __all__ = ["study"]
@@ -94,7 +93,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     from tempbalance.report.terminal import output_console
     from tempbalance.study import run
 
-    try:
+    with training_in(out, as_json):
         summary = run(
             task,
             methods,
@@ -109,11 +108,6 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
             quick=quick,
             jobs=jobs,
         )
-    except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; finished trials are in {printable(str(out))}: run the same command again to resume", err=True
-        )
-        raise typer.Exit(INTERRUPTED) from None
     write_atomically(out / "report.html", render_study(summary).encode())
     if as_json:
         print_json(summary.to_dict())
@@ -122,4 +116,4 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
         print_study(console, summary)
         print_saved(console, [out / "summary.json", out / "report.html"])
     if all(math.isnan(row.mean) for row in summary.rows):
-        raise StudyError(f"no trial has a result: all failed or diverged; the tracebacks are in {out / 'runs'}")
+        raise StudyError(f"all trials failed or diverged: see their metrics and tracebacks in {out / 'runs'}")

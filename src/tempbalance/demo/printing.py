@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tempbalance.demo.finetuning import ARMS, Outcome
 from tempbalance.demo.language import CANDIDATES
-from tempbalance.report.terminal import count, number, plain_table, plain_text
+from tempbalance.report.terminal import count, number, plain_table, plain_text, print_table
 from tempbalance.study import FEWEST, Paired, Summary, paired
 
 __all__ = ["print_language", "print_outcome", "to_json"]
@@ -39,8 +39,8 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         f"linear decay, {steps} steps of {settings.batch_size} images; nothing was tuned",
     ]
     console.print("\n".join(lines), highlight=False)
-    console.print(_seeds_table(outcome))
-    console.print(_differences_table(outcome))
+    print_table(console, _seeds_table(outcome))
+    print_table(console, _differences_table(outcome))
     for sentence in _conclusions(outcome):
         console.print(sentence, highlight=False)
 
@@ -62,7 +62,7 @@ def print_language(console: Console, summary: Summary) -> None:
             interval, won = f"{gain.low:+.3f} to {gain.high:+.3f}", f"{gain.won} of {gain.seeds}"
             own = [f"{gain.mean:+.3f}", interval, won, f"{row.p_value:.2g}"]
         table.add_row(name, number(row.mean, ".3f"), *own)
-    console.print(table)
+    print_table(console, table)
     console.print(plain_text(summary.recommendation), soft_wrap=True)
 
 

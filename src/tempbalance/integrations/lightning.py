@@ -157,6 +157,9 @@ class BalanceCallback(Callback):  # type: ignore[misc]
 
 def _steps_per_epoch(trainer: Any) -> int:
     """Return the optimizer steps in an epoch."""
+    schedules = [getattr(each, "scheduling", {}) for each in trainer.callbacks]  # of GradientAccumulationScheduler
+    if any(len({*schedule.values()}) > 1 for schedule in schedules):
+        return check_epoch(None, "GradientAccumulationScheduler changes their number of steps")
     if trainer.train_dataloader is None:  # gradual unfreezing asks before the sanity check of the validation
         trainer.fit_loop.setup_data()  # as trainer.estimated_stepping_batches does
     batches = trainer.num_training_batches

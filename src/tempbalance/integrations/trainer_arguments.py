@@ -34,11 +34,12 @@ def to_recipe(recipe: Recipe | str) -> Recipe:
     return recipe
 
 
-def check_epoch(steps: int | None) -> int:
+def check_epoch(steps: int | None, reason: str = "the training data has no length") -> int:
     """Return the optimizer steps in an epoch.
 
     Args:
-        steps: What the trainer knows; None if its training data has no length.
+        steps: What the trainer knows; None if it knows nothing.
+        reason: Why it may know nothing.
 
     Returns:
         ``steps``.
@@ -52,7 +53,7 @@ def check_epoch(steps: int | None) -> int:
     """
     if steps is None:
         raise BalanceError(
-            "the recipe counts in epochs, but the training data has no length: use a recipe that counts in steps, such "
-            "as dataclasses.replace(recipe, every=tempbalance.Every(steps=100))"
+            f"the recipe counts in epochs, but {reason}: use a recipe that counts in steps, such as "
+            "dataclasses.replace(recipe, every=tempbalance.Every(steps=100))"
         )
     return steps

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 from rich.console import Console
 
-from tempbalance.compress import Allocation, UnitAllocation
-from tempbalance.report.terminal import BARS, count, number, plain_table, plain_text, print_findings
+from tempbalance.compress import Allocation
+from tempbalance.report.terminal import bar, count, number, plain_table, plain_text, print_findings, print_table
 
-__all__ = ["print_allocation", "print_compared"]
+__all__ = ["print_allocation", "print_compared", "units_shown"]
 
 _ALL = 40  # up to this many units are all printed
 _EXTREMES = 4
-_BAR = 20  # characters
+_Unit = TypeVar("_Unit")
 _NAMES = {"sparsity": "sparsity", "bits": "bits per weight", "rank": "rank", "trainable": "share of trained layers"}
 
 
@@ -28,7 +31,7 @@ def print_allocation(console: Console, allocation: Allocation) -> None:
     )
     print_findings(console, allocation.findings)
     print_compared(console, allocation)
-    shown = _shown(units)
+    shown = units_shown(units, lambda unit: unit.value)
     largest = max((unit.value for unit in units), default=0.0)
     table = plain_table("unit", "alpha", "stderr", quantity, "")
     table.columns[-1].justify = "left"
@@ -38,9 +41,9 @@ def print_allocation(console: Console, allocation: Allocation) -> None:
             number(unit.alpha),
             number(unit.stderr),
             _value(allocation, unit.value),
-            BARS[-1] * round(_BAR * unit.value / largest) if largest else "",
+            bar(unit.value / largest) if largest else "",
         )
-    console.print(table)
+    print_table(console, table)
     if len(shown) < len(units):
         hidden = count(len(units) - len(shown), "other", "others")
         console.print(f"{hidden} not shown; --out FILE.json and --json have all", style="dim")
@@ -53,7 +56,7 @@ def print_compared(console: Console, allocation: Allocation) -> None:
     table = plain_table("on the calibration text", "KL from dense", "perplexity")
     for score in allocation.compared:
         table.add_row(plain_text(score.method), f"{score.kl:.4f}", f"{score.perplexity:.4g}")
-    console.print(table)
+    print_table(console, table)
     if allocation.estimate:
         searched = allocation.method.startswith("search")
         label = "estimate before:" if searched else "next: --allocation search, a"
@@ -64,9 +67,9 @@ def _value(allocation: Allocation, value: float) -> str:
     return f"{value:.1%}" if allocation.quantity == "sparsity" else f"{value:.4g}"
 
 
-def _shown(units: list[UnitAllocation]) -> list[UnitAllocation]:
+def units_shown(units: Sequence[_Unit], value: Callable[[_Unit], float]) -> list[_Unit]:
+    """Return all units of a small model; else those with the smallest and largest values."""
     if len(units) <= _ALL:
-        return units
-    ranked = sorted(units, key=lambda unit: unit.value)
-    chosen = {unit.name for unit in (*ranked[:_EXTREMES], *ranked[-_EXTREMES:])}
-    return [unit for unit in units if unit.name in chosen]
+        return [*units]
+    ranked = sorted(range(len(units)), key=lambda place: value(units[place]))
+    return [units[place] for place in sorted({*ranked[:_EXTREMES], *ranked[-_EXTREMES:]})]

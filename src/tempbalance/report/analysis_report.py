@@ -35,6 +35,7 @@ from tempbalance.report.terminal import (
     plain_text,
     print_findings,
     print_names,
+    print_table,
     sparkline,
 )
 from tempbalance.types import LayerStats, Severity, Status
@@ -253,7 +254,7 @@ def print_analysis(console: Console, analysis: Analysis) -> None:
         rows = [layer for layer in analysis.layers if layer.name in warned][:_ALL]
         title = "Layers with a warning"
     if rows:
-        console.print(_layers_table(rows, kinds, title))
+        print_table(console, _layers_table(rows, kinds, title))
     hidden = len(analysis.layers) - len(rows)
     if hidden:
         console.print(f"{count(hidden, 'other layer', 'other layers')} not shown; --out saves all", style="dim")

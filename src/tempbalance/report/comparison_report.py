@@ -18,7 +18,7 @@ from tempbalance.report.page import (
     table_html,
 )
 from tempbalance.report.page import number as cell
-from tempbalance.report.terminal import count, number, plain_table, plain_text, print_findings, print_names
+from tempbalance.report.terminal import count, number, plain_table, plain_text, print_findings, print_names, print_table
 
 __all__ = ["print_comparison", "render_comparison"]
 
@@ -48,7 +48,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             number(row.delta, "+.3f"),
             number(row.z, "+.1f"),
         )
-    console.print(table)
+    print_table(console, table)
     before = {row.name: math.isfinite(row.alpha_before) for row in comparison.layers}
     after = {row.name: math.isfinite(row.alpha_after) for row in comparison.layers}
     print_names(console, "with an alpha only before", [name for name in before if before[name] > after[name]])

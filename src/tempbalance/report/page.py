@@ -136,14 +136,14 @@ def model_name(source: str) -> str:
     return "/".join(parts[-2:] if generic else parts[-1:])
 
 
-def findings_html(findings: Iterable[Finding], nothing: str = "No finding.") -> Html:
+def findings_html(findings: Iterable[Finding]) -> Html:
     """Return findings as a list, each with its next step; a sentence if there are none."""
     items = []
     for finding in findings:
         step = f'<p class="facts">Next: {escaped(finding.next_step)}.</p>' if finding.next_step else ""
         severity, text = finding.severity.value, escaped(finding.message)
         items.append(f'<li class="{severity}" title="{escaped(finding.kind)}"><b>{severity}</b> {text}.{step}</li>')
-    return Html(f'<ul class="findings">{"".join(items) or f"<li>{escaped(nothing)}</li>"}</ul>')
+    return Html(f'<ul class="findings">{"".join(items) or "<li>No finding.</li>"}</ul>')
 
 
 def _settings_html(settings: Mapping[str, Any]) -> Html:
@@ -160,7 +160,7 @@ def in_words(value: Any) -> str:
     """
     if call := _CALL.fullmatch(value) if isinstance(value, str) else None:
         return ", ".join(filter(None, (call[1], call[2].replace("=", " ").replace("_", " "))))
-    if value is None or value in ([], (), {}):
+    if value is None or (isinstance(value, (list, tuple, Mapping)) and not value):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"

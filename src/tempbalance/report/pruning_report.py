@@ -12,18 +12,15 @@ from rich.table import Table
 
 from tempbalance._files import dumps, write_atomically
 from tempbalance.compress import Perplexity, PruningResult, UnitSparsity
-from tempbalance.report.allocation_terminal import print_compared
+from tempbalance.report.allocation_terminal import print_compared, units_shown
 from tempbalance.report.figures import pruned_alpha_figure, pruning_figure
 from tempbalance.report.page import Html, findings_html, model_name, render_page, table_html
 from tempbalance.report.page import number as cell
-from tempbalance.report.terminal import BARS, count, number, plain_table, plain_text, print_findings
+from tempbalance.report.terminal import bar, count, number, plain_table, plain_text, print_findings, print_table
 
 __all__ = ["headline", "print_perplexities", "print_pruning", "render_pruning", "save_pruning_report"]
 
-_ALL = 40  # up to this many units are all printed
-_EXTREMES = 4
 _DEVIATION = 0.005  # of the weights of a unit
-_BAR = 20  # characters
 
 
 def print_pruning(console: Console, result: PruningResult) -> None:
@@ -35,8 +32,9 @@ def print_pruning(console: Console, result: PruningResult) -> None:
     console.print(plain_text(f"{pruned}; allocation by {allocation.method}{groups}"))
     print_findings(console, allocation.findings)
     print_compared(console, allocation)
-    shown = _units_shown(units)
-    console.print(_units_table(shown))
+    extremes = units_shown(units, lambda unit: unit.achieved)
+    shown = [unit for unit in units if unit in extremes or _deviates(unit)]
+    print_table(console, _units_table(shown))
     if len(shown) < len(units):
         hidden = count(len(units) - len(shown), "other", "others")
         console.print(f"{hidden} not shown; --report saves all", style="dim")
@@ -62,15 +60,6 @@ def print_perplexities(console: Console, before: Perplexity, after: Perplexity) 
     console.print(text, highlight=False, soft_wrap=True)
 
 
-def _units_shown(units: Sequence[UnitSparsity]) -> list[UnitSparsity]:
-    """Return all units of a small model; else the least and most sparse, and those that missed the allocation."""
-    if len(units) <= _ALL:
-        return list(units)
-    ranked = sorted(units, key=lambda unit: unit.achieved)
-    chosen = {unit.name for unit in (*ranked[:_EXTREMES], *ranked[-_EXTREMES:])}
-    return [unit for unit in units if unit.name in chosen or _deviates(unit)]
-
-
 def _deviates(unit: UnitSparsity) -> bool:
     return abs(unit.achieved - unit.planned) > _DEVIATION
 
@@ -85,7 +74,7 @@ def _units_table(units: Sequence[UnitSparsity]) -> Table:
             number(unit.stderr),
             f"{unit.planned:.1%}",
             plain_text(f"{unit.achieved:.1%}", "yellow" if _deviates(unit) else ""),
-            BARS[-1] * round(_BAR * unit.achieved),
+            bar(unit.achieved),
         )
     return table
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from tempbalance.report.figures import search_figure
 from tempbalance.report.page import Html, escaped, model_name, number, render_page, table_html
 from tempbalance.report.study_report import print_study
-from tempbalance.report.terminal import plain_table, plain_text
+from tempbalance.report.terminal import plain_table, plain_text, print_table
 from tempbalance.study import SearchResult
 
 __all__ = ["print_search", "render_search"]
@@ -21,7 +21,7 @@ def print_search(console: Console, result: SearchResult) -> None:
     table = plain_table(*_COLUMNS)
     for row in _rows(result):
         table.add_row(plain_text(row[0]), *row[1:])
-    console.print(table, highlight=False)
+    print_table(console, table)
     for note in result.notes:
         console.print(plain_text(note))
     console.print()
@@ -35,7 +35,8 @@ def _summary(result: SearchResult) -> str:
     best, plain = result.best, result.plain
     return (
         f"Best of {len(result.trials)} trials ({best.origin}): validation {best.mean:.4g} with base rate {best.lr:g}; "
-        f"plain: {plain.mean:.4g} with {plain.lr:g} (seeds of each: {len(best.values)})"
+        f"plain: {f'{plain.mean:.4g}' if plain.status == 'complete' else plain.status} with {plain.lr:g} (seeds of "
+        f"each: {len(best.values)})"
     )
 
 

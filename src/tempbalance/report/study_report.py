@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.text import Text
 
 from tempbalance.report.figures import study_figure
 from tempbalance.report.page import Cell, Html, escaped, model_name, render_page, table_html
-from tempbalance.report.terminal import plain_table, plain_text
+from tempbalance.report.page import number as cell
+from tempbalance.report.terminal import number, plain_table, plain_text, print_table
 from tempbalance.study.method_names import line_parts
 from tempbalance.study.summary import Row, Summary
 
@@ -24,23 +26,22 @@ def print_study(console: Console, summary: Summary) -> None:
     table = plain_table("method", "mean", "gain", "95 % interval", "won", "p", *counted, title=title)
     for row in summary.rows:
         name = Text("\n  ").join(plain_text(part) for part in line_parts(row.label))
-        table.add_row(name, _number(row.mean), *_gain(row), *(str(getattr(row, count)) for count in counted))
-    console.print(table, highlight=False)
+        table.add_row(
+            name, number(row.mean, ".4g"), *_gain(row, number), *(str(getattr(row, count)) for count in counted)
+        )
+    print_table(console, table)
     console.print(plain_text(summary.recommendation, "bold"))
     for note in summary.notes:
         console.print(plain_text(note))
 
 
-def _gain(row: Row) -> tuple[str, ...]:
+def _gain(row: Row, form: Callable[[float, str], str]) -> tuple[str, ...]:
     if row.gain is None:
         return ("", "", "", "")
-    interval = f"{_number(row.gain.low, '+.2g')} to {_number(row.gain.high, '+.2g')}"
+    low, high = (form(end, "+.2g") for end in (row.gain.low, row.gain.high))
+    interval = f"{low} to {high}" if math.isfinite(row.gain.low) else low
     won = f"{row.gain.won} of {row.gain.seeds}"
-    return (_number(row.gain.mean, "+.3g"), interval, won, f"{row.p_value:.2g}")
-
-
-def _number(value: float, form: str = ".4g") -> str:
-    return f"{value:{form}}" if math.isfinite(value) else "–"
+    return (form(row.gain.mean, "+.3g"), interval, won, f"{row.p_value:.2g}")
 
 
 def render_study(summary: Summary) -> str:
@@ -62,11 +63,11 @@ def render_study(summary: Summary) -> str:
 
 
 def _cells(row: Row) -> list[Cell]:
-    gain, won, tied = _gain(row), "", ""
+    gain, won, tied = _gain(row, cell), "", ""
     if row.gain is not None:
         won, tied = f"{row.gain.won} of {row.gain.seeds}", str(row.gain.tied)
     bad = [Cell(str(number), name if number else "") for name, number in _bad(row).items()]
-    return [*map(Cell, (row.label, _number(row.mean), gain[0], gain[1], won, tied, gain[3])), *bad]
+    return [*map(Cell, (row.label, cell(row.mean, ".4g"), gain[0], gain[1], won, tied, gain[3])), *bad]
 
 
 def _bad(row: Row) -> dict[str, int]:

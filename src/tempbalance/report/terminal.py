@@ -14,7 +14,7 @@ from tempbalance._text import printable
 from tempbalance.types import Finding, Severity
 
 __all__ = [
-    "BARS",
+    "bar",
     "count",
     "findings_title",
     "number",
@@ -23,12 +23,14 @@ __all__ = [
     "plain_text",
     "print_findings",
     "print_names",
+    "print_table",
     "sparkline",
 ]
 
-BARS = "▁▂▃▄▅▆▇█"
+_BARS = "▁▂▃▄▅▆▇█"
 _NAMES_SHOWN = 3
-_WIDE = 10_000  # characters
+_BAR = 20  # characters
+_WIDE, _TABLE = 10_000, 80  # characters
 
 
 def output_console() -> Console:
@@ -45,6 +47,17 @@ def plain_table(name: str, *columns: str, title: str | None = None) -> Table:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table below its title. A terminal that is too narrow breaks the lines; names and numbers are not cut."""
+    if table.title:
+        console.print(table.title, highlight=False)
+        table.title = None
+    width = console.width
+    console.width = max(width, _TABLE)
+    console.print(table, highlight=False)
+    console.width = width
 
 
 def number(value: float | None, form: str = ".2f") -> str:
@@ -69,11 +82,16 @@ def print_names(console: Console, label: str, names: Sequence[str]) -> None:
         console.print(plain_text(f"{label} ({len(names)}): {shown}", "dim"))
 
 
+def bar(share: float) -> str:
+    """Return a bar for a number from 0 to 1."""
+    return _BARS[-1] * round(_BAR * share)
+
+
 def sparkline(values: Sequence[float], error: float = 0.0) -> str:
     """Return a bar chart of finite numbers in one line; a step of a bar is at least three errors, so noise is flat."""
     low, high = min(values), max(values)
-    step = max((high - low) / (len(BARS) - 1), 3 * error) or 1.0
-    return "".join(BARS[int((value - low) / step + 1e-9)] for value in values)
+    step = max((high - low) / (len(_BARS) - 1), 3 * error) or 1.0
+    return "".join(_BARS[int((value - low) / step + 1e-9)] for value in values)
 
 
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}

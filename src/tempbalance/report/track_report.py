@@ -16,7 +16,7 @@ from tempbalance.report.page import (
     table_html,
 )
 from tempbalance.report.page import number as cell
-from tempbalance.report.terminal import count, number, plain_table, plain_text, print_findings
+from tempbalance.report.terminal import count, number, plain_table, plain_text, print_findings, print_table
 
 __all__ = ["print_track", "render_track"]
 
@@ -40,7 +40,7 @@ def print_track(console: Console, tracked: Track) -> None:
             number(drift, ".3%"),
             ", ".join(dict.fromkeys(finding.kind for finding in checkpoint.findings)),
         )
-    console.print(table)
+    print_table(console, table)
     console.print(
         "drift: ||W - W0|| / ||W0|| over all weights, from the first checkpoint", style="dim", highlight=False
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from tempbalance.balance.assign import Fixed
-from tempbalance.errors import StudyError, check_type
+from tempbalance.errors import StudyError, check_numbers, check_type
 from tempbalance.study.method import PLAIN, CustomMethods, Method, has_controls, list_methods, read_method
 from tempbalance.study.method_names import Part, join, read_value, with_option, without_spaces
 
@@ -147,6 +148,10 @@ def _rates(name: str, parts: Sequence[Part], lrs: Sequence[float]) -> Sequence[f
     if len(given) > 1:
         raise StudyError(f"{name}: lr occurs twice")
     rates = [read_value(name, node) for node in given[0]] if given else [*lrs]
-    if not all(isinstance(rate, (int, float)) for rate in rates):
-        raise StudyError(f"{name}: lr must be a number, or a list of numbers")
+    for rate in rates:
+        check_numbers(**{f"{name}: lr": rate})
+        if not 0 < rate < math.inf:
+            raise StudyError(f"{name}: learning rates must be positive and finite, got {rate}")
+    if len({*rates}) < len(rates):
+        raise StudyError(f"{name}: a learning rate occurs twice: {', '.join(map(str, rates))}")
     return rates or [None]

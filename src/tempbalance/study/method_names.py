@@ -43,7 +43,7 @@ def read_parts(text: str) -> list[Part]:
         Its parts.
 
     Raises:
-        StudyError: The text cannot be parsed, or a list is empty.
+        StudyError: The text cannot be parsed, a list is empty, or a parameter or a value occurs twice.
 
     Example:
         >>> [(part.name, part.texts) for part in read_parts("a+b:y=[2,3]")]
@@ -60,13 +60,15 @@ def _choices(text: str, options: str) -> dict[str, list[ast.expr]]:
         call = None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
         raise StudyError(f"cannot read {text!r}: write name:parameter=value,parameter=value")
-    found = {
-        keyword.arg or "**": keyword.value.elts if isinstance(keyword.value, ast.List) else [keyword.value]
-        for keyword in call.keywords
-    }
-    for key, nodes in found.items():
+    found: dict[str, list[ast.expr]] = {}
+    for keyword in call.keywords:
+        key = keyword.arg or "**"
+        nodes = keyword.value.elts if isinstance(keyword.value, ast.List) else [keyword.value]
         if not nodes:
             raise StudyError(f"{text}: {key} is an empty list")
+        if key in found or len({ast.unparse(node) for node in nodes}) < len(nodes):
+            raise StudyError(f"{text}: {key} has the same value twice, or occurs twice")
+        found[key] = nodes
     return found
 
 

@@ -143,6 +143,8 @@ def search(  # noqa: PLR0913  each is an option of a search
             tried = _sample(tuner, space, of_search, trials)
             finalists = tuner.finalists(tried)
             best = tuner.best(finalists)
+            if best.status != "complete":
+                raise StudyError(f"the best {len(finalists)} trials diverged or failed with more seeds: lower lr")
             plain = tuner.best(_plain(finalists) or _plain(tried))
             if best.multipliers:
                 files = write_exports(folder.path, best, space)
@@ -266,10 +268,7 @@ class _Tuner:
         more = replace(self, count=max(self.count, self.final_count))
         with progress_bar("comparing the best", len(chosen) * len(more.seeds), self.progress) as advance:
             points = [_Point(each.origin, each.lr, each.multipliers) for each in chosen]
-            trained = [more.train(point, (), may_stop=False, advance=advance) for point in points]
-        if trained and all(each.status != "complete" for each in trained):
-            raise StudyError(f"the best {len(trained)} trials diverged or failed with more seeds: lower lr")
-        return trained
+            return [more.train(point, (), may_stop=False, advance=advance) for point in points]
 
     def best(self, trials: Iterable[SearchTrial]) -> SearchTrial:
         """Return the best complete trial; the first if none is complete."""

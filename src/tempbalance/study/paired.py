@@ -22,7 +22,7 @@ class Paired(NamedTuple):
 
     Attributes:
         mean: Mean difference, first minus second, over the seeds in which both are finite; NaN without any.
-        low: Lower end of its 95 % confidence interval.
+        low: Lower end of its 95 % confidence interval; NaN with fewer than two differences.
         high: Upper end.
         won: Number of seeds in which the first is greater.
         tied: Number of seeds in which they are equal.
@@ -79,9 +79,9 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     with np.errstate(invalid="ignore"):
         outcomes = np.nan_to_num(scores[0] - scores[1], nan=0.0, posinf=np.inf, neginf=-np.inf)
     differences = outcomes[np.isfinite(scores).all(axis=0)]
-    mean = low = high = np.nan
-    if len(differences):
-        mean = differences.mean()
+    mean = differences.mean() if len(differences) else np.nan
+    low = high = np.nan
+    if len(differences) > 1:
         chosen = np.random.default_rng(0).integers(len(differences), size=(_RESAMPLES, len(differences)))
         low, high = np.percentile(differences[chosen].mean(axis=1), [_TAIL, 100 - _TAIL])
     return Paired(

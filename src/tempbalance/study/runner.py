@@ -7,13 +7,12 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from statistics import fmean
 from typing import Any, TypeAlias
 
 from tempbalance._files import as_path
 from tempbalance._progress import progress_bar
-from tempbalance.errors import StudyError, check_integer, check_numbers, check_type
+from tempbalance.errors import StudyError, check_integer, check_type
 from tempbalance.study.candidates import Candidate, Configuration, read_candidates
 from tempbalance.study.method import PLAIN
 from tempbalance.study.study_folder import StudyFolder, common_settings, open_folder
@@ -102,9 +101,6 @@ def run(  # noqa: PLR0913  each is an option of a study
         )
     check_seeds(first_seed, seeds)
     check_type("lr", lr, Sequence)
-    check_numbers(**{f"lr[{place}]": rate for place, rate in enumerate(lr)})
-    if not all(0 < rate < math.inf for rate in lr):
-        raise StudyError(f"learning rates must be positive and finite, got {', '.join(map(str, lr))}")
     parameters = {} if parameters is None else parameters
     check_type("parameters", parameters, Mapping)
     loaded = load_task(task, {**parameters, **(paths or {})})
@@ -198,7 +194,7 @@ class Runner:
     def compare(self, chosen: Sequence[Configuration], seeds: Sequence[int]) -> list[list[Trial]]:
         """Train seed by seed, so that an interrupted study has complete pairs; return the trials of each candidate."""
         if self.train is None:
-            seeds = [*takewhile(lambda seed: all(self._is_done(each, seed) for each in chosen), seeds)]
+            seeds = [seed for seed in seeds if all(self._is_done(each, seed) for each in chosen)]
             if not seeds:
                 raise StudyError(f"{self.folder.path}: no seed is finished yet")
         found = dict(self.trials([(each, seed) for seed in seeds for each in dict.fromkeys(chosen)]))

@@ -120,9 +120,20 @@ def open_folder(path: Path, settings: Mapping[str, Any], extent: Mapping[str, An
     _refuse_other_files(path)  # before a lock is put between them
     with _locked(path):
         _check(path, settings)
-        content = json.dumps({"settings": settings, **extent}, indent=1, default=str)
+        content = json.dumps(_stored({"settings": settings, **extent}), indent=1, default=str)
         write_atomically(path / _SETTINGS, (content + "\n").encode())
         yield StudyFolder(path)
+
+
+def _stored(value: Any) -> Any:
+    """Return settings as JSON has them, the same in every process: sets in order; other keys, NaN and Inf as text."""
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else repr(key): _stored(inner) for key, inner in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    if isinstance(value, (list, tuple)):
+        return [_stored(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -143,7 +154,7 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
         before = msgspec.convert(saved, _SavedSettings).settings
     except (OSError, ValueError) as error:  # msgspec.ValidationError is a ValueError
         raise StudyError(f"cannot read {path / _SETTINGS}: {error}; choose another folder") from error
-    now = json.loads(json.dumps(settings, default=str))
+    now = json.loads(json.dumps(_stored(settings), default=str))
     differing = [
         f"{key} was {before.get(key)} and is {now.get(key)}"
         for key in {**before, **now}

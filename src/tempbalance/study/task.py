@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import importlib.util
@@ -9,6 +10,7 @@ import inspect
 import math
 import os
 import random
+import re
 import sys
 import time
 import traceback
@@ -31,6 +33,8 @@ __all__ = ["Task", "Trial", "load_task"]
 
 _FUNCTION, _METHODS, _SUPPORTS = "train", "METHODS", "SUPPORTS"
 _DIGITS = 12  # of a hash
+_CONSTANTS = (int, float, complex, str, bytes, tuple, frozenset)  # a list may grow while it is trained
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the repr of an object; another one in the next process
 _LONG = 1.0  # seconds of a trial whose model is not kept in memory
 
 
@@ -46,7 +50,7 @@ class Trial:
         metrics: Metrics returned by the task; NaN where a metric is not finite, empty if it failed.
         seconds: Wall time.
         balance: From the balancer: ``refreshes``, ``mean_multiplier`` over units and refreshes, ``first_imbalance`` and
-            ``last_imbalance``; empty without a balancer.
+            ``last_imbalance``, the means over balancers if there are several; empty without a balancer.
         error: The traceback, if it failed.
     """
 
@@ -66,7 +70,8 @@ class Task:
 
     Attributes:
         name: Name of its file, or of the function.
-        digest: Hash of its file, or of the source of the function.
+        digest: Hash of its file; or of the source of the function, with the constants, defaults and other values from
+            around it that it uses.
         function: ``train(seed, method, ...)``.
         parameters: Further arguments, besides ``lr``.
         custom_methods: Methods that the task adds, by name.
@@ -102,7 +107,7 @@ class Task:
             )
 
     def run(self, configuration: Configuration, seed: int) -> Trial:
-        """Train once. Global random generators are seeded, and restored afterwards.
+        """Train once. Global random generators are seeded, and restored afterwards; so is the working folder.
 
         Args:
             configuration: The method and the learning rate.
@@ -145,7 +150,7 @@ class Task:
 
     def call(self, configuration: Configuration, method: Method, seed: int) -> object:
         """Call the function with a method, and return what it returns."""
-        with _seeded(seed):
+        with _isolated(seed):
             return self.function(**self._arguments(configuration, method, seed))
 
     def _arguments(self, configuration: Configuration, method: Method, seed: int) -> dict[str, Any]:
@@ -173,14 +178,11 @@ def load_task(
     """
     given = dict(parameters or {})
     if callable(task):
-        try:
-            source = inspect.getsource(task)
-        except (OSError, TypeError):  # typed at a prompt, or not a function
-            source = repr(task)
-        names = getattr(task, "__globals__", {})
+        inner = task.func if isinstance(task, functools.partial) else task
+        names = getattr(inspect.unwrap(inner), "__globals__", {})
         return Task(
-            name=getattr(task, "__name__", _FUNCTION),
-            digest=_hash(source.encode()),
+            name=getattr(inner, "__name__", _FUNCTION),
+            digest=_hash(_source(task).encode()),
             function=task,
             parameters=given,
             custom_methods=_custom_methods("the task", names),
@@ -201,6 +203,20 @@ def load_task(
     )
 
 
+def _source(task: object) -> str:
+    """Return the text that identifies a function: its source, and the values that it has from elsewhere."""
+    if isinstance(task, functools.partial):
+        return _source(task.func) + _ADDRESS.sub("", f"{task.args}{task.keywords}")
+    try:
+        function: Any = inspect.unwrap(task)  # type: ignore[arg-type]  # the next lines raise if it is none
+        source, used = inspect.getsource(function), inspect.getclosurevars(function)
+    except (OSError, TypeError, ValueError):  # typed at a prompt, or not a function
+        return repr(task)
+    constants = {name: value for name, value in used.globals.items() if isinstance(value, _CONSTANTS)}
+    values = [each for each in (used.nonlocals, constants, function.__defaults__, function.__kwdefaults__) if each]
+    return source + (_ADDRESS.sub("", repr(values)) if values else "")
+
+
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:_DIGITS]
 
@@ -208,13 +224,17 @@ def _hash(content: bytes) -> str:
 def _import(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise StudyError(f"there is no task file {path}")
-    module_name = f"tempbalance_task_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    known = sys.modules.get(path.stem)
+    own = known is None or getattr(known, "__file__", None) == str(path.resolve())
+    # processes that unpickle its classes, such as workers of a loader, import it by this name
+    module_name = path.stem if own else f"tempbalance_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path.resolve())
     if spec is None or spec.loader is None:
         raise StudyError(f"{path} is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # needed to pickle its classes, in the workers of a loader
-    sys.path.insert(0, str(path.parent.resolve()))
+    sys.modules[module_name] = module
+    if sys.path[0] != (folder := str(path.parent.resolve())):
+        sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -241,8 +261,9 @@ def _supports(owner: str, module: Mapping[str, Any]) -> frozenset[str]:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
+def _isolated(seed: int) -> Iterator[None]:
+    """Seed the global generators; restore them and the working folder afterwards."""
+    python, numpy, folder = random.getstate(), np.random.get_state(), os.getcwd()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             random.seed(seed)
@@ -252,6 +273,7 @@ def _seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+        os.chdir(folder)  # paths of the next trial, and of the study, may be relative
 
 
 def _check_called(method: Method) -> None:
@@ -260,14 +282,13 @@ def _check_called(method: Method) -> None:
 
 
 def _read_metrics(returned: object) -> dict[str, float]:
-    try:
-        metrics: dict[Any, Any] = dict(returned) if isinstance(returned, Mapping) else {"test": returned}
-        numbers = {
-            str(name): float(value.item() if isinstance(value, torch.Tensor) else value)
-            for name, value in metrics.items()
-        }
-    except (TypeError, ValueError, RuntimeError):  # of a tensor with several elements
-        numbers = {}
+    metrics: dict[Any, Any] = dict(returned) if isinstance(returned, Mapping) else {"test": returned}
+    numbers: dict[str, float] = {}
+    for name, value in metrics.items():
+        try:
+            numbers[str(name)] = float(value.item() if isinstance(value, torch.Tensor) else value)
+        except (TypeError, ValueError, RuntimeError):  # of a tensor with several elements
+            raise StudyError(f"{_FUNCTION} must return numbers; it returned {value!r:.80} for {name}") from None
     if "test" not in numbers:
         raise StudyError(
             f"{_FUNCTION} must return a number, or a mapping of numbers with 'test' and, for tuning, 'validation'; "
@@ -277,12 +298,13 @@ def _read_metrics(returned: object) -> dict[str, float]:
 
 
 def _balance(method: Method) -> dict[str, float]:
-    history = [refresh for balancer in method.balancers for refresh in balancer.history]
-    if not history:
+    histories = [balancer.history for balancer in method.balancers if balancer.history]
+    if not histories:
         return {}
+    refreshes = [refresh for history in histories for refresh in history]
     return {
-        "refreshes": len(history),
-        "mean_multiplier": fmean(unit.multiplier for refresh in history for unit in refresh.units),
-        "first_imbalance": history[0].imbalance,
-        "last_imbalance": history[-1].imbalance,
+        "refreshes": len(refreshes),
+        "mean_multiplier": fmean(unit.multiplier for refresh in refreshes for unit in refresh.units),
+        "first_imbalance": fmean(history[0].imbalance for history in histories),
+        "last_imbalance": fmean(history[-1].imbalance for history in histories),
     }

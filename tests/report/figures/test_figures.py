@@ -171,7 +171,7 @@ def test_hostile_names_stay_text(name):
 def test_each_result_has_a_repr_of_one_short_line(analysis, weights):
     allocation = tb.allocate_sparsity(analysis, sparsity=0.5, method="uniform")
     run = [{"fc.weight": weights["pooler.weight"] * (1 + i)} for i in range(2)]
-    summary = summarize(results_of(plain=[0.5] * 12, llr=[0.6] * 12))
+    summary = summarize(results_of(plain=[0.5] * 12, llr=[0.6 + 0.01 * seed for seed in range(12)]))
     assert repr(allocation) == "Allocation(state dict, sparsity 0.5, by uniform, 4 layers)"
     assert repr(pruned_model()) == "PruningResult(some/model, wanda, sparsity 0.31)"
     assert repr(pruned_model(perplexity=MEASURED)).endswith("sparsity 0.31, perplexity 7.676 -> 9.1)")

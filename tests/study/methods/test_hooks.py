@@ -400,6 +400,11 @@ def test_lp_ft_starts_from_the_probe_and_trains(net, batches):
     assert joined.epochs == 1
 
 
+def test_the_constant_needs_a_head_with_a_bias(batches):
+    with pytest.raises(ArgumentError, match="constant needs a model whose head has a bias"):
+        started("constant", nn.Sequential(nn.Linear(8, 3, bias=False)), batches)
+
+
 def test_the_constant_is_the_most_frequent_class(net, batches):
     _, model = started("constant", net, [Batch(batches[0].inputs[:5], torch.tensor([2, 0, 2, 1, 2]))])
     outputs = model(batches[1].inputs)
@@ -477,31 +482,35 @@ def test_spd_is_adamw_with_a_pull_back_and_without_decay(net, batches, strength)
         ("wise_ft:coefficient=2", r"coefficient must be in \[0, 1\]"),
         ("wise_ft:smoothing=-0.1", r"smoothing must be in \[0, 1\]"),
         ("wise_ft:strength=-1", "strength must be 0 or more"),
-        ("ensemble_decay:members=0", "members must be a whole number from 1 on"),
-        ("ensemble_decay:members=1.5", "members must be a whole number from 1 on"),
+        ("ensemble_decay:members=0", "members must be at least 1"),
+        ("ensemble_decay:members=1.5", "members must be an integer"),
         ("ensemble_decay:decay=-1", "decay must be 0 or more"),
-        ("classifier_alignment:draws=0", "draws must be positive"),
+        ("classifier_alignment:draws=0", "draws must be at least 1"),
         ("classifier_alignment:temperature=0", "temperature must be positive"),
-        ("lora:rank=0", "rank must be a whole number from 1 on"),
+        ("lora:rank=0", "rank must be at least 1"),
         ("muon:momentum=1", r"momentum must be in \[0, 1\), got 1"),
-        ("probe:c=0", "c must be positive, got 0"),
-        ("few_sample:blocks=-1", "blocks must be a whole number from 0 on"),
+        ("probe:c=0", "c must be positive and finite, got 0"),
+        ("few_sample:blocks=-1", "blocks must be at least 0"),
+        ("few_sample:blocks=1e999", "blocks must be an integer, got inf"),
+        ("pego:rank=4.0", "rank must be an integer, got 4.0"),
+        ("classifier_alignment:draws=2.5", "draws must be an integer"),
         ("few_sample:longer=0", "longer must be positive"),
+        ("few_sample:longer=1e999", "longer must be positive and finite, got inf"),
         ("spd:strength=-1", "strength must be 0 or more"),
-        ("pego:count=0", "count must be a whole number from 1 on"),
+        ("pego:count=0", "count must be at least 1"),
         ("sara:share=1.5", r"share must be in \[0, 1\]"),
         ("progressive_freezing:first=-1", r"first must be in \[0, 1\]"),
         ("progressive_freezing:c=0", "c must be positive"),
         ("projection_head:c=0", "c must be positive"),
         ("data_diet:keep=2", "keep must be at most 1"),
         ("data_diet:score=loss", "score must be el2n or grand, got loss"),
-        ("data_diet:runs=0", "runs must be a whole number from 1 on"),
+        ("data_diet:runs=0", "runs must be at least 1"),
         ("sam:rho=0", "rho must be positive"),
         ("guidance:guide=none", "guide must be start or random, got None"),
-        ("levi:depths=0", "depths must be a whole number from 1 on"),
-        ("boosting:members=0", "members must be a whole number from 1 on"),
+        ("levi:depths=0", "depths must be at least 1"),
+        ("boosting:members=0", "members must be at least 1"),
         ("boosting:shrinkage=x", "shrinkage must be a number, got 'x'"),
-        ("svfit:rank=0", "rank must be a whole number from 1 on"),
+        ("svfit:rank=0", "rank must be at least 1"),
     ],
 )
 def test_wrong_parameters_are_refused_by_name(name, message):

@@ -107,8 +107,10 @@ function sortable(table) {
 
   function order(a, b) {
     const [x, y] = [cell(a, sorted), cell(b, sorted)];
-    if (x === MISSING || y === MISSING) return (x === MISSING) - (y === MISSING);
-    return sign * (isNaN(x) || isNaN(y) ? x.localeCompare(y, undefined, { numeric: true }) : x - y);
+    const [noX, noY] = [x, y].map((text) => text === MISSING || text === "");
+    if (noX || noY) return noX - noY;
+    const difference = headings[sorted].classList.contains("text") ? 0 : parseFloat(x) - parseFloat(y); // of "+0.1 to +0.2", too
+    return sign * (difference || x.localeCompare(y, undefined, { numeric: true }));
   }
 
   function show() {

@@ -33,7 +33,7 @@ def alpha_figure(analysis: Analysis) -> Spec:
         for index, layer in enumerate(analysis.layers)
     ]
     blocks = {layer.block for layer in analysis.layers if layer.block is not None}
-    return depth_figure(points, [point.place for point in points], blocks, "alpha (smaller: heavier tail)")
+    return depth_figure(points, blocks, "alpha (smaller: heavier tail)")
 
 
 def esd_figure(layer: LayerStats) -> Spec:

@@ -76,4 +76,4 @@ def _by_depth(
                 layer=index,
             )
         )
-    return depth_figure(points, [point.place for point in points], inside, title)
+    return depth_figure(points, inside, title)

@@ -56,4 +56,4 @@ def _by_depth(
         for index, row in enumerate(comparison.layers)
     ]
     blocks = {row.block for row in comparison.layers if row.block is not None}
-    return depth_figure(points, [point.place for point in points], blocks, title)
+    return depth_figure(points, blocks, title)

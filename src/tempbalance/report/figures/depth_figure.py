@@ -54,9 +54,9 @@ def type_of(name: str, block: str | None, kind: str = "") -> str:
     return _NUMBER.sub("*", name.removeprefix(f"{block}.").removesuffix(".weight"))
 
 
-def depth_figure(points: Sequence[DepthPoint], places: Sequence[str], blocks: Collection[str], title: str) -> Spec:
+def depth_figure(points: Sequence[DepthPoint], blocks: Collection[str], title: str) -> Spec:
     """Draw points against their places, in the order of the model."""
-    position = {place: index for index, place in enumerate(dict.fromkeys(places))}
+    position = {place: index for index, place in enumerate(dict.fromkeys(point.place for point in points))}
     drawn = [point for point in points if math.isfinite(point.value)]
     types = list(dict.fromkeys(point.type for point in drawn))
     spread = min(0.6, 0.08 * len(types))

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tempbalance.errors import check_integer
 from tempbalance.study.methods.hooks import (
     Batch,
     Training,
     TrainingMethod,
-    check_count,
     check_positive,
     outputs_of,
 )
@@ -59,7 +59,7 @@ class Boosting(TrainingMethod):
     longer: float = 1.0
 
     def __post_init__(self) -> None:
-        check_count("members", self.members)
+        check_integer("members", self.members, 1)
         check_positive("shrinkage", self.shrinkage)
         check_positive("longer", self.longer)
         self.epochs = self.longer

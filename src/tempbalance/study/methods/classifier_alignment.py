@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tempbalance.errors import check_integer
 from tempbalance.study.methods.hooks import (
     Batch,
     Training,
@@ -51,8 +52,9 @@ class ClassifierAlignment(TrainingMethod):
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("draws", "lr", "temperature"):
-            check_positive(name, getattr(self, name))
+        check_integer("draws", self.draws, 1)
+        check_positive("lr", self.lr)
+        check_positive("temperature", self.temperature)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Make the generator."""

@@ -10,13 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tempbalance.errors import ArgumentError
+from tempbalance.errors import ArgumentError, check_integer
 from tempbalance.study.methods.classifier_alignment import collect
 from tempbalance.study.methods.hooks import (
     Batch,
     Training,
     TrainingMethod,
-    check_count,
     check_positive,
     head_of,
     outputs_of,
@@ -58,8 +57,8 @@ class DataDiet(TrainingMethod):
     def __post_init__(self) -> None:
         check_positive("keep", self.keep)
         check_positive("rate", self.rate)
-        check_count("passes", self.passes, 0)
-        check_count("runs", self.runs)
+        check_integer("passes", self.passes, 0)
+        check_integer("runs", self.runs, 1)
         if self.keep > 1:
             raise ArgumentError(f"keep must be at most 1, got {self.keep}")
         if self.score not in ("el2n", "grand"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tempbalance.study.methods.hooks import TrainingMethod, check_count, check_range
+from tempbalance.errors import check_integer
+from tempbalance.study.methods.hooks import TrainingMethod, check_range
 
 __all__ = ["EnsembleDecay"]
 
@@ -31,5 +32,5 @@ class EnsembleDecay(TrainingMethod):
     decay: float = 30.0
 
     def __post_init__(self) -> None:
-        check_count("members", self.members)
+        check_integer("members", self.members, 1)
         check_range("decay", self.decay, 0)

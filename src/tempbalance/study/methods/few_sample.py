@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tempbalance.errors import ArgumentError
+from tempbalance.errors import ArgumentError, check_integer
 from tempbalance.layers import find_weights
-from tempbalance.study.methods.hooks import Training, TrainingMethod, check_count, check_positive, draw_again, seeded
+from tempbalance.study.methods.hooks import Training, TrainingMethod, check_positive, draw_again, seeded
 
 __all__ = ["FewSample"]
 
@@ -35,7 +35,7 @@ class FewSample(TrainingMethod):
     longer: float = 2.0
 
     def __post_init__(self) -> None:
-        check_count("blocks", self.blocks, 0)
+        check_integer("blocks", self.blocks, 0)
         check_positive("longer", self.longer)
         self.epochs = self.longer
 

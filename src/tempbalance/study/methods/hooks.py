@@ -20,7 +20,6 @@ __all__ = [
     "Joined",
     "Training",
     "TrainingMethod",
-    "check_count",
     "check_positive",
     "check_range",
     "draw_again",
@@ -372,12 +371,5 @@ def check_range(name: str, value: float, least: float, most: float = math.inf) -
 def check_positive(name: str, value: float) -> None:
     """Raise an ArgumentError unless a parameter is a positive number."""
     check_numbers(**{name: value})
-    if not value > 0:
-        raise ArgumentError(f"{name} must be positive, got {value}")
-
-
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Raise an ArgumentError unless a parameter is a whole number, large enough."""
-    check_numbers(**{name: value})
-    if value != int(value) or value < least:
-        raise ArgumentError(f"{name} must be a whole number from {least} on, got {value}")
+    if not 0 < value < math.inf:
+        raise ArgumentError(f"{name} must be positive and finite, got {value}")

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempbalance.errors import ArgumentError
+from tempbalance.errors import ArgumentError, check_integer
 from tempbalance.study.methods.hooks import (
     Batch,
     Training,
     TrainingMethod,
-    check_count,
     head_of,
     linear_layers,
     seeded,
@@ -96,8 +95,8 @@ class LEVI(TrainingMethod):
     width: int = 64
 
     def __post_init__(self) -> None:
-        check_count("depths", self.depths)
-        check_count("width", self.width)
+        check_integer("depths", self.depths, 1)
+        check_integer("width", self.width, 1)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Fix the model."""

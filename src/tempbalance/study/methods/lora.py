@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tempbalance.errors import MissingExtraError
-from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_count, linear_layers, seeded
+from tempbalance.errors import MissingExtraError, check_integer
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, linear_layers, seeded
 
 __all__ = ["Lora"]
 
@@ -39,7 +39,7 @@ class Lora(TrainingMethod):
     dropout: float = 0.05
 
     def __post_init__(self) -> None:
-        check_count("rank", self.rank)
+        check_integer("rank", self.rank, 1)
         if importlib.util.find_spec("peft") is None:  # to say so before anything is trained
             raise MissingExtraError("lora needs PEFT: pip install 'tempbalance[peft]'")
 

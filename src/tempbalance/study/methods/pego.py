@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tempbalance.errors import check_integer
 from tempbalance.layers import describe_parameters, find_weights
 from tempbalance.study.methods.hooks import (
     Batch,
     Training,
     TrainingMethod,
-    check_count,
     check_range,
     generator,
     hidden_layers,
@@ -73,8 +73,8 @@ class PEGO(TrainingMethod):
     strength: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_count("rank", self.rank)
-        check_count("count", self.count)
+        check_integer("rank", self.rank, 1)
+        check_integer("count", self.count, 1)
         check_range("strength", self.strength, 0)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tempbalance.errors import ArgumentError
 from tempbalance.study.methods.classifier_alignment import collect
 from tempbalance.study.methods.hooks import Batch, TrainingMethod, check_positive, head_of
 
@@ -71,6 +72,8 @@ class Constant(TrainingMethod):
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         """Set the head's bias to the logarithm of the frequencies, each class counted once more, and weights to 0."""
         head = head_of(model)
+        if head.bias is None:
+            raise ArgumentError("constant needs a model whose head has a bias")
         labels = torch.cat([batch.targets for batch in batches])
         for parameter in head.parameters():
             parameter.zero_()

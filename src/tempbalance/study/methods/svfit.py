@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_count, hidden_layers, linear_layers
+from tempbalance.errors import check_integer
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, hidden_layers, linear_layers
 
 __all__ = ["SVFit"]
 
@@ -59,7 +60,7 @@ class SVFit(TrainingMethod):
 
     def __post_init__(self) -> None:
         if self.rank is not None:
-            check_count("rank", self.rank)
+            check_integer("rank", self.rank, 1)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Decompose the weights."""
