@@ -336,6 +336,6 @@ def _notes(results: Sequence[Result], rows: Sequence[Row], scores: Sequence[_Sco
 
 
 def _at_edge(result: Result) -> bool:
-    """Return whether the chosen learning rate is the smallest or largest of several."""
-    rates = {each.lr for each in result.candidate.configurations if each.lr is not None}
-    return len(rates) > 2 and result.chosen.lr in (min(rates), max(rates))
+    """Return whether the chosen learning rate is the smallest or largest of at least three."""
+    between = sorted({each.lr for each in result.candidate.configurations if each.lr is not None})[1:-1]
+    return bool(between) and result.chosen.lr not in between
