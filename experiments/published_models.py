@@ -155,10 +155,9 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     """One row per model."""
     lines = head("model", "what", "parameters", "covered", "matrices", "median alpha", "seconds", "warnings", "notes")
     for each in found:
-        kinds = {
-            severity: Counter({f["kind"]: f["layers"] for f in each["findings"] if f["severity"] == severity})
-            for severity in SEVERITIES
-        }
+        kinds = {severity: Counter[str]() for severity in SEVERITIES}
+        for finding in each["findings"]:
+            kinds[finding["severity"]][finding["kind"]] += finding["layers"]
         listed = {name: ", ".join(f"{kind} ({n})" for kind, n in own.items()) for name, own in kinds.items()}
         alphas = [*each["alphas"].values()]
         lines.append(
