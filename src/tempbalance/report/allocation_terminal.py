@@ -22,7 +22,7 @@ def print_allocation(console: Console, allocation: Allocation) -> None:
     console.print(
         plain_text(
             f"{count(len(allocation), 'weight matrix', 'weight matrices')}, "
-            f"{_value(allocation, allocation.budget)} {quantity}, allocated by {allocation.method}"
+            f"{_budget(allocation)} {quantity}, allocated by {allocation.method}"
             + (f", in groups of {allocation.group}" if allocation.group else "")
         )
     )
@@ -58,6 +58,16 @@ def print_compared(console: Console, allocation: Allocation) -> None:
         searched = allocation.method.startswith("search")
         label = "estimate before:" if searched else "next: --allocation search, a"
         console.print(plain_text(f"{label} {allocation.estimate}", "dim"))
+
+
+def _budget(allocation: Allocation) -> str:
+    """Return the budget; of bits, first what is used of it, if that is less."""
+    asked = _value(allocation, allocation.budget)
+    if allocation.quantity != "bits" or not allocation.covered:
+        return asked
+    spent = sum(allocation[layer.name] * layer.numel for layer in allocation.layers) / allocation.covered
+    used = _value(allocation, spent)
+    return asked if used == asked else f"{used} of at most {asked}"
 
 
 def _value(allocation: Allocation, value: float) -> str:
