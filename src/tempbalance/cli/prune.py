@@ -215,7 +215,9 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         *of_calibration(calibration, allocation, beta, group),
     )
     reports = check_outputs(report or [], (".json", ".html"))
+    from tempbalance.checkpoints import open_checkpoint
     from tempbalance.compress import Allocation, SparsitySettings, allocate_folder, prune_folder
+    from tempbalance.compress.pruning.targets import check_unquantised
 
     settings: Allocation | SparsitySettings
     if sparsity is None:
@@ -236,6 +238,8 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         )
     text = make_calibration(calibration, samples, length, seed)
     if out is None or dry_run:
+        with open_checkpoint(source, revision, key=key) as checkpoint:
+            check_unquantised(checkpoint)
         planned = allocate_folder(
             source,
             settings,
