@@ -22,7 +22,7 @@ def print_allocation(console: Console, allocation: Allocation) -> None:
     console.print(
         plain_text(
             f"{count(len(allocation), 'weight matrix', 'weight matrices')}, "
-            f"{_budget(allocation)} {quantity}, allocated by {allocation.method}"
+            f"{_used(allocation, quantity)}, allocated by {allocation.method}"
             + (f", in groups of {allocation.group}" if allocation.group else "")
         )
     )
@@ -60,14 +60,14 @@ def print_compared(console: Console, allocation: Allocation) -> None:
         console.print(plain_text(f"{label} {allocation.estimate}", "dim"))
 
 
-def _budget(allocation: Allocation) -> str:
-    """Return the budget; of bits, first what is used of it, if that is less."""
-    asked = _value(allocation, allocation.budget)
-    if allocation.quantity != "bits" or not allocation.covered:
-        return asked
-    spent = sum(allocation[layer.name] * layer.numel for layer in allocation.layers) / allocation.covered
-    used = _value(allocation, spent)
-    return asked if used == asked else f"{used} of at most {asked}"
+def _used(allocation: Allocation, quantity: str) -> str:
+    """Return the mean value, and the budget if that is another: a format or N:M sparsity may not exhaust it."""
+    target = _value(allocation, allocation.budget)
+    if allocation.quantity not in {"bits", "sparsity"} or not allocation.covered:
+        return f"{target} {quantity}"
+    spent = sum(unit.value * layer.numel for unit in allocation.units for layer in unit.layers)
+    used = _value(allocation, spent / allocation.covered)
+    return f"{used} {quantity}" + (f" (target {target})" if used != target else "")
 
 
 def _value(allocation: Allocation, value: float) -> str:
