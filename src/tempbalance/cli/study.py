@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from tempbalance._text import printable
 from tempbalance.cli.app import (
     JobsOption,
     JsonOption,
     ManyValues,
     SetOption,
     app,
+    print_interrupted,
     print_json,
     print_saved,
     read_settings,
@@ -110,9 +110,7 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
             jobs=jobs,
         )
     except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; finished trials are in {printable(str(out))}: run the same command again to resume", err=True
-        )
+        print_interrupted("trials", out)
         raise typer.Exit(INTERRUPTED) from None
     write_atomically(out / "report.html", render_study(summary).encode())
     if as_json:
