@@ -141,6 +141,22 @@ def test_calibration_sequences_depend_on_the_seed_and_come_from_long_documents()
     assert all(len(sample) == 32 and sample.min() >= 100 for sample in first)
 
 
+def test_a_text_that_is_drawn_many_times_is_reported(caplog):
+    tb.compress.Calibration(tokens=torch.arange(1000), samples=4, length=250).draw()
+    assert caplog.text == ""
+    sequences = tb.compress.Calibration(tokens=torch.arange(1000), samples=12, length=250).draw()
+    assert len(sequences) == 12
+    assert "12 sequences of 250 tokens are 3 times the calibration text of 1,000 tokens" in caplog.text
+    assert "--samples 4" in caplog.text
+
+
+def test_a_tokenizer_object_reads_text(tmp_path):
+    (tmp_path / "text.txt").write_text("cab")
+    by_letter = lambda text, **_: {"input_ids": [ord(letter) - 97 for letter in text]}  # noqa: E731
+    found = tb.compress.load_tokens(tmp_path / "text.txt", by_letter)
+    assert [each.tolist() for each in found] == [[2, 0, 1]]
+
+
 def test_a_text_shorter_than_one_sequence_is_refused():
     calibration = tb.compress.Calibration(tokens=[torch.arange(10), torch.arange(5)], samples=2, length=16)
     with pytest.raises(TokensError, match="15 tokens, fewer than one sequence of 16"):
