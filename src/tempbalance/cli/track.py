@@ -102,7 +102,7 @@ def track_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
             for path in outputs:
                 tracked.save(path)
     except KeyboardInterrupt:
-        print_interrupted("checkpoints", partial and partial.path)
+        print_interrupted("checkpoints", None if partial is None else partial.path)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print_json(tracked.to_dict())
