@@ -8,7 +8,7 @@ import torch
 
 import tempbalance as tb
 from tempbalance.compress.evaluation.tokens import as_documents, batch_size, batches
-from tempbalance.errors import ArgumentError, ArgumentTypeError, TempBalanceError, TokensError
+from tempbalance.errors import ArgumentError, ArgumentTypeError, CheckpointError, TempBalanceError, TokensError
 
 
 def test_token_ids_are_read_from_npz_and_npy(tmp_path):
@@ -131,6 +131,15 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("words")
     with pytest.raises(TokensError, match="cannot load a tokenizer"):
         tb.compress.load_tokens(tmp_path / "a.txt", tmp_path)
+
+
+def test_a_file_of_weights_is_no_language_model_and_has_no_tokenizer(tmp_path):
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "model.gguf").write_text("GGUF")
+    with pytest.raises(TokensError, match=r"model.gguf is a file without a tokenizer.*pass the folder of a model"):
+        tb.perplexity(tmp_path / "model.gguf", tmp_path / "a.txt")
+    with pytest.raises(CheckpointError, match=r"model.gguf is a file: .* needs its Hugging Face folder"):
+        tb.perplexity(tmp_path / "model.gguf", [torch.arange(9)])
 
 
 def test_calibration_sequences_depend_on_the_seed_and_come_from_long_documents():

@@ -111,6 +111,8 @@ def _tokenized(texts: Sequence[str], path: Path, tokenizer: Tokenizer | None) ->
         raise TokensError(f"{path} is text: pass the folder or hub id of a tokenizer, or token ids as .npz")
     if callable(tokenizer):
         return [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+    if os.path.isfile(tokenizer):
+        raise TokensError(f"{tokenizer} is a file without a tokenizer, which {path} needs: pass the folder of a model")
     with require_extra("transformers", "reading text needs Transformers"):
         from transformers import AutoTokenizer
     try:
