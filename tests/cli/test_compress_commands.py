@@ -219,6 +219,15 @@ def test_a_dry_run_fails_where_prune_would(tmp_path, capsys):
     check_error(capsys, "prune", tmp_path / "model.pt", "-s", 0.5, "--dry-run", match="20%")
 
 
+@pytest.mark.parametrize("more", [("--dry-run",), ("--out", "pruned")])
+def test_a_quantised_model_is_refused_before_it_is_analysed(tmp_path, capsys, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    rounded = {f"layers.{i}.fc.weight": torch.ones(64, 64).to(torch.float8_e4m3fn) for i in range(2)}
+    save_file(rounded | {f"layers.{i}.fc.weight_scale": torch.ones(64, 1) for i in range(2)}, "model.safetensors")
+    monkeypatch.setattr("tempbalance.compress.prune_workflow.analyze", None)
+    check_error(capsys, "prune", "model.safetensors", "-s", 0.5, *more, match="prune the unquantised model")
+
+
 def test_after_pruning_the_next_command_is_printed(llama, tmp_path, capsys):
     assert run("prune", llama, "-s", 0.5, "-o", tmp_path / "p") == 0
     assert f"tempbalance recover {tmp_path / 'p'} --tokens" in capsys.readouterr().out

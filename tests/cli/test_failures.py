@@ -256,3 +256,18 @@ def test_a_panic_of_a_library_in_rust_is_an_unexpected_error(capsys):
         raise PanicException("index out of bounds")
     assert stopped.value.code == 70
     assert "unexpected PanicException: index out of bounds" in capsys.readouterr().err
+
+
+def test_an_analysis_that_is_interrupted_before_it_starts_names_no_file(model, tmp_path, capsys, monkeypatch):
+    def interrupt(*_args, **_options):
+        for name in started:
+            (tmp_path / name).write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tempbalance.analysis.analyze", interrupt)
+    started = []
+    assert run("analyze", model, "--out", tmp_path / "a.json") == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    started = ["a.json.partial"]
+    assert run("analyze", model, "--out", tmp_path / "a.json") == 130
+    assert "interrupted; finished layers are in" in capsys.readouterr().err

@@ -257,7 +257,10 @@ def test_an_allocation_of_formats_is_saved_and_loaded(analysis_of, tmp_path):
         ({"widths": ("int4", "fp5")}, "unknown format 'fp5'"),
         ({"widths": ("int4", 4)}, "all integers or all names"),
         ({"widths": "int4"}, "all integers or all names"),
-        ({"widths": ("mxfp4", "int4_g64")}, r"h\.0\.a: no format fits.*\(6, 48\).*mxfp4 \(32\), int4_g64 \(64\)"),
+        (
+            {"widths": ("mxfp4", "int4_g64")},
+            r"h\.0\.a: no format fits.*\(6, 48\).*mxfp4 \(32\), int4_g64 \(64\); int4_g16 fits",
+        ),
         ({"widths": ("int4",), "method": "error"}, "quantization_errors"),
         ({"widths": ("int4",), "method": "error", "errors": {"h.9.a": {"int4": 1.0}}}, r"no error of int4 in h\.0\.a"),
         ({"widths": ("int4",), "method": "error", "errors": {"h.0.a": {"int4": math.nan}}}, "no error of int4"),

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+import tempbalance as tb
 from tempbalance.layers import Select, find_weights
 
 BYTES = torch.zeros(8, 8, dtype=torch.uint8)
@@ -140,3 +142,18 @@ def test_an_integer_buffer_is_skipped():
 
 def test_an_empty_tensor_is_skipped():
     assert "is empty" in find_weights({"fc.weight": torch.zeros(0, 4)})[1][0].reason
+
+
+def test_blocks_are_in_the_order_of_their_numbers(tmp_path):
+    names = [f"{side}.layers.{i}.{part}.weight" for side in ("encoder", "decoder") for i in range(12) for part in "ba"]
+    weights = {name: torch.randn(8, 8) for name in ["proj.weight", *names, "head.weight"]}
+    save_file(weights, tmp_path / "model.safetensors")
+    by_text = load_file(tmp_path / "model.safetensors")  # lists layers.10 before layers.2
+    assert list(dict.fromkeys(row.block for row in tb.analyze(by_text).layers if row.block)) == [
+        f"{side}.layers.{i}" for side in ("decoder", "encoder") for i in range(12)
+    ]
+    assert [row.name for row in tb.analyze(weights).layers] == list(weights)  # what is in order stays
+    depth = tb.allocate_sparsity(tb.analyze({n: t for n, t in by_text.items() if "enc" in n}), 0.5, method="depth")
+    assert [unit.name for unit in depth.units] == [f"encoder.layers.{i}" for i in range(12)]
+    values = [unit.value for unit in depth.units]
+    assert values == sorted(values)

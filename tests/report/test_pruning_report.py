@@ -90,6 +90,8 @@ def test_the_zeros_of_all_parameters_are_given_if_their_number_is_known():
     pruned = dataclasses.replace(pruned, allocation=dataclasses.replace(pruned.allocation, size=size))
     assert "These are 18.6% of all 1,000 parameters." in headline(pruned)
     assert "186 of 600 weights are zero: 31.0%, 18.6% of all 1,000 parameters" in printed(pruned)
+    missed = dataclasses.replace(pruned, allocation=dataclasses.replace(pruned.allocation, budget=0.3))
+    assert "186 of 600 weights are zero: 31.0% (target 30.0%), 18.6%" in printed(missed)
     assert (pruned.to_dict()["parameters"], pruned.to_dict()["zeros_of_all"]) == (1_000, 0.186)
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tempbalance._text import printable
 from tempbalance.cli.app import (
     CacheOption,
     DeviceOption,
@@ -28,6 +27,7 @@ from tempbalance.cli.app import (
     check_outputs,
     make_estimator,
     make_windows,
+    print_interrupted,
     print_json,
     print_saved,
     split_outputs,
@@ -182,8 +182,7 @@ def _failures_told(processes: WorkQueue, partial: Path | None) -> Generator[None
         yield
     except KeyboardInterrupt as interrupt:
         if processes.report_failure(interrupt):
-            kept = f"; finished layers are in {printable(str(partial))}: run the same command again to resume"
-            typer.echo(f"interrupted{kept if partial else ''}", err=True)
+            print_interrupted("layers", partial)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if processes.report_failure(error):

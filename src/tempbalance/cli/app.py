@@ -42,6 +42,7 @@ __all__ = [
     "check_outputs",
     "make_estimator",
     "make_windows",
+    "print_interrupted",
     "print_json",
     "print_saved",
     "read_settings",
@@ -206,8 +207,7 @@ def training_in(folder: Path, as_json: bool) -> Generator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            kept = f"finished trials are in {printable(str(folder))}: run the same command again to resume"
-            typer.echo(f"interrupted; {kept}", err=True)
+            print_interrupted("trials", folder)
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -242,6 +242,12 @@ def print_saved(console: Console, paths: list[Path]) -> None:
     """Print the paths of the files that were written."""
     for path in paths:
         console.print(f"saved {printable(str(path))}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_interrupted(what: str, saved: Path | None) -> None:
+    """Print that a command was interrupted, and how to resume if there is something saved."""
+    kept = f"; finished {what} are in {printable(str(saved))}: run the same command again to resume"
+    typer.echo(f"interrupted{kept if saved is not None and saved.exists() else ''}", err=True)
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, Any]:

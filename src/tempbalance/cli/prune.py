@@ -236,6 +236,7 @@ def prune_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
         )
     text = make_calibration(calibration, samples, length, seed)
     if out is None or dry_run:
+        _check_unquantised(source, revision, key)
         planned = allocate_folder(
             source,
             settings,
@@ -293,6 +294,15 @@ def make_search(wanted: bool, generations: int | None, folder: Path | None, seed
         return None
     given = {} if generations is None else {"generations": generations}
     return SearchSettings(seed=seed, folder=folder, **given)
+
+
+def _check_unquantised(source: str, revision: str | None, key: str | None) -> None:
+    """Raise the error of a run on a quantised model, which an allocation alone does not."""
+    from tempbalance.checkpoints import open_checkpoint
+    from tempbalance.compress.pruning.targets import check_unquantised
+
+    with open_checkpoint(source, revision, key=key) as checkpoint:
+        check_unquantised(checkpoint)
 
 
 def _print_plan(allocation: Allocation, as_json: bool, partial: bool) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from tempbalance._text import printable
 from tempbalance.cli.app import (
     CacheOption,
     DeviceOption,
@@ -24,6 +23,7 @@ from tempbalance.cli.app import (
     check_outputs,
     make_estimator,
     make_windows,
+    print_interrupted,
     print_json,
     print_saved,
     split_outputs,
@@ -102,8 +102,7 @@ def track_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
             for path in outputs:
                 tracked.save(path)
     except KeyboardInterrupt:
-        kept = "" if partial is None else f"; finished checkpoints are in {printable(str(partial.path))}: "
-        typer.echo(f"interrupted{kept}{'run the same command again to resume' if kept else ''}", err=True)
+        print_interrupted("checkpoints", None if partial is None else partial.path)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print_json(tracked.to_dict())

@@ -18,7 +18,7 @@ from tempbalance.compress.budget_units import (
     relative_alphas,
     values_of_layers,
 )
-from tempbalance.compress.formats import WeightFormat, find_format
+from tempbalance.compress.formats import WeightFormat, find_format, integers_that_fit
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.errors import AllocationError, check_integer, check_numbers, check_type
 
@@ -193,7 +193,8 @@ def find_offers(
             sizes = ", ".join(f"{one.name} ({one.block})" for one in formats)
             raise AllocationError(
                 f"{each.name}: no format fits, because the columns of {each.layers[0].name}, shape "
-                f"{each.layers[0].shape}, or of another layer are no multiple of a block: {sizes}"
+                f"{each.layers[0].shape}, or of another layer are no multiple of a block: {sizes}; "
+                f"{integers_that_fit(layer.shape for every in units for layer in every.layers)} fits all layers"
             )
         found.append(own)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 from tempbalance.errors import AllocationError, check_type
 from tempbalance.spectra.matrices import MATRIX_NDIM
 
-__all__ = ["FORMATS", "WeightFormat", "find_format"]
+__all__ = ["FORMATS", "WeightFormat", "find_format", "integers_that_fit"]
 
 _E4M3_MAX, _E2M1_MAX = 448.0, 6.0
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128  # of integers, as quantizers have them
 _INTEGER = re.compile(r"int(?P<bits>[2-8])(_g(?P<block>[1-9][0-9]{0,5}))?")
 _Rounding = Callable[[Tensor], Tensor]  # of float32 blocks (rows, blocks, columns of a block)
 
@@ -105,6 +106,17 @@ def find_format(name: str) -> WeightFormat:
     bits = int(match["bits"])
     block = int(match["block"]) if match["block"] else None
     return WeightFormat(name=name, bits=bits, block=block, scale_bits=16, rounding=_integers(bits))
+
+
+def integers_that_fit(shapes: Iterable[tuple[int, ...]]) -> str:
+    """Return the format of 4-bit integers with the largest block, up to 128, that divides the columns of all weights.
+
+    Example:
+        >>> integers_that_fit([(96, 576), (576, 1536)])
+        'int4_g64'
+    """
+    common = math.gcd(*(shape[-1] for shape in shapes), _LARGEST_BLOCK)
+    return f"int4_g{common}" if common >= _SMALLEST_BLOCK else "int4"
 
 
 def _largest(blocks: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from tempbalance.compress.evaluation.tokens import Calibration, Documents, files
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruned_checkpoint import ALLOCATION_FILE, prune_checkpoint, save_pruned
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion, prune
-from tempbalance.compress.pruning.targets import find_targets, stored_names
+from tempbalance.compress.pruning.targets import check_unquantised, find_targets, stored_names
 from tempbalance.compress.pruning_result import PruningResult
 from tempbalance.compress.search.simple_methods import compare_methods, measure_sparsity
 from tempbalance.compress.search.sparsity_search import search_sparsity
@@ -162,6 +162,8 @@ def prune_folder(  # noqa: PLR0913  four parameters, and options by keyword
     check_replaceable(as_path("out", out), ALLOCATION_FILE)
     with open_checkpoint(source, revision, key=key) as checkpoint:
         folder = checkpoint.path
+        if not isinstance(settings, Allocation):
+            check_unquantised(checkpoint)
     if calibration is not None:
         calibration = calibration.for_model(folder)
     sequences = calibration.draw(folder) if calibration is not None and calibrated else []

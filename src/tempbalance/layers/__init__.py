@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tempbalance.layers.adapters import adapter_candidates
 from tempbalance.layers.averages import is_average, skip_averages
+from tempbalance.layers.blocks import in_block_order
 from tempbalance.layers.coverage import measure_size
 from tempbalance.layers.depth_groups import find_depth_groups
 from tempbalance.layers.dequantise import dequantised
@@ -171,7 +172,7 @@ def _candidates(
         plain = plain_parameters(source)
     else:
         store = _store(source)
-        found = adapter_candidates(store, select.lora)
+        found = in_block_order(adapter_candidates(store, select.lora), lambda candidate: candidate.block)
         plain = plain_namer(store.tensors)
     return skip_averages([replace(c, name=plain(c.name), block=c.block and plain(c.block)) for c in found])
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
-__all__ = ["block_namer"]
+__all__ = ["block_namer", "in_block_order"]
+
+_T = TypeVar("_T")
 
 _NO_BLOCKS = re.compile(r"(\w*_)?(experts|branch(es)?\w*|paths|heads)")
 _PARTS_OF_BLOCKS = re.compile(r"self_attn|mlps|ffns?")
@@ -42,6 +45,34 @@ def block_namer(names: Iterable[str], is_container: Callable[[str], bool] | None
         ('h.0', None)
     """
     return _Blocks(names, is_container).block_of
+
+
+def in_block_order(items: Sequence[_T], block_of: Callable[[_T], str | None]) -> list[_T]:
+    """Put the items of each list of blocks in the order of their numbers; all else keeps its place.
+
+    A GGUF or safetensors file, and the dict that is loaded from it, may list block 10 before block 2.
+
+    Args:
+        items: Parameters, in the order of a file.
+        block_of: Function from an item to the name of its block; None outside of blocks.
+
+    Returns:
+        The same items.
+
+    Example:
+        >>> in_block_order(["head", "h.0", "h.10", "h.2"], lambda name: name if "." in name else None)
+        ['head', 'h.0', 'h.2', 'h.10']
+    """
+    places: dict[str, list[int]] = defaultdict(list)  # by kind of list
+    blocks = [block_of(item) or "" for item in items]
+    for place, block in enumerate(blocks):
+        places[_kind(block)].append(place)
+    result = list(items)
+    for taken in places.values():
+        ordered = sorted(taken, key=lambda place: [int(number) for number in _NUMBER.findall(blocks[place])])
+        for place, source in zip(taken, ordered, strict=True):
+            result[place] = items[source]
+    return result
 
 
 class _Blocks:

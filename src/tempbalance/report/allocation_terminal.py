@@ -25,7 +25,7 @@ def print_allocation(console: Console, allocation: Allocation) -> None:
     console.print(
         plain_text(
             f"{count(len(allocation), 'weight matrix', 'weight matrices')}, "
-            f"{_value(allocation, allocation.budget)} {quantity}, allocated by {allocation.method}"
+            f"{_used(allocation, quantity)}, allocated by {allocation.method}"
             + (f", in groups of {allocation.group}" if allocation.group else "")
         )
     )
@@ -61,6 +61,16 @@ def print_compared(console: Console, allocation: Allocation) -> None:
         searched = allocation.method.startswith("search")
         label = "estimate before:" if searched else "next: --allocation search, a"
         console.print(plain_text(f"{label} {allocation.estimate}", "dim"))
+
+
+def _used(allocation: Allocation, quantity: str) -> str:
+    """Return the mean value, and the budget if that is another: a format or N:M sparsity may not exhaust it."""
+    target = _value(allocation, allocation.budget)
+    if allocation.quantity not in {"bits", "sparsity"} or not allocation.covered:
+        return f"{target} {quantity}"
+    spent = sum(unit.value * layer.numel for unit in allocation.units for layer in unit.layers)
+    used = _value(allocation, spent / allocation.covered)
+    return f"{used} {quantity}" + (f" (target {target})" if used != target else "")
 
 
 def _value(allocation: Allocation, value: float) -> str:

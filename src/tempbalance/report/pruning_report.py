@@ -38,9 +38,10 @@ def print_pruning(console: Console, result: PruningResult) -> None:
     if len(shown) < len(units):
         hidden = count(len(units) - len(shown), "other", "others")
         console.print(f"{hidden} not shown; --report saves all", style="dim")
-    of_all = _of_all(result)
+    of_all, achieved, target = _of_all(result), f"{result.zeros / result.weights:.1%}", f"{allocation.budget:.1%}"
     console.print(
-        f"{result.zeros:,} of {result.weights:,} weights are zero: {result.zeros / result.weights:.1%}"
+        f"{result.zeros:,} of {result.weights:,} weights are zero: {achieved}"
+        + (f" (target {target})" if achieved != target else "")
         + (f", {of_all}" if of_all else ""),
         highlight=False,
     )

@@ -8,7 +8,7 @@ import torch
 
 import tempbalance as tb
 from tempbalance.compress.evaluation.tokens import as_documents, batch_size, batches
-from tempbalance.errors import ArgumentError, ArgumentTypeError, TempBalanceError, TokensError
+from tempbalance.errors import ArgumentError, ArgumentTypeError, CheckpointError, TempBalanceError, TokensError
 
 
 def test_token_ids_are_read_from_npz_and_npy(tmp_path):
@@ -133,12 +133,37 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
         tb.compress.load_tokens(tmp_path / "a.txt", tmp_path)
 
 
+def test_a_file_of_weights_is_no_language_model_and_has_no_tokenizer(tmp_path):
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "model.gguf").write_text("GGUF")
+    with pytest.raises(TokensError, match=r"model.gguf is a file without a tokenizer.*pass the folder of a model"):
+        tb.perplexity(tmp_path / "model.gguf", tmp_path / "a.txt")
+    with pytest.raises(CheckpointError, match=r"model.gguf is a file: .* needs its Hugging Face folder"):
+        tb.perplexity(tmp_path / "model.gguf", [torch.arange(9)])
+
+
 def test_calibration_sequences_depend_on_the_seed_and_come_from_long_documents():
     documents = [torch.arange(10), torch.arange(100, 200)]
     first, again, other = (tb.compress.draw_calibration(documents, 8, 32, seed) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert all(len(sample) == 32 and sample.min() >= 100 for sample in first)
+
+
+def test_a_text_that_is_drawn_many_times_is_reported(caplog):
+    tb.compress.Calibration(tokens=torch.arange(1000), samples=4, length=250).draw()
+    assert caplog.text == ""
+    sequences = tb.compress.Calibration(tokens=torch.arange(1000), samples=12, length=250).draw()
+    assert len(sequences) == 12
+    assert "12 sequences of 250 tokens are 3 times the calibration text of 1,000 tokens" in caplog.text
+    assert "--samples 4" in caplog.text
+
+
+def test_a_tokenizer_object_reads_text(tmp_path):
+    (tmp_path / "text.txt").write_text("cab")
+    by_letter = lambda text, **_: {"input_ids": [ord(letter) - 97 for letter in text]}  # noqa: E731
+    found = tb.compress.load_tokens(tmp_path / "text.txt", by_letter)
+    assert [each.tolist() for each in found] == [[2, 0, 1]]
 
 
 def test_a_text_shorter_than_one_sequence_is_refused():

@@ -1,5 +1,8 @@
 """Masks: the exact number of zeros, at the smallest scores."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -37,6 +40,22 @@ def test_the_smallest_scores_of_each_row_are_marked_and_rows_differ_by_one_at_mo
 
 def test_among_equal_scores_the_first_are_marked():
     assert mask_smallest(torch.ones(6), 2).tolist() == [True, True, False, False, False, False]
+    scores = torch.tensor([[2.0, 1, 1, 1], [0, 3, math.inf, math.inf], [5, 1, 5, 5]])
+    assert mask_by_row(scores, 7).int().tolist() == [[0, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+
+
+@given(values=SCORES, part=st.floats(0, 1))
+def test_the_marked_scores_are_those_of_a_stable_sort(values, part):
+    zeros = round(part * values.size)
+    each, extra = divmod(zeros, len(values))
+    order = np.argsort(values, axis=1, kind="stable")
+    expected = np.zeros_like(values, dtype=bool)
+    np.put_along_axis(expected, order[:, :each], True, axis=1)
+    if extra:
+        following = [row[places[each]] for row, places in zip(values, order, strict=True)]
+        for row in np.argsort(following, kind="stable")[:extra]:
+            expected[row, order[row, each]] = True
+    assert mask_by_row(torch.from_numpy(values), zeros).numpy().tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])

@@ -110,6 +110,15 @@ def test_a_search_shows_and_saves_its_time_and_memory(llama, text, capsys, monke
     assert tb.Allocation.load(tmp_path / "a.json").estimate == found.estimate
 
 
+def test_measuring_simple_allocations_shows_its_time_before(llama, text, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    found = measure_sparsity(llama, 0.6, text)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"measuring simple allocations: about \d+ s", shown)
+    assert "search of" not in shown
+    assert found["uniform"].estimate.startswith("search of 100 generations")
+
+
 def test_a_search_that_needs_more_memory_than_there_is_is_refused(llama, text, monkeypatch):
     before = state(llama)
     monkeypatch.setattr(announcement, "available_memory", lambda _: 1000)

@@ -37,6 +37,8 @@ def load_causal_lm(source: str | os.PathLike[str], device: torch.device | str | 
     check_device(device)
     with require_extra("transformers", "loading a language model needs Transformers"):
         from transformers import AutoModelForCausalLM
+    if os.path.isfile(source):
+        raise CheckpointError(f"{source} is a file: running a language model needs its Hugging Face folder")
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(source, dtype=_stored_dtype(source), output_loading_info=True)
     except Exception as error:  # Transformers, the hub and the reader raise many types

@@ -10,12 +10,21 @@ from torch import Tensor, nn
 
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.budget_units import module_name
-from tempbalance.compress.formats import WeightFormat, find_format
+from tempbalance.compress.formats import WeightFormat, find_format, integers_that_fit
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.errors import AllocationError, check_integer, check_type
 from tempbalance.layers import Select, TensorStore, Weight, find_weights, parameter_names, unwrapped
 
-__all__ = ["changed_part", "check_rounds", "format_of", "match_weights", "modules_of", "oriented", "quantized"]
+__all__ = [
+    "changed_part",
+    "check_rounds",
+    "format_advice",
+    "format_of",
+    "match_weights",
+    "modules_of",
+    "oriented",
+    "quantized",
+]
 
 _HALF = 16
 
@@ -76,6 +85,13 @@ def format_of(layer: LayerAllocation, group_size: int | None = None) -> WeightFo
         raise AllocationError(
             f"{layer.name} has {layer.bits:g} bits and no format: plain widths are rounded to 2 to 8 or 16 bits"
         ) from None
+
+
+def format_advice(allocation: Allocation) -> str:
+    """Return which formats fit all layers of an allocation, and how to ask for them."""
+    fitting = integers_that_fit(layer.shape for layer in allocation.layers)
+    others = fitting.replace("4", "8", 1)
+    return f"allocate with formats that fit, such as --formats {fitting},{others}, or export with another group_size"
 
 
 def modules_of(source: nn.Module | Mapping[str, Tensor] | TensorStore) -> dict[str, Weight]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -30,21 +31,25 @@ __all__ = [
     "read_documents",
 ]
 
+_logger = logging.getLogger("tempbalance")
+
 _LENGTH = 2048
+_REPEATED = 2  # times that calibration may read its text without a warning
 _LOGITS = 2**29  # of a batch
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 
 Documents = str | os.PathLike[str] | Tensor | Iterable[Any]
+Tokenizer = str | os.PathLike[str] | Callable[..., Any]
 
 
-def load_tokens(path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
+def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> list[Tensor]:
     """Read documents as token ids.
 
     Args:
         path: ``.npz`` with ``tokens`` and, for ``n`` documents, ``offsets`` of length ``n + 1``; ``.npy`` of shape
             ``(length,)`` or ``(documents, length)``; or text for a tokenizer: ``.txt`` (one document), ``.json`` (a
             list of strings, or of objects with ``text``) or ``.jsonl`` (one such object per line).
-        tokenizer: Folder or hub id of a Hugging Face model; required for text.
+        tokenizer: A Hugging Face tokenizer, or the folder or hub id of its model; required for text.
 
     Returns:
         One int64 tensor of shape ``(length,)`` per document.
@@ -101,9 +106,13 @@ def _texts(path: Path, suffix: str) -> list[str]:
     return [row if isinstance(row, str) else str(row["text"]) for row in rows]
 
 
-def _tokenized(texts: Sequence[str], path: Path, tokenizer: str | os.PathLike[str] | None) -> list[Any]:
+def _tokenized(texts: Sequence[str], path: Path, tokenizer: Tokenizer | None) -> list[Any]:
     if tokenizer is None:
         raise TokensError(f"{path} is text: pass the folder or hub id of a tokenizer, or token ids as .npz")
+    if callable(tokenizer):
+        return [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+    if os.path.isfile(tokenizer):
+        raise TokensError(f"{tokenizer} is a file without a tokenizer, which {path} needs: pass the folder of a model")
     with require_extra("transformers", "reading text needs Transformers"):
         from transformers import AutoTokenizer
     try:
@@ -120,7 +129,7 @@ def files_of(*texts: Documents | None) -> list[Path]:
     return [Path(text) for text in texts if isinstance(text, (str, os.PathLike))]
 
 
-def read_documents(tokens: Documents, tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
+def read_documents(tokens: Documents, tokenizer: Tokenizer | None = None) -> list[Tensor]:
     """Read documents from a file (see ``load_tokens``), or from token ids in any form (see ``as_documents``)."""
     return load_tokens(tokens, tokenizer) if isinstance(tokens, (str, os.PathLike)) else as_documents(tokens)
 
@@ -231,11 +240,11 @@ class Calibration:
         length = _LENGTH if self.length is None else self.length
         return {"samples": self.samples, "length": length, "seed": self.seed}
 
-    def draw(self, tokenizer: str | os.PathLike[str] | None = None) -> list[Tensor]:
-        """Draw the sequences (see ``draw_calibration``); text needs the folder or hub id of a tokenizer.
+    def draw(self, tokenizer: Tokenizer | None = None) -> list[Tensor]:
+        """Draw the sequences (see ``draw_calibration``); text needs a tokenizer.
 
         Args:
-            tokenizer: Folder or hub id of a Hugging Face model.
+            tokenizer: As for ``load_tokens``.
 
         Returns:
             The sequences.
@@ -251,6 +260,12 @@ class Calibration:
             raise TokensError(
                 f"the calibration text has {found:,} tokens, fewer than one sequence of {length:,}: use more text, or "
                 "a smaller length (--length)"
+            )
+        if (times := self.samples * length / found) > _REPEATED:
+            _logger.warning(
+                "%d sequences of %s tokens are %.0f times the calibration text of %s tokens: use more text, or fewer "
+                "sequences (--samples %d), which takes less time",
+                *(self.samples, f"{length:,}", times, f"{found:,}", max(1, found // length)),
             )
         return draw_calibration(documents, self.samples, length, self.seed)
 

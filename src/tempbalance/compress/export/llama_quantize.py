@@ -76,6 +76,7 @@ def export_llama_quantize(
         if not kind or layer.shape[-1] % block:
             wanted = layer.format or f"{layer.bits:g} bits"
             reason = f"its {layer.shape[-1]} columns are no multiple of {block}" if kind else "GGUF has no such type"
+            reason += ": allocate with formats of GGUF (--formats q4_0,q5_0,q8_0), whose blocks are 32 columns"
             raise AllocationError(f"{layer.name} cannot have {wanted} in llama-quantize: {reason}")
         types[f"{name}.weight"] = kind
     lines = [f"^{re.escape(name)}$={kind}\n" for name, kind in types.items()]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tempbalance._files import write_atomically
 from tempbalance.compress.allocation import Allocation
-from tempbalance.compress.evaluation.fake_quantization import format_of
+from tempbalance.compress.evaluation.fake_quantization import format_advice, format_of
 from tempbalance.compress.formats import WeightFormat
 from tempbalance.errors import AllocationError
 
@@ -131,8 +131,8 @@ def _formats(allocation: Allocation, tool: str, group_size: int | None) -> dict[
             raise AllocationError(f"{layer.name} is not a module, which {tool} needs: exclude it from the analysis")
         if not found[layer.name].fits(layer.shape):
             raise AllocationError(
-                f"{layer.name} has {layer.shape[-1]} columns, not a multiple of {found[layer.name].block}: choose "
-                "another group_size or format"
+                f"{layer.name} has {layer.shape[-1]} columns, not a multiple of {found[layer.name].block}: "
+                f"{format_advice(allocation)}"
             )
     return found
 

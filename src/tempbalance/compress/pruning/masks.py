@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,13 +35,20 @@ def mask_smallest(scores: Tensor, zeros: int) -> Tensor:
 
 def mask_by_row(scores: Tensor, zeros: int) -> Tensor:
     """Mark the smallest scores of a matrix, the same number in each row: Wanda compares weights of one output only."""
-    # If the rows do not divide ``zeros``, the rows whose next score is smallest get one more.
-    rows = len(scores)
-    each, extra = divmod(zeros, rows)
-    order = scores.argsort(dim=1, stable=True)
-    mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :each], True)
+    # If the rows do not divide ``zeros``, the rows whose next score is smallest get one more. Among equal scores of a
+    # row the first are marked. Selecting takes less than half of the time of sorting.
+    each, extra = divmod(zeros, len(scores))
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    if each:
+        threshold = scores.kthvalue(each, dim=1, keepdim=True).values
+        mask = scores <= threshold
+        tied = (mask.sum(dim=1) > each).nonzero().flatten()
+        below = scores[tied] < threshold[tied]
+        places = (mask[tied] & ~below).cumsum(dim=1)
+        mask[tied] &= below | (places <= each - below.sum(dim=1, keepdim=True))
     if extra:
-        following = order[:, each : each + 1]
-        chosen = scores.gather(1, following).flatten().argsort(stable=True)[:extra]
-        mask[chosen, following[chosen].flatten()] = True
+        following = scores.masked_fill(mask, math.inf).amin(dim=1, keepdim=True)
+        chosen = following.flatten().argsort(stable=True)[:extra]
+        places = ((scores[chosen] == following[chosen]) & ~mask[chosen]).int().argmax(dim=1)
+        mask[chosen, places] = True
     return mask

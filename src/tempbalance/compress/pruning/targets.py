@@ -15,7 +15,15 @@ from tempbalance.errors import AllocationError, NonFiniteError
 from tempbalance.layers import Select, StoredTensor, TensorStore, Weight, find_weights
 from tempbalance.spectra.matrices import MATRIX_NDIM
 
-__all__ = ["Target", "check_unwrapped", "find_targets", "stored_names", "write_part", "write_zeros"]
+__all__ = [
+    "Target",
+    "check_unquantised",
+    "check_unwrapped",
+    "find_targets",
+    "stored_names",
+    "write_part",
+    "write_zeros",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +127,7 @@ def _match(layer: LayerAllocation, known: Mapping[str, Weight], writable: Callab
         raise AllocationError(
             f"the allocation is for another model: {layer.name} has shape {weight.shape} here and {layer.shape} there"
         )
-    if weight.quantisation:
-        raise AllocationError(f"{layer.name} is stored quantised ({weight.quantisation}): prune the unquantised model")
+    _check_plain(weight)
     if not writable(weight) or weight.kind == "lora":
         raise AllocationError(
             f"{layer.name} is computed from other tensors (an adapter, a parametrization): merge them first"
@@ -128,6 +135,18 @@ def _match(layer: LayerAllocation, known: Mapping[str, Weight], writable: Callab
     if not 0 <= layer.zeros <= layer.numel:
         raise AllocationError(f"{layer.name} has {layer.numel} weights, but {layer.zeros} zeros are allocated")
     return weight
+
+
+def check_unquantised(source: TensorStore) -> None:
+    """Raise an AllocationError if weights that are pruned are stored quantised, without reading any."""
+    weights, _ = find_weights(source)
+    for weight in [weight for weight in weights if weight.block is not None] or weights:
+        _check_plain(weight)
+
+
+def _check_plain(weight: Weight) -> None:
+    if weight.quantisation:
+        raise AllocationError(f"{weight.name} is stored quantised ({weight.quantisation}): prune the unquantised model")
 
 
 def check_unwrapped(model: nn.Module, layers: Iterable[str]) -> None:

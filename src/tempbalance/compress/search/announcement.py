@@ -30,7 +30,8 @@ class Announcement:
         states: Bytes of hidden states.
         calibrated: Number of tokens that are run for OWL and the scores of the criterion.
         progress: Whether they are shown (on a terminal only).
-        text: The line that is shown with ``progress``.
+        searches: Whether a search follows; else the time of the measured allocations is shown.
+        text: The time and memory of a search.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class Announcement:
     states: int = 0
     calibrated: int = 0
     progress: bool
+    searches: bool = True
     text: str = ""
 
     def __call__(self, seconds: float, tokens: int, probs: int) -> None:
@@ -53,18 +55,16 @@ class Announcement:
                 "--length), or an allocation that is not measured (--allocation owl --no-compare)"
             )
         kept = copies_fit(copies, parameter.device)
-        run = (
-            self.calibrated
-            + self.measured * tokens
-            + self.settings.generations * tokens_per_generation(self.settings, tokens)
-        )
+        before = self.calibrated + self.measured * tokens
+        run = before + self.settings.generations * tokens_per_generation(self.settings, tokens)
         self.text = (
             f"search of {self.settings.generations} generations on {tokens:,} tokens: at most "
             f"{_duration(seconds * run)}, {_size(needed + kept * copies)} of memory beside the model"
             + ("" if free is None else f" ({_size(free)} available)")
             + ("" if kept else "; weights are changed block by block")
         )
-        show_line(self.text, self.progress)
+        measuring = f"measuring simple allocations: about {_duration(seconds * before)}"
+        show_line(self.text if self.searches else measuring, self.progress)
 
 
 def states_of(model: nn.Module, sequences: Sequence[Tensor]) -> int:

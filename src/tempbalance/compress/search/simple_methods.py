@@ -102,7 +102,7 @@ def compare_methods(  # noqa: PLR0913  four parameters, and options by keyword
 ) -> Allocation:
     """Return an allocation with what it and the simple methods give on the text; without, where that fails."""
     vary = functools.partial(MaskedModel, model, _even([allocation]), criterion, sequences, progress)
-    search = _estimate(model, sequences, allocation, criterion, _TOKENS)
+    search = _estimate(model, sequences, allocation, criterion, _TOKENS, progress)
     try:
         with text_scores(model, sequences, vary, tokens=_TOKENS, announce=search) as scores:
             own = scores.score(allocation.method, [layer.zeros for layer in allocation.layers])
@@ -165,7 +165,7 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
     analysis, sequences = read_inputs(model, calibration, criterion, analysis, progress)
     target = uniform_allocation(analysis, sparsity, routers)
     vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
-    search = _estimate(model, sequences, target, criterion, tokens)
+    search = _estimate(model, sequences, target, criterion, tokens, progress)
     with text_scores(model, sequences, vary, tokens=tokens, announce=search) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress)
     return {
@@ -261,9 +261,14 @@ def read_inputs(
 
 
 def _estimate(
-    model: nn.Module, sequences: Sequence[Tensor], allocation: Allocation, criterion: Criterion, tokens: int
+    model: nn.Module,
+    sequences: Sequence[Tensor],
+    allocation: Allocation,
+    criterion: Criterion,
+    tokens: int,
+    progress: bool,
 ) -> Announcement:
-    """Return what finds out, without showing it, how long a search with default settings would take."""
+    """Return what shows how long measuring takes, and finds out how long a search with default settings would take."""
     return Announcement(
         model=model,
         settings=SearchSettings(tokens=tokens),
@@ -271,7 +276,8 @@ def _estimate(
         weights=allocation.covered,
         states=states_of(model, sequences),
         calibrated=tokens_of_calibration(sequences, criterion),
-        progress=False,
+        progress=progress,
+        searches=False,
     )
 
 
