@@ -44,7 +44,7 @@ def test_a_loaded_allocation_equals_the_saved_one(allocation, tmp_path):
 def test_what_each_method_gives_on_the_text_is_saved(allocation, tmp_path):
     scores = (("search", 1.25, 20.5), ("uniform", math.inf, math.inf))
     compared = tuple(tb.compress.MethodScore(method=name, kl=kl, perplexity=value) for name, kl, value in scores)
-    measured = dataclasses.replace(allocation, compared=compared)
+    measured = dataclasses.replace(allocation, compared=compared, criterion="wanda")
     measured.save(tmp_path / "allocation.json")
     assert Allocation.load(tmp_path / "allocation.json") == measured
     assert "compared" not in allocation.to_dict()

@@ -51,6 +51,7 @@ class Allocation(Mapping[str, float]):
         size: Number of parameters of the model, and of those weights that could have had a value; None in files of
             older versions.
         compared: What each method gives on the calibration text, the best first; empty if it was not measured.
+        criterion: Pruning criterion that this was measured for; empty if it was not, and in files of older versions.
         estimate: The time and memory that a search was expected to take, or would take, if simple allocations were
             measured only; else empty.
 
@@ -72,6 +73,7 @@ class Allocation(Mapping[str, float]):
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     size: ModelSize | None = None
     compared: tuple[MethodScore, ...] = ()
+    criterion: str = ""
     estimate: str = field(default="", compare=False)
 
     @functools.cached_property
@@ -179,7 +181,7 @@ class Allocation(Mapping[str, float]):
             "settings": dict(self.settings),
             **({"size": self.size._asdict()} if self.size else {}),
             **({"compared": [without_nan(asdict(score)) for score in self.compared]} if self.compared else {}),
-            **({"estimate": self.estimate} if self.estimate else {}),
+            **{name: text for name in ("criterion", "estimate") if (text := getattr(self, name))},
             **({"findings": [asdict(finding) for finding in findings]} if (findings := self.findings) else {}),
             "layers": [_to_json(layer, self.quantity) for layer in self.layers],
         }
@@ -277,6 +279,7 @@ class _SavedAllocation(msgspec.Struct):
     settings: Settings = {}
     size: SavedSize | None = None
     compared: list[_SavedScore] = []
+    criterion: str = ""
     estimate: str = ""
 
     def restored(self) -> Allocation:
@@ -295,7 +298,7 @@ class _SavedAllocation(msgspec.Struct):
             compared=tuple(score.restored() for score in self.compared),
             **{
                 name: getattr(self, name)
-                for name in ("source", "method", "unit", "group", "revision", "settings", "estimate")
+                for name in ("source", "method", "unit", "group", "revision", "settings", "criterion", "estimate")
             },
         )
         if len(allocation) != len(self.layers):

@@ -1,5 +1,6 @@
 """Pruned models on disk: what from_pretrained loads, in the memory of one tensor, written atomically."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -35,6 +36,12 @@ def allocation_for(source, sparsity=0.5, **options):
 
 def all_tensors(folder):
     return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
+
+
+def test_a_folder_is_not_pruned_by_magnitude_for_another_criterion_in_silence(folder, tmp_path, caplog):
+    allocation = dataclasses.replace(allocation_for(folder), criterion="wanda")
+    tb.compress.prune_checkpoint(folder, allocation, tmp_path / "pruned", progress=False)
+    assert "the allocation was measured for wanda" in caplog.text
 
 
 def test_a_sharded_folder_is_pruned_like_the_live_model(folder, tmp_path):

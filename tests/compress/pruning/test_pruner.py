@@ -1,6 +1,7 @@
 """Pruning live models: the exact number of zeros, the right weights, and no other change."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -55,6 +56,18 @@ def test_remaining_weights_modes_and_hooks_do_not_change(method, make_llama, tok
         assert name in allocation or torch.equal(tensor, before[name]), name
     assert model.training
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("measured_for", "method", "warns"),
+    [("", "magnitude", 0), ("magnitude", "magnitude", 0), ("wanda", "magnitude", 1), ("magnitude", "wanda", 1)],
+)
+def test_an_allocation_that_was_measured_for_another_criterion_is_reported(
+    measured_for, method, warns, make_llama, tokens, caplog
+):
+    model = make_llama()
+    tb.prune(model, dataclasses.replace(allocate(model), criterion=measured_for), method, calibration=tokens)
+    assert caplog.text.count(f"measured for {measured_for}: prune by {measured_for}, or allocate for {method}") == warns
 
 
 def test_magnitude_prunes_the_smallest_weights(trained):

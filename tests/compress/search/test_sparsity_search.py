@@ -52,6 +52,7 @@ def test_the_search_is_better_than_every_simple_method_on_its_text(llama, text, 
     assert scores["search"].kl < min(simple)
     assert [score.kl for score in found.compared] == sorted(score.kl for score in found.compared)
     assert sum(layer.zeros for layer in found.layers) == round(0.6 * found.covered)
+    assert found.criterion == criterion
     assert len({layer.unit for layer in found.layers}) == (21 if unit == "layer" else 3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in llama.state_dict().items())
     assert llama.training

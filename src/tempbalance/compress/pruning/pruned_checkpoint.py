@@ -20,6 +20,7 @@ from tempbalance.checkpoints.folder import copy_non_weights
 from tempbalance.checkpoints.safetensors_file import write_safetensors
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.pruning.masks import magnitude_scores
+from tempbalance.compress.pruning.pruner import warn_of_other_criterion
 from tempbalance.compress.pruning.targets import Target, find_targets, stored_names
 from tempbalance.errors import AllocationError
 from tempbalance.layers import Weight
@@ -73,6 +74,7 @@ def prune_checkpoint(
         raise AllocationError("N:M sparsity needs the input axis, which a file lacks: load the model and use prune()")
     if not partial:
         allocation.check_coverage()
+    warn_of_other_criterion(allocation, "magnitude")
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     targets: dict[str, list[tuple[str, Target]]] = {}  # the name that its target knows a tensor by
     tied = _tied_names(checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
@@ -19,7 +20,9 @@ from tempbalance.compress.pruning.targets import Target, find_targets
 from tempbalance.errors import AllocationError, TokensError, check_type
 from tempbalance.layers import parameter_names, plain_modules, unwrapped
 
-__all__ = ["Criterion", "check_criterion", "linear_layers", "prune"]
+__all__ = ["Criterion", "check_criterion", "linear_layers", "prune", "warn_of_other_criterion"]
+
+_logger = logging.getLogger("tempbalance")
 
 Criterion = Literal["magnitude", "wanda", "sparsegpt"]
 
@@ -73,6 +76,7 @@ def prune(
     sequences = [] if method == "magnitude" or calibration is None else read_documents(calibration)
     if not partial:
         allocation.check_coverage()
+    warn_of_other_criterion(allocation, method)
     root = unwrapped(model)
     parameters, modules = parameter_names(root), plain_modules(root)
     targets = find_targets(root, allocation, lambda weight: weight.parameter in parameters)
@@ -104,6 +108,13 @@ def check_criterion(method: str) -> None:
     """Raise an AllocationError if there is no such pruning criterion."""
     if method not in get_args(Criterion):
         raise AllocationError(f"method must be one of {', '.join(get_args(Criterion))}, got {method!r}")
+
+
+def warn_of_other_criterion(allocation: Allocation, method: Criterion) -> None:
+    """Warn if an allocation was measured for another criterion; those for SparseGPT have the scores of Wanda."""
+    found = allocation.criterion
+    if found and (found == "magnitude") != (method == "magnitude"):
+        _logger.warning("the allocation was measured for %s: prune by %s, or allocate for %s", found, found, method)
 
 
 def linear_layers(modules: Mapping[str, nn.Module], targets: Sequence[Target]) -> dict[str, list[Target]]:

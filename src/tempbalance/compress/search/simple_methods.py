@@ -113,7 +113,7 @@ def compare_methods(  # noqa: PLR0913  four parameters, and options by keyword
         return allocation
     compared = {score.method: score for score in (*found.scores.values(), own)}
     ranked = tuple(sorted(compared.values(), key=lambda score: score.kl))
-    return replace(allocation, compared=ranked, estimate=search.text)
+    return replace(allocation, compared=ranked, criterion=criterion, estimate=search.text)
 
 
 def measure_sparsity(  # noqa: PLR0913  most are keyword options
@@ -179,6 +179,7 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
             method=given.method,
             unit="layer" if name == "erk" else "block",
             compared=tuple(methods.ranked.values()),
+            criterion=criterion,
             estimate=search.text,
             quiet=True,
         )

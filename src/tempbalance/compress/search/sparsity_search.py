@@ -129,6 +129,7 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
             method=f"search, {settings.generations} generations from {start.method}, seed {settings.seed}",
             unit=unit,
             compared=tuple(methods.ranked.values()),
+            criterion=criterion,
             estimate=announce.text,
         )
 
