@@ -4,10 +4,11 @@
         --out FILE.json [--pruners ...] [--sparsities ...] [--methods ...] [--recover] [--generations N]
         [--dtype bfloat16] [--collect] [--page FILE]
 
-A cell is a model, a pruning criterion, a sparsity and a method of allocation. Models are Hugging Face folders. The text
-is cut into two halves: calibration sequences are drawn from the first one (or from ``--calibration``), perplexity is
-measured on segments of the second one, which no method sees. Every method with a parameter chooses it from its grid on
-the calibration text (epsilon from four, the beta of ATP from ten), by the divergence that the search uses, too.
+A cell is a model, a pruning criterion, a sparsity and a method of allocation. Models are Hugging Face folders (of a
+GGUF file: ``folder_of_gguf.py``). The text is cut into two halves: calibration sequences are drawn from the first one
+(or from ``--calibration``), perplexity is measured on segments of the second one, which no method sees. Every method
+with a parameter chooses it from its grid on the calibration text (epsilon from four, the beta of ATP from ten), by the
+divergence that the search uses, too.
 
 - ``uniform``; ``erk``: by shape (Evci et al. 2020); ``owl`` (Yin et al. 2024); ``atp`` (2502.14770);
 - ``hill``, ``peak``, ``farms``: AlphaPruning with these alphas; ``inverted``: the Hill alpha upside down, a control;
@@ -249,7 +250,8 @@ def write_page(page: Path, results: Mapping[str, Any]) -> None:
     """Fill the markers of a page with the tables, and write a figure for each model beside it."""
     text = page.read_text(encoding="utf-8")
     for name, content in report(results).items():
-        text = fill(text, name, content)
+        if name != "cells" or results["settings"] == SETTINGS:  # cells of other settings are not counted with these
+            text = fill(text, name, content)
     for model in results["dense"]:
         drawn = plot(rows_of(results["cells"], model, "uniform"))
         write_atomically(page.with_name(f"prune_search_{model}.svg"), drawn.encode())
