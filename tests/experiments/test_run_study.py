@@ -133,8 +133,8 @@ def test_collect_trains_nothing_and_takes_complete_seeds(command, tmp_path, caps
     before = log.read_text()
     assert run("--full", "--collect") == 0
     assert log.read_text() == before
-    assert results(tmp_path)["one"]["summary"]["seeds"] == 2
-    assert "one: 2 of 4 seeds" in capsys.readouterr().out
+    assert results(tmp_path)["one"]["summary"]["seeds"] == 3
+    assert "one: 3 of 4 seeds" in capsys.readouterr().out
 
 
 def test_missing_data_is_named_and_its_study_skipped(command, tmp_path, capsys):
