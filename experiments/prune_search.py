@@ -217,7 +217,8 @@ def report(results: Mapping[str, Any]) -> dict[str, str]:
     cells, parts = results["cells"], {"cells": counts(results)}
     for model, losses in results["dense"].items():
         shown = [row for row in rows_of(cells, model, "uniform") if row["arm"] in SHOWN]
-        searches = [row for row in rows_of(cells, model, "owl") if row["arm"].startswith("search")]
+        others = rows_of(cells, model, "owl")
+        searches = [row for row in others if row["arm"].startswith("search") and "change" in row]
         tables = [f"Before pruning {math.exp(fmean(losses)):.1f}.", table(shown)]
         tables += ["Against OWL:", table(searches)] if searches else []
         parts[model] = "\n\n".join(each.rstrip() for each in tables)
@@ -247,14 +248,15 @@ def counts(results: Mapping[str, Any]) -> str:
 
 
 def write_page(page: Path, results: Mapping[str, Any]) -> None:
-    """Fill the markers of a page with the tables, and write a figure for each model beside it."""
-    text = page.read_text(encoding="utf-8")
+    """Fill the markers of a page with the tables, and write a figure beside it for each model with all methods."""
+    text, recovered = page.read_text(encoding="utf-8"), "recovery" in results["settings"]
     for name, content in report(results).items():
         if name != "cells" or results["settings"] == SETTINGS:  # cells of other settings are not counted with these
-            text = fill(text, name, content)
-    for model in results["dense"]:
-        drawn = plot(rows_of(results["cells"], model, "uniform"))
-        write_atomically(page.with_name(f"prune_search_{model}.svg"), drawn.encode())
+            text = fill(text, f"{name} recovered" if recovered else name, content)
+    if results["settings"] == SETTINGS:
+        for model in results["dense"]:
+            drawn = plot(rows_of(results["cells"], model, "uniform"))
+            write_atomically(page.with_name(f"prune_search_{model}.svg"), drawn.encode())
     write_atomically(page, text.encode())
 
 
