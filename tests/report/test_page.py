@@ -25,13 +25,15 @@ def test_the_library_in_the_pages_is_that_of_plotly_in_python():
 
         npx terser node_modules/plotly.js-basic-dist-min/plotly-basic.min.js --compress passes=2 --mangle \\
             --comments '/licen/i' -o plotly-basic.min.js
+        perl -0pi -e "s/(textContent=)'[.]maplibregl-map.*?(?<!\\\\)'/\\$1''/s" plotly-basic.min.js
         xz -9e plotly-basic.min.js
 
-    terser makes the wheel 20 kB smaller, and each page 25 kB.
+    terser makes the wheel 20 kB smaller, and each page 25 kB; without the styles of maps they are 9 and 83 kB smaller.
     """
     offline = pytest.importorskip("plotly.offline")
-    head = lzma.decompress((ASSETS / "plotly-basic.min.js.xz").read_bytes())[:200].decode()
-    assert f"(basic - minified) v{offline.get_plotlyjs_version()}" in head
+    script = lzma.decompress((ASSETS / "plotly-basic.min.js.xz").read_bytes()).decode()
+    assert f"(basic - minified) v{offline.get_plotlyjs_version()}" in script[:200]
+    assert "maplibre" not in script
 
 
 def test_a_page_has_the_licence_of_the_library():

@@ -184,7 +184,9 @@ def _work(
         state.restore()
         while True:
             configuration, seed = connection.recv()
-            connection.send(loaded.run(configuration, seed))
+            trial = loaded.run(configuration, seed)
+            print(end="", flush=True)  # what the task printed is not lost when the parent ends this process
+            connection.send(trial)
     except BaseException as error:
         _send_error(connection, error)
 

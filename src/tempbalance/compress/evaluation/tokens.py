@@ -254,6 +254,7 @@ class Calibration:
             ArgumentError: A number is out of range.
         """
         length = self.settings["length"]
+        check_integer("samples", self.samples, 1)
         check_integer("length", length, 1)
         documents = read_documents(self.tokens, tokenizer)
         if (found := sum(map(len, documents))) < length:
