@@ -7,7 +7,7 @@ from pathlib import Path
 
 __all__ = ["describe_unsupported"]
 
-_EXPORTED = "use the PyTorch checkpoint that it was exported from"
+_EXPORTED = "use the checkpoint that it was exported from"
 _SAVE_ARRAYS = "with its own library, save the arrays with safetensors.numpy.save_file"
 _UNPACK = "unpack it and analyse the file in it"
 # Pattern for the name, first bytes, description, advice.
@@ -18,16 +18,11 @@ _FORMATS: tuple[tuple[str, bytes, str, str], ...] = (
     (r".*\.msgpack", b"", "a Flax file", "convert it to safetensors first"),
     (r".*\.npz", b"", "a NumPy archive", "save its arrays with safetensors.numpy.save_file"),
     (r".*\.npy", b"\x93NUMPY", "a NumPy array", "save it with safetensors.numpy.save_file"),
-    (r".*\.tflite", b"", "a TensorFlow Lite file", "use the checkpoint that it was exported from"),
+    (r".*\.tflite", b"", "a TensorFlow Lite file", _EXPORTED),
     (r"saved_model\.pb|.*\.data-\d+-of-\d+", b"", "a TensorFlow checkpoint", _SAVE_ARRAYS),
     (r".*\.pdparams", b"", "a PaddlePaddle file", _SAVE_ARRAYS),
     (r".*\.ml(model|package)", b"", "a Core ML model", _EXPORTED),
-    (
-        r".*\.ggml",
-        b"lmgg",
-        "a GGML file (whisper.cpp, or before GGUF)",
-        "use the checkpoint that it was converted from",
-    ),
+    (r".*\.ggml", b"lmgg", "a GGML file (whisper.cpp, or before GGUF)", _EXPORTED),
     (r".*\.gz", b"\x1f\x8b", "a gzip archive", _UNPACK),
     (r".*\.bz2", b"BZh", "a bzip2 archive", _UNPACK),
     (r".*\.xz", b"\xfd7zXZ", "an xz archive", _UNPACK),

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
@@ -185,7 +186,8 @@ def _work(
         while True:
             configuration, seed = connection.recv()
             trial = loaded.run(configuration, seed)
-            print(end="", flush=True)  # what the task printed is not lost when the parent ends this process
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+                sys.stdout.flush()  # what the task printed is lost when the parent ends this process
             connection.send(trial)
     except BaseException as error:
         _send_error(connection, error)
