@@ -51,6 +51,13 @@ def test_tied_seeds_are_neither_won_nor_lost():
     assert found.share_won == 0.25
 
 
+def test_rounding_errors_are_ties():
+    second = [0.7, 1e-20, 123.4, -5.0, 0.1]
+    found = paired([np.nextafter(number, np.inf) for number in second], second)
+    assert (found.won, found.tied, found.lost) == (0, 5, 0)
+    assert (found.mean, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
 @pytest.mark.parametrize("arms", [([], []), ([1.0], [1.0, 2.0])])
 def test_lists_of_different_lengths_and_empty_lists_are_refused(arms):
     with pytest.raises(ValueError, match="the same number of seeds"):
