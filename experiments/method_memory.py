@@ -2,7 +2,8 @@
 
 MiniLM is fine-tuned on 64 sentences of SST-2 as in the study of text, once per method and repeat, each in a process of
 its own with one thread (Linux). The memory is the peak during training above that before: gradients, the optimizer's
-state, activations, and what the method adds. ``--page FILE`` writes the table to a page. Ten minutes on one core.
+state, activations, and what the method adds. ``report_study.py`` has them on a
+page. Ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -13,15 +14,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from pages import fill
 from run_study import DATA, HERE
 from studies.digits import METHODS as COMPARED
-from tables import line
 
 import tempbalance as tb
 from tempbalance._files import write_atomically
@@ -68,14 +66,6 @@ def in_a_process(method: str, data: Path) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def table(rows: Mapping[str, Sequence[float]]) -> str:
-    """A row per method: the median, also as a part of that of plain."""
-    lines = ["| method | memory, MB | of plain |", "|---|---|---|"]
-    for name, repeats in rows.items():
-        lines.append(line(f"`{name}`", f"{median(repeats):.0f}", f"{median(repeats) / median(rows[PLAIN]):.2f}"))
-    return "\n".join(lines)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure all, write, print."""
     parser = argparse.ArgumentParser(description="Measure the memory of every training method.")
@@ -84,7 +74,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="processes per method (default: 3)")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="names of methods (default: all)")
     parser.add_argument("--method", help="measure one method in this process, and print it")
-    parser.add_argument("--page", type=Path, help="page to write the table to")
     given = parser.parse_args(argv)
     if given.method is not None:
         print(measure(given.method, str(given.data)))
@@ -99,10 +88,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows[name].append(in_a_process(name, given.data))
                 write_atomically(given.out, (json.dumps({**settings, "megabytes": rows}, indent=1) + "\n").encode())
                 print(name, rows[name][-1], flush=True)
-    text = table(rows)
-    print(text)
-    if given.page is not None:
-        write_atomically(given.page, fill(given.page.read_text("utf-8"), "memory", text).encode())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 From ``experiments/results/NAME.json`` this makes the figures, the text between the markers of ``docs/results/NAME.md``
 (a new page where there is none), and the pages of all experiments: the table of claims in ``docs/results/index.md``,
-and ``docs/results/what-helps.md``.
+``what-helps.md`` and ``training-methods.md``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import methods_page
 import what_helps
 from diagnosis_page import load_diagnosis
 from pages import experiment_page, figures, fill, index_rows, new_page, paper_size_section
@@ -53,7 +54,7 @@ def report(name: str, pages: Path = PAGES, results: Path = RESULTS) -> dict[Path
 
 
 def index(pages: Path = PAGES, results: Path = RESULTS) -> dict[Path, str]:
-    """Make the pages of all experiments: their claims, also at the size of the papers, and what helps.
+    """Make the pages of all experiments: their claims, also at the size of the papers, what helps, and all methods.
 
     Args:
         pages: The folder of pages.
@@ -71,11 +72,14 @@ def index(pages: Path = PAGES, results: Path = RESULTS) -> dict[Path, str]:
     section = "\n\n".join(paper_size_section(*item) for item in large)
     drawn = {file: svg for each, found in large if found for file, svg in figures(each, found).items()}
     rows, helps = what_helps.load_rows(results), pages / "what-helps.md"
+    methods, compared = methods_page.load_rows(results), pages / "training-methods.md"
     return {
         page: fill(text, "paper-size", section),
         **{pages / file: svg for file, svg in drawn.items()},
         helps: what_helps.page(rows, helps.read_text(encoding="utf-8")),
         pages / what_helps.FIGURE: what_helps.figure(rows),
+        compared: methods_page.page(methods, compared.read_text(encoding="utf-8")),
+        pages / methods_page.FIGURE: methods_page.figure(methods),
     }
 
 

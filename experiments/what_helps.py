@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from claims import CANDIDATES, Metric, TaskRow
+from claims import CANDIDATES, TaskRow
 from gains import Gain, Results
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -42,7 +42,7 @@ WORDS = {
 
 
 class Cell(NamedTuple):
-    """A candidate on a task."""
+    """A candidate on a task, or on other test data."""
 
     gain: Gain
     finding: Finding
@@ -81,22 +81,23 @@ def _cells(task: TaskRow, results: Results) -> dict[str, Cell]:
         method = results.rows[1]["method"] if name is None else results.find(name)
         gain = results.gain(method, results.rows[0]["method"]) if method else None
         if method and gain is not None:
-            cells[candidate] = Cell(gain, find(results, method, gain))
+            p_value = next(row["p_value"] for row in results.rows if row["method"] == method)
+            cells[candidate] = Cell(gain, find(results, method, gain, p_value))
     return cells
 
 
-def find(results: Results, method: str, gain: Gain) -> Finding:
+def find(results: Results, method: str, gain: Gain, p_value: float) -> Finding:
     """Judge a candidate by the rule of all pages: the interval, p after Holm's correction, and each control.
 
     Args:
         results: Results of the study.
         method: The candidate.
         gain: Its gain over the baseline.
+        p_value: That of the gain, corrected.
 
     Returns:
         The finding.
     """
-    p_value = next(row["p_value"] for row in results.rows if row["method"] == method)
     if p_value >= LEVEL or gain.low <= 0 <= gain.high:
         return Finding.NONE
     if gain.high < 0:
@@ -148,27 +149,52 @@ def figure(rows: Sequence[Row]) -> str:
         SVG.
     """
     columns = [each for each in CANDIDATES if any(each in row.cells for row in rows)]
+    labels = [f"{row.task.title}\n({row.results.metric.unit})" for row in rows]
+    digits = [min(row.results.metric.digits, 3) for row in rows]
+    title = "Gain of every candidate over plain training, by task"
+    return grid([row.cells for row in rows], columns, labels, digits, name="what-helps", title=title)
+
+
+def grid(
+    rows: Sequence[Mapping[str, Cell]],
+    columns: Sequence[str],
+    labels: Sequence[str],
+    digits: Sequence[int],
+    *,
+    name: str,
+    title: str,
+) -> str:
+    """Draw a grid with the gain in each cell and the finding as its colour.
+
+    Args:
+        rows: Cells by column.
+        columns: Names of the columns.
+        labels: Labels of the rows.
+        digits: Digits of the gains of each row.
+        name: Seed of the identifiers in the SVG.
+        title: Title of the document.
+
+    Returns:
+        SVG.
+    """
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for y, row in enumerate(rows):
-            for candidate, cell in row.cells.items():
-                x = columns.index(candidate)
+            for column, cell in row.items():
+                x, text = columns.index(column), signed(cell.gain.mean, digits[y])
                 axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=cell.finding.value))
-                axes.text(x, y, _short(cell.gain, row.results.metric), ha="center", va="center", fontsize="small")
+                axes.text(x, y, text, ha="center", va="center", fontsize="small")
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
         axes.set_xticks(range(len(columns)), columns, rotation=35, ha="left", rotation_mode="anchor")
         axes.xaxis.tick_top()
-        axes.set_yticks(range(len(rows)), [f"{row.task.title}\n({row.results.metric.unit})" for row in rows])
+        axes.set_yticks(range(len(rows)), labels)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        used = {cell.finding for row in rows for cell in row.cells.values()}
+        used = {cell.finding for row in rows for cell in row.values()}
         handles = [Patch(color=each.value, label=WORDS[each]) for each in Finding if each in used]
         figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize="small", frameon=False)
 
-    size = (2.6 + 0.78 * max(1, len(columns)), 1.9 + 0.45 * len(rows))
-    return render(draw, *size, name="what-helps", title="Gain of every candidate over plain training, by task")
-
-
-def _short(gain: Gain, metric: Metric) -> str:
-    return signed(gain.mean, min(metric.digits, 3))
+    height = 0.45 if any("\n" in label for label in labels) else 0.26
+    size = (2.6 + 0.78 * max(1, len(columns)), 1.9 + height * len(rows))
+    return render(draw, *size, name=name, title=title)

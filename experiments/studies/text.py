@@ -49,7 +49,7 @@ FEW_WEIGHTS = "lr=[4e-4,1e-3,2e-3,4e-3]"  # adapters learn at higher rates
 SST2_METHODS = replace(
     SST2,
     name="sst2-64-methods",
-    parameters={"dataset": "sst2", "examples": 64, "epochs": 5, "evaluated": 500, "shifted": "amazon"},
+    parameters={"dataset": "sst2", "examples": 64, "epochs": 5, "evaluated": 200, "shifted": "amazon"},
     methods=(
         PROBE,
         LP_FT,
@@ -69,6 +69,7 @@ SST2_METHODS = replace(
         "ensemble_decay",
         "boosting",
     ),
+    seeds=14,
     first_seed=300,
     files=(*SST2.files, "amazon/test.tsv"),
 )

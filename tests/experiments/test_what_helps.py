@@ -16,12 +16,10 @@ def row(make_results):
 
     def make(means, pretrained=False, p_value=0.01):
         results = make_results(means)
-        for each in results.rows:
-            each["p_value"] = p_value
         task = TaskRow(title="Toy", study=results.study, methods={"shape (muP)": METHOD}, pretrained=pretrained)
         gain = results.gain(METHOD, "plain")
         return what_helps.Row(
-            task, results, {"shape (muP)": what_helps.Cell(gain, what_helps.find(results, METHOD, gain))}
+            task, results, {"shape (muP)": what_helps.Cell(gain, what_helps.find(results, METHOD, gain, p_value))}
         )
 
     return make

@@ -79,7 +79,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     scores = [np.where(np.isfinite(numbers), numbers, -np.inf) for numbers in (first, second)]
     with np.errstate(invalid="ignore"):
         outcomes = np.nan_to_num(scores[0] - scores[1], nan=0.0, posinf=np.inf, neginf=-np.inf)
-    outcomes[np.isclose(*scores, rtol=_ROUNDING, atol=0.0)] = 0.0
+    outcomes[np.isclose(scores[0], scores[1], rtol=_ROUNDING, atol=0.0)] = 0.0
     differences = outcomes[np.isfinite(scores).all(axis=0)]
     mean = differences.mean() if len(differences) else np.nan
     low = high = np.nan
