@@ -11,10 +11,10 @@ __all__ = ["page"]
 INTRODUCTION = """\
 # Optimizers
 
-A `Balancer` works with most optimizers. One that cannot take different rates is refused when the balancer is built, with
-the reason, and is then unchanged: use one that can (AdamW, Lion, SGD). Optimizers that are not listed here are checked,
-too: `Balancer` reads the groups and, if the optimizer is not one of torch, lets a small copy of it make a few steps: with
-its groups, with one group per parameter, and with different rates.
+A `Balancer` works with most optimizers. One that cannot take different rates is refused when the balancer is built,
+with the reason, and is then unchanged: use one that can (AdamW, Lion, SGD). Optimizers that are not listed here are
+checked, too: `Balancer` reads the groups and, if the optimizer is not one of torch, lets a small copy of it make a few
+steps: with its groups, with one group per parameter, and with different rates.
 
 Wrappers (SAM, Lookahead, schedule-free, gradient projections) are balanced inside: the optimizer that they call has the
 multiplied rates. What a wrapper itself does with `lr` uses the scheduled rate. "Its own" state dicts and checkpoints
@@ -56,6 +56,7 @@ def page(results: dict[str, Any]) -> str:
 def described(result: dict[str, Any]) -> str:
     """Return the result in words, without the name of the optimizer."""
     words = {"works": "works", "refused": "refused: ", "not run": "not run here: ", "fails": "**fails**: "}
-    text = words[result["verdict"]] + result["text"].replace("|", "\\|").removeprefix(f"{result['name'].split(' (')[0]} ")
+    name = result["name"].split(" (")[0]
+    text = words[result["verdict"]] + result["text"].removeprefix(f"{name} ").replace("|", "\\|")
     text += f"; needs {result['needs']}" if result["needs"] and result["verdict"] == "works" else ""
     return "; ".join([text, *dict.fromkeys(result["notes"])])
