@@ -11,8 +11,21 @@ __all__ = ["page"]
 INTRODUCTION = """\
 # Optimizers
 
+A `Balancer` works with most optimizers. One that cannot take different rates is refused when the balancer is built,
+with the reason, and is then unchanged: use one that can (AdamW, Lion, SGD). Optimizers that are not listed here are
+checked, too: `Balancer` reads the groups and, if the optimizer is not one of torch, lets a small copy of it make a few
+steps: with its groups, with one group per parameter, and with different rates.
+
+Wrappers (SAM, Lookahead, schedule-free, gradient projections) are balanced inside: the optimizer that they call has the
+multiplied rates. What a wrapper itself does with `lr` uses the scheduled rate. "Its own" state dicts and checkpoints
+are those of runs without a balancer.
+"""
+CRITERIA = """\
+
+## What "works" means
+
 `python benchmarks/optimizers.py` remakes this page: each optimizer trains a small network with and without a balancer.
-"Works" means, for the learning rate and the weight decay:
+For the learning rate and the weight decay:
 
 - between steps the groups and their options are those of a run without a balancer, also after an exception in a step
   or in a closure;
@@ -20,40 +33,30 @@ INTRODUCTION = """\
 - with other multipliers, the optimizer has exactly multiplier times rate inside its steps, and the run is bit-identical
   to that of the same optimizer built with one group per unit and these rates;
 - state dicts load from plain runs and into plain runs, and a resumed run is bit-identical to an uninterrupted one.
-
-An optimizer that cannot take different rates is refused when the balancer is built, with the message below, and is then
-unchanged. `Balancer` reads the groups and, if the optimizer is not one of torch, lets a small copy of it make a few
-steps: with its groups, with one group per parameter, and with different rates. So optimizers that are not listed here
-are checked, too.
-
-Wrappers (SAM, Lookahead, schedule-free, gradient projections) are balanced inside: the optimizer that they call has the
-multiplied rates. What a wrapper itself does with `lr` uses the scheduled rate. "Its own" state dicts and checkpoints
-are those of runs without a balancer.
-
-To balance an optimizer that is refused because it works on whole groups, use one that does not (AdamW, Lion, SGD).
 """
 
 
 def page(results: dict[str, Any]) -> str:
     """Return the page: per package what works, and a row for each other result."""
     verdicts = [each["verdict"] for package in results.values() for each in package["results"]]
-    counts = ", ".join(f"{verdicts.count(each)} {each}" for each in ("works", "refused", "not run", "fails"))
+    words = {"works": "work", "refused": "are refused", "not run": "could not be run", "fails": "fail"}
+    counts = ", ".join(f"{verdicts.count(each)} {word}" for each, word in words.items())
     lines = [INTRODUCTION, f"{len(verdicts)} were tried on a CPU: {counts}.", ""]
+    lines += ["| package | optimizer | result |", "|---|---|---|"]
     for package in PACKAGES:
-        if package not in results:
-            continue
-        lines += [f"## {package} {results[package]['version']}", "", "| optimizer | result |", "|---|---|"]
         rows: dict[str, list[str]] = {}
-        for each in results[package]["results"]:
+        for each in results[package]["results"] if package in results else ():
             rows.setdefault(described(each), []).append(each["name"])
-        lines += [f"| {', '.join(names)} | {text} |" for text, names in rows.items()]
-        lines.append("")
-    return "\n".join(lines)
+        for number, (text, names) in enumerate(rows.items()):
+            title = "" if number else f"{package} {results[package]['version']}"
+            lines.append(f"| {title} | {', '.join(names)} | {text} |")
+    return "\n".join([*lines, CRITERIA])
 
 
 def described(result: dict[str, Any]) -> str:
-    """Return the result in words."""
+    """Return the result in words, without the name of the optimizer."""
     words = {"works": "works", "refused": "refused: ", "not run": "not run here: ", "fails": "**fails**: "}
-    text = words[result["verdict"]] + result["text"].replace("|", "\\|")
+    name = result["name"].split(" (")[0]
+    text = words[result["verdict"]] + result["text"].removeprefix(f"{name} ").replace("|", "\\|")
     text += f"; needs {result['needs']}" if result["needs"] and result["verdict"] == "works" else ""
     return "; ".join([text, *dict.fromkeys(result["notes"])])

@@ -110,8 +110,8 @@ class Diagnosis:
             (LOWERED, LOWERED_PAPER, judge_changes(self.changes)),
             (PREDICTS, PREDICTS_PAPER, judge_correlations(self.by_imbalance)),
         ):
-            text = f"**{verdict.word}**: {verdict.reason}"
-            rows.append(line(f"{claim} {paper}", "", "", text, "[diagnosis](diagnosis.md)", f"`{COMMAND}`"))
+            text = f"**{verdict.word}** ([diagnosis](diagnosis.md)): {verdict.reason}"
+            rows.append(line(f"{claim} {paper}", "", "", text))
         return rows
 
 

@@ -96,7 +96,7 @@ def index_rows(experiment: Experiment, results: Mapping[str, Results]) -> list[s
         results: Results of the studies that have been run, by name.
 
     Returns:
-        A row per claim: claim, the paper's number, ours, verdict, page, command.
+        A row per claim: claim, the paper's number, ours, verdict with the page.
     """
     rows = []
     for claim in experiment.claims:
@@ -106,9 +106,9 @@ def index_rows(experiment: Experiment, results: Mapping[str, Results]) -> list[s
             first = claim.published[0]
             paper = f"{first.baseline:g} → {first.method:g} ({first.where}, {first.size})"
         ours = _first_gain(experiment, claim, results)
-        cells = (f"{claim.sentence} {claim.paper}", paper, ours, f"**{verdict.word}**: {verdict.reason}")
         page = f"[{experiment.name}]({experiment.name}.md)" if results else experiment.name
-        rows.append(line(*cells, page, f"`{command(experiment)}`"))
+        found = f"**{verdict.word}** ({page}): {verdict.reason}"
+        rows.append(line(f"{claim.sentence} {claim.paper}", paper, ours, found))
     return rows
 
 

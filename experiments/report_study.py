@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = HERE.parent / "docs" / "results"
 DIAGNOSIS = "diagnosis"
-HEAD = "| claim | paper | ours, least data | verdict | page | command |\n|---|---|---|---|---|---|"
+HEAD = "| claim | paper | ours, least data | verdict |\n|---|---|---|---|"
 
 
 def report(name: str, pages: Path = PAGES, results: Path = RESULTS) -> dict[Path, str]:
