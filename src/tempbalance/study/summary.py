@@ -316,14 +316,15 @@ def _notes(results: Sequence[Result], rows: Sequence[Row], scores: Sequence[_Sco
             "finer metric."
         )
     notes.append(
-        "Each method had one configuration: this study tuned nothing."
+        "Each method had one configuration, so the study itself tuned nothing."
         if configurations == 1
         else f"Each method had {configurations} configurations; the best by mean validation metric was compared."
     )
     if edges := [row.label for result, row in zip(results, rows, strict=True) if _at_edge(result)]:
         notes.append(f"The best of the learning rates tried is the smallest or largest: {', '.join(edges)}.")
     compared = sum(row.gain is not None for row in rows)
-    notes.append(f"p: Wilcoxon signed-rank test, Holm-corrected for {compared} comparisons.")
+    corrected = f", Holm-corrected for {compared} comparisons" if compared > 1 else ""
+    notes.append(f"p: Wilcoxon signed-rank test{corrected}.")
     if any(row.diverged for row in rows):
         notes.append("A diverged trial loses its pair; means and intervals exclude it.")
     diverged = [trial for result in results for trial in result.trials if trial.status == "diverged"]
