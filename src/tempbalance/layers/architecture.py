@@ -38,16 +38,10 @@ _ROWS = 4096  # rows of two tensors compared at a time
 
 
 def checkpoint_candidates(store: TensorStore) -> list[Candidate]:
-    """List the weights of a state dict or checkpoint.
+    """Return the weights of a state dict or checkpoint, in the order of the model, then of the store.
 
     With a configuration and Transformers installed, weights have the names, types and blocks of the live model.
     Without, tensors are classified by name and shape.
-
-    Args:
-        store: Named tensors.
-
-    Returns:
-        One candidate per weight with two axes or more, in the order of the model, then of the store.
     """
     model = build_on_meta(store.config, len(store.tensors)) if store.config else None
     found = None if model is None else _by_architecture(store, model)

@@ -36,15 +36,7 @@ class Conversion(NamedTuple):
 
 
 def convert_names(model: Any, tensors: Mapping[str, TensorInfo]) -> Conversion:
-    """Return the tensors of a checkpoint under the names of a model.
-
-    Args:
-        model: A model of Transformers, with or without data.
-        tensors: Shapes and dtypes of the tensors on disk.
-
-    Returns:
-        How each parameter and buffer of the model is made of stored tensors.
-    """
+    """Return how each parameter and buffer of a model of Transformers is made of the tensors on disk."""
     expected = model.state_dict()
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping

@@ -40,16 +40,7 @@ def is_weight(reason: str) -> bool:
 def measure_size(
     source: nn.Module | TensorStore, weights: Sequence[Weight], skipped: Iterable[tuple[Candidate, str]]
 ) -> ModelSize:
-    """Count the parameters of a model.
-
-    Args:
-        source: A live model or named tensors.
-        weights: The rows that are selected.
-        skipped: The candidates that are selected and have no row, each with the reason.
-
-    Returns:
-        The numbers of parameters.
-    """
+    """Count the parameters of a model, given the selected rows, and the selected candidates without a row."""
     found = [(weight.shape, weight.block) for weight in weights if weight.kind != "embedding"]
     found += [(c.shape, c.block) for c, reason in skipped if c.shape and is_weight(reason)]
     return ModelSize(

@@ -76,13 +76,7 @@ def _shape(parametrization: nn.Module) -> tuple[int, ...]:
 
 
 def effective_weights(module: nn.Module) -> dict[str, Effective]:
-    """Return the weights that a module computes from other tensors.
-
-    Args:
-        module: Any module; its children are ignored.
-
-    Returns:
-        The weights by attribute name (``weight``).
+    """Return the weights that a module, without its children, computes from other tensors, by attribute (``weight``).
 
     Example:
         >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
@@ -116,10 +110,7 @@ def effective_weights(module: nn.Module) -> dict[str, Effective]:
 
 
 def make_plain(module: nn.Module) -> None:
-    """Replace the weights that a module computes from other tensors by their values, so that they can be changed.
-
-    Args:
-        module: A copy of a module; its children are ignored.
+    """Replace the weights that a copy of a module computes from other tensors by their values, which can be changed.
 
     Example:
         >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))

@@ -63,13 +63,9 @@ class Update(NamedTuple):
 
 
 def factor_groups(names: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """Return the stored names of the parts of an adapter, by layer and part.
+    """Return the stored names of each part of an adapter, by layer and part: one name, or one per adapter.
 
-    Args:
-        names: Names of tensors.
-
-    Returns:
-        For each layer with a factor, the names of each part: one, or one per adapter.
+    Layers without a factor are left out.
 
     Example:
         >>> factor_groups(["fc.lora_A.weight", "fc.lora_B.weight", "fc.bias", "x.alpha"])
@@ -153,16 +149,7 @@ _PRODUCTS: tuple[tuple[tuple[str, ...], Compute], ...] = (
 def find_update(
     store: TensorStore, layer: str, parts: Mapping[str, list[str]], settings: Mapping[str, Any] | None
 ) -> Update:
-    """Return the update of a layer.
-
-    Args:
-        store: The tensors.
-        layer: Name of the layer in the model.
-        parts: The names of its parts, as in ``factor_groups``.
-        settings: The parsed ``adapter_config.json``, or None.
-
-    Returns:
-        The update.
+    """Return the update of a layer with these parts (as in ``factor_groups``) and settings (``adapter_config.json``).
 
     Raises:
         AdapterError: Its factors do not tell it; the message is the reason.

@@ -243,16 +243,11 @@ FUSED: tuple[FusedRule, ...] = (
 
 
 def find_fused(owner: nn.Module | None, attribute: str, shape: tuple[int, ...], axis: int = 0) -> Fused | None:
-    """Return the layout of a fused linear layer.
+    """Return the layout of a fused linear layer; None if it is not fused, or its layout is unknown.
 
-    Args:
-        owner: The parent module of the layer (its class and configuration define the layout), or None.
-        attribute: Name of the layer in its owner, such as ``c_attn``.
-        shape: Shape of the weight, two axes.
-        axis: The output axis: 0 for ``nn.Linear``, 1 for the ``Conv1D`` of Transformers.
-
-    Returns:
-        The layout; None if the layer is not fused or its layout is unknown.
+    Class and configuration of the owner, the parent module, define the layout. ``attribute`` is the name of the layer
+    in it, such as ``c_attn``; ``axis`` is that of the outputs: 0 for ``nn.Linear``, 1 for the ``Conv1D`` of
+    Transformers.
 
     Example:
         >>> import torch

@@ -212,15 +212,7 @@ def _run(func: Any, args: Any, kwargs: Any, leaf: ReadLeaf) -> list[Tensor]:
 
 
 def traced(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return a tensor without data that stands for a stored one; what is made from it has a :class:`Node`.
-
-    Args:
-        name: Name of the stored tensor.
-        shape: Its shape.
-        dtype: Its dtype.
-
-    Returns:
-        A tensor on the meta device, with the attribute ``node``.
+    """Return a tensor without data that stands for a stored one; what is made from it has a :class:`Node` as ``node``.
 
     Example:
         >>> parts = [traced(name, (2, 3), torch.float32) for name in "ab"]

@@ -121,13 +121,7 @@ class _ComputedStore:
 
 
 def with_computed_weights(store: TensorStore) -> TensorStore:
-    """Return a store in which the weights that torch computes from several tensors have one name.
-
-    Args:
-        store: The tensors.
-
-    Returns:
-        The store itself if it has no such weight.
+    """Return a store in which each weight that torch computes from several tensors has one name; itself if it has none.
 
     Example:
         >>> from tempbalance.layers.names import StateDict

@@ -60,17 +60,10 @@ def merged_candidates(
     base: Sequence[Candidate],
     mode: str,
 ) -> tuple[list[Candidate], tuple[str, ...]]:
-    """List the weights of a model with an adapter.
+    """Return the weights of a model with an adapter, and the names of the tensors that it has no place for.
 
-    Args:
-        model: The base model on the meta device.
-        settings: The parsed ``adapter_config.json``.
-        tensors: The tensors of the adapter.
-        base: The candidates of the base model, which read its weights.
-        mode: ``"merged"`` or ``"update"``.
-
-    Returns:
-        The candidates of the model, and the names of the tensors of the adapter that it has no place for.
+    The model is on the meta device; ``base`` are its candidates, which read its weights. ``mode`` is ``"merged"`` or
+    ``"update"``.
 
     Raises:
         AdapterError: PEFT is not installed, or cannot put this adapter on this model.

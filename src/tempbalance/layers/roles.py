@@ -109,14 +109,8 @@ def _conv(kind: str) -> Callable[[Site], Role]:
 def experts_role(shape: tuple[int, ...], *, gate_up: bool, transposed: bool, interleaved: bool = False) -> Role:
     """Return the role of stacked experts ``(experts, rows, columns)``; ``transposed`` ones are ``(experts, in, out)``.
 
-    Args:
-        shape: Shape of the stack.
-        gate_up: Whether each matrix contains the gate and the up projection.
-        transposed: Whether the matrices are ``(in, out)``.
-        interleaved: Whether gate and up alternate neuron by neuron.
-
-    Returns:
-        The role.
+    With ``gate_up`` each matrix has the gate and the up projection, which alternate neuron by neuron if
+    ``interleaved``.
     """
     axis = 1 if transposed else 0
     size = shape[1 + axis] // 2

@@ -78,18 +78,10 @@ def module_in_use(module: Any) -> tuple[str, list[str]]:
 def tuner_candidates(
     layer: Any, base: list[Candidate], name: str, mode: str, fetch: Fetch, reason: str | None
 ) -> Iterator[Candidate]:
-    """Yield the candidates of a layer of PEFT.
+    """Yield the candidates of the outermost layer of PEFT; those that PEFT changes are read from a merged copy.
 
-    Args:
-        layer: The outermost layer of PEFT.
-        base: The candidates of its base layer, under the names that they have without PEFT.
-        name: Name of the layer.
-        mode: ``"merged"`` or ``"update"``.
-        fetch: Reads a tensor of the layer.
-        reason: Reason why the tensors of the adapter cannot be read, or None.
-
-    Yields:
-        The candidates; those that PEFT changes are read from a merged copy.
+    ``base`` are the candidates of its base layer, under their names without PEFT. ``mode`` is ``"merged"`` or
+    ``"update"``. ``reason`` is why the tensors of the adapter cannot be read, or None.
     """
     tuners = _chain(layer)
     local = {candidate.name: candidate.name.removeprefix(f"{name}.") for candidate in base}

@@ -56,11 +56,7 @@ class Unit:
 def parameter_names(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a model by name, without wrappers (``torch.compile``, DDP, FSDP, PEFT).
 
-    Args:
-        model: Any module.
-
-    Returns:
-        Name to parameter in the order of the model; a shared parameter once, under its first name.
+    They are in the order of the model, a shared parameter once, under its first name.
 
     Example:
         >>> list(parameter_names(nn.DataParallel(nn.Linear(2, 2))))
@@ -76,14 +72,9 @@ def parameter_names(model: nn.Module) -> dict[str, Tensor]:
 
 
 def source_parameters(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the parameters that a weight is computed from: itself, or those of LoRA or a parametrization.
+    """Return the names of the parameters that a weight is computed from, without biases.
 
-    Args:
-        weight: A weight of the model.
-        parameters: All parameters of the model by name.
-
-    Returns:
-        Their names, without biases.
+    This is the weight itself, or those of LoRA or a parametrization. ``parameters`` are all of the model.
 
     Example:
         >>> from tempbalance.layers import find_weights
@@ -100,12 +91,6 @@ def source_parameters(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple
 
 def block_of_parameter(model: nn.Module) -> Callable[[str], str | None]:
     """Return the function from the name of a parameter to the name of its block, or to None outside of blocks.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        The function.
 
     Example:
         >>> blocks = nn.ModuleList(nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}) for _ in range(2))

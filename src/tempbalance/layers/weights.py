@@ -140,15 +140,7 @@ def storage_identity(tensor: Tensor) -> Hashable:
 
 
 def to_weights(candidate: Candidate, *, split: bool) -> Iterator[Weight]:
-    """Yield the rows of a candidate: one, or one per expert, and with ``split`` one per fused part.
-
-    Args:
-        candidate: A parameter that can be analysed.
-        split: Whether fused parameters get a row per part. Experts always do.
-
-    Yields:
-        One :class:`Weight` per weight matrix.
-    """
+    """Yield the rows of a candidate: one, or one per expert, and with ``split`` one per fused part."""
     role = candidate.role
     if role.kind in {"experts", "lora"} and role.layout is Layout.STACK:
         for expert in range(candidate.shape[0]):

@@ -28,11 +28,7 @@ _AVERAGES = ("ema.", "ema_model.", "model_ema.", "averaged_model.", "swa_model."
 def plain_namer(names: Iterable[str]) -> Callable[[str], str]:
     """Return the function from a name of a parameter or module to its name without wrappers.
 
-    Args:
-        names: Qualified names of all parameters.
-
-    Returns:
-        The function. Two parameters that would have one name keep their own.
+    ``names`` are those of all parameters; two parameters that would have one name keep their own.
 
     Example:
         >>> plain = plain_namer(["module.layers.0._orig_mod.weight"])
@@ -68,12 +64,6 @@ def _has_front(names: Iterable[str], front: str) -> bool:
 def plain_parameters(model: nn.Module) -> Callable[[str], str]:
     """Return the function from a name of a parameter or module of a live model to its name without wrappers.
 
-    Args:
-        model: Any module.
-
-    Returns:
-        The function.
-
     Example:
         >>> plain_parameters(nn.DataParallel(nn.Linear(2, 2)))("module.weight")
         'weight'
@@ -82,13 +72,7 @@ def plain_parameters(model: nn.Module) -> Callable[[str], str]:
 
 
 def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of a model by name without wrappers; a name has the module inside the wrappers.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        Name to module; shared modules under each of their names.
+    """Return the modules inside the wrappers by name without wrappers; shared modules under each of their names.
 
     Example:
         >>> list(plain_modules(nn.DataParallel(nn.Sequential(nn.ReLU()))))
@@ -99,13 +83,7 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside all wrappers around a model.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        The model itself, if it is not wrapped.
+    """Return the module inside all wrappers around a model; the model itself, if it is not wrapped.
 
     Example:
         >>> unwrapped(nn.DataParallel(nn.Linear(2, 2)))

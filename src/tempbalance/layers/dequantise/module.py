@@ -112,17 +112,10 @@ class Module:
         return parsed
 
     def steps(self, weight: str, shape: Sequence[int], factors: str, block: Sequence[int | None] = ()) -> list[int]:
-        """Return the lengths of the blocks of a weight that have one factor each.
+        """Return the lengths, along each axis, of the blocks of a weight that have one factor each.
 
-        Args:
-            weight: Name of the weight, for errors.
-            shape: Shape of the weight.
-            factors: Name of the factors: one, one for each entry of the first axes, or one for each block.
-            block: Lengths by the configuration, for the last axes; None if it has none. By default those of
-                compressed-tensors.
-
-        Returns:
-            The length along each axis.
+        There is one factor in all, one for each entry of the first axes, or one for each block. ``block`` has the
+        lengths by the configuration, for the last axes, or None if it has none; by default those of compressed-tensors.
 
         Raises:
             UnreadableError: The factors do not fit the weight.

@@ -42,12 +42,8 @@ _NO_SCALES = "fp8 without its scales, although config.json says that it has them
 def dequantised(store: TensorStore) -> TensorStore:
     """Return a store in which quantised weights have the names and shapes of the weights that they stand for.
 
-    Args:
-        store: Named tensors.
-
-    Returns:
-        The store itself if it has no quantised weight. One that does not have the layout of its format keeps its stored
-        name, with the reason.
+    It is the store itself if it has no quantised weight. A weight that does not have the layout of its format keeps its
+    stored name, with the reason.
 
     Example:
         >>> from tempbalance.layers.names import StateDict

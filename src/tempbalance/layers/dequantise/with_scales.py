@@ -86,17 +86,7 @@ def _decode_tiled(module: Module, weight: str) -> QuantisedWeight:
 
 
 def eight_bits(module: Module, name: str, stored: tuple[str, str, str | None], quantisation: str) -> QuantisedWeight:
-    """Describe a weight of 8 bits.
-
-    Args:
-        module: Its module.
-        name: Name of the weight when it is not quantised.
-        stored: Names of its values, its scales, and its zeros or None.
-        quantisation: Format and bits.
-
-    Returns:
-        The weight.
-    """
+    """Describe a weight of 8 bits; ``stored`` has the names of its values, its scales, and its zeros or None."""
     values, scale, zero = stored
     shape, block = module.shape(values), module.setting("weight_block_size")
     block = block if isinstance(block, list) and all(type(size) is int for size in block) else []
