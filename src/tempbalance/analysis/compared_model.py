@@ -108,12 +108,8 @@ def align(first: ComparedModel, second: ComparedModel, pairs: Mapping[str, str])
     """Transpose the weights of the first model that the second stores the other way round, such as those of GPT-2.
 
     The type of a layer tells how it is stored, but in a state dict types are not known; the shapes of the layers that
-    are not square tell then how the square ones are stored.
-
-    Args:
-        first: The first model.
-        second: The second model.
-        pairs: Name in the second model to name in the first.
+    are not square tell then how the square ones are stored. ``pairs`` maps names in the second model to names in the
+    first.
 
     Returns:
         Names, in the second model, of square weights that may be transposed or not.

@@ -197,13 +197,7 @@ def _normal_of_t(t: float, freedom: float) -> float:
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
-    """Correct probabilities for their number, so that they hold for the whole family (Holm 1979).
-
-    Args:
-        probabilities: One for each test.
-
-    Returns:
-        The corrected ones, in the same order.
+    """Return probabilities corrected for their number, so that they hold for the whole family (Holm 1979).
 
     Example:
         >>> holm([0.01, 0.04, 0.5])

@@ -96,11 +96,7 @@ SavedLayer = msgspec.defstruct(
 
 
 def row_from_json(row: Any) -> Row:
-    """Return the row that ``row_to_json`` wrote; unknown fields are ignored.
-
-    Raises:
-        ValueError: A value is missing or wrong; the message names it.
-    """
+    """Return the row that ``row_to_json`` wrote, without unknown fields; a ValueError names a value that is wrong."""
     if isinstance(row, dict) and "reason" in row:
         skipped = msgspec.convert(row, SavedSkipped)
         return Skipped(skipped.name, skipped.reason)
@@ -108,11 +104,7 @@ def row_from_json(row: Any) -> Row:
 
 
 def restored_layer(saved: Any) -> LayerStats:
-    """Return the layer of a checked ``SavedLayer``.
-
-    Raises:
-        ValueError: Two values do not fit together.
-    """
+    """Return the layer of a checked ``SavedLayer``; a ValueError if two values do not fit together."""
     values = {f.name: getattr(saved, f.name) for f in fields(LayerStats)}
     values |= {name: math.nan for name in _FLOATS if values[name] is None}
     if (saved.status is Status.OK) == math.isnan(values["alpha"]):

@@ -69,13 +69,9 @@ class _Stored(NamedTuple):
 
 
 def open_gguf(files: Sequence[Path]) -> dict[Path, GGUFShard]:
-    """Open the files of one model; the metadata is that of the first, because ``gguf-split`` writes it there only.
+    """Return the open files of one model, given one file, or all its parts in their order.
 
-    Args:
-        files: One file, or all parts of a model in their order.
-
-    Returns:
-        The open files.
+    The metadata is that of the first, because ``gguf-split`` writes it there only.
 
     Raises:
         MissingExtraError: The package ``gguf`` is not installed.

@@ -34,13 +34,7 @@ def split_hub_id(source: str) -> tuple[str, str]:
 def snapshot(repo_id: str, revision: str | None = None, part: str = "") -> Path:
     """Return the cached folder of a hub repository, after a download; pickles only if it has no safetensors.
 
-    Args:
-        repo_id: Organisation and name.
-        revision: Branch, tag or commit.
-        part: A folder or file in the repository; by default the weights at its top, or all components of a pipeline.
-
-    Returns:
-        The folder, or the file.
+    These are the weights at its top, or all components of a pipeline; with ``part``, a folder or file in it.
 
     Raises:
         NotFoundError: The hub cannot provide it.

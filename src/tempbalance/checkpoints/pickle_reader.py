@@ -29,18 +29,11 @@ def read_pickle(
     file: BinaryIO, size: int, most: int, *, name: Callable[[str], Global], call: Callable[[Any, Any], Any],
     load: Callable[[Any], Any],
 ) -> Any:  # fmt: skip
-    """Read one pickle.
+    """Return what one pickle holds; the file is at its beginning, and afterwards at its end.
 
-    Args:
-        file: A file at the beginning of the pickle; afterwards it is at its end.
-        size: Size of the file.
-        most: Largest number of operations.
-        name: Returns a function or class of this name, or raises if it is not allowed.
-        call: Returns what a function would return for a tuple of arguments.
-        load: Returns what a persistent id stands for.
-
-    Returns:
-        What the pickle holds.
+    It may have ``most`` operations. ``name`` returns a function or class of a name, or raises if it is not allowed;
+    ``call`` returns what a function would return for a tuple of arguments; ``load`` returns what a persistent id stands
+    for.
 
     Raises:
         CheckpointError: It has more operations, or a dictionary with keys that are neither names nor numbers.

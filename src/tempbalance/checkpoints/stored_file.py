@@ -69,14 +69,7 @@ class StoredFile:
         return self._stamp[0]
 
     def read(self, place: Place, *, swap: bool = False) -> Tensor:
-        """Read the tensor at a place.
-
-        Args:
-            place: Where it is.
-            swap: Whether its bytes have the other order.
-
-        Returns:
-            A tensor in memory of its own.
+        """Return the tensor at a place, in memory of its own; ``swap`` if its bytes have the other order.
 
         Raises:
             CorruptFileError: The file is too short, or has changed.

@@ -61,14 +61,7 @@ def _size(row: LayerDelta) -> list[float]:
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """Render a comparison as one HTML page.
-
-    Args:
-        comparison: The comparison.
-
-    Returns:
-        HTML with its style, script, plotly.js and data; the page loads no other file.
-    """
+    """Return a comparison as one HTML page, with its style, script, plotly.js and data; it loads no other file."""
     before, after = model_name(comparison.before), model_name(comparison.after)
     rows = comparison.layers
     compared = sum(math.isfinite(row.delta) for row in rows)

@@ -47,14 +47,7 @@ def print_track(console: Console, tracked: Track) -> None:
 
 
 def render_track(tracked: Track) -> str:
-    """Render a tracked run as one HTML page.
-
-    Args:
-        tracked: The run.
-
-    Returns:
-        HTML with its style, script, plotly.js and data; the page loads no other file.
-    """
+    """Return a tracked run as one HTML page, with its style, script, plotly.js and data; it loads no other file."""
     first, last = tracked.checkpoints[0].name, tracked.checkpoints[-1].name
     parents = {PurePath(checkpoint.source).parent.name for checkpoint in tracked.checkpoints}
     run = f"{parents.pop()}: " if len(parents) == 1 and "" not in parents else ""

@@ -110,15 +110,7 @@ class Summary:
         return RENDERERS["plot"]("study_figure", self)
 
     def shortened(self, name: str, other: str) -> Summary:
-        """Return this summary with another name for a method whose name is too long to read; itself if it is not.
-
-        Args:
-            name: The name, or its beginning.
-            other: The other name.
-
-        Returns:
-            The summary.
-        """
+        """Return this summary, with another name for a method if its name, or the beginning of it, is too long."""
         if len(name) <= _LONG:
             return self
         rows = [

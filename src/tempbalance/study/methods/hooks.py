@@ -199,15 +199,7 @@ class Joined:
     """
 
     def __init__(self, name: str, parts: Iterable[TrainingMethod]) -> None:
-        """Join methods.
-
-        Args:
-            name: Their name, for errors.
-            parts: The methods.
-
-        Raises:
-            StudyError: Two have optimizers of their own, or both choose the data.
-        """
+        """Join methods; a StudyError, with ``name``, if two have optimizers of their own, or both choose the data."""
         self._parts = [*parts]
         self.called_hooks: set[str] = set()
         for hook in ("choose", "optimizers"):
@@ -293,17 +285,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def linear_layers(model: nn.Module) -> tuple[dict[str, nn.Linear], str]:
-    """Return the linear layers of a model without its head, by name, and the name of the head: the last linear layer.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The other linear layers, and the name of the head.
-
-    Raises:
-        ArgumentError: The model has no linear layer.
-    """
+    """Return the linear layers of a model, by name, without the last, which is the head, and the name of the head."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if not layers:
         raise ArgumentError("this method needs a model with a linear layer as its head")
