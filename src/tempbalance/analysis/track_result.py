@@ -144,7 +144,7 @@ class Track:
         return result
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table with a row per layer and checkpoint: ``checkpoint``, ``step``, the fields of ``TrackedLayer``."""
+        """Return one row per layer and checkpoint: ``checkpoint``, ``step``, and the fields of ``TrackedLayer``."""
         import pandas as pd  # slow to import
 
         rows = []

@@ -21,15 +21,7 @@ from tempbalance.layers.modules import CONTAINERS
 from tempbalance.layers.weights import Weight
 from tempbalance.layers.wrappers import plain_modules, plain_parameters
 
-__all__ = [
-    "Norm",
-    "Unit",
-    "block_of_parameter",
-    "find_norms",
-    "find_units",
-    "parameter_names",
-    "source_parameters",
-]
+__all__ = ["Norm", "Unit", "block_of_parameter", "find_norms", "find_units", "parameter_names", "source_parameters"]
 
 # Copies of PEFT inside a name.
 _COPIES = re.compile(r"modules_to_save\.[^.]+\.|original_module\.|token_adapter\.")

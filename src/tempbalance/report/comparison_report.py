@@ -9,14 +9,7 @@ from rich.console import Console
 
 from tempbalance.analysis import Comparison, LayerDelta
 from tempbalance.report.figures import alpha_change_figure, weight_change_figure
-from tempbalance.report.page import (
-    Html,
-    findings_html,
-    fragment,
-    model_name,
-    render_page,
-    table_html,
-)
+from tempbalance.report.page import Html, findings_html, fragment, model_name, render_page, table_html
 from tempbalance.report.page import number as cell
 from tempbalance.report.terminal import count, number, plain_table, plain_text, print_findings, print_names, print_table
 

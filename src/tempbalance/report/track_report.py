@@ -8,13 +8,7 @@ from rich.console import Console
 
 from tempbalance.analysis import Track
 from tempbalance.report.figures import track_figure
-from tempbalance.report.page import (
-    MISSING,
-    Html,
-    findings_html,
-    render_page,
-    table_html,
-)
+from tempbalance.report.page import MISSING, Html, findings_html, render_page, table_html
 from tempbalance.report.page import number as cell
 from tempbalance.report.terminal import count, number, plain_table, plain_text, print_findings, print_table
 

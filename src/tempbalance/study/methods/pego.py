@@ -13,14 +13,7 @@ from torch.nn.utils import parametrize
 
 from tempbalance.errors import check_integer
 from tempbalance.layers import describe_parameters, find_weights
-from tempbalance.study.methods.hooks import (
-    Batch,
-    Training,
-    TrainingMethod,
-    check_range,
-    generator,
-    hidden_layers,
-)
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_range, generator, hidden_layers
 
 __all__ = ["PEGO"]
 
