@@ -255,7 +255,6 @@ class Analysis:
         severities = [finding.severity for finding in self.findings]
 
         def mean(name: str) -> float:
-            """Return the mean of a field over the layers that have it."""
             values = [value for layer in self.layers if math.isfinite(value := getattr(layer, name))]
             return fmean(values) if values else math.nan
 

@@ -46,7 +46,6 @@ def snapshot(repo_id: str, revision: str | None = None, part: str = "") -> Path:
         from huggingface_hub import snapshot_download
 
     def download(allow: list[str], ignore: list[str]) -> Path:
-        """Download the files of some patterns."""
         try:
             path = snapshot_download(repo_id, revision=revision, allow_patterns=allow, ignore_patterns=ignore)
         except Exception as error:  # the hub raises its own, requests' and built-in errors

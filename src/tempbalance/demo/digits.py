@@ -213,7 +213,6 @@ def warmup_and_decay(
     warmup = max(1, round(fraction * steps))
 
     def rate(step: int) -> float:
-        """Return the factor of the learning rate."""
         return min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)

@@ -222,7 +222,6 @@ def _merged(base: Candidate, update: Candidate) -> Candidate:
         raise AdapterError(f"its update has shape {update.shape}, its base weight {base.shape}")
 
     def read(index: Index) -> Tensor:
-        """Read the weight with its update, or the part of it at an index."""
         change = update.read(())
         weight = base.read(()).to(torch.float64)
         merged = weight + (change if change.shape == weight.shape else change.mT)  # Conv1D is stored (in, out)

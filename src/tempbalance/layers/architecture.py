@@ -23,7 +23,7 @@ from tempbalance.layers.fused import Index
 from tempbalance.layers.meta_model import build_on_meta
 from tempbalance.layers.modules import module_candidates
 from tempbalance.layers.moves import Node
-from tempbalance.layers.names import TensorStore, name_candidates, unreadable
+from tempbalance.layers.names import TensorStore, join_name, name_candidates, unreadable
 from tempbalance.layers.parametrised import with_computed_weights
 from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.weights import Candidate
@@ -172,7 +172,7 @@ def _computed(stored: _Stored, candidate: Candidate) -> Candidate:
     module = stored.model.get_submodule(path)
     part = re.compile(rf"parametrizations\.{attribute}\..+|{attribute}_\w+")
     keys = [key for key in module.state_dict() if part.fullmatch(key)]
-    nodes = {key: stored.nodes.get(f"{path}.{key}" if path else key) for key in keys}
+    nodes = {key: stored.nodes.get(join_name(path, key)) for key in keys}
     found = {key: node for key, node in nodes.items() if node is not None}
     if len(found) < len(nodes):
         return _missing(stored, candidate)

@@ -52,7 +52,8 @@ def measure_size(
 
 def _of_model(model: nn.Module) -> int:
     """Count the parameters of a live model, a shared one once."""
-    return sum(map(_entries, _parameters(model)))
+    parameters = model.state_dict().values() if isinstance(model, torch.jit.ScriptModule) else model.parameters()
+    return sum(map(_entries, parameters))
 
 
 def _entries(parameter: Tensor) -> int:
@@ -60,10 +61,6 @@ def _entries(parameter: Tensor) -> int:
         return int(getattr(parameter, "ds_numel", None) or parameter.numel())
     except Exception:  # one that is not initialised yet, or whatever a subclass raises: it is listed as skipped
         return 0
-
-
-def _parameters(model: nn.Module) -> Iterable[Tensor]:
-    return model.state_dict().values() if isinstance(model, torch.jit.ScriptModule) else model.parameters()
 
 
 def _of_store(store: TensorStore) -> int:

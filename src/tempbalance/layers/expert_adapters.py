@@ -54,7 +54,6 @@ def expert_update(
     role, transposed = _role((experts, b[0], a[1]), module, name, settings)
 
     def read(index: Index) -> Tensor:
-        """Compute the update of all experts, or the part of it at an index."""
         down, up = (store.load(parts[part][0]).to(torch.float64) for part in ("lora_A", "lora_B"))
         down, up = down.view(experts, rank, -1), up.view(up.shape[0], rank, experts).permute(2, 0, 1)
         which = index[0] if index else slice(None)

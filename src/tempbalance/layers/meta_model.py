@@ -124,7 +124,6 @@ def _call_limit(most: int, seconds: float) -> Iterator[None]:
     left, importing, deadline, before = most, 0, time.thread_time() + seconds, sys.getprofile()
 
     def count(frame: FrameType, event: Any, argument: Any) -> None:
-        """Count one call or return."""
         nonlocal left, importing, deadline
         if frame.f_code.co_name == "_find_and_load" and event in {"call", "return"}:
             outermost = importing == (event == "return")

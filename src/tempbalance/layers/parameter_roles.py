@@ -63,24 +63,16 @@ class _Described(Protocol):
     """A weight, or a row of an analysis."""
 
     @property
-    def name(self) -> str:
-        """Qualified name."""
-        ...
+    def name(self) -> str: ...
 
     @property
-    def kind(self) -> str:
-        """Kind of the weight."""
-        ...
+    def kind(self) -> str: ...
 
     @property
-    def block(self) -> str | None:
-        """Its block."""
-        ...
+    def block(self) -> str | None: ...
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        ...
+    def shape(self) -> tuple[int, ...]: ...
 
 
 def find_roles(weights: Iterable[_Described]) -> dict[str, str]:

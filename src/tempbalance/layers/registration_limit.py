@@ -30,7 +30,6 @@ def registration_limit(most: int, kinds: tuple[str, ...], cost: Callable[[Any], 
     thread, left = threading.get_ident(), most
 
     def registered(_: nn.Module, __: str, value: Any) -> None:
-        """Count one registration."""
         nonlocal left
         if threading.get_ident() == thread:
             left -= cost(value)

@@ -18,6 +18,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.modules import CONTAINERS
+from tempbalance.layers.names import join_name
 from tempbalance.layers.weights import Weight
 from tempbalance.layers.wrappers import plain_modules, plain_parameters
 
@@ -189,7 +190,7 @@ def find_norms(model: nn.Module) -> Iterator[Norm]:
         is_norm = any("norm" in cls.__name__.lower() for cls in type(module).__mro__)
         if is_norm and own and not list(module.children()):
             width = max(math.prod(parameter.shape) for parameter in own.values())
-            names = (_COPIES.sub("", plain(f"{path}.{key}" if path else key)) for key in own)
+            names = (_COPIES.sub("", plain(join_name(path, key))) for key in own)
             yield Norm(name=_COPIES.sub("", plain(path)), module=module, parameters=tuple(names), width=width)
 
 

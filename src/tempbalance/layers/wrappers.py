@@ -38,12 +38,12 @@ def plain_namer(names: Iterable[str]) -> Callable[[str], str]:
     names = list(names)
     peft = _PROMPTED if any(".prompt_encoder." in f".{name}" for name in names) else _PEFT
     inner = [_drop(name, peft) for name in names]
-    average = next((front for front in _AVERAGES if _has_front(inner, front)), "")
+    members = [name for name in inner if "." in name]  # an average has counters next to it
+    average = next((front for front in _AVERAGES if members and all(name.startswith(front) for name in members)), "")
     counts = Counter(name.removeprefix(average) for name in inner)
     kept = {name for name, short in zip(names, inner, strict=True) if counts[short.removeprefix(average)] > 1}
 
     def plain(name: str) -> str:
-        """Return a name without wrappers."""
         return name if name in kept else f"{_drop(name, peft)}.".removeprefix(average).removesuffix(".")
 
     return plain
@@ -54,11 +54,6 @@ def _drop(name: str, peft: re.Pattern[str]) -> str:
     short = ".".join(part for part in name.split(".") if part not in _COMPONENTS)
     match = peft.match(f"{short}.")
     return f"{short}."[match.end() if match else 0 :].removesuffix(".")
-
-
-def _has_front(names: Iterable[str], front: str) -> bool:
-    inside = [name.startswith(front) for name in names if "." in name]  # an average has counters next to it
-    return bool(inside) and all(inside)
 
 
 def plain_parameters(model: nn.Module) -> Callable[[str], str]:

@@ -279,7 +279,6 @@ def _control_notes(results: Sequence[Result], rows: Sequence[Row], scores: Seque
     found = {i: _compared(rows[best], scores[best], scores[i]) for i in controls}
 
     def names(places: Iterable[int]) -> str:
-        """Return the names of controls."""
         return ", ".join(rows[i].method for i in places)
 
     missing = [i for i in controls if found[i].gain is None]

@@ -74,7 +74,6 @@ def _decode_tiled(module: Module, weight: str) -> QuantisedWeight:
         """Decode the layout without tiles, in which the lower half of a byte is the first."""
 
         def read_plain(part: str) -> Tensor:
-            """Read a tensor in that layout."""
             stored = read(part)
             if part == scale:
                 return untiled(stored, rows, columns)
