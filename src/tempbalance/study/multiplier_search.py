@@ -283,7 +283,7 @@ class _Tuner:
             if side_by_side:  # all rates side by side: below, their trials are read from the folder
                 wanted = [(Configuration(PLAIN, rate), seed) for rate in grid for seed in self.seeds]
                 deque(Runner(self.folder, self.workers.train, self.lower_is_better, advance).trials(wanted), maxlen=0)
-            count_one = _ignore if side_by_side else advance
+            count_one = (lambda _: None) if side_by_side else advance
             for rate in grid:
                 tried.append(self.train(_Point(PLAIN, rate, {}), tried, may_stop=rate not in rates, advance=count_one))
         return self.best(self.finalists(tried) or tried)
@@ -293,10 +293,6 @@ class _Tuner:
         means = [fmean(each.values[: len(new.values)]) for each in before if each.status == "complete"]
         sign = 1 if self.lower_is_better else -1
         return len(means) >= _FEWEST and sign * new.mean > sign * median(means)
-
-
-def _ignore(_: int) -> None:
-    """Count nothing."""
 
 
 def _sample(tuner: _Tuner, space: SearchSpace, settings: Mapping[str, Any], count: int) -> list[SearchTrial]:

@@ -23,6 +23,7 @@ __all__ = [
     "check_positive",
     "check_range",
     "draw_again",
+    "freeze_all_but_head",
     "generator",
     "head_of",
     "linear_layers",
@@ -293,12 +294,14 @@ def linear_layers(model: nn.Module) -> tuple[dict[str, nn.Linear], str]:
     return layers, head
 
 
-def hidden_layers(model: nn.Module, method: str) -> tuple[dict[str, nn.Linear], str]:
-    """Return the same as ``linear_layers``; raise an ArgumentError if there are none besides the head."""
+def freeze_all_but_head(model: nn.Module, method: str) -> dict[str, nn.Linear]:
+    """Freeze a model without its head, and return its other linear layers; raise an ArgumentError if it has none."""
     layers, head = linear_layers(model)
     if not layers:
         raise ArgumentError(f"{method} needs a model with a linear layer besides the head")
-    return layers, head
+    model.requires_grad_(False)
+    model.get_submodule(head).requires_grad_(True)
+    return layers
 
 
 def head_of(model: nn.Module) -> nn.Linear:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_range, generator, hidden_layers
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_range, freeze_all_but_head, generator
 
 __all__ = ["SaRA"]
 
@@ -66,9 +66,7 @@ class SaRA(TrainingMethod):
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Choose the entries."""
-        layers, head = hidden_layers(model, "sara")
-        model.requires_grad_(False)
-        model.get_submodule(head).requires_grad_(True)
+        layers = freeze_all_but_head(model, "sara")
         sizes = torch.cat([layer.weight.detach().abs().flatten() for layer in layers.values()])
         self._threshold = sizes.kthvalue(max(1, round(self.share * len(sizes)))).values
         self._layers = [layer for layer in layers.values() if (layer.weight.abs() <= self._threshold).any()]
