@@ -187,10 +187,8 @@ def _first(value: Any, *_: Any) -> Any:
     return value
 
 
-def _dictionary(pairs: Any = ()) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    fill(found, [value for pair in pairs for value in pair])  # Python 2 wrote its items as pairs
-    return found
+def _dictionary(pairs: Any = ()) -> Any:
+    return fill({}, [value for pair in pairs for value in pair])  # Python 2 wrote its items as pairs
 
 
 _U = "torch._utils._rebuild_"

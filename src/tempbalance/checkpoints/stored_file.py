@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,12 @@ from tempbalance.errors import CheckpointError, CorruptFileError
 from tempbalance.layers import Index
 from tempbalance.layers.stored import is_mapping
 
-__all__ = ["Place", "StoredFile"]
+__all__ = ["Place", "StoredFile", "contiguous_stride"]
+
+
+def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor, in numbers."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 class Place(NamedTuple):
