@@ -76,16 +76,11 @@ class _SavedESD(msgspec.Struct):
 # A layer in a file: a float may be missing (NaN, or a field that an older version lacks), counts are not negative.
 _TYPES: dict[str, Any] = {
     **{f.name: {"float": float | None, "int": Count}.get(str(f.type)) for f in fields(LayerStats)},
-    **{
-        "name": str,
-        "kind": str,
-        "role": str,
-        "quantisation": str,
-        "block": str | None,
-        "status": Status,
-        "esd": _SavedESD,
-        "num_traps": Count | None,
-    },
+    **dict.fromkeys(("name", "kind", "role", "quantisation"), str),
+    "block": str | None,
+    "status": Status,
+    "esd": _SavedESD,
+    "num_traps": Count | None,
     "shape": Annotated[tuple[Size, ...], msgspec.Meta(min_length=2)],
 }
 SavedLayer = msgspec.defstruct(
