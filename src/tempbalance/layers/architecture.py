@@ -31,7 +31,7 @@ from tempbalance.layers.weights import Candidate
 __all__ = ["checkpoint_candidates"]
 
 _logger = logging.getLogger("tempbalance")
-_MOST = 0.5  # share of the stored weights that an architecture must have to describe a checkpoint
+_LEAST_SHARE = 0.5  # of the stored weights that an architecture must have to describe a checkpoint
 _MISSING = "not in the checkpoint: Transformers computes it, or initialises it at random"
 _OUTSIDE = "not in {}, the architecture in config.json: to analyse it, pass a state dict"
 _ROWS = 4096  # rows of two tensors compared at a time
@@ -49,7 +49,7 @@ def checkpoint_candidates(store: TensorStore) -> list[Candidate]:
 
 
 class _Stored(NamedTuple):
-    """A checkpoint as the model of its configuration has it.
+    """A checkpoint, by the names of the parameters in the model of its configuration.
 
     Attributes:
         store: The checkpoint.
@@ -84,7 +84,7 @@ def _by_architecture(store: TensorStore, model: nn.Module) -> list[Candidate] | 
     told = {_module(c.name) for c in known if c.role.reason == stored.missing.get(_module(c.name))}
     outside = {name: _module(conversion.outside[name]) for name in store.tensors if name in conversion.outside}
     rest = name_candidates(store, [n for n, module in outside.items() if not (n in stored.reasons and module in told)])
-    if _size(known) < _MOST * (_size(known) + _size(rest)):
+    if _size(known) < _LEAST_SHARE * (_size(known) + _size(rest)):
         _logger.info("%s has few of the weights: layer types come from names and shapes", cls)
         return None
     if (store.config or {}).get("architectures"):
@@ -178,11 +178,10 @@ def _computed(stored: _Stored, candidate: Candidate) -> Candidate:
         return _missing(stored, candidate)
 
     def read(index: Index) -> Tensor:
-        """Compute the weight on a copy of the module, or the part of it at an index."""
-        twin = copy.deepcopy(module)
+        copied = copy.deepcopy(module)
         parts = {key: StoredTensor(stored.store, node)() for key, node in found.items()}
-        twin.load_state_dict(parts, strict=False, assign=True)
-        weight = effective_weights(twin)[attribute].compute()
+        copied.load_state_dict(parts, strict=False, assign=True)
+        weight = effective_weights(copied)[attribute].compute()
         return weight[index] if index else weight
 
     return replace(candidate.skipped(stored.reason(*found.values())), read=read)

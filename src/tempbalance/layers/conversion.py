@@ -22,7 +22,7 @@ __all__ = ["Conversion", "convert_names"]
 
 
 class Conversion(NamedTuple):
-    """The tensors of a checkpoint as the model has them.
+    """The tensors of a checkpoint, by their names in the model.
 
     Attributes:
         nodes: Parameters and buffers of the model that the checkpoint has, by their names in the model.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tempbalance.layers.sharded import class_name
@@ -66,9 +66,9 @@ class Fused:
         return grouped.narrow(self.axis + 1, start, stop - start).flatten(self.axis, self.axis + 1)
 
 
-def thirds(length: int, axis: int = 0) -> Fused | None:
+def thirds(length: int) -> Fused:
     """Return the layout of queries, keys and values of equal size, one after the other."""
-    return Fused(parts=QKV, sizes=(length // 3,) * 3, axis=axis)
+    return Fused(parts=QKV, sizes=(length // 3,) * 3)
 
 
 Sizer = Callable[["nn.Module", int, int], "Fused | None"]
@@ -262,6 +262,6 @@ def find_fused(owner: nn.Module | None, attribute: str, shape: tuple[int, ...], 
             found = rule.sizer(owner, shape[axis], shape[1 - axis])
             if found is None:
                 continue
-            found = Fused(parts=found.parts, sizes=found.sizes, groups=found.groups, axis=axis)
+            found = replace(found, axis=axis)
             return found if found.fits(shape) else None
     return None

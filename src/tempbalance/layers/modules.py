@@ -21,8 +21,8 @@ from tempbalance.layers.tuners import (
     OF_ADAPTER,
     Fetch,
     base_of,
+    is_adapter_part,
     is_auxiliary,
-    is_beside,
     is_tuner,
     module_in_use,
     tuner_candidates,
@@ -132,7 +132,7 @@ def _walk(node: _Node, ancestors: tuple[int, ...]) -> Iterator[Candidate]:
         again = child == "_original_module" and "_forward_module" in module._modules  # Lightning registers both
         if child != "parametrizations" and submodule is not None and not again:
             found = _walk(node.descend(child), seen)
-            yield from (_skip(c.name, c.shape, OF_ADAPTER) for c in found) if is_beside(module, child) else found
+            yield from (_skip(c.name, c.shape, OF_ADAPTER) for c in found) if is_adapter_part(module, child) else found
 
 
 def _tuned(node: _Node, seen: tuple[int, ...]) -> Iterator[Candidate]:

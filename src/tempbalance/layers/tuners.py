@@ -26,8 +26,8 @@ __all__ = [
     "OF_ADAPTER",
     "Fetch",
     "base_of",
+    "is_adapter_part",
     "is_auxiliary",
-    "is_beside",
     "is_tuner",
     "module_in_use",
     "tuner_candidates",
@@ -59,7 +59,7 @@ def is_auxiliary(module: nn.Module) -> bool:
     return _is_a(module, "AuxiliaryTrainingWrapper") or _is_a(module, "ModulesToSaveWrapper")  # the latter before 0.15
 
 
-def is_beside(module: nn.Module, child: str) -> bool:
+def is_adapter_part(module: nn.Module, child: str) -> bool:
     """Return whether a child of PEFT's model is not the model itself: a vector bank, projections."""
     inner = module._modules.get(child)
     return _is_a(module, "BaseTuner") and child != "model" and inner is not None and not _is_a(inner, "BaseTuner")

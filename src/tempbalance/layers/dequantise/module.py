@@ -16,10 +16,10 @@ from tempbalance.layers.dequantise.packing import in_blocks
 from tempbalance.layers.fused import Index
 from tempbalance.layers.names import TensorInfo
 
-__all__ = ["AGAIN", "Decoder", "Module", "QuantisedWeight", "Read", "UnreadableError", "scaled"]
+__all__ = ["ADVICE", "Decoder", "Module", "QuantisedWeight", "Read", "UnreadableError", "scaled"]
 
 Read = Callable[[str], Tensor]
-AGAIN = "download or convert the checkpoint again, or load the unquantised one if it is of another format"
+ADVICE = "download or convert the checkpoint again, or load the unquantised one if it is of another format"
 _BLOCK, _SHORTEST = 128, 8  # length of a block of FP8 weights if no other is known; what a length is a multiple of
 
 
@@ -75,14 +75,14 @@ class Module:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor; an UnreadableError if it is missing."""
         if name not in self.tensors:
-            raise UnreadableError(f"its tensor {name} is missing: {AGAIN}")
+            raise UnreadableError(f"its tensor {name} is missing: {ADVICE}")
         return self.tensors[name].shape
 
     def check(self, name: str, expected: Sequence[int]) -> None:
         """Raise an UnreadableError unless a tensor has a shape."""
         found = self.shape(name)
         if found != tuple(expected):
-            raise UnreadableError(f"its tensor {name} has shape {found}, expected {tuple(expected)}: {AGAIN}")
+            raise UnreadableError(f"its tensor {name} has shape {found}, expected {tuple(expected)}: {ADVICE}")
 
     def number(self, name: str) -> int | None:
         """Return a stored integer, or None if there is none."""
@@ -134,7 +134,7 @@ class Module:
             if step is None:
                 raise UnreadableError(
                     f"its scales ({factors}) of shape {self.shape(factors)} do not fit {weight} of shape "
-                    f"{tuple(shape)}: {AGAIN}"
+                    f"{tuple(shape)}: {ADVICE}"
                 )
             found.append(step)
         return found
@@ -154,7 +154,7 @@ class Module:
         if math.prod(counts) == 1:
             return (1,) * len(shape)
         if len(counts) > len(shape):
-            raise UnreadableError(f"its scales ({factors}) have shape {counts}: {AGAIN}")
+            raise UnreadableError(f"its scales ({factors}) have shape {counts}: {ADVICE}")
         return (*counts, *(1,) * (len(shape) - len(counts)))
 
 

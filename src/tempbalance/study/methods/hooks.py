@@ -345,11 +345,11 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def check_range(name: str, value: float, least: float, most: float = math.inf) -> None:
-    """Raise an ArgumentError unless a parameter is a number in a closed range."""
+def check_range(name: str, value: float, most: float = math.inf) -> None:
+    """Raise an ArgumentError unless a parameter is a number from 0 to ``most``."""
     check_numbers(**{name: value})
-    if not least <= value <= most:
-        allowed = f"{least} or more" if most == math.inf else f"in [{least}, {most}]"
+    if not 0 <= value <= most:
+        allowed = "0 or more" if most == math.inf else f"in [0, {most}]"
         raise ArgumentError(f"{name} must be {allowed}, got {value}")
 
 

@@ -68,7 +68,7 @@ class PEGO(TrainingMethod):
     def __post_init__(self) -> None:
         check_integer("rank", self.rank, 1)
         check_integer("count", self.count, 1)
-        check_range("strength", self.strength, 0)
+        check_range("strength", self.strength)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Add the updates; all other weights except the head are frozen."""

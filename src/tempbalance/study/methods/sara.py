@@ -61,8 +61,8 @@ class SaRA(TrainingMethod):
     strength: float = 5e-4
 
     def __post_init__(self) -> None:
-        check_range("share", self.share, 0, 1)
-        check_range("strength", self.strength, 0)
+        check_range("share", self.share, 1)
+        check_range("strength", self.strength)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Choose the entries."""
