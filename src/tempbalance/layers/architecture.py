@@ -22,10 +22,10 @@ from tempbalance.layers.effective import effective_weights
 from tempbalance.layers.fused import Index
 from tempbalance.layers.meta_model import build_on_meta
 from tempbalance.layers.modules import module_candidates
-from tempbalance.layers.moves import Node
 from tempbalance.layers.names import TensorStore, join_name, name_candidates, unreadable
 from tempbalance.layers.parametrised import with_computed_weights
 from tempbalance.layers.stored import StoredTensor
+from tempbalance.layers.traced_tensors import Node
 from tempbalance.layers.weights import Candidate
 
 __all__ = ["checkpoint_candidates"]

@@ -2,7 +2,7 @@
 
 A model may have other names, fused weights or stacked experts than its checkpoint: Transformers renames, merges, splits
 and transposes while it loads. Its own list of conversions and its own operations are used here, on tensors without data
-(see ``moves``), so that a parameter of the model is known by the stored tensors that it is made of.
+(see ``traced_tensors``), so that a parameter of the model is known by the stored tensors that it is made of.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from tempbalance.layers.moves import Node, leaf, traced
 from tempbalance.layers.names import TensorInfo
+from tempbalance.layers.traced_tensors import Node, leaf, traced
 from tempbalance.layers.wrappers import plain_namer
 
 __all__ = ["Conversion", "convert_names"]

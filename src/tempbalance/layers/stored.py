@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tempbalance.layers.fused import Index, Reader
-from tempbalance.layers.moves import Box, Node, ReadLeaf, full_box, leaf
+from tempbalance.layers.traced_tensors import Box, Node, ReadLeaf, full_box, leaf
 
 if TYPE_CHECKING:
     from tempbalance.layers.names import TensorStore
