@@ -27,13 +27,6 @@ class Affix(NamedTuple):
     is_prefix: bool
     of_after: bool
 
-    def removed(self, name: str) -> str | None:
-        """Return a name without the affix, or None if it does not have it."""
-        parameter, colon, part = name.partition(":")
-        if self.is_prefix:
-            return name[len(self.text) :] if name.startswith(self.text) else None
-        return f"{parameter.removesuffix(self.text)}{colon}{part}" if parameter.endswith(self.text) else None
-
     def __str__(self) -> str:
         """Return it as in ``prefix 'bert.'``."""
         return f"{'prefix' if self.is_prefix else 'suffix'} {self.text!r}"
