@@ -54,7 +54,8 @@ def failures_of(text: str, name: str) -> str:
     """What goes wrong when the examples of a page are run as one session; empty if nothing does."""
     example = doctest.DocTestParser().get_doctest(python_only(text), {}, name, name, 0)
     output: list[str] = []
-    doctest.DocTestRunner(optionflags=FLAGS).run(example, out=output.append)
+    runner = doctest.DocTestRunner(verbose=False, optionflags=FLAGS)  # by default it reads the -v of pytest
+    runner.run(example, out=output.append)
     return "".join(output)
 
 

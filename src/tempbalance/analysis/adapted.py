@@ -24,15 +24,7 @@ def is_adapter(source: Checkpoint) -> bool:
 
 
 def with_base(adapter: Checkpoint, base: nn.Module | Mapping[str, Tensor] | Checkpoint) -> AdaptedCheckpoint:
-    """Return an adapter with its base model, to be analysed as a folder that has both.
-
-    Args:
-        adapter: An open adapter.
-        base: The base model.
-
-    Returns:
-        The tensors of both.
-    """
+    """Return an open adapter with its base model, to be analysed as a folder that has both."""
     if isinstance(base, Checkpoint):
         return AdaptedCheckpoint(adapter, base, base.config)
     if isinstance(base, nn.Module):

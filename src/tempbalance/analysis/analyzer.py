@@ -101,7 +101,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         ArgumentError: ``dtype`` is not float64 or float32.
         WeightError: The source contains no weight matrix, or, with ``strict``, one that cannot be read.
         AnalysisError: ``resume`` is given for a source that is not on disk, is another file, or cannot be written; or
-            another process has failed or gives no sign of life; or ``cache`` is given for an estimator or windows that
+            another process has failed or sends no heartbeat; or ``cache`` is given for an estimator or windows that
             are not of tempbalance, or cannot be written.
 
     Example:

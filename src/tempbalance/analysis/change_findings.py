@@ -39,13 +39,9 @@ def make_finding(
 
 
 def block_changes(rows: Sequence[LayerDelta]) -> dict[str, float]:
-    """Return ``||dW|| / ||W||`` of each block, over its weight matrices; a layer outside blocks is a block of its own.
+    """Return ``||dW|| / ||W||`` of each block, over its weight matrices, in model order.
 
-    Args:
-        rows: The layers.
-
-    Returns:
-        The relative changes, in model order; without layers whose weights were not compared.
+    A layer outside of blocks is a block of its own. Layers whose weights were not compared are left out.
     """
     sums: dict[str, tuple[float, float]] = {}
     for row in rows:
@@ -59,11 +55,7 @@ def block_changes(rows: Sequence[LayerDelta]) -> dict[str, float]:
 def weight_findings(rows: Sequence[LayerDelta]) -> list[Finding]:
     """Return what the weights tell: identical, rounded and replaced layers, and the blocks that moved most.
 
-    Args:
-        rows: The layers; nothing is said without those whose weights were compared.
-
-    Returns:
-        The findings.
+    Nothing is said of layers whose weights were not compared.
     """
     known = [row for row in rows if row.identical is not None]
     found = []
@@ -146,16 +138,11 @@ def _rounded(rows: Sequence[LayerDelta]) -> list[Finding]:
 
 
 def alpha_findings(rows: Sequence[LayerDelta]) -> list[Finding]:
-    """Return whether alpha changed, by Holm's test over the layers at a level of 5 %.
+    """Return whether alpha changed, by Holm's test over the layers at a level of 5 %; empty if no layer can be tested.
 
     The standard error of a change holds for independent fits; two states of one layer have most of their spectrum in
-    common, so that the test finds too few changes rather than too many.
-
-    Args:
-        rows: The layers; identical ones and those without alphas, or of another shape, are not tested.
-
-    Returns:
-        One finding; none if no layer can be tested.
+    common, so that the test finds too few changes rather than too many. Identical layers, and those without alphas or
+    of another shape, are not tested.
     """
     tested = [row for row in rows if math.isfinite(row.z) and not row.identical]
     if not tested:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-from torch import Tensor
 
 from tempbalance.analysis.adapted import is_adapter, with_base
 from tempbalance.analysis.analyzer import Opened, Source, analyze, open_source
@@ -17,7 +15,6 @@ from tempbalance.analysis.result import Analysis
 from tempbalance.checkpoints import Checkpoint
 from tempbalance.errors import AnalysisError
 from tempbalance.layers import Select, Weight, find_weights
-from tempbalance.layers.fused import Reader
 from tempbalance.spectra.matrices import MATRIX_NDIM
 from tempbalance.types import Finding, LayerStats
 
@@ -95,25 +92,19 @@ class ComparedModel:
     def transpose(self, name: str) -> None:
         """Take the transposed matrix for a weight."""
         weight = self.weights[name]
-        shape, cut = weight.shape[::-1], functools.partial(_transposed, weight.cut)
-        self.weights[name] = replace(weight, shape=shape, cut=cut, transposed=not weight.transposed)
+        shape = weight.shape[::-1]
+        self.weights[name] = replace(
+            weight, shape=shape, cut=lambda read: weight.cut(read).mT, transposed=not weight.transposed
+        )
         self.shapes[name] = shape
-
-
-def _transposed(cut: Callable[[Reader], Tensor], read: Reader) -> Tensor:
-    return cut(read).mT
 
 
 def align(first: ComparedModel, second: ComparedModel, pairs: Mapping[str, str]) -> list[str]:
     """Transpose the weights of the first model that the second stores the other way round, such as those of GPT-2.
 
     The type of a layer tells how it is stored, but in a state dict types are not known; the shapes of the layers that
-    are not square tell then how the square ones are stored.
-
-    Args:
-        first: The first model.
-        second: The second model.
-        pairs: Name in the second model to name in the first.
+    are not square tell then how the square ones are stored. ``pairs`` maps names in the second model to names in the
+    first.
 
     Returns:
         Names, in the second model, of square weights that may be transposed or not.

@@ -109,7 +109,6 @@ def compare(  # noqa: PLR0913  all but the sources are options by keyword
         with progress_bar("comparing weights", len(matching.pairs), progress and weights) as advance:
 
             def measure(before: Weight, after: Weight) -> WeightChange:
-                """Measure a change, and show the progress."""
                 advance(1)
                 return weight_change(before, after, device=device)
 

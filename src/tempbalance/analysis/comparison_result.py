@@ -61,11 +61,7 @@ class Comparison:
         return block_changes(self.layers)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table with one row per common layer and one column per field of ``LayerDelta``.
-
-        Returns:
-            The table.
-        """
+        """Return a table with one row per common layer and one column per field of ``LayerDelta``."""
         import pandas as pd  # slow to import
 
         rows = [asdict(row) for row in self.layers]

@@ -196,22 +196,22 @@ def _normal_of_t(t: float, freedom: float) -> float:
     return (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(t * t / freedom))
 
 
-def holm(probabilities: Sequence[float]) -> list[float]:
-    """Correct probabilities for their number, so that they hold for the whole family (Holm 1979).
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for multiple comparisons (Holm 1979).
 
     Args:
-        probabilities: One for each test.
+        p_values: One per comparison.
 
     Returns:
-        The corrected ones, in the same order.
+        The corrected p-values, in the same order.
 
     Example:
-        >>> holm([0.01, 0.04, 0.5])
-        [0.03, 0.08, 0.5]
+        >>> holm([0.01, 0.5, 0.03])
+        [0.03, 0.5, 0.06]
     """
-    order = sorted(range(len(probabilities)), key=probabilities.__getitem__)
-    corrected, largest = [1.0] * len(order), 0.0
-    for place, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - place) * probabilities[index]))
-        corrected[index] = largest
+    corrected = [1.0] * len(p_values)
+    largest = 0.0
+    for place, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
+        corrected[i] = largest
     return corrected

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from tempbalance.analysis.liveness import Liveness
+from tempbalance.analysis.heartbeat import Heartbeat
 from tempbalance.errors import AnalysisError, BalanceError
 
 __all__ = ["ProcessGroup", "WorkQueue", "assign_ranks", "defer_interrupt"]
@@ -137,7 +137,7 @@ class WorkQueue:
         store: A store of torch.distributed that is used for one piece of work; None for a single process.
         rank: Rank of this process.
         size: Number of processes.
-        timeout: Seconds without a sign of life of a process, which each gives every few seconds also while it computes,
+        timeout: Seconds without a heartbeat of a process, which each sends every few seconds also while it computes,
             after which the others raise an ``AnalysisError``. Time in which all are stopped does not count.
 
     Attributes:
@@ -150,7 +150,7 @@ class WorkQueue:
         self._read = 0
         self._failed_first: bool | None = None  # None if this process has not failed
         self._timeout = timeout
-        self._liveness = None if store is None else Liveness(store, rank, size, timeout)
+        self._heartbeat = None if store is None else Heartbeat(store, rank, size, timeout)
         self.rank = rank
         self.size = size
 
@@ -160,7 +160,7 @@ class WorkQueue:
 
         Args:
             timeout: Seconds to wait until all have started (their imports may take different times), and later for a
-                sign of life of each.
+                heartbeat of each.
 
         Returns:
             A queue of all of them, once all have started; without torchrun, of this process.
@@ -210,7 +210,7 @@ class WorkQueue:
 
     def gather(self, results: Iterable[_T]) -> Iterator[_T]:
         """Yield the results of all processes on every process, as they come."""
-        if self._liveness is None:
+        if self._heartbeat is None:
             yield from results
             return
         for value in results:
@@ -222,12 +222,12 @@ class WorkQueue:
             time.sleep(_POLL_SECONDS)
         yield from self._received()
         if self.rank:
-            self._liveness.stop()
+            self._heartbeat.stop()
         self._count("left", 1)
         while self.rank == 0 and self._count("left", 0) < self.size:  # the store may be in the process of rank 0
             self._check()
             time.sleep(_POLL_SECONDS)
-        self._liveness.stop()
+        self._heartbeat.stop()
 
     def report_failure(self, error: BaseException | None = None) -> bool:
         """Make the other processes raise instead of waiting; return whether this is the first to fail.
@@ -238,7 +238,7 @@ class WorkQueue:
         Returns:
             Whether no other process has reported a failure before; the same for every call.
         """
-        if self._liveness is None:
+        if self._heartbeat is None:
             return True
         if self._failed_first is None:
             self._failed_first = True  # also if the store cannot be reached
@@ -246,7 +246,7 @@ class WorkQueue:
                 kind = ": ".join(filter(None, [type(error).__name__, str(error)])) if error else "see its message"
                 self._ask("set", f"failure of {self.rank}", kind.encode(errors="backslashreplace"))
                 self._failed_first = self._count("failed", 1) == 1
-            self._liveness.stop()
+            self._heartbeat.stop()
         return self._failed_first
 
     def _ask(self, operation: str, *arguments: Any) -> Any:
@@ -268,14 +268,14 @@ class WorkQueue:
         self._check()
 
     def _check(self) -> None:
-        """Raise if another process has failed or gives no sign of life."""
+        """Raise if another process has failed or sends no heartbeat."""
         if self._count("failed", 0):
             failed = next(rank for rank in range(self.size) if self._ask("check", [f"failure of {rank}"]))
             reason = self._ask("get", f"failure of {failed}").decode(errors="replace")
             raise AnalysisError(f"another process has failed (rank {failed}: {reason})")
-        if self._liveness is not None and self._liveness.lost:
+        if self._heartbeat is not None and self._heartbeat.lost:
             raise AnalysisError(
-                f"{self._liveness.lost} did not answer for {self._timeout:g} s: stopped, killed, or cut off; start "
+                f"{self._heartbeat.lost} did not answer for {self._timeout:g} s: stopped, killed, or cut off; start "
                 "all processes again"
             )
 

@@ -34,17 +34,7 @@ _ORDER = {severity: place for place, severity in enumerate(Severity)}
 def find_in_layers(
     layers: Sequence[LayerStats], skipped: Sequence[Skipped], size: ModelSize | None, settings: Mapping[str, Any]
 ) -> tuple[Finding, ...]:
-    """Find what is wrong in the rows of an analysis; see ``Analysis.findings``.
-
-    Args:
-        layers: The rows.
-        skipped: The weights that were not analysed.
-        size: The size of the model, if it is known.
-        settings: Settings of the analysis.
-
-    Returns:
-        The findings, the most severe ones first.
-    """
+    """Return what is wrong in the rows of an analysis, the most severe findings first; see ``Analysis.findings``."""
     found = [
         *_nan(skipped),
         *_not_covered(layers, skipped, size),

@@ -14,13 +14,7 @@ _UNIFORM, _NORMAL = -1.2, 0.0  # excess kurtosis, which gives the error of a sta
 
 
 def initialisation(row: LayerStats) -> str:
-    """Name the initialisation whose standard deviation a layer has, within three standard errors.
-
-    Args:
-        row: The row of a layer.
-
-    Returns:
-        The initialisation; an empty string for none, or in rows without the mean square of the weight.
+    """Return the initialisation whose standard deviation a layer has, within three standard errors; empty for none.
 
     Example:
         >>> import torch, tempbalance as tb

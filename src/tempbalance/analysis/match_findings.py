@@ -28,15 +28,7 @@ def match_findings(
 ) -> list[Finding]:
     """Return how layers were matched, which have no partner, another shape, or cannot be compared.
 
-    Args:
-        matching: How the layers were matched.
-        rows: The layers that are in both models.
-        only_before: Names of those that are only in the first, and have no entry in ``reasons``.
-        only_after: The same of the second.
-        reasons: Why layers cannot be compared, by name.
-
-    Returns:
-        The findings.
+    ``reasons`` says, by name, why layers cannot be compared; they are not among ``only_before`` and ``only_after``.
     """
     found = []
     if matching.affix is not None:
@@ -74,13 +66,9 @@ def match_findings(
 
 
 def rounded_findings(formats: Mapping[str, tuple[str, str]]) -> list[Finding]:
-    """Return which layers are quantised in one model and not, or in another way, in the other.
+    """Return one finding for each pair of different formats, given the formats of each layer in both models.
 
-    Args:
-        formats: The formats of each layer in both models, empty where it is not quantised.
-
-    Returns:
-        One finding for each pair of formats.
+    The format of a layer that is not quantised is empty.
     """
     different: dict[tuple[str, str], list[str]] = {}
     for name, pair in formats.items():

@@ -27,13 +27,6 @@ class Affix(NamedTuple):
     is_prefix: bool
     of_after: bool
 
-    def removed(self, name: str) -> str | None:
-        """Return a name without the affix, or None if it does not have it."""
-        parameter, colon, part = name.partition(":")
-        if self.is_prefix:
-            return name[len(self.text) :] if name.startswith(self.text) else None
-        return f"{parameter.removesuffix(self.text)}{colon}{part}" if parameter.endswith(self.text) else None
-
     def __str__(self) -> str:
         """Return it as in ``prefix 'bert.'``."""
         return f"{'prefix' if self.is_prefix else 'suffix'} {self.text!r}"
@@ -52,15 +45,10 @@ class Matching(NamedTuple):
 
 
 def renamed(names: Iterable[str], rules: Mapping[str, str]) -> dict[str, str]:
-    """Apply rules to names; each name by the first rule that fits it.
+    """Return the new name of every name, by the first of the rules ``{old: new}`` that fits it.
 
-    Args:
-        names: Names of layers.
-        rules: ``{old: new}``. An ``old`` without ``*`` is the beginning of names; one with ``*`` must fit the whole
-            name, and each ``*`` of ``new`` is what the ``*`` of the same number in ``old`` stands for.
-
-    Returns:
-        The new name of every name.
+    An ``old`` without ``*`` is the beginning of names; one with ``*`` must fit the whole name, and each ``*`` of
+    ``new`` is what the ``*`` of the same number in ``old`` stands for.
 
     Raises:
         SelectionError: A rule fits no name or has more ``*`` in ``new``, or two names become one.
@@ -97,21 +85,10 @@ def _replaced(name: str, old: str, new: str) -> str | None:
 
 
 def match_layers(before: Shapes, after: Shapes, rules: Mapping[str, str] | None = None) -> Matching:
-    """Match the layers of two models.
+    """Return the pairs of layers of two models, given their names and shapes; ``rules`` are those of ``renamed``.
 
     Layers of equal names are pairs. If more are equal without a prefix or suffix that one of the models has
     (``bert.``), and no other prefix or suffix fits as many, these are pairs, too.
-
-    Args:
-        before: Names and shapes of the layers of the first model.
-        after: The same of the second model.
-        rules: New names for layers of the first model, as for ``renamed``.
-
-    Returns:
-        The pairs, in the order of the second model.
-
-    Raises:
-        SelectionError: The rules do not fit the names.
 
     Example:
         >>> match_layers({"encoder.0.weight": (4, 4)}, {"bert.encoder.0.weight": (4, 4), "head.weight": (2, 4)}).pairs
@@ -131,14 +108,9 @@ def match_layers(before: Shapes, after: Shapes, rules: Mapping[str, str] | None 
 
 
 def common_affix(before: Shapes, after: Shapes) -> tuple[Affix | None, dict[str, str]]:
-    """Return the prefix or suffix under which most names match, and the pairs: name after to name before.
+    """Return the affix under which most names match, and the pairs, after to before.
 
-    Args:
-        before: Names and shapes of the layers of the first model.
-        after: The same of the second model.
-
-    Returns:
-        The affix, None if there is none or another one fits about as well.
+    The affix is None if there is none, or if another one fits about as well.
     """
     found: dict[Affix, dict[str, str]] = {}  # without the affix -> with it
     for of_after, shorter, longer in ((True, before, after), (False, after, before)):

@@ -255,7 +255,6 @@ class Analysis:
         severities = [finding.severity for finding in self.findings]
 
         def mean(name: str) -> float:
-            """Return the mean of a field over the layers that have it."""
             values = [value for layer in self.layers if math.isfinite(value := getattr(layer, name))]
             return fmean(values) if values else math.nan
 
@@ -339,14 +338,6 @@ class _SavedAnalysis(msgspec.Struct):
         )
 
 
-def _json(analysis: Analysis) -> bytes:
-    return (dumps(analysis.to_dict()) + "\n").encode()
-
-
-def _csv(analysis: Analysis) -> bytes:
-    return csv_bytes(analysis.to_pandas())
-
-
 def _parquet(analysis: Analysis) -> bytes:
     frame = analysis.to_pandas()
     frame["shape"] = [list(shape) for shape in frame["shape"]]
@@ -360,4 +351,9 @@ def _html(analysis: Analysis, history: Sequence[Any] = ()) -> bytes:
     return page.encode()
 
 
-_WRITERS: dict[str, Callable[[Analysis], bytes]] = {".json": _json, ".csv": _csv, ".parquet": _parquet, ".html": _html}
+_WRITERS: dict[str, Callable[[Analysis], bytes]] = {
+    ".json": lambda analysis: (dumps(analysis.to_dict()) + "\n").encode(),
+    ".csv": lambda analysis: csv_bytes(analysis.to_pandas()),
+    ".parquet": _parquet,
+    ".html": _html,
+}

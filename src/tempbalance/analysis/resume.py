@@ -61,10 +61,7 @@ class ResumeFile:
     def start(self, source: object, settings: Any, *, reuse: bool = True) -> None:
         """Find the rows of an interrupted analysis of the same source and settings, and open the file for more.
 
-        Args:
-            source: The checkpoint.
-            settings: The settings.
-            reuse: Whether rows are used again; those of an estimator that is not of tempbalance may be of other code.
+        Rows are used again if ``reuse``; those of an estimator that is not of tempbalance may be of other code.
 
         Raises:
             AnalysisError: The source is not on disk.

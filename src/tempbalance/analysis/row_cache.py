@@ -27,15 +27,7 @@ _logger = logging.getLogger("tempbalance")
 
 
 def check_cache(cache: str | os.PathLike[str] | None, *methods: object) -> None:
-    """Raise an AnalysisError if a cache could give the rows of other code.
-
-    Args:
-        cache: The folder, or None.
-        methods: Estimator and windows, by whose ``repr`` rows are found again.
-
-    Raises:
-        AnalysisError: One of them is not of tempbalance.
-    """
+    """Raise an AnalysisError if a cache could give the rows of other code: of methods that are not of tempbalance."""
     if cache is None:
         return
     as_path("cache", cache)
@@ -70,15 +62,7 @@ class RowCache:
     def rows(
         self, weights: Sequence[Weight], compute: Callable[[list[Weight]], Iterable[list[Row]]]
     ) -> Iterator[list[Row]]:
-        """Yield the rows of weights: first those in the cache, then those that are computed, which are stored.
-
-        Args:
-            weights: The weights.
-            compute: Computes the rows of some of them, in batches.
-
-        Yields:
-            Rows, in batches.
-        """
+        """Yield the rows of weights in batches: those in the cache, then those that are computed, and store these."""
         others = []
         for weight in weights:
             row = self._find(weight)

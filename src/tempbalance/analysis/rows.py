@@ -76,16 +76,11 @@ class _SavedESD(msgspec.Struct):
 # A layer in a file: a float may be missing (NaN, or a field that an older version lacks), counts are not negative.
 _TYPES: dict[str, Any] = {
     **{f.name: {"float": float | None, "int": Count}.get(str(f.type)) for f in fields(LayerStats)},
-    **{
-        "name": str,
-        "kind": str,
-        "role": str,
-        "quantisation": str,
-        "block": str | None,
-        "status": Status,
-        "esd": _SavedESD,
-        "num_traps": Count | None,
-    },
+    **dict.fromkeys(("name", "kind", "role", "quantisation"), str),
+    "block": str | None,
+    "status": Status,
+    "esd": _SavedESD,
+    "num_traps": Count | None,
     "shape": Annotated[tuple[Size, ...], msgspec.Meta(min_length=2)],
 }
 SavedLayer = msgspec.defstruct(
@@ -96,11 +91,7 @@ SavedLayer = msgspec.defstruct(
 
 
 def row_from_json(row: Any) -> Row:
-    """Return the row that ``row_to_json`` wrote; unknown fields are ignored.
-
-    Raises:
-        ValueError: A value is missing or wrong; the message names it.
-    """
+    """Return the row that ``row_to_json`` wrote, without unknown fields; a ValueError names a value that is wrong."""
     if isinstance(row, dict) and "reason" in row:
         skipped = msgspec.convert(row, SavedSkipped)
         return Skipped(skipped.name, skipped.reason)
@@ -108,11 +99,7 @@ def row_from_json(row: Any) -> Row:
 
 
 def restored_layer(saved: Any) -> LayerStats:
-    """Return the layer of a checked ``SavedLayer``.
-
-    Raises:
-        ValueError: Two values do not fit together.
-    """
+    """Return the layer of a checked ``SavedLayer``; a ValueError if two values do not fit together."""
     values = {f.name: getattr(saved, f.name) for f in fields(LayerStats)}
     values |= {name: math.nan for name in _FLOATS if values[name] is None}
     if (saved.status is Status.OK) == math.isnan(values["alpha"]):

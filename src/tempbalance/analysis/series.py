@@ -81,7 +81,7 @@ def _inside(folder: Path) -> list[SeriesItem]:
     chosen = [entry for entry in entries if entry.is_dir() and (_STEP.search(entry.name) or _EPOCH.search(entry.name))]
     if not chosen:
         is_model = (folder / "config.json").exists()
-        chosen = [entry for entry in entries if entry.is_file() and _is_one(entry) and not is_model]
+        chosen = [entry for entry in entries if entry.is_file() and _is_checkpoint(entry) and not is_model]
     if not chosen and (folder / "checkpoints").is_dir():
         return _inside(folder / "checkpoints")
     items = [SeriesItem(entry.name, entry, _step(entry)) for entry in chosen]
@@ -90,7 +90,7 @@ def _inside(folder: Path) -> list[SeriesItem]:
     return [item for item in items if not (item.name.startswith("last") and counts[item.step] > 1)]
 
 
-def _is_one(file: Path) -> bool:
+def _is_checkpoint(file: Path) -> bool:
     """Return whether a file in a folder is a checkpoint of a series."""
     suffix = file.suffix.lower()
     return suffix == ".ckpt" or (suffix in _FILES and bool(_STEP.search(file.stem) or _EPOCH.search(file.stem)))

@@ -14,13 +14,9 @@ __all__ = ["track_findings"]
 
 
 def track_findings(tracked: Track) -> list[Finding]:
-    """Find what to look at first in the checkpoints of a run.
+    """Return what to look at first in the checkpoints of a run, the most severe findings first.
 
-    Args:
-        tracked: The run.
-
-    Returns:
-        The findings, the most severe ones first. Those about changes are about the first and the last checkpoint.
+    Findings about changes are about the first and the last checkpoint.
     """
     found = [*_unreadable(tracked), *_of_checkpoints(tracked), *_same(tracked), *_rounded(tracked)]
     if len(tracked) > 1:

@@ -144,11 +144,7 @@ class Track:
         return result
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table with one row per layer and checkpoint.
-
-        Returns:
-            The table, with the columns ``checkpoint`` and ``step`` and one per field of ``TrackedLayer``.
-        """
+        """Return one row per layer and checkpoint: ``checkpoint``, ``step``, and the fields of ``TrackedLayer``."""
         import pandas as pd  # slow to import
 
         rows = []

@@ -210,14 +210,7 @@ class _Tracker:
 
 
 def weights_digest(source: Opened) -> str:
-    """Return the SHA-256 of names, shapes, dtypes and values of all tensors, read one by one.
-
-    Args:
-        source: A model, a state dict, or an open checkpoint.
-
-    Returns:
-        The digest in hexadecimal; empty if a tensor cannot be read.
-    """
+    """Return the SHA-256 of names, shapes, dtypes and values of all tensors; empty if one of them cannot be read."""
     state = source.state_dict() if isinstance(source, nn.Module) else source
     store: TensorStore = StateDict(state) if isinstance(state, Mapping) else state
     digest = hashlib.sha256()

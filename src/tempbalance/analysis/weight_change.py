@@ -46,19 +46,10 @@ class WeightChange:
 def weight_change(
     before: Weight, after: Weight, *, device: torch.device | str | None = None, spectrum: bool = True
 ) -> WeightChange:
-    """Measure the change of one weight.
+    """Return the change of one weight between two models, without ranks and singular values if not ``spectrum``.
 
     Both are read, and nothing else. Entries are subtracted in float32, or in float64 if one of the weights has it: the
-    error is one rounding of the difference itself.
-
-    Args:
-        before: The weight in the first model.
-        after: The weight in the second model.
-        device: Device for the computation; by default that of the second weight.
-        spectrum: Whether the ranks and singular values of the update are computed.
-
-    Returns:
-        The change.
+    error is one rounding of the difference itself. The device is by default that of the second weight.
 
     Raises:
         WeightError: The shapes differ, or the weights contain NaN or Inf.
@@ -95,11 +86,7 @@ def weight_change(
 def effective_rank(singular_values: Tensor) -> float:
     """Return ``exp(-sum_i p_i log p_i)`` with ``p_i = s_i / sum_j s_j`` (Roy and Vetterli 2007, definition 1).
 
-    Args:
-        singular_values: Singular values, at least one of them positive.
-
-    Returns:
-        The effective rank, from 1 to the number of positive values.
+    At least one singular value must be positive.
 
     Example:
         >>> round(effective_rank(torch.tensor([3.0, 3.0, 0.0])), 6)

@@ -20,18 +20,7 @@ _OVER_TRAINED, _UNDER_TRAINED = 2.0, 6.0
 
 
 def weightwatcher_table(layers: Sequence[LayerStats], estimator: str) -> pd.DataFrame:
-    """Return the rows of an analysis with the columns, order and definitions of ``WeightWatcher.analyze()``.
-
-    Args:
-        layers: The rows.
-        estimator: The estimator of the analysis, as in its settings.
-
-    Returns:
-        The table.
-
-    Raises:
-        AnalysisError: The rows are of another estimator than WeightWatcher's, or of windows.
-    """
+    """Return rows as ``WeightWatcher.analyze()`` does; an AnalysisError for windows and estimators that it has not."""
     import pandas as pd  # slow to import
 
     if not estimator.startswith(("KS(", "Peak(", "PeakAsReleased(")):

@@ -36,7 +36,6 @@ class Shard(Protocol):
 
     def load(self, name: str, index: Index = ()) -> Tensor:
         """Read a tensor or a part of it."""
-        ...
 
 
 class Checkpoint:

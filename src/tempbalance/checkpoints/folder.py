@@ -126,13 +126,9 @@ def _check_numbering(files: Sequence[Path]) -> None:
 
 
 def model_parts(file: Path) -> list[Path]:
-    """Return all shards of the model that a file belongs to, by the numbers in their names.
+    """Return all shards of the model that a file belongs to, in their order, by the numbers in their names.
 
-    Args:
-        file: ``model-00002-of-00005.gguf``, or a file without numbers.
-
-    Returns:
-        The shards in their order; the file alone if its name has no numbers.
+    A file whose name has no numbers is alone.
 
     Raises:
         CorruptFileError: A shard is missing.

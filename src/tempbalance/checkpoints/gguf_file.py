@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from tempbalance.checkpoints.stored_file import Place, StoredFile
+from tempbalance.checkpoints.stored_file import Place, StoredFile, contiguous_stride
 from tempbalance.errors import CheckpointError, CorruptFileError, require_extra
 from tempbalance.layers import Index, TensorInfo
 
@@ -69,13 +69,9 @@ class _Stored(NamedTuple):
 
 
 def open_gguf(files: Sequence[Path]) -> dict[Path, GGUFShard]:
-    """Open the files of one model; the metadata is that of the first, because ``gguf-split`` writes it there only.
+    """Return the open files of one model, given one file, or all its parts in their order.
 
-    Args:
-        files: One file, or all parts of a model in their order.
-
-    Returns:
-        The open files.
+    The metadata is that of the first, because ``gguf-split`` writes it there only.
 
     Raises:
         MissingExtraError: The package ``gguf`` is not installed.
@@ -108,13 +104,13 @@ class GGUFShard:
                 reason = f"GGUF type {kind} is unknown to gguf: install a newer version of the package gguf"
             elif known.name in _PLAIN:
                 dtype = _PLAIN[known.name]
-                self._add(name, _Stored(Place(start, dtype, shape, _strides(shape)), None, original, heads))
+                self._add(name, _Stored(Place(start, dtype, shape, contiguous_stride(shape)), None, original, heads))
             else:
                 entries, size = gguf.GGML_QUANT_SIZES[known]
                 reason = _reason(known, shape, entries, size)
                 if reason is None:
                     bytes_shape = (*shape[:-1], shape[-1] // entries * size)
-                    place = Place(start, torch.uint8, bytes_shape, _strides(bytes_shape))
+                    place = Place(start, torch.uint8, bytes_shape, contiguous_stride(bytes_shape))
                     self._add(name, _Stored(place, known, original, heads))
                     bits = f"GGUF {known.name}, {8 * size / entries:.3g} bits"
             self.tensors[name] = TensorInfo(original or shape, dtype, None, reason, bits)
@@ -173,10 +169,6 @@ def _in_order(values: Tensor, heads: int | None) -> Tensor:
     if heads is None:
         return values
     return values.reshape(heads, -1, 2, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _reason(kind: Any, shape: tuple[int, ...], entries: int, size: int) -> str | None:

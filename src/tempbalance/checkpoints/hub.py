@@ -34,13 +34,7 @@ def split_hub_id(source: str) -> tuple[str, str]:
 def snapshot(repo_id: str, revision: str | None = None, part: str = "") -> Path:
     """Return the cached folder of a hub repository, after a download; pickles only if it has no safetensors.
 
-    Args:
-        repo_id: Organisation and name.
-        revision: Branch, tag or commit.
-        part: A folder or file in the repository; by default the weights at its top, or all components of a pipeline.
-
-    Returns:
-        The folder, or the file.
+    These are the weights at its top, or all components of a pipeline; with ``part``, a folder or file in it.
 
     Raises:
         NotFoundError: The hub cannot provide it.
@@ -52,7 +46,6 @@ def snapshot(repo_id: str, revision: str | None = None, part: str = "") -> Path:
         from huggingface_hub import snapshot_download
 
     def download(allow: list[str], ignore: list[str]) -> Path:
-        """Download the files of some patterns."""
         try:
             path = snapshot_download(repo_id, revision=revision, allow_patterns=allow, ignore_patterns=ignore)
         except Exception as error:  # the hub raises its own, requests' and built-in errors

@@ -75,10 +75,8 @@ def open_checkpoint(
     if path.is_file() and numbered is not None and int(numbered["count"]) > len(shards):
         _logger.warning("%s: only this shard of a model is read; open its folder to read all", path)
     _check_index(path, shards, indexed)
-    stats = {file: file.stat() for file in (*shards, *configs)}
-    infos = tuple(FileInfo(file, stat.st_size, stat.st_mtime) for file, stat in stats.items())
     config, adapter = configs.get(folder / _CONFIG), configs.get(folder / _ADAPTER_CONFIG)
-    checkpoint = Checkpoint(path, shards, config, adapter, infos, key=key)
+    checkpoint = Checkpoint(path, shards, config, adapter, _file_infos((*shards, *configs)), key=key)
     if not checkpoint.tensors:
         raise CheckpointError(f"{path}: the checkpoint has no tensor")
     return checkpoint
@@ -92,9 +90,12 @@ def _open_pipeline(path: Path, components: Mapping[str, Path]) -> Checkpoint:
         opened = _open_files(files)
         _check_index(folder, opened, indexed)
         shards.update({file: _Component(shard, f"{name}.") for file, shard in opened.items()})
-    stats = {file: file.stat() for file in shards}
-    infos = tuple(FileInfo(file, stat.st_size, stat.st_mtime) for file, stat in stats.items())
-    return Checkpoint(path, shards, None, None, infos)
+    return Checkpoint(path, shards, None, None, _file_infos(shards))
+
+
+def _file_infos(files: Iterable[Path]) -> tuple[FileInfo, ...]:
+    stats = [(file, file.stat()) for file in files]
+    return tuple(FileInfo(file, stat.st_size, stat.st_mtime) for file, stat in stats)
 
 
 class _Component:

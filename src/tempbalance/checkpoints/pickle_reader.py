@@ -8,7 +8,7 @@ hang or crash, and it does not tell where in a file a tensor is. ``pickletools``
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from tempbalance.errors import CheckpointError, CorruptFileError
@@ -29,18 +29,11 @@ def read_pickle(
     file: BinaryIO, size: int, most: int, *, name: Callable[[str], Global], call: Callable[[Any, Any], Any],
     load: Callable[[Any], Any],
 ) -> Any:  # fmt: skip
-    """Read one pickle.
+    """Return what one pickle holds; the file is at its beginning, and afterwards at its end.
 
-    Args:
-        file: A file at the beginning of the pickle; afterwards it is at its end.
-        size: Size of the file.
-        most: Largest number of operations.
-        name: Returns a function or class of this name, or raises if it is not allowed.
-        call: Returns what a function would return for a tuple of arguments.
-        load: Returns what a persistent id stands for.
-
-    Returns:
-        What the pickle holds.
+    It may have ``most`` operations. ``name`` returns a function or class of a name, or raises if it is not allowed;
+    ``call`` returns what a function would return for a tuple of arguments; ``load`` returns what a persistent id stands
+    for.
 
     Raises:
         CheckpointError: It has more operations, or a dictionary with keys that are neither names nor numbers.
@@ -65,12 +58,8 @@ def read_pickle(
     raise CheckpointError(f"it has more than {most} values beside its weights")
 
 
-def fill(target: Any, items: list[Any]) -> None:
-    """Add keys and values to a dictionary. Only names and numbers are hashed, and tuples of them.
-
-    Args:
-        target: The dictionary.
-        items: Keys and values in turn.
+def fill(target: Any, items: Sequence[Any]) -> Any:
+    """Return a dictionary with keys and values added. Only names and numbers are hashed, and tuples of them.
 
     Raises:
         CheckpointError: A key is something else.
@@ -82,6 +71,7 @@ def fill(target: Any, items: list[Any]) -> None:
         if not _KEYS.issuperset(map(type, parts)):
             raise CheckpointError("it has a dictionary whose keys are neither names nor numbers")
         target[key] = value
+    return target
 
 
 class _Machine:
@@ -152,11 +142,9 @@ class _Machine:
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
 
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    fill(found, items)
-    return found
+    def fill(self, items: Sequence[Any]) -> None:
+        """Add keys and values to the dictionary that is the last value."""
+        fill(self.stack[-1], items)
 
 
 _OPERATIONS: dict[bytes, Callable[[_Machine], object]] = {
@@ -195,9 +183,9 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"\x90": lambda m: m.extend(m.group()),
     b"\x91": lambda m: m.push(m.group()),
     b"}": lambda m: m.push({}),
-    b"d": lambda m: m.push(_pairs(m.group())),
-    b"s": lambda m: fill(*reversed([list(m.last(2)), m.stack[-1]])),
-    b"u": lambda m: fill(*reversed([m.group(), m.stack[-1]])),
+    b"d": lambda m: m.push(fill({}, m.group())),
+    b"s": lambda m: m.fill(m.last(2)),
+    b"u": lambda m: m.fill(m.group()),
     b"0": lambda m: m.stack.pop(),
     b"1": _Machine.group,
     b"2": lambda m: m.push(m.stack[-1]),

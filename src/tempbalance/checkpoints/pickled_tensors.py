@@ -85,16 +85,10 @@ _STORAGES = {
 
 
 def read_torch_pickle(file: BinaryIO, size: int, most: int, storages: dict[str, Storage]) -> Any:
-    """Read one pickle of ``torch.save``.
+    """Return what one pickle of ``torch.save`` holds, with a :class:`PickledTensor` for each tensor.
 
-    Args:
-        file: A file at the beginning of the pickle.
-        size: Size of the file.
-        most: Largest number of operations of the pickle.
-        storages: Gets the storages of its tensors, by key.
-
-    Returns:
-        What it holds, with a :class:`PickledTensor` for each tensor, and an empty dictionary for any other object.
+    Any other object becomes an empty dictionary. It may have ``most`` operations; ``storages`` gets those of its
+    tensors, by key.
 
     Raises:
         UnsafeFileError: It needs a class or function that is not allowed.
@@ -193,10 +187,8 @@ def _first(value: Any, *_: Any) -> Any:
     return value
 
 
-def _dictionary(pairs: Any = ()) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    fill(found, [value for pair in pairs for value in pair])  # Python 2 wrote its items as pairs
-    return found
+def _dictionary(pairs: Any = ()) -> Any:
+    return fill({}, [value for pair in pairs for value in pair])  # Python 2 wrote its items as pairs
 
 
 _U = "torch._utils._rebuild_"

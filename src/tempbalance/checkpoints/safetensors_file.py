@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from tempbalance.checkpoints.stored_file import Place, StoredFile
+from tempbalance.checkpoints.stored_file import Place, StoredFile, contiguous_stride
 from tempbalance.errors import CheckpointError, CorruptFileError
 from tempbalance.layers import Index, TensorInfo
 
@@ -78,10 +78,10 @@ class SafetensorsShard:
             shape = entry.shape
             if entry.dtype == "F4" and shape:  # the dtype of torch is a pair of them
                 shape = (*shape[:-1], shape[-1] // 2)
-            stride = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+            stride = contiguous_stride(shape)
             if is_mlx and dtype.is_floating_point and _is_convolution(name, shape):  # (out, kernel, in)
-                shape, stride = (shape[0], shape[-1], *shape[1:-1]), [stride[0], stride[-1], *stride[1:-1]]
-            self._places[name] = Place(start + entry.data_offsets[0], dtype, shape, tuple(stride))
+                shape, stride = (shape[0], shape[-1], *shape[1:-1]), (stride[0], stride[-1], *stride[1:-1])
+            self._places[name] = Place(start + entry.data_offsets[0], dtype, shape, stride)
             self.tensors[name] = TensorInfo(shape, dtype)
         self._descriptions: dict[str, Tensor] = {}  # ComfyUI stores them as tensors, or in the metadata
         for layer, description in _layers_of_comfy(metadata.get("_quantization_metadata", "{}")).items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,12 @@ from tempbalance.errors import CheckpointError, CorruptFileError
 from tempbalance.layers import Index
 from tempbalance.layers.stored import is_mapping
 
-__all__ = ["Place", "StoredFile"]
+__all__ = ["Place", "StoredFile", "contiguous_stride"]
+
+
+def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor, in numbers."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 class Place(NamedTuple):
@@ -69,14 +76,7 @@ class StoredFile:
         return self._stamp[0]
 
     def read(self, place: Place, *, swap: bool = False) -> Tensor:
-        """Read the tensor at a place.
-
-        Args:
-            place: Where it is.
-            swap: Whether its bytes have the other order.
-
-        Returns:
-            A tensor in memory of its own.
+        """Return the tensor at a place, in memory of its own; ``swap`` if its bytes have the other order.
 
         Raises:
             CorruptFileError: The file is too short, or has changed.

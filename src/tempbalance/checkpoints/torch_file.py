@@ -15,12 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from torch import Tensor
 
-from tempbalance.checkpoints.pickled_tensors import (
-    VIEWS,
-    PickledTensor,
-    Storage,
-    read_torch_pickle,
-)
+from tempbalance.checkpoints.pickled_tensors import VIEWS, PickledTensor, Storage, read_torch_pickle
 from tempbalance.checkpoints.stored_file import Place, StoredFile
 from tempbalance.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from tempbalance.layers import Index, TensorInfo

@@ -32,14 +32,9 @@ _FORMATS: tuple[tuple[str, bytes, str, str], ...] = (
 
 
 def describe_unsupported(path: Path, head: bytes = b"") -> str | None:
-    """Describe a file or folder in a known format that is not read.
+    """Return a description of a file or folder in a known format that is not read, with the advice; None for others.
 
-    Args:
-        path: Its path; only the name is used.
-        head: Its first bytes, if they are known.
-
-    Returns:
-        What it is and what to do, or None if the format is not known.
+    Only the name in the path is used, and the first bytes if they are known.
 
     Example:
         >>> describe_unsupported(Path("net.pt.zst"))

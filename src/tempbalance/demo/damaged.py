@@ -15,18 +15,10 @@ DAMAGED = "encoder.layer.3.attention.self.query.weight"
 _STD = 0.02  # of the initialisation of BERT
 
 
-def analyze_damaged(folder: Path, *, progress: bool = True) -> Analysis:
-    """Analyse a model after one of its layers was replaced by a random one.
-
-    Args:
-        folder: Folder of the model.
-        progress: Whether to show a progress bar (only on a terminal).
-
-    Returns:
-        The analysis.
-    """
+def analyze_damaged(folder: Path) -> Analysis:
+    """Analyse the model in a folder after one of its layers was replaced by a random one."""
     with open_checkpoint(folder) as checkpoint:
         tensors = {name: checkpoint.load(name) for name in checkpoint.tensors}
     generator = torch.Generator().manual_seed(0)
     tensors[DAMAGED] = _STD * torch.randn(tensors[DAMAGED].shape, generator=generator)
-    return analyze(tensors, progress=progress)
+    return analyze(tensors)

@@ -36,8 +36,8 @@ class Settings:
     """Settings of the demo. None of them was tuned, for any arm.
 
     Attributes:
-        seeds: Number of paired seeds; a seed chooses the images, the new head and the batches.
-        examples: Training images of each of the five new digits.
+        seeds: Number of paired seeds, at least 2; a seed chooses the images, the new head and the batches.
+        examples: Training images of each of the five new digits, at most 100.
         epochs: Passes over them; accuracy is measured after the last.
         batch_size: Images per batch.
         lr: Highest learning rate; the default of ``torch.optim.AdamW``, like the weight decay.
@@ -64,11 +64,6 @@ class Settings:
     pretrain_batch_size: int = 32
 
     def __post_init__(self) -> None:
-        """Check the settings that a user may change.
-
-        Raises:
-            ArgumentError: ``seeds`` or ``examples`` is out of range.
-        """
         if self.seeds < 2 or not 1 <= self.examples <= 100:  # noqa: PLR2004  each digit has at least 174 images
             raise ArgumentError(f"seeds must be at least 2 and examples 1 to 100, got {self.seeds} and {self.examples}")
 
@@ -97,12 +92,6 @@ class DigitsNet(nn.Module):
     """
 
     def __init__(self, blocks: int, width: int) -> None:
-        """Make a network with random weights.
-
-        Args:
-            blocks: Number of blocks.
-            width: Their width.
-        """
         super().__init__()
         self.stem = nn.Linear(_PIXELS, width)
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
@@ -110,14 +99,7 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(width, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits.
-
-        Args:
-            images: Pixels in [0, 1], ``(images, 64)``.
-
-        Returns:
-            Logits, ``(images, 5)``.
-        """
+        """Return logits ``(images, 5)`` for pixels in [0, 1], ``(images, 64)``."""
         logits: Tensor = self.head(self.norm(self.blocks(self.stem(images))))
         return logits
 
@@ -188,17 +170,7 @@ class NewDigits:
 
 
 def pretrain_digits(settings: Settings) -> NewDigits:
-    """Train a network on the digits 0 to 4.
-
-    Args:
-        settings: The settings.
-
-    Returns:
-        The network, and the images of the digits 5 to 9.
-
-    Raises:
-        MissingExtraError: scikit-learn, which has the images, is not installed.
-    """
+    """Train a network on the digits 0 to 4, and return it with the images of the digits 5 to 9."""
     images, labels = _digits()
     old = labels < CLASSES
     with torch.random.fork_rng(devices=[]):
@@ -241,7 +213,6 @@ def warmup_and_decay(
     warmup = max(1, round(fraction * steps))
 
     def rate(step: int) -> float:
-        """Return the factor of the learning rate."""
         return min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)

@@ -67,18 +67,7 @@ class Outcome:
 
 
 def finetune_digits(settings: Settings | None = None, *, progress: bool = True) -> Outcome:
-    """Run the comparison.
-
-    Args:
-        settings: By default ``Settings()``.
-        progress: Whether to show a progress bar (only on a terminal).
-
-    Returns:
-        Accuracies of all seeds and arms.
-
-    Raises:
-        MissingExtraError: scikit-learn, which has the images, is not installed.
-    """
+    """Return the accuracies of all seeds and arms; a MissingExtraError without scikit-learn, which has the images."""
     settings = settings or Settings()
     with progress_bar("fine-tuning", 1 + len(ARMS) * settings.seeds, progress) as advance:
         digits = pretrain_digits(settings)

@@ -65,16 +65,10 @@ class _LanguageModel(nn.Module):
 
 @one_thread()
 def train_language_model(seed: int, method: Method, lr: float = 4e-3, *, steps: int = _STEPS) -> dict[str, float]:
-    """Train once on the documentation of Python, byte by byte; a task for ``tempbalance.study``.
+    """Return the loss after training on the documentation of Python, byte by byte: a task for ``tempbalance.study``.
 
-    Args:
-        seed: Seed of the initial weights and the batches.
-        method: The method.
-        lr: Highest learning rate of AdamW.
-        steps: Optimizer steps of 1,024 bytes each.
-
-    Returns:
-        The loss on the last tenth of the text, in nats per byte.
+    The loss is that on the last tenth of the text, in nats per byte. ``lr`` is the highest learning rate of AdamW; a
+    step has 1,024 bytes.
     """
     torch.manual_seed(seed)
     model, text = _LanguageModel(), _text()

@@ -144,14 +144,10 @@ def _select(
 
 
 def first_and_last(model: nn.Module) -> tuple[str | None, str | None]:
-    """Return the parameters of the first and the last layer of a model, also if these cannot be analysed.
+    """Return the parameters of the first and the last layer of a live model, by name, also if they cannot be analysed.
 
-    Args:
-        model: A live model.
-
-    Returns:
-        Their names, in the order in which the model defines its layers. Embeddings come before the first layer, but a
-        head tied to one is the last layer; a parameter of a module of unknown type is no layer. None without layers.
+    They are in the order in which the model defines its layers. Embeddings come before the first layer, but a head tied
+    to one is the last layer; a parameter of a module of unknown type is no layer. None without layers.
 
     Example:
         >>> first_and_last(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Conv1d(4, 1, 3)))

@@ -64,14 +64,7 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Check the settings that are used here, and the patterns that PEFT uses.
-
-    Args:
-        settings: The parsed ``adapter_config.json``.
-
-    Raises:
-        CorruptFileError: A setting has another type, or a pattern may take very long.
-    """
+    """Raise a CorruptFileError if a setting of an adapter has a wrong type, or if a pattern may take very long."""
     for key, (check, expected) in _CHECKS.items():
         value = settings.get(key)
         if value is not None and not check(value):
@@ -79,15 +72,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    """Return the value of the first pattern that is the end of a name, as PEFT does.
-
-    Args:
-        patterns: Pattern to value, or None.
-        name: Qualified name of a layer.
-        default: The value without a pattern.
-
-    Returns:
-        The value.
+    """Return the value of the first pattern that is the end of a name, as PEFT does; ``default`` if there is none.
 
     Example:
         >>> by_pattern({"mlp.up_proj": 4}, "layers.0.mlp.up_proj", 8)

@@ -47,17 +47,9 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to initi
 
 
 def adapter_candidates(store: TensorStore, mode: str) -> list[Candidate]:
-    """List the weights of a checkpoint, with its adapter if it has one.
+    """Return the weights of a checkpoint, with its adapter if it has one; the tensors of an adapter are skipped.
 
-    Args:
-        store: The tensors.
-        mode: ``"merged"`` adds an update to its base weight if the store has it; ``"update"`` does not.
-
-    Returns:
-        The candidates; the tensors of an adapter are skipped.
-
-    Raises:
-        CorruptFileError: A setting of the adapter has a wrong type.
+    Mode ``"merged"`` adds an update to its base weight if the store has it; ``"update"`` does not.
     """
     own = _adapter_tensors(store)
     if not own:
@@ -230,7 +222,6 @@ def _merged(base: Candidate, update: Candidate) -> Candidate:
         raise AdapterError(f"its update has shape {update.shape}, its base weight {base.shape}")
 
     def read(index: Index) -> Tensor:
-        """Read the weight with its update, or the part of it at an index."""
         change = update.read(())
         weight = base.read(()).to(torch.float64)
         merged = weight + (change if change.shape == weight.shape else change.mT)  # Conv1D is stored (in, out)

@@ -22,32 +22,26 @@ from tempbalance.layers.effective import effective_weights
 from tempbalance.layers.fused import Index
 from tempbalance.layers.meta_model import build_on_meta
 from tempbalance.layers.modules import module_candidates
-from tempbalance.layers.moves import Node
-from tempbalance.layers.names import TensorStore, name_candidates, unreadable
+from tempbalance.layers.names import TensorStore, join_name, name_candidates, unreadable
 from tempbalance.layers.parametrised import with_computed_weights
 from tempbalance.layers.stored import StoredTensor
+from tempbalance.layers.traced_tensors import Node
 from tempbalance.layers.weights import Candidate
 
 __all__ = ["checkpoint_candidates"]
 
 _logger = logging.getLogger("tempbalance")
-_MOST = 0.5  # share of the stored weights that an architecture must have to describe a checkpoint
+_LEAST_SHARE = 0.5  # of the stored weights that an architecture must have to describe a checkpoint
 _MISSING = "not in the checkpoint: Transformers computes it, or initialises it at random"
 _OUTSIDE = "not in {}, the architecture in config.json: to analyse it, pass a state dict"
 _ROWS = 4096  # rows of two tensors compared at a time
 
 
 def checkpoint_candidates(store: TensorStore) -> list[Candidate]:
-    """List the weights of a state dict or checkpoint.
+    """Return the weights of a state dict or checkpoint, in the order of the model, then of the store.
 
     With a configuration and Transformers installed, weights have the names, types and blocks of the live model.
     Without, tensors are classified by name and shape.
-
-    Args:
-        store: Named tensors.
-
-    Returns:
-        One candidate per weight with two axes or more, in the order of the model, then of the store.
     """
     model = build_on_meta(store.config, len(store.tensors)) if store.config else None
     found = None if model is None else _by_architecture(store, model)
@@ -55,7 +49,7 @@ def checkpoint_candidates(store: TensorStore) -> list[Candidate]:
 
 
 class _Stored(NamedTuple):
-    """A checkpoint as the model of its configuration has it.
+    """A checkpoint, by the names of the parameters in the model of its configuration.
 
     Attributes:
         store: The checkpoint.
@@ -90,7 +84,7 @@ def _by_architecture(store: TensorStore, model: nn.Module) -> list[Candidate] | 
     told = {_module(c.name) for c in known if c.role.reason == stored.missing.get(_module(c.name))}
     outside = {name: _module(conversion.outside[name]) for name in store.tensors if name in conversion.outside}
     rest = name_candidates(store, [n for n, module in outside.items() if not (n in stored.reasons and module in told)])
-    if _size(known) < _MOST * (_size(known) + _size(rest)):
+    if _size(known) < _LEAST_SHARE * (_size(known) + _size(rest)):
         _logger.info("%s has few of the weights: layer types come from names and shapes", cls)
         return None
     if (store.config or {}).get("architectures"):
@@ -178,17 +172,16 @@ def _computed(stored: _Stored, candidate: Candidate) -> Candidate:
     module = stored.model.get_submodule(path)
     part = re.compile(rf"parametrizations\.{attribute}\..+|{attribute}_\w+")
     keys = [key for key in module.state_dict() if part.fullmatch(key)]
-    nodes = {key: stored.nodes.get(f"{path}.{key}" if path else key) for key in keys}
+    nodes = {key: stored.nodes.get(join_name(path, key)) for key in keys}
     found = {key: node for key, node in nodes.items() if node is not None}
     if len(found) < len(nodes):
         return _missing(stored, candidate)
 
     def read(index: Index) -> Tensor:
-        """Compute the weight on a copy of the module, or the part of it at an index."""
-        twin = copy.deepcopy(module)
+        copied = copy.deepcopy(module)
         parts = {key: StoredTensor(stored.store, node)() for key, node in found.items()}
-        twin.load_state_dict(parts, strict=False, assign=True)
-        weight = effective_weights(twin)[attribute].compute()
+        copied.load_state_dict(parts, strict=False, assign=True)
+        weight = effective_weights(copied)[attribute].compute()
         return weight[index] if index else weight
 
     return replace(candidate.skipped(stored.reason(*found.values())), read=read)

@@ -21,14 +21,10 @@ def is_average(reason: str | None) -> bool:
 
 
 def skip_averages(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Skip the averages of a model, or of a part of one, that are beside it.
+    """Return all candidates of a model, with a reason for the averages that are beside the model or a part of it.
 
-    Args:
-        candidates: All weights of a model, by their names without wrappers.
-
-    Returns:
-        The same, with a reason for averages. These are the weights under a name such as ``net_ema``, if all of them
-        have the names and shapes of weights under ``net``.
+    Averages are the weights under a name such as ``net_ema``, if all of them have the names and shapes of weights under
+    ``net``. Names are without wrappers.
 
     Example:
         >>> from tempbalance.layers import find_weights

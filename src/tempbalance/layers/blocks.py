@@ -29,15 +29,10 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def block_namer(names: Iterable[str], is_container: Callable[[str], bool] | None = None) -> Callable[[str], str | None]:
-    """Return the function from a qualified parameter name to the name of its block.
+    """Return the function from a qualified parameter name to the name of its block, or to None outside of blocks.
 
-    Args:
-        names: Qualified names of all parameters of the model with two axes or more.
-        is_container: Function that returns whether the module of a name is a list of modules; None if only names are
-            known.
-
-    Returns:
-        A function from a parameter name to a block name, or to None outside of blocks.
+    ``names`` are those of all parameters of the model with two axes or more. ``is_container`` returns whether the
+    module of a name is a list of modules; it is None if only names are known.
 
     Example:
         >>> block_of = block_namer(["h.0.attn.weight", "head.0.weight"])
@@ -48,16 +43,10 @@ def block_namer(names: Iterable[str], is_container: Callable[[str], bool] | None
 
 
 def in_block_order(items: Sequence[_T], block_of: Callable[[_T], str | None]) -> list[_T]:
-    """Put the items of each list of blocks in the order of their numbers; all else keeps its place.
+    """Return items with those of each list of blocks in the order of their numbers; all others keep their places.
 
-    A GGUF or safetensors file, and the dict that is loaded from it, may list block 10 before block 2.
-
-    Args:
-        items: Parameters, in the order of a file.
-        block_of: Function from an item to the name of its block; None outside of blocks.
-
-    Returns:
-        The same items.
+    A GGUF or safetensors file, and the dict that is loaded from it, may list block 10 before block 2. ``block_of``
+    returns the name of the block of an item, or None outside of blocks.
 
     Example:
         >>> in_block_order(["head", "h.0", "h.10", "h.2"], lambda name: name if "." in name else None)

@@ -2,7 +2,7 @@
 
 A model may have other names, fused weights or stacked experts than its checkpoint: Transformers renames, merges, splits
 and transposes while it loads. Its own list of conversions and its own operations are used here, on tensors without data
-(see ``moves``), so that a parameter of the model is known by the stored tensors that it is made of.
+(see ``traced_tensors``), so that a parameter of the model is known by the stored tensors that it is made of.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from tempbalance.layers.moves import Node, leaf, traced
 from tempbalance.layers.names import TensorInfo
+from tempbalance.layers.traced_tensors import Node, leaf, traced
 from tempbalance.layers.wrappers import plain_namer
 
 __all__ = ["Conversion", "convert_names"]
 
 
 class Conversion(NamedTuple):
-    """The tensors of a checkpoint as the model has them.
+    """The tensors of a checkpoint, by their names in the model.
 
     Attributes:
         nodes: Parameters and buffers of the model that the checkpoint has, by their names in the model.
@@ -36,15 +36,7 @@ class Conversion(NamedTuple):
 
 
 def convert_names(model: Any, tensors: Mapping[str, TensorInfo]) -> Conversion:
-    """Return the tensors of a checkpoint under the names of a model.
-
-    Args:
-        model: A model of Transformers, with or without data.
-        tensors: Shapes and dtypes of the tensors on disk.
-
-    Returns:
-        How each parameter and buffer of the model is made of stored tensors.
-    """
+    """Return how each parameter and buffer of a model of Transformers is made of the tensors on disk."""
     expected = model.state_dict()
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping

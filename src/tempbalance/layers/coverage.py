@@ -40,16 +40,7 @@ def is_weight(reason: str) -> bool:
 def measure_size(
     source: nn.Module | TensorStore, weights: Sequence[Weight], skipped: Iterable[tuple[Candidate, str]]
 ) -> ModelSize:
-    """Count the parameters of a model.
-
-    Args:
-        source: A live model or named tensors.
-        weights: The rows that are selected.
-        skipped: The candidates that are selected and have no row, each with the reason.
-
-    Returns:
-        The numbers of parameters.
-    """
+    """Count the parameters of a model, given the selected rows, and the selected candidates without a row."""
     found = [(weight.shape, weight.block) for weight in weights if weight.kind != "embedding"]
     found += [(c.shape, c.block) for c, reason in skipped if c.shape and is_weight(reason)]
     return ModelSize(
@@ -61,7 +52,8 @@ def measure_size(
 
 def _of_model(model: nn.Module) -> int:
     """Count the parameters of a live model, a shared one once."""
-    return sum(map(_entries, _parameters(model)))
+    parameters = model.state_dict().values() if isinstance(model, torch.jit.ScriptModule) else model.parameters()
+    return sum(map(_entries, parameters))
 
 
 def _entries(parameter: Tensor) -> int:
@@ -69,10 +61,6 @@ def _entries(parameter: Tensor) -> int:
         return int(getattr(parameter, "ds_numel", None) or parameter.numel())
     except Exception:  # one that is not initialised yet, or whatever a subclass raises: it is listed as skipped
         return 0
-
-
-def _parameters(model: nn.Module) -> Iterable[Tensor]:
-    return model.state_dict().values() if isinstance(model, torch.jit.ScriptModule) else model.parameters()
 
 
 def _of_store(store: TensorStore) -> int:

@@ -11,6 +11,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,30 +42,17 @@ def _evaluate(parametrization: nn.Module) -> Tensor:
     return result.detach()
 
 
-def _weight_norm(hook: object, module: nn.Module) -> Tensor:
+def _compute(function: Callable[[Any, nn.Module], Tensor], hook: object, module: nn.Module) -> Tensor:
     with torch.no_grad():
-        result: Tensor = hook.compute_weight(module)  # type: ignore[attr-defined]
-    return result.detach()
-
-
-def _spectral_norm(hook: object, module: nn.Module) -> Tensor:
-    with torch.no_grad():
-        result: Tensor = hook.compute_weight(module, do_power_iteration=False)  # type: ignore[attr-defined]
-    return result.detach()
-
-
-def _pruned(hook: object, module: nn.Module) -> Tensor:
-    with torch.no_grad():
-        result: Tensor = hook.apply_mask(module)  # type: ignore[attr-defined]
-    return result.detach()
+        return function(hook, module).detach()
 
 
 # Class name of a forward pre-hook, its attribute with the name of the weight, the function that computes the weight,
 # the suffixes of the parameters it is computed from; the last one has the shape of the weight.
-_HOOKS: tuple[tuple[str, str, Callable[[object, nn.Module], Tensor], tuple[str, ...]], ...] = (
-    ("WeightNorm", "name", _weight_norm, ("_g", "_v")),
-    ("SpectralNorm", "name", _spectral_norm, ("_orig",)),
-    ("BasePruningMethod", "_tensor_name", _pruned, ("_orig",)),
+_HOOKS: tuple[tuple[str, str, Callable[[Any, nn.Module], Tensor], tuple[str, ...]], ...] = (
+    ("WeightNorm", "name", lambda hook, module: hook.compute_weight(module), ("_g", "_v")),
+    ("SpectralNorm", "name", lambda hook, module: hook.compute_weight(module, do_power_iteration=False), ("_orig",)),
+    ("BasePruningMethod", "_tensor_name", lambda hook, module: hook.apply_mask(module), ("_orig",)),
 )
 
 
@@ -76,13 +64,7 @@ def _shape(parametrization: nn.Module) -> tuple[int, ...]:
 
 
 def effective_weights(module: nn.Module) -> dict[str, Effective]:
-    """Return the weights that a module computes from other tensors.
-
-    Args:
-        module: Any module; its children are ignored.
-
-    Returns:
-        The weights by attribute name (``weight``).
+    """Return the weights that a module, without its children, computes from other tensors, by attribute (``weight``).
 
     Example:
         >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
@@ -99,13 +81,13 @@ def effective_weights(module: nn.Module) -> dict[str, Effective]:
             found[name] = Effective(shape=shape, compute=compute, hides=frozenset(), meta=meta)
     for hook in module._forward_pre_hooks.values():
         classes = {cls.__name__ for cls in type(hook).__mro__}
-        for class_name, attribute, compute_with, suffixes in _HOOKS:
+        for class_name, attribute, function, suffixes in _HOOKS:
             if class_name in classes:
                 name = getattr(hook, attribute)
                 source = getattr(module, name + suffixes[-1])
                 found[name] = Effective(
                     shape=tuple(source.shape),
-                    compute=functools.partial(compute_with, hook, module),
+                    compute=functools.partial(_compute, function, hook, module),
                     hides=frozenset(name + suffix for suffix in suffixes),
                     meta=source.is_meta,
                 )
@@ -116,10 +98,7 @@ def effective_weights(module: nn.Module) -> dict[str, Effective]:
 
 
 def make_plain(module: nn.Module) -> None:
-    """Replace the weights that a module computes from other tensors by their values, so that they can be changed.
-
-    Args:
-        module: A copy of a module; its children are ignored.
+    """Replace the weights that a copy of a module computes from other tensors by their values, which can be changed.
 
     Example:
         >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))

@@ -28,16 +28,10 @@ _MANY = 10**5  # tensors of a model of any size
 def expert_update(
     store: TensorStore, layer: str, parts: Mapping[str, list[str]], settings: Mapping[str, Any]
 ) -> Candidate | None:
-    """Return the update of a stack of experts.
+    """Return the update of a stack of experts, given the parts of a layer; None if the layer is no stack of experts.
 
-    Args:
-        store: The tensors.
-        layer: Name of the layer, with ``.base_layer`` for each parameter of its module that is wrapped further out.
-        parts: The names of its parts, as in ``factor_groups``.
-        settings: The parsed ``adapter_config.json``.
-
-    Returns:
-        The candidate of all experts; None if the layer is no stack of experts.
+    ``layer`` is the name with ``.base_layer`` for each parameter of its module that is wrapped further out; ``parts``
+    is as in ``factor_groups``.
 
     Raises:
         AdapterError: Which parameter it belongs to is not known; the message is the reason.
@@ -60,7 +54,6 @@ def expert_update(
     role, transposed = _role((experts, b[0], a[1]), module, name, settings)
 
     def read(index: Index) -> Tensor:
-        """Compute the update of all experts, or the part of it at an index."""
         down, up = (store.load(parts[part][0]).to(torch.float64) for part in ("lora_A", "lora_B"))
         down, up = down.view(experts, rank, -1), up.view(up.shape[0], rank, experts).permute(2, 0, 1)
         which = index[0] if index else slice(None)

@@ -39,6 +39,8 @@ _KERNEL_UNKNOWN = (
     "flattened update of a convolution, whose kernel size is not in the file: merge it and analyse the result"
 )
 _LYCORIS = frozenset({"hada_w1_b", "lokr_w1", "lokr_w1_b"})
+# Parts whose first axis is the rank, in order of preference.
+_RANKED = ("lora_A", "lora_embedding_A", "lora_down", "hada_t1", "lokr_t2", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
 Compute = Callable[..., Tensor]
 
 
@@ -63,13 +65,9 @@ class Update(NamedTuple):
 
 
 def factor_groups(names: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """Return the stored names of the parts of an adapter, by layer and part.
+    """Return the stored names of each part of an adapter, by layer and part: one name, or one per adapter.
 
-    Args:
-        names: Names of tensors.
-
-    Returns:
-        For each layer with a factor, the names of each part: one, or one per adapter.
+    Layers without a factor are left out.
 
     Example:
         >>> factor_groups(["fc.lora_A.weight", "fc.lora_B.weight", "fc.bias", "x.alpha"])
@@ -153,16 +151,7 @@ _PRODUCTS: tuple[tuple[tuple[str, ...], Compute], ...] = (
 def find_update(
     store: TensorStore, layer: str, parts: Mapping[str, list[str]], settings: Mapping[str, Any] | None
 ) -> Update:
-    """Return the update of a layer.
-
-    Args:
-        store: The tensors.
-        layer: Name of the layer in the model.
-        parts: The names of its parts, as in ``factor_groups``.
-        settings: The parsed ``adapter_config.json``, or None.
-
-    Returns:
-        The update.
+    """Return the update of a layer with these parts (as in ``factor_groups``) and settings (``adapter_config.json``).
 
     Raises:
         AdapterError: Its factors do not tell it; the message is the reason.
@@ -182,7 +171,6 @@ def find_update(
     flip = "lora_A" in parts and bool((settings or {}).get("fan_in_fan_out"))
 
     def read(index: Index) -> Tensor:
-        """Compute the update, or the part of it at an index."""
         update = scale * compute(*(store.load(name).to(torch.float64) for name in names))
         update = update.mT if flip else update
         return update[index] if index else update
@@ -228,16 +216,5 @@ def lora_scale(settings: Mapping[str, Any], layer: str, rank: int) -> float:
 
 def _rank(store: TensorStore, parts: Mapping[str, list[str]]) -> int:
     """Return the rank of the factors, 0 if both factors of a Kronecker product are whole."""
-    for part in (
-        "lora_A",
-        "lora_embedding_A",
-        "lora_down",
-        "hada_t1",
-        "lokr_t2",
-        "hada_w1_b",
-        "lokr_w1_b",
-        "lokr_w2_b",
-    ):
-        if part in parts:
-            return store.tensors[parts[part][0]].shape[0]
-    return 0
+    part = next((part for part in _RANKED if part in parts), None)
+    return 0 if part is None else store.tensors[parts[part][0]].shape[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tempbalance.layers.sharded import class_name
@@ -66,9 +66,9 @@ class Fused:
         return grouped.narrow(self.axis + 1, start, stop - start).flatten(self.axis, self.axis + 1)
 
 
-def thirds(length: int, axis: int = 0) -> Fused | None:
+def thirds(length: int) -> Fused:
     """Return the layout of queries, keys and values of equal size, one after the other."""
-    return Fused(parts=QKV, sizes=(length // 3,) * 3, axis=axis)
+    return Fused(parts=QKV, sizes=(length // 3,) * 3)
 
 
 Sizer = Callable[["nn.Module", int, int], "Fused | None"]
@@ -243,16 +243,11 @@ FUSED: tuple[FusedRule, ...] = (
 
 
 def find_fused(owner: nn.Module | None, attribute: str, shape: tuple[int, ...], axis: int = 0) -> Fused | None:
-    """Return the layout of a fused linear layer.
+    """Return the layout of a fused linear layer; None if it is not fused, or its layout is unknown.
 
-    Args:
-        owner: The parent module of the layer (its class and configuration define the layout), or None.
-        attribute: Name of the layer in its owner, such as ``c_attn``.
-        shape: Shape of the weight, two axes.
-        axis: The output axis: 0 for ``nn.Linear``, 1 for the ``Conv1D`` of Transformers.
-
-    Returns:
-        The layout; None if the layer is not fused or its layout is unknown.
+    Class and configuration of the owner, the parent module, define the layout. ``attribute`` is the name of the layer
+    in it, such as ``c_attn``; ``axis`` is that of the outputs: 0 for ``nn.Linear``, 1 for the ``Conv1D`` of
+    Transformers.
 
     Example:
         >>> import torch
@@ -267,6 +262,6 @@ def find_fused(owner: nn.Module | None, attribute: str, shape: tuple[int, ...], 
             found = rule.sizer(owner, shape[axis], shape[1 - axis])
             if found is None:
                 continue
-            found = Fused(parts=found.parts, sizes=found.sizes, groups=found.groups, axis=axis)
+            found = replace(found, axis=axis)
             return found if found.fits(shape) else None
     return None

@@ -36,16 +36,10 @@ _MODULES = 100  # most modules per stored tensor; more are a configuration that 
 
 
 def build_on_meta(config: Mapping[str, Any], num_tensors: int) -> nn.Module | None:
-    """Build the model of a configuration of Transformers, without data.
+    """Return the model of a configuration of Transformers, without data; None if it cannot be built: the log says why.
 
-    Only model classes of Transformers are built. Code of the hub is not used, and nothing is fetched.
-
-    Args:
-        config: The parsed ``config.json``.
-        num_tensors: Number of tensors in its checkpoint, which limits the number of modules.
-
-    Returns:
-        The model; None if Transformers is not installed or cannot build it, and the reason is logged.
+    Only model classes of Transformers are built. Code of the hub is not used, and nothing is fetched. The number of
+    tensors in the checkpoint limits the number of modules.
     """
     if "model_type" not in config:  # it may have the settings of a quantised file alone
         _logger.info("config.json has no model_type: layer types come from names and shapes")
@@ -130,7 +124,6 @@ def _call_limit(most: int, seconds: float) -> Iterator[None]:
     left, importing, deadline, before = most, 0, time.thread_time() + seconds, sys.getprofile()
 
     def count(frame: FrameType, event: Any, argument: Any) -> None:
-        """Count one call or return."""
         nonlocal left, importing, deadline
         if frame.f_code.co_name == "_find_and_load" and event in {"call", "return"}:
             outermost = importing == (event == "return")

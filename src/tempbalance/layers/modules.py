@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.effective import Effective, effective_weights
 from tempbalance.layers.fused import Index, Reader
-from tempbalance.layers.names import StateDict, name_candidates
+from tempbalance.layers.names import StateDict, join_name, name_candidates
 from tempbalance.layers.reasons import IN_MEMORY, failure_reason, hides_shape, quantised_reasons, tensor_reason
 from tempbalance.layers.roles import Site, role_of
 from tempbalance.layers.sharded import FullTensorCache, full_tensor
@@ -21,8 +21,8 @@ from tempbalance.layers.tuners import (
     OF_ADAPTER,
     Fetch,
     base_of,
+    is_adapter_part,
     is_auxiliary,
-    is_beside,
     is_tuner,
     module_in_use,
     tuner_candidates,
@@ -56,12 +56,12 @@ class _Node:
     def descend(self, child: str) -> _Node:
         """Return the node of a child module."""
         module = self.module.get_submodule(child)
-        return replace(self, name=_join(self.name, child), module=module, child=child, owner=self.module)
+        return replace(self, name=join_name(self.name, child), module=module, child=child, owner=self.module)
 
     def site(self, attribute: str, shape: tuple[int, ...], dtype: torch.dtype) -> Site:
         """Return the site of a parameter of this module."""
         return Site(
-            name=_join(self.name, attribute),
+            name=join_name(self.name, attribute),
             attribute=attribute,
             shape=shape,
             dtype=dtype,
@@ -72,12 +72,7 @@ class _Node:
 
 
 def module_candidates(
-    model: nn.Module,
-    *,
-    lora: str = "merged",
-    meta: bool = False,
-    sharded: bool = False,
-    fetch: Fetch | None = None,
+    model: nn.Module, *, lora: str = "merged", meta: bool = False, sharded: bool = False, fetch: Fetch | None = None
 ) -> list[Candidate]:
     """List the weights of a live model, which is not changed.
 
@@ -112,10 +107,6 @@ def _is_container(module: nn.Module | None) -> bool:
     return isinstance(module, CONTAINERS) or scripted in {cls.__name__ for cls in CONTAINERS}
 
 
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
 def _walk(node: _Node, ancestors: tuple[int, ...]) -> Iterator[Candidate]:
     """Yield the candidates of a module and its descendants."""
     module = node.module
@@ -123,7 +114,7 @@ def _walk(node: _Node, ancestors: tuple[int, ...]) -> Iterator[Candidate]:
         return
     seen = (*ancestors, id(module))
     if isinstance(module, torch.jit.ScriptModule):
-        state = {_join(node.name, name): tensor for name, tensor in module.state_dict().items()}
+        state = {join_name(node.name, name): tensor for name, tensor in module.state_dict().items()}
         yield from name_candidates(StateDict(state))  # the classes of its layers are not known
         return
     if is_tuner(module):
@@ -141,7 +132,7 @@ def _walk(node: _Node, ancestors: tuple[int, ...]) -> Iterator[Candidate]:
         again = child == "_original_module" and "_forward_module" in module._modules  # Lightning registers both
         if child != "parametrizations" and submodule is not None and not again:
             found = _walk(node.descend(child), seen)
-            yield from (_skip(c.name, c.shape, OF_ADAPTER) for c in found) if is_beside(module, child) else found
+            yield from (_skip(c.name, c.shape, OF_ADAPTER) for c in found) if is_adapter_part(module, child) else found
 
 
 def _tuned(node: _Node, seen: tuple[int, ...]) -> Iterator[Candidate]:
@@ -167,7 +158,8 @@ def _own(node: _Node) -> Iterator[Candidate]:
     """Yield the candidates of a module's own parameters."""
     effective = effective_weights(node.module)
     hidden = frozenset().union(*(e.hides for e in effective.values()))
-    quantised = quantised_reasons({k: _dtype(t) for k, t in _tensors(node.module).items()}, IN_MEMORY)
+    tensors = {**node.module._parameters, **node.module._buffers}
+    quantised = quantised_reasons({name: _dtype(tensor) for name, tensor in tensors.items()}, IN_MEMORY)
     for attribute, computed in effective.items():
         yield _computed(node, attribute, computed)
     for attribute, parameter in node.module._parameters.items():
@@ -176,17 +168,13 @@ def _own(node: _Node) -> Iterator[Candidate]:
         try:
             candidate = _parameter(node, attribute, parameter, quantised.get(attribute))
         except Exception as error:  # whatever a tensor or a module of the user raises
-            candidate = _skip(_join(node.name, attribute), (), failure_reason(error))
+            candidate = _skip(join_name(node.name, attribute), (), failure_reason(error))
         if candidate is not None:
             yield candidate
     for attribute, buffer in node.module._buffers.items():  # only quantised layers keep weights in buffers
         reason = quantised.get(attribute)
         if buffer is not None and reason and not reason.startswith("belongs"):
-            yield _skip(_join(node.name, attribute), tuple(buffer.shape), reason)
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor | None]:
-    return {**module._parameters, **module._buffers}
+            yield _skip(join_name(node.name, attribute), tuple(buffer.shape), reason)
 
 
 def _dtype(tensor: Tensor | None) -> torch.dtype | None:
@@ -222,7 +210,7 @@ def _read_computed(computed: Effective, index: Index) -> Tensor:
 
 def _parameter(node: _Node, attribute: str, parameter: Tensor, quantised: str | None) -> Candidate | None:
     """Return the candidate of one parameter, or None if it is not a matrix."""
-    name = _join(node.name, attribute)
+    name = join_name(node.name, attribute)
     reason = quantised or node.unreadable(parameter)
     if reason and hides_shape(reason):
         return None if attribute.startswith("bias") else _skip(name, (), reason)
@@ -235,8 +223,11 @@ def _parameter(node: _Node, attribute: str, parameter: Tensor, quantised: str | 
         if flattened or attribute != "weight" or len(shape) != 1 or quantised:
             return _skip(name, shape, sharded) if flattened and not quantised else None
         return replace(_skip(name, shape, ""), role=vector_role())
-    site = node.site(attribute, shape, parameter.dtype)
-    role = replace(role_of(site), reason=reason) if reason else _complex_role(node, role_of(site))
+    role = role_of(node.site(attribute, shape, parameter.dtype))
+    if role.kind == "spectral_conv" and getattr(node.module, "separable", False):
+        reason = reason or SEPARABLE
+    if reason:
+        role = replace(role, reason=reason)
     return Candidate(
         name=name,
         role=role,
@@ -249,7 +240,7 @@ def _parameter(node: _Node, attribute: str, parameter: Tensor, quantised: str | 
 
 def _computed(node: _Node, attribute: str, computed: Effective) -> Candidate:
     """Return the candidate of a weight that is computed from other tensors."""
-    name = _join(node.name, attribute)
+    name = join_name(node.name, attribute)
     site = node.site(attribute, computed.shape, torch.get_default_dtype())
     role = role_of(site)
     if computed.meta and not node.meta:
@@ -259,11 +250,6 @@ def _computed(node: _Node, attribute: str, computed: Effective) -> Candidate:
 
 
 SEPARABLE = "separable spectral convolution: each mode scales every channel separately, so there is no matrix"
-
-
-def _complex_role(node: _Node, role: Role) -> Role:
-    separable = role.kind == "spectral_conv" and getattr(node.module, "separable", False)
-    return replace(role, reason=SEPARABLE) if separable else role
 
 
 def _is_factorised(module: nn.Module) -> bool:
@@ -283,7 +269,7 @@ def _factorised(node: _Node) -> Iterator[Candidate]:
     if dense is not None:
         reason = role.reason or node.unreadable(dense)
         yield Candidate(
-            name=_join(node.name, "tensor"),
+            name=join_name(node.name, "tensor"),
             role=replace(role, reason=reason),
             shape=shape,
             dtype=dense.dtype,
@@ -307,7 +293,7 @@ def _packed(node: _Node) -> Iterator[Candidate]:
     """Yield a skipped candidate for a quantised layer of torch, which has no parameter."""
     if type(node.module).__module__.startswith("torch.ao.nn.quantized") and hasattr(node.module, "_packed_params"):
         yield _skip(
-            _join(node.name, "weight"),
+            join_name(node.name, "weight"),
             (),
             "torch quantised layer: its weights are not read: analyse the model before it is quantised",
         )

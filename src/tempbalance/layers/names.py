@@ -26,7 +26,8 @@ from tempbalance.layers.vectors import drop_norms, vector_role
 from tempbalance.layers.weights import Candidate, Role, storage_identity
 from tempbalance.spectra.matrices import MATRIX_NDIM
 
-__all__ = ["StateDict", "TensorInfo", "TensorStore", "ancestors", "name_candidates", "stored_modules", "unreadable"]
+__all__ = ["StateDict", "TensorInfo", "TensorStore", "ancestors", "join_name", "name_candidates", "stored_modules"]
+__all__ += ["unreadable"]
 
 _KERNEL = 16  # a last axis up to this long, of a 3-D weight, is a Conv1d kernel
 _QUANTO = re.compile(r"((?P<layer>.*)\.)?(?P<attribute>[^\W_]\w*\._(data|scale|shift)(\._data)?)")
@@ -59,21 +60,17 @@ class TensorStore(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Names in stored order, with shapes and dtypes."""
-        ...
 
     @property
     def config(self) -> Mapping[str, Any] | None:
         """The parsed ``config.json`` of a Hugging Face folder, or None."""
-        ...
 
     @property
     def adapter_config(self) -> Mapping[str, Any] | None:
         """The parsed ``adapter_config.json`` of a PEFT adapter, or None."""
-        ...
 
     def load(self, name: str, index: Index = ()) -> Tensor:
         """Read a tensor, or the part of it at an index."""
-        ...
 
 
 class StateDict:
@@ -109,6 +106,11 @@ def _describe(tensor: Tensor) -> TensorInfo:
     return TensorInfo((), torch.float32, None, reason)
 
 
+def join_name(path: str, attribute: str) -> str:
+    """Return the qualified name of an attribute of a module; the path of the root is empty."""
+    return f"{path}.{attribute}" if path else attribute
+
+
 def ancestors(name: str) -> list[str]:
     """Return the names of the modules that a name is in, the innermost first."""
     parts = name.split(".")
@@ -137,10 +139,6 @@ def _rnn(named: _Named) -> Role:
     return Role(kind="rnn", fused=Fused(parts=gates, sizes=(named.info.shape[0] // len(gates),) * len(gates)))
 
 
-def _conv1d(named: _Named) -> Role:
-    return conv_role("conv1d", named.info.shape)
-
-
 def _is_conv1d(named: _Named) -> bool:
     """Return whether a weight with three axes is that of a convolution, and not a stack of matrices."""
     rows, columns, kernel = named.info.shape
@@ -162,7 +160,7 @@ _RULES: tuple[tuple[int, Callable[[_Named], bool], Callable[[_Named], Role | Non
     (2, lambda n: _RNN_WEIGHT.fullmatch(n.attribute) is not None, _rnn),
     (2, lambda n: re.fullmatch(r"weight_hr_l\d+(_reverse)?", n.attribute) is not None, lambda _: Role(kind="rnn")),
     (2, lambda n: n.attribute == "weight", lambda _: Role(kind="linear")),
-    (3, _is_conv1d, _conv1d),
+    (3, _is_conv1d, lambda n: conv_role("conv1d", n.info.shape)),
     (4, lambda n: n.attribute == "weight", lambda n: conv_role("conv2d", n.info.shape)),
     (5, lambda n: n.attribute == "weight", lambda n: conv_role("conv3d", n.info.shape)),
 )
@@ -229,7 +227,7 @@ def unreadable(store: TensorStore) -> dict[str, str]:
             known = info.reason if is_plain(info.dtype) else None
             reason = known or quantised.get(attribute) or dtype_reason(info.dtype) or info.reason or empty
             reason = reason or (_FLAT if _FLAT_PARAMETER.fullmatch(attribute) else None)
-            reasons[f"{layer}.{attribute}" if layer else attribute] = reason
+            reasons[join_name(layer, attribute)] = reason
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 

@@ -22,7 +22,7 @@ _NO_MODEL = re.compile(
 )
 _PARAMETER = re.compile(r".+\..+|weight|bias")
 _DEPTH = 8
-_AGAIN = 100_000  # most entries of mappings that are found more than once
+_MOST_REPEATED = 100_000  # entries of mappings that are found more than once
 
 
 class FoundStateDict(NamedTuple):
@@ -130,7 +130,7 @@ class _Search:
     def __init__(self, kind: type) -> None:
         self._kind = kind
         self._seen: set[int] = set()
-        self._again = 0
+        self._repeated = 0
 
     def candidates(
         self, mapping: Mapping[Any, Any], path: tuple[str, ...] = (), above: frozenset[int] = frozenset()
@@ -138,8 +138,8 @@ class _Search:
         """Yield the mappings with tensors; ``above`` contains the mappings around this one."""
         if id(mapping) in above or len(above) > _DEPTH or "param_groups" in mapping:  # an optimizer
             return
-        self._again += len(mapping) * (id(mapping) in self._seen)
-        if self._again > _AGAIN:
+        self._repeated += len(mapping) * (id(mapping) in self._seen)
+        if self._repeated > _MOST_REPEATED:
             raise CheckpointError("its dictionaries contain the same dictionary too often: save model.state_dict()")
         self._seen.add(id(mapping))
         tensors = {str(name): value for name, value in mapping.items() if isinstance(value, self._kind)}

@@ -63,34 +63,22 @@ class _Described(Protocol):
     """A weight, or a row of an analysis."""
 
     @property
-    def name(self) -> str:
-        """Qualified name."""
-        ...
+    def name(self) -> str: ...
 
     @property
-    def kind(self) -> str:
-        """Kind of the weight."""
-        ...
+    def kind(self) -> str: ...
 
     @property
-    def block(self) -> str | None:
-        """Its block."""
-        ...
+    def block(self) -> str | None: ...
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        ...
+    def shape(self) -> tuple[int, ...]: ...
 
 
 def find_roles(weights: Iterable[_Described]) -> dict[str, str]:
-    """Return the role of each weight of a model, by name.
+    """Return the role of each weight (or row of an analysis) of a model, in its order, by name: one of ``ROLES``.
 
-    Args:
-        weights: All weights (or rows of an analysis) of a model, in its order.
-
-    Returns:
-        One of ``ROLES`` per name. A weight of unknown name has role ``linear``, ``conv`` or ``other``, by its kind.
+    A weight of unknown name has role ``linear``, ``conv`` or ``other``, by its kind.
 
     Example:
         >>> from tempbalance.layers import find_weights
@@ -124,14 +112,9 @@ class ParameterFacts(NamedTuple):
 
 
 def describe_parameters(model: nn.Module, weights: Sequence[Weight]) -> dict[str, ParameterFacts]:
-    """Describe each parameter of a live model.
+    """Return facts about each parameter of a live model, by name as in ``parameter_names``.
 
-    Args:
-        model: The model.
-        weights: All its weights, embeddings included.
-
-    Returns:
-        Facts by name, as in ``parameter_names``.
+    ``weights`` are all weights of the model, embeddings included.
 
     Example:
         >>> from tempbalance.layers import find_weights
@@ -157,15 +140,9 @@ def describe_parameters(model: nn.Module, weights: Sequence[Weight]) -> dict[str
 
 
 def find_role_units(model: nn.Module, weights: Sequence[Weight], everything: Sequence[Weight]) -> list[Unit]:
-    """Divide the parameters of a model into one unit per role.
+    """Return one unit per role of these weights, with all parameters of that role except those of other weights.
 
-    Args:
-        model: The live model that the weights were found in.
-        weights: The weights to put into units.
-        everything: All its weights, embeddings included: they tell the roles.
-
-    Returns:
-        One unit per role of these weights, with all parameters of that role except those of other weights.
+    ``everything`` are all weights of the live model, embeddings included: they tell the roles.
 
     Example:
         >>> from tempbalance.layers import find_weights

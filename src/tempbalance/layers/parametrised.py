@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from operator import itemgetter
+from operator import eq, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -66,10 +66,6 @@ def _has_vector_shapes(original: torch.Size, left: torch.Size, right: torch.Size
     return fits and left[0] * right[0] == original.numel()
 
 
-def _equal(original: torch.Size, mask: torch.Size) -> bool:
-    return original == mask
-
-
 class _Rule(NamedTuple):
     """A way to compute a weight: the names of its parts, a test of their shapes, the function, the shape's part."""
 
@@ -82,8 +78,8 @@ class _Rule(NamedTuple):
 _RULES = (
     _Rule(("g", "v"), _has_norm_shape, _weight_norm, 1),
     _Rule(("original0", "original1"), _has_norm_shape, _weight_norm, 1),
-    _Rule(("orig", "mask"), _equal, _masked, 0),
-    _Rule(("original", "0.mask"), _equal, _masked, 0),
+    _Rule(("orig", "mask"), eq, _masked, 0),
+    _Rule(("original", "0.mask"), eq, _masked, 0),
     _Rule(("orig", "u", "v"), _has_vector_shapes, _spectral_norm, 0),
     _Rule(("original", "0._u", "0._v"), _has_vector_shapes, _spectral_norm, 0),
 )
@@ -121,13 +117,7 @@ class _ComputedStore:
 
 
 def with_computed_weights(store: TensorStore) -> TensorStore:
-    """Return a store in which the weights that torch computes from several tensors have one name.
-
-    Args:
-        store: The tensors.
-
-    Returns:
-        The store itself if it has no such weight.
+    """Return a store in which each weight that torch computes from several tensors has one name; itself if it has none.
 
     Example:
         >>> from tempbalance.layers.names import StateDict

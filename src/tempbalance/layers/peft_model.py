@@ -54,23 +54,12 @@ class _Built(NamedTuple):
 
 
 def merged_candidates(
-    model: nn.Module,
-    settings: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    base: Sequence[Candidate],
-    mode: str,
+    model: nn.Module, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Sequence[Candidate], mode: str
 ) -> tuple[list[Candidate], tuple[str, ...]]:
-    """List the weights of a model with an adapter.
+    """Return the weights of a model with an adapter, and the names of the tensors that it has no place for.
 
-    Args:
-        model: The base model on the meta device.
-        settings: The parsed ``adapter_config.json``.
-        tensors: The tensors of the adapter.
-        base: The candidates of the base model, which read its weights.
-        mode: ``"merged"`` or ``"update"``.
-
-    Returns:
-        The candidates of the model, and the names of the tensors of the adapter that it has no place for.
+    The model is on the meta device; ``base`` are its candidates, which read its weights. ``mode`` is ``"merged"`` or
+    ``"update"``.
 
     Raises:
         AdapterError: PEFT is not installed, or cannot put this adapter on this model.
@@ -88,12 +77,9 @@ def merged_candidates(
             with mapping():
                 built = build(None)
         except Exception as error:  # whatever PEFT raises
-            raise AdapterError(f"PEFT cannot put it on {type(model).__name__} ({_first_line(error)})") from error
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+            raise AdapterError(f"PEFT cannot put it on {type(model).__name__} ({reason})") from error
     return _candidates(built, known, mode), built.unexpected
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
 
 
 def _config(settings: Mapping[str, Any]) -> Any:
@@ -119,18 +105,14 @@ def _config(settings: Mapping[str, Any]) -> Any:
 
 
 def _build(
-    model: nn.Module,
-    config: Any,
-    tensors: Mapping[str, Tensor],
-    known: Mapping[str, Candidate],
-    value: float | None,
+    model: nn.Module, config: Any, tensors: Mapping[str, Tensor], known: Mapping[str, Candidate], value: float | None
 ) -> _Built:
     """Build a model with its adapter, around stand-ins of one value or, with None, the weights themselves."""
     import peft
 
     most = _SPARE + sum(math.prod(candidate.shape) for candidate in known.values())
     too_many = f"the adapter has more than {most} parameters, too many for its base model"
-    limit = registration_limit(most, ("parameter", "buffer"), _numel, too_many)
+    limit = registration_limit(most, ("parameter", "buffer"), lambda t: 0 if t is None else t.numel(), too_many)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), limit:
         warnings.simplefilter("ignore")
         model = copy.deepcopy(model)
@@ -152,10 +134,6 @@ def _build(
         stand_ins = {id(p): name for name, p in kept.items() if value is not None or not _is_readable(known.get(name))}
         untouched = frozenset(storage_identity(parameter) for parameter in kept.values())
         return _Built(adapted, stand_ins, untouched, tuple(loaded.unexpected_keys))
-
-
-def _numel(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.numel()
 
 
 def _replace_weights(model: nn.Module, known: Mapping[str, Candidate], value: float | None) -> dict[str, nn.Parameter]:
@@ -192,7 +170,6 @@ def _respelled(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
     children = set(model._modules)
 
     def respell(name: str) -> str:
-        """Return the name on this model."""
         local = name.removeprefix(PREFIX)
         first = local.partition(".")[0]
         if local == name or not prefix or first in children:

@@ -82,14 +82,10 @@ def is_plain(dtype: torch.dtype | None) -> bool:
 
 
 def quantised_reasons(dtypes: Mapping[str, torch.dtype | None], advice: str = _UNQUANTISED) -> dict[str, str]:
-    """Recognise the quantised weights of a module, and the tensors that belong to them.
+    """Return the reasons to skip the quantised weights of a module, and the tensors that belong to them.
 
-    Args:
-        dtypes: Names and dtypes of all tensors of the module.
-        advice: Why they are not read, and what to do.
-
-    Returns:
-        The reasons to skip them, naming the format.
+    ``dtypes`` are those of all tensors of the module. A reason names the format, and gives the advice: why it is not
+    read, and what to do.
 
     Example:
         >>> quantised_reasons({"weight": torch.int8, "SCB": torch.float32, "bias": torch.float32})["SCB"]
@@ -101,13 +97,10 @@ def quantised_reasons(dtypes: Mapping[str, torch.dtype | None], advice: str = _U
 
 
 def find_quantised(dtypes: Mapping[str, torch.dtype | None]) -> tuple[dict[str, str], list[str]]:
-    """Recognise the quantised weights of a module by the names and dtypes of its tensors.
+    """Return the format of each quantised weight of a module, and the names of the tensors that belong to them.
 
-    Args:
-        dtypes: Names and dtypes of all tensors of the module.
-
-    Returns:
-        The format of each quantised weight, empty for one with scales and no name, and the tensors that belong to them.
+    They are recognised by the names and dtypes of all tensors of the module. The format is empty for a weight with
+    scales and no name.
 
     Example:
         >>> find_quantised({"W_q": torch.uint8, "scale": torch.float32, "bias": torch.float32})

@@ -14,16 +14,9 @@ __all__ = ["registration_limit"]
 
 @contextlib.contextmanager
 def registration_limit(most: int, kinds: tuple[str, ...], cost: Callable[[Any], int], message: str) -> Iterator[None]:
-    """Raise a ValueError when what this thread registers in modules costs more than a limit.
+    """Raise a ValueError when what this thread registers in modules inside the block costs more than a limit.
 
-    Args:
-        most: The limit.
-        kinds: What counts: ``"module"``, ``"parameter"``, ``"buffer"``.
-        cost: Function that returns the cost of one of them, which may be None.
-        message: Message of the error.
-
-    Yields:
-        Nothing; the limit holds inside the block.
+    What counts is a ``"module"``, ``"parameter"`` or ``"buffer"``; ``cost`` returns the cost of one, which may be None.
 
     Raises:
         ValueError: The limit is reached.
@@ -37,7 +30,6 @@ def registration_limit(most: int, kinds: tuple[str, ...], cost: Callable[[Any], 
     thread, left = threading.get_ident(), most
 
     def registered(_: nn.Module, __: str, value: Any) -> None:
-        """Count one registration."""
         nonlocal left
         if threading.get_ident() == thread:
             left -= cost(value)

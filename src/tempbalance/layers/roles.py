@@ -1,7 +1,7 @@
 """Classify a parameter of a live module: the table of layer types.
 
-A new layer type is one row in :data:`ROLES`. Modules of optional packages are recognised by class name, so that no
-optional package is imported.
+A new layer type is one row in :data:`LAYER_TYPES`. Modules of optional packages are recognised by class name, so that
+no optional package is imported.
 """
 
 from __future__ import annotations
@@ -80,10 +80,6 @@ def _transposed_linear(site: Site) -> Role:
     return Role(kind="linear", fused=find_fused(site.owner, site.child, site.shape, axis=1), transposed=True)
 
 
-def _embedding(_: Site) -> Role:
-    return Role(kind="embedding")
-
-
 def _attention(site: Site) -> Role | None:
     if site.attribute == "in_proj_weight":
         return Role(kind="attention", fused=thirds(site.shape[0]))
@@ -109,14 +105,8 @@ def _conv(kind: str) -> Callable[[Site], Role]:
 def experts_role(shape: tuple[int, ...], *, gate_up: bool, transposed: bool, interleaved: bool = False) -> Role:
     """Return the role of stacked experts ``(experts, rows, columns)``; ``transposed`` ones are ``(experts, in, out)``.
 
-    Args:
-        shape: Shape of the stack.
-        gate_up: Whether each matrix contains the gate and the up projection.
-        transposed: Whether the matrices are ``(in, out)``.
-        interleaved: Whether gate and up alternate neuron by neuron.
-
-    Returns:
-        The role.
+    With ``gate_up`` each matrix has the gate and the up projection, which alternate neuron by neuron if
+    ``interleaved``.
     """
     axis = 1 if transposed else 0
     size = shape[1 + axis] // 2
@@ -165,12 +155,12 @@ _CONVS = {
     for transposed in ("", "Transpose")
     for n in (1, 2, 3)
 }
-ROLES: tuple[tuple[type[nn.Module] | str, Callable[[Site], Role | None]], ...] = (
+LAYER_TYPES: tuple[tuple[type[nn.Module] | str, Callable[[Site], Role | None]], ...] = (
     (nn.Linear, _linear),
     (nn.Bilinear, _linear),
     *((cls, _conv(kind)) for cls, kind in _CONVS.items()),
-    (nn.Embedding, _embedding),
-    (nn.EmbeddingBag, _embedding),
+    (nn.Embedding, lambda _: Role(kind="embedding")),
+    (nn.EmbeddingBag, lambda _: Role(kind="embedding")),
     (nn.MultiheadAttention, _attention),
     (nn.RNNBase, _rnn),
     (nn.RNNCellBase, _rnn),
@@ -189,40 +179,29 @@ _AMBIGUOUS = (
 _HEADS = re.compile(r"(.*\.)?(rel_attn\.[qkvor]|r_kernel)")
 # A matrix per head or per scan direction: RecurrentGemma, Zamba, VMamba.
 _STACK = re.compile(r"(.*\.)?(input_gate|recurrent_gate|x_proj|dt_projs?)_weight")
-# (test, role), both functions of (name, shape, is complex); the first test that is true applies.
-_Loose = tuple[Callable[[str, tuple[int, ...], bool], bool], Callable[[str, tuple[int, ...]], Role]]
-_LOOSE: tuple[_Loose, ...] = (
-    (
-        lambda _, shape, is_complex: sum(size > 1 for size in shape) <= 1 and not is_complex,
-        lambda _, shape: Role(kind="parameter", reason=f"a vector stored with shape {shape}, not a weight matrix"),
-    ),
-    (lambda _, shape, __: len(shape) == MATRIX_NDIM, lambda _, __: Role(kind="parameter")),
-    (
-        lambda name, shape, _: len(shape) == STACK_NDIM and _HEADS.fullmatch(name) is not None,
-        lambda _, __: Role(kind="attention", joined=True),
-    ),
-    (
-        lambda name, shape, _: len(shape) == STACK_NDIM and _STACK.fullmatch(name) is not None,
-        lambda _, __: Role(kind="parameter", layout=Layout.STACK),
-    ),
-    (lambda _, __, is_complex: is_complex, lambda _, __: Role(kind="spectral_conv", layout=Layout.TAPS)),
-    (
-        lambda name, shape, _: len(shape) == STACK_NDIM and "expert" in name.lower(),
-        lambda _, __: Role(kind="experts", layout=Layout.STACK),
-    ),
-)
 
 
 def loose_role(name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Role:
     """Return the role of a parameter of a module of unknown type, with a reason if its shape is ambiguous."""
     table = table_role(name, shape)
+    is_complex, is_stack = dtype is not None and dtype.is_complex, len(shape) == STACK_NDIM
     if table is not None:
-        return table
-    is_complex = dtype is not None and dtype.is_complex
-    for test, role in _LOOSE:
-        if test(name, shape, is_complex):
-            return role(name, shape)
-    return Role(kind="parameter", reason=_AMBIGUOUS.format(shape))
+        role = table
+    elif sum(size > 1 for size in shape) <= 1 and not is_complex:
+        role = Role(kind="parameter", reason=f"a vector stored with shape {shape}, not a weight matrix")
+    elif len(shape) == MATRIX_NDIM:
+        role = Role(kind="parameter")
+    elif is_stack and _HEADS.fullmatch(name):
+        role = Role(kind="attention", joined=True)
+    elif is_stack and _STACK.fullmatch(name):
+        role = Role(kind="parameter", layout=Layout.STACK)
+    elif is_complex:
+        role = Role(kind="spectral_conv", layout=Layout.TAPS)
+    elif is_stack and "expert" in name.lower():
+        role = Role(kind="experts", layout=Layout.STACK)
+    else:
+        role = Role(kind="parameter", reason=_AMBIGUOUS.format(shape))
+    return role
 
 
 def role_of(site: Site) -> Role:
@@ -232,7 +211,7 @@ def role_of(site: Site) -> Role:
         return table
     if site.attribute == "weight" and getattr(getattr(site.module, "bias", None), "shape", None) == site.shape:
         return scale_role(site.shape)
-    for key, rule in ROLES:
+    for key, rule in LAYER_TYPES:
         if _has_class(site.module, key) if isinstance(key, str) else isinstance(site.module, key):
             role = rule(site)
             if role is not None:

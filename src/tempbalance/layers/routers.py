@@ -15,12 +15,6 @@ _EXPERTS = re.compile(r"(\w+_)?experts")
 def find_routers(names: Iterable[str]) -> set[str]:
     """Return the weights that choose the experts of a token: named ``router``, or ``gate`` next to ``experts``.
 
-    Args:
-        names: Qualified names of all weights of a model.
-
-    Returns:
-        Those of the routers.
-
     Example:
         >>> find_routers(["mlp.gate.weight", "mlp.experts.0.gate.weight", "mlp.experts.0.up.weight"])
         {'mlp.gate.weight'}

@@ -36,6 +36,7 @@ class Select:
 
     Raises:
         SelectionError: ``lora`` has another value, or ``include`` is empty.
+        ArgumentTypeError: An option has the wrong type.
 
     Example:
         >>> Select.parse("encoder.*").include
@@ -49,12 +50,6 @@ class Select:
     lora: Literal["merged", "update"] = "merged"
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SelectionError: An option has an unknown value.
-            ArgumentTypeError: An option has the wrong type.
-        """
         for name in ("include", "exclude"):
             patterns = getattr(self, name)
             if isinstance(patterns, str) or not isinstance(patterns, Sequence):

@@ -56,19 +56,19 @@ def mesh_ranks(tensor: Tensor) -> tuple[int, ...]:
 
 def reshard(model: nn.Module) -> None:
     """Free the full parameters that FSDP2 keeps after an evaluation; the optimizer contains only the shards."""
-    for module in model.modules():
-        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
-            wrapped: Any = module
-            wrapped.reshard()
+    for module in _fsdp_modules(model):
+        module.reshard()
 
 
 def refresh_fsdp(model: nn.Module) -> None:
     """Unshard and reshard: FSDP2 reads ``requires_grad`` and dtype of its parameters when it unshards them."""
-    for module in model.modules():
-        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
-            wrapped: Any = module
-            wrapped.unshard()
-            wrapped.reshard()
+    for module in _fsdp_modules(model):
+        module.unshard()
+        module.reshard()
+
+
+def _fsdp_modules(model: nn.Module) -> list[Any]:
+    return [each for each in model.modules() if any(cls.__name__ == "FSDPModule" for cls in type(each).__mro__)]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

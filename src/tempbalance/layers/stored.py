@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tempbalance.layers.fused import Index, Reader
-from tempbalance.layers.moves import Box, Node, ReadLeaf, full_box, leaf
+from tempbalance.layers.traced_tensors import Box, Node, ReadLeaf, full_box, leaf
 
 if TYPE_CHECKING:
     from tempbalance.layers.names import TensorStore
@@ -80,14 +80,7 @@ class StoredTensor:
         return self._store.load(name, index) if name else self._read(self._node, index, self._load)
 
     def names_of(self, cut: Callable[[Reader], Tensor]) -> tuple[str, ...]:
-        """Return the names of the stored tensors that a part of the parameter consists of, under all names.
-
-        Args:
-            cut: Reads the part, given a function that reads the parameter at an index.
-
-        Returns:
-            The names, each once.
-        """
+        """Return the names of the stored tensors that a part consists of, which ``cut`` reads, under all names."""
         found: dict[str, None] = {}
 
         def record(name: str, box: Box) -> Tensor:
@@ -100,14 +93,7 @@ class StoredTensor:
         return tuple(found)
 
     def positions(self, name: str) -> Reader:
-        """Return the reader of the position that each entry has in a stored tensor; -1 if it is in another one.
-
-        Args:
-            name: One of ``names``.
-
-        Returns:
-            A reader of int64 tensors, for the same indices as this one.
-        """
+        """Return the reader of the position (int64) of each entry in a stored tensor; -1 if it is in another one."""
         return functools.partial(self._read, self._homes[name], load=functools.partial(self._positions, name))
 
     def _read(self, node: Node, index: Index, load: ReadLeaf) -> Tensor:

@@ -49,12 +49,6 @@ _BIAS = re.compile(r"(.*_)?bias(_[kv]|es)?(_\w\d*(_reverse)?)?")
 def is_embedding_name(name: str) -> bool:
     """Return whether a parameter is an embedding by the name of its layer (``wte.weight``, ``pos_embed``).
 
-    Args:
-        name: Qualified name.
-
-    Returns:
-        Whether its rows are tokens, positions, codes or queries.
-
     Example:
         >>> is_embedding_name("transformer.wte.weight"), is_embedding_name("embed_out.weight")
         (True, False)
@@ -74,12 +68,8 @@ def _split(name: str) -> tuple[str, str]:
 def table_role(name: str, shape: tuple[int, ...]) -> Role | None:
     """Return the role of a parameter whose name says that it is no weight matrix, else None.
 
-    Args:
-        name: Qualified name.
-        shape: Its shape; the weight of a convolution (a patch embedding) is no table.
-
-    Returns:
-        Kind ``embedding``, or a role with the reason why it is skipped.
+    The role has kind ``embedding``, or the reason why it is skipped. The weight of a convolution (a patch embedding),
+    by its shape, is no table.
 
     Example:
         >>> table_role("mixer.A_log", (1536, 16)).reason

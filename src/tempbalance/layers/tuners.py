@@ -26,8 +26,8 @@ __all__ = [
     "OF_ADAPTER",
     "Fetch",
     "base_of",
+    "is_adapter_part",
     "is_auxiliary",
-    "is_beside",
     "is_tuner",
     "module_in_use",
     "tuner_candidates",
@@ -59,7 +59,7 @@ def is_auxiliary(module: nn.Module) -> bool:
     return _is_a(module, "AuxiliaryTrainingWrapper") or _is_a(module, "ModulesToSaveWrapper")  # the latter before 0.15
 
 
-def is_beside(module: nn.Module, child: str) -> bool:
+def is_adapter_part(module: nn.Module, child: str) -> bool:
     """Return whether a child of PEFT's model is not the model itself: a vector bank, projections."""
     inner = module._modules.get(child)
     return _is_a(module, "BaseTuner") and child != "model" and inner is not None and not _is_a(inner, "BaseTuner")
@@ -78,18 +78,10 @@ def module_in_use(module: Any) -> tuple[str, list[str]]:
 def tuner_candidates(
     layer: Any, base: list[Candidate], name: str, mode: str, fetch: Fetch, reason: str | None
 ) -> Iterator[Candidate]:
-    """Yield the candidates of a layer of PEFT.
+    """Yield the candidates of the outermost layer of PEFT; those that PEFT changes are read from a merged copy.
 
-    Args:
-        layer: The outermost layer of PEFT.
-        base: The candidates of its base layer, under the names that they have without PEFT.
-        name: Name of the layer.
-        mode: ``"merged"`` or ``"update"``.
-        fetch: Reads a tensor of the layer.
-        reason: Reason why the tensors of the adapter cannot be read, or None.
-
-    Yields:
-        The candidates; those that PEFT changes are read from a merged copy.
+    ``base`` are the candidates of its base layer, under their names without PEFT. ``mode`` is ``"merged"`` or
+    ``"update"``. ``reason`` is why the tensors of the adapter cannot be read, or None.
     """
     tuners = _chain(layer)
     local = {candidate.name: candidate.name.removeprefix(f"{name}.") for candidate in base}

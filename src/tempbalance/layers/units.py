@@ -18,18 +18,11 @@ from torch.nn.parameter import UninitializedParameter
 
 from tempbalance.layers.blocks import block_namer
 from tempbalance.layers.modules import CONTAINERS
+from tempbalance.layers.names import join_name
 from tempbalance.layers.weights import Weight
 from tempbalance.layers.wrappers import plain_modules, plain_parameters
 
-__all__ = [
-    "Norm",
-    "Unit",
-    "block_of_parameter",
-    "find_norms",
-    "find_units",
-    "parameter_names",
-    "source_parameters",
-]
+__all__ = ["Norm", "Unit", "block_of_parameter", "find_norms", "find_units", "parameter_names", "source_parameters"]
 
 # Copies of PEFT inside a name.
 _COPIES = re.compile(r"modules_to_save\.[^.]+\.|original_module\.|token_adapter\.")
@@ -56,11 +49,7 @@ class Unit:
 def parameter_names(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a model by name, without wrappers (``torch.compile``, DDP, FSDP, PEFT).
 
-    Args:
-        model: Any module.
-
-    Returns:
-        Name to parameter in the order of the model; a shared parameter once, under its first name.
+    They are in the order of the model, a shared parameter once, under its first name.
 
     Example:
         >>> list(parameter_names(nn.DataParallel(nn.Linear(2, 2))))
@@ -76,14 +65,9 @@ def parameter_names(model: nn.Module) -> dict[str, Tensor]:
 
 
 def source_parameters(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the parameters that a weight is computed from: itself, or those of LoRA or a parametrization.
+    """Return the names of the parameters that a weight is computed from, without biases.
 
-    Args:
-        weight: A weight of the model.
-        parameters: All parameters of the model by name.
-
-    Returns:
-        Their names, without biases.
+    This is the weight itself, or those of LoRA or a parametrization. ``parameters`` are all of the model.
 
     Example:
         >>> from tempbalance.layers import find_weights
@@ -100,12 +84,6 @@ def source_parameters(weight: Weight, parameters: Mapping[str, Tensor]) -> tuple
 
 def block_of_parameter(model: nn.Module) -> Callable[[str], str | None]:
     """Return the function from the name of a parameter to the name of its block, or to None outside of blocks.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        The function.
 
     Example:
         >>> blocks = nn.ModuleList(nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}) for _ in range(2))
@@ -212,7 +190,7 @@ def find_norms(model: nn.Module) -> Iterator[Norm]:
         is_norm = any("norm" in cls.__name__.lower() for cls in type(module).__mro__)
         if is_norm and own and not list(module.children()):
             width = max(math.prod(parameter.shape) for parameter in own.values())
-            names = (_COPIES.sub("", plain(f"{path}.{key}" if path else key)) for key in own)
+            names = (_COPIES.sub("", plain(join_name(path, key))) for key in own)
             yield Norm(name=_COPIES.sub("", plain(path)), module=module, parameters=tuple(names), width=width)
 
 

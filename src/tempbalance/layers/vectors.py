@@ -21,13 +21,7 @@ def vector_role() -> Role:
 
 
 def drop_norms(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Drop the vectors that are no longer than the longest axis of the matrices of the model.
-
-    Args:
-        candidates: All candidates of a model.
-
-    Returns:
-        The same, without the scales of norms.
+    """Return the candidates of a model, without vectors that are no longer than the longest axis of its matrices.
 
     Example:
         >>> import torch

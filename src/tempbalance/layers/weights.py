@@ -140,15 +140,7 @@ def storage_identity(tensor: Tensor) -> Hashable:
 
 
 def to_weights(candidate: Candidate, *, split: bool) -> Iterator[Weight]:
-    """Yield the rows of a candidate: one, or one per expert, and with ``split`` one per fused part.
-
-    Args:
-        candidate: A parameter that can be analysed.
-        split: Whether fused parameters get a row per part. Experts always do.
-
-    Yields:
-        One :class:`Weight` per weight matrix.
-    """
+    """Yield the rows of a candidate: one, or one per expert, and with ``split`` one per fused part."""
     role = candidate.role
     if role.kind in {"experts", "lora"} and role.layout is Layout.STACK:
         for expert in range(candidate.shape[0]):
@@ -170,19 +162,11 @@ def _parts(candidate: Candidate, name: str, index: Index, shape: tuple[int, ...]
         quantisation=candidate.quantisation,
     )
     if role.joined:
-        yield make(name=name, shape=(shape[0], math.prod(shape[1:])), cut=_joined)
+        yield make(name=name, shape=(shape[0], math.prod(shape[1:])), cut=lambda read: read(()).flatten(1))
         return
     if role.fused is None or not split:
-        yield make(name=name, shape=shape, cut=functools.partial(_all_of, index))
+        yield make(name=name, shape=shape, cut=lambda read: read(index))
         return
     for number, part in enumerate(role.fused.parts):
         cut = functools.partial(role.fused.take, number, index=index)
         yield make(name=f"{name}:{part}", shape=role.fused.shape_of(number, shape), cut=cut)
-
-
-def _all_of(index: Index, read: Reader) -> Tensor:
-    return read(index)
-
-
-def _joined(read: Reader) -> Tensor:
-    return read(()).flatten(1)

@@ -28,11 +28,7 @@ _AVERAGES = ("ema.", "ema_model.", "model_ema.", "averaged_model.", "swa_model."
 def plain_namer(names: Iterable[str]) -> Callable[[str], str]:
     """Return the function from a name of a parameter or module to its name without wrappers.
 
-    Args:
-        names: Qualified names of all parameters.
-
-    Returns:
-        The function. Two parameters that would have one name keep their own.
+    ``names`` are those of all parameters; two parameters that would have one name keep their own.
 
     Example:
         >>> plain = plain_namer(["module.layers.0._orig_mod.weight"])
@@ -42,12 +38,12 @@ def plain_namer(names: Iterable[str]) -> Callable[[str], str]:
     names = list(names)
     peft = _PROMPTED if any(".prompt_encoder." in f".{name}" for name in names) else _PEFT
     inner = [_drop(name, peft) for name in names]
-    average = next((front for front in _AVERAGES if _has_front(inner, front)), "")
+    members = [name for name in inner if "." in name]  # an average has counters next to it
+    average = next((front for front in _AVERAGES if members and all(name.startswith(front) for name in members)), "")
     counts = Counter(name.removeprefix(average) for name in inner)
     kept = {name for name, short in zip(names, inner, strict=True) if counts[short.removeprefix(average)] > 1}
 
     def plain(name: str) -> str:
-        """Return a name without wrappers."""
         return name if name in kept else f"{_drop(name, peft)}.".removeprefix(average).removesuffix(".")
 
     return plain
@@ -60,19 +56,8 @@ def _drop(name: str, peft: re.Pattern[str]) -> str:
     return f"{short}."[match.end() if match else 0 :].removesuffix(".")
 
 
-def _has_front(names: Iterable[str], front: str) -> bool:
-    inside = [name.startswith(front) for name in names if "." in name]  # an average has counters next to it
-    return bool(inside) and all(inside)
-
-
 def plain_parameters(model: nn.Module) -> Callable[[str], str]:
     """Return the function from a name of a parameter or module of a live model to its name without wrappers.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        The function.
 
     Example:
         >>> plain_parameters(nn.DataParallel(nn.Linear(2, 2)))("module.weight")
@@ -82,13 +67,7 @@ def plain_parameters(model: nn.Module) -> Callable[[str], str]:
 
 
 def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of a model by name without wrappers; a name has the module inside the wrappers.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        Name to module; shared modules under each of their names.
+    """Return the modules inside the wrappers by name without wrappers; shared modules under each of their names.
 
     Example:
         >>> list(plain_modules(nn.DataParallel(nn.Sequential(nn.ReLU()))))
@@ -99,13 +78,7 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside all wrappers around a model.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        The model itself, if it is not wrapped.
+    """Return the module inside all wrappers around a model; the model itself, if it is not wrapped.
 
     Example:
         >>> unwrapped(nn.DataParallel(nn.Linear(2, 2)))

@@ -39,7 +39,8 @@ class FARMSAsReleased(Windows):
 
     Attributes:
         rows: Rows of a window; 2000 for LLaMA, 100 for images.
-        ops_per_dim: Positions per axis: 10 or 15 for LLaMA, 9 for images.
+        ops_per_dim: Positions per axis, at least 2: 10 or 15 for LLaMA, 9 for images. (The released code divides by
+            zero for one.)
         aspect_ratio: Columns over rows; 1 in every published experiment.
 
     Example:
@@ -52,12 +53,6 @@ class FARMSAsReleased(Windows):
     aspect_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the parameters.
-
-        Raises:
-            WindowError: A parameter is out of range or of the wrong type. (The released code divides by zero for one
-                position.)
-        """
         check_integer("rows", self.rows, 1)
         check_integer("ops_per_dim", self.ops_per_dim, _FEWEST_OPS)
         check_real("aspect_ratio", self.aspect_ratio)

@@ -26,8 +26,8 @@ class HillAsReleased(TailEstimator):
     There is no fit if the tail contains a zero, of which the released code takes the logarithm.
 
     Attributes:
-        xmin_position: 2 keeps the top half (the default of all the released code), 1.5 the top third (the GLUE script
-            of Model Balancing).
+        xmin_position: More than 1: 2 keeps the top half (the default of all the released code), 1.5 the top third (the
+            GLUE script of Model Balancing).
         zero: Eigenvalues up to this count as zero and are left out first; 1e-5 in Model Balancing's PDE code, which
             sets ``filter_zeros``; the other released code does not.
 
@@ -41,11 +41,6 @@ class HillAsReleased(TailEstimator):
     zero: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the parameters.
-
-        Raises:
-            ArgumentError: ``xmin_position`` is not greater than 1, or ``zero`` is negative.
-        """
         super().__post_init__()
         check_numbers(xmin_position=self.xmin_position, zero=self.zero or 0)
         if not self.xmin_position > 1:

@@ -55,15 +55,10 @@ _STATUS = {
 
 
 def render_analysis(analysis: Analysis, history: Sequence[Refresh] = ()) -> str:
-    """Render an analysis as one HTML page.
+    """Return an analysis as one HTML page, with its style, script, plotly.js and data; it loads no other file.
 
-    Args:
-        analysis: The analysis.
-        history: ``balancer.history``: alphas and multipliers are drawn over the steps. A long history is thinned to at
-            most 400 evenly spaced refreshes.
-
-    Returns:
-        HTML with its style, script, plotly.js and data; the page loads no other file.
+    ``history`` is ``balancer.history``: alphas and multipliers are drawn over the steps. A long history is thinned to
+    at most 400 evenly spaced refreshes.
     """
     layers = analysis.layers
     findings = [*analysis.findings, *(history[-1].findings if history else ())]

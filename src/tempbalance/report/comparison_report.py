@@ -9,14 +9,7 @@ from rich.console import Console
 
 from tempbalance.analysis import Comparison, LayerDelta
 from tempbalance.report.figures import alpha_change_figure, weight_change_figure
-from tempbalance.report.page import (
-    Html,
-    findings_html,
-    fragment,
-    model_name,
-    render_page,
-    table_html,
-)
+from tempbalance.report.page import Html, findings_html, fragment, model_name, render_page, table_html
 from tempbalance.report.page import number as cell
 from tempbalance.report.terminal import count, number, plain_table, plain_text, print_findings, print_names, print_table
 
@@ -61,14 +54,7 @@ def _size(row: LayerDelta) -> list[float]:
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """Render a comparison as one HTML page.
-
-    Args:
-        comparison: The comparison.
-
-    Returns:
-        HTML with its style, script, plotly.js and data; the page loads no other file.
-    """
+    """Return a comparison as one HTML page, with its style, script, plotly.js and data; it loads no other file."""
     before, after = model_name(comparison.before), model_name(comparison.after)
     rows = comparison.layers
     compared = sum(math.isfinite(row.delta) for row in rows)

@@ -179,16 +179,10 @@ def number(value: float | None, form: str = ".2f") -> str:
 def table_html(
     columns: Sequence[str], rows: Iterable[Sequence[str | Cell]], *, text: Sequence[str], of: Sequence[str] = ()
 ) -> Html:
-    """Return a table that can be sorted.
+    """Return the head and the body of a table that can be sorted.
 
-    Args:
-        columns: The headings.
-        rows: The cells of each row.
-        text: The columns that are text, at the left; the others are numbers.
-        of: The group of each row, to filter by.
-
-    Returns:
-        The head and the body of the table.
+    The columns in ``text`` are texts, at the left; the others are numbers. ``of`` has the group of each row, to filter
+    by.
     """
     kinds = [' class="text"' if column in text else "" for column in columns]
     pairs = zip(columns, kinds, strict=True)

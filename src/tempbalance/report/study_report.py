@@ -66,9 +66,6 @@ def _cells(row: Row) -> list[Cell]:
     gain, won, tied = _gain(row, cell), "", ""
     if row.gain is not None:
         won, tied = f"{row.gain.won} of {row.gain.seeds}", str(row.gain.tied)
-    bad = [Cell(str(number), name if number else "") for name, number in _bad(row).items()]
+    counts = {"trials without a finite metric": row.diverged, "trials that raised an error": row.failed}
+    bad = [Cell(str(number), name if number else "") for name, number in counts.items()]
     return [*map(Cell, (row.label, cell(row.mean, ".4g"), gain[0], gain[1], won, tied, gain[3])), *bad]
-
-
-def _bad(row: Row) -> dict[str, int]:
-    return {"trials without a finite metric": row.diverged, "trials that raised an error": row.failed}

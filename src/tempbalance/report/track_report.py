@@ -8,13 +8,7 @@ from rich.console import Console
 
 from tempbalance.analysis import Track
 from tempbalance.report.figures import track_figure
-from tempbalance.report.page import (
-    MISSING,
-    Html,
-    findings_html,
-    render_page,
-    table_html,
-)
+from tempbalance.report.page import MISSING, Html, findings_html, render_page, table_html
 from tempbalance.report.page import number as cell
 from tempbalance.report.terminal import count, number, plain_table, plain_text, print_findings, print_table
 
@@ -47,14 +41,7 @@ def print_track(console: Console, tracked: Track) -> None:
 
 
 def render_track(tracked: Track) -> str:
-    """Render a tracked run as one HTML page.
-
-    Args:
-        tracked: The run.
-
-    Returns:
-        HTML with its style, script, plotly.js and data; the page loads no other file.
-    """
+    """Return a tracked run as one HTML page, with its style, script, plotly.js and data; it loads no other file."""
     first, last = tracked.checkpoints[0].name, tracked.checkpoints[-1].name
     parents = {PurePath(checkpoint.source).parent.name for checkpoint in tracked.checkpoints}
     run = f"{parents.pop()}: " if len(parents) == 1 and "" not in parents else ""

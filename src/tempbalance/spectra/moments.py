@@ -12,13 +12,9 @@ __all__ = ["mean_over_std"]
 
 
 def mean_over_std(matrices: Tensor) -> float:
-    """Compute the absolute mean of the entries over their standard deviation.
+    """Return the absolute mean of all entries over their standard deviation; infinity if all entries are equal.
 
-    Args:
-        matrices: Matrices ``(B, rows, columns)``, finite.
-
-    Returns:
-        The ratio, at least 0; infinity if all entries are equal.
+    The matrices ``(B, rows, columns)`` are finite.
 
     Example:
         >>> import torch

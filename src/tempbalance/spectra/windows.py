@@ -129,6 +129,9 @@ class FARMS(Windows):
             ``(down the rows, along the columns)``. Positions that coincide are used once.
         tolerance: ``"auto"`` adds windows while the standard error of alpha is above this.
 
+    Raises:
+        WindowError: A parameter is out of range or of the wrong type.
+
     Example:
         >>> FARMS().grid((384, 1536)).size
         (192, 192)
@@ -142,11 +145,6 @@ class FARMS(Windows):
     tolerance: float = 0.02
 
     def __post_init__(self) -> None:
-        """Check the parameters.
-
-        Raises:
-            WindowError: One is out of range or of the wrong type.
-        """
         check_real("aspect_ratio", self.aspect_ratio)
         if self.aspect_ratio < 1:
             raise WindowError(

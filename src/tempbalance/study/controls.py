@@ -114,14 +114,9 @@ CONTROLS: dict[str, Callable[[Recipe, int], Recipe]] = {
 
 @contextmanager
 def random_weights(model: nn.Module, seed: int) -> Iterator[None]:
-    """Use Gaussian weights of the same shapes inside the context, so that alpha depends on the shape only.
+    """Use Gaussian weights of the same shapes inside the block, so that alpha depends on the shape only.
 
-    Args:
-        model: The model; its weights of two or more dimensions are replaced, and restored exactly.
-        seed: Seed of the weights; the global generator is not used.
-
-    Yields:
-        Nothing.
+    Weights of two or more dimensions are replaced, and restored exactly. The global generator is not used.
     """
     weights = [p for p in model.parameters() if p.ndim > 1 and (p.is_floating_point() or p.is_complex())]
     originals = [weight.detach().clone() for weight in weights]

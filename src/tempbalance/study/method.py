@@ -68,6 +68,9 @@ class Method(Joined):
         called: Whether the task has called ``balance``.
         called_hooks: The hooks that the task has called.
 
+    Raises:
+        StudyError: The method does not exist, or has no such parameter.
+
     Example:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64))
@@ -77,16 +80,7 @@ class Method(Joined):
     """
 
     def __init__(self, name: str, seed: int = 0, custom: CustomMethods | None = None) -> None:
-        """Build a method by its name.
-
-        Args:
-            name: The name.
-            seed: Seed of a random control.
-            custom: Methods that the task adds, by name.
-
-        Raises:
-            StudyError: The method does not exist, or has no such parameter.
-        """
+        """Build a method by its name, with the seed of a random control and the methods that the task adds, by name."""
         custom = custom or {}
         self.name = name
         self.balancers: list[Balancer] = []

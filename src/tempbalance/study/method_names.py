@@ -34,13 +34,7 @@ class Part(NamedTuple):
 
 
 def read_parts(text: str) -> list[Part]:
-    """Parse ``a:x=1+b:y=[2,3]``.
-
-    Args:
-        text: The text.
-
-    Returns:
-        Its parts.
+    """Return the parts of a text such as ``a:x=1+b:y=[2,3]``.
 
     Raises:
         StudyError: The text cannot be parsed, a list is empty, or a parameter or a value occurs twice.

@@ -30,8 +30,8 @@ from tempbalance.study.workers import Workers
 
 __all__ = ["search"]
 
-_RATES = 2
-_OF = "multiplier"  # ends a name for the sampler: a pattern may be lr
+_FEWEST_RATES = 2
+_SUFFIX = "multiplier"  # ends a name for the sampler: a pattern may be lr
 _DIGITS = 4
 _FEWEST = 5  # complete trials to compare a new one with
 _FINALISTS = 4
@@ -196,7 +196,7 @@ def _check_rates(lr: Sequence[float]) -> list[float]:
     check_type("lr", lr, Sequence)
     check_numbers(**{f"lr[{place}]": rate for place, rate in enumerate(lr)})
     rates = [*dict.fromkeys(map(float, lr))]
-    if len(rates) < _RATES or not all(0 < rate < math.inf for rate in rates):
+    if len(rates) < _FEWEST_RATES or not all(0 < rate < math.inf for rate in rates):
         raise StudyError(
             "a search needs two or more base learning rates, the smallest and the largest to search between, got "
             f"{', '.join(map(str, lr)) or 'none'}"
@@ -283,7 +283,7 @@ class _Tuner:
             if side_by_side:  # all rates side by side: below, their trials are read from the folder
                 wanted = [(Configuration(PLAIN, rate), seed) for rate in grid for seed in self.seeds]
                 deque(Runner(self.folder, self.workers.train, self.lower_is_better, advance).trials(wanted), maxlen=0)
-            count_one = _ignore if side_by_side else advance
+            count_one = (lambda _: None) if side_by_side else advance
             for rate in grid:
                 tried.append(self.train(_Point(PLAIN, rate, {}), tried, may_stop=rate not in rates, advance=count_one))
         return self.best(self.finalists(tried) or tried)
@@ -293,10 +293,6 @@ class _Tuner:
         means = [fmean(each.values[: len(new.values)]) for each in before if each.status == "complete"]
         sign = 1 if self.lower_is_better else -1
         return len(means) >= _FEWEST and sign * new.mean > sign * median(means)
-
-
-def _ignore(_: int) -> None:
-    """Count nothing."""
 
 
 def _sample(tuner: _Tuner, space: SearchSpace, settings: Mapping[str, Any], count: int) -> list[SearchTrial]:
@@ -312,13 +308,13 @@ def _sample(tuner: _Tuner, space: SearchSpace, settings: Mapping[str, Any], coun
         for _ in range(count):
             start = next(starting, None)
             if start is not None:
-                multipliers = {f"{unit} {_OF}": start.multipliers.get(unit, 1.0) for unit in space.units}
+                multipliers = {f"{unit} {_SUFFIX}": start.multipliers.get(unit, 1.0) for unit in space.units}
                 study.enqueue_trial({"lr": start.lr, **multipliers})
             elif all(each.status != "complete" for each in tried):
                 break
             proposed = study.ask()
             lr = _suggest(proposed, "lr", settings["lr"])
-            multipliers = {unit: _suggest(proposed, f"{unit} {_OF}", settings["bounds"]) for unit in space.units}
+            multipliers = {unit: _suggest(proposed, f"{unit} {_SUFFIX}", settings["bounds"]) for unit in space.units}
             trial = tuner.train(
                 start or _Point("sampled", lr, multipliers), tried, may_stop=start is None, advance=advance
             )

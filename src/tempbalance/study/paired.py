@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tempbalance.analysis.deviations import holm
 from tempbalance.errors import ArgumentError
 
 __all__ = ["FEWEST", "Paired", "holm", "paired"]
@@ -95,27 +96,6 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
         lost=int((outcomes < 0).sum()),
         p_value=_signed_rank(outcomes),
     )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for multiple comparisons (Holm 1979).
-
-    Args:
-        p_values: One per comparison.
-
-    Returns:
-        The corrected p-values, in the same order.
-
-    Example:
-        >>> holm([0.01, 0.5, 0.03])
-        [0.03, 0.5, 0.06]
-    """
-    corrected = [1.0] * len(p_values)
-    largest = 0.0
-    for place, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
-        corrected[i] = largest
-    return corrected
 
 
 def _signed_rank(differences: NDArray[Any]) -> float:

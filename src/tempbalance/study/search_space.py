@@ -41,15 +41,10 @@ class SearchSpace:
     family: str | None
 
     def known_multipliers(self, low: float, high: float) -> dict[str, dict[str, float]]:
-        """Return multipliers that are known to help on some task, by name, as far as this model has the roles.
+        """Return multipliers between ``low`` and ``high`` that are known to help on some task, by name of the set.
 
-        Args:
-            low: Smallest multiplier; smaller ones are raised to it.
-            high: Largest multiplier.
-
-        Returns:
-            A multiplier by pattern for each; the geometric mean over the parameters of a unit. Sets in which all
-            parameters have the same multiplier are left out.
+        A set has a multiplier by pattern: the geometric mean over the parameters of a unit. Sets for roles that this
+        model does not have, and those in which all parameters have the same multiplier, are left out.
         """
         assignments: dict[str, Assignment] = {}
         if {"v", "o"} <= {facts.role for facts in self.facts.values()}:
@@ -114,16 +109,9 @@ class _Probe(Method):
 
 
 def find_space(task: Task, units: str | Sequence[str], lr: float, seed: int) -> SearchSpace:
-    """Find the units of a task's model: call its function until it calls ``method.balance``.
+    """Return the units of a task's model: its function is called, with this rate and seed, until ``method.balance``.
 
-    Args:
-        task: The task.
-        units: ``"role"``, ``"block"``, ``"layer"``, or patterns as in ``Fixed``.
-        lr: Learning rate to call it with.
-        seed: Seed to call it with.
-
-    Returns:
-        The space.
+    ``units`` is ``"role"``, ``"block"``, ``"layer"``, or patterns as in ``Fixed``.
 
     Raises:
         StudyError: The function does not call ``method.balance``, or ``units`` is none of these.

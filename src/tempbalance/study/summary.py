@@ -110,15 +110,7 @@ class Summary:
         return RENDERERS["plot"]("study_figure", self)
 
     def shortened(self, name: str, other: str) -> Summary:
-        """Return this summary with another name for a method whose name is too long to read; itself if it is not.
-
-        Args:
-            name: The name, or its beginning.
-            other: The other name.
-
-        Returns:
-            The summary.
-        """
+        """Return this summary, with another name for a method if its name, or the beginning of it, is too long."""
         if len(name) <= _LONG:
             return self
         rows = [
@@ -287,7 +279,6 @@ def _control_notes(results: Sequence[Result], rows: Sequence[Row], scores: Seque
     found = {i: _compared(rows[best], scores[best], scores[i]) for i in controls}
 
     def names(places: Iterable[int]) -> str:
-        """Return the names of controls."""
         return ", ".join(rows[i].method for i in places)
 
     missing = [i for i in controls if found[i].gain is None]

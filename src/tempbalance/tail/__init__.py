@@ -7,13 +7,4 @@ from tempbalance.tail.ks import KS
 from tempbalance.tail.peak import Peak
 from tempbalance.tail.registry import find_estimator, register_estimator
 
-__all__ = [
-    "KS",
-    "AveragedHill",
-    "Hill",
-    "Peak",
-    "TailEstimator",
-    "Tails",
-    "find_estimator",
-    "register_estimator",
-]
+__all__ = ["KS", "AveragedHill", "Hill", "Peak", "TailEstimator", "Tails", "find_estimator", "register_estimator"]

@@ -41,11 +41,6 @@ class AveragedHill(TailEstimator):
     high: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check the parameters.
-
-        Raises:
-            ArgumentError: Not ``0 <= low <= high < 1``, or ``high`` is 0.
-        """
         super().__post_init__()
         check_numbers(low=self.low, high=self.high)
         if not (0 <= self.low <= self.high < 1 and self.high > 0):

@@ -51,19 +51,17 @@ class TailEstimator(ABC):
     override ``radius``. docs/how-to/custom-methods.md has an example.
 
     Attributes:
-        min_eigenvalues: Spectra with fewer non-zero eigenvalues are not fitted (10; 8 in WeightWatcher 0.7.7; 50,
-            zeros included, in TempBalance's released code).
+        min_eigenvalues: Spectra with fewer non-zero eigenvalues are not fitted; at least 2 (10; 8 in WeightWatcher
+            0.7.7; 50, zeros included, in TempBalance's released code).
+
+    Raises:
+        ArgumentError: A parameter is out of range.
     """
 
     _: KW_ONLY
     min_eigenvalues: int = 10
 
     def __post_init__(self) -> None:
-        """Check the parameters.
-
-        Raises:
-            ArgumentError: A parameter is out of range.
-        """
         check_integer("min_eigenvalues", self.min_eigenvalues, _FEWEST)
 
     def fit(self, eigenvalues: Spectrum | Tensor) -> TailFit:

@@ -40,11 +40,6 @@ class Hill(TailEstimator):
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check the parameters.
-
-        Raises:
-            ArgumentError: ``share`` is not in (0, 1).
-        """
         super().__post_init__()
         check_numbers(share=self.share)
         if not 0 < self.share < 1:

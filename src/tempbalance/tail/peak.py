@@ -26,7 +26,7 @@ class Peak(KSSearch):
     ``log10(0.95 p)`` as the lower end; see ``released.PeakAsReleased``.
 
     Attributes:
-        bins: Number of bins, 100 in all the released code.
+        bins: Number of bins, at least 2; 100 in all the released code.
 
     Example:
         >>> import torch
@@ -40,11 +40,6 @@ class Peak(KSSearch):
     bins: int = 100
 
     def __post_init__(self) -> None:
-        """Check the parameters.
-
-        Raises:
-            ArgumentError: There are fewer than 2 bins.
-        """
         super().__post_init__()
         check_integer("bins", self.bins, 2)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempbalance.layers.dequantise.module import AGAIN, Module, QuantisedWeight, Read, UnreadableError
+from tempbalance.layers.dequantise.module import ADVICE, Module, QuantisedWeight, Read, UnreadableError
 from tempbalance.layers.dequantise.packing import byte_pairs
 
 __all__ = ["decode_4bit", "decode_8bit"]
@@ -20,15 +20,15 @@ def decode_4bit(module: Module, weight: str) -> QuantisedWeight:
     """Describe a weight of 4 bits in blocks along the flattened weight; their scales may be quantised, too."""
     state = next((name for name in module.tensors if name.startswith(f"{weight}.quant_state.")), None)
     if state is None:
-        raise UnreadableError(f"its quant_state, which has its shape, is missing: {AGAIN}")
+        raise UnreadableError(f"its quant_state, which has its shape, is missing: {ADVICE}")
     settings = module.described(state)
     shape = settings.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
-        raise UnreadableError(f"its quant_state has no shape: {AGAIN}")
+        raise UnreadableError(f"its quant_state has no shape: {ADVICE}")
     entries, info = math.prod(shape), module.tensors[weight]
     if math.prod(info.shape) * info.dtype.itemsize * 2 != entries + entries % 2:
         raise UnreadableError(
-            f"it has {math.prod(info.shape)} x {info.dtype}, too few or many for shape {shape}: {AGAIN}"
+            f"it has {math.prod(info.shape)} x {info.dtype}, too few or many for shape {shape}: {ADVICE}"
         )
     scale, nested = f"{weight}.absmax", module.first(f"{weight}.nested_absmax")
     blocks = math.ceil(entries / _size(settings, "blocksize"))
@@ -63,7 +63,7 @@ def decode_4bit(module: Module, weight: str) -> QuantisedWeight:
 def _size(settings: dict[str, Any], key: str) -> int:
     size = settings.get(key)
     if type(size) is not int or size < 1:
-        raise UnreadableError(f"its quant_state has no {key}: {AGAIN}")
+        raise UnreadableError(f"its quant_state has no {key}: {ADVICE}")
     return size
 
 

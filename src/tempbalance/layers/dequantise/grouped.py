@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from tempbalance.layers.dequantise.module import AGAIN, Module, QuantisedWeight, Read, UnreadableError
+from tempbalance.layers.dequantise.module import ADVICE, Module, QuantisedWeight, Read, UnreadableError
 from tempbalance.layers.dequantise.with_scales import eight_bits
 
 __all__ = ["decode_hqq", "decode_quanto", "decode_torchao"]
@@ -31,7 +31,7 @@ def decode_hqq(module: Module, packed: str) -> QuantisedWeight:
     bits, count = _PACKINGS[packing]
     size, axis = module.number("group_size") or 0, module.number("axis")
     if size < 1 or math.prod(shape) % size or axis not in {0, 1}:
-        raise UnreadableError(f"its groups of {size} do not divide a weight of shape {shape}: {AGAIN}")
+        raise UnreadableError(f"its groups of {size} do not divide a weight of shape {shape}: {ADVICE}")
     groups = math.prod(shape) // size
     rows, columns = (groups, size) if axis == 1 else (size, groups)
     module.check(packed, (-(-rows // count), columns))
@@ -67,7 +67,7 @@ def decode_quanto(module: Module, stored: str) -> QuantisedWeight:
     module.check(shift, (groups, 1))
     count = -(-groups // max(rows, 1))
     if count not in {2, 4}:
-        raise UnreadableError(f"its {groups} scales do not fit {rows} packed rows: {AGAIN}")
+        raise UnreadableError(f"its {groups} scales do not fit {rows} packed rows: {ADVICE}")
     outputs = module.shape("bias")[0] if "bias" in module.tensors else 0
     if not outputs or groups * size % outputs:
         raise UnreadableError(

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from tempbalance.layers.dequantise.module import AGAIN, Module, QuantisedWeight, Read, UnreadableError, scaled
+from tempbalance.layers.dequantise.module import ADVICE, Module, QuantisedWeight, Read, UnreadableError, scaled
 from tempbalance.layers.dequantise.packing import decode_scale, fp4_values, unpack_words
 from tempbalance.layers.dequantise.with_scales import decode_packed_floats
 
@@ -62,7 +62,7 @@ def _bits(words: int, count: int) -> int:
 def _checked(indices: Tensor, groups: int) -> Tensor:
     """Return the group of each column; an UnreadableError if there is no such group."""
     if not bool(((indices >= 0) & (indices < groups)).all()):
-        raise UnreadableError(f"its g_idx names a group that is not one of its {groups}: {AGAIN}")
+        raise UnreadableError(f"its g_idx names a group that is not one of its {groups}: {ADVICE}")
     return indices.to(torch.int64)
 
 
@@ -89,7 +89,7 @@ def decode_gptq(module: Module, packed: str) -> QuantisedWeight:
     offset = 0 if module.setting("checkpoint_format") == "gptq_v2" else 1
     steps = [inputs // max(groups, 1), 1]
     if groups * steps[0] != inputs and indices is None:
-        raise UnreadableError(f"its {groups} groups do not divide {inputs} inputs: {AGAIN}")
+        raise UnreadableError(f"its {groups} groups do not divide {inputs} inputs: {ADVICE}")
 
     def decode(read: Read) -> Tensor:
         """Unpack, subtract the zero of each group, which the first version stores minus one, and multiply."""
@@ -115,7 +115,7 @@ def _decode_awq(module: Module, packed: str) -> QuantisedWeight:
     module.check("scales", (groups, outputs))
     module.check("qzeros", (groups, words))
     if not groups or inputs % groups:
-        raise UnreadableError(f"its {groups} groups do not divide {inputs} inputs: {AGAIN}")
+        raise UnreadableError(f"its {groups} groups do not divide {inputs} inputs: {ADVICE}")
 
     def unpack(words: Tensor) -> Tensor:
         """Return the columns in their order."""
@@ -148,7 +148,7 @@ def decode_mlx(module: Module, packed: str) -> QuantisedWeight:
         module.check(bias, (*outer, groups))
     columns = words * _WORD // bits
     if not groups or columns % groups:
-        raise UnreadableError(f"its {groups} scales do not divide rows of {columns} entries: {AGAIN}")
+        raise UnreadableError(f"its {groups} scales do not divide rows of {columns} entries: {ADVICE}")
     steps = [*(1,) * len(outer), columns // groups]
 
     def decode(read: Read) -> Tensor:

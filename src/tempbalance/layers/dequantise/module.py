@@ -16,10 +16,10 @@ from tempbalance.layers.dequantise.packing import in_blocks
 from tempbalance.layers.fused import Index
 from tempbalance.layers.names import TensorInfo
 
-__all__ = ["AGAIN", "Decoder", "Module", "QuantisedWeight", "Read", "UnreadableError", "scaled"]
+__all__ = ["ADVICE", "Decoder", "Module", "QuantisedWeight", "Read", "UnreadableError", "scaled"]
 
 Read = Callable[[str], Tensor]
-AGAIN = "download or convert the checkpoint again, or load the unquantised one if it is of another format"
+ADVICE = "download or convert the checkpoint again, or load the unquantised one if it is of another format"
 _BLOCK, _SHORTEST = 128, 8  # length of a block of FP8 weights if no other is known; what a length is a multiple of
 
 
@@ -75,14 +75,14 @@ class Module:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor; an UnreadableError if it is missing."""
         if name not in self.tensors:
-            raise UnreadableError(f"its tensor {name} is missing: {AGAIN}")
+            raise UnreadableError(f"its tensor {name} is missing: {ADVICE}")
         return self.tensors[name].shape
 
     def check(self, name: str, expected: Sequence[int]) -> None:
         """Raise an UnreadableError unless a tensor has a shape."""
         found = self.shape(name)
         if found != tuple(expected):
-            raise UnreadableError(f"its tensor {name} has shape {found}, expected {tuple(expected)}: {AGAIN}")
+            raise UnreadableError(f"its tensor {name} has shape {found}, expected {tuple(expected)}: {ADVICE}")
 
     def number(self, name: str) -> int | None:
         """Return a stored integer, or None if there is none."""
@@ -112,17 +112,10 @@ class Module:
         return parsed
 
     def steps(self, weight: str, shape: Sequence[int], factors: str, block: Sequence[int | None] = ()) -> list[int]:
-        """Return the lengths of the blocks of a weight that have one factor each.
+        """Return the lengths, along each axis, of the blocks of a weight that have one factor each.
 
-        Args:
-            weight: Name of the weight, for errors.
-            shape: Shape of the weight.
-            factors: Name of the factors: one, one for each entry of the first axes, or one for each block.
-            block: Lengths by the configuration, for the last axes; None if it has none. By default those of
-                compressed-tensors.
-
-        Returns:
-            The length along each axis.
+        There is one factor in all, one for each entry of the first axes, or one for each block. ``block`` has the
+        lengths by the configuration, for the last axes, or None if it has none; by default those of compressed-tensors.
 
         Raises:
             UnreadableError: The factors do not fit the weight.
@@ -141,7 +134,7 @@ class Module:
             if step is None:
                 raise UnreadableError(
                     f"its scales ({factors}) of shape {self.shape(factors)} do not fit {weight} of shape "
-                    f"{tuple(shape)}: {AGAIN}"
+                    f"{tuple(shape)}: {ADVICE}"
                 )
             found.append(step)
         return found
@@ -161,7 +154,7 @@ class Module:
         if math.prod(counts) == 1:
             return (1,) * len(shape)
         if len(counts) > len(shape):
-            raise UnreadableError(f"its scales ({factors}) have shape {counts}: {AGAIN}")
+            raise UnreadableError(f"its scales ({factors}) have shape {counts}: {ADVICE}")
         return (*counts, *(1,) * (len(shape) - len(counts)))
 
 

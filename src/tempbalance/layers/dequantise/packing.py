@@ -17,17 +17,10 @@ _TILE_ROWS, _TILE_COLUMNS = (4, 32), 4  # cuBLAS stores the four rows r, r + 32,
 
 
 def unpack_words(words: Tensor, bits: int, count: int, axis: int = -1) -> Tensor:
-    """Unpack unsigned integers from int32 words, the lowest bits first.
+    """Return unsigned integers of 1 to 8 bits, as uint8, from int32 words along an axis, the lowest bits first.
 
-    Args:
-        words: The words.
-        bits: Number of bits of an integer, 1 to 8.
-        count: Number of integers along the axis. If that many need all bits of the words, an integer may be in two of
-            them; else each word has ``32 // bits`` integers.
-        axis: The packed axis.
-
-    Returns:
-        The integers, uint8.
+    If ``count`` integers need all bits of the words, an integer may be in two of them; else each word has
+    ``32 // bits`` integers.
 
     Example:
         >>> unpack_words(torch.tensor([[0x07654321]], dtype=torch.int32), 4, 8)
@@ -82,15 +75,7 @@ def decode_scale(scale: Tensor) -> Tensor:
 
 
 def untiled(tiles: Tensor, rows: int, columns: int) -> Tensor:
-    """Return scales in rows that are stored in tiles of 128 x 4, in the order that cuBLAS needs.
-
-    Args:
-        tiles: The stored scales, padded to full tiles.
-        rows: Rows of the scales without padding.
-        columns: Columns of the scales without padding.
-
-    Returns:
-        The scales.
+    """Return scales in rows, without padding, that are stored in tiles of 128 x 4, in the order that cuBLAS needs.
 
     Example:
         >>> untiled(torch.arange(512).view(128, 4), 34, 4)[[0, 1, 32]].tolist()
@@ -102,15 +87,9 @@ def untiled(tiles: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def in_blocks(values: Tensor, factors: Tensor, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return views of values and of the factors of their blocks that broadcast together.
+    """Return views of contiguous values and of the factors of their blocks that broadcast, to be combined in place.
 
-    Args:
-        values: The values, contiguous.
-        factors: One factor for each block, with as many axes.
-        steps: Length of a block along each axis; the last block of an axis may be shorter.
-
-    Returns:
-        Values and factors, to be combined in place.
+    ``steps`` are the lengths of a block along each axis; the last block of an axis may be shorter.
 
     Example:
         >>> values, factors = in_blocks(torch.ones(2, 4), torch.tensor([[2.0, 3.0]]), (2, 2))

@@ -15,7 +15,7 @@ from tempbalance.layers.dequantise.integers import decode_awq_or_gptq, decode_co
 from tempbalance.layers.dequantise.module import Decoder, Module, QuantisedWeight, UnreadableError
 from tempbalance.layers.dequantise.with_scales import decode_mxfp4, decode_with_scale
 from tempbalance.layers.fused import Index
-from tempbalance.layers.names import TensorInfo, TensorStore, stored_modules
+from tempbalance.layers.names import TensorInfo, TensorStore, join_name, stored_modules
 from tempbalance.layers.reasons import BELONGS, failure_reason, find_quantised, format_label, is_broken
 
 __all__ = ["DECODERS", "dequantised"]
@@ -42,12 +42,8 @@ _NO_SCALES = "fp8 without its scales, although config.json says that it has them
 def dequantised(store: TensorStore) -> TensorStore:
     """Return a store in which quantised weights have the names and shapes of the weights that they stand for.
 
-    Args:
-        store: Named tensors.
-
-    Returns:
-        The store itself if it has no quantised weight. One that does not have the layout of its format keeps its stored
-        name, with the reason.
+    It is the store itself if it has no quantised weight. A weight that does not have the layout of its format keeps its
+    stored name, with the reason.
 
     Example:
         >>> from tempbalance.layers.names import StateDict
@@ -81,7 +77,7 @@ class _Dequantised:
                 module = Module(path=path, tensors=tensors, read_at=read, settings=settings)
                 infos.update(self._describe(module, known, [] if known.keys() < formats.keys() else auxiliary))
             for name in _without_scales(tensors, formats, settings):
-                full = _join(path, name)
+                full = join_name(path, name)
                 infos[full] = full, _unread(tensors[name], _NO_SCALES)
         self.changed = bool(infos)
         entries = [infos.get(name, (name, info)) for name, info in store.tensors.items()]
@@ -107,16 +103,16 @@ class _Dequantised:
                 failed = True
                 why = error if isinstance(error, UnreadableError) else failure_reason(error)
                 reason = f"{format_label(label, info.dtype)}: {why}"
-                found[_join(module.path, stored)] = _join(module.path, stored), _unread(info, reason)
+                found[join_name(module.path, stored)] = join_name(module.path, stored), _unread(info, reason)
                 continue
-            name = _join(module.path, weight.name)
+            name = join_name(module.path, weight.name)
             self._weights[name] = module, weight
-            parts.update(dict.fromkeys(_join(module.path, part) for part in weight.parts))
+            parts.update(dict.fromkeys(join_name(module.path, part) for part in weight.parts))
             identity = None if info.identity is None else (info.identity, weight.quantisation)
             described = TensorInfo(weight.shape, torch.float32, identity, None, weight.quantisation)
-            found[_join(module.path, stored)] = name, described
+            found[join_name(module.path, stored)] = name, described
         for name in auxiliary:
-            full = _join(module.path, name)
+            full = join_name(module.path, name)
             parts.setdefault(full, (full, _unread(module.tensors[name], BELONGS)) if failed else None)
         return parts | found
 
@@ -139,7 +135,6 @@ def _one(module: Module, weight: QuantisedWeight, place: int) -> Tensor:
     """Return one matrix of a stack."""
 
     def read(part: str) -> Tensor:
-        """Read the part of one matrix."""
         tensor_has_it = module.tensors[part].shape[:1] == weight.shape[:1]
         return module.read_at(part, (place,)) if tensor_has_it else module.read(part)
 
@@ -147,11 +142,7 @@ def _one(module: Module, weight: QuantisedWeight, place: int) -> Tensor:
 
 
 def _read(store: TensorStore, path: str, name: str, index: Index) -> Tensor:
-    return store.load(_join(path, name), index)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    return store.load(join_name(path, name), index)
 
 
 def _unread(info: TensorInfo, reason: str) -> TensorInfo:

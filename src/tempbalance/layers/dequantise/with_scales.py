@@ -9,7 +9,7 @@ import re
 import torch
 from torch import Tensor
 
-from tempbalance.layers.dequantise.module import AGAIN, Module, QuantisedWeight, Read, UnreadableError, scaled
+from tempbalance.layers.dequantise.module import ADVICE, Module, QuantisedWeight, Read, UnreadableError, scaled
 from tempbalance.layers.dequantise.packing import decode_scale, fp4_values, untiled
 from tempbalance.spectra.matrices import MATRIX_NDIM
 
@@ -32,7 +32,7 @@ def decode_with_scale(module: Module, weight: str) -> QuantisedWeight:
     found = [f"{weight}_scale", f"{weight}_scale_inv", f"{weight}_scales", f"{weight}.scale", f"{weight}.scale_weight"]
     scale = module.first(*found, f"{stem}.scale_{attribute}" if stem else f"scale_{weight}", "scale")
     if scale is None:
-        raise UnreadableError(f"its scale is missing: {AGAIN}")
+        raise UnreadableError(f"its scale is missing: {ADVICE}")
     powers = module.tensors[scale].dtype in _POWERS
     is_pairs = info.dtype == torch.uint8 or "float4" in str(info.dtype)
     if info.dtype == torch.uint8 and math.prod(module.shape(scale)) == 1:
@@ -40,7 +40,7 @@ def decode_with_scale(module: Module, weight: str) -> QuantisedWeight:
     if is_pairs or (info.dtype == torch.int8 and (powers or module.setting("quant_method") == "fp8")):
         return decode_packed_floats(module, weight, weight, scale)
     if scale == "scale" and not info.dtype.is_floating_point:  # it may be that of the outputs
-        raise UnreadableError(f"{_short(info.dtype)} with a tensor named scale is not a layout that is read: {AGAIN}")
+        raise UnreadableError(f"{_short(info.dtype)} with a tensor named scale is not a layout that is read: {ADVICE}")
     if info.dtype != torch.int8 and not info.dtype.is_floating_point:
         raise UnreadableError(f"{_short(info.dtype)} with scales is not a layout that is read")
     kind = "MXFP8" if powers and module.shape(scale)[-1] * _MX_GROUP == info.shape[-1] else _short(info.dtype)
@@ -62,7 +62,7 @@ def _decode_tiled(module: Module, weight: str) -> QuantisedWeight:
     """Describe NVFP4 or MXFP8 of ComfyUI: scales in tiles, and the higher half of a byte first."""
     scale, is_pairs = f"{weight}_scale", module.tensors[weight].dtype == torch.uint8
     if len(module.shape(weight)) != MATRIX_NDIM:
-        raise UnreadableError(f"its tensor {weight} has shape {module.shape(weight)}, expected a matrix: {AGAIN}")
+        raise UnreadableError(f"its tensor {weight} has shape {module.shape(weight)}, expected a matrix: {ADVICE}")
     rows, width = module.shape(weight)
     columns = 2 * width // _NV_GROUP if is_pairs else width // _MX_GROUP
     module.check(scale, [-(-size // step) * step for size, step in zip((rows, columns), _TILE, strict=True)])
@@ -74,7 +74,6 @@ def _decode_tiled(module: Module, weight: str) -> QuantisedWeight:
         """Decode the layout without tiles, in which the lower half of a byte is the first."""
 
         def read_plain(part: str) -> Tensor:
-            """Read a tensor in that layout."""
             stored = read(part)
             if part == scale:
                 return untiled(stored, rows, columns)
@@ -86,17 +85,7 @@ def _decode_tiled(module: Module, weight: str) -> QuantisedWeight:
 
 
 def eight_bits(module: Module, name: str, stored: tuple[str, str, str | None], quantisation: str) -> QuantisedWeight:
-    """Describe a weight of 8 bits.
-
-    Args:
-        module: Its module.
-        name: Name of the weight when it is not quantised.
-        stored: Names of its values, its scales, and its zeros or None.
-        quantisation: Format and bits.
-
-    Returns:
-        The weight.
-    """
+    """Describe a weight of 8 bits; ``stored`` has the names of its values, its scales, and its zeros or None."""
     values, scale, zero = stored
     shape, block = module.shape(values), module.setting("weight_block_size")
     block = block if isinstance(block, list) and all(type(size) is int for size in block) else []
@@ -135,9 +124,9 @@ def decode_packed_floats(module: Module, name: str, packed: str, scale: str) -> 
     over, times = module.first(f"{name}_global_scale"), module.first(f"{name}_scale_2")
     whole = over or times
     if not power and whole is None:
-        raise UnreadableError(f"its global scale is missing: {AGAIN}")
+        raise UnreadableError(f"its global scale is missing: {ADVICE}")
     if whole is not None and math.prod(module.shape(whole)) != 1:
-        raise UnreadableError(f"its tensor {whole} has shape {module.shape(whole)}, expected one number: {AGAIN}")
+        raise UnreadableError(f"its tensor {whole} has shape {module.shape(whole)}, expected one number: {ADVICE}")
     steps = [*(1,) * len(outer), group]
 
     def decode(read: Read) -> Tensor:

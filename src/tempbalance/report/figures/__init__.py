@@ -31,9 +31,5 @@ __all__ = [
 
 
 def plot(name: str, *subjects: Any) -> Any:
-    """Return a figure, by the name of its function, as a ``plotly.graph_objects.Figure``.
-
-    Raises:
-        MissingExtraError: plotly is not installed.
-    """
+    """Return a figure, by the name of its function, as a ``plotly.graph_objects.Figure``."""
     return to_plotly(globals()[name](*subjects))

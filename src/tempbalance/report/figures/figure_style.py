@@ -64,11 +64,7 @@ def rounded(values: Iterable[float]) -> list[float | None]:
 
 
 def to_plotly(spec: Spec) -> Any:
-    """Return a figure as a ``plotly.graph_objects.Figure``.
-
-    Raises:
-        MissingExtraError: plotly is not installed.
-    """
+    """Return a figure as a ``plotly.graph_objects.Figure``; a MissingExtraError if plotly is not installed."""
     with require_extra("report", "figures in Python need plotly"):
         from plotly.graph_objects import Figure  # slow to import
     return Figure(spec)

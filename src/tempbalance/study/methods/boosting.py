@@ -10,13 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.errors import check_integer
-from tempbalance.study.methods.hooks import (
-    Batch,
-    Training,
-    TrainingMethod,
-    check_positive,
-    outputs_of,
-)
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_positive, outputs_of
 
 __all__ = ["Boosting"]
 

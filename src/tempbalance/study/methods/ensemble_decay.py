@@ -33,4 +33,4 @@ class EnsembleDecay(TrainingMethod):
 
     def __post_init__(self) -> None:
         check_integer("members", self.members, 1)
-        check_range("decay", self.decay, 0)
+        check_range("decay", self.decay)

@@ -32,7 +32,7 @@ class GradientNoise(TrainingMethod):
     variance: float = 0.01
 
     def __post_init__(self) -> None:
-        check_range("variance", self.variance, 0)
+        check_range("variance", self.variance)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Start at step 0."""

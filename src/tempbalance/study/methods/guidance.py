@@ -50,7 +50,7 @@ class Guidance(TrainingMethod):
     guide: Literal["start", "random"] = "random"
 
     def __post_init__(self) -> None:
-        check_range("strength", self.strength, 0)
+        check_range("strength", self.strength)
         if self.guide not in ("start", "random"):
             raise ArgumentError(f"guide must be start or random, got {self.guide}")
 

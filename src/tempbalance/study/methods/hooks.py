@@ -23,6 +23,7 @@ __all__ = [
     "check_positive",
     "check_range",
     "draw_again",
+    "freeze_all_but_head",
     "generator",
     "head_of",
     "linear_layers",
@@ -199,15 +200,7 @@ class Joined:
     """
 
     def __init__(self, name: str, parts: Iterable[TrainingMethod]) -> None:
-        """Join methods.
-
-        Args:
-            name: Their name, for errors.
-            parts: The methods.
-
-        Raises:
-            StudyError: Two have optimizers of their own, or both choose the data.
-        """
+        """Join methods; a StudyError, with ``name``, if two have optimizers of their own, or both choose the data."""
         self._parts = [*parts]
         self.called_hooks: set[str] = set()
         for hook in ("choose", "optimizers"):
@@ -293,17 +286,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def linear_layers(model: nn.Module) -> tuple[dict[str, nn.Linear], str]:
-    """Return the linear layers of a model without its head, by name, and the name of the head: the last linear layer.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The other linear layers, and the name of the head.
-
-    Raises:
-        ArgumentError: The model has no linear layer.
-    """
+    """Return the linear layers of a model, by name, without the last, which is the head, and the name of the head."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if not layers:
         raise ArgumentError("this method needs a model with a linear layer as its head")
@@ -311,12 +294,14 @@ def linear_layers(model: nn.Module) -> tuple[dict[str, nn.Linear], str]:
     return layers, head
 
 
-def hidden_layers(model: nn.Module, method: str) -> tuple[dict[str, nn.Linear], str]:
-    """Return the same as ``linear_layers``; raise an ArgumentError if there are none besides the head."""
+def freeze_all_but_head(model: nn.Module, method: str) -> dict[str, nn.Linear]:
+    """Freeze a model without its head, and return its other linear layers; raise an ArgumentError if it has none."""
     layers, head = linear_layers(model)
     if not layers:
         raise ArgumentError(f"{method} needs a model with a linear layer besides the head")
-    return layers, head
+    model.requires_grad_(False)
+    model.get_submodule(head).requires_grad_(True)
+    return layers
 
 
 def head_of(model: nn.Module) -> nn.Linear:
@@ -360,11 +345,11 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def check_range(name: str, value: float, least: float, most: float = math.inf) -> None:
-    """Raise an ArgumentError unless a parameter is a number in a closed range."""
+def check_range(name: str, value: float, most: float = math.inf) -> None:
+    """Raise an ArgumentError unless a parameter is a number from 0 to ``most``."""
     check_numbers(**{name: value})
-    if not least <= value <= most:
-        allowed = f"{least} or more" if most == math.inf else f"in [{least}, {most}]"
+    if not 0 <= value <= most:
+        allowed = "0 or more" if most == math.inf else f"in [0, {most}]"
         raise ArgumentError(f"{name} must be {allowed}, got {value}")
 
 

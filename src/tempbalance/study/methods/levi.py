@@ -10,14 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.errors import ArgumentError, check_integer
-from tempbalance.study.methods.hooks import (
-    Batch,
-    Training,
-    TrainingMethod,
-    head_of,
-    linear_layers,
-    seeded,
-)
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, head_of, linear_layers, seeded
 
 __all__ = ["LEVI"]
 

@@ -48,16 +48,7 @@ class Muon(TrainingMethod):
     def optimizers(
         self, model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
     ) -> list[torch.optim.Optimizer]:
-        """Build the optimizers to step, each with its own learning-rate schedule.
-
-        Args:
-            model: The model.
-            lr: Learning rate of both.
-            weight_decay: Weight decay of all matrices.
-            betas: Of AdamW.
-
-        Returns:
-            Muon and AdamW.
+        """Return Muon and AdamW (which has the ``betas``), to be stepped each with its own learning-rate schedule.
 
         Raises:
             ArgumentError: No hidden matrix is trained.
@@ -129,19 +120,10 @@ class Matrices(torch.optim.Muon):
 
 
 def orthogonalize(grad: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Newton-Schulz iterations as in ``torch.optim.Muon``, in float32.
+    """Return a matrix with singular values near 1, by the Newton-Schulz iterations of ``torch.optim.Muon``, in float32.
 
     It has bfloat16 there, which is slow on a CPU without bfloat16: 0.65 s a step for a model of 0.9 million parameters,
-    and 0.05 s here.
-
-    Args:
-        grad: A matrix.
-        coefficients: Of the polynomial.
-        steps: Number of iterations.
-        eps: Smallest norm.
-
-    Returns:
-        The matrix with singular values near 1.
+    and 0.05 s here. ``coefficients`` are those of the polynomial, and ``eps`` is the smallest norm.
     """
     a, b, c = coefficients
     x = grad.T if grad.size(0) > grad.size(1) else grad

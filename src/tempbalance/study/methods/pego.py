@@ -13,14 +13,7 @@ from torch.nn.utils import parametrize
 
 from tempbalance.errors import check_integer
 from tempbalance.layers import describe_parameters, find_weights
-from tempbalance.study.methods.hooks import (
-    Batch,
-    Training,
-    TrainingMethod,
-    check_range,
-    generator,
-    hidden_layers,
-)
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_range, freeze_all_but_head, generator
 
 __all__ = ["PEGO"]
 
@@ -75,16 +68,14 @@ class PEGO(TrainingMethod):
     def __post_init__(self) -> None:
         check_integer("rank", self.rank, 1)
         check_integer("count", self.count, 1)
-        check_range("strength", self.strength, 0)
+        check_range("strength", self.strength)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Add the updates; all other weights except the head are frozen."""
-        layers, head = hidden_layers(model, "pego")
         facts = describe_parameters(model, find_weights(model)[0])
+        layers = freeze_all_but_head(model, "pego")
         roles = {name: facts[f"{name}.weight"].role for name in layers if f"{name}.weight" in facts}
         attention = {name: layer for name, layer in layers.items() if roles.get(name) in _ROLES}
-        model.requires_grad_(False)
-        model.get_submodule(head).requires_grad_(True)
         rng = generator(training.seed)
         self._layers = [*(attention or layers).values()]
         for layer in self._layers:

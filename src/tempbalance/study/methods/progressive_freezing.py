@@ -36,7 +36,7 @@ class ProgressiveFreezing(LPFT):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("first", self.first, 0, 1)
+        check_range("first", self.first, 1)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Find the groups of layers."""

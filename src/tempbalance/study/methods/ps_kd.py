@@ -36,7 +36,7 @@ class SelfDistillation(TrainingMethod):
     strength: float = 0.8
 
     def __post_init__(self) -> None:
-        check_range("strength", self.strength, 0, 1)
+        check_range("strength", self.strength, 1)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Start without a teacher: labels are hard in the first epoch."""

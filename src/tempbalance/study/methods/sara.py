@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_range, generator, hidden_layers
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, check_range, freeze_all_but_head, generator
 
 __all__ = ["SaRA"]
 
@@ -61,14 +61,12 @@ class SaRA(TrainingMethod):
     strength: float = 5e-4
 
     def __post_init__(self) -> None:
-        check_range("share", self.share, 0, 1)
-        check_range("strength", self.strength, 0)
+        check_range("share", self.share, 1)
+        check_range("strength", self.strength)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Choose the entries."""
-        layers, head = hidden_layers(model, "sara")
-        model.requires_grad_(False)
-        model.get_submodule(head).requires_grad_(True)
+        layers = freeze_all_but_head(model, "sara")
         sizes = torch.cat([layer.weight.detach().abs().flatten() for layer in layers.values()])
         self._threshold = sizes.kthvalue(max(1, round(self.share * len(sizes)))).values
         self._layers = [layer for layer in layers.values() if (layer.weight.abs() <= self._threshold).any()]

@@ -36,7 +36,7 @@ class SpectralNorm(TrainingMethod):
     strength: float = 0.01
 
     def __post_init__(self) -> None:
-        check_range("strength", self.strength, 0)
+        check_range("strength", self.strength)
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Reset the vectors."""

@@ -33,7 +33,7 @@ class SPD(TrainingMethod):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range("strength", self.strength, 0)
+        check_range("strength", self.strength)
 
     def optimizers(
         self, model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)

@@ -37,7 +37,7 @@ class Spectrum(TrainingMethod):
     by: Literal["snr", "alpha"] = "snr"
 
     def __post_init__(self) -> None:
-        check_range("share", self.share, 0, 1)
+        check_range("share", self.share, 1)
         if self.by not in {"snr", "alpha"}:
             raise ArgumentError(f"by must be 'snr' or 'alpha', got {self.by!r}")
 

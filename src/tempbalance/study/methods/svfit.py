@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tempbalance.errors import check_integer
-from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, hidden_layers, linear_layers
+from tempbalance.study.methods.hooks import Batch, Training, TrainingMethod, freeze_all_but_head, linear_layers
 
 __all__ = ["SVFit"]
 
@@ -64,14 +64,9 @@ class SVFit(TrainingMethod):
 
     def prepare(self, model: nn.Module, training: Training) -> nn.Module:
         """Decompose the weights."""
-        layers, head = hidden_layers(model, "svfit")
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        for layer in layers.values():
+        for layer in freeze_all_but_head(model, "svfit").values():
             parametrize.register_parametrization(layer, "weight", _SingularValues(layer.weight, self.rank))
             layer.parametrizations.weight.original.requires_grad_(True)  # type: ignore[union-attr]
-        for parameter in model.get_submodule(head).parameters():
-            parameter.requires_grad_(True)
         return model
 
     def finish(self, model: nn.Module, batches: Sequence[Batch]) -> nn.Module:

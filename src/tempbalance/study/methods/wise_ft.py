@@ -48,8 +48,8 @@ class WiseFT(TrainingMethod):
 
     def __post_init__(self) -> None:
         for name in ("coefficient", "smoothing"):
-            check_range(name, getattr(self, name), 0, 1)
-        check_range("strength", self.strength, 0)
+            check_range(name, getattr(self, name), 1)
+        check_range("strength", self.strength)
 
     def requirements(self) -> set[str]:
         """Without smoothing neither labels nor the loss are needed."""

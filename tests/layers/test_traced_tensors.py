@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tempbalance.layers import StoredTensor
-from tempbalance.layers.moves import traced
 from tempbalance.layers.names import StateDict
+from tempbalance.layers.traced_tensors import traced
 
 SOURCES = {name: torch.randn(4, 6, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("abc")}
 OPERATIONS = {

@@ -71,7 +71,6 @@ def _joined(shape: Sequence[int], parts: Sequence[Node], axis: int) -> Node:
     """Return tensors one after the other along an axis; only those in the box are read."""
 
     def read(box: Box, leaf: ReadLeaf) -> Tensor:
-        """Read the entries in a box."""
         found, place = [], 0
         for part in parts:
             start, stop = max(box[axis][0] - place, 0), min(box[axis][1] - place, part.shape[axis])
@@ -94,7 +93,6 @@ def _viewed(shape: Sequence[int], source: Node) -> Node:
         common[axis] = other
 
     def read(box: Box, leaf: ReadLeaf) -> Tensor:
-        """Read the entries in a box."""
         inner = full_box(source.shape)
         for axis, other in common.items():
             inner = _on_axis(inner, other, box[axis])
@@ -111,7 +109,6 @@ def _computed(
     """Return one result of any other operation, which runs on whole tensors."""
 
     def read(box: Box, leaf: ReadLeaf) -> Tensor:
-        """Read the entries in a box."""
         return run(leaf)[number][tuple(slice(*bounds) for bounds in box)]
 
     return Node(shape=tuple(shape), read=read, sources=tuple(sources), moved=False)
@@ -138,7 +135,6 @@ def _split(results: _Results, tensor: _Traced, _: Any, dim: int = 0) -> list[Nod
         start = place
 
         def read(box: Box, leaf: ReadLeaf, start: int = start) -> Tensor:
-            """Read the entries in a box."""
             bounds = (box[axis][0] + start, box[axis][1] + start)
             return tensor.node.read(_on_axis(box, axis, bounds), leaf)
 
@@ -151,7 +147,6 @@ def _transpose(results: _Results, tensor: _Traced, dim0: int, dim1: int) -> list
     axes = dim0 % tensor.ndim, dim1 % tensor.ndim
 
     def read(box: Box, leaf: ReadLeaf) -> Tensor:
-        """Read the entries in a box."""
         return tensor.node.read(_swapped(box, *axes), leaf).transpose(*axes)
 
     return [Node(shape=tuple(results[0].shape), read=read, sources=(tensor.node,))]
@@ -212,15 +207,7 @@ def _run(func: Any, args: Any, kwargs: Any, leaf: ReadLeaf) -> list[Tensor]:
 
 
 def traced(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return a tensor without data that stands for a stored one; what is made from it has a :class:`Node`.
-
-    Args:
-        name: Name of the stored tensor.
-        shape: Its shape.
-        dtype: Its dtype.
-
-    Returns:
-        A tensor on the meta device, with the attribute ``node``.
+    """Return a tensor without data that stands for a stored one; what is made from it has a :class:`Node` as ``node``.
 
     Example:
         >>> parts = [traced(name, (2, 3), torch.float32) for name in "ab"]
