@@ -145,8 +145,8 @@ def check_rounds(layer: LayerAllocation, weight: Weight, number_format: WeightFo
         )
     if layer.format and number_format.cost(shape) != number_format.cost(layer.shape):
         raise AllocationError(
-            f"{layer.name} is stored as (inputs, outputs), which the allocation does not know: analyse the model itself "
-            "or its folder, and allocate again"
+            f"{layer.name} is stored as (inputs, outputs), which the allocation does not know: analyse the model or "
+            "its folder, and allocate again"
         )
 
 
