@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tempbalance._files import check_writable
 from tempbalance.cli.app import (
     DeviceOption,
     EstimatorOption,
@@ -66,6 +67,7 @@ _EXPORTERS = {
     "gptqmodel": "export_gptqmodel",
     "llama-quantize": "export_llama_quantize",
     "llm-compressor": "export_llmcompressor",
+    "peft": "export_peft",
     "torchao": "export_torchao",
 }
 By = Enum(
@@ -153,7 +155,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
 
       tempbalance allocate analysis.json --bits 3.5
 
-      tempbalance allocate path/to/model --rank 8 --json
+      tempbalance allocate path/to/model --rank 8 --export peft=lora.json
 
       tempbalance allocate path/to/model --bits 5 --formats int4_g128,int8_g128 --by error --export gptqmodel=q.json
 
@@ -167,6 +169,8 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     exports = [_parse_export(text) for text in export or []]
     outputs, as_json = split_outputs(out, as_json)
     check_outputs(outputs, allowed=(".json",))
+    for _, path, _ in exports:
+        check_writable(path)
     from tempbalance import compress
     from tempbalance.analysis import Analysis
     from tempbalance.checkpoints import open_checkpoint
