@@ -14,6 +14,7 @@ from tempbalance.compress.allocation import Allocation, Quantity
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.errors import AllocationError
 from tempbalance.layers import Weight
+from tempbalance.layers.routers import find_routers
 from tempbalance.metrics import mean_alpha
 from tempbalance.spectra.matrices import MATRIX_NDIM
 from tempbalance.types import LayerStats
@@ -26,6 +27,7 @@ __all__ = [
     "make_allocation",
     "module_name",
     "relative_alphas",
+    "routers_of",
     "values_of_layers",
 ]
 
@@ -58,14 +60,15 @@ def find_units(
     without: Collection[str] = (),
 ) -> tuple[list[LayerAllocation], list[BudgetUnit]]:
     """Return the layers, without a value yet, and the units of the weights inside blocks, or else of all weights."""
-    # ``kinds``: kinds of weights that count, the parts of fused weights joined to modules, with the shape that nn.Linear
-    # has; None for every row, with its own shape.
+    # ``kinds``: kinds of weights that count, the parts of fused weights joined to modules, with the shape of nn.Linear;
+    # routers of experts, which quantizers and LoRA leave as they are, do not. None for every row, with its own shape.
     # ``without``: names of rows that get no value.
     if unit not in ("layer", "block"):
         raise AllocationError(f"unit must be 'layer' or 'block', got {unit!r}")
     rows = [row for row in analysis.layers if row.name not in without]
     if kinds is not None:
-        rows = [row for row in rows if row.kind in kinds and len(row.shape) == MATRIX_NDIM]
+        routers = routers_of(analysis)
+        rows = [row for row in rows if row.kind in kinds and len(row.shape) == MATRIX_NDIM and row.name not in routers]
     inside = [row for row in rows if row.block is not None]
     if kinds is None and not inside and analysis.size and analysis.size.block_weights:
         raise AllocationError(f"no weight inside the blocks of {analysis.source} was analysed: see analysis.skipped")
@@ -86,6 +89,11 @@ def find_units(
         alpha, stderr = mean_alpha((row.alpha, row.stderr) for row in joined)
         units.append(BudgetUnit(name=name, layers=tuple(own), rows=tuple(joined), alpha=alpha, stderr=stderr))
     return layers, units
+
+
+def routers_of(analysis: Analysis) -> set[str]:
+    """Return the names of the routers of experts in an analysis."""
+    return find_routers([*(row.name for row in analysis.layers), *(row.name for row in analysis.skipped)])
 
 
 def relative_alphas(units: Sequence[BudgetUnit]) -> list[float]:
