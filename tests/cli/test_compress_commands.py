@@ -331,6 +331,7 @@ class TestErrorsOfOneLine:
         [
             (("--bits", 3, "--base", "x"), "--base has no effect with --bits"),
             (("--rank", 3, "--formats", "int4"), "--formats has no effect with --rank"),
+            (("--trainable", 0.5, "--by", "drift", "--export", "axolotl=missing/x"), "missing/x"),  # before the work
             (("--trainable", 0.5, "--unit", "block"), "--unit has no effect with --trainable"),
             (("--bits", 3, "--epsilon", 0.1), "--epsilon has no effect with --bits"),
             (("--rank", 3, "--no-compare"), "--no-compare has no effect with --rank"),

@@ -169,8 +169,6 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     exports = [_parse_export(text) for text in export or []]
     outputs, as_json = split_outputs(out, as_json)
     check_outputs(outputs, allowed=(".json",))
-    for _, path, _ in exports:
-        check_writable(path)
     from tempbalance import compress
     from tempbalance.analysis import Analysis
     from tempbalance.checkpoints import open_checkpoint
@@ -280,6 +278,7 @@ def _parse_export(text: str) -> tuple[str, Path, dict[str, str]]:
             f"--export must be TOOL=FILE, TOOL one of {', '.join(_EXPORTERS)} (llama-quantize:gpt2=FILE for another "
             f"architecture than llama), got {text!r}"
         )
+    check_writable(file)
     return _EXPORTERS[tool], Path(file), {"architecture": architecture} if architecture else {}
 
 
