@@ -60,7 +60,7 @@ def print_compared(console: Console, allocation: Allocation) -> None:
     if allocation.estimate:
         searched = allocation.method.startswith("search")
         label = "estimate before:" if searched else "next, unless you will recover the model: --allocation search, a"
-        console.print(plain_text(f"{label} {allocation.estimate}", "dim"))
+        console.print(plain_text(f"{label} {allocation.estimate}", "dim"), soft_wrap=True)
 
 
 def _used(allocation: Allocation, quantity: str) -> str:
