@@ -147,6 +147,8 @@ class LayerStats:
             files of older versions.
         quantisation: Format and bits of a weight that is stored quantised (``"GPTQ, 4 bits"``); the numbers of the row
             are those of the rounded weight. Empty for other weights.
+        transposed: Whether it is stored as ``(inputs, outputs)``, unlike ``nn.Linear``, as far as its type is known:
+            ``Conv1D`` of Transformers (GPT-2) and some experts.
         num_matrices: Number of matrices whose spectra are pooled (kernel taps, modes), 1 for a linear layer.
         num_windows: Number of FARMS windows per matrix; 1 without windows. The fields below then describe their pooled
             spectrum.
@@ -188,6 +190,7 @@ class LayerStats:
     num_matrices: int
     role: str = ""
     quantisation: str = ""
+    transposed: bool = False
     num_windows: int = 1
     coverage: float = 1.0
     num_eigenvalues: int

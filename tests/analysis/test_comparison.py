@@ -96,6 +96,22 @@ class TestWeights:
         assert the(comparison, "moved_most").layers == ("layers.1.weight",)
         assert comparison.blocks["layers.1.weight"] == pytest.approx(0.01, rel=0.05)
 
+    def test_the_fraction_of_zeros_of_both_models_is_told(self):
+        dense = state()
+        pruned = {name: torch.where(weight > 0, weight, 0) for name, weight in dense.items()}
+        table = {"embed_tokens.weight": torch.zeros(64, 64)}
+        zeros = sum(int((weight == 0).sum()) for weight in pruned.values()) / sum(w.numel() for w in pruned.values())
+        finding = the(tb.compare(dense | table, pruned | table), "sparsity")
+        assert finding.evidence == pytest.approx({"before": 0.0, "after": zeros})
+        assert f"0.0% of the weights of the first model and {zeros:.1%} of those of the second" in finding.message
+        assert finding.next_step == ""
+        back = tb.compare(pruned, dense)
+        assert "keep the zeros" in the(back, "sparsity").next_step
+        assert [row.sparsity_before for row in back.layers] == pytest.approx(
+            [float((weight == 0).double().mean()) for weight in pruned.values()]
+        )
+        assert "sparsity" not in kinds(tb.compare(dense, moved(dense, 0.01)))
+
     def test_two_equal_models_give_a_warning(self):
         comparison = tb.compare(state(), state())
         assert kinds(comparison) == ["identical"]

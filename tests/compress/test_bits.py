@@ -273,3 +273,27 @@ def test_formats_and_errors_that_do_not_fit_are_refused(analysis_of, options, ma
     analysis = analysis_of(["h.0.a.weight"], [2.0], [(6, 48)])
     with pytest.raises(AllocationError, match=match):
         allocate_bits(analysis, **({"bits": 5} | options))
+
+
+def test_the_columns_of_weights_that_are_stored_as_inputs_by_outputs_are_their_inputs(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 64, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=48, n_inner=96, n_layer=1, n_head=2, **sizes))
+    model.save_pretrained(tmp_path / "gpt2")
+    analysis = tb.analyze(model, progress=False)
+    analysis.save(tmp_path / "analysis.json")
+    for source in (
+        analysis,
+        tb.analyze(tmp_path / "gpt2", progress=False),
+        tb.Analysis.load(tmp_path / "analysis.json"),
+    ):
+        allocation = allocate_bits(source, 9, widths=["int4_g16", "int8_g16"])
+        shapes = {layer.name.partition(".h.0.")[2]: layer.shape for layer in allocation.layers}
+        assert shapes == {
+            "attn.c_attn": (144, 48),
+            "attn.c_proj": (48, 48),
+            "mlp.c_fc": (96, 48),
+            "mlp.c_proj": (48, 96),
+        }
+        with pytest.raises(AllocationError, match="int4_g16 fits all layers"):
+            allocate_bits(source, 9, widths=["int4_g96", "int4_g32"])  # 96 divides the outputs of c_attn and c_fc only

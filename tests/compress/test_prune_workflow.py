@@ -68,7 +68,18 @@ def test_the_best_simple_allocation_on_the_text_is_the_default(llama: Path, text
     assert (dict(allocate(llama, text)), first.method) == (dict(first), allocate(llama, text).method)
     best_of_blocks = next(each for each in measured.values() if each.unit == "block")
     assert allocate(llama, text, unit="block").method == best_of_blocks.method
-    assert allocate(llama, text, unit="layer").method == "uniform"
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda"])
+def test_with_a_sparsity_per_layer_the_best_of_the_methods_that_give_one_is_the_default(
+    llama: Path, text: Calibration, criterion: Any
+):
+    settings = SparsitySettings(sparsity=0.5, unit="layer")
+    found = allocate_folder(llama, settings, criterion, calibration=text, progress=False)
+    assert sorted(score.method for score in found.compared) == ["alpha, epsilon 0.3", "erk", "uniform"]
+    assert (found.method, found.unit) == (found.compared[0].method, "layer")
+    assert len(found.units) == len(found)
+    assert allocate(llama, text, unit="layer", compare=False).method == "uniform"
 
 
 def test_without_anything_to_remove_the_best_is_uniform(llama: Path, text: Calibration):
@@ -84,7 +95,8 @@ def test_where_nothing_can_be_measured_on_the_text_the_default_is_owl_with_a_war
     transformers.BertLMHeadModel(config).save_pretrained(tmp_path / "bert")  # every token sees all others
     text = Calibration(tokens=[each % 50 for each in tokens], samples=4, length=16)
     assert allocate(tmp_path / "bert", text).method == "owl, epsilon 0.08"
-    assert "OWL is used, because allocations cannot be compared on the calibration text" in caplog.text
+    assert "method 'owl' is used, because allocations cannot be compared on the calibration text" in caplog.text
+    assert allocate(tmp_path / "bert", text, unit="layer").method == "uniform"
     with pytest.raises(TokensError, match="no causal language model"):
         allocate(tmp_path / "bert", text, method="best")
 
@@ -94,8 +106,8 @@ def test_where_nothing_can_be_measured_on_the_text_the_default_is_owl_with_a_war
     [
         ({"epsilon": 0.1}, r"epsilon has no effect without a method that has one: choose method='owl', 'alpha'"),
         ({"beta": 0.1}, r"beta has no effect without a method that has one: choose method='atp'"),
+        ({"method": "atp", "unit": "layer"}, "gives each block one sparsity: leave out unit"),
         ({"unit": "blok"}, "unit must be 'layer' or 'block', got 'blok'"),
-        ({"method": "best", "unit": "layer"}, "leave out unit, or give 'block'"),
         ({"method": "best", "group": 8}, "method 'best' needs unstructured sparsity: leave out group$"),
     ],
 )

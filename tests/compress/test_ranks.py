@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tempbalance as tb
-from tempbalance.compress import Allocation, allocate_ranks
+from tempbalance.compress import Allocation, allocate_bits, allocate_ranks
 from tempbalance.errors import AllocationError
 
 ALPHAS = st.floats(1.1, 20.0) | st.sampled_from([math.nan, math.inf])
@@ -148,3 +148,12 @@ def test_by_error_windows_and_parts_of_fused_weights_are_refused(analysis_of):
     windows = tb.analyze({"h.0.a.weight": torch.randn(96, 192)}, windows=tb.FARMS(), progress=False)
     with pytest.raises(AllocationError, match="whole weights"):
         allocate_ranks(windows, 4, method="error")
+
+
+@pytest.mark.parametrize(
+    ("allocate", "expected"), [(allocate_ranks, ["q"]), (allocate_bits, ["q", "moe.experts.0.up"])]
+)
+def test_routers_of_experts_get_no_value(allocate, expected, analysis_of):
+    names = [f"h.{i}.{name}.weight" for i in range(2) for name in ("q", "moe.gate", "moe.experts.0.up")]
+    allocation = allocate(analysis_of(names, [2.0] * 6, [(64, 64), (8, 64), (64, 64)] * 2), 4)
+    assert {name.removesuffix(".weight") for name in allocation} == {f"h.{i}.{n}" for i in range(2) for n in expected}

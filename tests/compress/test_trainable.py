@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import tempbalance as tb
-from tempbalance.compress import Allocation, allocate_trainable, set_trainable, signal_to_noise
+from tempbalance.compress import Allocation, LayerAllocation, allocate_trainable, set_trainable, signal_to_noise
 from tempbalance.errors import AllocationError
 
 NAMES = [f"h.{i}.{part}.weight" for i in range(4) for part in ("a", "b")]
@@ -104,6 +104,20 @@ def test_other_parameters_are_frozen_and_biases_go_with_their_layers():
     assert count == sum(each.numel() for each in model.parameters() if each.requires_grad)
     model["head"](model["h"][1](model["h"][0](torch.ones(2, 64)))).sum().backward()
     assert model["h"][0][0].weight.grad is None
+
+
+def test_biases_of_attention_and_of_experts_go_with_their_weights():
+    model = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(64, 4, 64, batch_first=True), 2, enable_nested_tensor=False
+    )
+    model.layers[1].experts = nn.ParameterDict({"up": torch.ones(2, 4), "up_bias": torch.ones(2)})
+    names = ["layers.1.self_attn.in_proj_weight", "layers.1.experts.up"]
+    shapes = [(192, 64), (2, 4)]
+    rows = [LayerAllocation(name=n, unit=n, shape=s, trainable=1) for n, s in zip(names, shapes, strict=True)]
+    head = {"source": "model", "quantity": "trainable", "budget": 1.0, "method": "by hand", "unit": "layer"}
+    set_trainable(model, tb.Allocation(**head, layers=tuple(rows)))
+    trained = {name for name, each in model.named_parameters() if each.requires_grad}
+    assert trained == {*names, "layers.1.self_attn.in_proj_bias", "layers.1.experts.up_bias"}
 
 
 def test_fused_weights_and_experts_are_one_parameter_with_the_mean_score():

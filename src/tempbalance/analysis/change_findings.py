@@ -14,6 +14,7 @@ __all__ = ["alpha_findings", "block_changes", "comma_names", "make_finding", "we
 
 _LEVEL = 0.05  # probability of a false alarm over all layers
 _SHOWN = 3
+_SPARSE = 0.01  # fraction of zeros that is no chance
 _REPLACED = 1.0  # relative change of a weight that has little of what it was
 
 
@@ -53,7 +54,7 @@ def block_changes(rows: Sequence[LayerDelta]) -> dict[str, float]:
 
 
 def weight_findings(rows: Sequence[LayerDelta]) -> list[Finding]:
-    """Return what the weights tell: identical, rounded and replaced layers, and the blocks that moved most.
+    """Return what the weights tell: identical, rounded and replaced layers, zeros, and the blocks that moved most.
 
     Nothing is said of layers whose weights were not compared.
     """
@@ -87,7 +88,32 @@ def weight_findings(rows: Sequence[LayerDelta]) -> list[Finding]:
                 smallest=blocks[order[-1]],
             )
         )
-    return [*found, *_identical(known), *_rounded(known)]
+    return [*found, *_sparsity(known), *_identical(known), *_rounded(known)]
+
+
+def _sparsity(rows: Sequence[LayerDelta]) -> list[Finding]:
+    """Return the fraction of exact zeros of both models, without embeddings, if one of them has some."""
+    rows = [row for row in rows if row.kind != "embedding"]
+    sizes = [math.prod(row.shape) for row in rows]
+    before, after = (
+        math.fsum(getattr(row, f"sparsity_{when}") * size for row, size in zip(rows, sizes, strict=True))
+        / max(1, sum(sizes))
+        for when in ("before", "after")
+    )
+    if not max(before, after) >= _SPARSE:
+        return []
+    lost = after < before - _SPARSE
+    return [
+        make_finding(
+            "sparsity",
+            f"{before:.1%} of the weights of the first model and {after:.1%} of those of the second are exactly zero",
+            next_step="if they were pruned, train with tempbalance recover or with masks, which keep the zeros"
+            if lost
+            else "",
+            before=before,
+            after=after,
+        )
+    ]
 
 
 def _identical(rows: Sequence[LayerDelta]) -> list[Finding]:

@@ -232,6 +232,8 @@ def measured(row: LayerDelta, change: WeightChange) -> LayerDelta:
         relative_change=change.relative,
         norm_before=change.norm_before,
         identical=change.identical,
+        sparsity_before=change.sparsity_before,
+        sparsity_after=change.sparsity_after,
         update_stable_rank=change.stable_rank,
         update_effective_rank=change.effective_rank,
         update_singular_values=change.singular_values,

@@ -28,6 +28,8 @@ class LayerDelta:
         relative_change: ``||dW|| / ||W||``, Frobenius norms, with ``dW`` the weight after minus the weight before.
         norm_before: ``||W||``, the norm before.
         identical: Whether the weights are equal; in the narrower dtype, if the dtypes differ.
+        sparsity_before: Fraction of entries that are exactly zero before.
+        sparsity_after: The same, after.
         update_stable_rank: ``||dW||^2`` over the largest squared singular value of ``dW``.
         update_effective_rank: ``exp`` of the entropy of the normalised singular values of ``dW`` (Roy and Vetterli
             2007).
@@ -48,6 +50,8 @@ class LayerDelta:
     relative_change: float = math.nan
     norm_before: float = math.nan
     identical: bool | None = None
+    sparsity_before: float = math.nan
+    sparsity_after: float = math.nan
     update_stable_rank: float = math.nan
     update_effective_rank: float = math.nan
     update_singular_values: tuple[float, ...] = ()

@@ -78,7 +78,7 @@ class RowCache:
         for row in rows:  # those that were skipped are not stored
             if isinstance(row, LayerStats) and row.name in self._names:
                 path = self._folder / self._names[row.name]
-                content = row_to_json(replace(row, name="", kind="", block=None, quantisation=""))
+                content = row_to_json(replace(row, name="", kind="", block=None, quantisation="", transposed=False))
                 with self._output_errors():
                     path.parent.mkdir(exist_ok=True)
                 write_atomically(path, dumps(content).encode())
@@ -105,7 +105,8 @@ class RowCache:
             return None
         if not isinstance(row, LayerStats) or row.shape != weight.shape:
             return None
-        return replace(row, name=weight.name, kind=weight.kind, block=weight.block, quantisation=weight.quantisation)
+        known = {each: getattr(weight, each) for each in ("name", "kind", "block", "quantisation", "transposed")}
+        return replace(row, **known)
 
     @contextlib.contextmanager
     def _output_errors(self) -> Generator[None]:

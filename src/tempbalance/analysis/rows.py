@@ -20,7 +20,7 @@ __all__ = ["Row", "SavedLayer", "SavedSkipped", "make_row", "restored_layer", "r
 
 Row: TypeAlias = LayerStats | Skipped
 
-_OPTIONAL = ("role", "quantisation", "num_traps", "delta_erg")
+_OPTIONAL = ("role", "quantisation", "transposed", "num_traps", "delta_erg")
 _FLOATS = {f.name for f in fields(LayerStats) if f.type == "float"}
 
 
@@ -37,6 +37,7 @@ def make_row(weight: Weight, found: WeightFit | TempBalanceError) -> Row:
         block=weight.block,
         shape=weight.shape,
         quantisation=weight.quantisation,
+        transposed=weight.transposed,
         num_matrices=spectrum.num_matrices // found.num_windows,
         num_windows=found.num_windows,
         coverage=found.coverage,
@@ -56,7 +57,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
         return row._asdict()
     values = {f.name: getattr(row, f.name) for f in fields(row)}
     for name in _OPTIONAL:  # files of older versions have none, and are saved as they were
-        if values[name] in ("", None) or values[name] != values[name]:
+        if values[name] in ("", None) or values[name] is False or values[name] != values[name]:
             del values[name]
     return values | {"status": row.status.value, "esd": row.esd._asdict()}
 
@@ -77,6 +78,7 @@ class _SavedESD(msgspec.Struct):
 _TYPES: dict[str, Any] = {
     **{f.name: {"float": float | None, "int": Count}.get(str(f.type)) for f in fields(LayerStats)},
     **dict.fromkeys(("name", "kind", "role", "quantisation"), str),
+    "transposed": bool,
     "block": str | None,
     "status": Status,
     "esd": _SavedESD,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +28,8 @@ class WeightChange:
         norm_before: Frobenius norm before.
         norm_after: Frobenius norm after.
         identical: Whether all entries are equal, in the narrower of both dtypes.
+        sparsity_before: Fraction of entries that are exactly zero before.
+        sparsity_after: The same, after.
         stable_rank: ``||dW||^2`` over the largest squared singular value of ``dW``; of several matrices, the mean.
             NaN without a change, or if it was not asked for.
         effective_rank: ``exp`` of the entropy of the normalised singular values of ``dW`` (Roy and Vetterli 2007); of
@@ -38,6 +41,8 @@ class WeightChange:
     norm_before: float
     norm_after: float
     identical: bool
+    sparsity_before: float
+    sparsity_after: float
     stable_rank: float = math.nan
     effective_rank: float = math.nan
     singular_values: tuple[float, ...] = ()
@@ -64,13 +69,21 @@ def weight_change(
     if one.is_complex() or two.is_complex():
         dtype = torch.promote_types(torch.promote_types(one.dtype, two.dtype), torch.complex64)
     norm_before, norm_after = _norm(one), _norm(two)
+    sparsity_before, sparsity_after = (_sparsity(each) for each in (one, two))
     update = two.to(dtype, copy=True).sub_(one.to(dtype))
     del one, two
     norm = _norm(update)
     if not math.isfinite(norm_before + norm_after):
         raise WeightError("weights are NaN or Inf")
     relative = 0.0 if norm == 0.0 else norm / norm_before if norm_before else math.inf
-    change = WeightChange(relative=relative, norm_before=norm_before, norm_after=norm_after, identical=identical)
+    change = WeightChange(
+        relative=relative,
+        norm_before=norm_before,
+        norm_after=norm_after,
+        identical=identical,
+        sparsity_before=sparsity_before,
+        sparsity_after=sparsity_after,
+    )
     if norm == 0.0 or not spectrum:
         return change
     found = spectra([as_matrices(update, after.layout)])[0]
@@ -107,7 +120,15 @@ def _equal(one: Tensor, two: Tensor) -> bool:
 
 def _norm(tensor: Tensor) -> float:
     """Return the Frobenius norm, summed in float64 a chunk at a time."""
+    return math.hypot(*(float(torch.linalg.vector_norm(chunk)) for chunk in _chunks(tensor)))
+
+
+def _sparsity(tensor: Tensor) -> float:
+    """Return the fraction of entries that are exactly zero."""
+    return 1 - sum(int(chunk.count_nonzero()) for chunk in _chunks(tensor)) / tensor.numel()
+
+
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the entries in float64, a chunk at a time."""
     dtype = torch.complex128 if tensor.is_complex() else torch.float64
-    chunks = torch.split(tensor.reshape(-1), _CHUNK)
-    norms = [float(torch.linalg.vector_norm(chunk.to(dtype))) for chunk in chunks]
-    return math.hypot(*norms)
+    return (chunk.to(dtype) for chunk in torch.split(tensor.reshape(-1), _CHUNK))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tempbalance._files import check_writable
 from tempbalance.cli.app import (
     DeviceOption,
     EstimatorOption,
@@ -66,6 +67,7 @@ _EXPORTERS = {
     "gptqmodel": "export_gptqmodel",
     "llama-quantize": "export_llama_quantize",
     "llm-compressor": "export_llmcompressor",
+    "peft": "export_peft",
     "torchao": "export_torchao",
 }
 By = Enum(
@@ -153,7 +155,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
 
       tempbalance allocate analysis.json --bits 3.5
 
-      tempbalance allocate path/to/model --rank 8 --json
+      tempbalance allocate path/to/model --rank 8 --export peft=lora.json
 
       tempbalance allocate path/to/model --bits 5 --formats int4_g128,int8_g128 --by error --export gptqmodel=q.json
 
@@ -276,6 +278,7 @@ def _parse_export(text: str) -> tuple[str, Path, dict[str, str]]:
             f"--export must be TOOL=FILE, TOOL one of {', '.join(_EXPORTERS)} (llama-quantize:gpt2=FILE for another "
             f"architecture than llama), got {text!r}"
         )
+    check_writable(file)
     return _EXPORTERS[tool], Path(file), {"architecture": architecture} if architecture else {}
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tempbalance.compress import Allocation, Calibration, PruningResult, SearchSettings
 
 __all__ = [
+    "FILES",
     "OF_SEARCH",
     "OF_SPARSITY",
     "AllocationOption",
@@ -74,7 +75,7 @@ AllocationMethod = Enum(
     },
     type=str,
 )
-_FILES = ".npz, .npy, .txt, .json, .jsonl"
+FILES = ".npz, .npy, .txt, .json, .jsonl, or a folder of these"
 LengthOption = Annotated[
     int | None,
     typer.Option(min=2, max=2**24, help="Tokens in a sequence; default: the model's context length, at most 2048."),
@@ -86,7 +87,7 @@ AllocationOption = Annotated[
     AllocationMethod | None,
     typer.Option(
         help="Allocation of the sparsity over layers; default: with --calibration the best simple one on it (owl with "
-        "--group or --no-compare), without, or with --unit layer, uniform.",
+        "--group or --no-compare, or uniform with --unit layer), without uniform.",
         show_default=False,
     ),
 ]
@@ -127,7 +128,7 @@ GroupOption = Annotated[int | None, typer.Option(min=2, help="M of N:M sparsity;
 RoutersOption = Annotated[bool, typer.Option("--routers", help="Prune routers of experts too.")]
 CalibrationOption = Annotated[
     Path | None,
-    typer.Option(help=f"Calibration text or tokens for wanda, sparsegpt, owl, atp, best and search: {_FILES}."),
+    typer.Option(help=f"Calibration text or tokens for wanda, sparsegpt, owl, atp, best and search: {FILES}."),
 ]
 SamplesOption = Annotated[int, typer.Option(min=1, max=2**20, help="Number of calibration sequences.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for calibration samples and for a search.")]
@@ -340,7 +341,7 @@ def _save_and_print(result: PruningResult, out: Path, reports: list[Path], as_js
 @app.command("perplexity")
 def perplexity_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
     source: Annotated[str, typer.Argument(help="Folder or hub id of a causal language model.")],
-    tokens: Annotated[Path, typer.Argument(help=f"Text or tokens: {_FILES}.")],
+    tokens: Annotated[Path, typer.Argument(help=f"Text or tokens: {FILES}.")],
     length: LengthOption = None,
     stride: Annotated[
         int | None, typer.Option(min=1, help="Tokens from one window to the next; default: no overlap.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tempbalance.cli.app import DeviceOption, JsonOption, QuietOption, app, print_json, print_saved
-from tempbalance.cli.prune import EvaluateOption, LengthOption
+from tempbalance.cli.prune import FILES, EvaluateOption, LengthOption
 
 __all__ = ["recover_command"]
 
@@ -16,9 +16,7 @@ __all__ = ["recover_command"]
 @app.command("recover")
 def recover_command(  # noqa: PLR0913, PLR0917  each is an option of the command line
     source: Annotated[Path, typer.Argument(help="Folder of a pruned causal language model.", metavar="FOLDER")],
-    tokens: Annotated[
-        Path, typer.Option("--tokens", help="Text or tokens to train on: .npz, .npy, .txt, .json, .jsonl.")
-    ],
+    tokens: Annotated[Path, typer.Option("--tokens", help=f"Text or tokens to train on: {FILES}.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder; an earlier recovery is replaced.")],
     rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA factors.")] = 8,
     lr: Annotated[float, typer.Option(min=1e-12, help="Peak learning rate.")] = 1e-4,
@@ -47,7 +45,7 @@ def recover_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     from tempbalance.balance.recipes import model_balancing
     from tempbalance.compress import RecoverySettings, recover_folder
     from tempbalance.report.pruning_report import print_perplexities
-    from tempbalance.report.terminal import output_console
+    from tempbalance.report.terminal import count, output_console
 
     result = recover_folder(
         source,
@@ -66,5 +64,6 @@ def recover_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     if result.perplexity is not None:
         print_perplexities(console, *result.perplexity)
     if not quiet:
-        console.print(f"{len(result.sparsity)} weights trained, every zero kept", highlight=False)
+        trained = count(len(result.sparsity), "weight matrix", "weight matrices")
+        console.print(f"{trained} trained, {result.mean_sparsity:.1%} of their weights zero, every zero kept")
         print_saved(console, [out])

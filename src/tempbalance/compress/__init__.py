@@ -13,7 +13,7 @@ from tempbalance.compress.export.alphapruning_npy import export_npy
 from tempbalance.compress.export.axolotl_yaml import export_axolotl
 from tempbalance.compress.export.llama_quantize import export_llama_quantize
 from tempbalance.compress.export.llmcompressor_recipe import export_llmcompressor
-from tempbalance.compress.export.peft_config import lora_config
+from tempbalance.compress.export.peft_config import export_peft, lora_config
 from tempbalance.compress.export.quantizer_json import export_autoround, export_gptqmodel, export_torchao
 from tempbalance.compress.export.torch_masks import export_torch
 from tempbalance.compress.format_errors import quantization_errors
@@ -62,6 +62,7 @@ __all__ = [
     "export_llama_quantize",
     "export_llmcompressor",
     "export_npy",
+    "export_peft",
     "export_torch",
     "export_torchao",
     "find_format",

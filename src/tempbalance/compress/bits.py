@@ -64,7 +64,7 @@ def allocate_bits(  # noqa: PLR0913  most are keyword options
     bits of scales, unless ``errors`` replace ``n_i Var(W_i) 2^(-2 b_i)``.
 
     Args:
-        analysis: The result of ``analyze``.
+        analysis: The result of ``analyze``. Routers of experts get no width: quantizers leave them as they are.
         bits: Mean bits per weight: of formats with their scales, else without.
         widths: Allowed bit widths, or names of formats such as ``("int3_g128", "nvfp4", "fp8", "bf16")``.
         method: What decides; by default ``"error"`` if there are ``errors``, else ``"uniform"``.

@@ -14,6 +14,7 @@ from tempbalance.compress.allocation import Allocation, Quantity
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.errors import AllocationError
 from tempbalance.layers import Weight
+from tempbalance.layers.routers import find_routers
 from tempbalance.metrics import mean_alpha
 from tempbalance.spectra.matrices import MATRIX_NDIM
 from tempbalance.types import LayerStats
@@ -22,9 +23,11 @@ __all__ = [
     "MAX_POWER",
     "BudgetUnit",
     "find_units",
+    "linear_shape",
     "make_allocation",
     "module_name",
     "relative_alphas",
+    "routers_of",
     "values_of_layers",
 ]
 
@@ -57,13 +60,15 @@ def find_units(
     without: Collection[str] = (),
 ) -> tuple[list[LayerAllocation], list[BudgetUnit]]:
     """Return the layers, without a value yet, and the units of the weights inside blocks, or else of all weights."""
-    # ``kinds``: kinds of weights that count, the parts of fused weights joined to modules; None for every row.
+    # ``kinds``: kinds of weights that count, the parts of fused weights joined to modules, with the shape of nn.Linear;
+    # routers of experts, which quantizers and LoRA leave as they are, do not. None for every row, with its own shape.
     # ``without``: names of rows that get no value.
     if unit not in ("layer", "block"):
         raise AllocationError(f"unit must be 'layer' or 'block', got {unit!r}")
     rows = [row for row in analysis.layers if row.name not in without]
     if kinds is not None:
-        rows = [row for row in rows if row.kind in kinds and len(row.shape) == MATRIX_NDIM]
+        routers = routers_of(analysis)
+        rows = [row for row in rows if row.kind in kinds and len(row.shape) == MATRIX_NDIM and row.name not in routers]
     inside = [row for row in rows if row.block is not None]
     if kinds is None and not inside and analysis.size and analysis.size.block_weights:
         raise AllocationError(f"no weight inside the blocks of {analysis.source} was analysed: see analysis.skipped")
@@ -74,7 +79,7 @@ def find_units(
     parts: dict[str, list[LayerStats]] = {}
     for row in rows:
         parts.setdefault(row.name if kinds is None else module_name(row), []).append(row)
-    layers = [_layer(name, found, unit) for name, found in parts.items()]
+    layers = [_layer(name, found, unit, joined=kinds is not None) for name, found in parts.items()]
     members: dict[str, list[LayerAllocation]] = {}
     for layer in layers:
         members.setdefault(layer.unit, []).append(layer)
@@ -84,6 +89,11 @@ def find_units(
         alpha, stderr = mean_alpha((row.alpha, row.stderr) for row in joined)
         units.append(BudgetUnit(name=name, layers=tuple(own), rows=tuple(joined), alpha=alpha, stderr=stderr))
     return layers, units
+
+
+def routers_of(analysis: Analysis) -> set[str]:
+    """Return the names of the routers of experts in an analysis."""
+    return find_routers([*(row.name for row in analysis.layers), *(row.name for row in analysis.skipped)])
 
 
 def relative_alphas(units: Sequence[BudgetUnit]) -> list[float]:
@@ -140,17 +150,23 @@ def module_name(row: LayerStats | Weight) -> str:
     return row.name if row.kind == "experts" else row.name.partition(":")[0].removesuffix(".weight")
 
 
-def _layer(name: str, parts: Sequence[LayerStats], unit: str) -> LayerAllocation:
+def linear_shape(weight: LayerStats | Weight) -> tuple[int, ...]:
+    """Return the shape ``(outputs, inputs)`` of a matrix, also of one that is stored as ``(inputs, outputs)``."""
+    return weight.shape[::-1] if weight.transposed else weight.shape
+
+
+def _layer(name: str, parts: Sequence[LayerStats], unit: str, *, joined: bool) -> LayerAllocation:
     alpha, stderr = mean_alpha((part.alpha, part.stderr) for part in parts)
     owner = parts[0].block if unit == "block" else None
-    return LayerAllocation(name=name, unit=owner or name, shape=_joined_shape(parts), alpha=alpha, stderr=stderr)
+    shape = _joined_shape([linear_shape(part) for part in parts]) if joined else parts[0].shape
+    return LayerAllocation(name=name, unit=owner or name, shape=shape, alpha=alpha, stderr=stderr)
 
 
-def _joined_shape(parts: Sequence[LayerStats]) -> tuple[int, ...]:
+def _joined_shape(parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     if len(parts) == 1:
-        return parts[0].shape
-    # Along the first axis, as in nn.Linear, unless the shapes rule that out; the parts of GPT-2's Conv1D are square.
-    axis = 0 if len({part.shape[1] for part in parts}) == 1 else 1
-    shape = list(parts[0].shape)
-    shape[axis] = sum(part.shape[axis] for part in parts)
+        return parts[0]
+    # Along the outputs, unless the shapes rule that out: parts of (inputs, outputs) in an analysis of an older version.
+    axis = 0 if len({part[1] for part in parts}) == 1 else 1
+    shape = list(parts[0])
+    shape[axis] = sum(part[axis] for part in parts)
     return tuple(shape)

@@ -15,7 +15,7 @@ class LayerAllocation:
     Attributes:
         name: Name of the weight (``h.0.fc.weight``) or module (``h.0.fc``).
         unit: Name of the layer or block whose value it shares.
-        shape: Shape of the weight.
+        shape: Shape of the weight; of a module ``(outputs, inputs)``, also if it stores ``(inputs, outputs)``.
         alpha: Exponent of its tail, the mean over its parts if it is fused; NaN if there is none.
         stderr: Standard error of alpha; NaN if there is none.
         zeros: Number of entries to set to zero; 0 in an allocation of another quantity, like the next three.

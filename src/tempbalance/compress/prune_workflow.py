@@ -235,8 +235,11 @@ def _allocate(  # noqa: PLR0913  most are keyword options
         except TempBalanceError as error:
             if fallback is None or settings.method != "best":
                 raise
-            _logger.warning("OWL is used, because allocations cannot be compared on the calibration text: %s", error)
             settings = fallback
+            _logger.warning(
+                "method %r is used, because allocations cannot be compared on the calibration text: %s",
+                *(settings.method, error),
+            )
     outliers = None
     if settings.method == "owl" and isinstance(model, nn.Module):
         outliers = outlier_ratios(model, sequences, progress=progress)
@@ -273,12 +276,13 @@ def _allocate_measured(
         settings.sparsity,
         sequences,
         criterion,
+        unit=settings.unit,
         analysis=analysis,
         routers=settings.routers,
         progress=progress,
     )
     if settings.method == "best":
-        best = next(each for each in found.values() if settings.unit != "block" or each.unit == "block")
+        best = next(iter(found.values()))
         for finding in best.findings:
             _logger.warning("%s: %s", finding.message, finding.next_step)
         return best

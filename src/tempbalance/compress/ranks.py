@@ -50,9 +50,9 @@ def allocate_ranks(  # noqa: PLR0913  most are keyword options
     SVD; the next rank goes where the next squared singular value per parameter is largest. ``"uniform"``: ``rank``.
 
     Args:
-        analysis: The result of ``analyze``. All its linear layers inside blocks are adapted (in a model without blocks,
-            all linear layers); select fewer to adapt fewer (``analyze(model, select="*.q_proj.*")``). A fused weight is
-            one module and needs all its parts.
+        analysis: The result of ``analyze``. All its linear layers inside blocks are adapted, except routers of experts
+            (in a model without blocks, all linear layers); select fewer to adapt fewer (``analyze(model,
+            select="*.q_proj.*")``). A fused weight is one module and needs all its parts.
         rank: The budget is the number of LoRA parameters at this rank, ``sum_i rank (rows_i + columns_i)``.
         method: What decides.
         low: Smallest rank, at least 1.

@@ -53,7 +53,7 @@ def recover_folder(  # noqa: PLR0913  four parameters, and options by keyword
         The settings, sparsities, losses and perplexities.
 
     Raises:
-        AllocationError: No linear layer inside the blocks has zeros.
+        AllocationError: No linear layer inside the blocks has 1 % zeros: the model is not pruned.
         SelectionError: There is no such device.
         CheckpointError: The source cannot be read, or ``out`` is not an earlier recovery or cannot be written.
         TokensError: A text cannot be read, or there are too few tokens.

@@ -10,14 +10,21 @@ from typing import Literal, get_args
 from tempbalance.analysis.result import Analysis
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.budget import apportion
-from tempbalance.compress.budget_units import find_units, make_allocation, values_of_layers
+from tempbalance.compress.budget_units import (
+    BudgetUnit,
+    find_units,
+    linear_shape,
+    make_allocation,
+    routers_of,
+    values_of_layers,
+)
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.compress.sparsity_methods import METHODS, SparsityBudget, SparsityMethod
 from tempbalance.errors import AllocationError, check_integer, check_numbers, check_type
-from tempbalance.layers.routers import find_routers
+from tempbalance.spectra.matrices import MATRIX_NDIM
 from tempbalance.types import LayerStats
 
-__all__ = ["AllocatedZeros", "allocate_sparsity", "allocate_zeros", "check_parameters"]
+__all__ = ["AllocatedZeros", "allocate_sparsity", "allocate_zeros", "check_group", "check_parameters"]
 
 _TOLERANCE = 1e-9  # a value this close below a whole number is rounded up to it
 _EPSILON = {"alpha": 0.3, "depth": 0.3, "owl": 0.08}  # by default; the other methods have none
@@ -141,11 +148,11 @@ def allocate_zeros(  # noqa: PLR0913  as allocate_sparsity
         name = "search_sparsity" if method == "search" else "measure_sparsity"
         raise AllocationError(f"method {method!r} needs the model and calibration text: {name}(model, ...)")
     epsilon = _EPSILON.get(method, 0.0) if epsilon is None else epsilon
-    names = find_routers([*(row.name for row in analysis.layers), *(row.name for row in analysis.skipped)])
-    left_out = [] if routers else [row for row in analysis.layers if row.name in names]
+    names = set[str]() if routers else routers_of(analysis)
+    left_out = [row for row in analysis.layers if row.name in names]
     layers, units = find_units(analysis, unit, without=[row.name for row in left_out])
     if group is not None:
-        _check_groups(layers, group)
+        _check_groups(units, group)
     sizes = [each.numel for each in units]
     zeros = round(sparsity * sum(sizes))
     values = METHODS[method](
@@ -179,13 +186,20 @@ def check_parameters(sparsity: float, epsilon: float | None, method: str, beta: 
         )
 
 
-def _check_groups(layers: Sequence[LayerAllocation], group: int) -> None:
+def _check_groups(units: Sequence[BudgetUnit], group: int) -> None:
     check_integer("group", group)
     if group < 2:  # noqa: PLR2004
         raise AllocationError(f"group is the M of N:M sparsity and must be at least 2, got {group}")
-    for layer in layers:
-        if len(layer.shape) != 2 or layer.numel % group:  # noqa: PLR2004
-            raise AllocationError(f"{layer.name}: shape {layer.shape} cannot be divided into groups of {group} weights")
+    for row in (row for unit in units for row in unit.rows):
+        check_group(row.name, linear_shape(row), group)
+
+
+def check_group(name: str, shape: tuple[int, ...], group: int) -> None:
+    """Raise an AllocationError unless a weight is a matrix ``(outputs, inputs)`` whose inputs are whole groups."""
+    if len(shape) != MATRIX_NDIM or shape[1] % group:
+        raise AllocationError(
+            f"{name}: its inputs cannot be divided into groups of {group} weights; shape {shape}, (outputs, inputs)"
+        )
 
 
 def _round_to_groups(values: Sequence[float], sizes: Sequence[int], zeros: int, group: int) -> list[float]:

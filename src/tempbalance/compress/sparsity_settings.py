@@ -31,14 +31,15 @@ class SparsitySettings:
         method: Allocation method, see ``allocate_sparsity``. ``"best"`` is the best of the simple methods (uniform,
             ERK, OWL, ATP and AlphaPruning, with their default parameters) on the calibration text. It is the default
             with calibration text; ``"owl"`` is with ``group`` or without ``compare``, or where nothing can be measured
-            on the text. ``"uniform"`` is the default without text, or with ``unit="layer"``. ``"search"``, ``"best"``,
-            and ``"atp"`` without ``beta`` use the calibration text.
+            on the text (with ``unit="layer"`` it is ``"uniform"``). ``"uniform"`` is the default without text.
+            ``"search"``, ``"best"``, and ``"atp"`` without ``beta`` use the calibration text.
         epsilon: Allowed spread around the mean sparsity; by default 0.3, for ``"owl"`` 0.08. Only ``"alpha"``,
             ``"depth"`` and ``"owl"`` have one.
         beta: Difference in sparsity between consecutive blocks, for ``"atp"``; by default the best of ten on the
             calibration text.
         unit: Whether the weights of a block share a sparsity or each weight has its own; by default ``"layer"`` for
-            ``"search"``, else ``"block"``. ``"best"`` compares methods of both kinds, with ``"block"`` without ERK.
+            ``"search"``, else ``"block"``. ``"best"`` compares methods of both kinds; with ``"layer"`` uniform, ERK and
+            AlphaPruning, with ``"block"`` all but ERK.
         search: Length, seed and folder of the search, for ``"search"``.
         compare: Whether the allocation and the simple methods are measured on the calibration text, if it is used:
             some 15 passes over 4,096 tokens, three or six over the whole text, and a copy of the weights.
@@ -75,9 +76,9 @@ class SparsitySettings:
             check_parameters(self.sparsity, self.epsilon, self.method, self.beta)
         if self.unit not in {None, "layer", "block"}:
             raise AllocationError(f"unit must be 'layer' or 'block', got {self.unit!r}")
-        if self.method == "best" and self.unit == "layer":
+        if self.unit == "layer" and self.method in {"owl", "atp"}:
             raise AllocationError(
-                "method 'best' compares methods with their own units: leave out unit, or give 'block'"
+                f"method {self.method!r} gives each block one sparsity: leave out unit, or give 'block'"
             )
         check_type("search", self.search or SearchSettings(), SearchSettings)
         if self.search is not None and self.method != "search":
@@ -103,15 +104,22 @@ def with_method(allocation: float | SparsitySettings, calibration: Calibration |
     settings = _settings(allocation)
     if settings.method is not None:
         return settings
-    if calibration is None or settings.unit == "layer":
+    if calibration is None:
         return replace(settings, method="uniform")
-    return replace(settings, method="best" if settings.compare and settings.group is None else "owl")
+    return replace(settings, method="best" if settings.compare and settings.group is None else _not_measured(settings))
 
 
 def fallback_for(allocation: float | SparsitySettings | Allocation) -> SparsitySettings | None:
     """Return what is done instead where a default cannot be measured on the text; None if it was not a default."""
     settings = None if isinstance(allocation, Allocation) else _settings(allocation)
-    return None if settings is None or settings.method else replace(settings, method="owl", compare=False)
+    if settings is None or settings.method:
+        return None
+    return replace(settings, method=_not_measured(settings), compare=False)
+
+
+def _not_measured(settings: SparsitySettings) -> SparsityMethod:
+    """Return the default method where nothing is measured on the calibration text; OWL is defined for blocks."""
+    return "uniform" if settings.unit == "layer" else "owl"
 
 
 def _settings(allocation: float | SparsitySettings) -> SparsitySettings:

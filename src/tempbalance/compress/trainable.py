@@ -158,6 +158,16 @@ def signal_to_noise(source: Source, *, key: str | None = None, progress: bool = 
     return found
 
 
+def _weights_of_bias(name: str) -> tuple[str, ...]:
+    """Return the names that the weight of a bias can have: ``in_proj_weight`` of ``in_proj_bias``; else nothing."""
+    owner, dot, attribute = name.rpartition(".")
+    if "bias" not in attribute:
+        return ()
+    return tuple(
+        f"{owner}{dot}{each}" for each in (attribute.replace("bias", "weight"), attribute.removesuffix("_bias"))
+    )
+
+
 def set_trainable(model: nn.Module, allocation: Allocation) -> int:
     """Freeze a model except for the layers of an allocation: sets ``requires_grad`` of every parameter.
 
@@ -194,6 +204,5 @@ def set_trainable(model: nn.Module, allocation: Allocation) -> int:
             raise AllocationError(f"the allocation is for another model: {layer.name}, shape {layer.shape}, {here}")
     trained = {name for name, value in allocation.items() if value}
     for name, parameter in parameters.items():
-        weight = f"{name.removesuffix('.bias')}.weight" if name.endswith(".bias") else name
-        parameter.requires_grad_(weight in trained)
+        parameter.requires_grad_(bool(trained & {name, *_weights_of_bias(name)}))
     return sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)

@@ -59,8 +59,8 @@ def print_compared(console: Console, allocation: Allocation) -> None:
     print_table(console, table)
     if allocation.estimate:
         searched = allocation.method.startswith("search")
-        label = "estimate before:" if searched else "next: --allocation search, a"
-        console.print(plain_text(f"{label} {allocation.estimate}", "dim"))
+        label = "estimate before:" if searched else "next, unless you will recover the model: --allocation search, a"
+        console.print(plain_text(f"{label} {allocation.estimate}", "dim"), soft_wrap=True)
 
 
 def _used(allocation: Allocation, quantity: str) -> str:

@@ -47,13 +47,18 @@ def test_parts_of_fused_weights_and_weights_of_inputs_by_outputs_are_rounded_alo
     allocation = allocate_bits(tb.analyze(model, progress=False), 16, widths=(format_name,), method="uniform")
     weight = model.transformer.h[0].attn.c_attn.weight  # 16 inputs x 48 outputs
     expected = find_format(format_name).round(weight.detach().T).T
-    if format_name == "int4":
-        with pytest.raises(AllocationError, match=r"is stored as \(inputs, outputs\)"), quantized(model, allocation):
-            pass
-        return
     with quantized(model, allocation):
         assert weight.equal(expected)
     assert not weight.equal(expected)
+
+
+def test_an_allocation_for_a_state_dict_that_does_not_tell_inputs_from_outputs_is_refused():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    model = transformers.GPT2LMHeadModel(config)
+    allocation = allocate_bits(tb.analyze(model.state_dict(), progress=False), 16, widths=("int4",), method="uniform")
+    with pytest.raises(AllocationError, match=r"is stored as \(inputs, outputs\)"), quantized(model, allocation):
+        pass
 
 
 def test_experts_are_rounded_one_by_one():

@@ -37,6 +37,24 @@ def test_text_is_tokenized_by_the_tokenizer_of_the_model(name, content, document
     assert found[0][0] == 101  # [CLS] of BERT
 
 
+def test_the_files_of_a_folder_are_read_in_the_order_of_their_names(tmp_path):
+    for name, text in {"b.txt": "2", "a.txt": "1", "c.jsonl": '{"text": "3"}\n{"text": "4"}', "notes.md": "9"}.items():
+        (tmp_path / name).write_text(text)
+    np.save(tmp_path / "d.npy", np.arange(5, 7))
+    (tmp_path / "more.txt").mkdir()
+    tokenizer = lambda text, **_: {"input_ids": [int(text)]}  # noqa: E731
+    found = tb.compress.load_tokens(tmp_path, tokenizer)
+    assert [document.tolist() for document in found] == [[1], [2], [3], [4], [5, 6]]
+
+
+def test_a_folder_without_a_file_of_tokens_or_with_a_wrong_one_is_refused(tmp_path):
+    with pytest.raises(TokensError, match=r"is a folder without a file .npz, .npy, .txt"):
+        tb.compress.load_tokens(tmp_path)
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(TokensError, match=r"a\.json"):
+        tb.compress.load_tokens(tmp_path, lambda text, **_: {"input_ids": [int(text)]})
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

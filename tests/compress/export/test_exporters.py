@@ -18,6 +18,7 @@ WRONG_QUANTITIES = {
     "export_llama_quantize": ["sparsity", "rank"],
     "export_llmcompressor": ["rank"],
     "export_npy": ["bits", "rank"],
+    "export_peft": ["sparsity", "bits"],
     "export_torch": ["bits", "rank"],
     "export_torchao": ["sparsity", "rank"],
     "lora_config": ["sparsity", "bits"],

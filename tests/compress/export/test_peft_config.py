@@ -1,13 +1,15 @@
 """LoRA ranks as PEFT applies them."""
 
+import copy
 import dataclasses
+import json
 import sys
 
 import pytest
 import torch
 
 import tempbalance as tb
-from tempbalance.compress import allocate_ranks, lora_config
+from tempbalance.compress import allocate_ranks, export_peft, lora_config
 from tempbalance.errors import MissingExtraError
 
 OF_PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PEFT
@@ -30,7 +32,7 @@ def adapted(model: torch.nn.Module) -> dict[str, tuple[int, float]]:
 
 @OF_PEFT
 @pytest.mark.parametrize("unit", ["layer", "block"])
-def test_peft_gives_every_module_its_rank_and_one_factor(unit):
+def test_peft_gives_every_module_its_rank_and_one_factor(unit, tmp_path):
     """Twelve layers: a pattern for ``layers.1`` must not match ``layers.10`` or ``layers.11``."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -41,8 +43,11 @@ def test_peft_gives_every_module_its_rank_and_one_factor(unit):
     allocation = allocate_ranks(analysis, 4, unit=unit)
     assert len(allocation) == 12 * 7
     assert len(set(allocation.values())) > 4
-    found = adapted(peft.get_peft_model(model, lora_config(allocation, scaling=2.0, lora_dropout=0.1)))
-    assert found == {name: (rank, 2.0) for name, rank in allocation.items()}
+    expected = {name: (rank, 2.0) for name, rank in allocation.items()}
+    export_peft(allocation, tmp_path / "lora.json", scaling=2)
+    saved = peft.LoraConfig(**json.loads((tmp_path / "lora.json").read_text()), lora_dropout=0.1)
+    assert adapted(peft.get_peft_model(copy.deepcopy(model), saved)) == expected
+    assert adapted(peft.get_peft_model(model, lora_config(allocation, scaling=2.0, lora_dropout=0.1))) == expected
 
 
 @OF_PEFT

@@ -235,6 +235,25 @@ class TestRefusals:
         with pytest.raises(AllocationError, match="groups of 7"):
             allocate(make_llama(), 0.5, group=7)
 
+    def test_a_group_that_divides_the_weights_but_not_the_inputs_is_refused_and_nothing_changes(self, make_llama):
+        model = make_llama(intermediate_size=68)
+        message = r"layers.0.mlp.down_proj.weight: its inputs cannot be divided into groups of 8 .* \(32, 68\)"
+        with pytest.raises(AllocationError, match=message):
+            allocate(model, 0.5, group=8)
+        up = layer("model.layers.0.mlp.up_proj.weight", (68, 32), 1088)
+        allocation = by_hand(up, layer("model.layers.0.mlp.down_proj.weight", (32, 68), 1088), group=8)
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(AllocationError, match=message):
+            tb.prune(model, allocation, partial=True)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    def test_groups_of_a_conv1d_are_along_its_inputs(self):
+        config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_inner=60, n_layer=1, n_head=4, n_positions=64)
+        model = transformers.GPT2LMHeadModel(config)
+        with pytest.raises(AllocationError, match=r"c_proj.weight: its inputs .* groups of 8 .* \(32, 60\)"):
+            allocate(model, 0.5, group=8)
+        assert allocate(model, 0.5, group=4).group == 4
+
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
 def test_a_model_with_wrapped_blocks_is_pruned_as_without(make_llama, method):

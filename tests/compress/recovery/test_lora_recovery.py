@@ -131,6 +131,27 @@ def test_recovery_trains_pruned_weights_only(make_llama: Any, tokens: list[Tenso
     assert changed == [f"{UP}.weight"]
 
 
+def test_a_dense_model_with_a_few_zeros_is_refused_and_not_changed(make_llama: Any, tokens: list[Tensor]):
+    model = make_llama()
+    with torch.no_grad():
+        model.get_submodule(UP).weight[0, :3] = 0
+    before, total = values(model), sum(p.numel() for p in model.model.layers.parameters() if p.ndim > 1)
+    with pytest.raises(AllocationError, match=f"not pruned: 3 of {total:,} weights .* less than 1% in each layer"):
+        recover(model, tokens, FAST)
+    assert same(values(model), before)
+
+
+def test_a_layer_of_a_pruned_model_that_has_a_few_zeros_by_chance_is_not_trained(pruned: Any, tokens: list[Tensor]):
+    with torch.no_grad():
+        pruned.get_submodule(UP).weight.fill_(0.5)[0, 0] = 0
+    done = recover(pruned, tokens, FAST)
+    assert f"{UP}.weight" not in done.sparsity
+    weights = [pruned.get_parameter(name) for name in done.sparsity]
+    total = sum(weight.numel() for weight in weights)
+    assert done.mean_sparsity == pytest.approx(sum(int((weight == 0).sum()) for weight in weights) / total)
+    assert done.to_dict()["mean_sparsity"] == done.mean_sparsity
+
+
 def test_recovery_depends_on_its_seed_only(pruned: Any, make_llama: Any, tokens: list[Tensor]):
     def result(seed: int, model: Any) -> dict[str, Tensor]:
         recover(model, tokens, RecoverySettings(lr=1e-2, length=16, batch=4, seed=seed))
@@ -191,6 +212,17 @@ def test_recovery_of_a_model_with_adapters_is_refused(pruned: Any, tokens: list[
     adapted = peft.get_peft_model(pruned, peft.LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(AllocationError, match="merge them first"):
         recover(adapted, tokens, FAST)
+
+
+def test_layers_that_cannot_have_lora_are_refused_and_the_model_is_not_changed(tokens: list[Tensor]):
+    config = transformers.MambaConfig(vocab_size=64, hidden_size=32, state_size=4, num_hidden_layers=2)
+    model = transformers.MambaForCausalLM(config)
+    tb.prune(model, tb.allocate_sparsity(tb.analyze(model, progress=False), 0.5), progress=False)
+    before, weights = structure(model), values(model)
+    with pytest.raises(AllocationError, match="PEFT cannot add LoRA to the pruned layers of MambaForCausalLM"):
+        recover(model, tokens, FAST)
+    assert structure(model) == before
+    assert same(values(model), weights)
 
 
 @pytest.mark.parametrize("given", [[], [torch.tensor([], dtype=torch.int64)], [torch.arange(15)]])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.compress.allocation import Allocation
-from tempbalance.compress.budget_units import module_name
+from tempbalance.compress.budget_units import linear_shape, module_name
 from tempbalance.compress.formats import WeightFormat, find_format, integers_that_fit
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.errors import AllocationError, check_integer, check_type
@@ -137,7 +137,7 @@ def match_weights(root: nn.Module, layers: Sequence[LayerAllocation]) -> list[We
 
 def check_rounds(layer: LayerAllocation, weight: Weight, number_format: WeightFormat) -> None:
     """Raise an AllocationError if a weight, as the model stores it, cannot be rounded to a format at its cost."""
-    shape = weight.shape[::-1] if weight.transposed else weight.shape
+    shape = linear_shape(weight)
     if not number_format.fits(shape):
         raise AllocationError(
             f"{layer.name}: {number_format.name} needs a matrix whose {shape[-1]} inputs are a multiple of "
@@ -145,15 +145,15 @@ def check_rounds(layer: LayerAllocation, weight: Weight, number_format: WeightFo
         )
     if layer.format and number_format.cost(shape) != number_format.cost(layer.shape):
         raise AllocationError(
-            f"{layer.name} is stored as (inputs, outputs), so {number_format.name} costs other bits than in the "
-            "allocation: choose a format with blocks"
+            f"{layer.name} is stored as (inputs, outputs), which the allocation does not know: analyse the model or "
+            "its folder, and allocate again"
         )
 
 
 def _match(layer: LayerAllocation, weights: Mapping[str, Weight], parameters: Mapping[str, Tensor]) -> Weight:
     weight = weights.get(layer.name)
-    turned = weight is not None and weight.transposed and weight.shape[::-1] == layer.shape  # joined parts of GPT-2
-    if weight is None or (weight.shape != layer.shape and not turned):
+    # The shape as stored is that of allocations of older versions, and of those for a state dict of GPT-2.
+    if weight is None or layer.shape not in {weight.shape, linear_shape(weight)}:
         here = f"has shape {weight.shape} here" if weight else f"is not among {', '.join([*weights][:3])}, ..."
         raise AllocationError(f"the allocation is for another model: {layer.name}, of shape {layer.shape}, {here}")
     if weight.parameter not in parameters:

@@ -38,6 +38,8 @@ _REPEATED = 2  # times that calibration may read its text without a warning
 _LOGITS = 2**29  # of a batch
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 
+_TEXT, _ARRAYS = (".txt", ".json", ".jsonl"), (".npz", ".npy")
+
 Documents = str | os.PathLike[str] | Tensor | Iterable[Any]
 Tokenizer = str | os.PathLike[str] | Callable[..., Any]
 
@@ -48,14 +50,16 @@ def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
     Args:
         path: ``.npz`` with ``tokens`` and, for ``n`` documents, ``offsets`` of length ``n + 1``; ``.npy`` of shape
             ``(length,)`` or ``(documents, length)``; or text for a tokenizer: ``.txt`` (one document), ``.json`` (a
-            list of strings, or of objects with ``text``) or ``.jsonl`` (one such object per line).
+            list of strings, or of objects with ``text``) or ``.jsonl`` (one such object per line). Of a folder, all
+            files of these types, in the order of their names, without those in its folders.
         tokenizer: A Hugging Face tokenizer, or the folder or hub id of its model; required for text.
 
     Returns:
         One int64 tensor of shape ``(length,)`` per document.
 
     Raises:
-        TokensError: The file is missing, empty or of another type, or there is no tokenizer for a text.
+        TokensError: The file is missing, empty or of another type, the folder has no such file, or there is no
+            tokenizer for a text.
         MissingExtraError: The file is text, and Transformers is not installed.
 
     Example:
@@ -66,13 +70,15 @@ def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
         [tensor([0, 1]), tensor([2, 3, 4])]
     """
     path = as_path("path", path)
+    if path.is_dir():
+        return _from_folder(path, tokenizer)
     suffix = path.suffix.lower()
     try:
         if suffix == ".npz":
             documents = _from_npz(path)
         elif suffix == ".npy":
             documents = [np.load(io.BytesIO(read_regular(path)), allow_pickle=False)]
-        elif suffix in {".txt", ".json", ".jsonl"}:
+        elif suffix in _TEXT:
             documents = _tokenized(_texts(path, suffix), path, tokenizer)
         else:
             raise TokensError(f"{path}: the suffix must be .npz, .npy, .txt, .json or .jsonl")
@@ -84,6 +90,19 @@ def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
         return as_documents(documents)
     except TokensError as error:
         raise TokensError(f"{path}: {error}") from None
+
+
+def _from_folder(folder: Path, tokenizer: Tokenizer | None) -> list[Tensor]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise TokensError(f"cannot read the folder {folder}: {error.strerror}") from error
+    files = [path for path in entries if path.suffix.lower() in {*_TEXT, *_ARRAYS} and path.is_file()]
+    if not files:
+        raise TokensError(f"{folder} is a folder without a file .npz, .npy, .txt, .json or .jsonl")
+    first = next((path for path in files if path.suffix.lower() in _TEXT), None)
+    encode = tokenizer if first is None or tokenizer is None else _encoder(tokenizer, first)  # loaded once
+    return [document for path in files for document in load_tokens(path, encode)]
 
 
 def _from_npz(path: Path) -> list[Any]:
@@ -109,19 +128,25 @@ def _texts(path: Path, suffix: str) -> list[str]:
 def _tokenized(texts: Sequence[str], path: Path, tokenizer: Tokenizer | None) -> list[Any]:
     if tokenizer is None:
         raise TokensError(f"{path} is text: pass the folder or hub id of a tokenizer, or token ids as .npz")
+    encode = _encoder(tokenizer, path)
+    return [encode(text, verbose=False)["input_ids"] for text in texts]
+
+
+def _encoder(tokenizer: Tokenizer, path: Path) -> Callable[..., Any]:
+    """Return the tokenizer for the text in a file."""
     if callable(tokenizer):
-        return [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+        return tokenizer
     if os.path.isfile(tokenizer):
         raise TokensError(f"{tokenizer} is a file without a tokenizer, which {path} needs: pass the folder of a model")
     with require_extra("transformers", "reading text needs Transformers"):
         from transformers import AutoTokenizer
     try:
-        encode = AutoTokenizer.from_pretrained(tokenizer)
+        encode: Callable[..., Any] = AutoTokenizer.from_pretrained(tokenizer)
     except Exception as error:  # tokenizers and the hub raise many types
         raise TokensError(
             f"cannot load a tokenizer from {tokenizer} for {path}: pass token ids as .npz ({error})"
         ) from error
-    return [encode(text, verbose=False)["input_ids"] for text in texts]
+    return encode
 
 
 def files_of(*texts: Documents | None) -> list[Path]:
@@ -219,7 +244,7 @@ class Calibration:
     """Calibration text, and how sequences are drawn from it.
 
     Attributes:
-        tokens: File of tokens or text (see ``load_tokens``), or token ids (see ``as_documents``).
+        tokens: File or folder of tokens or text (see ``load_tokens``), or token ids (see ``as_documents``).
         samples: Number of sequences.
         length: Tokens in a sequence; by default the model's context length, at most 2,048.
         seed: Seed for the draw.

@@ -43,6 +43,6 @@ def export_axolotl(allocation: Allocation, path: str | os.PathLike[str]) -> None
         if not re.fullmatch(r"[\w.-]+", name):
             raise AllocationError(f"axolotl cannot address {name!r}: its patterns allow letters, digits, _, - and dots")
         if trained:
-            pattern = re.sub(r"\.weight$", ".(weight|bias)", name)
+            pattern = re.sub("weight$", "(weight|bias)", name) if name.endswith("weight") else f"{name}(_bias)?"
             lines.append(f"- {json.dumps(f'^{pattern}$')}")
     write_atomically(path, "".join(f"{line}\n" for line in lines).encode())

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tempbalance.compress.allocation import Allocation
+from tempbalance.compress.budget_units import linear_shape
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.compress.pruning.masks import mask_by_row, mask_smallest
+from tempbalance.compress.sparsity import check_group
 from tempbalance.errors import AllocationError, NonFiniteError
 from tempbalance.layers import Select, StoredTensor, TensorStore, Weight, find_weights
-from tempbalance.spectra.matrices import MATRIX_NDIM
 
 __all__ = [
     "Target",
@@ -92,10 +93,6 @@ class Target:
         if bool(scores.isnan().any()):
             raise NonFiniteError(f"{self.name}: a score is NaN, because its weights or activations are not finite")
         if group is not None:
-            if scores.ndim != MATRIX_NDIM or scores.shape[1] % group:
-                raise AllocationError(
-                    f"{self.name}: shape {tuple(scores.shape)} cannot be divided into groups of {group} weights"
-                )
             return mask_by_row(scores.reshape(-1, group), self.layer.zeros).view(scores.shape)
         return mask_by_row(scores, self.layer.zeros) if by_row else mask_smallest(scores, self.layer.zeros)
 
@@ -115,7 +112,10 @@ def find_targets(
     for split in (True, False):
         weights, _ = find_weights(source, Select(embeddings=True, split=split))
         known.update({weight.name: weight for weight in weights})
-    return [Target(weight=_match(layer, known, writable), layer=layer) for layer in allocation.layers]
+    targets = [Target(weight=_match(layer, known, writable), layer=layer) for layer in allocation.layers]
+    for target in targets if allocation.group is not None else ():
+        check_group(target.name, linear_shape(target.weight), allocation.group or 1)
+    return targets
 
 
 def _match(layer: LayerAllocation, known: Mapping[str, Weight], writable: Callable[[Weight], object]) -> Weight:

@@ -48,6 +48,7 @@ RECOVERY_FILE = "recovery.json"
 _SCHEMA = 1
 _WARM_UP = 0.03
 _MAX_NORM = 1.0
+_PRUNED = 0.01  # fraction of zeros; fewer are chance (dead units, underflow), not pruning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,7 @@ class RecoveryResult:
         settings: The settings.
         recipe: Name of the recipe for balancing; None without balancing.
         sparsity: Fraction of zeros of every trained weight, which recovery does not change.
+        mean_sparsity: Fraction of zeros of all trained weights together.
         losses: Mean negative log-likelihood of a token at every step.
         history: One entry per refresh of the multipliers.
         perplexity: Perplexity before and after; None if it was not measured.
@@ -97,13 +99,14 @@ class RecoveryResult:
     settings: RecoverySettings
     recipe: str | None
     sparsity: dict[str, float]
+    mean_sparsity: float
     losses: list[float]
     history: list[Refresh]
     perplexity: tuple[Perplexity, Perplexity] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return settings, recipe, sparsity and losses, and the perplexity if it was measured, as plain JSON values."""
-        record = {name: getattr(self, name) for name in ("recipe", "sparsity", "losses")}
+        """Return settings, recipe, sparsities, losses, and the perplexity if it was measured, as plain JSON values."""
+        record = {name: getattr(self, name) for name in ("recipe", "sparsity", "mean_sparsity", "losses")}
         measured = self.perplexity and {
             "perplexity": dict(zip(("before", "after"), map(asdict, self.perplexity), strict=True))
         }
@@ -120,10 +123,11 @@ def recover(
 ) -> RecoveryResult:
     """Fine-tune a pruned Hugging Face causal language model by LoRA, in place, and keep every zero.
 
-    Each linear layer with zeros inside the blocks gets LoRA with a masked update: ``W + (W != 0) * (alpha/r) B A`` is
-    trained, balanced and merged, so merging loses nothing (SparsePEFT of SQFT, Findings of EMNLP 2024). All other
-    parameters are frozen. Documents are joined and cut into sequences of equal length, without the incomplete last one.
-    Gradients are clipped to norm 1. If training raises, the model is unchanged.
+    Each linear layer inside the blocks with at least 1 % zeros gets LoRA with a masked update: ``W + (W != 0) *
+    (alpha/r) B A`` is trained, balanced and merged, so merging loses nothing (SparsePEFT of SQFT, Findings of EMNLP
+    2024). All other parameters are frozen. A dense model, which may have a few zeros by chance, is refused. Documents
+    are joined and cut into sequences of equal length, without the incomplete last one. Gradients are clipped to norm 1.
+    If training raises, the model is unchanged.
 
     Training computes the adapted weight of every layer, which needs about the memory of these weights once more.
 
@@ -142,7 +146,7 @@ def recover(
 
     Raises:
         MissingExtraError: PEFT is not installed.
-        AllocationError: No linear layer inside the blocks has zeros, or the model already has adapters.
+        AllocationError: No linear layer inside the blocks has 1 % zeros, or the model already has adapters.
         TokensError: There are too few tokens, one is outside the vocabulary, or the model is no causal language model.
         NonFiniteError: The loss or a gradient is not finite.
         BalanceError: The recipe cannot balance this model.
@@ -160,7 +164,7 @@ def recover(
     settings = settings or RecoverySettings()
     root = unwrapped(model)
     sequences = _sequences(root, tokens, settings)
-    layers = [name.rpartition(".")[0] for name in _zeros(root)]
+    layers = [name.rpartition(".")[0] for name in _sparsity(root)[0]]
     check_unwrapped(root, layers)
     device = next(root.parameters()).device
     per_epoch = math.ceil(len(sequences) / settings.batch)
@@ -176,10 +180,12 @@ def recover(
                     losses.append(_step(root, batch.to(device), optimizer, factors))
                     scheduler.step()
                     advance(1, f"recovering, loss {losses[-1]:.3f}")
+    sparsity, mean = _sparsity(root)
     return RecoveryResult(
         settings=settings,
         recipe=recipe.name if recipe is not None else None,
-        sparsity=_zeros(root),
+        sparsity=sparsity,
+        mean_sparsity=mean,
         losses=losses,
         history=balancer.history if balancer is not None else [],
     )
@@ -223,20 +229,26 @@ def _sequences(model: nn.Module, tokens: Documents, settings: RecoverySettings) 
     return torch.cat(documents)[: count * length].view(count, length)
 
 
-def _zeros(model: nn.Module) -> dict[str, float]:
-    """Return the fraction of zeros of the pruned linear layers inside the blocks, by weight name."""
+def _sparsity(model: nn.Module) -> tuple[dict[str, float], float]:
+    """Return the fraction of zeros of each pruned linear layer inside the blocks, by name, and of all of them."""
     if any(is_tuner(module) for module in model.modules()):
         raise AllocationError("the model already has adapters: merge them first (merge_and_unload)")
-    found: dict[str, float] = {}
+    found: dict[str, tuple[int, int]] = {}
     modules = plain_modules(model)
     for weight in find_weights(model, Select(split=False))[0]:
         layer, _, attribute = weight.parameter.rpartition(".")
         if weight.block is not None and attribute == "weight" and is_linear(modules[layer]):
-            fraction = float((weight.load() == 0).double().mean())
-            found |= {weight.name: fraction} if fraction else {}
-    if not found:
-        raise AllocationError("no linear layer inside the blocks of the model has zeros: prune it first")
-    return found
+            values = weight.load()
+            found[weight.name] = int((values == 0).sum()), values.numel()
+    pruned = {name: counts for name, counts in found.items() if counts[0] >= _PRUNED * counts[1]}
+    if not pruned:
+        zeros, weights = map(sum, zip((0, 0), *found.values(), strict=True))
+        raise AllocationError(
+            f"the model is not pruned: {zeros:,} of {weights:,} weights of the linear layers inside its blocks are "
+            f"zero, less than {_PRUNED:.0%} in each layer; prune it first (tempbalance prune)"
+        )
+    zeros, weights = map(sum, zip(*pruned.values(), strict=True))
+    return {name: count / size for name, (count, size) in pruned.items()}, zeros / weights
 
 
 @contextlib.contextmanager

@@ -31,22 +31,24 @@ def sparse_lora(model: nn.Module, layers: Sequence[str], rank: int) -> Generator
     with require_extra("peft", "recovery needs PEFT"):
         import peft
     frozen = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    own = {layer: model.get_submodule(layer) for layer in layers}
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(layers))
-    kinds = {type(model.get_submodule(layer)) for layer in layers}
     # Marked experimental, but the way that PEFT's developer guide documents for custom LoRA layers.
-    config._register_custom_module(dict.fromkeys(kinds, _layer_class()))
+    config._register_custom_module(dict.fromkeys(map(type, own.values()), _layer_class()))
     try:
-        adapted = peft.get_peft_model(model, config, adapter_name=_ADAPTER)
-    except ValueError as error:  # such as the projections of Mamba, whose kernels do not call them
-        raise AllocationError(
-            f"PEFT cannot add LoRA to the pruned layers of {type(model).__name__}: {error}. Leave these layers out of "
-            "the pruning"
-        ) from error
-    try:
+        try:
+            adapted = peft.get_peft_model(model, config, adapter_name=_ADAPTER)
+        except ValueError as error:  # such as the projections of Mamba, whose kernels do not call them
+            raise AllocationError(
+                f"PEFT cannot add LoRA to the pruned layers of {type(model).__name__}: {error}. Leave these layers out "
+                "of the pruning"
+            ) from error
         yield [parameter for parameter in model.parameters() if parameter.requires_grad]
         adapted.merge_and_unload(progressbar=False)
     except BaseException:  # Ctrl-C, too
-        adapted.unload()
+        for layer, module in own.items():
+            owner, _, child = layer.rpartition(".")
+            setattr(model.get_submodule(owner), child, module)
         raise
     finally:
         for parameter, flag in frozen.items():

@@ -69,7 +69,7 @@ def uniform_allocation(analysis: Analysis, sparsity: float, routers: bool) -> Al
     return make_allocation(analysis, given.layers, given.zeros, "sparsity", given.left_out, **head)
 
 
-def measure_methods(
+def measure_methods(  # noqa: PLR0913  four parameters, and options by keyword
     scores: TextScores,
     analysis: Analysis,
     sparsity: float,
@@ -77,12 +77,13 @@ def measure_methods(
     *,
     routers: bool,
     progress: bool,
+    unit: Literal["layer", "block"] | None = None,
 ) -> SimpleMethods:
-    """Measure the simple methods on the text; of ATP the best beta."""
+    """Measure the simple methods on the text, by default each with its own unit; of ATP the best beta."""
     found = SimpleMethods()
     scores.varied.restore()
-    outliers = _outliers(scores.varied.model, sequences, progress)
-    for given in _each_method(analysis, sparsity, outliers, routers):
+    outliers = {} if unit == "layer" else _outliers(scores.varied.model, sequences, progress)
+    for given in _each_method(analysis, sparsity, outliers, routers, unit):
         name = given.method.partition(",")[0]
         score = scores.score(given.method, given.zeros)
         if name not in found.scores or score.kl < found.scores[name].kl:
@@ -123,6 +124,7 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
     criterion: Criterion = "magnitude",
     *,
     tokens: int = _TOKENS,
+    unit: Literal["layer", "block"] | None = None,
     analysis: Analysis | None = None,
     routers: bool = False,
     progress: bool = True,
@@ -138,6 +140,8 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
         calibration: Token ids, as for ``prune``.
         criterion: Pruning criterion; for SparseGPT the scores of Wanda are used (see ``search_sparsity``).
         tokens: Number of tokens of the text that are used.
+        unit: What has one sparsity: each layer (uniform, ERK and AlphaPruning) or each block (all but ERK); by default
+            the layers of ERK, and the blocks of the others.
         analysis: An analysis of the model, for AlphaPruning; by default it is analysed.
         routers: Whether routers of experts are pruned too.
         progress: Whether to show a progress bar (on a terminal only).
@@ -167,7 +171,7 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
     vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
     search = _estimate(model, sequences, target, criterion, tokens, progress)
     with text_scores(model, sequences, vary, tokens=tokens, announce=search) as scores:
-        methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress)
+        methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress, unit=unit)
     return {
         name: make_allocation(
             analysis,
@@ -177,7 +181,7 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
             given.left_out,
             budget=sparsity,
             method=given.method,
-            unit="layer" if name == "erk" else "block",
+            unit="layer" if name == "erk" else unit or "block",
             compared=tuple(methods.ranked.values()),
             criterion=criterion,
             estimate=search.text,
@@ -292,13 +296,20 @@ def _outliers(model: nn.Module, sequences: Sequence[Tensor], progress: bool) -> 
 
 
 def _each_method(
-    analysis: Analysis, sparsity: float, outliers: Mapping[str, float], routers: bool
+    analysis: Analysis,
+    sparsity: float,
+    outliers: Mapping[str, float],
+    routers: bool,
+    unit: Literal["layer", "block"] | None,
 ) -> Generator[AllocatedZeros]:
-    """Yield the zeros of every simple method, and of ATP one for each beta."""
-    uniform = allocate_zeros(analysis, sparsity, unit="block", method="uniform", routers=routers)
+    """Yield the zeros of every simple method that can have the unit, and of ATP one for each beta."""
+    uniform = allocate_zeros(analysis, sparsity, unit=unit or "block", method="uniform", routers=routers)
     yield uniform
-    yield allocate_zeros(analysis, sparsity, unit="layer", method="erk", routers=routers)
-    yield allocate_zeros(analysis, sparsity, unit="block", method="alpha", routers=routers)
+    if unit != "block":
+        yield allocate_zeros(analysis, sparsity, unit="layer", method="erk", routers=routers)
+    yield allocate_zeros(analysis, sparsity, unit=unit or "block", method="alpha", routers=routers)
+    if unit == "layer":  # OWL and ATP are defined for blocks
+        return
     if outliers:
         yield allocate_zeros(analysis, sparsity, unit="block", method="owl", outliers=outliers, routers=routers)
     blocks = len({layer.unit for layer in uniform.layers})
