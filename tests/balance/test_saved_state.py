@@ -285,6 +285,11 @@ class TestDamaged:
         tb.Balancer(fresh, other, RECIPE)
         with pytest.raises(BalanceError, match=r"saved with other parameter groups: group 0 had .*stem.weight"):
             fresh.load_state_dict(state)
+        net.more = nn.Linear(2, 2)  # the same names at first
+        fresh = torch.optim.AdamW(net.parameters(), lr=1e-3)
+        tb.Balancer(fresh, net, RECIPE)
+        with pytest.raises(BalanceError, match=r"differ are none there and more.weight here; .* delete the key 'tempb"):
+            fresh.load_state_dict(state)
 
     def test_a_state_of_another_model_is_refused(self, net):
         optimizer, _ = balanced(net)
@@ -292,5 +297,5 @@ class TestDamaged:
         text = json.loads(state["param_groups"][0][KEY])
         text["units"]["elsewhere"] = {}
         state["param_groups"][0][KEY] = json.dumps(text)
-        with pytest.raises(BalanceError, match="saved with other units, such as 'elsewhere'"):
+        with pytest.raises(BalanceError, match=r"saved with other units, such as 'elsewhere'.*delete the key"):
             optimizer.load_state_dict(state)

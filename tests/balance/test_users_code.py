@@ -1,6 +1,9 @@
 """What users do around a balancer: hooks, replaced or frozen parameters, another recipe, masks."""
 
+import copy
+import dataclasses
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,3 +237,51 @@ def test_a_fraction_of_steps_per_epoch_is_refused_at_once() -> None:
     net = make_net()
     with pytest.raises(BalanceError, match=r"steps_per_epoch is 12.5"):
         tb.Balancer(torch.optim.SGD(net.parameters(), lr=0.1), net, tb.recipes.model_balancing(), steps_per_epoch=12.5)
+
+
+def test_a_replaced_parameter_keeps_the_multiplier_of_its_name() -> None:
+    net = make_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    tb.Balancer(optimizer, net, tb.recipes.fixed({"head.weight": 0.25}))
+    train(net, optimizer, steps=1)
+    old, net.head.weight = net.head.weight, nn.Parameter(net.head.weight.detach().clone())
+    group = optimizer.param_groups[0]
+    group["params"] = [net.head.weight if p is old else p for p in group["params"]]
+    assert rates(net, optimizer)["head.weight"] == pytest.approx(0.25)
+
+
+def test_a_state_dict_of_inside_a_step_has_the_users_groups() -> None:
+    """A signal handler may save a checkpoint there."""
+    net, same = make_net(), make_net()
+    saved: list[dict[str, Any]] = []
+    for each in (net, same):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9)
+        tb.Balancer(optimizer, each, tb.recipes.fixed({"head.weight": 0.25}))
+        if each is net:
+            optimizer.register_step_pre_hook(lambda optimizer, *_: saved.append(optimizer.state_dict()))
+        train(each, optimizer, steps=3)
+    assert torch.equal(net.head.weight, same.head.weight)
+    assert [[group["lr"] for group in state["param_groups"]] for state in saved] == [[0.1]] * 3
+    torch.optim.SGD(net.parameters(), lr=1.0).load_state_dict(saved[-1])
+
+
+@pytest.mark.parametrize("other", [{"windows": tb.FARMS()}, {"estimator": "ks"}, {"spectrum_of": "update"}])
+def test_alphas_that_were_measured_in_another_way_are_not_compared(other: dict[str, Any]) -> None:
+    recipe = tb.Recipe(name="mine", assignment=Linear(0.5, 1.5), tolerance=1e6, every=tb.Every(steps=100))
+    net = make_net()
+    first = torch.optim.SGD(net.parameters(), lr=1e-6)
+    tb.Balancer(first, net, recipe)
+    train(net, first, steps=2)
+    second = torch.optim.SGD(net.parameters(), lr=1e-6)
+    balancer = tb.Balancer(second, net, dataclasses.replace(recipe, **other))
+    second.load_state_dict(first.state_dict())
+    train(net, second, steps=3, start=2)
+    assert balancer.history[-1].measured == len(balancer.units)
+
+
+def test_a_copy_of_a_balancer_keeps_its_state() -> None:
+    net = make_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    balancer = tb.Balancer(optimizer, net, RECIPE)
+    train(net, optimizer, steps=2)
+    assert copy.deepcopy(balancer).state == balancer.state

@@ -60,3 +60,18 @@ def test_quantised_weights_count_and_their_scales_do_not():
 
 def test_a_model_without_blocks_has_no_block_weights():
     assert find_weights_and_size(nn.Linear(8, 4), Select())[2] == ModelSize(36, 32, 0)
+
+
+def test_moving_averages_are_no_parameters_of_the_model():
+    """Their biases and norms are no weight matrices, and are not counted either."""
+
+    def block() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+
+    net = nn.ModuleDict({"net": block(), "net_ema": block()})
+    for source in (net, net.state_dict(), nn.Sequential(net)):
+        assert find_weights_and_size(source, Select())[2] == ModelSize(64 + 3 * 8, weights=64, block_weights=0)
+    alone = nn.ModuleDict({"net_ema": block()})  # the only weights there are
+    assert find_weights_and_size(alone, Select())[2].parameters == 64 + 3 * 8
+    net["net_ema"] = net["net"]
+    assert find_weights_and_size(net.state_dict(), Select())[2].parameters == 64 + 3 * 8

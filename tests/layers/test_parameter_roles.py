@@ -128,3 +128,11 @@ def test_rows_of_an_analysis_have_roles_also_if_few_are_selected(tmp_path):
     assert [row.role for row in few.layers] == [whole[row.name] for row in few.layers] == ["up", "down"] * 2
     few.save(tmp_path / "few.json")
     assert [row.role for row in tb.Analysis.load(tmp_path / "few.json").layers] == ["up", "down"] * 2
+
+
+def test_a_first_convolution_of_one_channel_is_the_stem():
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 4))
+    for source in (net, net.state_dict()):  # it has no spectrum, and no row
+        assert [row.role for row in tb.analyze(source).layers] == ["conv", "conv", "head"]
+    roles = [facts.role for facts in describe_parameters(net, find_weights(net)[0]).values()]
+    assert roles == ["stem", "stem", "conv", "conv", "conv", "conv", "head", "head"]

@@ -25,7 +25,7 @@ from tempbalance.analysis.rows import Row, make_row
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import CheckpointError, SelectionError, TempBalanceError, WeightError, WindowError, check_type
 from tempbalance.float32 import find_dtype
-from tempbalance.layers import Select, Weight, find_roles, find_weights, find_weights_and_size
+from tempbalance.layers import Select, Weight, find_roles, find_weights, find_weights_and_size, first_convolution
 from tempbalance.layers.nested import find_state_dict
 from tempbalance.layers.reasons import is_broken
 from tempbalance.spectra.windows import Windows
@@ -129,7 +129,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
             raise WeightError(f"{broken[0].name}: {broken[0].reason}")
         if not weights and not skipped:
             raise WeightError(f"{name} contains no weight matrix: no tensor in it has two or more axes")
-        roles = find_roles(_everything(opened, selection) or weights)
+        roles = find_roles(_everything(opened, selection) or weights, first_convolution(opened))
         settings = make_settings(estimator, windows, selection, device, dtype=work, traps=traps)
         settings |= {"revision": _revision(opened)}
         used = opened.key if isinstance(opened, Checkpoint) else key

@@ -159,6 +159,7 @@ class Balancer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy keeps: the results, without the hooks. A copy does not balance."""
+        self._multipliers.state = self.state
         return {"recipe": self.recipe, "_multipliers": self._multipliers, "_past": self.history, "_handles": []}
 
     @property
@@ -174,7 +175,8 @@ class Balancer:
     @property
     def state(self) -> BalanceState:
         """Everything that is saved with the optimizer's state, except for copies of weights."""
-        return self._saved.state(self._levels[0])
+        is_copy = "_saved" not in vars(self)
+        return self._multipliers.state if is_copy else self._saved.state(self._levels[0])
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:

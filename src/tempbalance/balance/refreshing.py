@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 import warnings
@@ -118,9 +119,9 @@ class Refresher:
 
     def _set_plan(self) -> None:
         """Use the units of the plan."""
-        plan, parameters = self.multipliers.plan, parameter_names(self._model)
-        unit_of = {id(parameters[name]): unit.name for unit in plan.units for name in unit.parameters}
-        self._groups.set_units(unit_of, {id(parameter): name for name, parameter in parameters.items()})
+        plan = self.multipliers.plan
+        unit_of = {name: unit.name for unit in plan.units for name in unit.parameters}
+        self._groups.set_units(unit_of, functools.partial(parameter_names, self._model))
         self.tracker.names = plan.measured
         if self._recipe.spectrum_of == "update":
             self.initial.watch(self.tracker.parameters())

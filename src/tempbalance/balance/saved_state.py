@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import re
 import warnings
@@ -16,7 +17,7 @@ from tempbalance.balance.plan import make_plan
 from tempbalance.balance.preparation import Preparation, names_by_group
 from tempbalance.balance.recipe import Recipe
 from tempbalance.balance.split_groups import SplitGroups
-from tempbalance.balance.state import KEY, BalanceState, UnitRecord, texts_in
+from tempbalance.balance.state import AFRESH, KEY, BalanceState, UnitRecord, texts_in
 from tempbalance.errors import BalanceError, BalanceWarning
 from tempbalance.layers import parameter_names
 
@@ -45,6 +46,7 @@ class SavedState:
         self._model, self._recipe, _, self._levels, *_ = ready
         self._multipliers = multipliers
         self._groups = groups
+        self._inside = False
 
     def register(self, *, before_save: Callable[[], object], after_load: Callable[[], object]) -> list[Any]:
         """Register the hooks of the state dicts of all levels, and return their handles."""
@@ -52,6 +54,8 @@ class SavedState:
         def packed(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             """Add the state to a state dict."""
             state_dict["param_groups"][0][KEY] = self.state(optimizer).to_json()
+            if self._inside:
+                self._groups.enter(self._multipliers.current())
 
         def checked(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
             """Check a state dict before anything is changed."""
@@ -68,8 +72,10 @@ class SavedState:
             after_load()
 
         def saving(_optimizer: Optimizer) -> None:
-            """Finish what is under way."""
+            """Finish what is under way; inside a step, as from a signal handler, put the user's groups back."""
             before_save()
+            self._inside = self._groups.inside
+            self._groups.leave()
 
         handles: list[Any] = []
         for level in self._levels:
@@ -134,8 +140,8 @@ class SavedState:
 
     def _set(self, state: BalanceState) -> None:
         self._multipliers.state = state
-        if state.recipe not in {"", _recipe_id(self._recipe)}:
-            state.units = {}
+        if state.recipe and not f"{_recipe_id(self._recipe)} ".startswith(f"{state.recipe} "):  # older ones are shorter
+            state.units, state.fits = {}, {}
             self._measure_soon()
             _logger.warning(
                 "this optimizer state was saved with another recipe (%s): its multipliers are not used, and the "
@@ -150,11 +156,14 @@ class SavedState:
         """Check that a state was saved with the same model, groups and kind of unit."""
         own = names_by_group(optimizer, self._model)
         if state.groups and state.groups != own:
-            place = next((i for i, pair in enumerate(zip(state.groups, own, strict=False)) if pair[0] != pair[1]), None)
-            there, here = ((g[place] if place is not None else g) for g in (state.groups, own))
+            place = next(i for i in itertools.count() if state.groups[i : i + 1] != own[i : i + 1])
+            there, here = (list(itertools.chain(*groups[place : place + 1])) for groups in (state.groups, own))
+            named = itertools.zip_longest(there, here, fillvalue="none")
+            first = next((pair for pair in named if pair[0] != pair[1]), ("none", "none"))  # an empty group
             raise BalanceError(
-                f"this optimizer state was saved with other parameter groups: group {place} had "
-                f"{_listed(there)}, here {_listed(here)}; use the same model and optimizer groups as in the saved run"
+                f"this optimizer state was saved with other parameter groups: group {place} had {len(there)} "
+                f"parameters, here {len(here)}; the first that differ are {first[0]} there and {first[1]} here; use "
+                f"the same model and optimizer groups as in the saved run, or {AFRESH}"
             )
         plan = make_plan(self._model, self._recipe, set(parameter_names(self._model)))
         weights = {name for unit in plan.units for name in unit.weights}
@@ -164,7 +173,7 @@ class SavedState:
         if unknown:
             raise BalanceError(
                 f"this optimizer state was saved with other units, such as {unknown[0]!r}, which {self._recipe.name} "
-                "does not have for this model: use the same model and recipe as in the saved run"
+                f"does not have for this model: use the same model and recipe as in the saved run, or {AFRESH}"
             )
 
     def _units_of(self, trained: Collection[str]) -> set[str]:
@@ -176,9 +185,14 @@ class SavedState:
 
 
 def _recipe_id(recipe: Recipe) -> str:
-    """Return the name of a recipe and a digest of what it multiplies by what."""
-    text = re.sub(r" at 0x[0-9a-f]+", "", f"{recipe.target} {recipe.assignment!r}")
-    return f"{recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    """Return the name of a recipe and two digests: of what it multiplies by what, and of how it measures alpha."""
+    measured_by = _digest(recipe.estimator, recipe.windows, recipe.spectrum_of)
+    return f"{recipe.name} {_digest(recipe.target, recipe.assignment)} {measured_by}"
+
+
+def _digest(*options: object) -> str:
+    text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(each if isinstance(each, str) else repr(each) for each in options))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class _CopyWarning:
@@ -199,7 +213,3 @@ class _CopyWarning:
     def remove(self) -> None:
         """Stop warning."""
         vars(self._optimizer).pop("__reduce_ex__", None)
-
-
-def _listed(names: Any) -> str:
-    return f"{len(names)} ({', '.join(str(name) for name in names[:2])}, ...)"

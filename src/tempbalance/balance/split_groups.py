@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class SplitGroups:
         >>> weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
         >>> optimizer = torch.optim.SGD(weights, lr=0.1)
         >>> groups = SplitGroups(optimizer, ("lr",))
-        >>> groups.set_units({id(weights[0]): "stem", id(weights[1]): "head"}, {})
+        >>> groups.set_units({"0": "stem", "1": "head"}, lambda: {"0": weights[0], "1": weights[1]})
         >>> groups.enter({"head": 2.0})
         >>> [group["lr"] for group in optimizer.param_groups]
         [0.1, 0.2]
@@ -50,16 +50,21 @@ class SplitGroups:
         self.inside = False
         self._optimizer = optimizer
         self._keys = keys
-        self._unit_of: Mapping[int, str] = {}
+        self._unit_of: Mapping[str, str] = {}
+        self._named: Callable[[], Mapping[str, Tensor]] = dict
         self._name_of: Mapping[int, str] = {}
         self._groups: list[_Group] = []
         self._parts: list[dict[str, Any]] = []
         self._loaded: dict[str, dict[str, Any]] = {}
 
-    def set_units(self, unit_of: Mapping[int, str], name_of: Mapping[int, str]) -> None:
-        """Set the unit and the name of each parameter, by ``id``; parameters without a unit are in a part of theirs."""
+    def set_units(self, unit_of: Mapping[str, str], named: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Set the unit of each parameter by name; parameters without a unit are in a part of theirs.
+
+        ``named`` returns the parameters by name. It is called whenever the groups are split anew: code of the user may
+        have replaced a parameter.
+        """
         own = self.own_options()
-        self._unit_of, self._name_of = unit_of, name_of
+        self._unit_of, self._named = unit_of, named
         self.load(own)
 
     def load(self, options: Mapping[str, Mapping[str, Any]]) -> None:
@@ -107,6 +112,7 @@ class SplitGroups:
 
     def _build(self, groups: Sequence[dict[str, Any]]) -> None:
         own = self.own_options()
+        self._name_of = {id(parameter): name for name, parameter in self._named().items()}
         before = {id(group.options): group.seen for group in self._groups}
         new = [_Group(options, self._members(options), self._keys, before.get(id(options))) for options in groups]
         for key, group, part in self._keyed_parts(new):
@@ -120,7 +126,7 @@ class SplitGroups:
         """Return the places of the parameters of each unit in a group."""
         members: dict[str | None, list[int]] = {}
         for place, parameter in enumerate(options["params"]):
-            members.setdefault(self._unit_of.get(id(parameter)), []).append(place)
+            members.setdefault(self._unit_of.get(self._name_of.get(id(parameter), "")), []).append(place)
         return members or {None: []}
 
     def _keyed_parts(self, groups: Sequence[_Group]) -> Iterator[tuple[str, _Group, _Part]]:

@@ -19,9 +19,10 @@ from tempbalance._saved import Count
 from tempbalance.errors import BalanceError
 from tempbalance.types import Status
 
-__all__ = ["KEY", "BalanceState", "CachedFit", "UnitRecord", "texts_in"]
+__all__ = ["AFRESH", "KEY", "BalanceState", "CachedFit", "UnitRecord", "texts_in"]
 
 KEY = "tempbalance"  # key of the text in the first group of a state dict
+AFRESH = f"delete the key {KEY!r} from its parameter groups to start balancing afresh"
 _VERSION = 2
 _HAS_ALPHA = (Status.OK, Status.RANDOM)
 
@@ -96,7 +97,8 @@ class BalanceState:
             that is not of the model.
         options: Options that the optimizer itself has set to different values in the parts of a group, by the name of
             the first parameter of the part.
-        recipe: Name of the recipe, and a digest of its assignment and target; empty if they are not known.
+        recipe: Name of the recipe, and digests of its assignment and target, and of how it measures; empty if they are
+            not known.
         unplanned: Parameters in the optimizer that are in no unit until the next refresh: they were frozen at the last
             one, or have been added since. None keeps the plan of the balancer that loads the state.
 
@@ -137,7 +139,7 @@ class BalanceState:
         except (ValueError, RecursionError) as error:  # msgspec.ValidationError is a ValueError
             raise BalanceError(
                 f"the balancer's state in this optimizer state cannot be used: {error}; load another checkpoint, or "
-                f"delete the key {KEY!r} from its parameter groups to start balancing afresh"
+                f"{AFRESH}"
             ) from None
 
     def check(self) -> None:

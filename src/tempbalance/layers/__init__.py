@@ -13,15 +13,12 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from tempbalance.layers.adapters import adapter_candidates
-from tempbalance.layers.averages import is_average, skip_averages
-from tempbalance.layers.blocks import in_block_order
+from tempbalance.layers.averages import find_averages
 from tempbalance.layers.coverage import measure_size
 from tempbalance.layers.depth_groups import find_depth_groups
-from tempbalance.layers.dequantise import dequantised
 from tempbalance.layers.fused import Fused, Index
-from tempbalance.layers.modules import module_candidates
-from tempbalance.layers.names import StateDict, TensorInfo, TensorStore
+from tempbalance.layers.layer_candidates import find_candidates, first_and_last, first_convolution, open_store
+from tempbalance.layers.names import TensorInfo, TensorStore
 from tempbalance.layers.parameter_roles import ROLES, ParameterFacts, describe_parameters, find_role_units, find_roles
 from tempbalance.layers.select import EMBEDDING_OFF, Select
 from tempbalance.layers.sharded import (
@@ -36,7 +33,7 @@ from tempbalance.layers.sharded import (
 from tempbalance.layers.stored import StoredTensor
 from tempbalance.layers.units import Norm, Unit, find_norms, find_units, parameter_names, source_parameters
 from tempbalance.layers.weights import KINDS, Candidate, Weight, to_weights
-from tempbalance.layers.wrappers import plain_modules, plain_namer, plain_parameters, unwrapped
+from tempbalance.layers.wrappers import plain_modules, unwrapped
 from tempbalance.types import ModelSize, Skipped
 
 __all__ = [
@@ -61,6 +58,7 @@ __all__ = [
     "find_weights",
     "find_weights_and_size",
     "first_and_last",
+    "first_convolution",
     "full_tensor",
     "is_sharded",
     "local_tensor",
@@ -102,7 +100,8 @@ def find_weights(
         >>> rows[0].name, rows[0].shape, skipped[0].name
         ('1.weight', (2, 4), '0.weight')
     """
-    weights, skipped = _select(source, select or Select(), sharded)
+    select = select or Select()
+    weights, skipped = _select(find_candidates(source, select, sharded), select)
     return weights, [Skipped(candidate.name, reason) for candidate, reason in skipped]
 
 
@@ -125,57 +124,21 @@ def find_weights_and_size(
         >>> find_weights_and_size(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)), Select())[2]
         ModelSize(parameters=46, weights=8, block_weights=0)
     """
-    opened = source if isinstance(source, nn.Module) else _store(source)
-    weights, skipped = _select(opened, select, False)
-    size = measure_size(opened, weights, skipped)
+    opened = source if isinstance(source, nn.Module) else open_store(source)
+    candidates = find_candidates(opened, select, False)
+    weights, skipped = _select(candidates, select)
+    size = measure_size(opened, weights, skipped, find_averages(candidates))
     return weights, [Skipped(candidate.name, reason) for candidate, reason in skipped], size
 
 
 _Skipped = list[tuple[Candidate, str]]
 
 
-def _select(
-    source: nn.Module | Mapping[str, Tensor] | TensorStore, select: Select, sharded: bool
-) -> tuple[list[Weight], _Skipped]:
+def _select(candidates: Sequence[Candidate], select: Select) -> tuple[list[Weight], _Skipped]:
     """Return the selected rows, and the selected candidates without a row, with the reasons."""
-    weights, skipped = _assemble(_tied(_candidates(source, select, sharded)), select)
+    weights, skipped = _assemble(_tied(candidates), select)
     select.check([*(weight.name for weight in weights), *(candidate.name for candidate, _ in skipped)])
     return [w for w in weights if select.admits(w.name)], [s for s in skipped if select.admits(s[0].name)]
-
-
-def first_and_last(model: nn.Module) -> tuple[str | None, str | None]:
-    """Return the parameters of the first and the last layer of a live model, by name, also if they cannot be analysed.
-
-    They are in the order in which the model defines its layers. Embeddings come before the first layer, but a head tied
-    to one is the last layer; a parameter of a module of unknown type is no layer. None without layers.
-
-    Example:
-        >>> first_and_last(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Conv1d(4, 1, 3)))
-        ('1.weight', '2.weight')
-    """
-    found = [c for c in _candidates(model, Select(), True) if not is_average(c.role.reason)]
-    layers = [(c.name, c.role.kind) for c in found if c.role.kind != "parameter"]
-    first = next((name for name, kind in layers if kind != "embedding"), None)
-    return first, layers[-1][0] if layers else None
-
-
-def _candidates(
-    source: nn.Module | Mapping[str, Tensor] | TensorStore, select: Select, sharded: bool
-) -> list[Candidate]:
-    """Return all candidates under their names without wrappers."""
-    if isinstance(source, nn.Module):
-        found = module_candidates(source, lora=select.lora, sharded=sharded)
-        plain = plain_parameters(source)
-    else:
-        store = _store(source)
-        found = in_block_order(adapter_candidates(store, select.lora), lambda candidate: candidate.block)
-        plain = plain_namer(store.tensors)
-    return skip_averages([replace(c, name=plain(c.name), block=c.block and plain(c.block)) for c in found])
-
-
-def _store(source: Mapping[str, Tensor] | TensorStore) -> TensorStore:
-    """Return named tensors, with quantised weights in place of their parts."""
-    return dequantised(StateDict(source) if isinstance(source, Mapping) else source)
 
 
 def _tied(candidates: Sequence[Candidate]) -> list[Candidate]:

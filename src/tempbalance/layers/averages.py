@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tempbalance.layers.weights import Candidate
 
-__all__ = ["AVERAGE", "is_average", "skip_averages"]
+__all__ = ["AVERAGE", "find_averages", "is_average", "skip_averages"]
 
 # A component of a name, or a key: ``ema``, ``model_ema``, ``ema_model``, ``swa_model``, ...
 AVERAGE = re.compile(r"((?P<before>.*)_)?(ema|swa|shadow|averaged)(_(?P<after>.*))?", re.IGNORECASE)
@@ -18,6 +18,18 @@ _REASON = "a moving average of "
 def is_average(reason: str | None) -> bool:
     """Return whether a weight is skipped because it is an average of another."""
     return reason is not None and reason.startswith(_REASON)
+
+
+def find_averages(candidates: Iterable[Candidate]) -> frozenset[str]:
+    """Return the names of the averages, such as ``net_ema``, among the results of ``skip_averages``."""
+    return frozenset(_front(candidate.name) for candidate in candidates if is_average(candidate.role.reason))
+
+
+def _front(name: str) -> str:
+    """Return the name of an average that may contain a tensor; empty without one."""
+    parts = name.split(".")
+    place = next((i for i, part in enumerate(parts[:-1]) if AVERAGE.fullmatch(part)), -1)
+    return ".".join(parts[: place + 1])
 
 
 def skip_averages(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -34,10 +46,8 @@ def skip_averages(candidates: Sequence[Candidate]) -> list[Candidate]:
     """
     groups: dict[str, list[Candidate]] = {}
     for candidate in candidates:
-        parts = candidate.name.split(".")
-        place = next((i for i, part in enumerate(parts[:-1]) if AVERAGE.fullmatch(part)), None)
-        if place is not None:
-            groups.setdefault(".".join(parts[: place + 1]), []).append(candidate)
+        if front := _front(candidate.name):
+            groups.setdefault(front, []).append(candidate)
     by_name = {candidate.name.replace(".", ""): candidate for candidate in candidates}  # LDM's averages have no dots
     reasons = {}
     for front, copies in groups.items():

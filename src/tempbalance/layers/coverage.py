@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tempbalance.layers.names import TensorStore, unreadable
 from tempbalance.layers.weights import Candidate, Weight
+from tempbalance.layers.wrappers import plain_namer, plain_parameters
 from tempbalance.types import ModelSize
 
 if TYPE_CHECKING:
@@ -38,22 +39,40 @@ def is_weight(reason: str) -> bool:
 
 
 def measure_size(
-    source: nn.Module | TensorStore, weights: Sequence[Weight], skipped: Iterable[tuple[Candidate, str]]
+    source: nn.Module | TensorStore,
+    weights: Sequence[Weight],
+    skipped: Iterable[tuple[Candidate, str]],
+    averages: Collection[str] = (),
 ) -> ModelSize:
-    """Count the parameters of a model, given the selected rows, and the selected candidates without a row."""
+    """Count the parameters of a model, without copies of them.
+
+    Args:
+        source: A live model or named tensors.
+        weights: The rows that are selected.
+        skipped: The candidates that are selected and have no row, each with the reason.
+        averages: Names of the moving averages in it (EMA), without wrappers.
+
+    Returns:
+        The numbers of parameters.
+    """
     found = [(weight.shape, weight.block) for weight in weights if weight.kind != "embedding"]
     found += [(c.shape, c.block) for c, reason in skipped if c.shape and is_weight(reason)]
+    sizes = _of_model(source) if isinstance(source, nn.Module) else _of_store(source)
+    if averages:
+        plain = plain_parameters(source) if isinstance(source, nn.Module) else plain_namer(source.tensors)
+        fronts = tuple(f"{average}." for average in averages)
+        sizes = {name: size for name, size in sizes.items() if not plain(name).startswith(fronts)}
     return ModelSize(
-        parameters=_of_model(source) if isinstance(source, nn.Module) else _of_store(source),
+        parameters=sum(sizes.values()),
         weights=sum(math.prod(shape) for shape, _ in found),
         block_weights=sum(math.prod(shape) for shape, block in found if block is not None),
     )
 
 
-def _of_model(model: nn.Module) -> int:
-    """Count the parameters of a live model, a shared one once."""
-    parameters = model.state_dict().values() if isinstance(model, torch.jit.ScriptModule) else model.parameters()
-    return sum(map(_entries, parameters))
+def _of_model(model: nn.Module) -> dict[str, int]:
+    """Return the size of each parameter of a live model; a shared one is there once."""
+    named = model.state_dict().items() if isinstance(model, torch.jit.ScriptModule) else model.named_parameters()
+    return {name: _entries(parameter) for name, parameter in named}
 
 
 def _entries(parameter: Tensor) -> int:
@@ -63,12 +82,12 @@ def _entries(parameter: Tensor) -> int:
         return 0
 
 
-def _of_store(store: TensorStore) -> int:
-    """Count the entries of floating-point and quantised tensors, without statistics; a tied one once."""
+def _of_store(store: TensorStore) -> dict[str, int]:
+    """Return the size of floating-point and quantised tensors by name, without statistics; a tied one is there once."""
     reasons = unreadable(store)
-    sizes: Mapping[Hashable, int] = {
-        (info.identity or name): math.prod(info.shape)
-        for name, info in store.tensors.items()
+    sizes: dict[Hashable, tuple[str, int]] = {
+        (info.identity or name): (name, math.prod(info.shape))
+        for name, info in reversed(list(store.tensors.items()))  # of tied ones, the first name stays
         if is_weight(reasons.get(name, "")) and not _STATISTIC.fullmatch(name)
     }
-    return sum(sizes.values())
+    return dict(sizes.values())

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from torch import nn
 
+from tempbalance.layers.layer_candidates import first_convolution
 from tempbalance.layers.routers import find_routers
 from tempbalance.layers.units import Unit, find_norms, parameter_names, source_parameters
 from tempbalance.layers.weights import Weight
@@ -75,10 +76,15 @@ class _Described(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-def find_roles(weights: Iterable[_Described]) -> dict[str, str]:
-    """Return the role of each weight (or row of an analysis) of a model, in its order, by name: one of ``ROLES``.
+def find_roles(weights: Iterable[_Described], stem: str | None = None) -> dict[str, str]:
+    """Return the role of each weight of a model, by name.
 
-    A weight of unknown name has role ``linear``, ``conv`` or ``other``, by its kind.
+    Args:
+        weights: All weights (or rows of an analysis) of a model, in its order.
+        stem: Name of its first convolution, which may have no row; None if that is not known.
+
+    Returns:
+        One of ``ROLES`` per name. A weight of unknown name has role ``linear``, ``conv`` or ``other``, by its kind.
 
     Example:
         >>> from tempbalance.layers import find_weights
@@ -90,7 +96,7 @@ def find_roles(weights: Iterable[_Described]) -> dict[str, str]:
     shapes = {weight.name.partition(":")[0]: weight.shape for weight in found}
     routers = find_routers(weight.name for weight in found)
     roles = {each.name: "router" if each.name in routers else _role(each, shapes) for each in found}
-    _mark_ends(found, roles)
+    _mark_ends(found, roles, stem)
     _mark_entries(found, roles)
     return roles
 
@@ -123,13 +129,15 @@ def describe_parameters(model: nn.Module, weights: Sequence[Weight]) -> dict[str
         [('stem', 'conv2d', 27, 8), ('norm', 'vector', 0, 8), ('depthwise', 'vector', 0, 72), ('head', 'linear', 8, 4)]
     """
     parameters = parameter_names(model)
-    roles = find_roles(weights)
+    stem = first_convolution(model)
+    roles = find_roles(weights, stem)
     parts: dict[str, list[Weight]] = {}
     for weight in weights:
         for name in source_parameters(weight, parameters):
             parts.setdefault(name, []).append(weight)
     found = {name: _facts(own, [roles[weight.name] for weight in own]) for name, own in parts.items()}
     known = {name: facts.role for name, facts in found.items()}
+    known |= {stem: "stem"} if stem and stem not in found else {}  # a single input channel has no spectrum
     known |= {name: "norm" for norm in find_norms(model) for name in norm.parameters}
     grouped = {name for name, module in model.named_modules() if getattr(module, "groups", 1) > 1}
     for name, parameter in parameters.items():
@@ -264,11 +272,12 @@ def _numbered(last: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int,
     return {"w1": "gate" if third else "up", "w2": "down", "w3": "up", "w12": "gate_up"}[last]
 
 
-def _mark_ends(weights: Sequence[_Described], roles: dict[str, str]) -> None:
+def _mark_ends(weights: Sequence[_Described], roles: dict[str, str], stem: str | None) -> None:
     """Give the first convolution role ``stem``, and the last layer outside of the blocks role ``head``."""
     plain = [each for each in weights if roles[each.name] in {"linear", "conv", "other"}]
     layers = [each for each in weights if each.kind != "embedding"]
-    if layers and layers[0].kind.startswith("conv") and roles[layers[0].name] == "conv":
+    is_first = bool(layers) and stem in {None, layers[0].name.partition(":")[0]}
+    if is_first and layers[0].kind.startswith("conv") and roles[layers[0].name] == "conv":
         roles[layers[0].name] = "stem"
     if plain and len(layers) > 1 and plain[-1] is layers[-1] and layers[-1].block is None:
         roles[layers[-1].name] = "head"

@@ -103,7 +103,9 @@ class SearchResult:
         edges = [f"the rate of {each.origin}" for each in (self.best, self.plain) if _at_edge(each.lr, searched["lr"])]
         edges += [unit for unit, value in self.best.multipliers.items() if _at_edge(value, searched["bounds"])]
         if self.confirmation is not None:
-            notes.append(f"The study used the best of {len(self.trials)} or more learning rates for plain, as found before it.")
+            notes.append(
+                f"The study used the best of {len(self.trials)} or more learning rates of plain, found before it."
+            )
         if edges:
             notes.append(f"At the edge of the searched range, so a wider one may be better: {', '.join(edges)}.")
         return notes
