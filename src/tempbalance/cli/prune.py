@@ -333,7 +333,14 @@ def _save_and_print(result: PruningResult, out: Path, reports: list[Path], as_js
         print_pruning(console, result)
         print_saved(console, [out, *reports])
         if (out / "config.json").exists():
-            console.print(f"next: tempbalance recover {printable(str(out))} --tokens TEXT --out recovered", style="dim")
+            searched = result.allocation.method.startswith("search")
+            note = (
+                "; after it, --allocation uniform was as good or better in 7 of 8 cells of our study"
+                if searched
+                else ""
+            )
+            step = f"next: tempbalance recover {printable(str(out))} --tokens TEXT --out recovered{note}"
+            console.print(step, style="dim", soft_wrap=True)
     elif result.perplexity is not None:
         print_perplexities(console, *result.perplexity)
 

@@ -58,6 +58,7 @@ def prune(
     Raises:
         AllocationError: The allocation is for another model or covers too little of this one, or the criterion cannot
             prune one of its weights; the model is then unchanged.
+        NonFiniteError: An activation or a weight is not finite; layers before it are pruned, so load the model again.
         TokensError: Wanda or SparseGPT has no calibration tokens.
         MissingExtraError: llm-compressor is not installed, and SparseGPT needs it.
 
