@@ -194,8 +194,10 @@ def test_prune_searches_an_allocation_and_prints_what_each_method_gives(llama, s
     text = ("--calibration", stories, "--samples", 4, "--length", 32)
     search = ("--allocation", "search", "--generations", 1, "--search-folder", tmp_path / "search")
     assert run("prune", llama, "-s", 0.6, *text, *search, "-o", tmp_path / "p") == 0
-    lines = [line.split(",")[0].split()[0] for line in capfd.readouterr().out.splitlines() if line.strip()]
+    out = capfd.readouterr().out
+    lines = [line.split(",")[0].split()[0] for line in out.splitlines() if line.strip()]
     assert {"search", "uniform", "owl", "atp", "alpha", "erk"} <= set(lines)
+    assert "after that, uniform was no worse in 7 of 8 cells" in out  # after recover
     assert tb.Allocation.load(tmp_path / "p" / "allocation.json").unit == "layer"
     out = tmp_path / "plan.json"
     assert run("allocate", llama, "-s", 0.6, *text, *search, "-o", out, "-q") == 0  # resumed: the search is finished
