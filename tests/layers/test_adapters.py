@@ -93,6 +93,11 @@ class TestWithTheBaseModel:
         for mode in ("merged", "update"):
             assert numbers(tmp_path, mode, embeddings=True) == numbers(model, mode, embeddings=True)
 
+    def test_a_weight_that_olora_changes_is_the_same_when_it_is_selected(self, tmp_path):
+        saved(tmp_path, *MORE["olora"])
+        (row,) = tb.analyze(tmp_path, select=Q).layers  # reads all weights once more, to tell the roles
+        assert row.alpha == next(other.alpha for other in tb.analyze(tmp_path).layers if other.name == row.name)
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_a_base_in_half_precision(self, dtype, tmp_path):
         model = saved(tmp_path, lambda: llama().to(dtype), config_of("LORA"))

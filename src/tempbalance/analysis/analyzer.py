@@ -129,7 +129,9 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
             raise WeightError(f"{broken[0].name}: {broken[0].reason}")
         if not weights and not skipped:
             raise WeightError(f"{name} contains no weight matrix: no tensor in it has two or more axes")
-        roles = find_roles(_everything(opened, selection) or weights, first_convolution(opened))
+        everything = _everything(opened, selection) or weights
+        is_convolutional = any(weight.kind.startswith("conv") for weight in everything)
+        roles = find_roles(everything, first_convolution(opened) if is_convolutional else None)
         settings = make_settings(estimator, windows, selection, device, dtype=work, traps=traps)
         settings |= {"revision": _revision(opened)}
         used = opened.key if isinstance(opened, Checkpoint) else key

@@ -46,6 +46,7 @@ class SavedState:
         self._model, self._recipe, _, self._levels, *_ = ready
         self._multipliers = multipliers
         self._groups = groups
+        self._recipe_id = _recipe_id(self._recipe)  # once: the text of an estimator may change while it measures
         self._inside = False
 
     def register(self, *, before_save: Callable[[], object], after_load: Callable[[], object]) -> list[Any]:
@@ -131,7 +132,7 @@ class SavedState:
             known = current.keys() | self._units_of(parameter_names(self._model))
             state.units = {name: record for name, record in state.units.items() if name in known}
         state.groups = names_by_group(optimizer, self._model)
-        state.recipe = _recipe_id(self._recipe)
+        state.recipe = self._recipe_id
         state.options = self._groups.own_options()
         planned = self._multipliers.plan.trained
         names = (name for group in names_by_group(self._levels[0], self._model) for name in group)
@@ -140,7 +141,7 @@ class SavedState:
 
     def _set(self, state: BalanceState) -> None:
         self._multipliers.state = state
-        if state.recipe and not f"{_recipe_id(self._recipe)} ".startswith(f"{state.recipe} "):  # older ones are shorter
+        if state.recipe and not f"{self._recipe_id} ".startswith(f"{state.recipe} "):  # older ones are shorter
             state.units, state.fits = {}, {}
             self._measure_soon()
             _logger.warning(

@@ -116,7 +116,8 @@ def _build(
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), limit:
         warnings.simplefilter("ignore")
         model = copy.deepcopy(model)
-        base = _replace_weights(model, known, value)
+        changes_base = isinstance(getattr(config, "init_lora_weights", None), str)  # such as "olora"
+        base = _replace_weights(model, known, value, copied=changes_base)
         places = {name: parameter.data_ptr() for name, parameter in base.items()}
         adapted: Any = peft.PeftModel(model, copy.deepcopy(config))
         state = _respelled(tensors, model)
@@ -136,7 +137,9 @@ def _build(
         return _Built(adapted, stand_ins, untouched, tuple(loaded.unexpected_keys))
 
 
-def _replace_weights(model: nn.Module, known: Mapping[str, Candidate], value: float | None) -> dict[str, nn.Parameter]:
+def _replace_weights(
+    model: nn.Module, known: Mapping[str, Candidate], value: float | None, *, copied: bool
+) -> dict[str, nn.Parameter]:
     """Replace the parameters of a model by stand-ins, or by their values; return the new ones by their first names."""
     names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
     new: dict[str, nn.Parameter] = {}
@@ -145,15 +148,19 @@ def _replace_weights(model: nn.Module, known: Mapping[str, Candidate], value: fl
             if parameter is not None:
                 name = names[id(parameter)]
                 if name not in new:
-                    new[name] = nn.Parameter(_data(parameter, known.get(name), value), requires_grad=False)
+                    new[name] = nn.Parameter(_data(parameter, known.get(name), value, copied), requires_grad=False)
                 module._parameters[attribute] = new[name]
     return new
 
 
-def _data(parameter: Tensor, candidate: Candidate | None, value: float | None) -> Tensor:
-    """Return a stand-in without memory, or the base weight: it is mapped from a file, and PEFT reads few."""
+def _data(parameter: Tensor, candidate: Candidate | None, value: float | None, copied: bool) -> Tensor:
+    """Return a stand-in without memory, or the base weight: it is mapped from a file, and PEFT reads few.
+
+    It is copied if PEFT may change it in place, as float32 weights by OLoRA: another read would have the change.
+    """
     if value is None and candidate is not None and _is_readable(candidate):
-        return candidate.read(())
+        data = candidate.read(())
+        return data.clone() if copied and data.dtype == torch.float32 else data
     stored = parameter.dtype if candidate is None or candidate.dtype is None else candidate.dtype
     dtype = stored if stored.is_floating_point else torch.float32
     return torch.full((), math.nan if value is None else value, dtype=dtype).expand(parameter.shape)
