@@ -129,9 +129,7 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
             raise WeightError(f"{broken[0].name}: {broken[0].reason}")
         if not weights and not skipped:
             raise WeightError(f"{name} contains no weight matrix: no tensor in it has two or more axes")
-        everything = _everything(opened, selection) or weights
-        is_convolutional = any(weight.kind.startswith("conv") for weight in everything)
-        roles = find_roles(everything, first_convolution(opened) if is_convolutional else None)
+        roles = _roles(opened, selection, weights)
         settings = make_settings(estimator, windows, selection, device, dtype=work, traps=traps)
         settings |= {"revision": _revision(opened)}
         used = opened.key if isinstance(opened, Checkpoint) else key
@@ -174,11 +172,12 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
     )
 
 
-def _everything(source: Opened, selection: Select) -> list[Weight]:
-    """Return all weights if some are not selected: the role of a weight depends on the others."""
-    if selection.include == ("*",) and not selection.exclude:
-        return []
-    return find_weights(source, replace(selection, include=("*",), exclude=()))[0]
+def _roles(source: Opened, selection: Select, weights: Sequence[Weight]) -> dict[str, str]:
+    """Return the roles of the selected weights, and of the others if there are some: roles depend on all."""
+    if selection.include != ("*",) or selection.exclude:
+        weights = find_weights(source, replace(selection, include=("*",), exclude=()))[0] or weights
+    is_convolutional = any(weight.kind.startswith("conv") for weight in weights)
+    return find_roles(weights, first_convolution(source) if is_convolutional else None)
 
 
 def _row(weight: Weight, found: WeightFit | TempBalanceError, strict: bool) -> Row:
