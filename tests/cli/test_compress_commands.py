@@ -197,7 +197,7 @@ def test_prune_searches_an_allocation_and_prints_what_each_method_gives(llama, s
     out = capfd.readouterr().out
     lines = [line.split(",")[0].split()[0] for line in out.splitlines() if line.strip()]
     assert {"search", "uniform", "owl", "atp", "alpha", "erk"} <= set(lines)
-    assert "after that, uniform was no worse in 7 of 8 cells" in out  # after recover
+    assert "after that, uniform was no worse in 7 of 8 cells of our study" in out
     assert tb.Allocation.load(tmp_path / "p" / "allocation.json").unit == "layer"
     out = tmp_path / "plan.json"
     assert run("allocate", llama, "-s", 0.6, *text, *search, "-o", out, "-q") == 0  # resumed: the search is finished

@@ -334,11 +334,7 @@ def _save_and_print(result: PruningResult, out: Path, reports: list[Path], as_js
         print_saved(console, [out, *reports])
         if (out / "config.json").exists():
             searched = result.allocation.method.startswith("search")
-            note = (
-                "; after it, --allocation uniform was as good or better in 7 of 8 cells of our study"
-                if searched
-                else ""
-            )
+            note = "; after that, uniform was no worse in 7 of 8 cells of our study" if searched else ""
             step = f"next: tempbalance recover {printable(str(out))} --tokens TEXT --out recovered{note}"
             console.print(step, style="dim", soft_wrap=True)
     elif result.perplexity is not None:

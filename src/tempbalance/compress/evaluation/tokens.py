@@ -70,10 +70,10 @@ def load_tokens(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
         [tensor([0, 1]), tensor([2, 3, 4])]
     """
     path = as_path("path", path)
-    if path.is_dir():
-        return _from_folder(path, tokenizer)
     suffix = path.suffix.lower()
     try:
+        if path.is_dir():
+            return _from_folder(path, tokenizer)
         if suffix == ".npz":
             documents = _from_npz(path)
         elif suffix == ".npy":
