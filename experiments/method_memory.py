@@ -2,8 +2,7 @@
 
 MiniLM is fine-tuned on 64 sentences of SST-2 as in the study of text, once per method and repeat, each in a process of
 its own with one thread (Linux). The memory is the peak during training above that before: gradients, the optimizer's
-state, activations, and what the method adds. ``report_study.py`` has them on a
-page. Ten minutes on one core.
+state, activations, and what the method adds. ``report_study.py`` writes them to a page. Ten minutes on one core.
 """
 
 from __future__ import annotations
