@@ -194,6 +194,27 @@ def test_interrupted_recovery_does_not_change_the_model(pruned: Any, tokens: lis
     assert same(values(pruned), weights)
 
 
+def test_recovery_that_is_interrupted_while_it_merges_does_not_change_the_model(
+    pruned: Any, tokens: list[Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    import peft
+
+    before, weights, calls = structure(pruned), values(pruned), []
+    merge = peft.tuners.lora.Linear.merge
+
+    def interrupted(self: nn.Module, *args: Any, **options: Any) -> None:
+        merge(self, *args, **options)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(peft.tuners.lora.Linear, "merge", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recover(pruned, tokens, FAST)
+    assert structure(pruned) == before
+    assert same(values(pruned), weights)
+
+
 def test_a_loss_that_is_not_finite_raises_and_does_not_change_the_model(pruned: Any, tokens: list[Tensor]):
     weights = values(pruned)
     with pytest.raises(NonFiniteError, match="use a lower learning rate"):

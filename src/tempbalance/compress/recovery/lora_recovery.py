@@ -127,7 +127,7 @@ def recover(
     (alpha/r) B A`` is trained, balanced and merged, so merging loses nothing (SparsePEFT of SQFT, Findings of EMNLP
     2024). All other parameters are frozen. A dense model, which may have a few zeros by chance, is refused. Documents
     are joined and cut into sequences of equal length, without the incomplete last one. Gradients are clipped to norm 1.
-    If training raises, the model is unchanged.
+    If training or merging raises (Ctrl-C, too), the model is unchanged.
 
     Training computes the adapted weight of every layer, which needs about the memory of these weights once more.
 

@@ -27,11 +27,12 @@ _ADAPTER = "default"
 def sparse_lora(model: nn.Module, layers: Sequence[str], rank: int) -> Generator[list[nn.Parameter]]:
     """Add LoRA to linear layers inside a ``with`` block, yield its factors, and merge it at the end."""
     # In half precision a weight and its update may cancel to a few more zeros. ``lora_alpha`` is twice the rank, as in
-    # SQFT. If the block raises, LoRA is removed and the model is unchanged.
+    # SQFT. If the block or merging raises, LoRA is removed and the model is unchanged.
     with require_extra("peft", "recovery needs PEFT"):
         import peft
     frozen = {parameter: parameter.requires_grad for parameter in model.parameters()}
     own = {layer: model.get_submodule(layer) for layer in layers}
+    dense = {layer: module.get_parameter("weight").data for layer, module in own.items()}
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(layers))
     # Marked experimental, but the way that PEFT's developer guide documents for custom LoRA layers.
     config._register_custom_module(dict.fromkeys(map(type, own.values()), _layer_class()))
@@ -44,9 +45,12 @@ def sparse_lora(model: nn.Module, layers: Sequence[str], rank: int) -> Generator
                 "of the pruning"
             ) from error
         yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for layer, module in own.items():  # merged in copies, whose memory training needed, too
+            module.get_parameter("weight").data = dense[layer].clone()
         adapted.merge_and_unload(progressbar=False)
     except BaseException:  # Ctrl-C, too
         for layer, module in own.items():
+            module.get_parameter("weight").data = dense[layer]
             owner, _, child = layer.rpartition(".")
             setattr(model.get_submodule(owner), child, module)
         raise
