@@ -207,11 +207,13 @@ class TestRefusals:
         with pytest.raises(TokensError, match=message):
             tb.prune(model, allocate(model), method, calibration=nothing)
 
-    def test_prune_names_a_weight_with_nan(self, trained):
+    def test_prune_names_a_weight_with_nan_and_changes_nothing(self, trained):
         with torch.no_grad():
             trained[1].weight[0, 0] = torch.nan
-        with pytest.raises(NonFiniteError, match=r"1\.weight"):
-            tb.prune(trained, by_hand(layer("1.weight", (80, 80), 10)))
+        before = copy.deepcopy(trained[0].weight)
+        with pytest.raises(NonFiniteError, match=r"1\.weight: a weight is NaN"):
+            tb.prune(trained, by_hand(*(layer(f"{i}.weight", (80, 80), 10) for i in range(2))))
+        assert torch.equal(trained[0].weight, before)
 
     def test_wanda_refuses_a_weight_outside_blocks(self, trained):
         with pytest.raises(AllocationError, match=r"not 0\.weight: prune it by magnitude"):
@@ -223,13 +225,27 @@ class TestRefusals:
         with pytest.raises(AllocationError, match="merge"):
             tb.prune(adapted, allocate(adapted))
 
-    def test_wanda_refuses_activations_that_are_not_finite(self, make_llama, tokens):
-        model = make_llama()
-        allocation = allocate(model)
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ("layers.0.mlp.up_proj.bias", r"layers\.0\.mlp\.down_proj: an activation is not finite"),
+            ("layers.1.mlp.down_proj.weight", r"layers\.1\.mlp\.down_proj\.weight: a weight is not finite"),
+        ],
+    )
+    @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+    def test_values_that_are_not_finite_are_refused_and_nothing_changes(
+        self, method, wrong, message, make_llama, tokens
+    ):
+        if method == "sparsegpt":
+            pytest.importorskip("llmcompressor", reason="needs llm-compressor")
+        model = make_llama(mlp_bias=True)
+        allocation = allocate(model, method="uniform")
         with torch.no_grad():
-            model.model.embed_tokens.weight.fill_(torch.inf)
-        with pytest.raises(NonFiniteError, match="activation"):
-            tb.prune(model, allocation, "wanda", calibration=tokens)
+            model.model.get_parameter(wrong).fill_(torch.inf)
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(NonFiniteError, match=message):
+            tb.prune(model, allocation, method, calibration=tokens)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
     def test_a_group_that_does_not_divide_the_weights_is_refused(self, make_llama):
         with pytest.raises(AllocationError, match="groups of 7"):

@@ -104,12 +104,24 @@ def test_sparsegpt_changes_no_other_state_and_prints_nothing(
 
 def test_a_failed_sparsegpt_leaves_no_hooks(make_llama: Any, tokens: list[Tensor]):
     model = make_llama().train()
-    with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    model.model.layers[0].mlp.register_forward_hook(
+        lambda mlp, _, found: found * torch.inf if bool((mlp.up_proj.weight == 0).any()) else found
+    )
     before = state_of(model)
-    with pytest.raises(NonFiniteError, match="down_proj"):
+    with pytest.raises(NonFiniteError, match=r"layers\.1\..* once the blocks before are pruned: load the model again"):
         sparsegpt(model, dict.fromkeys(linear_names(model), 0.5), tokens)
     assert state_of(model) == before
+
+
+def test_an_expert_that_no_token_reaches_any_more_is_pruned_by_magnitude(make_llama: Any, tokens: list[Tensor]):
+    model = make_llama()
+    first, second = (block.mlp for block in model.model.layers)
+    second.expert = nn.Linear(32, 32)
+    second.register_forward_pre_hook(lambda mlp, args: None if (first.up_proj.weight == 0).any() else mlp.expert(*args))
+    name = "model.layers.1.mlp.expert.weight"
+    dense = second.expert.weight.detach().abs().flatten()
+    sparsegpt(model, {UP: 0.5, name: 0.5}, tokens)
+    assert torch.equal(second.expert.weight.flatten() == 0, dense <= dense.median())
 
 
 def test_unused_inputs_do_not_add_zeros(make_llama: Any, tokens: list[Tensor]):

@@ -34,12 +34,26 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or is_transposed(module)
 
 
-def input_norms(
-    modules: Mapping[str, nn.Module], run: Callable[[], object], *, required: bool = True
-) -> dict[str, Tensor]:
+def input_norms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, Tensor]:
     """Compute the norm of every input feature of linear layers in float32, over all tokens that ``run`` passes."""
-    # If they are not required, the features of a layer that no token reaches have equal norms. Tokens can choose other
-    # experts once the blocks before are pruned.
+    # The features of a layer that no token reaches have equal norms. Tokens can choose other experts once the blocks
+    # before are pruned.
+    with _squared_inputs(modules) as squares:
+        run()
+    for name, module in modules.items():
+        if name not in squares:
+            _logger.warning(
+                "no calibration token reaches %s once the blocks before are pruned: pruned by magnitude", name
+            )
+            weight = module.get_parameter("weight")
+            squares[name] = torch.ones(weight.shape[0 if is_transposed(module) else 1], device=weight.device)
+        _check_finite(name, squares[name], " once the blocks before are pruned: load the model again, in float32")
+    return {name: found.sqrt() for name, found in squares.items()}
+
+
+@contextlib.contextmanager
+def _squared_inputs(modules: Mapping[str, nn.Module]) -> Generator[dict[str, Tensor]]:
+    """Yield the sums of the squared inputs of the layers that are called inside the ``with`` block, by name."""
     squares: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -54,22 +68,15 @@ def input_norms(
 
     handles = [module.register_forward_pre_hook(watch(name)) for name, module in modules.items()]
     try:
-        run()
+        yield squares
     finally:
         for handle in handles:
             handle.remove()
-    for name, module in modules.items():
-        if name not in squares and required:
-            raise TokensError(f"no calibration token reached {name}: use more, or exclude it from the allocation")
-        if name not in squares:
-            _logger.warning(
-                "no calibration token reaches %s once the blocks before are pruned: pruned by magnitude", name
-            )
-            weight = module.get_parameter("weight")
-            squares[name] = torch.ones(weight.shape[0 if is_transposed(module) else 1], device=weight.device)
-        if not bool(squares[name].isfinite().all()):
-            raise NonFiniteError(f"{name}: an activation is not finite on the calibration tokens")
-    return {name: found.sqrt() for name, found in squares.items()}
+
+
+def _check_finite(name: str, squares: Tensor, advice: str) -> None:
+    if not bool(squares.isfinite().all()):
+        raise NonFiniteError(f"{name}: an activation is not finite on the calibration tokens{advice}")
 
 
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device)
@@ -82,8 +89,9 @@ def through_blocks(
 ) -> Generator[tuple[str, Callable[[], object]]]:
     """Run a language model block by block: each block gets the outputs of the changed blocks before it."""
     # Yields the name of each block in ``layers``, and a function that passes all tokens through it. Before the first
-    # one, checks that the tokens reach each of the named layers, and that the blocks one by one compute what the model
-    # does. Use contextlib.closing if the loop can end early: closing the generator restores the model's training mode.
+    # one, checks that the tokens reach each of the named layers with finite inputs, and that the blocks one by one
+    # compute what the model does. Use contextlib.closing if the loop can end early: closing the generator restores the
+    # model's training mode.
     if not sequences:
         raise TokensError("the calibration set is empty: pass token sequences")
     check_vocabulary(model, sequences)
@@ -96,8 +104,15 @@ def through_blocks(
         progress_bar("pruning blocks", len(stack), progress) as advance,
     ):
         model.eval()
-        with _reaching(wanted):
+        with _squared_inputs(wanted) as squares:
             hidden, calls, last = _capture(model, stack, sequences)
+        for name in wanted:
+            if name not in squares:
+                raise TokensError(
+                    f"no calibration token reached {name}, or its weight is used without calling it: use more tokens, "
+                    "exclude it from the allocation, or prune by magnitude"
+                )
+            _check_finite(name, squares[name], ": check the weights, or load the model in float32")
         for place, expected in last.items():
             _check_replay(stack, hidden, calls, place, expected)
         for name, block in stack.items():
@@ -106,26 +121,6 @@ def through_blocks(
                 yield name, run
             hidden = run()
             advance(1)
-
-
-@contextlib.contextmanager
-def _reaching(modules: Mapping[str, nn.Module]) -> Generator[None]:
-    """Raise a TokensError at the end if a module was not called."""
-    reached: set[str] = set()
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: reached.add(name)) for name, module in modules.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name in modules:
-        if name not in reached:
-            raise TokensError(
-                f"no calibration token reached {name}, or its weight is used without calling it: use more tokens, "
-                "exclude it from the allocation, or prune by magnitude"
-            )
 
 
 def _check_replay(
@@ -154,7 +149,7 @@ def norms_by_block(
     modules = plain_modules(model)
     with contextlib.closing(through_blocks(model, layers, sequences, progress)) as blocks:
         for name, run in blocks:
-            yield name, input_norms({layer: modules[layer] for layer in layers[name]}, run, required=False)
+            yield name, input_norms({layer: modules[layer] for layer in layers[name]}, run)
 
 
 def _stack(model: nn.Module, layers: Collection[str]) -> dict[str, nn.Module]:

@@ -17,7 +17,7 @@ from tempbalance.compress.pruning.calibration import is_linear, norms_by_block
 from tempbalance.compress.pruning.masks import magnitude_scores, wanda_scores
 from tempbalance.compress.pruning.sparsegpt import sparsegpt
 from tempbalance.compress.pruning.targets import Target, find_targets
-from tempbalance.errors import AllocationError, TokensError, check_type
+from tempbalance.errors import AllocationError, NonFiniteError, TokensError, check_type
 from tempbalance.layers import parameter_names, plain_modules, unwrapped
 
 __all__ = ["Criterion", "check_criterion", "linear_layers", "prune", "warn_of_other_criterion"]
@@ -58,7 +58,9 @@ def prune(
     Raises:
         AllocationError: The allocation is for another model or covers too little of this one, or the criterion cannot
             prune one of its weights; the model is then unchanged.
-        NonFiniteError: An activation or a weight is not finite; layers before it are pruned, so load the model again.
+        NonFiniteError: A weight is NaN (with calibration, also infinite) or an activation is not finite; the model is
+            then unchanged. Only if pruning itself makes an activation infinite (float16), or is interrupted, the blocks
+            before are pruned: load the model again. Restoring them would need the memory of the weights once more.
         TokensError: Wanda or SparseGPT has no calibration tokens.
         MissingExtraError: llm-compressor is not installed, and SparseGPT needs it.
 
@@ -81,6 +83,10 @@ def prune(
     root = unwrapped(model)
     parameters, modules = parameter_names(root), plain_modules(root)
     targets = find_targets(root, allocation, lambda weight: weight.parameter in parameters)
+    for target in targets:
+        values = target.weight.within(parameters[target.weight.parameter])
+        if bool((values.isnan() if method == "magnitude" else ~values.isfinite()).any()):
+            raise NonFiniteError(f"{target.name}: a weight is {'NaN' if method == 'magnitude' else 'not finite'}")
 
     def set_zeros(target: Target, score: Callable[[Tensor], Tensor], by_row: bool = False) -> None:
         """Set the weights with the smallest scores to zero, in the layout of ``nn.Linear``."""
