@@ -85,6 +85,33 @@ def test_a_balanced_state_may_be_loaded_before_the_balancer_is_built(net):
     assert_same_bits(net.state_dict(), other.state_dict())
 
 
+def test_steps_without_the_balancer_are_counted_and_the_weights_are_measured_anew(net, caplog):
+    optimizer, _ = balanced(net)
+    train(net, optimizer, steps=3)
+    plain = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(net, plain, steps=8, start=3)
+    again = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    balancer = tb.Balancer(again, net, dataclasses.replace(RECIPE, every=tb.Every(steps=100)))
+    again.load_state_dict(copy.deepcopy(plain.state_dict()))
+    train(net, again, steps=10, start=8)
+    assert balancer.state.steps == 10
+    assert [refresh.step for refresh in balancer.history] == [8]
+    assert "taken 5 steps without tempbalance" in caplog.text
+
+
+@pytest.mark.parametrize(("smaller", "measured"), [(0.1, 8), (1000.0, 0)])
+def test_alphas_of_a_larger_tolerance_are_not_kept(net, smaller, measured):
+    large = dataclasses.replace(RECIPE, tolerance=1000.0)
+    optimizer, _ = balanced(net, large)
+    train(net, optimizer, steps=2)
+    other = torch.optim.AdamW(net.parameters(), lr=0.0)
+    balancer = tb.Balancer(other, net, dataclasses.replace(large, tolerance=smaller))
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(net, other, steps=3, start=2)
+    assert [refresh.measured for refresh in balancer.history] == [measured]
+
+
 def test_a_state_of_other_units_in_the_groups_is_refused_when_the_balancer_is_built(net):
     optimizer, _ = balanced(net)
     fresh = torch.optim.AdamW(net.parameters(), lr=1e-3)

@@ -253,6 +253,7 @@ class Balancer:
             return None
         self._end_step()  # of a step that raised, if other code has put its own step in the place of the guarded one
         self._saved.adopt()
+        self._saved.catch_up()
         if self._multipliers.state.steps == 0:  # so that every checkpoint has the same tensors
             self._refresher.tracker.keep()
         self._refresher.copy_initial()

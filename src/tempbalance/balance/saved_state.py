@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from tempbalance.balance.multipliers import Multipliers
@@ -48,6 +49,7 @@ class SavedState:
         self._groups = groups
         self._recipe_id = _recipe_id(self._recipe)  # once: the text of an estimator may change while it measures
         self._inside = False
+        self._counter: int | None = None
 
     def register(self, *, before_save: Callable[[], object], after_load: Callable[[], object]) -> list[Any]:
         """Register the hooks of the state dicts of all levels, and return their handles."""
@@ -113,6 +115,20 @@ class SavedState:
                 group.pop(KEY, None)
         return True
 
+    def catch_up(self) -> None:
+        """Count the steps that an optimizer has taken without tempbalance since the state was saved."""
+        # At a step, not when a state is loaded: a wrapper may load the tensors of the optimizer after its groups.
+        before, self._counter = self._counter, None
+        taken = 0 if before is None else (_counter(self._levels[-1]) or before) - before
+        if taken > 0:
+            self._multipliers.state.steps += taken
+            self._measure_soon()
+            _logger.warning(
+                "the optimizer has taken %d steps without tempbalance since this state was saved: the weights are "
+                "measured at this step",
+                taken,
+            )
+
     def put_into_groups(self) -> None:
         """Put the state into the groups, from where the next step or load takes it.
 
@@ -132,7 +148,8 @@ class SavedState:
             known = current.keys() | self._units_of(parameter_names(self._model))
             state.units = {name: record for name, record in state.units.items() if name in known}
         state.groups = names_by_group(optimizer, self._model)
-        state.recipe = self._recipe_id
+        state.recipe, state.tolerance = self._recipe_id, self._recipe.tolerance
+        state.counter = _counter(self._levels[-1])
         state.options = self._groups.own_options()
         planned = self._multipliers.plan.trained
         names = (name for group in names_by_group(self._levels[0], self._model) for name in group)
@@ -141,6 +158,9 @@ class SavedState:
 
     def _set(self, state: BalanceState) -> None:
         self._multipliers.state = state
+        self._counter = state.counter if state.steps else None
+        if state.tolerance is not None and self._recipe.tolerance < state.tolerance:
+            state.fits = {}  # else they stay until the weights have moved too far for the larger tolerance
         if state.recipe and not f"{self._recipe_id} ".startswith(f"{state.recipe} "):  # older ones are shorter
             state.units, state.fits = {}, {}
             self._measure_soon()
@@ -189,6 +209,14 @@ def _recipe_id(recipe: Recipe) -> str:
     """Return the name of a recipe and two digests: of what it multiplies by what, and of how it measures alpha."""
     measured_by = _digest(recipe.estimator, recipe.windows, recipe.spectrum_of)
     return f"{recipe.name} {_digest(recipe.target, recipe.assignment)} {measured_by}"
+
+
+def _counter(optimizer: Optimizer) -> int | None:
+    """Return the number of steps in the state of the first parameter that has one, as of Adam."""
+    states = (optimizer.state.get(parameter) for group in optimizer.param_groups for parameter in group["params"])
+    steps = (state.get("step") for state in states if isinstance(state, Mapping))
+    numbers = (s for s in steps if isinstance(s, int | float) or (isinstance(s, Tensor) and s.numel() == 1))
+    return next((int(number) for number in numbers), None)
 
 
 def _digest(*options: object) -> str:

@@ -101,6 +101,8 @@ class BalanceState:
             not known.
         unplanned: Parameters in the optimizer that are in no unit until the next refresh: they were frozen at the last
             one, or have been added since. None keeps the plan of the balancer that loads the state.
+        tolerance: Tolerance of the fits; None if it is not known.
+        counter: The optimizer's own count of its steps; None if it has none.
 
     Example:
         >>> state = BalanceState(units={"head": UnitRecord(alpha=3.0, multiplier=1.5)}, groups=[["head.weight"]])
@@ -116,6 +118,8 @@ class BalanceState:
     options: dict[str, dict[str, _Scalar | list[_Scalar]]] = field(default_factory=dict)
     recipe: str = ""
     unplanned: list[str] | None = None
+    tolerance: _Positive | None = None
+    counter: Count | None = None
 
     def to_json(self) -> str:
         """Return the state as one line of JSON; NaN, an infinite radius and None are left out."""
