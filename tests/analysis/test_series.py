@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
+import tempbalance as tb
 from tempbalance.analysis.series import find_series
-from tempbalance.errors import ArgumentError, NotFoundError
+from tempbalance.errors import ArgumentError, CheckpointError, NotFoundError
 
 
 def found(sources):
@@ -20,6 +21,12 @@ def test_checkpoints_of_the_trainer_are_in_the_order_of_their_steps(tmp_path):
     (tmp_path / "model.safetensors").touch()
     assert found(tmp_path) == [("checkpoint-5", 5), ("checkpoint-20", 20), ("checkpoint-100", 100)]
     assert found([tmp_path]) == found(str(tmp_path))
+
+
+@pytest.mark.parametrize("sources", [["x" * 300], ["a.pt", "x" * 300], ["y" * 300 + ".ckpt"]])
+def test_a_path_that_is_too_long_for_the_system_is_refused(sources):
+    with pytest.raises(CheckpointError, match="cannot be opened: File name too long"):
+        tb.track(sources)
 
 
 def test_the_state_of_the_trainer_is_preferred_to_the_name(tmp_path):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tempbalance.analysis.analyzer import Source
 from tempbalance.checkpoints.torch_file import stored_integer
-from tempbalance.errors import ArgumentError, NotFoundError
+from tempbalance.errors import ArgumentError, CheckpointError, NotFoundError
 
 __all__ = ["SeriesItem", "find_series"]
 
@@ -51,6 +51,7 @@ def find_series(sources: Source | Iterable[Source]) -> list[SeriesItem]:
     Raises:
         ArgumentError: There is no source, or two have the same name.
         NotFoundError: The only source is a folder without checkpoints.
+        CheckpointError: The system refuses a path, such as one that is too long.
     """
     given = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)  # type: ignore[arg-type]
     found: list[SeriesItem] = []
@@ -61,13 +62,17 @@ def find_series(sources: Source | Iterable[Source]) -> list[SeriesItem]:
             found.append(SeriesItem(name, source, None if path is None else _step(path)))
             continue
         path = Path(source)
-        inside = _inside(path) if path.is_dir() else []
+        try:
+            inside = _inside(path) if path.is_dir() else []
+            itself = SeriesItem(path.name if path.exists() else os.fspath(source), source, _step(path))
+        except OSError as error:  # a name that is too long; a folder that may not be read
+            raise CheckpointError(f"{path}: cannot be opened: {error.strerror or error}") from error
         if not inside and len(given) == 1 and path.is_dir():
             raise NotFoundError(
                 f"{path} has no checkpoints in it: expected folders such as checkpoint-500 or .ckpt files, or give "
                 "several checkpoints"
             )
-        found += inside or [SeriesItem(path.name if path.exists() else os.fspath(source), source, _step(path))]
+        found += inside or [itself]
     if not found:
         raise ArgumentError("there is no checkpoint to track")
     found = _unique(found)
