@@ -53,7 +53,7 @@ def test_quantised_weights_count_and_their_scales_do_not():
         "head.weight": torch.zeros(8, 8),
         "ids": torch.zeros(3, 4, dtype=torch.long),
     }
-    rows, _, size = find_weights_and_size(state, Select())
+    rows, _, size, _ = find_weights_and_size(state, Select())
     assert [row.name for row in rows] == ["head.weight"]
     assert size == ModelSize(parameters=3 * 64, weights=3 * 64, block_weights=2 * 64)
 

@@ -136,3 +136,22 @@ def test_a_first_convolution_of_one_channel_is_the_stem():
         assert [row.role for row in tb.analyze(source).layers] == ["conv", "conv", "head"]
     roles = [facts.role for facts in describe_parameters(net, find_weights(net)[0]).values()]
     assert roles == ["stem", "stem", "conv", "conv", "conv", "conv", "head", "head"]
+
+
+def test_a_model_with_convolutions_is_searched_once():
+    class Counted(nn.Sequential):
+        """Counts how often its modules are listed."""
+
+        calls = 0
+
+        def named_modules(self, *args, **options):
+            self.calls += 1
+            return super().named_modules(*args, **options)
+
+    counted = [Counted(nn.Conv2d(3, 8, 3), nn.Linear(16, 8)), Counted(nn.Linear(27, 8), nn.Linear(16, 8))]
+    for model in counted:
+        tb.analyze(model, select="1.*", progress=False)
+    assert counted[0].calls == counted[1].calls
+    once = Counted(nn.Linear(27, 8), nn.Linear(16, 8))
+    tb.analyze(once, progress=False)
+    assert counted[1].calls == once.calls

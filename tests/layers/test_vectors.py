@@ -29,7 +29,7 @@ def both(model):
 
 @pytest.mark.parametrize("source", both(Net(96)), ids=["live", "state dict"])
 def test_matrices_in_one_vector_are_skipped_and_count_as_weights(source):
-    rows, skipped, size = find_weights_and_size(source, Select())
+    rows, skipped, size, _ = find_weights_and_size(source, Select())
     assert [row.name for row in rows] == ["fc.weight"]
     assert [(each.name, each.reason.partition(" (")[0]) for each in skipped] == [
         ("mix.weight", "its matrices are stored as one vector")
@@ -45,7 +45,7 @@ def test_a_vector_that_is_no_longer_than_an_axis_is_the_scale_of_a_norm(source):
 @pytest.mark.parametrize("shape", [(8, 12), (3, 8, 12)])
 def test_the_scale_of_a_norm_over_several_axes_is_no_weight_matrix(shape):
     for source in both(nn.Sequential(nn.LayerNorm(shape), nn.Linear(12, 4))):
-        rows, skipped, size = find_weights_and_size(source, Select())
+        rows, skipped, size, _ = find_weights_and_size(source, Select())
         assert [row.name for row in rows] == ["1.weight"]
         assert skipped[0].reason.startswith("a scale of each entry")
         assert size.weights == 12 * 4

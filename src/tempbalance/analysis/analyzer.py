@@ -25,7 +25,7 @@ from tempbalance.analysis.rows import Row, make_row
 from tempbalance.checkpoints import Checkpoint, open_checkpoint
 from tempbalance.errors import CheckpointError, SelectionError, TempBalanceError, WeightError, WindowError, check_type
 from tempbalance.float32 import find_dtype
-from tempbalance.layers import Select, Weight, find_roles, find_weights, find_weights_and_size, first_convolution
+from tempbalance.layers import Select, Weight, find_weights_and_size
 from tempbalance.layers.nested import find_state_dict
 from tempbalance.layers.reasons import is_broken
 from tempbalance.spectra.windows import Windows
@@ -123,13 +123,12 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         check_type("key", key, str)
     with processes, contextlib.ExitStack() as stack:
         opened, name = stack.enter_context(open_source(source, key))
-        weights, skipped, size = find_weights_and_size(opened, selection)
+        weights, skipped, size, roles = find_weights_and_size(opened, selection)
         broken = [one for one in skipped if is_broken(one.reason)]
         if strict and broken:
             raise WeightError(f"{broken[0].name}: {broken[0].reason}")
         if not weights and not skipped:
             raise WeightError(f"{name} contains no weight matrix: no tensor in it has two or more axes")
-        roles = _roles(opened, selection, weights)
         settings = make_settings(estimator, windows, selection, device, dtype=work, traps=traps)
         settings |= {"revision": _revision(opened)}
         used = opened.key if isinstance(opened, Checkpoint) else key
@@ -170,14 +169,6 @@ def analyze(  # noqa: PLR0913  the main entry point; all but the source are opti
         skipped=skipped + [row for row in rows if isinstance(row, Skipped)],
         size=size,
     )
-
-
-def _roles(source: Opened, selection: Select, weights: Sequence[Weight]) -> dict[str, str]:
-    """Return the roles of the selected weights, and of the others if there are some: roles depend on all."""
-    if selection.include != ("*",) or selection.exclude:
-        weights = find_weights(source, replace(selection, include=("*",), exclude=()))[0] or weights
-    is_convolutional = any(weight.kind.startswith("conv") for weight in weights)
-    return find_roles(weights, first_convolution(source) if is_convolutional else None)
 
 
 def _row(weight: Weight, found: WeightFit | TempBalanceError, strict: bool) -> Row:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ from tempbalance.types import ModelSize, Skipped
 __all__ = [
     "KINDS",
     "ROLES",
+    "FoundWeights",
     "Fused",
     "Index",
     "Norm",
@@ -58,7 +60,6 @@ __all__ = [
     "find_weights",
     "find_weights_and_size",
     "first_and_last",
-    "first_convolution",
     "full_tensor",
     "is_sharded",
     "local_tensor",
@@ -101,42 +102,63 @@ def find_weights(
         ('1.weight', (2, 4), '0.weight')
     """
     select = select or Select()
-    weights, skipped = _select(find_candidates(source, select, sharded), select)
+    weights, skipped = _admitted(*_assemble(find_candidates(source, select, sharded), select), select)
     return weights, [Skipped(candidate.name, reason) for candidate, reason in skipped]
 
 
-def find_weights_and_size(
-    source: nn.Module | Mapping[str, Tensor] | TensorStore, select: Select
-) -> tuple[list[Weight], list[Skipped], ModelSize]:
-    """Find the weight matrices of a model, and count its parameters.
+class FoundWeights(NamedTuple):
+    """The weight matrices of a model, and what depends on all of its parameters.
+
+    Attributes:
+        weights: The rows, as from ``find_weights``.
+        skipped: The skipped weights, as from ``find_weights``.
+        size: The size of the model.
+        roles: The role of each row, by name.
+    """
+
+    weights: list[Weight]
+    skipped: list[Skipped]
+    size: ModelSize
+    roles: dict[str, str]
+
+
+def find_weights_and_size(source: nn.Module | Mapping[str, Tensor] | TensorStore, select: Select) -> FoundWeights:
+    """Find the weight matrices of a model and their roles, and count its parameters.
 
     Args:
         source: A live model, a state dict, or an open checkpoint.
         select: Weights to analyse.
 
     Returns:
-        The rows and the skipped weights as from ``find_weights``, and the size of the model.
+        The rows and the skipped weights as from ``find_weights``, the size of the model, and the roles of the rows.
 
     Raises:
         SelectionError: A pattern matches no weight.
 
     Example:
-        >>> find_weights_and_size(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)), Select())[2]
+        >>> find_weights_and_size(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)), Select()).size
         ModelSize(parameters=46, weights=8, block_weights=0)
     """
     opened = source if isinstance(source, nn.Module) else open_store(source)
     candidates = find_candidates(opened, select, False)
-    weights, skipped = _select(candidates, select)
+    every, others = _assemble(candidates, select)
+    weights, skipped = _admitted(every, others, select)
     size = measure_size(opened, weights, skipped, find_averages(candidates))
-    return weights, [Skipped(candidate.name, reason) for candidate, reason in skipped], size
+    stem = first_convolution(candidates) if any(weight.kind.startswith("conv") for weight in every) else None
+    roles = find_roles(every, stem)  # they depend on all
+    return FoundWeights(
+        weights,
+        [Skipped(candidate.name, reason) for candidate, reason in skipped],
+        size,
+        {weight.name: roles[weight.name] for weight in weights},
+    )
 
 
 _Skipped = list[tuple[Candidate, str]]
 
 
-def _select(candidates: Sequence[Candidate], select: Select) -> tuple[list[Weight], _Skipped]:
-    """Return the selected rows, and the selected candidates without a row, with the reasons."""
-    weights, skipped = _assemble(_tied(candidates), select)
+def _admitted(weights: Sequence[Weight], skipped: _Skipped, select: Select) -> tuple[list[Weight], _Skipped]:
+    """Return the rows, and the candidates without a row, that the patterns select."""
     select.check([*(weight.name for weight in weights), *(candidate.name for candidate, _ in skipped)])
     return [w for w in weights if select.admits(w.name)], [s for s in skipped if select.admits(s[0].name)]
 
@@ -162,7 +184,7 @@ def _assemble(candidates: Sequence[Candidate], select: Select) -> tuple[list[Wei
     """Return rows and skipped candidates, before the patterns are applied."""
     weights: list[Weight] = []
     skipped: _Skipped = []
-    for candidate in candidates:
+    for candidate in _tied(candidates):
         reason = candidate.role.reason
         if reason is None and candidate.role.kind == "embedding" and not select.embeddings:
             reason = EMBEDDING_OFF

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -59,15 +59,15 @@ def first_and_last(model: nn.Module) -> tuple[str | None, str | None]:
     return first, layers[-1][0] if layers else None
 
 
-def first_convolution(source: nn.Module | Mapping[str, Tensor] | TensorStore) -> str | None:
+def first_convolution(candidates: Iterable[Candidate]) -> str | None:
     """Return the parameter of the first convolution, also if it cannot be analysed; None without convolutions.
 
     Args:
-        source: A live model, a state dict, or an open checkpoint.
+        candidates: A result of ``find_candidates``.
 
     Example:
-        >>> first_convolution(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)))
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
+        >>> first_convolution(find_candidates(net, Select(), False))
         '0.weight'
     """
-    found = find_candidates(source, Select(), True)
-    return next((c.name for c in found if c.role.kind.startswith("conv") and not is_average(c.role.reason)), None)
+    return next((c.name for c in candidates if c.role.kind.startswith("conv") and not is_average(c.role.reason)), None)

@@ -13,8 +13,9 @@ from typing import NamedTuple, Protocol
 
 from torch import nn
 
-from tempbalance.layers.layer_candidates import first_convolution
+from tempbalance.layers.layer_candidates import find_candidates, first_convolution
 from tempbalance.layers.routers import find_routers
+from tempbalance.layers.select import Select
 from tempbalance.layers.units import Unit, find_norms, parameter_names, source_parameters
 from tempbalance.layers.weights import Weight
 
@@ -129,7 +130,7 @@ def describe_parameters(model: nn.Module, weights: Sequence[Weight]) -> dict[str
         [('stem', 'conv2d', 27, 8), ('norm', 'vector', 0, 8), ('depthwise', 'vector', 0, 72), ('head', 'linear', 8, 4)]
     """
     parameters = parameter_names(model)
-    stem = first_convolution(model)
+    stem = first_convolution(find_candidates(model, Select(), True))
     roles = find_roles(weights, stem)
     parts: dict[str, list[Weight]] = {}
     for weight in weights:
