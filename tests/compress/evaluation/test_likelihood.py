@@ -120,3 +120,9 @@ def test_nan_logits_give_a_perplexity_of_nan(make_llama, tokens):
     with torch.no_grad():
         model.lm_head.weight.fill_(torch.nan)
     assert math.isnan(tb.perplexity(model, tokens).value)
+
+
+def test_windows_have_the_context_length_by_whatever_name_the_configuration_has():
+    sizes = {"d_model": 32, "n_heads": 4, "n_layers": 1, "vocab_size": 64}
+    model = transformers.MptForCausalLM(transformers.MptConfig(**sizes, max_seq_len=16))
+    assert tb.perplexity(model, torch.arange(48)).windows == 3

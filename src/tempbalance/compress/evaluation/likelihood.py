@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from tempbalance._progress import progress_bar
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.evaluation.causal_lm import load_causal_lm, restored_modes, transformers_bars
 from tempbalance.compress.evaluation.fake_quantization import quantized
-from tempbalance.compress.evaluation.tokens import Documents, batch_size, batches, read_documents
+from tempbalance.compress.evaluation.tokens import Documents, batch_size, batches, context_length, read_documents
 from tempbalance.errors import TokensError, check_integer
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "token_losses",
 ]
 
-_DEFAULT_LENGTH = 2048
 _PROBE = 16  # tokens
 
 
@@ -134,8 +132,7 @@ def perplexity(  # noqa: PLR0913  most are keyword options
 
 def default_length(model: nn.Module) -> int:
     """Return the context length of a language model, at most 2,048."""
-    config: Any = getattr(model, "config", None)
-    return min(_DEFAULT_LENGTH, getattr(config, "max_position_embeddings", None) or _DEFAULT_LENGTH)
+    return context_length(lambda name: getattr(getattr(model, "config", None), name, None))
 
 
 def check_vocabulary(model: nn.Module, sequences: Sequence[Tensor]) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "as_documents",
     "batch_size",
     "batches",
+    "context_length",
     "draw_calibration",
     "files_of",
     "load_tokens",
@@ -302,7 +303,12 @@ def _context_length(folder: Path) -> int:
         config = parse_json(read_regular(folder / "config.json"))
     except (OSError, ValueError):
         return _LENGTH  # a folder that is not of a language model is refused where it is loaded
-    found = [config.get(name) for name in _CONTEXT_NAMES] if isinstance(config, dict) else []
+    return context_length(config.get if isinstance(config, dict) else {}.get)
+
+
+def context_length(setting: Callable[[str], Any]) -> int:
+    """Return the context length among the settings of a language model, at most 2,048; they are got by their names."""
+    found = [setting(name) for name in _CONTEXT_NAMES]
     return min([_LENGTH, *(length for length in found if type(length) is int and length > 1)])
 
 
