@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import tempbalance as tb
 from tempbalance.compress import find_format, quantization_errors
 from tempbalance.errors import AllocationError, TokensError
 
@@ -39,6 +40,13 @@ def test_columns_are_the_inputs_also_where_weights_are_stored_as_inputs_by_outpu
     expected = float((find_format("int4").round(weight.T) - weight.T).square().sum())
     assert errors["transformer.h.0.mlp.c_fc"]["int4"] == pytest.approx(expected, rel=1e-5)
     assert "transformer.h.0.attn.c_attn" in errors
+
+
+def test_routers_of_experts_are_not_measured_since_allocations_leave_them_out():
+    names = ["mlp.gate", "mlp.experts.0.up_proj", "mlp.experts.1.up_proj"]
+    state = {f"layers.{i}.{name}.weight": torch.randn(32, 64) for i in range(2) for name in names}
+    allocation = tb.allocate_bits(tb.analyze(state, progress=False), bits=4, method="uniform")
+    assert [*quantization_errors(state, ["int4"], progress=False)] == [*allocation]
 
 
 def test_with_calibration_errors_are_weighted_by_the_divergence_that_noise_causes(make_llama, tokens):

@@ -19,6 +19,7 @@ from tempbalance.compress.evaluation.tokens import Documents, batch_size, batche
 from tempbalance.compress.formats import WeightFormat, find_format
 from tempbalance.errors import AllocationError, check_seed, check_type
 from tempbalance.layers import Weight, parameter_names, unwrapped
+from tempbalance.layers.routers import find_routers
 
 __all__ = ["quantization_errors"]
 
@@ -57,7 +58,8 @@ def quantization_errors(  # noqa: PLR0913  most are keyword options
         progress: Whether to show a progress bar (on a terminal only).
 
     Returns:
-        The errors by layer and format. A format whose blocks do not divide the inputs of a layer is left out there.
+        The errors by layer and format, without routers of experts, as in an allocation. A format whose blocks do not
+        divide the inputs of a layer is left out there.
 
     Raises:
         AllocationError: A format is unknown, a weight is not finite, or there is calibration text without a live model.
@@ -84,6 +86,8 @@ def quantization_errors(  # noqa: PLR0913  most are keyword options
         raise AllocationError("errors on calibration text need a live model, or its folder")
     with open_source(source, key) as (opened, _):
         weights = modules_of(unwrapped(opened) if isinstance(opened, nn.Module) else opened)
+        routers = find_routers(weights)
+        weights = {name: weight for name, weight in weights.items() if name not in routers}
         if calibration is None or measure == "noise":
             found = {}
             with progress_bar("rounding weights", len(weights), progress) as advance:
