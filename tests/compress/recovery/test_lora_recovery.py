@@ -152,6 +152,13 @@ def test_a_layer_of_a_pruned_model_that_has_a_few_zeros_by_chance_is_not_trained
     assert done.to_dict()["mean_sparsity"] == done.mean_sparsity
 
 
+def test_a_layer_whose_name_ends_in_that_of_a_pruned_one_gets_no_lora(pruned: Any, make_llama: Any):
+    pruned.draft = make_llama()
+    with sparse_lora(pruned, [UP], rank=4) as factors:
+        assert len(factors) == 2
+    assert type(pruned.draft.get_submodule(UP)) is nn.Linear
+
+
 def test_recovery_depends_on_its_seed_only(pruned: Any, make_llama: Any, tokens: list[Tensor]):
     def result(seed: int, model: Any) -> dict[str, Tensor]:
         recover(model, tokens, RecoverySettings(lr=1e-2, length=16, batch=4, seed=seed))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ def sparse_lora(model: nn.Module, layers: Sequence[str], rank: int) -> Generator
     frozen = {parameter: parameter.requires_grad for parameter in model.parameters()}
     own = {layer: model.get_submodule(layer) for layer in layers}
     dense = {layer: module.get_parameter("weight").data for layer, module in own.items()}
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(layers))
+    names = "|".join(map(re.escape, layers))  # a pattern: a list would match other layers whose names end in these, too
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names)
     # Marked experimental, but the way that PEFT's developer guide documents for custom LoRA layers.
     config._register_custom_module(dict.fromkeys(map(type, own.values()), _layer_class()))
     try:
