@@ -120,6 +120,18 @@ def test_measuring_simple_allocations_shows_its_time_before(llama, text, capsys,
     assert found["uniform"].estimate.startswith("search of 100 generations")
 
 
+def test_less_time_is_shown_if_fewer_methods_are_measured(llama, text, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(announcement, "_duration", lambda seconds: f"{seconds:.9f} s")
+    passes = []
+    for unit in ("block", "layer"):
+        found = measure_sparsity(llama, 0.6, text, unit=unit)
+        shown = " ".join(capsys.readouterr().err.split())
+        time = float(re.search(r"measuring simple allocations: about (\d+\.\d+) s", shown)[1])
+        passes.append(time / float(re.search(r"at most (\d+\.\d+) s", found["uniform"].estimate)[1]))
+    assert passes[1] < passes[0] / 3  # three methods of 14, and no outliers
+
+
 def test_a_search_that_needs_more_memory_than_there_is_is_refused(llama, text, monkeypatch):
     before = state(llama)
     monkeypatch.setattr(announcement, "available_memory", lambda _: 1000)

@@ -30,7 +30,8 @@ class Announcement:
         states: Bytes of hidden states.
         calibrated: Number of tokens that are run for OWL and the scores of the criterion.
         progress: Whether they are shown (on a terminal only).
-        searches: Whether a search follows; else the time of the measured allocations is shown.
+        alone: Allocations that are measured, and tokens as in ``calibrated``, if no search follows; the time of these
+            is then shown.
         text: The time and memory of a search.
     """
 
@@ -41,7 +42,7 @@ class Announcement:
     states: int = 0
     calibrated: int = 0
     progress: bool
-    searches: bool = True
+    alone: tuple[int, int] | None = None
     text: str = ""
 
     def __call__(self, seconds: float, tokens: int, probs: int) -> None:
@@ -63,8 +64,12 @@ class Announcement:
             + ("" if free is None else f" ({_size(free)} available)")
             + ("" if kept else "; weights are changed block by block")
         )
-        measuring = f"measuring simple allocations: about {_duration(seconds * before)}"
-        show_line(self.text if self.searches else measuring, self.progress)
+        if self.alone is None:
+            show_line(self.text, self.progress)
+            return
+        measured, calibrated = self.alone
+        own = seconds * (calibrated + measured * tokens)
+        show_line(f"measuring simple allocations: about {_duration(own)}", self.progress)
 
 
 def states_of(model: nn.Module, sequences: Sequence[Tensor]) -> int:
@@ -74,9 +79,9 @@ def states_of(model: nn.Module, sequences: Sequence[Tensor]) -> int:
     return 2 * sum(map(len, sequences)) * width * next(model.parameters()).element_size()
 
 
-def tokens_of_calibration(sequences: Sequence[Tensor], criterion: str) -> int:
+def tokens_of_calibration(sequences: Sequence[Tensor], criterion: str, *, owl: bool = True) -> int:
     """Return the tokens of three passes over the text for OWL's outliers, and three for Wanda's norms."""
-    return (3 if criterion == "magnitude" else 6) * sum(map(len, sequences))
+    return 3 * (owl + (criterion != "magnitude")) * sum(map(len, sequences))
 
 
 def _duration(seconds: float) -> str:

@@ -41,7 +41,8 @@ _logger = logging.getLogger("tempbalance")
 
 _TOKENS = SearchSettings().tokens
 _BETAS = 10  # evenly spaced up to the largest
-MEASURED = 4 + _BETAS  # allocations, each on the whole text
+_BY_LAYER = 3  # uniform, ERK and AlphaPruning
+MEASURED = _BY_LAYER + 1 + _BETAS  # allocations, each on the whole text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +171,8 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
     target = uniform_allocation(analysis, sparsity, routers)
     vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
     search = _estimate(model, sequences, target, criterion, tokens, progress)
+    if unit == "layer":  # neither OWL nor ATP is measured
+        search.alone = _BY_LAYER, tokens_of_calibration(sequences, criterion, owl=False)
     with text_scores(model, sequences, vary, tokens=tokens, announce=search) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress, unit=unit)
     return {
@@ -274,15 +277,16 @@ def _estimate(
     progress: bool,
 ) -> Announcement:
     """Return what shows how long measuring takes, and finds out how long a search with default settings would take."""
+    calibrated = tokens_of_calibration(sequences, criterion)
     return Announcement(
         model=model,
         settings=SearchSettings(tokens=tokens),
         measured=MEASURED,
         weights=allocation.covered,
         states=states_of(model, sequences),
-        calibrated=tokens_of_calibration(sequences, criterion),
+        calibrated=calibrated,
         progress=progress,
-        searches=False,
+        alone=(MEASURED, calibrated),
     )
 
 
