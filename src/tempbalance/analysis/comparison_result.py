@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from tempbalance._files import RENDERERS, as_path, dumps, write_atomically
-from tempbalance._text import csv_bytes, encodable
+from tempbalance._files import RENDERERS
+from tempbalance._text import encodable
 from tempbalance.analysis.change_findings import block_changes
 from tempbalance.analysis.layer_delta import LayerDelta
-from tempbalance.analysis.result import SCHEMA
-from tempbalance.errors import AnalysisError
+from tempbalance.analysis.result import SCHEMA, save_report
 from tempbalance.types import Finding
 
 if TYPE_CHECKING:
@@ -82,15 +81,7 @@ class Comparison:
         Raises:
             AnalysisError: The path ends differently, or the file cannot be written.
         """
-        suffix = as_path("path", path).suffix.lower()
-        if suffix == ".json":
-            write_atomically(path, (dumps(self.to_dict()) + "\n").encode())
-        elif suffix == ".csv":
-            write_atomically(path, csv_bytes(self.to_pandas()))
-        elif suffix == ".html":
-            write_atomically(path, RENDERERS["render_comparison"](self).encode())
-        else:
-            raise AnalysisError(f"cannot save to {path}: the ending must be .json, .csv or .html")
+        save_report(self, path, "render_comparison")
 
     def plot(self) -> Figure:
         """Draw how far each weight moved against depth; of two analyses, the change of alpha.

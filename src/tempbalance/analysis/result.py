@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
-__all__ = ["SCHEMA", "Analysis"]
+__all__ = ["SCHEMA", "Analysis", "save_report"]
 
 SCHEMA = 1
 _MEANS = ("alpha_hat", "log10_alpha_norm", "log10_frobenius_norm", "log10_spectral_norm", "stable_rank")
@@ -357,3 +357,16 @@ _WRITERS: dict[str, Callable[[Analysis], bytes]] = {
     ".parquet": _parquet,
     ".html": _html,
 }
+
+
+def save_report(result: Any, path: str | os.PathLike[str], renderer: str) -> None:
+    """Write a result as JSON, its table as CSV, or its report as HTML, by the ending of the path."""
+    suffix = as_path("path", path).suffix.lower()
+    if suffix == ".json":
+        write_atomically(path, (dumps(result.to_dict()) + "\n").encode())
+    elif suffix == ".csv":
+        write_atomically(path, csv_bytes(result.to_pandas()))
+    elif suffix == ".html":
+        write_atomically(path, RENDERERS[renderer](result).encode())
+    else:
+        raise AnalysisError(f"cannot save to {path}: the ending must be .json, .csv or .html")

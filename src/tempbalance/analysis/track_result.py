@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from tempbalance._files import RENDERERS, as_path, dumps, write_atomically
+from tempbalance._files import RENDERERS, as_path, dumps
 from tempbalance._saved import Settings, read_saved
-from tempbalance._text import csv_bytes, encodable
+from tempbalance._text import encodable
+from tempbalance.analysis.result import save_report
 from tempbalance.analysis.resume import ResumeFile, identities
 from tempbalance.analysis.rows import SavedSkipped
 from tempbalance.checkpoints import Checkpoint
@@ -193,15 +194,7 @@ class Track:
         Raises:
             AnalysisError: The ending is none of these, or the file cannot be written.
         """
-        suffix = as_path("path", path).suffix.lower()
-        if suffix == ".json":
-            write_atomically(path, (dumps(self.to_dict()) + "\n").encode())
-        elif suffix == ".csv":
-            write_atomically(path, csv_bytes(self.to_pandas()))
-        elif suffix == ".html":
-            write_atomically(path, RENDERERS["render_track"](self).encode())
-        else:
-            raise AnalysisError(f"cannot save to {path}: the ending must be .json, .csv or .html")
+        save_report(self, path, "render_track")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Track:
