@@ -21,12 +21,10 @@ class FileInfo(NamedTuple):
     Attributes:
         path: Path of the file.
         size: Size in bytes.
-        mtime: Time of its last change, in seconds.
     """
 
     path: Path
     size: int
-    mtime: float
 
 
 class Shard(Protocol):

@@ -94,8 +94,7 @@ def _open_pipeline(path: Path, components: Mapping[str, Path]) -> Checkpoint:
 
 
 def _file_infos(files: Iterable[Path]) -> tuple[FileInfo, ...]:
-    stats = [(file, file.stat()) for file in files]
-    return tuple(FileInfo(file, stat.st_size, stat.st_mtime) for file, stat in stats)
+    return tuple(FileInfo(file, file.stat().st_size) for file in files)
 
 
 class _Component:
