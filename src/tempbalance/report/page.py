@@ -47,15 +47,10 @@ class Html(str):
 
 
 class Cell(NamedTuple):
-    """A cell of a table.
-
-    Attributes:
-        text: What it shows.
-        note: What is shown when the mouse is over it; the cell is then in the colour of a warning.
-    """
+    """A cell of a table."""
 
     text: str
-    note: str = ""
+    note: str = ""  # shown when the mouse is over it; the cell is then in the colour of a warning
 
 
 def render_page(  # noqa: PLR0913  all but the name by keyword
@@ -69,28 +64,18 @@ def render_page(  # noqa: PLR0913  all but the name by keyword
     layers: Sequence[Any] = (),
     **parts: str,
 ) -> str:
-    """Build one HTML file from ``report/assets/NAME.html``.
-
-    Args:
-        name: The page.
-        kicker: What the page shows, in one line above the heading.
-        title: Its heading.
-        source: What it is about, in full; shown if it is not the title.
-        figures: Figures by the id of their element.
-        settings: How its numbers were made; the last section.
-        layers: For a page with a table to select from: texts and figure of each of its rows.
-        **parts: The parts of ``NAME.html``.
-
-    Returns:
-        HTML with its style, script, plotly.js and data; the page loads no other file.
-    """
+    """Return one HTML file from ``report/assets/NAME.html`` and its parts, with style, script, plotly.js and data."""
+    # ``kicker`` is the line above the heading ``title``, and ``source`` what the page is about, in full. ``figures``
+    # are by the id of their element. ``layers`` are texts and figure of each row of a table to select from.
     return Template(_asset("shell.html").decode()).substitute(
         kicker=escaped(kicker),
         title=escaped(title),
         path=escaped("" if source == title else source),
         style=_asset("shell.css").decode(),
         body=fragment(name, **parts),
-        settings=_settings_html(settings),
+        settings=Html(
+            "".join(f"<dt>{escaped(key)}</dt><dd>{escaped(in_words(each))}</dd>" for key, each in settings.items())
+        ),
         data=_script_json({"figures": figures, "layers": layers}),
         licence=_asset("plotly-LICENSE.txt").decode(),
         plotly=_plotly(),
@@ -144,11 +129,6 @@ def findings_html(findings: Iterable[Finding]) -> Html:
         severity, text = finding.severity.value, escaped(finding.message)
         items.append(f'<li class="{severity}" title="{escaped(finding.kind)}"><b>{severity}</b> {text}.{step}</li>')
     return Html(f'<ul class="findings">{"".join(items) or "<li>No finding.</li>"}</ul>')
-
-
-def _settings_html(settings: Mapping[str, Any]) -> Html:
-    """Return settings as a list of definitions, in words."""
-    return Html("".join(f"<dt>{escaped(key)}</dt><dd>{escaped(in_words(each))}</dd>" for key, each in settings.items()))
 
 
 def in_words(value: Any) -> str:
