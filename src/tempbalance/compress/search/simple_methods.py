@@ -18,7 +18,7 @@ from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.compress.layer_allocation import MethodScore
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion
-from tempbalance.compress.search.announcement import Announcement, states_of, tokens_of_calibration
+from tempbalance.compress.search.announcement import Announcement
 from tempbalance.compress.search.evolution import SearchSettings
 from tempbalance.compress.search.masked_model import MaskedModel
 from tempbalance.compress.search.text_scores import TextScores, text_scores
@@ -279,8 +279,8 @@ def _estimate(
         settings=SearchSettings(tokens=tokens),
         measured=MEASURED,
         weights=allocation.covered,
-        states=states_of(model, sequences),
-        calibrated=tokens_of_calibration(sequences, criterion),
+        calibration=sequences,
+        criterion=criterion,
         progress=progress,
         searches=False,
     )
@@ -303,20 +303,19 @@ def _each_method(
     unit: Literal["layer", "block"] | None,
 ) -> Generator[AllocatedZeros]:
     """Yield the zeros of every simple method that can have the unit, and of ATP one for each beta."""
-    uniform = allocate_zeros(analysis, sparsity, unit=unit or "block", method="uniform", routers=routers)
+    allocate = functools.partial(allocate_zeros, analysis, sparsity, routers=routers)
+    uniform = allocate(unit=unit or "block", method="uniform")
     yield uniform
     if unit != "block":
-        yield allocate_zeros(analysis, sparsity, unit="layer", method="erk", routers=routers)
-    yield allocate_zeros(analysis, sparsity, unit=unit or "block", method="alpha", routers=routers)
+        yield allocate(unit="layer", method="erk")
+    yield allocate(unit=unit or "block", method="alpha")
     if unit == "layer":  # OWL and ATP are defined for blocks
         return
     if outliers:
-        yield allocate_zeros(analysis, sparsity, unit="block", method="owl", outliers=outliers, routers=routers)
+        yield allocate(unit="block", method="owl", outliers=outliers)
     blocks = len({layer.unit for layer in uniform.layers})
     exact = sum(uniform.zeros) / sum(layer.numel for layer in uniform.layers)  # to one weight
     largest = largest_beta(exact, blocks) if blocks > 1 else 0.0
     for step in range(1, _BETAS + 1):
         if beta := float(f"{largest * step / _BETAS:.4g}"):
-            yield allocate_zeros(
-                analysis, sparsity, unit="block", method="atp", beta=min(beta, largest), routers=routers
-            )
+            yield allocate(unit="block", method="atp", beta=min(beta, largest))
