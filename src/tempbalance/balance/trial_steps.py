@@ -38,11 +38,7 @@ def check_by_steps(optimizer: Optimizer, keys: Sequence[str]) -> None:
     """Check that an optimizer makes the same steps with one group per parameter, and that each option has an effect.
 
     The optimizers of torch are known to. One that cannot be copied, or whose steps need more than gradients and a
-    closure, is not checked.
-
-    Args:
-        optimizer: The optimizer. It is not changed.
-        keys: The options that will be multiplied.
+    closure, is not checked. The optimizer is not changed.
 
     Raises:
         BalanceError: It does not; the message says which and what to do.
@@ -119,7 +115,6 @@ def _steps(optimizer: Optimizer, *, closure: bool, split: bool = False, key: str
     draw = torch.Generator().manual_seed(0)
 
     def evaluate() -> Tensor:
-        """Set the gradients of a step."""
         for i, parameter in enumerate(parameters):
             gradient = torch.randn(parameter.shape, generator=draw).add_(1.0).mul_(i + 1)  # steps do not cancel
             parameter.grad = gradient.to(parameter)
