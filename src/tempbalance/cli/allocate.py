@@ -178,7 +178,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     saved = source.lower().endswith(".json")
     rules = _rules(what, decides, saved, calibration)
     refuse_unused(context, *rules, *of_calibration(calibration, allocation, beta, group))
-    fitted_by, windows = make_estimator(estimator), make_windows(farms, farms_rows)
+    fitted: dict[str, Any] = {"estimator": make_estimator(estimator), "windows": make_windows(farms, farms_rows)}
     analysis = Analysis.load(source) if saved else None
     text = make_calibration(calibration, samples, length, seed)
     search = make_search("search" in (allocation, decides), generations, search_folder, seed)
@@ -193,8 +193,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
             compare=compare,
             group=group,
             routers=routers,
-            estimator=fitted_by,
-            windows=windows,
+            **fitted,
         )
         found = compress.allocate_folder(
             analysis or source,
@@ -219,7 +218,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
                 base=base,
                 calibration=text,
                 search=search,
-                analysis={"estimator": fitted_by, "windows": windows, "device": device, "progress": not quiet},
+                analysis={**fitted, "device": device, "progress": not quiet},
             )
         found = replace(found, source=source if analysis is None else found.source)
     _save_and_print(found, outputs, exports, as_json, quiet)
