@@ -187,7 +187,7 @@ _COLUMNS: dict[str, Callable[[LayerStats], str | Cell]] = {
 def _table(layers: Sequence[LayerStats]) -> Html:
     rows = ([text(layer) for text in _COLUMNS.values()] for layer in layers)
     groups = [layer.status.value for layer in layers]
-    return table_html([*_COLUMNS], rows, text=("layer", "kind", "status"), of=groups)
+    return table_html([*_COLUMNS], rows, text=("layer", "kind", "status"), groups=groups)
 
 
 def _by_reason(analysis: Analysis) -> dict[str, list[str]]:

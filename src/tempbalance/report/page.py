@@ -157,19 +157,19 @@ def number(value: float | None, form: str = ".2f") -> str:
 
 
 def table_html(
-    columns: Sequence[str], rows: Iterable[Sequence[str | Cell]], *, text: Sequence[str], of: Sequence[str] = ()
+    columns: Sequence[str], rows: Iterable[Sequence[str | Cell]], *, text: Sequence[str], groups: Sequence[str] = ()
 ) -> Html:
     """Return the head and the body of a table that can be sorted.
 
-    The columns in ``text`` are texts, at the left; the others are numbers. ``of`` has the group of each row, to filter
-    by.
+    The columns in ``text`` are texts, at the left; the others are numbers. ``groups`` has the group of each row, to
+    filter by.
     """
     kinds = [' class="text"' if column in text else "" for column in columns]
     pairs = zip(columns, kinds, strict=True)
     head = "".join(f'<th scope="col"{kind}>{escaped(column)}</th>' for column, kind in pairs)
     lines = []
     for index, row in enumerate(rows):
-        group = f' data-group="{escaped(of[index])}"' if of else ""
+        group = f' data-group="{escaped(groups[index])}"' if groups else ""
         cells = "".join(_cell(cell, kind) for cell, kind in zip(row, kinds, strict=True))
         lines.append(f'<tr data-index="{index}"{group}>{cells}</tr>')
     return Html(f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>")
