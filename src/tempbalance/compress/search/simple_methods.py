@@ -27,8 +27,8 @@ from tempbalance.compress.sparsity_methods import largest_beta
 from tempbalance.errors import AllocationError, TempBalanceError, check_type
 
 __all__ = [
-    "MEASURED",
     "SimpleMethods",
+    "announcement",
     "compare_methods",
     "measure_methods",
     "measure_sparsity",
@@ -41,7 +41,6 @@ _logger = logging.getLogger("tempbalance")
 
 _TOKENS = SearchSettings().tokens
 _BETAS = 10  # evenly spaced up to the largest
-MEASURED = 4 + _BETAS  # allocations, each on the whole text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +102,10 @@ def compare_methods(  # noqa: PLR0913  four parameters, and options by keyword
 ) -> Allocation:
     """Return an allocation with what it and the simple methods give on the text; without, where that fails."""
     vary = functools.partial(MaskedModel, model, _even([allocation]), criterion, sequences, progress)
-    search = _estimate(model, sequences, allocation, criterion, _TOKENS, progress)
+    settings = SearchSettings()
+    search = announcement(model, sequences, allocation, criterion, settings, progress=progress, searches=False)
     try:
-        with text_scores(model, sequences, vary, tokens=_TOKENS, announce=search) as scores:
+        with text_scores(model, sequences, vary, tokens=settings.tokens, announce=search) as scores:
             own = scores.score(allocation.method, [layer.zeros for layer in allocation.layers])
             budget = allocation.budget
             found = measure_methods(scores, analysis, budget, sequences, routers=routers, progress=progress)
@@ -169,7 +169,8 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
     analysis, sequences = read_inputs(model, calibration, criterion, analysis, progress)
     target = uniform_allocation(analysis, sparsity, routers)
     vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
-    search = _estimate(model, sequences, target, criterion, tokens, progress)
+    settings = SearchSettings(tokens=tokens)
+    search = announcement(model, sequences, target, criterion, settings, progress=progress, searches=False)
     with text_scores(model, sequences, vary, tokens=tokens, announce=search) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress, unit=unit)
     return {
@@ -265,24 +266,26 @@ def read_inputs(
     return analysis, sequences
 
 
-def _estimate(
+def announcement(  # noqa: PLR0913  five parameters, and options by keyword
     model: nn.Module,
     sequences: Sequence[Tensor],
     allocation: Allocation,
     criterion: Criterion,
-    tokens: int,
+    settings: SearchSettings,
+    *,
     progress: bool,
+    searches: bool = True,
 ) -> Announcement:
-    """Return what shows how long measuring takes, and finds out how long a search with default settings would take."""
+    """Return what shows how long measuring the simple methods takes, and a search with these settings after it."""
     return Announcement(
         model=model,
-        settings=SearchSettings(tokens=tokens),
-        measured=MEASURED,
+        settings=settings,
+        measured=4 + _BETAS,  # uniform, ERK, OWL and AlphaPruning, and ATP with each beta
         weights=allocation.covered,
         calibration=sequences,
         criterion=criterion,
         progress=progress,
-        searches=False,
+        searches=searches,
     )
 
 

@@ -16,10 +16,9 @@ from tempbalance.compress.budget_units import make_allocation
 from tempbalance.compress.evaluation.tokens import Documents
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.compress.pruning.pruner import Criterion
-from tempbalance.compress.search.announcement import Announcement
 from tempbalance.compress.search.evolution import SearchSettings, Units, evolve, zeros_of
 from tempbalance.compress.search.masked_model import MaskedModel
-from tempbalance.compress.search.simple_methods import MEASURED, measure_methods, read_inputs, uniform_allocation
+from tempbalance.compress.search.simple_methods import announcement, measure_methods, read_inputs, uniform_allocation
 from tempbalance.compress.search.text_scores import TextScores, text_scores
 from tempbalance.compress.sparsity import check_parameters
 from tempbalance.errors import AllocationError, check_type
@@ -93,15 +92,7 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
     analysis, sequences = read_inputs(model, calibration, criterion, analysis, progress)
     target = uniform_allocation(analysis, sparsity, routers)
     vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
-    announce = Announcement(
-        model=model,
-        settings=settings,
-        measured=MEASURED,
-        weights=target.covered,
-        calibration=sequences,
-        criterion=criterion,
-        progress=progress,
-    )
+    announce = announcement(model, sequences, target, criterion, settings, progress=progress)
     with text_scores(model, sequences, vary, tokens=settings.tokens, announce=announce) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress)
         start = methods.best(unit)
