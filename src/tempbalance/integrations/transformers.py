@@ -63,12 +63,8 @@ class BalanceMixin:
         """
         self.recipe = to_recipe(recipe)
         self.balancer: Balancer | None = None
-        self._options: dict[str, Any] = {
-            "exact": exact,
-            "delay": delay,
-            "dtype": dtype,
-            "on_refresh": tuple(on_refresh),
-        }
+        self._options: dict[str, Any] = {"exact": exact, "delay": delay, "dtype": dtype}
+        self._on_refresh = tuple(on_refresh)
         self._logged: Refresh | None = None
         self._epoch: int | None = None  # optimizer steps in an epoch; None if the loader has no length
         self._asked: int | None = None  # the same, as the balancer got it
@@ -104,6 +100,7 @@ class BalanceMixin:
             trainer.model if model is None else model,
             self.recipe,
             steps_per_epoch=self._steps_per_epoch,  # asked at the first refresh, when the loader is known
+            on_refresh=self._on_refresh,
             **self._options,
         )
         return optimizer
