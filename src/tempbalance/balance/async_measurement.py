@@ -33,7 +33,6 @@ class AsyncMeasurement(Generic[_T]):
     """
 
     def __init__(self, work: Callable[[], _T], reads: Iterable[Tensor], *, step: int) -> None:
-        """Start the function."""
         self.step = step
         streams = _side_streams(reads)
         ready = threading.Event()

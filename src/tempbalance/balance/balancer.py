@@ -152,7 +152,6 @@ class Balancer:
         BALANCED.add(self.optimizer)
 
     def __repr__(self) -> str:
-        """Return the name of the recipe, the number of units and how often it measures."""
         units = f"{len(self._multipliers.plan.units)} {self.recipe.unit}s"
         when = self._refresher.schedule if self._handles else "removed, or a copy"
         return f"Balancer({self.recipe.name}, {units}, {when})"

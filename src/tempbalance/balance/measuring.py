@@ -32,43 +32,26 @@ _Fitted: TypeAlias = tuple[str, WeightFit | TempBalanceError]
 
 
 class Measurement(NamedTuple):
-    """The result of a measurement; the same on all processes, except for their shards.
+    """The result of a measurement; the same on all processes, except for their shards."""
 
-    Attributes:
-        fits: The last fit of each trained weight, by name.
-        due: The weights that were measured.
-        non_finite: Message about a weight that is not finite and has no new fit; empty if all are finite.
-    """
-
-    fits: dict[str, CachedFit]
-    due: list[TrackedWeight]
-    non_finite: str
+    fits: dict[str, CachedFit]  # of each trained weight, by name
+    due: list[TrackedWeight]  # what was measured
+    non_finite: str  # message about a weight that is not finite and has no new fit; empty if all are finite
 
 
 class PreparedMeasurement(NamedTuple):
-    """A measurement whose weights are copied, and whose spectra are still to be computed.
-
-    Attributes:
-        due: The weights to measure.
-        copies: The copies.
-        finish: Computes the spectra from the copies only, while training continues.
-    """
+    """A measurement whose weights are copied, and whose spectra are still to be computed."""
 
     due: list[TrackedWeight]
     copies: list[Tensor]
-    finish: Callable[[], Measurement]
+    finish: Callable[[], Measurement]  # uses the copies only: training may continue
 
 
 class Measurer:
     """Measures the weights that are due."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        tracker: Tracker,
-        initial: InitialWeights,
-        ranks: ProcessGroup,
-        dtype: torch.dtype | None = None,
+        self, recipe: Recipe, tracker: Tracker, initial: InitialWeights, ranks: ProcessGroup, dtype: torch.dtype | None
     ) -> None:
         self._recipe = recipe
         self._dtype = dtype
@@ -79,14 +62,9 @@ class Measurer:
         self._logged: set[str] = set()
 
     def measure(self, fits: Mapping[str, CachedFit], what: str) -> Measurement:
-        """Measure the weights that are due, given the last fits; a collective, which fails on all processes or on none.
+        """Return all fits after measuring the weights that are due; a collective, which fails on all processes or none.
 
-        Args:
-            fits: The last fit of each weight, by name.
-            what: Name of the operation in error messages.
-
-        Returns:
-            All fits.
+        ``what`` is the operation in error messages.
 
         Raises:
             RefreshError: It failed on one of several processes, or they train different weights; the same message on
@@ -122,18 +100,17 @@ class Measurer:
 
     def _measure(self, weights: Sequence[Weight]) -> tuple[dict[str, CachedFit], str]:
         """Return the fits of this process's part of the weights, and a message about one that is not finite."""
+        if self._tracker.sharded:
+            found = self._fit_sharded(weights)
+        else:
+            found = self._fit(weights_of_rank(weights, self._ranks.rank, self._ranks.size))
         fits, non_finite = {}, ""
-        for name, fit in self._fit_all(weights):
+        for name, fit in found:
             if isinstance(fit, NonFiniteError):
                 non_finite = non_finite or f"{name}: {fit}"
             else:
                 fits[name] = self._cached(name, fit)
         return fits, non_finite
-
-    def _fit_all(self, weights: Sequence[Weight]) -> list[_Fitted]:
-        if self._tracker.sharded:
-            return self._fit_sharded(weights)
-        return self._fit(weights_of_rank(weights, self._ranks.rank, self._ranks.size))
 
     def _fit(self, weights: Sequence[Weight]) -> list[_Fitted]:
         batches = fit_model_weights(weights, estimator=self._estimator, windows=self._recipe.windows, dtype=self._dtype)

@@ -17,16 +17,10 @@ _Z95 = 1.6448536269514722  # 95 % quantile of the normal distribution
 
 
 def find_no_effect(units: Sequence[UnitState], recipe: Recipe, *, first: bool) -> list[Finding]:
-    """Find out whether the multipliers of a refresh change nothing or follow noise, and what to do.
+    """Return findings if the multipliers after a refresh change nothing or follow noise, with what to do.
 
-    Args:
-        units: All units after the refresh.
-        recipe: The recipe.
-        first: Whether the weights have not been trained since the balancer was built: a recipe that follows the change
-            of alpha or of the weights has multipliers of 1 then.
-
-    Returns:
-        The findings, of kinds ``no_effect``, ``untrained`` and ``noise``; none if the multipliers have an effect.
+    ``first``: whether the weights have not been trained since the balancer was built. A recipe that follows the change
+    of alpha or of the weights has multipliers of 1 then.
     """
     fitted = [unit for unit in units if not math.isnan(unit.alpha)]
     random = [unit.name for unit in fitted if unit.status is Status.RANDOM]
@@ -52,15 +46,7 @@ def find_no_effect(units: Sequence[UnitState], recipe: Recipe, *, first: bool) -
 
 
 def find_no_decay(groups: Sequence[Mapping[str, object]], recipe: Recipe) -> list[Finding]:
-    """Find out whether a recipe multiplies weight decays that are all zero.
-
-    Args:
-        groups: The parameter groups of the optimizer.
-        recipe: The recipe.
-
-    Returns:
-        A finding of kind ``no_effect``, or nothing.
-    """
+    """Return a finding if a recipe multiplies weight decays that are zero in all groups of the optimizer."""
     decay = "weight_decay"
     if decay not in recipe.keys or any(float(group[decay]) != 0 for group in groups):  # type: ignore[arg-type]
         return []
@@ -84,16 +70,7 @@ def explain_no_effect(findings: Sequence[Finding], units: Sequence[UnitState], r
 
 
 def find_no_convergence(history: Sequence[Refresh], units: Sequence[UnitState], recipe: Recipe) -> list[Finding]:
-    """Find out whether the alphas of the units are no closer together than at the first refresh.
-
-    Args:
-        history: The refreshes so far.
-        units: All units after the next one.
-        recipe: The recipe.
-
-    Returns:
-        A note of kind ``no_convergence``, or nothing.
-    """
+    """Return a note if the alphas of the units are no closer together than at the first refresh in the history."""
     before, now = history[0].imbalance if history else math.nan, imbalance(unit.alpha for unit in units)
     if not recipe.assignment.uses_alpha or not now >= before:
         return []

@@ -62,15 +62,10 @@ class Plan:
         return frozenset(name for unit in self.units if unit.name not in self.at_max for name in unit.weights)
 
     def facts(self, fits: Mapping[str, CachedFit], first: Mapping[str, float]) -> dict[str, UnitFacts]:
-        """Collect the facts about every unit for the assignment.
+        """Return the facts about every unit by name, given the last fits and the first alphas (NaN if there is none).
 
-        Args:
-            fits: The last fit of each weight, by name.
-            first: First alpha of each unit, by name; NaN if there was none yet.
-
-        Returns:
-            Facts by name of unit. Alpha is the mean over the weights that have one, and its standard error assumes that
-            their errors are independent. Units at the maximum get the facts of the unit with the largest alpha.
+        Alpha is the mean over the weights that have one, and its standard error assumes that their errors are
+        independent. Units at the maximum get the facts of the unit with the largest alpha.
 
         Example:
             >>> units = [Unit(name=name, weights=(f"{name}.weight",), parameters=()) for name in ("a", "head")]
@@ -97,16 +92,8 @@ class Plan:
         return result
 
 
-def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None = None) -> Plan:
-    """Divide a model into the units of a recipe.
-
-    Args:
-        model: A live model.
-        recipe: The recipe.
-        trained: Names of the parameters in the optimizer; None for all that require a gradient.
-
-    Returns:
-        The plan; the same for the same model, recipe and names.
+def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str]) -> Plan:
+    """Return the units of a recipe in a live model, given the names of the parameters that are trained.
 
     Raises:
         BalanceError: There is nothing to balance.
@@ -114,13 +101,10 @@ def make_plan(model: nn.Module, recipe: Recipe, trained: Collection[str] | None 
     Example:
         >>> from tempbalance.balance.assign import Linear
         >>> net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 2))
-        >>> plan = make_plan(net, Recipe(name="mine", assignment=Linear(), last=False))
+        >>> plan = make_plan(net, Recipe(name="mine", assignment=Linear(), last=False), [*parameter_names(net)])
         >>> [unit.name for unit in plan.units], [skipped.name for skipped in plan.skipped]
         (['1'], ['0.weight', '2.weight'])
     """
-    parameters = parameter_names(model)
-    if trained is None:
-        trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
     at_max: frozenset[str] = frozenset()
     units: list[Unit] = []
     skipped: list[Skipped] = []

@@ -27,25 +27,15 @@ BALANCED: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # optimizers with a ba
 
 
 class Preparation(NamedTuple):
-    """Everything that a balancer needs to start.
-
-    Attributes:
-        model: The model.
-        recipe: The recipe.
-        ranks: The processes.
-        levels: The optimizer and those inside it, the outermost first; the last one takes the steps.
-        plan: The recipe applied to the model.
-        schedule: When to measure and to unfreeze.
-        dtype: Dtype of the eigenvalues; None for float64.
-    """
+    """Everything that a balancer needs to start."""
 
     model: nn.Module
     recipe: Recipe
     ranks: ProcessGroup
-    levels: list[Optimizer]
+    levels: list[Optimizer]  # the optimizer and those inside it; the last one takes the steps
     plan: Plan
-    schedule: Schedule
-    dtype: torch.dtype | None = None
+    schedule: Schedule  # when to measure and to unfreeze
+    dtype: torch.dtype | None = None  # of the eigenvalues; None for float64
 
 
 def prepare(

@@ -27,6 +27,9 @@ class Every:
         epochs: Epochs between two measurements (1 for once per epoch, 0.1 for ten times); None for no limit. Needs
             ``steps_per_epoch``.
 
+    Raises:
+        ArgumentError: There is no limit, or one is not positive and finite.
+
     Example:
         >>> Every(steps=100, epochs=0.1).interval(steps_per_epoch=128)
         12
@@ -36,11 +39,6 @@ class Every:
     epochs: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the limits.
-
-        Raises:
-            ArgumentError: There is no limit, or one is not positive and finite.
-        """
         limits = [limit for limit in (self.steps, self.epochs) if limit is not None]
         if self.steps is not None:
             check_integer("steps", self.steps, 1)
@@ -99,6 +97,10 @@ class Recipe:
         tolerance: A weight is measured again only if its alpha can have changed by more than this since it was last
             measured; 0 measures every weight at every refresh.
 
+    Raises:
+        ArgumentError: An option is out of range.
+        ArgumentTypeError: An option has the wrong type.
+
     Example:
         >>> from tempbalance.balance.assign import Linear
         >>> recipe = Recipe(name="mine", assignment=Linear(0.8, 1.2), every=Every(steps=50))
@@ -131,12 +133,6 @@ class Recipe:
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the options, and find the estimator if a name was given.
-
-        Raises:
-            ArgumentError: An option is out of range.
-            ArgumentTypeError: An option has the wrong type.
-        """
         types = {"assignment": Assignment, "select": Select, "every": Every, "windows": Windows, "unfreeze": Every}
         for name, expected in types.items():
             value = getattr(self, name)

@@ -54,15 +54,7 @@ class Refresher:
         delay: int,
         on_refresh: Iterable[Callable[[Refresh], object]],
     ) -> None:
-        """Prepare to measure.
-
-        Args:
-            ready: What was planned.
-            groups: The groups, which get the units of the plan.
-            unfrozen_later: The parameters that gradual unfreezing freezes for a while; they count as trained.
-            delay: Optimizer steps from a measurement to its effect.
-            on_refresh: Functions called with each refresh.
-        """
+        """Prepare to measure, and give the groups the units of the plan; ``unfrozen_later`` count as trained."""
         self.history: list[Refresh] = []
         self.schedule = ready.schedule
         self.multipliers = Multipliers(BalanceState(), ready.plan, ready.recipe)
@@ -118,7 +110,6 @@ class Refresher:
         return self.schedule.settings
 
     def _set_plan(self) -> None:
-        """Use the units of the plan."""
         plan = self.multipliers.plan
         unit_of = {name: unit.name for unit in plan.units for name in unit.parameters}
         self._groups.set_units(unit_of, functools.partial(parameter_names, self._model))
@@ -164,18 +155,14 @@ class Refresher:
 
     @torch.no_grad()
     def refresh(self, *, delay: int = 0) -> Refresh:
-        """Measure while training waits; the multipliers take effect after ``delay`` steps.
+        """Return the result of measuring while training waits; the multipliers take effect after ``delay`` steps.
 
         A measurement in progress is discarded.
-
-        Returns:
-            The result.
         """
         self.discard()
         started, steps = time.perf_counter(), self.multipliers.state.steps
 
         def run() -> Refresh:
-            """Measure, and set the multipliers."""
             self._join()
             found = self._measurer.measure(self.multipliers.state.fits, _name(steps))
             return self._apply(found, steps, delay, started)

@@ -55,18 +55,15 @@ class SavedState:
         """Register the hooks of the state dicts of all levels, and return their handles."""
 
         def packed(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-            """Add the state to a state dict."""
             state_dict["param_groups"][0][KEY] = self.state(optimizer).to_json()
             if self._inside:
                 self._groups.enter(self._multipliers.current())
 
         def checked(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
-            """Check a state dict before anything is changed."""
             for text in texts_in(state_dict["param_groups"]):
                 self._check(BalanceState.from_json(text), optimizer)
 
         def loaded(_optimizer: Optimizer) -> None:
-            """Use the state that was loaded."""
             if not self.adopt():
                 self._set(BalanceState())
                 _logger.warning(
@@ -93,12 +90,9 @@ class SavedState:
         return handles
 
     def adopt(self) -> bool:
-        """Take the state out of the groups of the optimizer, if a state dict was loaded.
+        """Return whether a state dict with a state was loaded; take the state out of the groups of the optimizer.
 
         Some optimizers load a state dict without calling hooks, and a state may be loaded before the balancer is built.
-
-        Returns:
-            Whether there was one.
 
         Raises:
             BalanceError: It is damaged, or was saved with another model, other groups or units; it stays in the groups.
@@ -240,5 +234,4 @@ class _CopyWarning:
         return type(self._optimizer).__reduce_ex__(self._optimizer, protocol)
 
     def remove(self) -> None:
-        """Stop warning."""
         vars(self._optimizer).pop("__reduce_ex__", None)

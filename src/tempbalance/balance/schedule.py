@@ -24,12 +24,6 @@ class Schedule:
     def __init__(self, recipe: Recipe, steps_per_epoch: Any, *, delay: int, processes: int) -> None:
         """Check what can be checked now.
 
-        Args:
-            recipe: The recipe.
-            steps_per_epoch: Optimizer steps per epoch; a loader; a function that returns one of these; or None.
-            delay: Optimizer steps from a measurement to its effect.
-            processes: Number of processes.
-
         Raises:
             BalanceError: The recipe counts in epochs, and their length is missing or not a positive integer; or the
                 delay is too long.
@@ -75,7 +69,6 @@ class Schedule:
         return self.unfreeze_interval
 
     def __str__(self) -> str:
-        """Return how often it measures."""
         every = self._recipe.every
         if not self.known and every.epochs is not None:
             return f"every {every.epochs:g} epochs"

@@ -32,22 +32,13 @@ _Scalar: TypeAlias = float | int | bool | str | None
 
 @dataclass(frozen=True, slots=True)
 class CachedFit:
-    """The last fit of one weight.
-
-    Attributes:
-        alpha: Exponent; NaN without a fit.
-        stderr: Standard error of alpha; NaN without a fit.
-        radius: Frobenius norm of a change of the weight up to which alpha stays within the tolerance.
-        status: ``OK``; ``RANDOM`` if the weight has a fit, but its spectrum is that of a random matrix; else the
-            reason for no fit. None if measuring raised an error.
-        error: The message of that error.
-    """
+    """The last fit of one weight."""
 
     alpha: float = math.nan
     stderr: _Positive = math.nan
-    radius: _Positive = math.inf
-    status: Status | None = None
-    error: str = ""
+    radius: _Positive = math.inf  # Frobenius norm of a change up to which alpha stays within the tolerance
+    status: Status | None = None  # ``RANDOM`` with a fit that looks like a random matrix; None if measuring raised
+    error: str = ""  # what it raised
 
     @property
     def reason(self) -> str:
@@ -59,29 +50,17 @@ class CachedFit:
 
 @dataclass(slots=True, kw_only=True)
 class UnitRecord:
-    """What is kept of one unit.
-
-    Attributes:
-        alpha: Exponent, the mean over its weights; NaN without one.
-        stderr: Standard error of alpha; NaN without one.
-        first_alpha: Alpha at the first refresh at which the unit had one; NaN before.
-        status: See ``UnitState``.
-        reason: See ``UnitState``.
-        multiplier: The multiplier in effect; during a ramp, the value at its end.
-        previous: The multiplier before it.
-        since: Optimizer steps taken when it took effect; None before the first refresh.
-        pending: The next multiplier, and the optimizer steps from which it is in effect; None if there is none.
-    """
+    """What is kept of one unit; see also ``UnitState``."""
 
     alpha: float = math.nan
     stderr: _Positive = math.nan
-    first_alpha: float = math.nan
+    first_alpha: float = math.nan  # at the first refresh at which the unit had one
     status: Status | None = None
     reason: str = ""
-    multiplier: _Positive = 1.0
+    multiplier: _Positive = 1.0  # in effect; during a ramp, the value at its end
     previous: _Positive = 1.0
-    since: Count | None = None
-    pending: tuple[_Positive, Count] | None = None
+    since: Count | None = None  # optimizer steps taken when it took effect
+    pending: tuple[_Positive, Count] | None = None  # the next multiplier, and the steps taken when it takes effect
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,13 +106,7 @@ class BalanceState:
 
     @classmethod
     def from_json(cls, text: object) -> BalanceState:
-        """Read a state and check every value in it.
-
-        Args:
-            text: A result of ``to_json``.
-
-        Returns:
-            The state.
+        """Return the state in a result of ``to_json``, after a check of every value in it.
 
         Raises:
             BalanceError: It is damaged, or another version wrote it; the message names the value.
@@ -147,11 +120,7 @@ class BalanceState:
             ) from None
 
     def check(self) -> None:
-        """Check what holds between values.
-
-        Raises:
-            ValueError: Two values do not fit together.
-        """
+        """Raise a ValueError if two values do not fit together."""
         for name, unit in self.units.items():
             if (unit.since or 0) > self.steps:
                 raise ValueError(f"the multiplier of {name} is in effect since step {unit.since} of {self.steps}")

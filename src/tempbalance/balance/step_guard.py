@@ -27,7 +27,6 @@ class StepGuard:
     """
 
     def __init__(self, optimizer: Optimizer, at_end: Callable[[], object]) -> None:
-        """Wrap the step."""
         self.active = False
         self._optimizer = optimizer
         own = vars(optimizer).get("step")  # the step that a scheduler has wrapped
@@ -36,7 +35,6 @@ class StepGuard:
 
         @functools.wraps(step)
         def guarded(optimizer: Optimizer, /, *args: Any, **kwargs: Any) -> Any:
-            """Make a step, and call the function."""
             try:
                 self.active = True
                 try:

@@ -29,18 +29,11 @@ __all__ = ["TrackedWeight", "Tracker"]
 
 
 class TrackedWeight(NamedTuple):
-    """A weight to measure.
-
-    Attributes:
-        weight: The weight.
-        parameters: The trained parameters that it is computed from, by name.
-        uses_buffers: Whether its layer computes it from buffers, too, such as the mask of a pruned layer. They change
-            without a step of the optimizer.
-    """
+    """A weight to measure."""
 
     weight: Weight
-    parameters: dict[str, Tensor]
-    uses_buffers: bool
+    parameters: dict[str, Tensor]  # the trained ones that it is computed from, by name
+    uses_buffers: bool  # such as the mask of a pruned layer, which changes without a step of the optimizer
 
 
 class Tracker:

@@ -38,11 +38,7 @@ def check_by_steps(optimizer: Optimizer, keys: Sequence[str]) -> None:
     """Check that an optimizer makes the same steps with one group per parameter, and that each option has an effect.
 
     The optimizers of torch are known to. One that cannot be copied, or whose steps need more than gradients and a
-    closure, is not checked.
-
-    Args:
-        optimizer: The optimizer. It is not changed.
-        keys: The options that will be multiplied.
+    closure, is not checked. The optimizer is not changed.
 
     Raises:
         BalanceError: It does not; the message says which and what to do.
@@ -107,11 +103,11 @@ def _attempt(what: str, optimizer: Optimizer, **how: Any) -> _Moved:
 
 def _steps(optimizer: Optimizer, *, closure: bool, split: bool = False, key: str = "", half: int = 0) -> _Moved:
     """Return the parameters of a small copy after and before a few steps; one half of the parts has another ``key``."""
-    twin, parameters = _small_copy(optimizer)
+    copied, parameters = _small_copy(optimizer)
     if split:
-        twin.param_groups[:] = [_part(group, p) for group in twin.param_groups for p in group["params"]]
+        copied.param_groups[:] = [_part(group, p) for group in copied.param_groups for p in group["params"]]
     different = _halves(parameters)[half] if key else []
-    for i, part in enumerate(twin.param_groups):
+    for i, part in enumerate(copied.param_groups):
         for name in _VALUES.keys() & part.keys():
             value = _VALUES[name][name == key and i in different]
             part[name] = torch.full_like(part[name], value) if isinstance(part[name], Tensor) else value
@@ -119,17 +115,16 @@ def _steps(optimizer: Optimizer, *, closure: bool, split: bool = False, key: str
     draw = torch.Generator().manual_seed(0)
 
     def evaluate() -> Tensor:
-        """Set the gradients of a step."""
         for i, parameter in enumerate(parameters):
             gradient = torch.randn(parameter.shape, generator=draw).add_(1.0).mul_(i + 1)  # steps do not cancel
             parameter.grad = gradient.to(parameter)
         return torch.ones((), requires_grad=True)
 
-    step: Callable[..., Any] = getattr(type(twin).step, "__wrapped__", type(twin).step)  # without hooks
+    step: Callable[..., Any] = getattr(type(copied).step, "__wrapped__", type(copied).step)  # without hooks
     with _unnoticed(parameters):
         for _ in range(_STEPS):
             evaluate()
-            step(twin, *([evaluate] if closure else []))
+            step(copied, *([evaluate] if closure else []))
     return list(zip(parameters, before, strict=True))
 
 
@@ -141,8 +136,8 @@ def _part(group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
 def _small_copy(optimizer: Optimizer) -> tuple[Any, list[Tensor]]:
     """Return a copy without state, with at most two small parameters per group, and these parameters."""
     small = {id(p): _small(p, i) for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
-    twin = object.__new__(type(optimizer))
-    memo: dict[int, Any] = {**small, id(optimizer): twin, id(optimizer.state): collections.defaultdict(dict)}
+    copied = object.__new__(type(optimizer))
+    memo: dict[int, Any] = {**small, id(optimizer): copied, id(optimizer.state): collections.defaultdict(dict)}
     groups = [
         {
             **{key: value for key, value in group.items() if key != "param_names"},
@@ -150,14 +145,14 @@ def _small_copy(optimizer: Optimizer) -> tuple[Any, list[Tensor]]:
         }
         for group in optimizer.param_groups
     ]
-    vars(twin)["param_groups"] = copy.deepcopy(groups, memo)
-    memo[id(optimizer.param_groups)] = twin.param_groups
+    vars(copied)["param_groups"] = copy.deepcopy(groups, memo)
+    memo[id(optimizer.param_groups)] = copied.param_groups
     for name, value in vars(optimizer).items():
         if name.endswith("_hooks"):
-            vars(twin)[name] = collections.OrderedDict()
+            vars(copied)[name] = collections.OrderedDict()
         elif name not in ("step", "param_groups"):  # a scheduler wraps ``step``
-            vars(twin)[name] = copy.deepcopy(value, memo)
-    return twin, [p for group in twin.param_groups for p in group["params"]]
+            vars(copied)[name] = copy.deepcopy(value, memo)
+    return copied, [p for group in copied.param_groups for p in group["params"]]
 
 
 def _small(parameter: Tensor, seed: int) -> Tensor:

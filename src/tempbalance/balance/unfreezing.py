@@ -90,12 +90,10 @@ class _FirstForward:
         self._start = start
 
     def __call__(self, _module: nn.Module, _args: Any) -> None:
-        """Start, before the first forward pass."""
         if self._start is not None:
             self._start()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Return what a copy is built from."""
         if self._start is not None:
             text = "the copy of a model that is unfrozen gradually is not: build a tempbalance.Balancer for the copy"
             warnings.warn(text, BalanceWarning, stacklevel=2)

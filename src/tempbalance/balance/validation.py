@@ -47,15 +47,10 @@ def check_model(model: nn.Module) -> None:
 
 
 class Agreement(NamedTuple):
-    """Settings that must be equal on all processes.
+    """Settings that must be equal on all processes."""
 
-    Attributes:
-        groups: Name and shape of every parameter of every group; empty for one that is not of the model.
-        schedule: Interval and start of the measurements.
-    """
-
-    groups: list[list[tuple[str, tuple[int, ...]]]]
-    schedule: str
+    groups: list[list[tuple[str, tuple[int, ...]]]]  # name and shape of each parameter; empty if not of the model
+    schedule: str  # interval and start of the measurements
 
 
 def check_agreement(agreements: Sequence[Agreement]) -> None:

@@ -66,16 +66,16 @@ class Checkpoint:
         self.adapter_config = adapter_config
         self.files = files
         self.key = key
-        self._homes: dict[str, tuple[Path, Shard]] = {}
+        self._shards: dict[str, tuple[Path, Shard]] = {}
         self._tensors: dict[str, TensorInfo] = {}
         for file, shard in shards.items():
             for name, info in shard.tensors.items():
-                if name in self._homes:
+                if name in self._shards:
                     raise CheckpointError(
-                        f"{path}: {self._homes[name][0].name} and {file.name} both contain {name}: the folder has two "
+                        f"{path}: {self._shards[name][0].name} and {file.name} both contain {name}: the folder has two "
                         "checkpoints; open one of the files instead"
                     )
-                self._homes[name] = (file, shard)
+                self._shards[name] = (file, shard)
                 self._tensors[name] = info
 
     @property
@@ -87,7 +87,7 @@ class Checkpoint:
     def shards(self) -> dict[Path, dict[str, TensorInfo]]:
         """Shapes and dtypes by file and name."""
         result: dict[Path, dict[str, TensorInfo]] = {}
-        for name, (file, _) in self._homes.items():
+        for name, (file, _) in self._shards.items():
             result.setdefault(file, {})[name] = self._tensors[name]
         return result
 
@@ -115,13 +115,13 @@ class Checkpoint:
             close = difflib.get_close_matches(name, self._tensors, n=3)
             hint = f"; did you mean {', '.join(close)}?" if close else ""
             raise NotFoundError(f"{self.path}: no tensor {name!r}{hint}")
-        if name not in self._homes:
+        if name not in self._shards:
             raise CheckpointError(f"{self.path}: the checkpoint is closed; open it again")
-        return self._homes[name][1].load(name, index)
+        return self._shards[name][1].load(name, index)
 
     def close(self) -> None:
         """Close the files; names, shapes and dtypes remain available."""
-        self._homes.clear()
+        self._shards.clear()
 
     def __enter__(self) -> Checkpoint:
         return self

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tempbalance._files import read_regular
-from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_SUFFIXES
-from tempbalance.checkpoints.unsupported import describe_unsupported
+from tempbalance.checkpoints.torch_file import TORCH_SUFFIXES
+from tempbalance.checkpoints.unsupported import SUPPORTED, describe_unsupported
 from tempbalance.errors import CheckpointError, CorruptFileError
 
 __all__ = [
     "ADAPTERS",
     "NUMBERED",
     "PIPELINE",
+    "WEIGHTS",
     "copy_non_weights",
     "model_parts",
     "pipeline_folders",
@@ -29,16 +30,16 @@ __all__ = [
 _logger = logging.getLogger("tempbalance")
 PIPELINE = "model_index.json"  # of diffusers
 
+WEIGHTS = (".safetensors", ".gguf", *TORCH_SUFFIXES)  # of files that are read
 # In order of preference: the first match is used, other files are ignored.
 _INDEXES = ("model.safetensors.index.json", "*.safetensors.index.json")
 _TORCH_INDEXES = ("pytorch_model.bin.index.json", "*.bin.index.json")
-_GGUF = (".gguf",)
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # Files that are not weights: optimizer state and the like, and copies in the original naming of the model.
 _NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*|consolidated.*|adapter_model)\..*"
 )
-_ALL_WEIGHTS = (".safetensors", *TORCH_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".index.json")
+_NOT_COPIED = (*WEIGHTS, ".h5", ".msgpack", ".onnx", ".index.json")
 _MOST_JSON = 100 << 20  # as the header of a safetensors file
 NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
 
@@ -67,7 +68,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     for indexes, suffixes, single in (
         (_INDEXES, (".safetensors",), ("model.safetensors", "diffusion_pytorch_model.safetensors")),
         (_TORCH_INDEXES, TORCH_SUFFIXES, ("pytorch_model.bin", "diffusion_pytorch_model.bin")),
-        ((), _GGUF, ()),
+        ((), (".gguf",), ()),
     ):
         for pattern in indexes:
             for index in sorted(folder.glob(pattern)):
@@ -150,8 +151,7 @@ def model_parts(file: Path) -> list[Path]:
 
 
 def _no_weights(folder: Path, entries: list[Path]) -> str:
-    suffixes = (".safetensors", *TORCH_SUFFIXES, *_GGUF)
-    nested = [e.name for e in entries if e.is_dir() and any(f.suffix in suffixes for f in _listed(e))]
+    nested = [e.name for e in entries if e.is_dir() and any(f.suffix in WEIGHTS for f in _listed(e))]
     if nested:
         hint = f"but its folders {', '.join(nested[:5])} have weights: open one of them"
     else:
@@ -173,6 +173,6 @@ def copy_non_weights(source: Path, folder: Path, exclude: Collection[Path] = ())
     """Copy configuration, tokenizer and licence of a model, without some files; those in the target folder stay."""
     left_out = {path.resolve() for path in exclude}
     for entry in sorted(source.iterdir()):
-        if entry.is_file() and not entry.name.lower().endswith(_ALL_WEIGHTS) and entry.resolve() not in left_out:
+        if entry.is_file() and not entry.name.lower().endswith(_NOT_COPIED) and entry.resolve() not in left_out:
             if not (folder / entry.name).exists():
                 shutil.copyfile(entry, folder / entry.name)

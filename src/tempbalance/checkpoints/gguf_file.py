@@ -39,33 +39,20 @@ _Entry = tuple[str, tuple[int, ...], int, int]  # name, shape, type and position
 
 
 class _Header(NamedTuple):
-    """What a file says of itself.
+    """What a file says of itself."""
 
-    Attributes:
-        metadata: Numbers, strings and short lists of numbers by key; other arrays are left out.
-        tensors: Name, shape, type and position of each tensor.
-        start: Position of the first tensor.
-    """
-
-    metadata: dict[str, Any]
+    metadata: dict[str, Any]  # numbers, strings and short lists of numbers by key; other arrays are left out
     tensors: list[_Entry]
-    start: int
+    start: int  # position of the first tensor
 
 
 class _Stored(NamedTuple):
-    """A tensor in a file.
+    """A tensor in a file."""
 
-    Attributes:
-        place: Its place; that of the bytes if it is quantised.
-        kind: Its type in GGUF if it is quantised, else None.
-        shape: The shape that it is read in, if another than the stored one, else None.
-        heads: Number of attention heads whose rows llama.cpp has reordered, else None.
-    """
-
-    place: Place
-    kind: Any
-    shape: tuple[int, ...] | None
-    heads: int | None
+    place: Place  # of the bytes if it is quantised
+    kind: Any  # type in GGUF if it is quantised, else None
+    shape: tuple[int, ...] | None  # that it is read in, if another than the stored one
+    heads: int | None  # attention heads whose rows llama.cpp has reordered
 
 
 def open_gguf(files: Sequence[Path]) -> dict[Path, GGUFShard]:
@@ -205,7 +192,6 @@ def _dequantise(stored: Tensor, kind: Any) -> Tensor:
 
 
 def _read_header(path: Path) -> _Header:
-    """Read the header of a file."""
     try:
         with path.open("rb") as file:
             return _Reader(file, path.stat().st_size).header()
@@ -225,7 +211,6 @@ class _Reader:
         self._file, self._size = file, size
 
     def header(self) -> _Header:
-        """Read metadata and the places of tensors."""
         if self._file.read(4) != GGUF_MAGIC:
             raise CorruptFileError("it does not begin with GGUF")
         version = self._number("<I")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tempbalance.checkpoints.folder import PIPELINE
+from tempbalance.checkpoints.folder import PIPELINE, WEIGHTS
 from tempbalance.errors import CheckpointError, NotFoundError, require_extra
 
 __all__ = ["snapshot", "split_hub_id"]
@@ -15,7 +15,6 @@ _NUMBER_OF_PART = re.compile(r"-\d+(?=-of-\d+\.gguf$)")  # of a model that is op
 _METADATA = "*.json"
 _NOT_WEIGHTS = ["consolidated*", "optimizer*", "training_args*", "*.index.json.lock"]
 _VARIANTS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.fp8.*"]  # of the weights of diffusers
-_FILES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
 
 
 def split_hub_id(source: str) -> tuple[str, str]:
@@ -55,7 +54,7 @@ def snapshot(repo_id: str, revision: str | None = None, part: str = "") -> Path:
             ) from error
         return Path(path)
 
-    if part.endswith(_FILES):
+    if part.endswith(WEIGHTS):
         file = download([_NUMBER_OF_PART.sub("-*", part)], []) / part
         if not file.exists():
             raise CheckpointError(f"{repo_id} has no file {part}")

@@ -16,8 +16,8 @@ from tempbalance.checkpoints.folder import ADAPTERS, NUMBERED, model_parts, pipe
 from tempbalance.checkpoints.gguf_file import GGUF_MAGIC, open_gguf
 from tempbalance.checkpoints.hub import snapshot, split_hub_id
 from tempbalance.checkpoints.safetensors_file import SafetensorsShard
-from tempbalance.checkpoints.torch_file import SUPPORTED, TORCH_MAGIC, TORCH_SUFFIXES, TorchShard
-from tempbalance.checkpoints.unsupported import describe_unsupported
+from tempbalance.checkpoints.torch_file import TORCH_MAGIC, TORCH_SUFFIXES, TorchShard
+from tempbalance.checkpoints.unsupported import SUPPORTED, describe_unsupported
 from tempbalance.errors import CheckpointError, CorruptFileError, NotFoundError
 from tempbalance.layers import Index, TensorInfo
 
@@ -105,7 +105,6 @@ class _Component:
         self.tensors: Mapping[str, TensorInfo] = {f"{prefix}{name}": info for name, info in shard.tensors.items()}
 
     def load(self, name: str, index: Index = ()) -> Tensor:
-        """Read a tensor or a part of it."""
         return self._shard.load(name.removeprefix(self._prefix), index)
 
 

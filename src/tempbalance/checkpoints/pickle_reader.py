@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 from tempbalance.errors import CheckpointError, CorruptFileError
@@ -74,32 +75,29 @@ def fill(target: Any, items: Sequence[Any]) -> Any:
     return target
 
 
+@dataclass(slots=True)
 class _Machine:
     """The stack of a pickle, and its operations."""
 
-    def __init__(
-        self, file: BinaryIO, size: int, name: Callable[[str], Global], call: Callable[[Any, Any], Any],
-        load: Callable[[Any], Any],
-    ) -> None:  # fmt: skip
-        self._file, self._size = file, size
-        self.name, self.call, self.load = name, call, load
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
+    file: BinaryIO
+    size: int
+    name: Callable[[str], Global]
+    call: Callable[[Any, Any], Any]
+    load: Callable[[Any], Any]
+    stack: list[Any] = field(default_factory=list)
+    marks: list[list[Any]] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
 
     def take(self, count: int) -> bytes:
-        """Read some bytes."""
-        found = self._file.read(count) if count <= self._size else b""
+        found = self.file.read(count) if count <= self.size else b""
         if len(found) != count:
             raise CorruptFileError("it ends too early")
         return found
 
     def number(self, form: str) -> Any:
-        """Read a number."""
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def integer(self, count: int) -> int:
-        """Read an integer of any length."""
         if count > _MOST_DIGITS:
             raise CorruptFileError(f"it has an integer of {count} bytes")
         return int.from_bytes(self.take(count), "little", signed=True)
@@ -110,15 +108,12 @@ class _Machine:
         return {"00": False, "01": True}[line] if line in {"00", "01"} else int(line)
 
     def text(self, count: int) -> str:
-        """Read a string."""
         return self.take(count).decode("utf-8", "surrogatepass")
 
     def line(self) -> str:
-        """Read a line."""
-        return self._file.readline(self._size).rstrip(b"\n").decode()
+        return self.file.readline(self.size).rstrip(b"\n").decode()
 
     def push(self, value: Any) -> None:
-        """Add a value."""
         self.stack.append(value)
 
     def mark(self) -> None:

@@ -16,42 +16,25 @@ __all__ = ["VIEWS", "PickledTensor", "Storage", "read_torch_pickle"]
 
 
 class Storage(NamedTuple):
-    """A storage of ``torch.save``.
+    """A storage of ``torch.save``."""
 
-    Attributes:
-        key: Its name in the file.
-        dtype: Its dtype, uint8 if it has none.
-        numel: Number of its entries.
-        offset: Entry at which a view of it begins; only the format before PyTorch 1.6 has views.
-    """
-
-    key: str
-    dtype: torch.dtype
+    key: str  # its name in the file
+    dtype: torch.dtype  # uint8 if it has none
     numel: int
-    offset: int = 0
+    offset: int = 0  # entry at which a view of it begins; only the format before PyTorch 1.6 has views
 
 
 @dataclass(frozen=True, slots=True)
 class PickledTensor:
-    """A tensor of ``torch.save``.
+    """A tensor of ``torch.save``."""
 
-    Attributes:
-        storage: Where its entries are; None if they are not in the file.
-        dtype: Its dtype.
-        shape: Its shape.
-        stride: Its strides.
-        offset: Its first entry in the storage.
-        reason: Why it cannot be read, or None.
-        views: Names of ``VIEWS`` to apply to what is stored.
-    """
-
-    storage: Storage | None
+    storage: Storage | None  # where its entries are; None if they are not in the file
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...] = ()
-    offset: int = 0
-    reason: str | None = None
-    views: tuple[str, ...] = ()
+    offset: int = 0  # of its first entry in the storage
+    reason: str | None = None  # why it cannot be read, or None
+    views: tuple[str, ...] = ()  # names of ``VIEWS`` to apply to what is stored
 
     @property
     def ndim(self) -> int:
@@ -96,7 +79,6 @@ def read_torch_pickle(file: BinaryIO, size: int, most: int, storages: dict[str, 
     registered = _safe_globals()
 
     def name(full: str) -> Global:
-        """Return a function or class, if it is allowed."""
         full = full.replace("torch.tensor.", "torch._tensor.")  # its name before PyTorch 1.7
         if not (_ALLOWED.fullmatch(full) or full in _DTYPES or full in registered):
             raise UnsafeFileError(
@@ -106,7 +88,6 @@ def read_torch_pickle(file: BinaryIO, size: int, most: int, storages: dict[str, 
         return Global(full)
 
     def load(saved: Any) -> Storage:
-        """Return the storage of a persistent id."""
         storage = _storage(saved)
         storages.setdefault(storage.key, storage)
         return storage
@@ -179,10 +160,6 @@ def _subclass(cls: Any, dtype: Any, shape: Any, *_: Any) -> PickledTensor:
     )
 
 
-def _typed(function: Any, _: Any, arguments: Any, __: Any) -> Any:
-    return _call(function, arguments)
-
-
 def _first(value: Any, *_: Any) -> Any:
     return value
 
@@ -195,7 +172,7 @@ _U = "torch._utils._rebuild_"
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.Size": tuple,
     "collections.OrderedDict": _dictionary,
-    "torch._tensor._rebuild_from_type_v2": _typed,
+    "torch._tensor._rebuild_from_type_v2": lambda function, _, arguments, __: _call(function, arguments),
     f"{_U}tensor": _tensor,
     f"{_U}tensor_v2": _tensor,
     f"{_U}tensor_v3": _tensor,

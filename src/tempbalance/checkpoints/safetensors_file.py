@@ -18,28 +18,13 @@ from tempbalance.layers import Index, TensorInfo
 
 __all__ = ["SafetensorsShard", "write_safetensors"]
 
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F4": "float4_e2m1fn_x2",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F8_E8M0": "float8_e8m0fnu",
-    "C64": "complex64",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
+_DTYPES = {  # names in torch, which may lack some
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F4": "float4_e2m1fn_x2",
+    "F8_E4M3": "float8_e4m3fn", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu", "C64": "complex64",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
 _CODES = {getattr(torch, name): code for code, name in _DTYPES.items() if hasattr(torch, name) and code != "F4"}
 _ALIGNMENT = 8
 _KERNEL, _CONV1D = 16, 3  # an axis of a 3-D weight up to this long is a Conv1d kernel; its number of axes
@@ -99,11 +84,7 @@ class SafetensorsShard:
                 length = int.from_bytes(file.read(8), "little")
                 header = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
             metadata = msgspec.json.decode(header.pop("__metadata__", b"{}"), type=dict[str, str])
-            return (
-                8 + length,
-                {name: msgspec.json.decode(entry, type=_Entry) for name, entry in header.items()},
-                metadata,
-            )
+            return 8 + length, {name: msgspec.json.decode(raw, type=_Entry) for name, raw in header.items()}, metadata
         except (SafetensorError, msgspec.MsgspecError) as error:
             raise CorruptFileError(
                 f"{self._path}: not a readable safetensors file ({error}); it is truncated or has another format: "

@@ -24,19 +24,12 @@ def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 class Place(NamedTuple):
-    """The place of a tensor in a file.
+    """The place of a tensor in a file."""
 
-    Attributes:
-        start: Position of its first number, in bytes.
-        dtype: Its dtype.
-        shape: Its shape.
-        stride: Distance of neighbours on each axis, in numbers.
-    """
-
-    start: int
+    start: int  # position of its first number, in bytes
     dtype: torch.dtype
     shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    stride: tuple[int, ...]  # distance of neighbours on each axis, in numbers
 
     @property
     def size(self) -> int:

@@ -9,7 +9,7 @@ import re
 import struct
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,17 +17,14 @@ from torch import Tensor
 
 from tempbalance.checkpoints.pickled_tensors import VIEWS, PickledTensor, Storage, read_torch_pickle
 from tempbalance.checkpoints.stored_file import Place, StoredFile
+from tempbalance.checkpoints.unsupported import SUPPORTED
 from tempbalance.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from tempbalance.layers import Index, TensorInfo
 from tempbalance.layers.nested import find_state_dict
 from tempbalance.layers.reasons import dtype_reason
 
-__all__ = ["SUPPORTED", "TORCH_MAGIC", "TORCH_SUFFIXES", "TorchShard", "stored_integer"]
+__all__ = ["TORCH_MAGIC", "TORCH_SUFFIXES", "TorchShard", "stored_integer"]
 
-SUPPORTED = (
-    "supported are .safetensors and .gguf files, PyTorch state dicts (.bin, .pt, .pth, .ckpt) and folders of them "
-    "(a Hugging Face model folder, a PEFT adapter)"
-)
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # Pattern for the members of a zip archive that torch.load cannot read, and the error.
@@ -63,17 +60,11 @@ _EXPANDED = 2**30  # bytes that a tensor may have above the size of its file
 
 
 class _Contents(NamedTuple):
-    """What a file contains.
+    """What a file contains."""
 
-    Attributes:
-        saved: What was saved, with descriptions of tensors.
-        storages: Position and size of each storage, in bytes.
-        swap: Whether numbers have the other byte order.
-    """
-
-    saved: Any
-    storages: Mapping[str, tuple[int, int]]
-    swap: bool
+    saved: Any  # with descriptions of tensors
+    storages: Mapping[str, tuple[int, int]]  # position and size of each storage, in bytes
+    swap: bool  # whether numbers have the other byte order
 
 
 class TorchShard:
@@ -159,7 +150,9 @@ def _read_zip(file: BinaryIO, size: int) -> _Contents:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
     names = [member.filename for member in members]
-    _check_archive(names)
+    for pattern, kind, description in _ARCHIVES:
+        if any(re.fullmatch(pattern, name) for name in names):
+            raise kind(f"it is {description}")
     root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
     if root is None or len(set(names)) < len(names):
         raise CorruptFileError("it has no data.pkl, or two files of one name: not an archive of torch.save")
@@ -202,10 +195,3 @@ def _read_legacy(file: BinaryIO, size: int) -> _Contents:
             raise CorruptFileError("a part of it is missing")
         file.seek(sum(storages[key]))
     return _Contents(saved, storages, system["little_endian"] != (sys.byteorder == "little"))
-
-
-def _check_archive(members: Sequence[str]) -> None:
-    """Raise a CheckpointError for a zip archive that is not of ``torch.save``."""
-    for pattern, kind, description in _ARCHIVES:
-        if any(re.fullmatch(pattern, member) for member in members):
-            raise kind(f"it is {description}")

@@ -1,11 +1,16 @@
-"""Files with weights in a format that is not read: what they are, and what to do."""
+"""Which files are read; and files with weights in a format that is not: what they are, and what to do."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-__all__ = ["describe_unsupported"]
+__all__ = ["SUPPORTED", "describe_unsupported"]
+
+SUPPORTED = (
+    "supported are .safetensors and .gguf files, PyTorch state dicts (.bin, .pt, .pth, .ckpt) and folders of them "
+    "(a Hugging Face model folder, a PEFT adapter)"
+)
 
 _EXPORTED = "use the checkpoint that it was exported from"
 _SAVE_ARRAYS = "with its own library, save the arrays with safetensors.numpy.save_file"

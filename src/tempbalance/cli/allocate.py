@@ -26,8 +26,7 @@ from tempbalance.cli.app import (
     check_outputs,
     make_estimator,
     make_windows,
-    print_json,
-    print_saved,
+    print_result,
     refuse_unused,
     split_outputs,
 )
@@ -174,11 +173,12 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
     from tempbalance.checkpoints import open_checkpoint
 
     what, budget = next((name, value) for name, value in budgets.items() if value is not None)
-    decides = by.value if by else _default(what, measured=calibration is not None and formats is not None)
+    defaults = {"trainable": "snr", "bits": "error" if None not in (calibration, formats) else "uniform"}
+    decides = by.value if by else defaults.get(what, "alpha")
     saved = source.lower().endswith(".json")
     rules = _rules(what, decides, saved, calibration)
     refuse_unused(context, *rules, *of_calibration(calibration, allocation, beta, group))
-    fitted_by, windows = make_estimator(estimator), make_windows(farms, farms_rows)
+    fitted: dict[str, Any] = {"estimator": make_estimator(estimator), "windows": make_windows(farms, farms_rows)}
     analysis = Analysis.load(source) if saved else None
     text = make_calibration(calibration, samples, length, seed)
     search = make_search("search" in (allocation, decides), generations, search_folder, seed)
@@ -193,8 +193,7 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
             compare=compare,
             group=group,
             routers=routers,
-            estimator=fitted_by,
-            windows=windows,
+            **fitted,
         )
         found = compress.allocate_folder(
             analysis or source,
@@ -219,15 +218,10 @@ def allocate_command(  # noqa: PLR0913, PLR0917  each is an option of the comman
                 base=base,
                 calibration=text,
                 search=search,
-                analysis={"estimator": fitted_by, "windows": windows, "device": device, "progress": not quiet},
+                analysis={**fitted, "device": device, "progress": not quiet},
             )
         found = replace(found, source=source if analysis is None else found.source)
     _save_and_print(found, outputs, exports, as_json, quiet)
-
-
-def _default(what: str, *, measured: bool) -> str:
-    """Return what decides, by default; ``measured``: whether there are calibration text and formats."""
-    return {"trainable": "snr", "bits": "error" if measured else "uniform"}.get(what, "alpha")
 
 
 def _rules(what: str, by: str, saved: bool, calibration: Path | None) -> list[tuple[object, str, Sequence[str]]]:
@@ -255,18 +249,13 @@ def _save_and_print(
 ) -> None:
     from tempbalance import compress
     from tempbalance.report.allocation_terminal import print_allocation
-    from tempbalance.report.terminal import output_console
 
     for path in outputs:
         found.save(path)
     for exporter, path, options in exports:
         getattr(compress, exporter)(found, path, **options)
-    if as_json:
-        print_json(found.to_dict())
-    elif not quiet:
-        console = output_console()
-        print_allocation(console, found)
-        print_saved(console, [*outputs, *(path for _, path, _ in exports)])
+    saved = [*outputs, *(path for _, path, _ in exports)]
+    print_result(found, print_allocation, saved, as_json=as_json, quiet=quiet)
 
 
 def _parse_export(text: str) -> tuple[str, Path, dict[str, str]]:
@@ -309,7 +298,6 @@ def _allocate_by(  # noqa: PLR0913  each is an option of the command line
         raise AllocationError("--by search needs --calibration FILE")
 
     def opened() -> Checkpoint:
-        """Return the model."""
         if isinstance(model, Analysis):
             raise AllocationError(f"--by {by} needs the model, not its analysis")
         return model

@@ -28,8 +28,7 @@ from tempbalance.cli.app import (
     make_estimator,
     make_windows,
     print_interrupted,
-    print_json,
-    print_saved,
+    print_result,
     split_outputs,
 )
 from tempbalance.cli.failures import FOUND, INTERRUPTED
@@ -145,15 +144,10 @@ def analyze_command(  # noqa: PLR0913, PLR0917  each is an option of the command
         )
         for path in outputs if processes.rank == 0 else []:
             analysis.save(path)
-    if processes.rank == 0 and as_json:
-        print_json(analysis.to_dict())
-    elif processes.rank == 0 and not quiet:
+    if processes.rank == 0:
         from tempbalance.report.analysis_report import print_analysis
-        from tempbalance.report.terminal import output_console
 
-        console = output_console()
-        print_analysis(console, analysis)
-        print_saved(console, outputs)
+        print_result(analysis, print_analysis, outputs, as_json=as_json, quiet=quiet)
     failed = [finding.kind for finding in analysis.findings if {"any", finding.kind, finding.severity.value} & kinds]
     if failed:
         if processes.rank == 0:

@@ -7,7 +7,7 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +44,7 @@ __all__ = [
     "make_windows",
     "print_interrupted",
     "print_json",
+    "print_result",
     "print_saved",
     "read_settings",
     "refuse_unused",
@@ -70,16 +71,13 @@ class _Commands(TyperGroup):
     """Lists the commands in the order of their use, and reports wrong arguments in printable characters."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names for ``--help``."""
         return sorted(super().list_commands(ctx), key=_ORDER.index)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the options before the command."""
         with _printable_usage():
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Read the arguments of a command and run it."""
         with _printable_usage():
             return super().invoke(ctx)
 
@@ -125,8 +123,7 @@ FarmsRowsOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="Torch device, for example [bold]cuda[/].")]
 DtypeOption = Annotated[
-    str | None,
-    typer.Option(help="float32 for eigenvalues in float32, which is faster.", show_default="float64"),
+    str | None, typer.Option(help="float32 for eigenvalues in float32, which is faster.", show_default="float64")
 ]
 CacheOption = Annotated[
     Path | None, typer.Option(help="Folder for rows: weights that were analysed before are not analysed again.")
@@ -135,8 +132,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
 SelectOption = Annotated[list[str] | None, typer.Option(help="Only weights whose name matches this glob. Repeatable.")]
 ReportsOption = Annotated[
-    list[Path] | None,
-    typer.Option("--out", "-o", help="Save to FILE.json, .csv or .html; - prints JSON. Repeatable."),
+    list[Path] | None, typer.Option("--out", "-o", help="Save to FILE.json, .csv or .html; - prints JSON. Repeatable.")
 ]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 KeyOption = Annotated[
@@ -226,9 +222,7 @@ def check_outputs(paths: list[Path], allowed: tuple[str, ...] = (".json", ".csv"
 def refuse_unused(context: typer.Context, *rules: tuple[object, str, Sequence[str]]) -> None:
     """Raise an AllocationError if an option was given that has no effect.
 
-    Args:
-        context: The command, with what was given on the command line.
-        rules: Whether a rule applies, in which case options have no effect, and the names of their parameters.
+    A rule is whether it applies, the case in which options have no effect, and the names of their parameters.
     """
     for applies, case, names in rules:
         for option in context.command.params if applies else ():
@@ -238,7 +232,21 @@ def refuse_unused(context: typer.Context, *rules: tuple[object, str, Sequence[st
                 raise AllocationError(f"{spelled} has no effect {case}: leave it out")
 
 
-def print_saved(console: Console, paths: list[Path]) -> None:
+def print_result(
+    result: Any, show: Callable[[Console, Any], None], saved: Sequence[Path], *, as_json: bool, quiet: bool = False
+) -> None:
+    """Print a result as JSON, or by a function of ``report`` and with the paths of the files that were written."""
+    from tempbalance.report.terminal import output_console
+
+    if as_json:
+        print_json(result.to_dict())
+    elif not quiet:
+        console = output_console()
+        show(console, result)
+        print_saved(console, saved)
+
+
+def print_saved(console: Console, paths: Sequence[Path]) -> None:
     """Print the paths of the files that were written."""
     for path in paths:
         console.print(f"saved {printable(str(path))}", highlight=False, markup=False, soft_wrap=True)

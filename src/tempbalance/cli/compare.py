@@ -21,8 +21,7 @@ from tempbalance.cli.app import (
     check_outputs,
     make_estimator,
     make_windows,
-    print_json,
-    print_saved,
+    print_result,
     split_outputs,
 )
 
@@ -78,7 +77,6 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     from tempbalance.analysis import compare
     from tempbalance.layers import Select
     from tempbalance.report.comparison_report import print_comparison
-    from tempbalance.report.terminal import output_console
 
     outputs, as_json = split_outputs(out, as_json)
     check_outputs(outputs, allowed=(".json", ".csv", ".html"))
@@ -97,9 +95,4 @@ def compare_command(  # noqa: PLR0913, PLR0917  each is an option of the command
     )
     for path in outputs:
         comparison.save(path)
-    if as_json:
-        print_json(comparison.to_dict())
-    elif not quiet:
-        console = output_console()
-        print_comparison(console, comparison)
-        print_saved(console, outputs)
+    print_result(comparison, print_comparison, outputs, as_json=as_json, quiet=quiet)

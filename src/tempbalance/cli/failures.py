@@ -131,7 +131,6 @@ def _terminated_as_interrupted() -> Generator[None]:
 
 class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record as one line."""
         _print(f"{record.levelname.lower()}: {record.getMessage()}")
 
 

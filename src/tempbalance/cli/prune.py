@@ -111,8 +111,7 @@ BetaOption = Annotated[
     ),
 ]
 GenerationsOption = Annotated[
-    int | None,
-    typer.Option(min=1, max=2**20, help="Generations of a search; default: 100.", show_default=False),
+    int | None, typer.Option(min=1, max=2**20, help="Generations of a search; default: 100.", show_default=False)
 ]
 SearchFolderOption = Annotated[
     Path | None, typer.Option(help="Folder for the state of a search; the same command resumes there after a stop.")

@@ -13,8 +13,7 @@ from tempbalance.cli.app import (
     ManyValues,
     SetOption,
     app,
-    print_json,
-    print_saved,
+    print_result,
     read_settings,
     training_in,
 )
@@ -62,7 +61,6 @@ def search(  # noqa: PLR0913, PLR0917  each is an option of the command line
     from tempbalance._files import write_atomically
     from tempbalance.report.search_report import print_search, render_search
     from tempbalance.report.study_report import render_study
-    from tempbalance.report.terminal import output_console
     from tempbalance.study import search as run_search
 
     with training_in(out, as_json):
@@ -86,9 +84,5 @@ def search(  # noqa: PLR0913, PLR0917  each is an option of the command line
     write_atomically(out / "report.html", render_search(result).encode())
     if result.confirmation is not None:
         write_atomically(out / "confirmation" / "report.html", render_study(result.confirmation).encode())
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        console = output_console()
-        print_search(console, result)
-        print_saved(console, [*result.files, out / "summary.json", out / "report.html"])
+    saved = [*result.files, out / "summary.json", out / "report.html"]
+    print_result(result, print_search, saved, as_json=as_json)

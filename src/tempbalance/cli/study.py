@@ -14,8 +14,7 @@ from tempbalance.cli.app import (
     ManyValues,
     SetOption,
     app,
-    print_json,
-    print_saved,
+    print_result,
     read_settings,
     training_in,
 )
@@ -90,7 +89,6 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
     """
     from tempbalance._files import write_atomically
     from tempbalance.report.study_report import print_study, render_study
-    from tempbalance.report.terminal import output_console
     from tempbalance.study import run
 
     with training_in(out, as_json):
@@ -109,11 +107,6 @@ def study(  # noqa: PLR0913, PLR0917  each is an option of the command line
             jobs=jobs,
         )
     write_atomically(out / "report.html", render_study(summary).encode())
-    if as_json:
-        print_json(summary.to_dict())
-    else:
-        console = output_console()
-        print_study(console, summary)
-        print_saved(console, [out / "summary.json", out / "report.html"])
+    print_result(summary, print_study, [out / "summary.json", out / "report.html"], as_json=as_json)
     if all(math.isnan(row.mean) for row in summary.rows):
         raise StudyError(f"all trials failed or diverged: see their metrics and tracebacks in {out / 'runs'}")

@@ -24,8 +24,7 @@ from tempbalance.cli.app import (
     make_estimator,
     make_windows,
     print_interrupted,
-    print_json,
-    print_saved,
+    print_result,
     split_outputs,
 )
 from tempbalance.cli.failures import INTERRUPTED
@@ -74,7 +73,6 @@ def track_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     training has saved more.
     """
     from tempbalance.analysis import TrackResume, track
-    from tempbalance.report.terminal import output_console
     from tempbalance.report.track_report import print_track
 
     outputs, as_json = split_outputs(out, as_json)
@@ -104,9 +102,4 @@ def track_command(  # noqa: PLR0913, PLR0917  each is an option of the command l
     except KeyboardInterrupt:
         print_interrupted("checkpoints", None if partial is None else partial.path)
         raise typer.Exit(INTERRUPTED) from None
-    if as_json:
-        print_json(tracked.to_dict())
-    elif not quiet:
-        console = output_console()
-        print_track(console, tracked)
-        print_saved(console, outputs)
+    print_result(tracked, print_track, outputs, as_json=as_json, quiet=quiet)

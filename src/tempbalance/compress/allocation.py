@@ -109,7 +109,6 @@ class Allocation(Mapping[str, float]):
         return tuple(find_in_units(self.units, self.quantity, self.method))
 
     def __repr__(self) -> str:
-        """Return the source, the budget, the method and the number of layers."""
         budget = f"{self.quantity} {self.budget:.4g}" + (f" in groups of {self.group}" if self.group else "")
         return f"Allocation({self.source}, {budget}, by {self.method}, {len(self)} layers)"
 
@@ -259,7 +258,6 @@ class _SavedScore(msgspec.Struct):
     perplexity: float | None
 
     def restored(self) -> MethodScore:
-        """Return the score."""
         kl, perplexity = (math.inf if value is None else value for value in (self.kl, self.perplexity))
         return MethodScore(method=self.method, kl=kl, perplexity=perplexity)
 

@@ -16,16 +16,7 @@ _ALMOST_ONE = 1 - 1e-9
 
 
 def find_in_units(units: Sequence[UnitAllocation], quantity: str, method: str) -> Iterator[Finding]:
-    """Find out whether an allocation is likely to harm: see docs/results/pruning.md.
-
-    Args:
-        units: The units with their values.
-        quantity: The allocated quantity.
-        method: Name of the method.
-
-    Yields:
-        The findings.
-    """
+    """Find out whether an allocation is likely to harm: see docs/results/pruning.md."""
     emptied = [unit.name for unit in units if quantity == "sparsity" and unit.value > _ALMOST_ONE]
     if emptied:
         yield make_finding(

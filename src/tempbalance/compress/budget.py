@@ -52,7 +52,6 @@ def _fill(
         return []
 
     def used(eta: float) -> float:
-        """Cost of the values at ``eta``."""
         return math.fsum(size * value for size, value in zip(sizes, values_at(eta), strict=True))
 
     ordered = sorted(set(corners))
@@ -97,7 +96,6 @@ def raise_levels(
     queue: list[tuple[float, int]] = []
 
     def offer(unit: int) -> None:
-        """Queue the next step of a unit, if it has one."""
         now, *after = levels[places[unit] : places[unit] + 2]
         if after:
             heapq.heappush(queue, (-worth(unit, now, after[0]), unit))
@@ -159,7 +157,6 @@ def _multiplier(costs: Sequence[Any], losses: Sequence[Any], budget: int) -> tup
         return [int(np.lexsort((cost, loss + price * cost))[0]) for cost, loss in zip(costs, losses, strict=True)]
 
     def spent(options: Sequence[int]) -> int:
-        """Return the cost of a choice."""
         return sum(int(cost[i]) for cost, i in zip(costs, options, strict=True))
 
     low, high = 0.0, 1.0

@@ -100,11 +100,9 @@ def quantization_errors(  # noqa: PLR0913  most are keyword options
         sequences, numbers = read_documents(calibration), {name: place for place, name in enumerate(weights)}
 
         def noisy(name: str, part: Tensor) -> dict[str, Tensor]:
-            """Return the weight with noise."""
             return {"": _noisy(part, seed + numbers[name])}
 
         def rounded(name: str, part: Tensor) -> dict[str, Tensor]:
-            """Return the weight in each format that fits it."""
             turned = oriented(weights[name], part)
             fitting = [each for each in chosen if each.fits(tuple(turned.shape))]
             return {each.name: oriented(weights[name], each.round(turned)) for each in fitting}
@@ -147,7 +145,6 @@ def _divergences(
     device = next(iter(parameters.values())).device
 
     def predict(batch: Tensor) -> Tensor:
-        """Return log probabilities of the next tokens."""
         return next_token_logits(model, batch.to(device)).float().log_softmax(dim=-1)
 
     with restored_modes(model):

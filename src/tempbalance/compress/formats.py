@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tempbalance.errors import AllocationError, check_type
+from tempbalance.compress.layer_allocation import LayerAllocation
+from tempbalance.errors import AllocationError, check_integer, check_type
 from tempbalance.spectra.matrices import MATRIX_NDIM
 
-__all__ = ["FORMATS", "WeightFormat", "find_format", "integers_that_fit"]
+__all__ = ["FORMATS", "WeightFormat", "find_format", "format_advice", "format_of", "integers_that_fit"]
 
 _E4M3_MAX, _E2M1_MAX = 448.0, 6.0
+_HALF = 16  # bits
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 128  # of integers, as quantizers have them
 _INTEGER = re.compile(r"int(?P<bits>[2-8])(_g(?P<block>[1-9][0-9]{0,5}))?")
 _Rounding = Callable[[Tensor], Tensor]  # of float32 blocks (rows, blocks, columns of a block)
@@ -108,6 +110,20 @@ def find_format(name: str) -> WeightFormat:
     return WeightFormat(name=name, bits=bits, block=block, scale_bits=16, rounding=_integers(bits))
 
 
+def format_of(layer: LayerAllocation, group_size: int | None = None) -> WeightFormat:
+    """Return the format of a layer, that of integers for a plain width."""
+    if group_size is not None:
+        check_integer("group_size", group_size, 1)
+    if layer.format or layer.bits == _HALF:
+        return find_format(layer.format or "bf16")
+    try:
+        return find_format(f"int{layer.bits:g}" + (f"_g{group_size}" if group_size else ""))
+    except AllocationError:
+        raise AllocationError(
+            f"{layer.name} has {layer.bits:g} bits and no format: plain widths are rounded to 2 to 8 or 16 bits"
+        ) from None
+
+
 def integers_that_fit(shapes: Iterable[tuple[int, ...]]) -> str:
     """Return the format of 4-bit integers with the largest block, up to 128, that divides the columns of all weights.
 
@@ -117,6 +133,13 @@ def integers_that_fit(shapes: Iterable[tuple[int, ...]]) -> str:
     """
     common = math.gcd(*(shape[-1] for shape in shapes), _LARGEST_BLOCK)
     return f"int4_g{common}" if common >= _SMALLEST_BLOCK else "int4"
+
+
+def format_advice(layers: Iterable[LayerAllocation]) -> str:
+    """Return which formats fit all layers, and how to ask for them."""
+    fitting = integers_that_fit(layer.shape for layer in layers)
+    others = fitting.replace("4", "8", 1)
+    return f"allocate with formats that fit, such as --formats {fitting},{others}, or export with another group_size"
 
 
 def _largest(blocks: Tensor) -> Tensor:

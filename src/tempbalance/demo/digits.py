@@ -33,34 +33,19 @@ _Batches: TypeAlias = DataLoader[tuple[Tensor, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of the demo. None of them was tuned, for any arm.
+    """Settings of the demo. None of them was tuned, for any arm."""
 
-    Attributes:
-        seeds: Number of paired seeds, at least 2; a seed chooses the images, the new head and the batches.
-        examples: Training images of each of the five new digits, at most 100.
-        epochs: Passes over them; accuracy is measured after the last.
-        batch_size: Images per batch.
-        lr: Highest learning rate; the default of ``torch.optim.AdamW``, like the weight decay.
-        weight_decay: Weight decay.
-        warmup: Fraction of the steps with linear warm-up, before linear decay to zero. As in Model Balancing.
-        blocks: Residual blocks of the network, all of the same shape, so that their alphas are comparable.
-        width: Width of the network, the number of eigenvalues of each weight matrix of a block.
-        pretrain_epochs: Passes over the images of the digits 0 to 4.
-        pretrain_lr: The smallest of 0.001, 0.003 and 0.01 after which no block looks random.
-        pretrain_batch_size: Images per batch in pretraining.
-    """
-
-    seeds: int = 10
-    examples: int = 8
-    epochs: int = 40
+    seeds: int = 10  # at least 2; a seed chooses the images, the new head and the batches
+    examples: int = 8  # training images of each of the five new digits, at most 100
+    epochs: int = 40  # passes over them; accuracy is measured after the last
     batch_size: int = 8
-    lr: float = 1e-3
+    lr: float = 1e-3  # highest; the default of ``torch.optim.AdamW``, like the weight decay
     weight_decay: float = 1e-2
-    warmup: float = 0.06
-    blocks: int = 4
-    width: int = 128
-    pretrain_epochs: int = 40
-    pretrain_lr: float = 3e-3
+    warmup: float = 0.06  # fraction of the steps, before linear decay to zero; as in Model Balancing
+    blocks: int = 4  # all of the same shape, so that their alphas are comparable
+    width: int = 128  # the number of eigenvalues of each weight matrix of a block
+    pretrain_epochs: int = 40  # passes over the images of the digits 0 to 4
+    pretrain_lr: float = 3e-3  # the smallest of 0.001, 0.003 and 0.01 after which no block looks random
     pretrain_batch_size: int = 32
 
     def __post_init__(self) -> None:
@@ -78,7 +63,6 @@ class _Block(nn.Module):
         self.down = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the block."""
         out: Tensor = x + self.down(F.gelu(self.up(self.norm(x))))
         return out
 
@@ -105,17 +89,11 @@ class DigitsNet(nn.Module):
 
 
 class Start(NamedTuple):
-    """The start of a fine-tuning.
+    """The start of a fine-tuning."""
 
-    Attributes:
-        model: The pretrained network with a new head.
-        batches: The training images.
-        others: Indices of all other images, in random order.
-    """
-
-    model: DigitsNet
+    model: DigitsNet  # pretrained, with a new head
     batches: _Batches
-    others: Tensor
+    others: Tensor  # indices of all other images, in random order
 
 
 @contextlib.contextmanager
@@ -131,17 +109,10 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class NewDigits:
-    """The images of the digits 5 to 9, and a network pretrained on 0 to 4.
+    """The images of the digits 5 to 9, and a network pretrained on 0 to 4."""
 
-    Attributes:
-        images: Pixels in [0, 1], ``(images, 64)``.
-        labels: Classes 0 to 4, for the digits 5 to 9.
-        pretrained: The network.
-        settings: Settings of pretraining and fine-tuning.
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # pixels in [0, 1], ``(images, 64)``
+    labels: Tensor  # classes 0 to 4, for the digits 5 to 9
     pretrained: DigitsNet
     settings: Settings
 

@@ -32,38 +32,23 @@ ARMS = ("plain", "balanced", "one_rate")
 
 
 class SeedResult(NamedTuple):
-    """The results of one seed.
-
-    Attributes:
-        seed: The seed.
-        accuracy: Test accuracy in per cent, by arm.
-        mean_multiplier: Mean multiplier over blocks and refreshes of ``balanced``; the factor of ``one_rate``.
-    """
+    """The results of one seed."""
 
     seed: int
-    accuracy: Mapping[str, float]
-    mean_multiplier: float
+    accuracy: Mapping[str, float]  # on the test images in per cent, by arm
+    mean_multiplier: float  # over blocks and refreshes of ``balanced``; the factor of ``one_rate``
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The results of all seeds.
-
-    Attributes:
-        settings: The settings.
-        test_images: Number of test images.
-        results: One entry per seed.
-        pretrained: The network before fine-tuning.
-        model: The network of the first seed after balanced fine-tuning.
-        history: The refreshes of its balancer.
-    """
+    """The results of all seeds."""
 
     settings: Settings
     test_images: int
     results: Sequence[SeedResult]
-    pretrained: nn.Module
-    model: nn.Module
-    history: Sequence[Refresh]
+    pretrained: nn.Module  # the network before fine-tuning
+    model: nn.Module  # the network of the first seed after balanced fine-tuning
+    history: Sequence[Refresh]  # the refreshes of its balancer
 
 
 def finetune_digits(settings: Settings | None = None, *, progress: bool = True) -> Outcome:

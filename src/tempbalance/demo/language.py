@@ -36,7 +36,6 @@ class _Block(nn.Module):
         self.up_proj, self.down_proj = nn.Linear(_WIDTH, 4 * _WIDTH), nn.Linear(4 * _WIDTH, _WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the block."""
         h = self.norm1(x)
         q, k, v = (p(h).unflatten(-1, (_HEADS, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         x = x + self.o_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))

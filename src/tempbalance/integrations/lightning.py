@@ -79,9 +79,7 @@ class BalanceCallback(Callback):  # type: ignore[misc]
         super().__init__()
         self.recipe = to_recipe(recipe)
         self.balancer: Balancer | None = None
-        self._exact = exact
-        self._delay = delay
-        self._dtype = dtype
+        self._options: dict[str, Any] = {"exact": exact, "delay": delay, "dtype": dtype}
         self._on_refresh = tuple(on_refresh)
         self._undo: Callable[[], None] | None = None
 
@@ -100,13 +98,11 @@ class BalanceCallback(Callback):  # type: ignore[misc]
 
         @functools.wraps(configure)
         def configure_and_balance(*args: Any, **kwargs: Any) -> Any:
-            """Configure as the module does, and balance the optimizer."""
             configured = configure(*args, **kwargs)
             self._balance(trainer, pl_module, configured)
             return configured
 
         def undo() -> None:
-            """Restore ``configure_optimizers``."""
             if own is None:
                 del pl_module.configure_optimizers
             else:
@@ -137,7 +133,6 @@ class BalanceCallback(Callback):  # type: ignore[misc]
             )
 
         def log(refresh: Refresh) -> None:
-            """Write a summary to the trainer's loggers."""
             for logger in trainer.loggers:
                 logger.log_metrics(summary(refresh), step=refresh.step)
 
@@ -148,10 +143,8 @@ class BalanceCallback(Callback):  # type: ignore[misc]
             pl_module,
             self.recipe,
             steps_per_epoch=lambda: _steps_per_epoch(trainer),  # asked at the first refresh
-            exact=self._exact,
-            delay=self._delay,
-            dtype=self._dtype,
             on_refresh=(log, *self._on_refresh),
+            **self._options,
         )
 
 

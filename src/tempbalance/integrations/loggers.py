@@ -89,7 +89,6 @@ class _Logger(ABC):
         self._per_unit = per_unit
 
     def __call__(self, refresh: Refresh) -> None:
-        """Write a refresh."""
         self._write(scalars(refresh, per_unit=self._per_unit), refresh.step)
 
     @abstractmethod

@@ -10,16 +10,10 @@ __all__ = ["check_epoch", "to_recipe"]
 
 
 def to_recipe(recipe: Recipe | str) -> Recipe:
-    """Return a recipe that may be given by name.
-
-    Args:
-        recipe: A recipe, or its name with parameters as in ``tempbalance study``, for configuration files.
-
-    Returns:
-        The recipe.
+    """Return a recipe that may be given by name, with parameters as in ``tempbalance study``.
 
     Raises:
-        BalanceError: It is neither.
+        BalanceError: It is neither a recipe nor a text.
         StudyError: There is no recipe of that name, or it has no such parameter.
 
     Example:
@@ -35,22 +29,7 @@ def to_recipe(recipe: Recipe | str) -> Recipe:
 
 
 def check_epoch(steps: int | None, reason: str = "the training data has no length") -> int:
-    """Return the optimizer steps in an epoch.
-
-    Args:
-        steps: What the trainer knows; None if it knows nothing.
-        reason: Why it may know nothing.
-
-    Returns:
-        ``steps``.
-
-    Raises:
-        BalanceError: It is None.
-
-    Example:
-        >>> check_epoch(12)
-        12
-    """
+    """Return the optimizer steps in an epoch; a BalanceError with the reason if the trainer does not know them."""
     if steps is None:
         raise BalanceError(
             f"the recipe counts in epochs, but {reason}: use a recipe that counts in steps, such as "

@@ -63,9 +63,7 @@ class BalanceMixin:
         """
         self.recipe = to_recipe(recipe)
         self.balancer: Balancer | None = None
-        self._exact = exact
-        self._delay = delay
-        self._dtype = dtype
+        self._options: dict[str, Any] = {"exact": exact, "delay": delay, "dtype": dtype}
         self._on_refresh = tuple(on_refresh)
         self._logged: Refresh | None = None
         self._epoch: int | None = None  # optimizer steps in an epoch; None if the loader has no length
@@ -102,10 +100,8 @@ class BalanceMixin:
             trainer.model if model is None else model,
             self.recipe,
             steps_per_epoch=self._steps_per_epoch,  # asked at the first refresh, when the loader is known
-            exact=self._exact,
-            delay=self._delay,
-            dtype=self._dtype,
             on_refresh=self._on_refresh,
+            **self._options,
         )
         return optimizer
 

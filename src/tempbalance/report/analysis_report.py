@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -44,6 +44,7 @@ __all__ = ["coverage_text", "print_analysis", "print_overview", "render_analysis
 
 _NAMES = 3
 _ROWS = 10  # in a notebook
+_ALL = 12  # models of up to this many layers are printed in full
 _STATUS = {
     Status.OK: "fitted",
     Status.RANDOM: "looks untrained",
@@ -168,43 +169,37 @@ def _statuses(layers: Sequence[LayerStats]) -> Html:
     return Html("".join(f'<option value="{status.value}">{_STATUS[status]}</option>' for status in found))
 
 
+_COLUMNS: dict[str, Callable[[LayerStats], str | Cell]] = {
+    "layer": lambda layer: layer.name,
+    "kind": lambda layer: layer.kind,
+    "shape": _shape,
+    "status": lambda layer: Cell(_STATUS[layer.status], "" if layer.status is Status.OK else layer.status.message),
+    "alpha": lambda layer: cell(layer.alpha),
+    "stderr": lambda layer: cell(layer.stderr),
+    "KS": lambda layer: cell(layer.ks_distance, ".3f"),
+    "in tail": lambda layer: str(layer.num_tail),
+    "stable rank": lambda layer: cell(layer.stable_rank, ".1f"),
+    "spikes": lambda layer: str(layer.num_spikes),
+    "MP distance": lambda layer: cell(layer.mp_ks_distance, ".3f"),
+}
+
+
 def _table(layers: Sequence[LayerStats]) -> Html:
-    columns = (
-        "layer",
-        "kind",
-        "shape",
-        "status",
-        "alpha",
-        "stderr",
-        "KS",
-        "in tail",
-        "stable rank",
-        "spikes",
-        "MP distance",
-    )
-    rows = (
-        (
-            layer.name,
-            layer.kind,
-            _shape(layer),
-            Cell(_STATUS[layer.status], "" if layer.status is Status.OK else layer.status.message),
-            cell(layer.alpha),
-            cell(layer.stderr),
-            cell(layer.ks_distance, ".3f"),
-            str(layer.num_tail),
-            cell(layer.stable_rank, ".1f"),
-            str(layer.num_spikes),
-            cell(layer.mp_ks_distance, ".3f"),
-        )
-        for layer in layers
-    )
-    return table_html(columns, rows, text=("layer", "kind", "status"), of=[layer.status.value for layer in layers])
+    rows = ([text(layer) for text in _COLUMNS.values()] for layer in layers)
+    groups = [layer.status.value for layer in layers]
+    return table_html([*_COLUMNS], rows, text=("layer", "kind", "status"), groups=groups)
 
 
-def _skipped(analysis: Analysis) -> Html:
+def _by_reason(analysis: Analysis) -> dict[str, list[str]]:
+    """Return the names of the skipped weights by reason."""
     groups: dict[str, list[str]] = {}
     for name, reason in analysis.skipped:
         groups.setdefault(reason, []).append(name)
+    return groups
+
+
+def _skipped(analysis: Analysis) -> Html:
+    groups = _by_reason(analysis)
     texts = "".join(
         f'<p>{len(names)}: {escaped(reason)}</p><p class="facts">{escaped(", ".join(names))}</p>'
         for reason, names in groups.items()
@@ -225,9 +220,6 @@ def _history_facts(history: Sequence[Refresh]) -> str:
         + (f" Without an alpha: {', '.join(without)}." if without else "")
         + " Blue = input, red = output; hover for names."
     )
-
-
-_ALL = 12  # models of up to this many layers are printed in full
 
 
 def print_analysis(console: Console, analysis: Analysis) -> None:
@@ -253,10 +245,7 @@ def print_analysis(console: Console, analysis: Analysis) -> None:
     hidden = len(analysis.layers) - len(rows)
     if hidden:
         console.print(f"{count(hidden, 'other layer', 'other layers')} not shown; --out saves all", style="dim")
-    skipped: dict[str, list[str]] = {}
-    for name, reason in analysis.skipped:
-        skipped.setdefault(reason, []).append(name)
-    for reason, names in skipped.items():
+    for reason, names in _by_reason(analysis).items():
         print_names(console, f"skipped, {reason}", names)
 
 
@@ -304,7 +293,7 @@ def _layers_table(rows: Sequence[LayerStats], kinds: Mapping[str, Sequence[str]]
         found = ", ".join(kinds.get(layer.name, ()))
         table.add_row(
             plain_text(layer.name.removesuffix(".weight")),
-            "x".join(map(str, layer.shape)),
+            _shape(layer),
             number(layer.alpha),
             number(layer.stderr),
             plain_text(found or ("" if layer.status is Status.OK else layer.status.value), "yellow" if found else ""),

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from rich.console import Console
 
 from tempbalance.analysis import Comparison, LayerDelta
 from tempbalance.report.figures import alpha_change_figure, weight_change_figure
-from tempbalance.report.page import Html, findings_html, fragment, model_name, render_page, table_html
+from tempbalance.report.page import findings_html, fragment, model_name, render_page, table_html
 from tempbalance.report.page import number as cell
 from tempbalance.report.terminal import count, number, plain_table, plain_text, print_findings, print_names, print_table
 
 __all__ = ["print_comparison", "render_comparison"]
 
 _ROWS = 12
+_COLUMNS: dict[str, Callable[[LayerDelta], str]] = {
+    "layer": lambda row: row.name,
+    "shape": lambda row: "x".join(map(str, row.shape)),
+    "relative change": lambda row: cell(row.relative_change, ".5g"),
+    "stable rank of dW": lambda row: cell(row.update_stable_rank),
+    "effective rank of dW": lambda row: cell(row.update_effective_rank, ".1f"),
+    "alpha before": lambda row: cell(row.alpha_before, ".3f"),
+    "after": lambda row: cell(row.alpha_after, ".3f"),
+    "change": lambda row: cell(row.delta, ".3f"),
+    "change / stderr": lambda row: cell(row.z, ".1f"),
+}
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
@@ -69,28 +80,8 @@ def render_comparison(comparison: Comparison) -> str:
         findings=findings_html(comparison.findings),
         weights=fragment("weight_changes") if moved else "",
         facts=f"Bars are standard errors. Not drawn: {len(rows) - compared} of {len(rows)} without an alpha in both.",
-        table=_table(rows),
+        table=table_html(
+            [*_COLUMNS], ([text(row) for text in _COLUMNS.values()] for row in rows), text=("layer", "shape")
+        ),
         settings={"before": comparison.before, "after": comparison.after, **comparison.settings},
     )
-
-
-def _table(layers: Sequence[LayerDelta]) -> Html:
-    columns = (
-        *("layer", "shape", "relative change", "stable rank of dW", "effective rank of dW"),
-        *("alpha before", "after", "change", "change / stderr"),
-    )
-    rows = (
-        (
-            row.name,
-            "x".join(map(str, row.shape)),
-            cell(row.relative_change, ".5g"),
-            cell(row.update_stable_rank),
-            cell(row.update_effective_rank, ".1f"),
-            cell(row.alpha_before, ".3f"),
-            cell(row.alpha_after, ".3f"),
-            cell(row.delta, ".3f"),
-            cell(row.z, ".1f"),
-        )
-        for row in layers
-    )
-    return table_html(columns, rows, text=("layer", "shape"))

@@ -47,15 +47,10 @@ class Html(str):
 
 
 class Cell(NamedTuple):
-    """A cell of a table.
-
-    Attributes:
-        text: What it shows.
-        note: What is shown when the mouse is over it; the cell is then in the colour of a warning.
-    """
+    """A cell of a table."""
 
     text: str
-    note: str = ""
+    note: str = ""  # shown when the mouse is over it; the cell is then in the colour of a warning
 
 
 def render_page(  # noqa: PLR0913  all but the name by keyword
@@ -69,28 +64,18 @@ def render_page(  # noqa: PLR0913  all but the name by keyword
     layers: Sequence[Any] = (),
     **parts: str,
 ) -> str:
-    """Build one HTML file from ``report/assets/NAME.html``.
-
-    Args:
-        name: The page.
-        kicker: What the page shows, in one line above the heading.
-        title: Its heading.
-        source: What it is about, in full; shown if it is not the title.
-        figures: Figures by the id of their element.
-        settings: How its numbers were made; the last section.
-        layers: For a page with a table to select from: texts and figure of each of its rows.
-        **parts: The parts of ``NAME.html``.
-
-    Returns:
-        HTML with its style, script, plotly.js and data; the page loads no other file.
-    """
+    """Return one HTML file from ``report/assets/NAME.html`` and its parts, with style, script, plotly.js and data."""
+    # ``kicker`` is the line above the heading ``title``, and ``source`` what the page is about, in full. ``figures``
+    # are by the id of their element. ``layers`` are texts and figure of each row of a table to select from.
     return Template(_asset("shell.html").decode()).substitute(
         kicker=escaped(kicker),
         title=escaped(title),
         path=escaped("" if source == title else source),
         style=_asset("shell.css").decode(),
         body=fragment(name, **parts),
-        settings=_settings_html(settings),
+        settings=Html(
+            "".join(f"<dt>{escaped(key)}</dt><dd>{escaped(in_words(each))}</dd>" for key, each in settings.items())
+        ),
         data=_script_json({"figures": figures, "layers": layers}),
         licence=_asset("plotly-LICENSE.txt").decode(),
         plotly=_plotly(),
@@ -146,11 +131,6 @@ def findings_html(findings: Iterable[Finding]) -> Html:
     return Html(f'<ul class="findings">{"".join(items) or "<li>No finding.</li>"}</ul>')
 
 
-def _settings_html(settings: Mapping[str, Any]) -> Html:
-    """Return settings as a list of definitions, in words."""
-    return Html("".join(f"<dt>{escaped(key)}</dt><dd>{escaped(in_words(each))}</dd>" for key, each in settings.items()))
-
-
 def in_words(value: Any) -> str:
     """Return the value of a setting without the syntax of Python.
 
@@ -177,19 +157,19 @@ def number(value: float | None, form: str = ".2f") -> str:
 
 
 def table_html(
-    columns: Sequence[str], rows: Iterable[Sequence[str | Cell]], *, text: Sequence[str], of: Sequence[str] = ()
+    columns: Sequence[str], rows: Iterable[Sequence[str | Cell]], *, text: Sequence[str], groups: Sequence[str] = ()
 ) -> Html:
     """Return the head and the body of a table that can be sorted.
 
-    The columns in ``text`` are texts, at the left; the others are numbers. ``of`` has the group of each row, to filter
-    by.
+    The columns in ``text`` are texts, at the left; the others are numbers. ``groups`` has the group of each row, to
+    filter by.
     """
     kinds = [' class="text"' if column in text else "" for column in columns]
     pairs = zip(columns, kinds, strict=True)
     head = "".join(f'<th scope="col"{kind}>{escaped(column)}</th>' for column, kind in pairs)
     lines = []
     for index, row in enumerate(rows):
-        group = f' data-group="{escaped(of[index])}"' if of else ""
+        group = f' data-group="{escaped(groups[index])}"' if groups else ""
         cells = "".join(_cell(cell, kind) for cell, kind in zip(row, kinds, strict=True))
         lines.append(f'<tr data-index="{index}"{group}>{cells}</tr>')
     return Html(f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>")

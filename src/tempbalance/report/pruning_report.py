@@ -57,8 +57,7 @@ def _of_all(result: PruningResult) -> str:
 
 def print_perplexities(console: Console, before: Perplexity, after: Perplexity) -> None:
     """Print the perplexity of a model before and after it was changed."""
-    text = f"perplexity {before} before, {after} after"
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(f"perplexity {before} before, {after} after", highlight=False, soft_wrap=True)
 
 
 def _deviates(unit: UnitSparsity) -> bool:
@@ -141,27 +140,25 @@ def _perplexity_table(result: PruningResult) -> Html:
         (name, cell(found.value, ".3f"), cell(found.stderr, ".3f"), str(found.tokens))
         for name, found in zip(("before", "after"), result.perplexity, strict=True)
     ]
-    table = table_html(("model", "perplexity", "stderr", "tokens"), rows, text=("model",))
-    return Html(f'<div class="scroll"><table id="perplexity">{table}</table></div>')
+    return _scrolled("perplexity", ("model", "perplexity", "stderr", "tokens"), rows)
 
 
 def _compared_table(result: PruningResult) -> Html:
-    """Return what each method of allocation gives on the calibration text."""
-    if not result.allocation.compared:
-        return Html("")
-    rows = [
-        (score.method, cell(score.kl, ".4f"), cell(score.perplexity, ".3f")) for score in result.allocation.compared
-    ]
+    scores = result.allocation.compared
+    rows = [(score.method, cell(score.kl, ".4f"), cell(score.perplexity, ".3f")) for score in scores]
     columns = ("allocation, on the calibration text", "KL from dense", "perplexity")
+    return _scrolled("compared", columns, rows) if rows else Html("")
+
+
+def _scrolled(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+    """Return a table of numbers by the text in its first column, which scrolls if it is too wide."""
     table = table_html(columns, rows, text=columns[:1])
-    return Html(f'<div class="scroll"><table id="compared">{table}</table></div>')
+    return Html(f'<div class="scroll"><table id="{name}">{table}</table></div>')
 
 
 def _alpha_facts(result: PruningResult) -> str:
     fitted = sorted((unit for unit in result.units if math.isfinite(unit.alpha)), key=lambda unit: unit.alpha)
-    ends = (
-        [f"{unit.alpha:.2f} ± {cell(unit.stderr)} in {unit.name}" for unit in (fitted[0], fitted[-1])] if fitted else []
-    )
+    ends = [f"{unit.alpha:.2f} ± {cell(unit.stderr)} in {unit.name}" for unit in (*fitted[:1], *fitted[-1:])]
     missing = sum(not math.isfinite(layer.alpha) for layer in result.allocation.layers)
     return (
         (f"Mean alpha ranges from {ends[0]} to {ends[1]}. " if len(fitted) > 1 else "")

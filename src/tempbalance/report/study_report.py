@@ -35,7 +35,8 @@ def print_study(console: Console, summary: Summary) -> None:
         console.print(plain_text(note))
 
 
-def _gain(row: Row, form: Callable[[float, str], str]) -> tuple[str, ...]:
+def _gain(row: Row, form: Callable[[float, str], str]) -> tuple[str, str, str, str]:
+    """Return the mean gain, its interval, the seeds that were won, and p; empty for the baseline."""
     if row.gain is None:
         return ("", "", "", "")
     low, high = (form(end, "+.2g") for end in (row.gain.low, row.gain.high))
@@ -63,9 +64,8 @@ def render_study(summary: Summary) -> str:
 
 
 def _cells(row: Row) -> list[Cell]:
-    gain, won, tied = _gain(row, cell), "", ""
-    if row.gain is not None:
-        won, tied = f"{row.gain.won} of {row.gain.seeds}", str(row.gain.tied)
+    gain, interval, won, p = _gain(row, cell)
+    tied = "" if row.gain is None else str(row.gain.tied)
     counts = {"trials without a finite metric": row.diverged, "trials that raised an error": row.failed}
     bad = [Cell(str(number), name if number else "") for name, number in counts.items()]
-    return [*map(Cell, (row.label, cell(row.mean, ".4g"), gain[0], gain[1], won, tied, gain[3])), *bad]
+    return [*map(Cell, (row.label, cell(row.mean, ".4g"), gain, interval, won, tied, p)), *bad]

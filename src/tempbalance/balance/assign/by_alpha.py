@@ -90,17 +90,15 @@ class Bounded(ByAlpha):
     Attributes:
         low: Multiplier of the unit with the heaviest tail.
         high: Multiplier of the unit with the lightest tail.
+
+    Raises:
+        ArgumentError: Not ``0 <= low <= high < inf``.
     """
 
     low: float = 0.5
     high: float = 1.5
 
     def __post_init__(self) -> None:
-        """Check the bounds.
-
-        Raises:
-            ArgumentError: Not ``0 <= low <= high < inf``.
-        """
         check_numbers(low=self.low, high=self.high)
         if not 0 <= self.low <= self.high < math.inf:
             raise ArgumentError(f"the bounds must satisfy 0 <= low <= high, got low={self.low}, high={self.high}")
@@ -191,6 +189,10 @@ class Sigmoid(ByAlpha):
             among 0.25 .. 1.25 and (2, 1) for language, 0.125 .. 1.5 for PDEs. With 0 every multiplier is 1.
         temperature: Slope of the sigmoid at the mean alpha; 10 in the paper.
 
+    Raises:
+        ArgumentError: A strength or the temperature is negative or not finite.
+        ArgumentTypeError: One is not a number.
+
     Example:
         >>> [round(multiplier, 3) for multiplier in Sigmoid(1.0)([2.0, 2.2, 2.4])]
         [0.416, 1.0, 2.403]
@@ -202,12 +204,6 @@ class Sigmoid(ByAlpha):
     temperature: float = 10.0
 
     def __post_init__(self) -> None:
-        """Check the parameters.
-
-        Raises:
-            ArgumentError: A strength or the temperature is negative or not finite.
-            ArgumentTypeError: One is not a number.
-        """
         if isinstance(self.strength, Sequence) and len(self.strength) != 2:  # noqa: PLR2004
             raise ArgumentTypeError(f"strength must be a number or a pair of numbers, got {self.strength!r}")
         numbers = (*self._strengths(), self.temperature)

@@ -47,6 +47,9 @@ class LayerwiseDecay(ByDepth):
         decay: Learning rate of a block divided by that of the block above it, in (0, 1]; 0.65 to 0.9 for transformers,
             1/2.6 in ULMFiT.
 
+    Raises:
+        ArgumentError: ``decay`` is not in (0, 1].
+
     Example:
         >>> LayerwiseDecay(0.5).assign([UnitFacts(depth=2), UnitFacts(depth=1), UnitFacts(depth=0)])
         [0.25, 0.5, 1.0]
@@ -55,11 +58,6 @@ class LayerwiseDecay(ByDepth):
     decay: float = 0.9
 
     def __post_init__(self) -> None:
-        """Check ``decay``.
-
-        Raises:
-            ArgumentError: ``decay`` is not in (0, 1].
-        """
         check_numbers(decay=self.decay)
         if not 0 < self.decay <= 1:
             raise ArgumentError(f"decay must be greater than 0 and at most 1, got {self.decay}")
@@ -80,6 +78,9 @@ class SlowLearner(ByDepth):
         fraction: Fraction of the head's learning rate, in [0, 1]; 0.01 in the released code of SLCA. With 0 only the
             head is trained.
 
+    Raises:
+        ArgumentError: ``fraction`` is not in [0, 1].
+
     Example:
         >>> SlowLearner(0.1).assign([UnitFacts(depth=2), UnitFacts(depth=1), UnitFacts(depth=0)])
         [0.1, 0.1, 1.0]
@@ -88,11 +89,6 @@ class SlowLearner(ByDepth):
     fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check ``fraction``.
-
-        Raises:
-            ArgumentError: ``fraction`` is not in [0, 1].
-        """
         check_numbers(fraction=self.fraction)
         if not 0 <= self.fraction <= 1:
             raise ArgumentError(f"fraction must be from 0 to 1, got {self.fraction}")

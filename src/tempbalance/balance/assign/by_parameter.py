@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal, get_args
@@ -86,10 +86,8 @@ class ByRole(_Given):
     __hash__ = _Given.__hash__
 
     def __post_init__(self) -> None:
-        """Check roles and multipliers."""
         object.__setattr__(self, "multipliers", _checked(self.multipliers))
-        if unknown := sorted(set(self.multipliers) - set(ROLES)):
-            raise ArgumentError(f"there is no role {unknown[0]!r}; the roles are {', '.join(ROLES)}")
+        _check_roles(self.multipliers)
 
     def group_of(self, name: str, facts: ParameterFacts) -> str:
         """Return the role."""
@@ -97,11 +95,24 @@ class ByRole(_Given):
 
     def check_model(self, parameters: Mapping[str, ParameterFacts]) -> None:
         """Check that the model has every role, apart from the others."""
-        _check_roles(self.multipliers, parameters, strict=self.strict)
+        present = dict.fromkeys(facts.role for facts in parameters.values())
+        for role, parts in _FUSED.items():
+            differ = len({self.multipliers.get(part, 1.0) for part in parts}) > 1
+            if role in present and role not in self.multipliers and differ:
+                name = next(name for name, facts in parameters.items() if facts.role == role)
+                raise BalanceError(
+                    f"{name} contains {', '.join(parts)}, which cannot have different multipliers: give one for "
+                    f"{role!r} (ByRole, recipes.by_role)"
+                )
+        available = {part for role in present for part in (role, *_FUSED.get(role, ()))}
+        if self.strict and (missing := [role for role in self.multipliers if role not in available]):
+            has = ", ".join(present)
+            raise BalanceError(f"the model has no parameter with role {missing[0]!r}; its roles are {has}")
 
     def multiplier_of(self, unit: UnitFacts) -> float:
-        """See the base class."""
-        return _of_role(unit.role, self.multipliers)
+        """Return the multiplier of the role; a fused parameter has that of its parts."""
+        parts = (unit.role, *_FUSED.get(unit.role, ()))
+        return next((self.multipliers[part] for part in parts if part in self.multipliers), 1.0)
 
 
 _Rule = Literal["mup", "spectral", "muon", "muon_rms"]
@@ -152,7 +163,6 @@ class ByShape(ByParameter):
     width: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the options."""
         check_type("rule", self.rule, str)
         check_type("optimizer", self.optimizer, str)
         families = {"mup": ("adam", "sgd"), "spectral": ("adam", "sgd", "muon")}
@@ -230,11 +240,8 @@ class Fixed(_Given):
     __hash__ = _Given.__hash__
 
     def __post_init__(self) -> None:
-        """Check patterns and multipliers."""
         object.__setattr__(self, "multipliers", _checked(self.multipliers))
-        roles = {pattern.removeprefix(_ROLE) for pattern in self.multipliers if pattern.startswith(_ROLE)}
-        if unknown := sorted(roles - set(ROLES)):
-            raise ArgumentError(f"there is no role {unknown[0]!r}; the roles are {', '.join(ROLES)}")
+        _check_roles(pattern.removeprefix(_ROLE) for pattern in self.multipliers if pattern.startswith(_ROLE))
 
     def group_of(self, name: str, facts: ParameterFacts) -> str:
         """Return the pattern, or ``rest``."""
@@ -317,21 +324,6 @@ def _checked(multipliers: Mapping[str, float]) -> dict[str, float]:
     return {str(name): float(value) for name, value in multipliers.items()}
 
 
-def _of_role(role: str, multipliers: Mapping[str, float]) -> float:
-    """Return the multiplier of a role; a fused parameter has that of its parts."""
-    own = [multipliers[part] for part in (role, *_FUSED.get(role, ())) if part in multipliers]
-    return own[0] if own else 1.0
-
-
-def _check_roles(multipliers: Mapping[str, float], parameters: Mapping[str, ParameterFacts], *, strict: bool) -> None:
-    present = dict.fromkeys(facts.role for facts in parameters.values())
-    for role, parts in _FUSED.items():
-        if role in present and role not in multipliers and len({multipliers.get(part, 1.0) for part in parts}) > 1:
-            name = next(name for name, facts in parameters.items() if facts.role == role)
-            raise BalanceError(
-                f"{name} contains {', '.join(parts)}, which cannot have different multipliers: give one for {role!r} "
-                f"(ByRole, recipes.by_role)"
-            )
-    available = {part for role in present for part in (role, *_FUSED.get(role, ()))}
-    if strict and (missing := [role for role in multipliers if role not in available]):
-        raise BalanceError(f"the model has no parameter with role {missing[0]!r}; its roles are {', '.join(present)}")
+def _check_roles(roles: Iterable[str]) -> None:
+    if unknown := sorted({*roles} - {*ROLES}):
+        raise ArgumentError(f"there is no role {unknown[0]!r}; the roles are {', '.join(ROLES)}")

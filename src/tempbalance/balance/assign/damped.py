@@ -37,6 +37,9 @@ class Damped(AlphaTransform):
     Attributes:
         assignment: Maps the shrunk alphas to multipliers, such as ``Sigmoid()``.
 
+    Raises:
+        ArgumentError: The other assignment stretches any difference of alphas to a fixed range.
+
     Example:
         >>> from tempbalance.balance.assign import Sigmoid
         >>> units = [UnitFacts(alpha=alpha, stderr=0.3) for alpha in (2.9, 3.0, 3.2)]
@@ -47,11 +50,6 @@ class Damped(AlphaTransform):
     """
 
     def __post_init__(self) -> None:
-        """Check the other assignment.
-
-        Raises:
-            ArgumentError: It stretches any difference of alphas to a fixed range.
-        """
         check_type("assignment", self.assignment, Assignment)
         if self.assignment.stretches_to_range:
             name = type(self.assignment).__name__

@@ -14,8 +14,6 @@ from tempbalance.tail import Hill
 __all__ = ["model_balancing", "model_balancing_sciml"]
 
 _SOURCE = "Model Balancing (Liu et al., EMNLP 2024, arXiv 2410.12178), TB_Sigmoid"
-_FEWEST_SCIML = 12
-_TOLERANCE = 0.3
 
 
 def model_balancing(
@@ -64,7 +62,7 @@ def model_balancing(
         estimator=Hill(),
         windows=windows,
         every=Every(steps=100, epochs=0.1),
-        tolerance=_TOLERANCE,
+        tolerance=0.3,
     )
 
 
@@ -104,7 +102,7 @@ def model_balancing_sciml(*, strength: float = 1.0, normalize: bool = False, win
             "simulations; docs/results/pde.md was measured at 25).",
         ),
         assignment=Sigmoid(strength, normalize=normalize),
-        estimator=Hill(min_eigenvalues=_FEWEST_SCIML),
+        estimator=Hill(min_eigenvalues=12),
         windows=windows,
         every=Every(steps=25),
     )

@@ -13,9 +13,6 @@ from tempbalance.tail import Hill
 
 __all__ = ["tempbalance"]
 
-_SOURCE = "TempBalance (Zhou et al., NeurIPS 2023, arXiv 2312.00359), Algorithm 1"
-_FEWEST = 50
-
 
 def tempbalance(*, low: float = 0.5, high: float = 1.5, windows: FARMS | None = None) -> Recipe:
     """Vision models from scratch: a learning rate per layer, linear in alpha.
@@ -42,7 +39,7 @@ def tempbalance(*, low: float = 0.5, high: float = 1.5, windows: FARMS | None = 
     """
     return Recipe(
         name="tempbalance",
-        source=_SOURCE,
+        source="TempBalance (Zhou et al., NeurIPS 2023, arXiv 2312.00359), Algorithm 1",
         deviations=(
             "xmin of Hill's estimator is the largest eigenvalue outside the tail (released code: the smallest inside).",
             "Every layer with weight matrices is measured (the released code: linear and 2-D convolutional layers).",
@@ -50,7 +47,7 @@ def tempbalance(*, low: float = 0.5, high: float = 1.5, windows: FARMS | None = 
             "Equal alphas give multiplier 1 (the released code: the highest for all).",
         ),
         assignment=Linear(low, high),
-        estimator=Hill(min_eigenvalues=_FEWEST),
+        estimator=Hill(min_eigenvalues=50),
         windows=windows,
         first=False,
         last=False,

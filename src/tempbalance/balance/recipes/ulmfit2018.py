@@ -10,10 +10,8 @@ from tempbalance.balance.recipe import Every, Recipe
 
 __all__ = ["gradual_unfreezing"]
 
-_DECAY = 1 / 2.6
 
-
-def gradual_unfreezing(*, decay: float = _DECAY, epochs: float = 1.0) -> Recipe:
+def gradual_unfreezing(*, decay: float = 1 / 2.6, epochs: float = 1.0) -> Recipe:
     """Gradual unfreezing: train the head alone, then one more block per epoch, each more slowly than the one above.
 
     In our studies: worse on digits (docs/results/digits.md).

@@ -5,28 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from tempbalance.compress.allocation import Allocation
 from tempbalance.compress.budget_units import linear_shape, module_name
-from tempbalance.compress.formats import WeightFormat, find_format, integers_that_fit
+from tempbalance.compress.formats import WeightFormat, format_of
 from tempbalance.compress.layer_allocation import LayerAllocation
-from tempbalance.errors import AllocationError, check_integer, check_type
+from tempbalance.compress.pruning.targets import write_part
+from tempbalance.errors import AllocationError, check_type
 from tempbalance.layers import Select, TensorStore, Weight, find_weights, parameter_names, unwrapped
 
-__all__ = [
-    "changed_part",
-    "check_rounds",
-    "format_advice",
-    "format_of",
-    "match_weights",
-    "modules_of",
-    "oriented",
-    "quantized",
-]
-
-_HALF = 16
+__all__ = ["changed_part", "check_rounds", "match_weights", "modules_of", "oriented", "quantized"]
 
 
 @contextlib.contextmanager
@@ -73,27 +62,6 @@ def quantized(model: nn.Module, allocation: Allocation, *, group_size: int | Non
         yield
 
 
-def format_of(layer: LayerAllocation, group_size: int | None = None) -> WeightFormat:
-    """Return the format of a layer, that of integers for a plain width."""
-    if group_size is not None:
-        check_integer("group_size", group_size, 1)
-    if layer.format or layer.bits == _HALF:
-        return find_format(layer.format or "bf16")
-    try:
-        return find_format(f"int{layer.bits:g}" + (f"_g{group_size}" if group_size else ""))
-    except AllocationError:
-        raise AllocationError(
-            f"{layer.name} has {layer.bits:g} bits and no format: plain widths are rounded to 2 to 8 or 16 bits"
-        ) from None
-
-
-def format_advice(allocation: Allocation) -> str:
-    """Return which formats fit all layers of an allocation, and how to ask for them."""
-    fitting = integers_that_fit(layer.shape for layer in allocation.layers)
-    others = fitting.replace("4", "8", 1)
-    return f"allocate with formats that fit, such as --formats {fitting},{others}, or export with another group_size"
-
-
 def modules_of(source: nn.Module | Mapping[str, Tensor] | TensorStore) -> dict[str, Weight]:
     """Return the linear layers and experts of a model by the names that an allocation of bits has."""
     found: dict[str, Weight] = {}
@@ -112,21 +80,11 @@ def oriented(weight: Weight, values: Tensor) -> Tensor:
 def changed_part(weight: Weight, parameter: Tensor, values: Tensor) -> Generator[None]:
     """Replace the values of a weight inside its parameter in a ``with`` block."""
     before = weight.within(parameter).detach().clone()
-    _write(weight, parameter, values)
+    write_part(parameter, weight, values)
     try:
         yield
     finally:
-        _write(weight, parameter, before)
-
-
-@torch.no_grad()
-def _write(weight: Weight, parameter: Tensor, values: Tensor) -> None:
-    part = weight.within(parameter)
-    if part.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr():
-        part.copy_(values)
-    else:  # the part is a copy, because it is scattered over its parameter: write by index
-        places = weight.within(torch.arange(parameter.numel(), device=parameter.device).view(parameter.shape))
-        parameter.view(-1)[places] = values
+        write_part(parameter, weight, before)
 
 
 def match_weights(root: nn.Module, layers: Sequence[LayerAllocation]) -> list[Weight]:

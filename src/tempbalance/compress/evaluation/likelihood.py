@@ -114,8 +114,9 @@ def perplexity(  # noqa: PLR0913  most are keyword options
     windows = [window for document in documents for window in _windows(document, length, stride)]
     if not windows:
         raise TokensError("no document has two tokens, so there is nothing to predict")
-    check_vocabulary(model, [window for window, _ in windows])
-    size = batch_size([window for window, _ in windows], check_causal(model, [window for window, _ in windows]))
+    texts = [window for window, _ in windows]
+    check_vocabulary(model, texts)
+    size = batch_size(texts, check_causal(model, texts))
     with quantized(model, bits) if bits is not None else contextlib.nullcontext():
         sums, counts = _measure(model, windows, size, progress)
     mean = float(sums.sum() / counts.sum())

@@ -134,7 +134,6 @@ def _tokenized(texts: Sequence[str], path: Path, tokenizer: Tokenizer | None) ->
 
 
 def _encoder(tokenizer: Tokenizer, path: Path) -> Callable[..., Any]:
-    """Return the tokenizer for the text in a file."""
     if callable(tokenizer):
         return tokenizer
     if os.path.isfile(tokenizer):
@@ -161,15 +160,11 @@ def read_documents(tokens: Documents, tokenizer: Tokenizer | None = None) -> lis
 
 
 def as_documents(tokens: object) -> list[Tensor]:
-    """Return token ids in a usual form as one tensor per document.
+    """Return token ids in a usual form as one int64 tensor of shape ``(length,)`` per document that is not empty.
 
-    Args:
-        tokens: One document of shape ``(length,)``, several of shape ``(documents, length)``, or an iterable of them:
-            tensors, arrays, lists, the output of a tokenizer (``input_ids``; masked tokens are left out), or pairs of
-            inputs and labels as in the loaders of Wanda and GPTQ.
-
-    Returns:
-        One int64 tensor of shape ``(length,)`` per document that is not empty.
+    Usual are one document of shape ``(length,)``, several of shape ``(documents, length)``, or an iterable of them:
+    tensors, arrays, lists, the output of a tokenizer (``input_ids``; masked tokens are left out), or pairs of inputs
+    and labels as in the loaders of Wanda and GPTQ.
 
     Raises:
         TokensError: These are no token ids, or there are none.

@@ -11,9 +11,8 @@ from tempbalance.errors import AllocationError, check_type, require_extra
 
 __all__ = ["export_llama_quantize"]
 
-_TYPES: dict[
-    str | float, tuple[str, int]
-] = {  # of ggml, by format or plain width; a block is what ggml quantizes at a time
+# Types of ggml by format or plain width, and the block of columns that ggml quantizes at a time.
+_TYPES: dict[str | float, tuple[str, int]] = {
     **{"bf16": ("bf16", 1), "fp16": ("f16", 1), "mxfp4": ("mxfp4", 32)},
     **{name: (name, 32) for name in ("q4_0", "q5_0", "q8_0")},
     **{width: (f"q{width}_K", 256) for width in (2, 3, 4, 5, 6)},

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from tempbalance._files import write_atomically
 from tempbalance.compress.allocation import Allocation
-from tempbalance.compress.evaluation.fake_quantization import format_advice, format_of
-from tempbalance.compress.formats import WeightFormat
+from tempbalance.compress.formats import WeightFormat, format_advice, format_of
 from tempbalance.compress.pruning.sparsegpt import sparsity_for_modifier
 from tempbalance.errors import AllocationError
 
@@ -28,11 +27,7 @@ _EXPERT = re.compile(r"(?P<stack>.+)\.(?P<name>\w+):(?P<index>\d+)(:(?P<part>gat
 
 
 def export_llmcompressor(
-    allocation: Allocation,
-    path: str | os.PathLike[str],
-    modifier: Modifier | None = None,
-    *,
-    group_size: int = 128,
+    allocation: Allocation, path: str | os.PathLike[str], modifier: Modifier | None = None, *, group_size: int = 128
 ) -> None:
     """Write a recipe for llm-compressor, which prunes or quantizes each module as allocated.
 
@@ -117,7 +112,7 @@ def _quantization(allocation: Allocation, modifier: Modifier, group_size: int) -
             raise AllocationError(
                 f"{layer.name} has {layer.shape[1]} columns, not a multiple of "
                 + (f"the block {one.block} of {one.name}" if layer.format else f"group_size={group_size}")
-                + f": {format_advice(allocation)}"
+                + f": {format_advice(allocation.layers)}"
             )
         key = f"weights_{layer.format or f'{layer.bits}_bits'}"
         group = groups.setdefault(key, {"targets": [], "weights": _scheme(one, layer.name)})

@@ -10,8 +10,7 @@ from typing import Any
 
 from tempbalance._files import write_atomically
 from tempbalance.compress.allocation import Allocation
-from tempbalance.compress.evaluation.fake_quantization import format_advice, format_of
-from tempbalance.compress.formats import WeightFormat
+from tempbalance.compress.formats import WeightFormat, format_advice, format_of
 from tempbalance.errors import AllocationError
 
 __all__ = ["export_autoround", "export_gptqmodel", "export_torchao"]
@@ -132,7 +131,7 @@ def _formats(allocation: Allocation, tool: str, group_size: int | None) -> dict[
         if not found[layer.name].fits(layer.shape):
             raise AllocationError(
                 f"{layer.name} has {layer.shape[-1]} columns, not a multiple of {found[layer.name].block}: "
-                f"{format_advice(allocation)}"
+                f"{format_advice(allocation.layers)}"
             )
     return found
 

@@ -12,7 +12,7 @@ from tempbalance.compress.search.evolution import SearchSettings, tokens_per_gen
 from tempbalance.compress.search.memory import available_memory, copies_fit
 from tempbalance.errors import AllocationError
 
-__all__ = ["Announcement", "states_of", "tokens_of_calibration"]
+__all__ = ["Announcement"]
 
 _MINUTES = 90  # seconds that are shown as minutes
 _HOURS = 90 * 60
@@ -20,34 +20,22 @@ _HOURS = 90 * 60
 
 @dataclass(slots=True, kw_only=True)
 class Announcement:
-    """Shows the time and memory of a search before it starts, and refuses one that does not fit.
-
-    Attributes:
-        model: The model.
-        settings: Settings.
-        measured: Number of allocations that are measured on the whole text beside the generations.
-        weights: Number of weights that have levels.
-        states: Bytes of hidden states.
-        calibrated: Number of tokens that are run for OWL and the scores of the criterion.
-        progress: Whether they are shown (on a terminal only).
-        alone: Allocations that are measured, and tokens as in ``calibrated``, if no search follows; the time of these
-            is then shown.
-        text: The time and memory of a search.
-    """
+    """Shows the time and memory of a search before it starts, and refuses one that does not fit."""
 
     model: nn.Module
     settings: SearchSettings
-    measured: int
-    weights: int
-    states: int = 0
-    calibrated: int = 0
-    progress: bool
-    alone: tuple[int, int] | None = None
-    text: str = ""
+    measured: int  # allocations that are measured on the whole text beside the generations
+    weights: int  # that have levels
+    calibration: Sequence[Tensor] = ()  # sequences that are run for OWL and the scores of the criterion
+    criterion: str = "magnitude"
+    progress: bool  # shows them, on a terminal only
+    alone: tuple[int, bool] | None = None  # if no search follows: what is measured, and whether OWL is among it
+    text: str = ""  # time and memory of a search
 
     def __call__(self, seconds: float, tokens: int, probs: int) -> None:
         """Show a line, from the seconds of a token, their number, and the bytes of probabilities; or raise."""
-        parameter, needed = next(self.model.parameters()), probs + self.states
+        parameter = next(self.model.parameters())
+        needed = probs + self._hidden_entries() * parameter.element_size()
         free, copies = available_memory(parameter.device), self.weights * parameter.element_size()
         if free is not None and needed > free:
             raise AllocationError(
@@ -56,7 +44,7 @@ class Announcement:
                 "--length), or an allocation that is not measured (--allocation owl --no-compare)"
             )
         kept = copies_fit(copies, parameter.device)
-        before = self.calibrated + self.measured * tokens
+        before = self._calibrated(owl=True) + self.measured * tokens
         run = before + self.settings.generations * tokens_per_generation(self.settings, tokens)
         self.text = (
             f"search of {self.settings.generations} generations on {tokens:,} tokens: at most "
@@ -67,21 +55,18 @@ class Announcement:
         if self.alone is None:
             show_line(self.text, self.progress)
             return
-        measured, calibrated = self.alone
-        own = seconds * (calibrated + measured * tokens)
+        measured, owl = self.alone
+        own = seconds * (self._calibrated(owl=owl) + measured * tokens)
         show_line(f"measuring simple allocations: about {_duration(own)}", self.progress)
 
+    def _calibrated(self, *, owl: bool) -> int:
+        """Return the tokens of three passes over the text for OWL's outliers, and three for Wanda's norms."""
+        return 3 * (owl + (self.criterion != "magnitude")) * sum(map(len, self.calibration))
 
-def states_of(model: nn.Module, sequences: Sequence[Tensor]) -> int:
-    """Return the bytes of the hidden states of sequences before and after a block, as far as they are known."""
-    hidden = getattr(getattr(model, "config", None), "hidden_size", None)
-    width = hidden if isinstance(hidden, int) else 0
-    return 2 * sum(map(len, sequences)) * width * next(model.parameters()).element_size()
-
-
-def tokens_of_calibration(sequences: Sequence[Tensor], criterion: str, *, owl: bool = True) -> int:
-    """Return the tokens of three passes over the text for OWL's outliers, and three for Wanda's norms."""
-    return 3 * (owl + (criterion != "magnitude")) * sum(map(len, sequences))
+    def _hidden_entries(self) -> int:
+        """Return the numbers in the hidden states before and after a block, as far as their width is known."""
+        hidden = getattr(getattr(self.model, "config", None), "hidden_size", None)
+        return 2 * sum(map(len, self.calibration)) * (hidden if isinstance(hidden, int) else 0)
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -27,7 +27,6 @@ from tempbalance.compress.formats import WeightFormat, find_format
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.compress.search.announcement import Announcement
 from tempbalance.compress.search.evolution import SearchSettings, Space, Units, evolve, levels_under
-from tempbalance.compress.search.sparsity_search import digest_of
 from tempbalance.compress.search.text_scores import TextScores, text_scores
 from tempbalance.compress.search.varied_model import VariedModel
 from tempbalance.errors import AllocationError, check_numbers, check_type
@@ -128,7 +127,7 @@ def search_bits(  # noqa: PLR0913  most are keyword options
                 space.within(bits),
                 settings,
                 lambda levels, numbers: scores.of_batches(space.spread(levels), numbers),
-                identity=_identity(scores, sequences, bits, chosen, unit),
+                identity={"budget": bits, "formats": ", ".join(chosen), "unit": unit, **scores.identity(sequences)},
                 advance=advance,
             )
         scored["search"] = scores.score("search", space.spread(found))
@@ -150,7 +149,6 @@ class _FormatSpace:
     """The layers, and the formats that each unit can have, the cheapest first."""
 
     def __init__(self, analysis: Analysis, unit: Literal["layer", "block"], formats: Sequence[WeightFormat]) -> None:
-        """Find the units."""
         self.layers, self.units = find_units(analysis, unit, {"linear", "experts"})
         self._offers = [
             sorted(own, key=lambda each: (each.cost, each.format.name))
@@ -160,7 +158,6 @@ class _FormatSpace:
         self.formats = [[offer.format for offer in owners[layer.unit]] for layer in self.layers]  # of each layer
 
     def within(self, bits: float) -> Space:
-        """Return the levels of the units within a budget."""
         budget = math.floor(bits * sum(each.numel for each in self.units) * (1 + 1e-12))
         return levels_under([[offer.cost for offer in own] for own in self._offers], budget)
 
@@ -215,21 +212,7 @@ def _rounded_model(
             check_rounds(replace(layer, format=one.name), weight, one)
 
     def rounded(place: int, dense: Tensor, level: int) -> Tensor:
-        """Round a weight to one of its formats."""
         weight = weights[place]
         return oriented(weight, formats[place][level - 1].round(oriented(weight, dense)))
 
     return VariedModel(root, weights, rounded)
-
-
-def _identity(
-    scores: TextScores, sequences: Sequence[Tensor], bits: float, formats: Iterable[str], unit: str
-) -> dict[str, str | int | float]:
-    return {
-        "budget": bits,
-        "formats": ", ".join(formats),
-        "unit": unit,
-        "tokens": scores.dense.tokens,
-        "text": digest_of(sequences),
-        "model": scores.varied.digest,
-    }

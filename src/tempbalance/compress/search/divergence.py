@@ -34,7 +34,6 @@ class Divergence(NamedTuple):
     predicted: int = 0
 
     def __add__(self, other: tuple[Any, ...]) -> Divergence:
-        """Add the sums of other batches."""
         return Divergence(*(a + b for a, b in zip(self, other, strict=True)))
 
     @property
@@ -98,7 +97,6 @@ class DenseOutputs:
             self._batches.append(_Batch(ids, real, whole, probs, entropy))
 
     def __len__(self) -> int:
-        """Return the number of batches."""
         return len(self._batches)
 
     @property

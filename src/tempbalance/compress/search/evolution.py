@@ -40,17 +40,11 @@ Measure = Callable[[Units, Sequence[int] | None], Sequence[float]]  # of some ba
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """What a search is over.
+    """What a search is over."""
 
-    Attributes:
-        name: What the level of a unit is.
-        mutate: Returns a child of an allocation within the budget.
-        allows: Whether an allocation is one of this search and meets the budget.
-    """
-
-    name: Literal["zeros", "levels"]
-    mutate: Callable[[Units, random.Random], Units]
-    allows: Callable[[Units], bool]
+    name: Literal["zeros", "levels"]  # what the levels are
+    mutate: Callable[[Units, random.Random], Units]  # returns a child within the budget
+    allows: Callable[[Units], bool]  # whether an allocation is one of this search and meets the budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,18 +105,11 @@ def evolve(
     identity: Mapping[str, str | int | float],
     advance: Callable[..., Any] = lambda *_: None,
 ) -> Units:
-    """Search the levels of units with the smallest divergence under a budget.
+    """Return the levels of units with the smallest divergence under a budget, from a start.
 
-    Args:
-        start: Level of each unit.
-        space: What is searched.
-        settings: Settings.
-        measure: Returns the divergence of an allocation on each of some batches of the text, or of all.
-        identity: What is searched; a state of another search is refused.
-        advance: Called after every generation, with the number of generations and a text.
-
-    Returns:
-        The level of each unit.
+    ``measure`` returns the divergence of an allocation on each of some batches of the text, or of all. ``identity`` is
+    what is searched: a state of another search is refused. ``advance`` is called after every generation, with the
+    number of generations and a text.
 
     Raises:
         AllocationError: The folder has the state of another search.
@@ -149,12 +136,7 @@ def _gain(first: float, known: Sequence[float]) -> str:
 
 
 def _generation(
-    parent: Units,
-    known: Sequence[float],
-    space: Space,
-    number: int,
-    measure: Measure,
-    rng: random.Random,
+    parent: Units, known: Sequence[float], space: Space, number: int, measure: Measure, rng: random.Random
 ) -> tuple[Units, list[float]] | None:
     """Return the best child, with its divergence on each batch, if it is better than its parent on all of them."""
     order = rng.sample(range(len(known)), len(known))
@@ -194,7 +176,6 @@ def zeros_of(sizes: Sequence[int], total: int) -> Space:
         return tuple(result)
 
     def allows(zeros: Units) -> bool:
-        """Return whether the zeros fit the units and meet the budget."""
         fits = len(zeros) == len(sizes) and all(count <= size for count, size in zip(zeros, sizes, strict=True))
         return fits and sum(zeros) == total
 
@@ -205,7 +186,6 @@ def levels_under(costs: Sequence[Sequence[int]], budget: int) -> Space:
     """Return the choices of one of the ascending costs of each unit whose sum is at most a budget."""
 
     def spent(levels: Sequence[int]) -> int:
-        """Return the cost of a choice."""
         return sum(own[level] for own, level in zip(costs, levels, strict=True))
 
     def mutate(levels: Units, rng: random.Random) -> Units:
@@ -225,7 +205,6 @@ def levels_under(costs: Sequence[Sequence[int]], budget: int) -> Space:
         return tuple(result)
 
     def allows(levels: Units) -> bool:
-        """Return whether the levels are those of the units and within the budget."""
         fits = len(levels) == len(costs) and all(level < len(own) for level, own in zip(levels, costs, strict=True))
         return fits and spent(levels) <= budget
 

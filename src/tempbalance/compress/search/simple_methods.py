@@ -18,7 +18,7 @@ from tempbalance.compress.evaluation.tokens import Documents, read_documents
 from tempbalance.compress.layer_allocation import MethodScore
 from tempbalance.compress.pruning.outliers import outlier_ratios
 from tempbalance.compress.pruning.pruner import Criterion, check_criterion
-from tempbalance.compress.search.announcement import Announcement, states_of, tokens_of_calibration
+from tempbalance.compress.search.announcement import Announcement
 from tempbalance.compress.search.evolution import SearchSettings
 from tempbalance.compress.search.masked_model import MaskedModel
 from tempbalance.compress.search.text_scores import TextScores, text_scores
@@ -27,8 +27,8 @@ from tempbalance.compress.sparsity_methods import largest_beta
 from tempbalance.errors import AllocationError, TempBalanceError, check_type
 
 __all__ = [
-    "MEASURED",
     "SimpleMethods",
+    "announcement",
     "compare_methods",
     "measure_methods",
     "measure_sparsity",
@@ -42,7 +42,7 @@ _logger = logging.getLogger("tempbalance")
 _TOKENS = SearchSettings().tokens
 _BETAS = 10  # evenly spaced up to the largest
 _BY_LAYER = 3  # uniform, ERK and AlphaPruning
-MEASURED = _BY_LAYER + 1 + _BETAS  # allocations, each on the whole text
+_MEASURED = _BY_LAYER + 1 + _BETAS  # with OWL, and ATP with each beta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +104,10 @@ def compare_methods(  # noqa: PLR0913  four parameters, and options by keyword
 ) -> Allocation:
     """Return an allocation with what it and the simple methods give on the text; without, where that fails."""
     vary = functools.partial(MaskedModel, model, _even([allocation]), criterion, sequences, progress)
-    search = _estimate(model, sequences, allocation, criterion, _TOKENS, progress)
+    settings = SearchSettings()
+    search = announcement(model, sequences, allocation, criterion, settings, progress=progress, searches=False)
     try:
-        with text_scores(model, sequences, vary, tokens=_TOKENS, announce=search) as scores:
+        with text_scores(model, sequences, vary, tokens=settings.tokens, announce=search) as scores:
             own = scores.score(allocation.method, [layer.zeros for layer in allocation.layers])
             budget = allocation.budget
             found = measure_methods(scores, analysis, budget, sequences, routers=routers, progress=progress)
@@ -170,9 +171,10 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
     analysis, sequences = read_inputs(model, calibration, criterion, analysis, progress)
     target = uniform_allocation(analysis, sparsity, routers)
     vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
-    search = _estimate(model, sequences, target, criterion, tokens, progress)
-    if unit == "layer":  # neither OWL nor ATP is measured
-        search.alone = _BY_LAYER, tokens_of_calibration(sequences, criterion, owl=False)
+    settings = SearchSettings(tokens=tokens)
+    search = announcement(model, sequences, target, criterion, settings, progress=progress, searches=False)
+    if unit == "layer":
+        search.alone = _BY_LAYER, False  # neither OWL nor ATP is measured
     with text_scores(model, sequences, vary, tokens=tokens, announce=search) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress, unit=unit)
     return {
@@ -268,25 +270,26 @@ def read_inputs(
     return analysis, sequences
 
 
-def _estimate(
+def announcement(  # noqa: PLR0913  five parameters, and options by keyword
     model: nn.Module,
     sequences: Sequence[Tensor],
     allocation: Allocation,
     criterion: Criterion,
-    tokens: int,
+    settings: SearchSettings,
+    *,
     progress: bool,
+    searches: bool = True,
 ) -> Announcement:
-    """Return what shows how long measuring takes, and finds out how long a search with default settings would take."""
-    calibrated = tokens_of_calibration(sequences, criterion)
+    """Return what shows how long measuring the simple methods takes, and a search with these settings after it."""
     return Announcement(
         model=model,
-        settings=SearchSettings(tokens=tokens),
-        measured=MEASURED,
+        settings=settings,
+        measured=_MEASURED,
         weights=allocation.covered,
-        states=states_of(model, sequences),
-        calibrated=calibrated,
+        calibration=sequences,
+        criterion=criterion,
         progress=progress,
-        alone=(MEASURED, calibrated),
+        alone=None if searches else (_MEASURED, True),
     )
 
 
@@ -307,20 +310,19 @@ def _each_method(
     unit: Literal["layer", "block"] | None,
 ) -> Generator[AllocatedZeros]:
     """Yield the zeros of every simple method that can have the unit, and of ATP one for each beta."""
-    uniform = allocate_zeros(analysis, sparsity, unit=unit or "block", method="uniform", routers=routers)
+    allocate = functools.partial(allocate_zeros, analysis, sparsity, routers=routers)
+    uniform = allocate(unit=unit or "block", method="uniform")
     yield uniform
     if unit != "block":
-        yield allocate_zeros(analysis, sparsity, unit="layer", method="erk", routers=routers)
-    yield allocate_zeros(analysis, sparsity, unit=unit or "block", method="alpha", routers=routers)
+        yield allocate(unit="layer", method="erk")
+    yield allocate(unit=unit or "block", method="alpha")
     if unit == "layer":  # OWL and ATP are defined for blocks
         return
     if outliers:
-        yield allocate_zeros(analysis, sparsity, unit="block", method="owl", outliers=outliers, routers=routers)
+        yield allocate(unit="block", method="owl", outliers=outliers)
     blocks = len({layer.unit for layer in uniform.layers})
     exact = sum(uniform.zeros) / sum(layer.numel for layer in uniform.layers)  # to one weight
     largest = largest_beta(exact, blocks) if blocks > 1 else 0.0
     for step in range(1, _BETAS + 1):
         if beta := float(f"{largest * step / _BETAS:.4g}"):
-            yield allocate_zeros(
-                analysis, sparsity, unit="block", method="atp", beta=min(beta, largest), routers=routers
-            )
+            yield allocate(unit="block", method="atp", beta=min(beta, largest))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from tempbalance._progress import progress_bar
 from tempbalance.analysis.result import Analysis
@@ -17,15 +16,14 @@ from tempbalance.compress.budget_units import make_allocation
 from tempbalance.compress.evaluation.tokens import Documents
 from tempbalance.compress.layer_allocation import LayerAllocation
 from tempbalance.compress.pruning.pruner import Criterion
-from tempbalance.compress.search.announcement import Announcement, states_of, tokens_of_calibration
 from tempbalance.compress.search.evolution import SearchSettings, Units, evolve, zeros_of
 from tempbalance.compress.search.masked_model import MaskedModel
-from tempbalance.compress.search.simple_methods import MEASURED, measure_methods, read_inputs, uniform_allocation
+from tempbalance.compress.search.simple_methods import announcement, measure_methods, read_inputs, uniform_allocation
 from tempbalance.compress.search.text_scores import TextScores, text_scores
 from tempbalance.compress.sparsity import check_parameters
 from tempbalance.errors import AllocationError, check_type
 
-__all__ = ["digest_of", "search_sparsity"]
+__all__ = ["search_sparsity"]
 
 
 def search_sparsity(  # noqa: PLR0913  most are keyword options
@@ -94,15 +92,7 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
     analysis, sequences = read_inputs(model, calibration, criterion, analysis, progress)
     target = uniform_allocation(analysis, sparsity, routers)
     vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
-    announce = Announcement(
-        model=model,
-        settings=settings,
-        measured=MEASURED,
-        weights=target.covered,
-        states=states_of(model, sequences),
-        calibrated=tokens_of_calibration(sequences, criterion),
-        progress=progress,
-    )
+    announce = announcement(model, sequences, target, criterion, settings, progress=progress)
     with text_scores(model, sequences, vary, tokens=settings.tokens, announce=announce) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress)
         start = methods.best(unit)
@@ -112,9 +102,7 @@ def search_sparsity(  # noqa: PLR0913  most are keyword options
             "sparsity": sparsity,
             "criterion": criterion,
             "unit": unit,
-            "tokens": scores.dense.tokens,
-            "text": digest_of(sequences),
-            "model": scores.varied.digest,
+            **scores.identity(sequences),
         }
         with progress_bar("search", settings.generations, progress) as advance:
             found = _evolve(scores, given.layers, start.zeros, settings, identity, advance)
@@ -168,11 +156,3 @@ def _evolve(
             advance=advance,
         )
     )
-
-
-def digest_of(sequences: Sequence[Tensor]) -> str:
-    """Return a hash of calibration text."""
-    found = hashlib.sha256()
-    for sequence in sequences:
-        found.update(sequence.numpy().tobytes() + b";")
-    return found.hexdigest()

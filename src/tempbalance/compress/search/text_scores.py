@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,13 @@ class TextScores:
         total = sum(self.dense.of(self.varied.model), Divergence())
         # not below zero by rounding, where the model is the dense one
         return MethodScore(method=method, kl=max(0.0, total.kl / total.tokens), perplexity=total.perplexity)
+
+    def identity(self, sequences: Sequence[Tensor]) -> dict[str, str | int]:
+        """Return what identifies a search on these sequences: the number of tokens, and hashes of text and weights."""
+        text = hashlib.sha256()
+        for sequence in sequences:
+            text.update(sequence.numpy().tobytes() + b";")
+        return {"tokens": self.dense.tokens, "text": text.hexdigest(), "model": self.varied.digest}
 
 
 @contextlib.contextmanager

@@ -31,7 +31,6 @@ class VariedModel:
     """
 
     def __init__(self, model: nn.Module, weights: Sequence[Weight], make: Make) -> None:
-        """Find the parameters of the weights."""
         self.model = unwrapped(model)
         self._weights, self._make, self._levels = weights, make, [0] * len(weights)
         self._parameters = parameter_names(self.model)

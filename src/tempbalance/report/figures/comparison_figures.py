@@ -17,7 +17,6 @@ def weight_change_figure(comparison: Comparison) -> Spec:
     """Draw the relative change of each weight against depth."""
 
     def text(row: LayerDelta) -> str:
-        """Return the change and the largest singular values of the update."""
         if row.identical:
             return "identical"
         values = ", ".join(f"{value:.3g}" for value in row.update_singular_values[:_VALUES])

@@ -23,23 +23,14 @@ _EMPTY = {"text": "no layer has a value", "showarrow": False, "xref": "paper", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepthPoint:
-    """A layer in a figure.
+    """A layer in a figure."""
 
-    Attributes:
-        place: Its place from input to output: its block, or its name outside of blocks.
-        type: Its name in the legend.
-        value: The value; a layer without one is not drawn.
-        error: Standard error of the value.
-        text: What is shown when the mouse is over it, in lines.
-        layer: Number of the layer in the table.
-    """
-
-    place: str
-    type: str
-    value: float
-    error: float = math.nan
-    text: tuple[str, ...]
-    layer: int
+    place: str  # from input to output: its block, or its name outside of blocks
+    type: str  # in the legend
+    value: float  # a layer without one is not drawn
+    error: float = math.nan  # standard error
+    text: tuple[str, ...]  # lines that are shown when the mouse is over it
+    layer: int  # number in the table
 
 
 def place_of(name: str, block: str | None) -> str:

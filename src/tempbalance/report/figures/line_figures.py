@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from tempbalance.analysis import Track, TrackedLayer
+from tempbalance.analysis import Track
 from tempbalance.balance import Refresh
 from tempbalance.report.figures.figure_style import SOFT, Spec, axis, cut, figure, plain, rounded
 
@@ -33,15 +34,8 @@ def thinned(history: Sequence[Refresh]) -> list[Refresh]:
 def history_figure(history: Sequence[Refresh]) -> Spec:
     """Draw the alpha and the multiplier of each unit over the steps; a long history is thinned."""
     shown = thinned(history)
-    states = [{unit.name: unit for unit in refresh.units} for refresh in shown]
-    names = list(dict.fromkeys(name for state in states for name in state))
-
-    def values(kind: str) -> Mapping[str, list[float]]:
-        """Return the values of each unit; NaN where it is missing."""
-        return {name: [getattr(state[name], kind) if name in state else math.nan for state in states] for name in names}
-
-    steps = [refresh.step for refresh in shown]
-    spec = _lines("step", steps, {"alpha": values("alpha"), "multiplier": values("multiplier")})
+    panels = _values([refresh.units for refresh in shown], "alpha", "multiplier")
+    spec = _lines("step", [refresh.step for refresh in shown], panels)
     neutral = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y2", "y0": 1, "y1": 1}
     spec["layout"]["shapes"] = [{**neutral, "line": {"color": SOFT, "dash": "dot", "width": 1.5}}]
     for trace in spec["data"]:
@@ -52,20 +46,21 @@ def history_figure(history: Sequence[Refresh]) -> Spec:
 
 def track_figure(tracked: Track) -> Spec:
     """Draw alpha, drift and stable rank of each layer over the checkpoints."""
-    rows = [{layer.name: layer for layer in checkpoint.layers} for checkpoint in tracked.checkpoints]
-    names = list(dict.fromkeys(name for layers in rows for name in layers))
-
-    def values(of: Callable[[TrackedLayer], float]) -> Mapping[str, list[float]]:
-        """Return the values of each layer; NaN where it is missing."""
-        return {name: [of(layers[name]) if name in layers else math.nan for layers in rows] for name in names}
-
     known = all(checkpoint.step is not None for checkpoint in tracked.checkpoints)
-    panels = {
-        "alpha": values(lambda layer: layer.alpha),
-        "drift": values(lambda layer: layer.drift),
-        "stable rank": values(lambda layer: layer.stable_rank),
-    }
+    panels = _values([checkpoint.layers for checkpoint in tracked.checkpoints], "alpha", "drift", "stable_rank")
     return _lines("step" if known else "checkpoint", tracked.steps, panels)
+
+
+def _values(steps: Sequence[Sequence[Any]], *attributes: str) -> dict[str, dict[str, list[float]]]:
+    """Return the attributes of units or layers over the steps, by attribute and name; NaN where one is missing."""
+    states = [{each.name: each for each in step} for step in steps]
+    names = list(dict.fromkeys(name for state in states for name in state))
+    return {
+        attribute.replace("_", " "): {
+            name: [getattr(state[name], attribute) if name in state else math.nan for state in states] for name in names
+        }
+        for attribute in attributes
+    }
 
 
 def _lines(title: str, steps: Sequence[int], panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Spec:

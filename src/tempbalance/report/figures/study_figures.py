@@ -52,10 +52,7 @@ def study_figure(summary: Summary) -> Spec:
         showlegend=False,
         xaxis=axis("gain" if len(summary.baseline) > _SHORT else f"gain over {plain(summary.baseline)}"),
         yaxis=axis(
-            "",
-            tickvals=list(places),
-            ticktext=[_wrapped(row.label) for row in rows],
-            range=[-0.6, len(rows) - 0.4],
+            "", tickvals=list(places), ticktext=[_wrapped(row.label) for row in rows], range=[-0.6, len(rows) - 0.4]
         ),
         shapes=[zero],
     )
