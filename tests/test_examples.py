@@ -35,13 +35,6 @@ def test_every_script_is_tested():
     assert {path.stem for path in FOLDER.glob("*.py")} == {*ANSWERS, "make_notebooks"}
 
 
-@pytest.mark.filterwarnings("default")  # of other packages
-@pytest.mark.parametrize("name", ANSWERS)
-def test_a_script_prints_its_answer(name, elsewhere, capsys):
-    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
-    assert ANSWERS[name] in capsys.readouterr().out
-
-
 def run_cell(source: str, namespace: dict) -> str:
     """Run a cell as Jupyter does; return what it would show of a last expression."""
     body = ast.parse(source).body
@@ -53,20 +46,24 @@ def run_cell(source: str, namespace: dict) -> str:
     return "" if value is None else getattr(value, "_repr_html_", value.__repr__)()
 
 
-NOTEBOOKS = sorted((FOLDER / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = {path.stem: path for path in (FOLDER / "notebooks").glob("*.ipynb")}
 
 
-def test_there_are_three_notebooks():
-    assert len(NOTEBOOKS) == 3
+@pytest.mark.filterwarnings("default")  # of other packages
+@pytest.mark.parametrize("name", sorted(ANSWERS.keys() - NOTEBOOKS))
+def test_a_script_prints_its_answer(name, elsewhere, capsys):
+    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert ANSWERS[name] in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, elsewhere):
-    cells = json.loads(path.read_text("utf-8"))["cells"]
+@pytest.mark.parametrize("name", sorted(NOTEBOOKS))
+def test_a_notebook_prints_the_answer_of_its_script(name, elsewhere, capsys):
+    cells = json.loads(NOTEBOOKS[name].read_text("utf-8"))["cells"]
     namespace: dict = {"__name__": "__main__"}
     shown = [run_cell("".join(cell["source"]), namespace) for cell in cells if cell["cell_type"] == "code"]
     assert any(shown)  # each ends with a result, not only with print
+    assert ANSWERS[name] in capsys.readouterr().out
 
 
 def test_notebooks_are_made_from_the_scripts(monkeypatch):
@@ -74,6 +71,7 @@ def test_notebooks_are_made_from_the_scripts(monkeypatch):
     sys.modules.pop("make_notebooks", None)
     from make_notebooks import SCRIPTS, notebook
 
+    assert NOTEBOOKS.keys() == set(SCRIPTS)
     for name in SCRIPTS:
         saved = (FOLDER / "notebooks" / f"{name}.ipynb").read_text("utf-8")
         assert saved == notebook((FOLDER / f"{name}.py").read_text("utf-8")), name

@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from processes import exit_code
 from tempbalance._files import atomic_folder, check_replaceable, check_writable, read_regular, write_atomically
 from tempbalance.errors import AnalysisError, CheckpointError, OutputError
 
@@ -157,28 +157,24 @@ def test_an_error_of_the_writer_passes_through_and_leaves_nothing(tmp_path):
     assert names(tmp_path) == set()
 
 
-# Kills itself at the Nth call of a function that the output depends on.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[4])
-from test_files import write_folder
-from tempbalance._files import write_atomically
-left = int(sys.argv[3])
-def kill(event, _):
-    global left
-    if event in ("os.rename", "ctypes.dlsym", "open", "shutil.rmtree", "os.chmod", "os.remove") and armed:
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-armed = False
-if sys.argv[2] == "folder in two renames":
-    sys.platform = "a system without exchange"
-sys.addaudithook(kill)
-armed = True
-write_folder(Path(sys.argv[1])) if sys.argv[2] != "file" else write_atomically(sys.argv[1], b"new")
-armed = False
-"""
+def write_killed(out, kind, calls):
+    """Write a file or a folder, and kill this process after some calls of functions that the output depends on."""
+    events = {"os.rename", "ctypes.dlsym", "open", "shutil.rmtree", "os.chmod", "os.remove"}
+    left, armed = calls, False
+
+    def kill(event, _):
+        nonlocal left
+        if armed and event in events:
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if kind == "folder in two renames":
+        sys.platform = "a system without exchange"
+    sys.addaudithook(kill)
+    armed = True
+    write_folder(out) if kind != "file" else write_atomically(out, b"new")
+    armed = False
 
 
 @pytest.mark.slow
@@ -192,8 +188,7 @@ def test_killed_at_any_step_the_next_run_leaves_one_whole_output_and_no_litter(t
             out.write_text("old")
         else:
             write_folder(out, "old")
-        command = [sys.executable, "-c", KILLED, str(out), kind, str(number), str(Path(__file__).parent)]
-        killed = subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        killed = exit_code(write_killed, out, kind, number) == -signal.SIGKILL
         missing += not out.exists()
         check_writable(out) if kind == "file" else check_replaceable(out, MARKER)
         assert names(out.parent) == {"out"}

@@ -18,12 +18,12 @@ IN_A_TEST = "import pytest\n\ndef test_d():\n    pytest.skip('because')\n"
 
 
 def run(folder, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "strict_skips", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("workers", [(), ("--numprocesses", "1")], ids=["one process", "workers"])
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "--numprocesses", "1")], ids=["one process", "workers"])
 def test_a_skip_that_is_not_listed_fails_the_run(tmp_path, workers):
     if workers:
         pytest.importorskip("xdist")

@@ -142,11 +142,11 @@ class TestBadInput:
 
 @pytest.fixture(scope="module")
 def linear_layers(minilm):
-    """Eigenvalues by a naive SVD of every linear layer: six in each of six blocks, and the pooler."""
+    """Spectrum, and eigenvalues by a naive SVD, of every linear layer: six in each of six blocks, and the pooler."""
     tensors = load_file(minilm / "model.safetensors")
     names = [name for name, tensor in tensors.items() if tensor.ndim == 2 and "embeddings" not in name]
     assert len(names) == 37
-    return {name: (tensors[name], oracles.eigenvalues(tensors[name][None])) for name in names}
+    return {name: (tb.weight_spectrum(tensors[name]), oracles.eigenvalues(tensors[name][None])) for name in names}
 
 
 class TestRealTransformer:
@@ -161,21 +161,21 @@ class TestRealTransformer:
     def test_every_linear_layer_agrees_with_a_naive_svd(self, minilm, linear_layers, estimator, oracle):
         rows = {row.name: row for row in tb.analyze(minilm, estimator=estimator).layers}
         assert set(rows) == set(linear_layers)
-        for name, (weight, values) in linear_layers.items():
-            fit = estimator.fit(tb.weight_spectrum(weight))
+        for name, (spectrum, values) in linear_layers.items():
+            fit = estimator.fit(spectrum)
             assert fit.alpha == pytest.approx(oracle(values), rel=1e-6)
             assert rows[name].alpha == pytest.approx(fit.alpha, rel=1e-9) or name == "pooler.dense.weight"
 
     def test_ks_finds_the_threshold_of_an_exhaustive_search(self, linear_layers):
-        for weight, values in linear_layers.values():
-            fit = tb.KS().fit(tb.weight_spectrum(weight))
+        for spectrum, values in linear_layers.values():
+            fit = tb.KS().fit(spectrum)
             distance, _, xmin, num_tail = oracles.ks(values)
             assert fit.num_tail == num_tail
             assert (fit.xmin, fit.ks_distance) == (pytest.approx(xmin, rel=1e-6), pytest.approx(distance, rel=1e-6))
 
-    def test_only_the_pooler_of_minilm_is_random(self, minilm):
+    def test_only_the_pooler_of_minilm_is_random(self, minilm_analysis):
         # Sentence embeddings average the tokens and do not use the pooler: its bias is zero, its weights are Gaussian.
-        statuses = {row.name: row.status for row in tb.analyze(minilm).layers}
+        statuses = {row.name: row.status for row in minilm_analysis.layers}
         assert [name for name, status in statuses.items() if status is not tb.types.Status.OK] == [
             "pooler.dense.weight"
         ]
@@ -190,13 +190,12 @@ class TestRealTransformer:
         expected = {row.name: row.alpha for row in plain.layers}
         assert {row.name: row.alpha for row in scaled.layers} == pytest.approx(expected, rel=1e-9)
 
-    def test_blocks_of_minilm_are_those_of_the_encoder(self, minilm):
-        analysis = tb.analyze(minilm)
-        assert {row.block for row in analysis.layers} == {f"encoder.layer.{i}" for i in range(6)} | {None}
-        assert 0 < analysis.block_imbalance < analysis.imbalance
+    def test_blocks_of_minilm_are_those_of_the_encoder(self, minilm_analysis):
+        assert {row.block for row in minilm_analysis.layers} == {f"encoder.layer.{i}" for i in range(6)} | {None}
+        assert 0 < minilm_analysis.block_imbalance < minilm_analysis.imbalance
 
-    def test_embeddings_of_minilm_are_listed_as_skipped(self, minilm):
-        skipped = dict(tb.analyze(minilm).skipped)
+    def test_embeddings_of_minilm_are_listed_as_skipped(self, minilm_analysis):
+        skipped = dict(minilm_analysis.skipped)
         assert "embedding" in skipped["embeddings.word_embeddings.weight"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
@@ -96,6 +97,16 @@ def in_steps(optimizer: torch.optim.Optimizer, model: nn.Module, key: str = "lr"
 def by_parameter(balancer: tb.Balancer) -> dict[str, float]:
     """Return the multiplier of every parameter that is in a unit."""
     return {name: unit.multiplier for unit in balancer.units for name in unit.parameters}
+
+
+def options(optimizer: Any) -> list[dict[str, Any]]:
+    """Return a copy of the options of every group."""
+    return [{k: copy.deepcopy(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+
+def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
 @pytest.fixture

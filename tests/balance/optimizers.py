@@ -7,6 +7,8 @@ import torch
 import transformers
 from torch.optim import lr_scheduler
 
+STEPS = 40  # of a run in which every schedule changes its rate, and ends
+
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=1e-3),
     "AdamW foreach": lambda p: torch.optim.AdamW(p, lr=1e-3, foreach=True),
@@ -21,15 +23,12 @@ OPTIMIZERS = {
 }
 SCHEDULERS = {
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
-    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 200),
-    "OneCycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=3e-3, total_steps=201, cycle_momentum=False),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS),
+    "OneCycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=3e-3, total_steps=STEPS + 1, cycle_momentum=False),
     "SequentialLR": lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.LinearLR(o, 0.1, total_iters=20), lr_scheduler.CosineAnnealingLR(o, 180)], milestones=[20]
+        o,
+        [lr_scheduler.LinearLR(o, 0.1, total_iters=10), lr_scheduler.CosineAnnealingLR(o, STEPS - 10)],
+        milestones=[10],
     ),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=2, threshold=0.1),
 }
-
-
-def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []

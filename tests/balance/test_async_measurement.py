@@ -17,7 +17,7 @@ import tempbalance as tb
 from tempbalance.errors import BalanceError, NumericsWarning, RefreshError
 from tempbalance.released.recipes_as_released import EveryAsReleased, OneStepLate
 
-from .conftest import Net, batches, in_steps, make_net, train
+from .conftest import Net, assert_same_bits, batches, in_steps, make_net, train
 
 DELAY = 3
 RECIPE = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=5))
@@ -58,10 +58,6 @@ def trained(
     return net.state_dict(), balancer.history
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 class TestWhen:
     def test_alphas_are_those_of_the_weights_when_the_measurement_started(self, net: Net):
         optimizer, balancer = balanced(net)
@@ -100,7 +96,7 @@ class TestWhen:
     def test_results_do_not_depend_on_the_speed_of_the_measurement(self, recipe: tb.Recipe):
         fast, _ = trained(recipe)
         slow, _ = trained(dataclasses.replace(recipe, estimator=Slow()))
-        assert same(fast, slow)
+        assert_same_bits(fast, slow)
 
     def test_asynchronous_and_synchronous_measurements_measure_the_same_weights(self):
         recipe = dataclasses.replace(LAZY, assignment=tb.assign.Linear(1.0, 1.0))  # the same training in both
@@ -180,10 +176,10 @@ class TestResume:
         resumed.load_state_dict(state["net"])
         fresh.load_state_dict(state["optimizer"])
         train(resumed, fresh, steps=12, start=saved)
-        assert same(resumed.state_dict(), whole)
+        assert_same_bits(resumed.state_dict(), whole)
         assert balancer.units == history[-1].units
         train(net, optimizer, steps=12, start=saved)  # and so does the one that was saved
-        assert same(net.state_dict(), whole)
+        assert_same_bits(net.state_dict(), whole)
         assert [(each.step, each.applied) for each in first.history] == [(0, 3), (5, 8)]
 
     def test_loading_a_state_discards_the_measurement_in_progress(self, net: Net):
@@ -194,7 +190,7 @@ class TestResume:
         optimizer.load_state_dict(state)
         net.load_state_dict(other.state_dict())
         train(net, optimizer, steps=12)
-        assert same(net.state_dict(), trained(RECIPE)[0])
+        assert_same_bits(net.state_dict(), trained(RECIPE)[0])
         assert [refresh.step for refresh in balancer.history] == [0, 5]
 
 
@@ -268,7 +264,7 @@ class TestSafe:
             optimizer.step()
         broken.remove()
         train(net, optimizer, steps=12)
-        assert same(net.state_dict(), trained(RECIPE)[0])
+        assert_same_bits(net.state_dict(), trained(RECIPE)[0])
 
 
 class TestBadInput:
@@ -294,7 +290,7 @@ def test_asynchronous_measuring_with_multipliers_of_one_changes_no_bit(net: Net)
     plain = make_net()
     train(plain, torch.optim.AdamW(plain.parameters(), lr=3e-3), steps=12)
     neutral, _ = trained(dataclasses.replace(LAZY, assignment=tb.assign.Linear(1.0, 1.0)))
-    assert same(neutral, plain.state_dict())
+    assert_same_bits(neutral, plain.state_dict())
 
 
 def test_asynchronous_measuring_works_with_autocast_and_a_compiled_model(net: Net):

@@ -15,18 +15,18 @@ import tempbalance as tb
 from tempbalance.errors import BalanceError, BalanceWarning, NumericsWarning
 from tempbalance.released.recipes_as_released import EveryAsReleased, OneStepLate
 
-from .conftest import batches, by_parameter, in_steps, make_net, train
-from .optimizers import OPTIMIZERS, SCHEDULERS, assert_same_bits
+from .conftest import assert_same_bits, batches, by_parameter, in_steps, make_net, train
+from .optimizers import OPTIMIZERS, SCHEDULERS, STEPS
 
-NEUTRAL = tb.Recipe(name="neutral", assignment=tb.assign.Linear(1.0, 1.0), every=tb.Every(steps=20))
+NEUTRAL = tb.Recipe(name="neutral", assignment=tb.assign.Linear(1.0, 1.0), every=tb.Every(steps=STEPS // 10))
 
 
-def finished(build, scheduling, recipe: tb.Recipe | None, steps: int = 200) -> dict[str, torch.Tensor]:
+def finished(build, scheduling, recipe: tb.Recipe | None) -> dict[str, torch.Tensor]:
     net = make_net()
     optimizer = build(net.parameters())
     if recipe is not None:
         tb.Balancer(optimizer, net, recipe)
-    train(net, optimizer, scheduling(optimizer), steps=steps)
+    train(net, optimizer, scheduling(optimizer), steps=STEPS)
     return net.state_dict()
 
 
@@ -50,7 +50,7 @@ def test_multipliers_of_one_change_no_bit(optimizer, schedule):
 )
 def test_multipliers_of_one_from_depth_updates_and_transforms_change_no_bit(recipe):
     build, scheduling = OPTIMIZERS["AdamW foreach"], SCHEDULERS["cosine"]
-    assert_same_bits(finished(build, scheduling, recipe, steps=50), finished(build, scheduling, None, steps=50))
+    assert_same_bits(finished(build, scheduling, recipe), finished(build, scheduling, None))
 
 
 def test_other_multipliers_change_the_parameters(recipe):
@@ -69,8 +69,7 @@ class TestExact:
         twin_opt = OPTIMIZERS[optimizer](make_net().parameters())
         twin = SCHEDULERS[schedule](twin_opt)
         applied = in_steps(opt, net)
-        losses = [1.0] * 40
-        for step, (x, y) in enumerate(batches(40)):
+        for x, y in batches(STEPS):
             scheduled = twin_opt.param_groups[0]["lr"]
             nn.functional.cross_entropy(net(x), y).backward()
             opt.step()
@@ -82,7 +81,7 @@ class TestExact:
             opt.zero_grad()
             twin_opt.step()
             for s in (scheduler, twin):
-                s.step(*([losses[step]] if schedule == "ReduceLROnPlateau" else []))
+                s.step(*([1.0] if schedule == "ReduceLROnPlateau" else []))
             if schedule != "ReduceLROnPlateau":
                 assert {float(lr) for lr in scheduler.get_last_lr()} == {float(lr) for lr in twin.get_last_lr()}
         assert len(set(applied[-1].values())) > 2

@@ -10,8 +10,7 @@ import tempbalance as tb
 from tempbalance.balance.assign import ByRole, ByShape, Fixed, LayerwiseDecay, Linear, Times, UnitFacts
 from tempbalance.errors import ArgumentError, BalanceError, BalanceWarning
 
-from .conftest import make_net, train
-from .optimizers import assert_same_bits
+from .conftest import assert_same_bits, make_net, train
 
 
 class Block(nn.Module):

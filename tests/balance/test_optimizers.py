@@ -19,8 +19,7 @@ from torch.optim import Optimizer
 import tempbalance as tb
 from tempbalance.errors import BalanceError
 
-from .conftest import Net, batches, by_parameter, in_steps, make_net, train
-from .optimizers import assert_same_bits
+from .conftest import Net, assert_same_bits, batches, by_parameter, in_steps, make_net, options, train
 
 RECIPE = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=100))
 NEUTRAL = dataclasses.replace(RECIPE, assignment=tb.assign.Linear(1.0, 1.0), every=tb.Every(steps=2))
@@ -166,10 +165,6 @@ def run(net: Net, optimizer: Any, kind: str = "", *, steps: int = STEPS, start: 
 def two_groups(net: nn.Module) -> list[dict[str, Any]]:
     matrices = [p for p in net.parameters() if p.ndim > 1]
     return [{"params": matrices}, {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0}]
-
-
-def options(optimizer: Any) -> list[dict[str, Any]]:
-    return [{k: copy.deepcopy(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
 
 @pytest.mark.parametrize("name", BUILT)

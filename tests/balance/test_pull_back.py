@@ -9,8 +9,7 @@ import tempbalance as tb
 from tempbalance.balance import PullBack
 from tempbalance.errors import ArgumentError
 
-from .conftest import batches, make_net, train
-from .optimizers import assert_same_bits
+from .conftest import assert_same_bits, batches, make_net, train
 
 
 def oracle(strength, steps, lr=0.05, initial="start"):

@@ -15,8 +15,7 @@ from torch.optim import lr_scheduler
 import tempbalance as tb
 from processes import exit_code
 
-from .conftest import make_net, train
-from .optimizers import assert_same_bits
+from .conftest import assert_same_bits, make_net, train
 
 EXACT = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=3), ramp=2)
 RESUMED = {
@@ -92,9 +91,7 @@ def test_a_run_killed_at_a_step_and_resumed_ends_in_the_same_bits(tmp_path, kill
     resumed = run(recipe, tmp_path)
     if recipe not in uninterrupted:
         uninterrupted[recipe] = run(recipe)
-    expected = uninterrupted[recipe]
-    assert resumed.keys() == expected.keys()
-    assert [name for name in resumed if not torch.equal(resumed[name], expected[name])] == []
+    assert_same_bits(resumed, uninterrupted[recipe])
 
 
 @pytest.mark.parametrize("name", ["blocks.0.fc1.bias", "blocks.0.norm.weight", "blocks.0.fc1.weight"])

@@ -19,8 +19,8 @@ import tempbalance as tb
 from tempbalance.balance.state import BalanceState
 from tempbalance.errors import BalanceError
 
-from .conftest import make_net, train
-from .optimizers import OPTIMIZERS, assert_same_bits
+from .conftest import assert_same_bits, make_net, train
+from .optimizers import OPTIMIZERS
 
 RECIPE = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=2), ramp=2)
 KEY = "tempbalance"

