@@ -73,6 +73,44 @@ SST2_METHODS = replace(
     first_seed=300,
     files=(*SST2.files, "amazon/test.tsv"),
 )
+LARGER_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
+
+
+def more(dataset: str, epochs: int) -> Study:
+    """A study with 256 examples of a data set: fewer epochs in larger batches, so the steps are about as many."""
+    return replace(
+        few(dataset, epochs),
+        name=f"{dataset}-256",
+        parameters={
+            "dataset": dataset,
+            "examples": 256,
+            "epochs": epochs,
+            "batch_size": 16,
+            "evaluated": 300,
+            "bfloat16": True,
+        },
+        methods=(
+            CONSTANT,
+            PROBE,
+            "lp_ft:c=0.01",
+            "few_sample:blocks=[1,2],lr=[2e-4,4e-4]",
+            "spectrum:share=[0.25,0.5],lr=[4e-4,8e-4]",
+            "spd:strength=[0.1,1],lr=[2e-4,4e-4]",
+            "muon:lr=[2e-4,4e-4,8e-4,1.6e-3]",
+            DEPTH,
+            VALUE_OUTPUT,
+            SHAPE,
+            BALANCE,
+            SHUFFLED,
+            FARMS,
+        ),
+        lr=LARGER_RATES,
+        seeds=10,
+        first_seed=400,
+    )
+
+
+MORE = tuple(more(dataset, 3 if dataset == "sst2" else 2) for dataset in ("sst2", "qnli", "rte", "chemprot"))
 PANELS = {
     "SST-2": (SST2.name,),
     "QNLI": (QNLI.name,),
@@ -155,8 +193,12 @@ EXPERIMENT = Experiment(
         ),
     ),
     quick=(QUICK,),
-    full=(SST2, CHEMPROT, QNLI, RTE, SST2_METHODS),
-    same_tasks=("51c828e02dd0", "cf40572f2cae"),  # before all hooks were called, before shifted test data
+    full=(SST2, CHEMPROT, QNLI, RTE, SST2_METHODS, *MORE),
+    same_tasks=(
+        "51c828e02dd0",
+        "cf40572f2cae",
+        "40899846e538",
+    ),  # before all hooks, before shifted data, before bfloat16
     task_rows=TASK_ROWS,
     sources={
         "text": "get SST-2, QNLI and RTE from gluebenchmark.com, ChemProt from allenai/dont-stop-pretraining; make "
