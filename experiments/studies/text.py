@@ -74,49 +74,40 @@ SST2_METHODS = replace(
     files=(*SST2.files, "amazon/test.tsv"),
 )
 LARGER_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
+# as above, at the rates for more examples
+AT_LARGER_RATES = {
+    LP_FT: "lp_ft:c=0.01",
+    FEW_SAMPLE: "few_sample:blocks=[1,2],lr=[2e-4,4e-4]",
+    SPECTRUM: "spectrum:share=[0.25,0.5],lr=[4e-4,8e-4]",
+    SPD: "spd:strength=[0.1,1],lr=[2e-4,4e-4]",
+    "muon": "muon:lr=[2e-4,4e-4,8e-4,1.6e-3]",
+}
 
 
-def more(dataset: str, epochs: int) -> Study:
-    """A study with 256 examples of a data set: fewer epochs in larger batches, so the steps are about as many."""
+def more(dataset: str, epochs: int, examples: int = 256) -> Study:
+    """A study with more examples of a data set: fewer epochs in larger batches, so the steps are about as many."""
     return replace(
         few(dataset, epochs),
-        name=f"{dataset}-256",
+        name=f"{dataset}-{examples}",
         parameters={
             "dataset": dataset,
-            "examples": 256,
+            "examples": examples,
             "epochs": epochs,
             "batch_size": 16,
             "evaluated": 300,
             "bfloat16": True,
         },
-        methods=(
-            CONSTANT,
-            PROBE,
-            "lp_ft:c=0.01",
-            "few_sample:blocks=[1,2],lr=[2e-4,4e-4]",
-            "spectrum:share=[0.25,0.5],lr=[4e-4,8e-4]",
-            "spd:strength=[0.1,1],lr=[2e-4,4e-4]",
-            "muon:lr=[2e-4,4e-4,8e-4,1.6e-3]",
-            DEPTH,
-            VALUE_OUTPUT,
-            SHAPE,
-            BALANCE,
-            SHUFFLED,
-            FARMS,
-        ),
+        methods=tuple(AT_LARGER_RATES.get(method, method) for method in (*METHODS, FARMS)),
         lr=LARGER_RATES,
         seeds=10,
         first_seed=400,
     )
 
 
-MORE = tuple(more(dataset, 3 if dataset == "sst2" else 2) for dataset in ("sst2", "qnli", "rte", "chemprot"))
-PANELS = {
-    "SST-2": (SST2.name,),
-    "QNLI": (QNLI.name,),
-    "RTE": (RTE.name,),
-    "ChemProt": (CHEMPROT.name,),
-}
+MORE = (more("sst2", 3), more("qnli", 2), more("rte", 2, 240), more("chemprot", 2))  # RTE has 248 short ones
+TITLES = ("SST-2", "QNLI", "RTE", "ChemProt")
+FEW = (SST2, QNLI, RTE, CHEMPROT)
+PANELS = {title: (few.name, more.name) for title, few, more in zip(TITLES, FEW, MORE, strict=True)}
 BY_CANDIDATE = {
     "alpha": BALANCE,
     "alpha, FARMS windows": FARMS,
@@ -131,8 +122,16 @@ BY_CANDIDATE = {
     "frozen probe": PROBE,
 }
 TASK_ROWS = tuple(
-    TaskRow(title=f"MiniLM, {title}, 64 examples", study=study, methods=BY_CANDIDATE, pretrained=True)
-    for title, study in zip(PANELS, (SST2, QNLI, RTE, CHEMPROT), strict=True)
+    TaskRow(
+        title=f"MiniLM, {title}, {study.parameters['examples']} examples",
+        study=study,
+        methods=BY_CANDIDATE
+        if study in FEW
+        else {candidate: AT_LARGER_RATES.get(method, method) for candidate, method in BY_CANDIDATE.items()},
+        pretrained=True,
+    )
+    for title, *studies in zip(TITLES, FEW, MORE, strict=True)
+    for study in studies
 )
 QUICK = replace(
     SST2,
