@@ -99,7 +99,6 @@ def more(dataset: str, epochs: int, examples: int = 256) -> Study:
         },
         methods=tuple(AT_LARGER_RATES.get(method, method) for method in (*METHODS, FARMS, "blockwise_lr")),
         lr=LARGER_RATES,
-        seeds=10,
         first_seed=400,
     )
 
