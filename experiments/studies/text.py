@@ -73,16 +73,45 @@ SST2_METHODS = replace(
     first_seed=300,
     files=(*SST2.files, "amazon/test.tsv"),
 )
-PANELS = {
-    "SST-2": (SST2.name,),
-    "QNLI": (QNLI.name,),
-    "RTE": (RTE.name,),
-    "ChemProt": (CHEMPROT.name,),
+LARGER_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
+# as above, at the rates for more examples
+AT_LARGER_RATES = {
+    LP_FT: "lp_ft:c=0.01",
+    FEW_SAMPLE: "few_sample:blocks=[1,2],lr=[2e-4,4e-4]",
+    SPECTRUM: "spectrum:share=[0.25,0.5],lr=[4e-4,8e-4]",
+    SPD: "spd:strength=[0.1,1],lr=[2e-4,4e-4]",
+    "muon": "muon:lr=[2e-4,4e-4,8e-4,1.6e-3]",
 }
+
+
+def more(dataset: str, epochs: int, examples: int = 256) -> Study:
+    """A study with more examples of a data set: fewer epochs in larger batches, so the steps are about as many."""
+    return replace(
+        few(dataset, epochs),
+        name=f"{dataset}-{examples}",
+        parameters={
+            "dataset": dataset,
+            "examples": examples,
+            "epochs": epochs,
+            "batch_size": 16,
+            "evaluated": 300,
+            "bfloat16": True,
+        },
+        methods=tuple(AT_LARGER_RATES.get(method, method) for method in (*METHODS, FARMS, "blockwise_lr")),
+        lr=LARGER_RATES,
+        first_seed=400,
+    )
+
+
+MORE = (more("sst2", 3), more("qnli", 2), more("rte", 2, 240), more("chemprot", 2))  # RTE has 248 short ones
+TITLES = ("SST-2", "QNLI", "RTE", "ChemProt")
+FEW = (SST2, QNLI, RTE, CHEMPROT)
+PANELS = {title: (few.name, more.name) for title, few, more in zip(TITLES, FEW, MORE, strict=True)}
 BY_CANDIDATE = {
     "alpha": BALANCE,
     "alpha, FARMS windows": FARMS,
     "depth": DEPTH,
+    "role, published": "blockwise_lr",
     "role, v and o at 1/4": VALUE_OUTPUT,
     "shape (muP)": SHAPE,
     "Muon": "muon",
@@ -93,8 +122,16 @@ BY_CANDIDATE = {
     "frozen probe": PROBE,
 }
 TASK_ROWS = tuple(
-    TaskRow(title=f"MiniLM, {title}, 64 examples", study=study, methods=BY_CANDIDATE, pretrained=True)
-    for title, study in zip(PANELS, (SST2, QNLI, RTE, CHEMPROT), strict=True)
+    TaskRow(
+        title=f"MiniLM, {title}, {study.parameters['examples']} examples",
+        study=study,
+        methods=BY_CANDIDATE
+        if study in FEW
+        else {candidate: AT_LARGER_RATES.get(method, method) for candidate, method in BY_CANDIDATE.items()},
+        pretrained=True,
+    )
+    for title, *studies in zip(TITLES, FEW, MORE, strict=True)
+    for study in studies
 )
 QUICK = replace(
     SST2,
@@ -155,8 +192,12 @@ EXPERIMENT = Experiment(
         ),
     ),
     quick=(QUICK,),
-    full=(SST2, CHEMPROT, QNLI, RTE, SST2_METHODS),
-    same_tasks=("51c828e02dd0", "cf40572f2cae"),  # before all hooks were called, before shifted test data
+    full=(SST2, CHEMPROT, QNLI, RTE, SST2_METHODS, *MORE),
+    same_tasks=(
+        "51c828e02dd0",
+        "cf40572f2cae",
+        "40899846e538",
+    ),  # before all hooks, before shifted data, before bfloat16
     task_rows=TASK_ROWS,
     sources={
         "text": "get SST-2, QNLI and RTE from gluebenchmark.com, ChemProt from allenai/dont-stop-pretraining; make "

@@ -145,6 +145,10 @@ def test_texts_in_one_row_have_the_embeddings_that_they_have_alone(minilm, text_
     batch = text_task.Texts(ids, [0, 2], 3).batch([0, 1])
     torch.testing.assert_close(model(**batch.inputs), model.classifier(10 * features), atol=1e-5, rtol=1e-5)
     assert batch.targets.tolist() == [0, 2]
+    half = text_task.build(3, pairs, bfloat16=True).eval()
+    half.load_state_dict(model.state_dict())
+    difference = (half(**batch.inputs) - model(**batch.inputs)).abs().max()
+    assert 0 < difference < 0.05 * model(**batch.inputs).abs().max()
 
 
 def test_long_examples_are_left_out(minilm, text_task, tmp_path):
