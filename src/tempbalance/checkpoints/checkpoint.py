@@ -75,7 +75,7 @@ class Checkpoint:
                 if name in self._homes:
                     raise CheckpointError(
                         f"{path}: {self._homes[name][0].name} and {file.name} both contain {name}: the folder has two "
-                        "checkpoints; open one of the files instead"
+                        "checkpoints; open one of the files instead, or all by `tempbalance track`"
                     )
                 self._homes[name] = (file, shard)
                 self._tensors[name] = info
