@@ -89,6 +89,8 @@ class TestNames:
         ("name", "message"),
         [
             ("magic", "there is no method 'magic'; the methods are plain, .*model_balancing"),
+            ("model_balansing", "there is no method 'model_balansing'; did you mean model_balancing"),
+            ("by_role", r'by_role needs multipliers: write "by_role:multipliers=\.\.\."'),
             ("", "there is no method ''"),
             ("plain:strength=1", "plain has no parameter strength; it has lr"),
             (

@@ -228,7 +228,7 @@ def test_another_search_in_the_same_folder_is_refused(search, task):
     with pytest.raises(StudyError, match=r"search was .*'role:embedding'.* and is .*'role:v'"):
         search(trials=5, units=["role:v"])
     task.write_text(task.read_text() + "\n")
-    with pytest.raises(StudyError, match="task was"):
+    with pytest.raises(StudyError, match=r"the content of the task .* has changed"):
         search(trials=5)
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -82,6 +83,24 @@ class TestTrials:
         run(parameters={"raises": [1]})
         assert statuses(tmp_path, "plain") == statuses(tmp_path, METHOD) == ["ok", "failed", "ok"]
         assert "failed: plain, seed 1: RuntimeError: seed 1 fails" in caplog.text
+
+    def test_a_study_stops_if_its_first_trials_fail_and_runs_in_the_same_folder_once_corrected(self, run, log, caplog):
+        with pytest.raises(StudyError, match="the first 2 trials failed, so the study stopped: correct the task"):
+            run(parameters={"raises": [0, 1, 2]})
+        assert len(log.read_text().splitlines()) == 2
+        assert re.search(r"seed 0: RuntimeError: seed 0 fails \(.*\.py, line \d+\) \(traceback in", caplog.text)
+        assert run().rows[1].failed == 0  # with other settings
+
+    def test_first_trials_that_fail_do_not_stop_a_study_with_finished_trials(self, run):
+        run(paths={"raises": [5]})
+        assert run(paths={"raises": [3, 4]}, seeds=5).rows[1].failed == 2
+
+    def test_a_summary_of_failed_trials_deletes_none(self, run, tmp_path):
+        with pytest.raises(StudyError):
+            run(parameters={"raises": [0, 1, 2]})
+        summary = run(parameters={"raises": [0, 1, 2]}, train=False)
+        assert [row.failed for row in summary.rows] == [1, 1]
+        assert statuses(tmp_path, "plain") == ["failed"]
 
     def test_a_failed_trial_is_run_again_only_if_its_file_is_deleted(self, run, trial, log, tmp_path):
         run(paths={"raises": [1]})

@@ -73,7 +73,7 @@ class Checkpoint:
                 if name in self._shards:
                     raise CheckpointError(
                         f"{path}: {self._shards[name][0].name} and {file.name} both contain {name}: the folder has two "
-                        "checkpoints; open one of the files instead"
+                        "checkpoints; open one of the files instead, or all by `tempbalance track`"
                     )
                 self._shards[name] = (file, shard)
                 self._tensors[name] = info

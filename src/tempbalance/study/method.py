@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -173,7 +174,11 @@ def _find_recipe(name: str) -> Callable[..., Recipe] | None:
 
 def list_methods(custom: CustomMethods) -> str:
     """List the names of all methods, for an error message."""
-    return f"the methods are {', '.join([PLAIN, *recipes.__all__, *_AS_RELEASED, *TRAINING_METHODS, *custom])}"
+    return f"the methods are {', '.join(_names(custom))}"
+
+
+def _names(custom: CustomMethods) -> list[str]:
+    return [PLAIN, *recipes.__all__, *_AS_RELEASED, *TRAINING_METHODS, *custom]
 
 
 def describe_methods() -> list[tuple[str, str, str]]:
@@ -195,8 +200,13 @@ def describe_methods() -> list[tuple[str, str, str]]:
 
 
 def _source(build: Callable[..., Recipe]) -> str:
-    needed = [each for each in inspect.signature(build).parameters.values() if each.default is inspect.Parameter.empty]
-    return "" if needed else build().source  # multipliers by hand have no source
+    return "" if _required(build) else build().source  # multipliers by hand have no source
+
+
+def _required(build: Callable[..., object]) -> list[str]:
+    parameters = inspect.signature(build).parameters.values()
+    named = [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    return [each.name for each in named if each.default is each.empty]
 
 
 def read_method(name: str, custom: CustomMethods) -> list[Part]:
@@ -207,6 +217,8 @@ def read_method(name: str, custom: CustomMethods) -> list[Part]:
         for key in part.choices:
             if key not in allowed:
                 raise StudyError(f"{part.name} has no parameter {key}; it has {', '.join(dict.fromkeys(allowed))}")
+        if missing := _missing(part, custom):
+            raise StudyError(f'{part.name} needs {", ".join(missing)}: write "{part.name}:{missing[0]}=..."')
         nodes = part.choices.get("control")
         if _find_custom(part.name, custom) or nodes is None:
             continue
@@ -226,9 +238,16 @@ def _parameters(name: str, custom: CustomMethods) -> list[str]:
     own = _find_custom(name, custom)
     build = own or _find_recipe(name)
     if build is None:
-        raise StudyError(f"there is no method {name!r}; {list_methods(custom)}")
+        close = difflib.get_close_matches(name, _names(custom), n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else list_methods(custom)
+        raise StudyError(f"there is no method {name!r}; {hint}")
     options = [] if own else [*_OPTIONS, *_WRAPPERS, "control"]
     return [*inspect.signature(build).parameters, *options, "lr"]
+
+
+def _missing(part: Part, custom: CustomMethods) -> list[str]:
+    build = None if part.name == PLAIN else _find_custom(part.name, custom) or _find_recipe(part.name)
+    return [name for name in _required(build) if name not in part.choices] if build else []
 
 
 def _values(name: str, part: Part) -> dict[str, Any]:

@@ -322,7 +322,7 @@ def _sample(tuner: _Tuner, space: SearchSpace, settings: Mapping[str, Any], coun
                 raise StudyError(
                     f"the first trial failed: its traceback is in "
                     f"{tuner.folder.file(Configuration(trial.method, trial.lr), tuner.seeds[len(trial.values)])}; "
-                    "delete the folder and search again"
+                    "correct the task and search again"
                 )
             tried.append(trial)
             if trial.status == "stopped":

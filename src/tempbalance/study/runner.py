@@ -24,6 +24,7 @@ __all__ = ["FIRST_TUNING_SEED", "Runner", "check_seeds", "count_trials", "run", 
 
 FIRST_TUNING_SEED = 1_000_000
 _QUICK = 2  # seeds
+_MOST_FAILED = 2  # trials that may fail before one has finished
 _logger = logging.getLogger("tempbalance")
 
 _TaskLike: TypeAlias = str | os.PathLike[str] | Callable[..., object]
@@ -120,7 +121,7 @@ def run(  # noqa: PLR0913  each is an option of a study
         for configuration in candidate.configurations:
             loaded.check(configuration)
     with (
-        open_folder(as_path("out", out), settings, extent) as folder,
+        open_folder(as_path("out", out), settings, extent, retry=train) as folder,
         Workers(loaded, task, jobs) as workers,
     ):
         total = _count(candidates, seeds, tuning_seeds)
@@ -206,6 +207,7 @@ class Runner:
     def trials(self, wanted: Iterable[Wanted]) -> Iterator[tuple[Wanted, Trial]]:
         """Yield trials: first those from the folder, then the others when they are trained and written there."""
         missing: list[Wanted] = []
+        failed = 0
         for each in wanted:
             saved = self.folder.load(*each)
             if saved is None:
@@ -216,8 +218,15 @@ class Runner:
         for trial in self.train(missing) if self.train is not None else ():
             path, configuration = self.folder.save(trial), Configuration(trial.method, trial.lr)
             if trial.status == "failed":
-                last_line = trial.error.strip().rpartition("\n")[2]
-                _logger.warning("failed: %s, seed %d: %s (traceback in %s)", configuration, trial.seed, last_line, path)
+                failed += 1
+                _logger.warning(
+                    "failed: %s, seed %d: %s (traceback in %s)", configuration, trial.seed, trial.reason, path
+                )
+                if failed == _MOST_FAILED and self.folder.all_failed():
+                    raise StudyError(
+                        f"the first {failed} trials failed, so the study stopped: correct the task and run it again, "
+                        "with the same folder if you like"
+                    )
             self.advance(1)
             yield (configuration, trial.seed), trial
 

@@ -28,6 +28,7 @@ from tempbalance.study.task import Task, Trial
 __all__ = ["StudyFolder", "collect_folder", "common_settings", "open_folder", "restore_folder"]
 
 _LOCK, _SETTINGS, _SUMMARY = ".lock", "settings.json", "summary.json"
+_TRIALS = "runs/*/seed-*.json"
 _RERUN = "delete it to run that trial again"
 _LONGEST = 80  # characters of a name before its hash
 
@@ -95,6 +96,11 @@ class StudyFolder:
         write_atomically(path, (dumps(asdict(trial)) + "\n").encode())
         return path
 
+    def all_failed(self) -> bool:
+        """Return whether there are trials, and all have failed."""
+        files = [*self.path.glob(_TRIALS)]
+        return bool(files) and all(_read_trial(file).status == "failed" for file in files)
+
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
         write_atomically(self.path / _SUMMARY, (dumps(summary) + "\n").encode())
@@ -111,18 +117,34 @@ def common_settings(task: Task, parameters: Mapping[str, Any], lower_is_better: 
 
 
 @contextmanager
-def open_folder(path: Path, settings: Mapping[str, Any], extent: Mapping[str, Any]) -> Iterator[StudyFolder]:
-    """Open or create a folder for one process and for trials of these settings; ``extent`` may change later."""
+def open_folder(
+    path: Path, settings: Mapping[str, Any], extent: Mapping[str, Any], *, retry: bool = True
+) -> Iterator[StudyFolder]:
+    """Open or create a folder for one process and for trials of these settings; ``extent`` may change later.
+
+    If all its trials have failed and ``retry`` is true, they are deleted: the task is wrong, and may now be corrected.
+
+    Yields:
+        The folder.
+
+    Raises:
+        StudyError: It cannot be created or read, has other files, trials of other settings, or another process uses it.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(f"cannot create the folder {path}: {error.strerror}") from error
     _refuse_other_files(path)  # before a lock is put between them
     with _locked(path):
-        _check(path, settings)
+        folder = StudyFolder(path)
+        if retry and folder.all_failed():
+            for file in path.glob(_TRIALS):
+                file.unlink()
+        else:
+            _check(path, settings)
         content = json.dumps(_stored({"settings": settings, **extent}), indent=1, default=str)
         write_atomically(path / _SETTINGS, (content + "\n").encode())
-        yield StudyFolder(path)
+        yield folder
 
 
 def _stored(value: Any) -> Any:
@@ -156,15 +178,20 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
         raise StudyError(f"cannot read {path / _SETTINGS}: {error}; choose another folder") from error
     now = json.loads(json.dumps(_stored(settings), default=str))
     differing = [
-        f"{key} was {before.get(key)} and is {now.get(key)}"
-        for key in {**before, **now}
-        if before.get(key) != now.get(key)
+        _difference(key, before.get(key), now.get(key)) for key in {**before, **now} if before.get(key) != now.get(key)
     ]
     if differing:
         raise StudyError(
             f"{path} contains trials with other settings, which cannot be compared with new ones: "
             f"{'; '.join(differing)}. Choose another folder, or delete this one"
         )
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    names = {str(value).rpartition(" (")[0] for value in (before, now)}
+    if key == "task" and len(names) == 1:  # only the hash differs
+        return f"the content of the task {names.pop()} has changed"
+    return f"{key} was {before} and is {now}"
 
 
 @contextmanager
@@ -199,7 +226,7 @@ def collect_folder(path: Path) -> dict[str, Any]:
     Raises:
         StudyError: A file is missing or damaged.
     """
-    runs = [without_nan(asdict(_read_trial(file))) for file in path.glob("runs/*/seed-*.json")]
+    runs = [without_nan(asdict(_read_trial(file))) for file in path.glob(_TRIALS)]
     runs.sort(key=lambda run: (run["method"], run["lr"] or 0, run["seed"]))
     runs = [run | {"error": run["error"].strip().rpartition("\n")[2]} for run in runs]
     try:

@@ -63,6 +63,13 @@ class Trial:
     balance: Mapping[str, float] = field(default_factory=dict[str, float])
     error: str = ""
 
+    @property
+    def reason(self) -> str:
+        """The last line of the traceback, with the line of the task that raised; empty if it did not fail."""
+        last = self.error.rpartition("Traceback (most recent call last):")[2].strip()
+        place = re.search(r'File "([^"]+)", line (\d+)', last)
+        return last.rpartition("\n")[2] + (f" ({Path(place[1]).name}, line {place[2]})" if place else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -126,8 +133,8 @@ class Task:
         try:
             metrics = _read_metrics(self.call(configuration, method, seed))
             _check_called(method)
-        except (Exception, SystemExit):
-            metrics, error = {}, traceback.format_exc()
+        except (Exception, SystemExit) as raised:
+            metrics, error = {}, _format(raised)
         if not error and not method.called:
             raise StudyError(
                 f"{_FUNCTION} of {self.name} did not call method.balance(optimizer, model): all methods are the same"
@@ -156,6 +163,14 @@ class Task:
     def _arguments(self, configuration: Configuration, method: Method, seed: int) -> dict[str, Any]:
         rate = {} if configuration.lr is None else {"lr": configuration.lr}
         return {**self.parameters, **rate, "seed": seed, "method": method}
+
+
+def _format(raised: BaseException) -> str:
+    """Return the traceback, from the first line of the task on."""
+    frames = raised.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(raised), raised, frames))
 
 
 def load_task(
