@@ -54,8 +54,8 @@ def test_an_option_takes_many_values_and_may_be_repeated(command, tmp_path):
 
 
 def test_set_takes_numbers_and_text(command, tmp_path):
-    assert run(*command, "--seeds", 1, "--set", "raises=[0]", f"log={tmp_path}/log") == 1
-    assert (tmp_path / "log").read_text().splitlines() == ["plain 0", f"{METHOD} 0"]
+    assert run(*command, "--seeds", 2, "--set", "raises=[1]", f"log={tmp_path}/log") == 0
+    assert (tmp_path / "log").read_text().splitlines()[2:] == ["plain 1", f"{METHOD} 1"]
     assert [row["failed"] for row in summary(tmp_path / "out")["rows"]] == [1, 1]
 
 
@@ -79,10 +79,11 @@ def test_with_json_what_a_task_prints_goes_to_standard_error(task_file, tmp_path
     assert "1 seed is too few" in capfd.readouterr().out
 
 
-def test_a_study_without_a_result_fails_after_its_report_is_saved(command, tmp_path, capsys):
-    assert run(*command, "--seeds", 2, "--set", "raises=[0, 1]", "--json") == 1
+def test_a_study_without_a_result_fails_after_its_report_is_saved(command, task_file, tmp_path, capsys):
+    task_file.write_text("def train(seed, method):\n    method.called = True\n    return float('nan')")
+    assert run(*command, "--seeds", 2, "--json") == 1
     printed = capsys.readouterr()
-    assert [row["failed"] for row in json.loads(printed.out)["rows"]] == [2, 2]
+    assert [row["diverged"] for row in json.loads(printed.out)["rows"]] == [2, 2]
     assert "all trials failed or diverged" in printed.err
     assert (tmp_path / "out" / "report.html").exists()
 
