@@ -50,7 +50,7 @@ def snapshot(repo_id: str, revision: str | None = None, part: str = "") -> Path:
         except Exception as error:  # the hub raises its own, requests' and built-in errors
             raise NotFoundError(
                 f"there is no path {named!r} here, and the Hugging Face hub cannot provide it: "
-                f"{str(error).strip().splitlines()[0]}"
+                f"{str(error).strip().splitlines()[0]}. Check the id and the connection, or pass a local folder"
             ) from error
         return Path(path)
 

@@ -64,6 +64,7 @@ def test_a_folder_without_a_file_of_tokens_or_with_a_wrong_one_is_refused(tmp_pa
         ("a.json", b"{", "cannot read tokens from"),
         ("a.json", b"[{}]", "cannot read tokens from"),
         ("a.txt", b"words", "folder or hub id of a tokenizer"),
+        ("a.txt", b" \n", "a.txt is empty: pass a file with text"),
     ],
 )
 def test_invalid_token_files_are_refused(name, content, message, tmp_path):

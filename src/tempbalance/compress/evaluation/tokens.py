@@ -120,6 +120,8 @@ def _from_npz(path: Path) -> list[Any]:
 
 def _texts(path: Path, suffix: str) -> list[str]:
     text = read_regular(path).decode()
+    if not text.strip():  # a tokenizer may add a token to nothing
+        raise TokensError(f"{path} is empty: pass a file with text")
     if suffix == ".txt":
         return [text]
     rows = parse_json(text) if suffix == ".json" else [parse_json(line) for line in text.split("\n") if line.strip()]
