@@ -39,6 +39,7 @@ def quantized(model: nn.Module, allocation: Allocation, *, group_size: int | Non
             weight is computed from others; the model is then unchanged.
 
     Example:
+        >>> import torch
         >>> import tempbalance as tb
         >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
         >>> allocation = tb.allocate_bits(tb.analyze(model), bits=4, method="uniform")
