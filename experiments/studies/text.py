@@ -106,7 +106,7 @@ def more(dataset: str, epochs: int, examples: int = 256) -> Study:
 MORE = (more("sst2", 3), more("qnli", 2), more("rte", 2, 240), more("chemprot", 2))  # RTE has 248 short ones
 TITLES = ("SST-2", "QNLI", "RTE", "ChemProt")
 FEW = (SST2, QNLI, RTE, CHEMPROT)
-PANELS = {title: (few.name, more.name) for title, few, more in zip(TITLES, FEW, MORE, strict=True)}
+PANELS = {title: (small.name, large.name) for title, small, large in zip(TITLES, FEW, MORE, strict=True)}
 BY_CANDIDATE = {
     "alpha": BALANCE,
     "alpha, FARMS windows": FARMS,
@@ -194,10 +194,10 @@ EXPERIMENT = Experiment(
     quick=(QUICK,),
     full=(SST2, CHEMPROT, QNLI, RTE, SST2_METHODS, *MORE),
     same_tasks=(
-        "51c828e02dd0",
-        "cf40572f2cae",
-        "40899846e538",
-    ),  # before all hooks, before shifted data, before bfloat16
+        "51c828e02dd0",  # before all hooks were called
+        "cf40572f2cae",  # before shifted test data
+        "40899846e538",  # before bfloat16
+    ),
     task_rows=TASK_ROWS,
     sources={
         "text": "get SST-2, QNLI and RTE from gluebenchmark.com, ChemProt from allenai/dont-stop-pretraining; make "

@@ -462,6 +462,16 @@ class TestHub:
         with pytest.raises(NotFoundError, match="nobody-here/nothing"):
             open_checkpoint("nobody-here/nothing")
 
+    def test_a_failed_download_without_a_text_is_named_by_its_error(self, monkeypatch):
+        hub = pytest.importorskip("huggingface_hub")
+
+        def fail(*_, **options):
+            raise TimeoutError
+
+        monkeypatch.setattr(hub, "snapshot_download", fail)
+        with pytest.raises(NotFoundError, match=r"provide it: TimeoutError\. Check the id and the connection"):
+            open_checkpoint("someone/something")
+
     def test_a_hub_id_without_huggingface_hub_names_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
         with pytest.raises(MissingExtraError, match=r"tempbalance\[hub\]"):

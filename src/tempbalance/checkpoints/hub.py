@@ -47,10 +47,11 @@ def snapshot(repo_id: str, revision: str | None = None, part: str = "") -> Path:
     def download(allow: list[str], ignore: list[str]) -> Path:
         try:
             path = snapshot_download(repo_id, revision=revision, allow_patterns=allow, ignore_patterns=ignore)
-        except Exception as error:  # the hub raises its own, requests' and built-in errors
+        except Exception as error:  # the hub raises its own, requests' and built-in errors, some without a text
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise NotFoundError(
                 f"there is no path {named!r} here, and the Hugging Face hub cannot provide it: "
-                f"{str(error).strip().splitlines()[0]}. Check the id and the connection, or pass a local folder"
+                f"{reason}. Check the id and the connection, or pass a local folder"
             ) from error
         return Path(path)
 

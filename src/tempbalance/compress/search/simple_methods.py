@@ -105,7 +105,7 @@ def compare_methods(  # noqa: PLR0913  four parameters, and options by keyword
     """Return an allocation with what it and the simple methods give on the text; without, where that fails."""
     vary = functools.partial(MaskedModel, model, _even([allocation]), criterion, sequences, progress)
     settings = SearchSettings()
-    search = announcement(model, sequences, allocation, criterion, settings, progress=progress, searches=False)
+    search = announcement(model, sequences, allocation, criterion, settings, progress=progress, alone=(_MEASURED, True))
     try:
         with text_scores(model, sequences, vary, tokens=settings.tokens, announce=search) as scores:
             own = scores.score(allocation.method, [layer.zeros for layer in allocation.layers])
@@ -172,9 +172,8 @@ def measure_sparsity(  # noqa: PLR0913  most are keyword options
     target = uniform_allocation(analysis, sparsity, routers)
     vary = functools.partial(MaskedModel, model, target, criterion, sequences, progress)
     settings = SearchSettings(tokens=tokens)
-    search = announcement(model, sequences, target, criterion, settings, progress=progress, searches=False)
-    if unit == "layer":
-        search.alone = _BY_LAYER, False  # neither OWL nor ATP is measured
+    alone = (_BY_LAYER, False) if unit == "layer" else (_MEASURED, True)
+    search = announcement(model, sequences, target, criterion, settings, progress=progress, alone=alone)
     with text_scores(model, sequences, vary, tokens=tokens, announce=search) as scores:
         methods = measure_methods(scores, analysis, sparsity, sequences, routers=routers, progress=progress, unit=unit)
     return {
@@ -278,9 +277,9 @@ def announcement(  # noqa: PLR0913  five parameters, and options by keyword
     settings: SearchSettings,
     *,
     progress: bool,
-    searches: bool = True,
+    alone: tuple[int, bool] | None = None,
 ) -> Announcement:
-    """Return what shows how long measuring the simple methods takes, and a search with these settings after it."""
+    """Return what shows how long a search with these settings takes, or ``alone`` the simple methods before it."""
     return Announcement(
         model=model,
         settings=settings,
@@ -289,7 +288,7 @@ def announcement(  # noqa: PLR0913  five parameters, and options by keyword
         calibration=sequences,
         criterion=criterion,
         progress=progress,
-        alone=None if searches else (_MEASURED, True),
+        alone=alone,
     )
 
 
